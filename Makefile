@@ -1,0 +1,41 @@
+# Every path is relative: the folder's own name may hold spaces.
+SHELL := /bin/sh
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint bench services worker lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
+
+setup:  ## make .venv from requirements.lock (skipped when up to date)
+	@sh scripts/setup.sh
+
+demo: setup  ## the main job on real data: a worker is killed in the middle, nothing is doubled or lost
+	@$(PY) -m demo
+
+test: lint  ## ruff, mypy --strict and every test but the long ones
+	@$(PY) -m pytest -q -m "not long"
+
+test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
+	@$(PY) -m pytest -q -m long
+
+lint: setup  ## ruff and mypy --strict
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: setup  ## what the checkpoint costs, and rows/s of each loop beside hand-written SQL
+	@$(PY) -m benchmarks
+
+services: setup  ## PostgreSQL and Valkey in the foreground, their URLs printed
+	@$(PY) -m worker.embedded
+
+worker: setup  ## migrate and run a worker (embedded servers unless DATABASE_URL and REDIS_URL are set)
+	@$(PY) -m worker.embedded -- $(PY) -m worker run --migrate
+
+lock: setup  ## pin the newest versions that pyproject.toml admits
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-package longhaul --no-header --upgrade -q -o requirements.lock
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Makes .venv from requirements.lock; does nothing when both are unchanged since the last time.
+set -eu
+
+stamp=.venv/.installed-from
+if [ -x .venv/bin/python ] && [ -f "$stamp" ] && cat requirements.lock pyproject.toml | cmp -s - "$stamp"; then
+    exit 0
+fi
+
+python=
+for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "setup: Python 3.11 or newer is needed; put it on PATH or name it: make setup PYTHON=/path/to/python3" >&2
+    exit 1
+fi
+
+echo "setup: installing into .venv with $("$python" --version)" >&2
+rm -rf .venv
+if command -v uv >/dev/null 2>&1; then
+    uv venv --quiet --python "$(command -v "$python")" .venv
+    uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+    uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+else
+    "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+fi
+cat requirements.lock pyproject.toml >"$stamp"

@@ -1,0 +1,42 @@
+"""`python -m worker.embedded`: both servers in the foreground; with `-- COMMAND`, around one command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+from worker.embedded.services import services
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str]) -> int:
+    """Run the servers until Ctrl-C or SIGTERM, or as long as the command after `--` runs."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = arguments[1:] if arguments[:1] == ["--"] else []
+    try:
+        with services() as running:
+            if not command:
+                sys.stdout.write(
+                    f"DATABASE_URL={running.database_url}\nREDIS_URL={running.redis_url}\n"
+                    "# both run until Ctrl-C; their data goes with them\n"
+                )
+                sys.stdout.flush()
+                signal.pause()
+            child = subprocess.Popen(command, env=running.environment())  # noqa: S603
+            while True:
+                try:
+                    return child.wait()
+                except KeyboardInterrupt:
+                    # The terminal sends Ctrl-C to the command as well; SIGTERM reaches only us.
+                    child.terminate()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

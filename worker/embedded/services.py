@@ -1,0 +1,58 @@
+"""Both servers together, or none where the environment names real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from worker.embedded.home import make_home
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.valkey import EmbeddedValkey
+
+
+@dataclass(frozen=True)
+class Services:
+    """URLs of the servers in use, and the handles of those that we started (None: a server of yours)."""
+
+    database_url: str
+    redis_url: str
+    postgres: EmbeddedPostgres | None
+    valkey: EmbeddedValkey | None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process that is to use these servers."""
+        return {**os.environ, "DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+
+
+@contextlib.contextmanager
+def services() -> Iterator[Services]:
+    """Start what DATABASE_URL and REDIS_URL do not name; stop and remove it on leaving.
+
+    Raises:
+        RuntimeError: a server did not start, or its wheel is not installed.
+    """
+    database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    if database_url and redis_url:
+        yield Services(database_url, redis_url, None, None)
+        return
+    home = make_home()
+    postgres = None if database_url else EmbeddedPostgres(home)
+    valkey = None if redis_url else EmbeddedValkey(home)
+    try:
+        for server in (valkey, postgres):
+            if server is not None:
+                server.start()
+        yield Services(
+            database_url or (postgres.url if postgres else ""),
+            redis_url or (valkey.url if valkey else ""),
+            postgres,
+            valkey,
+        )
+    finally:
+        for server in (postgres, valkey):
+            if server is not None:
+                server.stop()
+        shutil.rmtree(home, ignore_errors=True)
