@@ -1,0 +1,1 @@
+"""PostgreSQL: the engine, session scopes, the ledger's tables and their migrations."""

@@ -1,0 +1,138 @@
+"""One engine a process, made from settings."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from asyncpg.exceptions import (
+    InvalidAuthorizationSpecificationError,
+    InvalidCatalogNameError,
+    PostgresError,
+)
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
+
+from worker.db.scopes import ScopedSession, savepoint_scope, session_scope, settle, transaction_scope
+from worker.errors import ServerUnavailable
+from worker.settings import Settings, mask_passwords
+
+#: Name of the job that runs in this context; it ends `application_name` on the connections it uses.
+current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")
+
+_NAME_BYTES = 63  # PostgreSQL cuts application_name at NAMEDATALEN - 1
+
+
+class Database:
+    """The engine of this process and the scopes of work on it.
+
+    Args:
+        settings: for URL, pool and timeouts.
+        worker_name: part of `application_name`, so that pg_stat_activity tells who is who.
+    """
+
+    def __init__(self, settings: Settings, worker_name: str = "") -> None:
+        self.settings = settings
+        self.engine = _make_engine(settings, worker_name)
+        self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
+            self.engine, class_=ScopedSession, expire_on_commit=False
+        )
+
+    def session(self) -> AbstractAsyncContextManager[ScopedSession]:
+        """Open a session: commit as often as you like; what is open at the end is committed, or rolled back
+        when the block raises."""
+        return session_scope(self.sessions)
+
+    def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
+        """Open a session in one transaction, committed at the end, rolled back when the block raises."""
+        return transaction_scope(self.sessions)
+
+    savepoint = staticmethod(savepoint_scope)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection of the pool in one transaction, for the worker's own statements."""
+        connection = await self.engine.connect()
+        try:
+            yield connection
+            await settle(connection.commit())
+        finally:
+            await settle(connection.close())
+
+    async def check(self) -> None:
+        """Raise `ServerUnavailable` with one clear line unless the database answers."""
+        try:
+            async with self.connection() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (SQLAlchemyError, PostgresError, OSError, TimeoutError, ValueError) as error:
+            raise unavailable(error, self.settings) from error
+
+    async def close(self) -> None:
+        """Close every connection of the pool."""
+        await self.engine.dispose()
+
+
+def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
+    """Return the error that tells an operator what is wrong with the database, and what to do."""
+    url = mask_passwords(settings.database.url)
+    cause: BaseException = error
+    while isinstance(cause, DBAPIError) and (cause.__cause__ or cause.orig):
+        cause = cause.__cause__ or cause.orig or cause
+    while cause.__cause__ is not None and not isinstance(cause, PostgresError):
+        cause = cause.__cause__
+    if isinstance(cause, InvalidAuthorizationSpecificationError):
+        advice = "check user and password in database.url"
+    elif isinstance(cause, InvalidCatalogNameError):
+        advice = "create the database, or correct database.url"
+    else:
+        advice = "start PostgreSQL there, or set DATABASE_URL"
+    return ServerUnavailable(f"PostgreSQL at {url}: {cause or type(cause).__name__}: {advice}")
+
+
+def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
+    database = settings.database
+    base_name = ":".join(part for part in (database.application_name, worker_name) if part)
+    engine = create_async_engine(
+        database.url,
+        echo=database.echo,
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=database.pool_timeout_seconds,
+        pool_pre_ping=database.pool_pre_ping,
+        pool_recycle=database.pool_recycle_seconds,
+        pool_use_lifo=True,
+        connect_args={
+            "timeout": database.connect_timeout_seconds,
+            "server_settings": {
+                "application_name": _cut(base_name),
+                "statement_timeout": _milliseconds(database.statement_timeout_seconds),
+                "idle_in_transaction_session_timeout": _milliseconds(
+                    database.idle_in_transaction_timeout_seconds
+                ),
+            },
+        },
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def name_connection(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        # Outside of a transaction, and only when another job had the connection before.
+        job = current_job.get()
+        if record.info.get("job", "") != job:
+            name = _cut(f"{base_name}:{job}" if job else base_name)
+            dbapi_connection.run_async(
+                lambda raw: raw.execute("SELECT set_config('application_name', $1, false)", name)
+            )
+            record.info["job"] = job
+
+    return engine
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")

@@ -1,0 +1,166 @@
+"""Session scopes: each opens, commits or rolls back, and closes exactly once, under cancellation too.
+
+asyncio cancels at any `await`, also in the middle of COMMIT or of giving a connection back; what is then
+left half done leaks the connection (SQLAlchemy #8145, #12077, #12099). So each end of a scope runs in a task
+of its own that a cancellation waits for, bounded in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.util.concurrency import in_greenlet
+
+from worker.errors import LazyLoadError, LonghaulError
+
+T = TypeVar("T")
+
+#: Longest time, in seconds, that a cancelled scope waits for its own COMMIT, ROLLBACK or close.
+SETTLE_SECONDS = 30.0
+
+
+async def settle(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_SECONDS) -> T:
+    """Run `operation` to its end even when this task is cancelled meanwhile; then let the cancellation on.
+
+    Args:
+        operation: COMMIT, ROLLBACK, close: what must not be left half done.
+        seconds: how long it may still take after a cancellation; then it is cancelled itself.
+    """
+    task = asyncio.ensure_future(operation)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task}, timeout=seconds if cancelled else None)
+            if cancelled and not task.done():
+                task.cancel()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # seen; the cancellation is what the caller asked for
+    raise cancelled
+
+
+class GuardedSession(Session):
+    """Session that refuses to send SQL from synchronous code, naming what was asked for."""
+
+
+@event.listens_for(GuardedSession, "do_orm_execute")
+def _refuse_lazy_load(state: ORMExecuteState) -> None:
+    if not (state.is_relationship_load or state.is_column_load) or in_greenlet():
+        return  # eager loaders, AsyncAttrs and run_sync run inside SQLAlchemy's greenlet
+    path = state.loader_strategy_path
+    if state.is_relationship_load and path is not None and len(path) >= 2:
+        mapper, attribute = path[-2], path[-1]
+        owner = getattr(getattr(mapper, "class_", None), "__name__", str(mapper))
+        name = getattr(attribute, "key", str(attribute))
+        raise LazyLoadError(
+            f"{owner}.{name} is not loaded, and loading it on access would need SQL from synchronous code. "
+            f"Load it with the rows: select(...).options(selectinload({owner}.{name})), or "
+            f"joinedload({owner}.{name}) for a single object; or derive {owner} from AsyncAttrs and write "
+            f"`await obj.awaitable_attrs.{name}`."
+        )
+    bind = state.bind_mapper
+    owner = bind.class_.__name__ if bind is not None else "the object"
+    raise LazyLoadError(
+        f"a column of {owner} is deferred or expired, and loading it on access would need SQL from synchronous "
+        f"code. Load it with the rows (undefer), call `await session.refresh(obj)`, or derive {owner} from "
+        f"AsyncAttrs and write `await obj.awaitable_attrs.<name>`."
+    )
+
+
+class ScopedSession(AsyncSession):
+    """`AsyncSession` whose scope decides on its end.
+
+    In `transaction()` and in a batch, COMMIT and ROLLBACK belong to the scope: a commit of one's own would
+    part the work from its checkpoint, or leave the statements after it outside of the transaction.
+    """
+
+    sync_session_class = GuardedSession
+    _ends_with: str | None = None
+
+    def bind_to_scope(self, scope: str) -> None:
+        """Refuse `commit`, `rollback` and `close` until the scope ends itself; `scope` names it in errors."""
+        self._ends_with = scope
+
+    def _refuse(self, verb: str) -> None:
+        if self._ends_with is not None:
+            raise LonghaulError(
+                f"session.{verb}() inside {self._ends_with}: it commits once, at its end; raise to roll it back, "
+                f"or use a savepoint for a part of it"
+            )
+
+    async def commit(self) -> None:
+        self._refuse("commit")
+        await super().commit()
+
+    async def rollback(self) -> None:
+        self._refuse("rollback")
+        await super().rollback()
+
+    async def close(self) -> None:
+        self._refuse("close")
+        await super().close()
+
+    async def end(self, *, commit: bool) -> None:
+        """Commit or roll back, and close: the one exit of every scope."""
+        self._ends_with = None
+        await settle(self._end(commit=commit))
+
+    async def _end(self, *, commit: bool) -> None:
+        try:
+            if commit:
+                await super().commit()
+            else:
+                await super().rollback()
+        finally:
+            await super().close()
+
+
+@asynccontextmanager
+async def session_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[ScopedSession]:
+    """A session that may commit in between; what is open at the end is committed or rolled back."""
+    session = make()
+    try:
+        yield session
+    except BaseException:
+        await session.end(commit=False)
+        raise
+    await session.end(commit=True)
+
+
+@asynccontextmanager
+async def transaction_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[ScopedSession]:
+    """A session in one transaction that ends with the block."""
+    session = make()
+    session.bind_to_scope("a transaction() scope")
+    try:
+        yield session
+    except BaseException:
+        await session.end(commit=False)
+        raise
+    await session.end(commit=True)
+
+
+@asynccontextmanager
+async def savepoint_scope(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    """A savepoint in the session's transaction: released at the end, rolled back when the block raises.
+
+    The transaction around it goes on either way: catch the error outside of this block.
+    """
+    nested = await session.begin_nested()
+    try:
+        yield session
+    except BaseException:
+        if nested.is_active:
+            await settle(nested.rollback())
+        raise
+    if nested.is_active:
+        await settle(nested.commit())

@@ -1,0 +1,87 @@
+"""The ledger's tables, in the schema `worker` of the database that the jobs work on."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMA = "worker"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={"pk": "%(table_name)s_pkey", "ix": "%(table_name)s_%(column_0_name)s_idx"},
+)
+
+RUN_STATES = ("waiting", "running", "paused", "succeeded", "dead", "cancelled")
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", Text, primary_key=True, doc="id of the job in Redis"),
+    Column("job", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("payload", Text, nullable=False, doc="arq's JSON payload: what goes back to the queue"),
+    Column("state", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False, doc="grows with each takeover"),
+    Column("owner", Text, doc="worker that has it, or had it last"),
+    Column("backend_pid", Integer, doc="PostgreSQL backend of the run's own connection"),
+    Column("backend_start", DateTime(timezone=True), doc="tells that backend from a later one of the same pid"),
+    Column("attempt", Integer, nullable=False, doc="tries since the last one that committed a batch"),
+    Column("batches_before", BigInteger, nullable=False, doc="committed batches when this try began"),
+    Column("takeovers", Integer, nullable=False, server_default="0", doc="tries after the owner had died"),
+    Column("result", JSONB(none_as_null=True)),
+    Column("error", Text),
+    Column("traceback", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("started_at", DateTime(timezone=True), doc="begin of this try"),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("finished_at", DateTime(timezone=True)),
+    CheckConstraint(f"state IN {RUN_STATES!r}", name="run_state_known"),
+)
+Index("run_unfinished_idx", run.c.updated_at, postgresql_where=text("finished_at IS NULL"))
+Index("run_created_at_idx", run.c.created_at)
+
+step = Table(
+    "step",
+    metadata,
+    Column("run_id", Text, ForeignKey(run.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True, doc="given, or made from the loop's kind and order"),
+    Column("position", Integer, nullable=False),
+    Column("kind", Text, nullable=False, doc="chunks, stream or sweep"),
+    Column("statement", Text, nullable=False, doc="SQL without its values, to tell a changed one"),
+    Column("key", JSONB, nullable=False, doc="columns, types and directions of the cursor"),
+    # Fence and cursor stand in one row: see worker/ledger/queries/checkpoint.sql for the race that this closes.
+    Column("fence", BigInteger, nullable=False),
+    Column("cursor", JSONB(none_as_null=True), doc="key of the last row done"),
+    Column("upper_bound", JSONB(none_as_null=True), doc="last key of the walk, taken when it began"),
+    Column("rows", BigInteger, nullable=False, server_default="0"),
+    Column("batches", BigInteger, nullable=False, server_default="0"),
+    Column("total", BigInteger, doc="rows to do, by the planner's estimate"),
+    Column("done", Boolean, nullable=False, server_default="false"),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # Each checkpoint leaves a dead version of this row: room on the page keeps the updates HOT.
+    postgresql_with={"fillfactor": 20, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
+)
+
+cron_firing = Table(
+    "cron_firing",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("line", Text, primary_key=True, doc="cron expression and time zone"),
+    Column("due_at", DateTime(timezone=True), nullable=False, doc="last due time that was fired or skipped"),
+)

@@ -1,0 +1,361 @@
+"""Settings: `settings.toml`, then the environment, then the command line; one typed tree."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from worker.errors import SettingsError
+
+DEFAULT_FILE = "settings.toml"
+ENV_PREFIX = "LONGHAUL_"
+_ENV_DELIMITER = "__"
+_SHORT_NAMES = {"DATABASE_URL": ("database", "url"), "REDIS_URL": ("redis", "url")}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DatabaseSettings(_Section):
+    """PostgreSQL: where it is, and how many connections a process takes."""
+
+    url: str = Field(
+        "postgresql://localhost/longhaul",
+        description="URL of the database; `postgres://` and `postgresql://` become asyncpg's. "
+        "`?sslmode=` (disable, prefer, require, verify-ca, verify-full) chooses TLS.",
+    )
+    pool_size: int | None = Field(
+        None,
+        ge=1,
+        description="Connections kept open. Default: two for each of `worker.max_jobs` (a run's own and one "
+        "for `ctx.session()` or the reader of a stream) and two for the worker itself.",
+    )
+    max_overflow: int | None = Field(
+        None, ge=0, description="Connections beyond `pool_size`, closed after use. Default: `worker.max_jobs`."
+    )
+    pool_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for a connection of the pool.")
+    pool_pre_ping: bool = Field(True, description="Test a connection before it is handed out.")
+    pool_recycle_seconds: int = Field(3600, ge=-1, description="Age at which a connection is replaced; -1: never.")
+    connect_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a new connection.")
+    statement_timeout_seconds: float = Field(300.0, ge=0, description="Longest run of one statement; 0: no limit.")
+    idle_in_transaction_timeout_seconds: float = Field(
+        60.0, ge=0, description="Longest idle time inside a transaction; 0: no limit. The second line against "
+        "a frozen worker that keeps its locks.",
+    )
+    application_name: str = Field(
+        "longhaul", max_length=20, description="Start of `application_name`; the worker and the job follow it."
+    )
+    echo: bool = Field(False, description="Log every statement.")
+
+    @field_validator("url")
+    @classmethod
+    def _asyncpg_url(cls, value: str) -> str:
+        return asyncpg_url(value)
+
+
+class RedisSettings(_Section):
+    """Redis or Valkey: where it is."""
+
+    url: str = Field("redis://localhost:6379/0", description="`redis://`, `rediss://` (TLS) or `unix://` URL.")
+    connect_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for a connection.")
+    command_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for an answer.")
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+        return value
+
+
+class WorkerSettings(_Section):
+    """The worker process: what it runs, how much at once, and how patiently."""
+
+    name: str | None = Field(
+        None, max_length=40, pattern=r"^[\w.@-]+$", description="Name of this worker; default: host and process id."
+    )
+    packages: list[str] = Field(["jobs"], min_length=1, description="Packages in which `@job` functions are found.")
+    queue: str = Field("arq:queue", min_length=1, description="Sorted set that jobs are taken from (arq's own).")
+    max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
+    max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
+    job_timeout_seconds: float = Field(
+        300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
+    )
+    backoff_base_seconds: float = Field(2.0, gt=0, description="Wait before the second try; doubles with each.")
+    backoff_max_seconds: float = Field(600.0, gt=0, description="Longest wait between two tries.")
+    lease_seconds: float = Field(10.0, ge=0.5, description="Life of a claim that is not renewed.")
+    blocked_loop_seconds: float = Field(
+        60.0, gt=0, description="How long a blocked event loop still has its leases renewed."
+    )
+    drain_seconds: float = Field(30.0, ge=0, description="Time for running jobs to reach a boundary at SIGTERM.")
+    poll_seconds: float = Field(0.2, gt=0, le=5, description="Pause between two looks at an empty queue.")
+    rescue_seconds: float = Field(10.0, gt=0, description="Pause between two searches for orphaned runs.")
+    keep_result_seconds: float = Field(3600.0, ge=0, description="Life of results and mirrors in Redis.")
+    result_max_bytes: int = Field(1_048_576, ge=1, description="Largest JSON of a result that is kept.")
+    cron_catch_up: Literal["once", "skip"] = Field(
+        "once", description="A cron time that no worker saw: run it once when one is back, or skip it."
+    )
+    accept_pickle: bool = Field(
+        False, description="Read pickles of stock arq clients. A pickle from Redis can run any code."
+    )
+    uvloop: bool = Field(True, description="Run the event loop of uvloop where it is installed.")
+
+
+class BatchSettings(_Section):
+    """The durable loops."""
+
+    size: int = Field(1000, ge=1, description="Rows in a batch where the loop does not say.")
+    copy_from_rows: int = Field(200, ge=1, description="`bulk.insert` uses COPY from this many rows on.")
+
+
+class LogSettings(_Section):
+    """The log."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level written.")
+    format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with `load_settings`, which knows file, environment and errors."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    batch: BatchSettings = Field(default_factory=BatchSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.worker.backoff_max_seconds < self.worker.backoff_base_seconds:
+            raise ValueError("worker.backoff_max_seconds is below worker.backoff_base_seconds")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load_settings has read and checked all three layers, to name the one that is at fault.
+        return (init_settings,)
+
+    @property
+    def pool_size(self) -> int:
+        """Connections that the pool keeps open."""
+        return self.database.pool_size or 2 * self.worker.max_jobs + 2
+
+    @property
+    def max_overflow(self) -> int:
+        """Connections beyond `pool_size`."""
+        overflow = self.database.max_overflow
+        return self.worker.max_jobs if overflow is None else overflow
+
+    def pool_warning(self) -> str | None:
+        """Return a warning when jobs could wait for each other's connections, else None.
+
+        A walk holds one connection, and needs a second one for `ctx.session()` or a stream's reader.
+        """
+        needed, given = 2 * self.worker.max_jobs + 1, self.pool_size + self.max_overflow
+        if given >= needed:
+            return None
+        return (
+            f"database.pool_size + database.max_overflow is {given}, but worker.max_jobs = "
+            f"{self.worker.max_jobs} may need {needed}: jobs can wait for each other's connections until "
+            f"database.pool_timeout_seconds. Raise the pool or lower worker.max_jobs."
+        )
+
+
+class Origins(dict[str, str]):
+    """Where each dotted setting came from: a file's name, `environment NAME`, `command line`, `default`."""
+
+
+def load_settings(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the settings in force.
+
+    Args:
+        file: TOML file; None for $LONGHAUL_SETTINGS or `settings.toml`, which may be absent.
+        overrides: values of the command line, by section and field.
+        environment: variables; None for those of this process.
+
+    Raises:
+        SettingsError: unknown key, wrong type or a file that cannot be read; the message names the place.
+    """
+    return load_with_origins(file, overrides, environment)[0]
+
+
+def load_with_origins(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Settings, Origins]:
+    """Like `load_settings`, together with the origin of every value."""
+    env = os.environ if environment is None else environment
+    layers = [
+        *_file_layer(file, env),
+        *_environment_layer(env),
+        *((("command line"), section, field, value) for section, field, value in _flatten(overrides or {})),
+    ]
+    origins = Origins({name: "default" for name in field_names()})
+    tree: dict[str, dict[str, Any]] = {}
+    for origin, section, field, value in layers:
+        _check_name(origin, section, field)
+        tree.setdefault(section, {})[field] = value
+        origins[f"{section}.{field}"] = origin
+    try:
+        return Settings(**tree), origins
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origins)) from None
+
+
+def field_names() -> list[str]:
+    """Return every setting as `section.field`."""
+    return [f"{section}.{field}" for section, model in _sections().items() for field in model.model_fields]
+
+
+def mask_passwords(value: str) -> str:
+    """Return a URL with `***` for its password, also for one in the query."""
+    parts = urlsplit(value)
+    netloc = parts.netloc
+    if parts.password:
+        userinfo, _, host = netloc.rpartition("@")
+        netloc = f"{userinfo.split(':', 1)[0]}:***@{host}"
+    query = re.sub(r"(?i)\b(password|passwd|sslpassword)=[^&]*", r"\1=***", parts.query)
+    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+
+
+def asyncpg_url(value: str) -> str:
+    """Return `value` as a URL of SQLAlchemy's asyncpg dialect; `sslmode` becomes asyncpg's `ssl`.
+
+    Raises:
+        ValueError: another scheme than PostgreSQL's, or a driver that is not asyncpg.
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
+        raise ValueError(
+            "a PostgreSQL URL starts with postgresql:// (postgres:// and postgresql+asyncpg:// are the same)"
+        )
+    query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    text = "&".join(f"{name}={quote(value, safe='/')}" for name, value in query.items())
+    # urlunsplit drops the empty authority of postgresql:///name, which asyncpg needs.
+    return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{text}" if text else "")
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in Settings.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)  # noqa: S101
+        found[name] = field.annotation
+    return found
+
+
+def _flatten(tree: Mapping[str, Any], origin: str = "command line") -> Iterator[tuple[str, str, Any]]:
+    for section, fields in tree.items():
+        if section not in _sections():
+            raise SettingsError(f"{origin}: unknown section [{section}]{_nearest(section, list(_sections()))}")
+        if not isinstance(fields, Mapping):
+            raise SettingsError(f"{origin}: {section} is a section; write [{section}] and its keys below it")
+        for field, value in fields.items():
+            yield section, field, value
+
+
+def _file_layer(file: str | Path | None, env: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+    named = file or env.get(f"{ENV_PREFIX}SETTINGS")
+    path = Path(named or DEFAULT_FILE)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise SettingsError(f"{path}: no such settings file") from None
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    for section, field, value in _flatten(tree, str(path)):
+        yield str(path), section, field, value
+
+
+def _environment_layer(env: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+    for variable, (section, field) in _SHORT_NAMES.items():
+        if env.get(variable):
+            yield f"environment {variable}", section, field, env[variable]
+    for variable, raw in env.items():
+        if not variable.startswith(ENV_PREFIX) or _ENV_DELIMITER not in variable:
+            continue
+        section, _, field = variable.removeprefix(ENV_PREFIX).lower().partition(_ENV_DELIMITER)
+        origin = f"environment {variable}"
+        _check_name(origin, section, field)
+        annotation = _sections()[section].model_fields[field].annotation
+        # pydantic-settings' own reading of one variable: JSON for lists, the text as it is for the rest.
+        value: Any = raw
+        if get_origin(annotation) is list:
+            source = EnvSettingsSource(Settings)
+            try:
+                value = source.decode_complex_value(field, _sections()[section].model_fields[field], raw)
+            except ValueError:
+                value = [part.strip() for part in raw.split(",") if part.strip()]
+        yield origin, section, field, value
+
+
+def _check_name(origin: str, section: str, field: str) -> None:
+    sections = _sections()
+    if section not in sections:
+        raise SettingsError(f"{origin}: unknown section {section!r}{_nearest(section, list(sections))}")
+    fields = list(sections[section].model_fields)
+    if field not in fields:
+        nearest = _nearest(field, fields, prefix=f"{section}.")
+        raise SettingsError(f"{origin}: unknown key {section}.{field}{nearest}")
+
+
+def _nearest(word: str, known: list[str], prefix: str = "") -> str:
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _explain(error: ValidationError, origins: Origins) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][:2])
+        origin = origins.get(name, "settings")
+        shown = problem.get("input")
+        message = problem["msg"].removeprefix("Value error, ")
+        if name.endswith(".url") or isinstance(shown, dict | BaseModel):
+            lines.append(f"{origin}: {name}: {message}" if name else f"settings: {message}")
+        else:
+            lines.append(f"{origin}: {name} = {shown!r}: {message}")
+    return "\n".join(lines)
+
+
+def describe_type(section: str, field: str) -> str:
+    """Return the type of a setting as a person writes it, e.g. `float` or `once | skip`."""
+    annotation = _sections()[section].model_fields[field].annotation
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
+
