@@ -109,6 +109,10 @@ class ScopedSession(AsyncSession):
         self._refuse("close")
         await super().close()
 
+    async def end_read(self) -> None:
+        """End the transaction that has only read; the objects stay, and the next statement begins another."""
+        await settle(super().commit())
+
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back, and close: the one exit of every scope."""
         self._ends_with = None

@@ -1,0 +1,10 @@
+"""The durable loops: chunks, stream and sweep, and the bulk operations inside them."""
+
+from worker.batch.batch import Batch
+from worker.batch.bulk import Bulk
+from worker.batch.chunks import Chunks
+from worker.batch.loop import Host, Loop, Progress
+from worker.batch.stream import Stream
+from worker.batch.sweep import Sweep
+
+__all__ = ["Batch", "Bulk", "Chunks", "Host", "Loop", "Progress", "Stream", "Sweep"]

@@ -1,0 +1,168 @@
+"""`ctx.sweep`: one UPDATE or DELETE over a table, in the server, in ranges of its key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Delete, Select, Table, Update, select
+
+from worker.batch.catalog import check_key, estimate_rows, sql_text
+from worker.batch.keyset import Keyset, key_part, underlying_column
+from worker.batch.loop import Host, Loop
+from worker.db.scopes import ScopedSession
+from worker.errors import StatementRefused
+from worker.ledger import StepRecord
+
+
+class Sweep(Loop):
+    """A set-based walk; see `JobContext.sweep`.
+
+    A range holds `size` rows of the table, whether they match or not: its end is found on the index alone, each
+    row is looked at once, and no batch takes longer than a range does. It ends even while others insert rows
+    that match, because its last key was taken when it began.
+    """
+
+    kind = "sweep"
+
+    def __init__(
+        self, host: Host, statement: Update | Delete, *, size: int | None, by: Any, name: str | None
+    ) -> None:
+        super().__init__(host, name=name, size=size)
+        if not isinstance(statement, Update | Delete):
+            raise StatementRefused(f"sweep takes an update() or delete(), not {type(statement).__name__}")
+        if statement._returning:
+            raise StatementRefused("sweep cannot hand rows out: RETURNING is for ctx.chunks")
+        self._statement = statement
+        self._keyset = _resolve_key(statement, by)
+        self._refuse_moving_key()
+        self._upper: list[Any] = []
+        self._first = self._range_end(resumed=False)
+        self._next = self._range_end(resumed=True)
+        self._write_first = self._write(resumed=False)
+        self._write_next = self._write(resumed=True)
+
+    async def run_to_end(self) -> int:
+        """Walk the table. Returns the rows changed, in earlier tries of the run too."""
+        if not await self.begin():
+            return self.step.rows
+        while not self.step.done:
+            await self._host.boundary(resumable=True)
+            session, _ = self.open_batch()
+            try:
+                values = self._values()
+                end = (await session.execute(self._next if self._resumed else self._first, values)).one_or_none()
+                if end is None:
+                    await self.abandon()
+                    await self.mark_done()
+                    break
+                self._pending = list(end)
+                await self.refuse_deadly_batch(self._pending, self._pending, self.size)
+                self._pending_rows = await self._change(session, values)
+            except BaseException:
+                await self.abandon()
+                raise
+            await self.commit(done=self._pending == self._upper)
+        self.end()
+        return self.step.rows
+
+    @property
+    def _resumed(self) -> bool:
+        return self.step.cursor is not None
+
+    async def _change(self, session: ScopedSession, values: dict[str, Any]) -> int:
+        assert self._pending is not None  # noqa: S101
+        statement = self._write_next if self._resumed else self._write_first
+        values = values | self._keyset.values("last", self._pending)
+        connection = await session.connection()
+        result = await connection.execute(statement, values)
+        return result.rowcount
+
+    async def _open(self, name: str) -> StepRecord:
+        connection, keyset = self.run.connection, self._keyset
+        spec = self.spec(name, sql_text(self._statement), keyset)
+        step = self.run.known_step(spec)
+        if step is not None and step.done:
+            return step
+        await check_key(connection, keyset, kind=self.kind)
+        if step is None:
+            matching = self._matching()
+            last = matching.order_by(*keyset.order_by(reverse=True)).limit(1)
+            upper = (await connection.execute(last)).one_or_none()
+            step = await self.run.open_step(
+                spec,
+                upper_bound=None if upper is None else keyset.encode(upper),
+                total=0 if upper is None else await estimate_rows(connection, matching, {}),
+                done=upper is None,
+            )
+        if step.upper_bound is not None:
+            self._upper = keyset.decode(step.upper_bound)
+        return step
+
+    def cursor_of_pending(self) -> list[Any] | None:
+        assert self._pending is not None  # noqa: S101
+        return self._keyset.encode(self._pending)
+
+    def _matching(self) -> Select[Any]:
+        """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
+        keys = select(*self._keyset.columns)
+        where = self._statement.whereclause
+        return keys if where is None or _other_tables(self._statement, self._keyset) else keys.where(where)
+
+    def _values(self) -> dict[str, Any]:
+        values = self._keyset.values("upper", self._upper)
+        if self.step.cursor is not None:
+            values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
+        return values
+
+    def _range_end(self, *, resumed: bool) -> Select[Any]:
+        keys = select(*self._keyset.columns).where(self._keyset.up_to())
+        if resumed:
+            keys = keys.where(self._keyset.after())
+        chosen = keys.order_by(*self._keyset.order_by()).limit(self.size).subquery()
+        backwards = [
+            column.asc() if part.descending else column.desc()
+            for part, column in zip(self._keyset.parts, chosen.columns, strict=True)
+        ]
+        return select(*chosen.columns).order_by(*backwards).limit(1)
+
+    def _write(self, *, resumed: bool) -> Update | Delete:
+        statement = self._statement.where(self._keyset.up_to("last"))
+        return statement.where(self._keyset.after()) if resumed else statement
+
+    def _refuse_moving_key(self) -> None:
+        if not isinstance(self._statement, Update):
+            return
+        names = {getattr(key, "key", key) for key in (self._statement._values or {})}
+        names |= {getattr(key, "key", key) for key, _ in (self._statement._ordered_values or [])}
+        moved = [part.column.name for part in self._keyset.parts if part.column.key in names]
+        if moved:
+            raise StatementRefused(
+                f"sweep: the statement sets {', '.join(moved)}, the key that it walks by: a row that moves ahead "
+                f"would be changed twice; walk by another unique key with by="
+            )
+
+
+def _resolve_key(statement: Update | Delete, by: Any) -> Keyset:
+    table = statement.table
+    if not isinstance(table, Table):
+        raise StatementRefused(f"sweep: {table} is no table")
+    if by is None:
+        if not list(table.primary_key):
+            raise StatementRefused(f"sweep: {table.fullname} has no primary key: say by=")
+        return Keyset([key_part(column, column) for column in table.primary_key])
+    parts = []
+    for expression in by if isinstance(by, list | tuple) else [by]:
+        column = underlying_column(expression)
+        if column is None or column.table is not table:
+            raise StatementRefused(f"sweep: by={expression} is no column of {table.fullname}")
+        direction = key_part(expression, column).descending
+        parts.append(key_part(column.desc() if direction else column, column))
+    return Keyset(parts)
+
+
+def _other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
+    where = statement.whereclause
+    froms = getattr(where, "_from_objects", [])
+    return any(table is not keyset.table for table in froms)
+
+

@@ -1,0 +1,333 @@
+"""`JobContext`: what a job is handed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from sqlalchemy import Delete, Select, Update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep
+from worker.db.engine import Database
+from worker.db.scopes import ScopedSession, savepoint_scope
+from worker.errors import Cancelled, Drained, LonghaulError
+from worker.ledger import Ledger, LedgerRun, RunSpec
+from worker.settings import Settings
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+
+_PAUSE_POLL_SECONDS = 0.5
+
+
+class Control(Protocol):
+    """What the worker tells a job, and what it wants to hear: the only thing that a job knows of its queue."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker is about to stop."""
+
+    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
+        """Return what an operator wants of the run."""
+
+    def report(self, ctx: JobContext, progress: Progress) -> None:
+        """Take note of a committed batch."""
+
+
+class Alone:
+    """The control of a job that runs without a worker, e.g. in a test."""
+
+    draining = False
+
+    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
+        """No operator, no orders."""
+        return None
+
+    def report(self, ctx: JobContext, progress: Progress) -> None:
+        """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class JobRules:
+    """The rules of the job that the loops need."""
+
+    max_tries: int
+
+
+class JobContext:
+    """Session scopes, durable loops and bulk operations of one try of one job.
+
+    Attributes:
+        run_id: id of the run, the job's id in Redis.
+        job: name of the job.
+        attempt: 1 for the first try.
+        enqueued_at: aware time.
+        settings: the worker's.
+        database: the worker's engine and scopes, for what the context does not offer.
+        redis: the worker's connection to Redis; None without a worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        attempt: int,
+        enqueued_at: datetime,
+        settings: Settings,
+        database: Database,
+        ledger: Ledger,
+        rules: JobRules,
+        control: Control | None = None,
+        redis: Any = None,
+    ) -> None:
+        self.run_id = spec.id
+        self.job = spec.job
+        self.attempt = attempt
+        self.enqueued_at = enqueued_at
+        self.settings = settings
+        self.database = database
+        self.redis = redis
+        self._spec = spec
+        self._ledger = ledger
+        self._rules = rules
+        self._control: Control = control or Alone()
+        self._run: LedgerRun | None = None
+        self._opening = asyncio.Lock()
+        self._loop: Loop | None = None
+        self._names: set[str] = set()
+        self._count = 0
+        self.on_durable: Callable[[], None] = lambda: None
+
+    # --- scopes
+
+    def session(self) -> AbstractAsyncContextManager[ScopedSession]:
+        """Open a session: `async with ctx.session() as session`. Commit in it as often as you like; what is
+        open at the end is committed, or rolled back when the block raises."""
+        return self.database.session()
+
+    def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
+        """Open a session in one transaction, committed once, at the end; rolled back when the block raises."""
+        return self.database.transaction()
+
+    def savepoint(self, session: AsyncSession) -> AbstractAsyncContextManager[AsyncSession]:
+        """Open a savepoint in a session's transaction; catch the error outside of it, and go on."""
+        return savepoint_scope(session)
+
+    # --- loops
+
+    @overload
+    def chunks(
+        self, statement: Select[T], *, size: int | None = None, lock: bool = True, by: Any = None,
+        name: str | None = None,
+    ) -> Chunks[T]: ...
+    @overload
+    def chunks(
+        self, statement: Select[T1, T2], *, size: int | None = None, lock: bool = True, by: Any = None,
+        name: str | None = None,
+    ) -> Chunks[tuple[T1, T2]]: ...
+    @overload
+    def chunks(
+        self, statement: Select[T1, T2, T3], *, size: int | None = None, lock: bool = True, by: Any = None,
+        name: str | None = None,
+    ) -> Chunks[tuple[T1, T2, T3]]: ...
+    @overload
+    def chunks(
+        self, statement: Select[T1, T2, T3, T4], *, size: int | None = None, lock: bool = True, by: Any = None,
+        name: str | None = None,
+    ) -> Chunks[tuple[T1, T2, T3, T4]]: ...
+    @overload
+    def chunks(
+        self, statement: Select[*tuple[Any, ...]], *, size: int | None = None, lock: bool = True,
+        by: Any = None, name: str | None = None,
+    ) -> Chunks[Any]: ...
+    def chunks(
+        self, statement: Select[Any], *, size: int | None = None, lock: bool = True, by: Any = None,
+        name: str | None = None,
+    ) -> Chunks[Any]:
+        """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
+
+        A batch is committed, with its cursor, when the loop asks for the next one; it is rolled back when the
+        body raises. Rows that match when the walk begins are done exactly once.
+
+        Args:
+            statement: a `select()` of an entity or of columns, with where, joins, loader options.
+            size: rows a batch; `batch.size` of the settings by default.
+            lock: lock the rows (FOR NO KEY UPDATE) until the batch is committed, so that no change that
+                somebody else makes meanwhile is lost. False reads them in a transaction that is over before
+                the body runs; the writing one begins at its first statement.
+            by: column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`;
+                the primary key by default.
+            name: name of the step in the ledger; give one where the order of the loops can change.
+
+        Raises:
+            StatementRefused: the statement cannot be walked, or the key is not unique, or can be null.
+            CursorMismatch: the ledger has a cursor of another statement.
+        """
+        return Chunks(self, statement, size=size, lock=lock, by=by, name=name)
+
+    @overload
+    def stream(
+        self, statement: Select[T], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[T]: ...
+    @overload
+    def stream(
+        self, statement: Select[T1, T2], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[tuple[T1, T2]]: ...
+    @overload
+    def stream(
+        self, statement: Select[T1, T2, T3], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[tuple[T1, T2, T3]]: ...
+    @overload
+    def stream(
+        self, statement: Select[T1, T2, T3, T4], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[tuple[T1, T2, T3, T4]]: ...
+    @overload
+    def stream(
+        self, statement: Select[*tuple[Any, ...]], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self, statement: Select[Any], *, size: int | None = None,
+        restart: Literal["from_start"] | None = None, name: str | None = None,
+    ) -> Stream[Any]:
+        """Read one result through a server-side cursor, in one snapshot, with a commit for each partition.
+
+        Ordered by a unique, not-null key, or grouped by the columns that it is ordered by, it goes on after a
+        restart behind the last committed partition, in a new snapshot.
+
+        Args:
+            statement: any `select()`.
+            size: rows a partition; `batch.size` of the settings by default.
+            restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
+            name: name of the step in the ledger.
+
+        Raises:
+            StatementRefused: the result cannot be gone on with, and `restart` does not admit that.
+        """
+        return Stream(self, statement, size=size, restart=restart, name=name)
+
+    async def sweep(
+        self, statement: Update | Delete, *, size: int | None = None, by: Any = None, name: str | None = None
+    ) -> int:
+        """Run one UPDATE or DELETE over a whole table, in ranges of its key, each committed with its cursor.
+
+        Args:
+            statement: `update(...)` or `delete(...)`, without RETURNING.
+            size: rows of the table a range, whether they match or not.
+            by: a unique, not-null key to walk by; the primary key by default.
+            name: name of the step in the ledger.
+
+        Returns:
+            Rows changed, in earlier tries of this run too.
+
+        Raises:
+            StatementRefused: the statement cannot be walked.
+        """
+        return await Sweep(self, statement, size=size, by=by, name=name).run_to_end()
+
+    @property
+    def bulk(self) -> Bulk:
+        """Bulk operations outside of a batch: each call is one transaction."""
+        return Bulk(None, self.settings.batch, self.database)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of all committed batches of this run, in earlier tries too."""
+        return self._run.rows if self._run else 0
+
+    @property
+    def ledger_run(self) -> LedgerRun | None:
+        """The run in the ledger; None as long as no durable loop has begun."""
+        return self._run
+
+    # --- what the loops ask of their host
+
+    @property
+    def max_tries(self) -> int:
+        """Tries without progress after which the run is dead."""
+        return self._rules.max_tries
+
+    async def durable_run(self) -> LedgerRun:
+        """Begin the run in the ledger, at the first call."""
+        async with self._opening:
+            if self._run is None:
+                self._run = await self._ledger.begin(self._spec)
+                self.attempt = self._run.attempt
+                self.on_durable()
+        return self._run
+
+    async def enter_loop(self, loop: Loop) -> None:
+        """Settle the loop before this one, which the job has left by `break`."""
+        before = self._loop
+        if before is not None and before is not loop:
+            if before.in_progress:
+                raise LonghaulError(
+                    f"job {self.job}: a durable loop inside the body of another: their batches cannot be in two "
+                    f"transactions and one. Walk the join, or read the inner rows with batch.session"
+                )
+            await before.leave()
+        self._loop = loop
+
+    def leave_loop(self, loop: Loop) -> None:
+        """Forget a loop that has ended."""
+        if self._loop is loop:
+            self._loop = None
+
+    def step_name(self, kind: str, name: str | None) -> str:
+        """Return a name for the step that is unique in the job."""
+        self._count += 1
+        chosen = name or f"{self._count}-{kind}"
+        if chosen in self._names:
+            raise LonghaulError(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
+        self._names.add(chosen)
+        return chosen
+
+    async def boundary(self, *, resumable: bool) -> None:
+        """Obey orders: leave for a drain or a pause, end by a cancel. What cannot be resumed waits here."""
+        while True:
+            order = await self._control.order(self.run_id, self.job)
+            if order == "cancel":
+                raise Cancelled("cancelled by order")
+            if self._control.draining:
+                raise Drained("waiting")
+            if order is None:
+                return
+            if resumable:
+                raise Drained("paused")
+            await asyncio.sleep(_PAUSE_POLL_SECONDS)
+
+    def report(self, progress: Progress) -> None:
+        """Tell the worker of a committed batch."""
+        self._control.report(self, progress)
+
+    # --- the end, called by whoever runs the job
+
+    async def succeed(self) -> None:
+        """Commit what the job has left open: it has returned."""
+        if self._loop is not None:
+            await self._loop.leave()
+
+    async def fail(self) -> None:
+        """Roll back what is open: the job has raised."""
+        if self._loop is not None:
+            await self._loop.abandon()
+
+    async def close(self) -> None:
+        """Give the run's connection back."""
+        if self._run is not None:
+            await self._run.release()
+
+
+__all__ = ["Alone", "Batch", "Control", "JobContext", "JobRules"]

@@ -1,0 +1,2 @@
+-- ... or from its first row.
+DELETE FROM worker.step WHERE run_id = :id

@@ -1,0 +1,1 @@
+SELECT job, line, due_at FROM worker.cron_firing

@@ -1,0 +1,4 @@
+SELECT name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done
+  FROM worker.step
+ WHERE run_id = :run_id
+ ORDER BY position

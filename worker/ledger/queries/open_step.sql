@@ -1,0 +1,9 @@
+-- Begin a step. The lock on the run makes a takeover wait, so that it sees this row and fences it too.
+WITH owned AS (
+    SELECT id FROM worker.run WHERE id = :run_id AND fence = :fence FOR NO KEY UPDATE
+)
+INSERT INTO worker.step (run_id, name, position, kind, statement, key, fence, upper_bound, total, done)
+SELECT id, :name, :position, :kind, :statement, CAST(:key AS jsonb), :fence,
+       CAST(:upper_bound AS jsonb), :total, :done
+  FROM owned
+RETURNING name

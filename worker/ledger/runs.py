@@ -1,0 +1,99 @@
+"""The ledger as a whole: looking runs up, putting them back, ending them by order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.db.engine import Database
+from worker.ledger.queries import query
+from worker.ledger.record import RunRecord, RunSpec, StepRecord
+from worker.ledger.run import LedgerRun
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """What `find` returns."""
+
+    state: str
+    result: Any
+    error: str | None
+    finished: bool
+    attempt: int
+
+
+class Ledger:
+    """Runs in the schema `worker`.
+
+    Args:
+        database: where the schema is.
+        owner: name of this worker.
+    """
+
+    def __init__(self, database: Database, owner: str = "") -> None:
+        self._database = database
+        self._owner = owner
+
+    async def begin(self, spec: RunSpec) -> LedgerRun:
+        """Take a run, new or known, and return it with its steps.
+
+        Raises:
+            AlreadyFinished: the ledger has its end.
+        """
+        run = LedgerRun(self._database, spec, self._owner)
+        await run.begin()
+        return run
+
+    async def find(self, run_id: str) -> KnownRun | None:
+        """Return what the ledger knows of a run, or None: jobs without a durable loop are not in it."""
+        async with self._database.connection() as connection:
+            row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
+        return row and KnownRun(row.state, row.result, row.error, row.finished, row.attempt)
+
+    async def list(
+        self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
+    ) -> list[RunRecord]:
+        """Return runs with the sums of their steps, the newest first; with `run_id`, that one with its steps."""
+        async with self._database.connection() as connection:
+            values = {"id": run_id, "job": job, "state": state, "limit": limit}
+            runs = [RunRecord(**row._mapping) for row in await connection.execute(query("list_runs"), values)]
+            if run_id is not None:
+                for run in runs:
+                    rows = await connection.execute(query("list_steps"), {"run_id": run_id})
+                    run.steps.extend(StepRecord(**row._mapping) for row in rows)
+        return runs
+
+    async def orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:
+        """Return unfinished runs that nobody has touched for `idle_seconds`."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("orphans"), {"idle_seconds": idle_seconds, "limit": limit})
+            return [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
+
+    async def retry(self, run_id: str, *, from_start: bool) -> RunSpec | None:
+        """Make an ended run ready to go on; the caller puts it into the queue. None: not an ended run."""
+        async with self._database.connection() as connection:
+            if from_start:
+                await connection.execute(query("forget_steps"), {"id": run_id})
+            row = (await connection.execute(query("retry_run"), {"id": run_id})).one_or_none()
+            if row is None:
+                await connection.rollback()
+                return None
+            return RunSpec(run_id, row.job, row.queue, row.payload)
+
+    async def cancel_waiting(self, run_id: str, error: str) -> bool:
+        """Write down that a run that no worker has was cancelled; False where there is none."""
+        async with self._database.connection() as connection:
+            result = await connection.execute(query("cancel_run"), {"id": run_id, "error": error})
+            return result.rowcount > 0
+
+    async def last_firings(self) -> dict[tuple[str, str], datetime]:
+        """Return the last due time of each cron line that was fired or skipped, by job and line."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("last_firings"))
+            return {(row.job, row.line): row.due_at for row in rows}
+
+    async def note_firing(self, job: str, line: str, due_at: datetime) -> None:
+        """Write down that a due time was fired or skipped."""
+        async with self._database.connection() as connection:
+            await connection.execute(query("fire_cron"), {"job": job, "line": line, "due_at": due_at})

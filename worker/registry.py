@@ -1,0 +1,381 @@
+"""`@job`: what a job is, where jobs are found, and what their arguments look like in JSON."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+from pydantic_core import to_jsonable_python
+
+from worker.errors import InvalidArguments, RegistrationError, UnknownJob
+
+if TYPE_CHECKING:
+    from worker.context import JobContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class CronLine:
+    """One due-time rule of a job: five fields of cron, and the zone in which they are read."""
+
+    expression: str
+    timezone: str
+
+    def __str__(self) -> str:
+        return f"{self.expression} {self.timezone}"
+
+    def next_after(self, moment: datetime) -> datetime:
+        """Return the first due time after `moment`, which is aware; Debian's rules at both changes of the clock.
+
+        A time that the clock skips is due at once after the change; one that comes twice is due the first time.
+        """
+        return next(CronSim(self.expression, moment.astimezone(ZoneInfo(self.timezone))))
+
+
+@dataclass(frozen=True)
+class EnqueueOptions:
+    """When, as what and where a job is enqueued; the rest of `Job.options`."""
+
+    id: str | None = None
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+    queue: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[P, R]):
+    """A job: an async function with a name, and the rules by which it is run."""
+
+    function: Callable[Concatenate[JobContext, P], Awaitable[R]]
+    name: str
+    cron: tuple[CronLine, ...] = ()
+    timeout: float | None = None
+    max_tries: int | None = None
+    no_retry: tuple[type[BaseException], ...] = ()
+    keep_result: float | None = None
+    enqueue_options: EnqueueOptions = EnqueueOptions()
+
+    async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function as it is, in a context that the caller has."""
+        return await self.function(ctx, *args, **kwargs)
+
+    def options(
+        self,
+        *,
+        id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        queue: str | None = None,
+    ) -> Job[P, R]:
+        """Return this job to be enqueued under conditions: `client.enqueue(job.options(delay=60), days=90)`.
+
+        Args:
+            id: the run's id; the same id twice is one run.
+            delay: seconds to wait first.
+            at: aware time of the run.
+            queue: name of another queue.
+        """
+        if delay is not None and at is not None:
+            raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
+        if at is not None and at.tzinfo is None:
+            raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
+        return replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue))
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The function's signature without its context."""
+        whole = inspect.signature(self.function)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+    @cached_property
+    def _arguments(self) -> type[BaseModel]:
+        from worker.context import JobContext
+
+        try:
+            hints = typing.get_type_hints(self.function, localns={"JobContext": JobContext}, include_extras=True)
+        except NameError as error:
+            raise RegistrationError(f"job {self.name}: {error}; import the types of its arguments") from None
+        fields: dict[str, Any] = {}
+        for parameter in self.signature.parameters.values():
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+        config = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+        try:
+            return create_model(f"{self.name}_arguments", __config__=config, **fields)
+        except PydanticSchemaGenerationError as error:
+            raise RegistrationError(f"job {self.name}: {str(error).splitlines()[0]}") from None
+
+    @cached_property
+    def _returns(self) -> TypeAdapter[Any]:
+        from worker.context import JobContext
+
+        hints = typing.get_type_hints(self.function, localns={"JobContext": JobContext}, include_extras=True)
+        return TypeAdapter(hints.get("return", Any), config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+
+    def check(self) -> None:
+        """Build what validates arguments and results.
+
+        Raises:
+            RegistrationError: a type of the signature cannot go through JSON.
+        """
+        self._arguments  # noqa: B018
+        try:
+            self._returns  # noqa: B018
+        except PydanticSchemaGenerationError as error:
+            raise RegistrationError(f"job {self.name}: {str(error).splitlines()[0]}") from None
+
+    def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments as JSON values by name, validated.
+
+        Raises:
+            InvalidArguments: they do not fit the signature.
+        """
+        model = self._validated(args, kwargs, from_json=False)
+        values: dict[str, Any] = json.loads(model.model_dump_json(include=model.model_fields_set))
+        return values
+
+    def decode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, made from JSON values of a payload into the signature's types.
+
+        Raises:
+            InvalidArguments: they do not fit the signature.
+        """
+        model = self._validated(args, kwargs, from_json=True)
+        return {name: getattr(model, name) for name in type(model).model_fields}
+
+    def _validated(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool) -> BaseModel:
+        try:
+            named = self.signature.bind_partial(*args).arguments
+        except TypeError:
+            raise InvalidArguments(
+                f"job {self.name}{self.signature}: {len(args)} positional arguments were given"
+            ) from None
+        twice = sorted(set(named) & set(kwargs))
+        if twice:
+            raise InvalidArguments(f"job {self.name}: {', '.join(twice)} was given by place and by name")
+        values = {**named, **kwargs}
+        try:
+            if from_json:
+                return self._arguments.model_validate_json(json.dumps(values))
+            return self._arguments.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()
+            )
+            raise InvalidArguments(f"job {self.name}{self.signature}: {problems}") from None
+
+    def encode_result(self, result: Any) -> str:
+        """Return what the job returned as JSON text.
+
+        Raises:
+            ValueError: it cannot be JSON.
+        """
+        try:
+            return self._returns.dump_json(result, warnings="none").decode()
+        except (ValueError, TypeError):
+            return json.dumps(to_jsonable_python(result))
+
+    def decode_result(self, value: Any) -> Any:
+        """Return a result from JSON values in the type that the function promises."""
+        try:
+            return self._returns.validate_json(json.dumps(value))
+        except ValidationError:
+            return value
+
+
+class Registry(Mapping[str, Job[..., Any]]):
+    """Jobs by name."""
+
+    def __init__(self, jobs: Iterable[Job[..., Any]] = ()) -> None:
+        self._jobs: dict[str, Job[..., Any]] = {}
+        for one in jobs:
+            self.add(one)
+
+    def add(self, one: Job[..., Any]) -> None:
+        """Add a job.
+
+        Raises:
+            RegistrationError: another function has its name.
+        """
+        known = self._jobs.get(one.name)
+        if known is not None and known.function is not one.function:
+            raise RegistrationError(
+                f"job {one.name!r} is defined twice: in {_place(known.function)} and in {_place(one.function)}; "
+                f"rename one, or give it @job(name=...)"
+            )
+        self._jobs[one.name] = one
+
+    def __getitem__(self, name: str) -> Job[..., Any]:
+        return self._jobs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def find(self, name: str) -> Job[..., Any]:
+        """Return the job of that name.
+
+        Raises:
+            UnknownJob: there is none; the message names the nearest.
+        """
+        import difflib
+
+        if name in self._jobs:
+            return self._jobs[name]
+        near = difflib.get_close_matches(name, self._jobs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(self._jobs)) or 'none'}"
+        raise UnknownJob(f"there is no job {name!r}{hint}")
+
+
+@overload
+def job(function: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Job[P, R]: ...
+@overload
+def job(
+    *,
+    name: str | None = None,
+    cron: str | Sequence[str] | None = None,
+    timezone: str = "UTC",
+    timeout: float | None = None,
+    max_tries: int | None = None,
+    no_retry: Iterable[type[BaseException]] = (),
+    keep_result: float | None = None,
+) -> Callable[[Callable[Concatenate[JobContext, P], Awaitable[R]]], Job[P, R]]: ...
+def job(
+    function: Callable[..., Awaitable[Any]] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    cron: str | Sequence[str] | None = None,
+    timezone: str = "UTC",
+    timeout: float | None = None,
+    max_tries: int | None = None,
+    no_retry: Iterable[type[BaseException]] = (),
+    keep_result: float | None = None,
+) -> Any:
+    """Make an async function a job.
+
+    Args:
+        function: takes a `JobContext` first; the other arguments go through JSON and are validated.
+        name: name in the queue; the function's by default.
+        cron: one or several cron lines of five fields, e.g. `"0 3 * * *"`; the arguments must have defaults.
+        timezone: zone of the cron lines, e.g. `Europe/London`.
+        timeout: seconds; for jobs without a durable loop; `worker.job_timeout_seconds` by default.
+        max_tries: `worker.max_tries` by default.
+        no_retry: errors that another try cannot cure.
+        keep_result: seconds that the result stays in Redis; `worker.keep_result_seconds` by default.
+
+    Raises:
+        RegistrationError: no async function, a cron line or a zone that is none.
+    """
+    if function is None:
+        return lambda decorated: job_of(
+            decorated,
+            name=name,
+            cron=[cron] if isinstance(cron, str) else list(cron or ()),
+            timezone=timezone,
+            timeout=timeout,
+            max_tries=max_tries,
+            no_retry=tuple(no_retry),
+            keep_result=keep_result,
+        )
+    return job_of(function, name=None, cron=[], timezone="UTC")
+
+
+def job_of(
+    function: Callable[..., Awaitable[Any]], *, name: str | None, cron: list[str], timezone: str, **rules: Any
+) -> Job[..., Any]:
+    """Return the job of a function, checked; see `job`."""
+    called = name or getattr(function, "__name__", "")
+    if not inspect.iscoroutinefunction(function):
+        raise RegistrationError(f"job {called}: {_place(function)} is not an `async def` function")
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        raise RegistrationError(f"job {called}: its first parameter has to be the JobContext")
+    for parameter in parameters[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise RegistrationError(f"job {called}: *{parameter.name} cannot be validated; name its arguments")
+        if cron and parameter.default is parameter.empty:
+            raise RegistrationError(f"job {called}: cron has no value for {parameter.name}; give it a default")
+    lines = tuple(_cron_line(called, expression, timezone) for expression in cron)
+    if len(set(lines)) != len(lines):
+        raise RegistrationError(f"job {called}: a cron line stands twice")
+    return Job(function=function, name=called, cron=lines, **rules)
+
+
+def discover(packages: Iterable[str]) -> Registry:
+    """Import packages with all their modules, and return the jobs in them.
+
+    Raises:
+        RegistrationError: a package or module cannot be imported, or a job is defined twice.
+    """
+    registry = Registry()
+    for package in packages:
+        for module in _modules(package):
+            for value in vars(module).values():
+                if isinstance(value, Job) and value.function.__module__ == module.__name__:
+                    registry.add(value)
+    for one in registry.values():
+        one.check()
+    return registry
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = _import(package)
+    yield root
+    for found in pkgutil.walk_packages(getattr(root, "__path__", []), prefix=f"{package}."):
+        yield _import(found.name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise RegistrationError(
+                f"worker.packages: there is no package {name!r}; start the worker in the project's folder, or "
+                f"correct worker.packages"
+            ) from None
+        raise RegistrationError(f"{name}: {error}") from error
+
+
+def _cron_line(name: str, expression: str, timezone: str) -> CronLine:
+    try:
+        zone = ZoneInfo(timezone)
+    except (KeyError, ValueError, OSError):
+        raise RegistrationError(f"job {name}: there is no time zone {timezone!r}; write e.g. Europe/London") from None
+    try:
+        CronSim(expression, datetime.now(zone))
+    except CronSimError as error:
+        raise RegistrationError(
+            f"job {name}: cron {expression!r}: {error}; write five fields: minute hour day month weekday"
+        ) from None
+    return CronLine(expression, timezone)
+
+
+def _place(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{function.__module__}:{code.co_firstlineno}" if code else repr(function)
