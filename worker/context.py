@@ -125,31 +125,61 @@ class JobContext:
 
     @overload
     def chunks(
-        self, statement: Select[T], *, size: int | None = None, lock: bool = True, by: Any = None,
+        self,
+        statement: Select[T],
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
         name: str | None = None,
     ) -> Chunks[T]: ...
     @overload
     def chunks(
-        self, statement: Select[T1, T2], *, size: int | None = None, lock: bool = True, by: Any = None,
+        self,
+        statement: Select[T1, T2],
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
         name: str | None = None,
     ) -> Chunks[tuple[T1, T2]]: ...
     @overload
     def chunks(
-        self, statement: Select[T1, T2, T3], *, size: int | None = None, lock: bool = True, by: Any = None,
+        self,
+        statement: Select[T1, T2, T3],
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
         name: str | None = None,
     ) -> Chunks[tuple[T1, T2, T3]]: ...
     @overload
     def chunks(
-        self, statement: Select[T1, T2, T3, T4], *, size: int | None = None, lock: bool = True, by: Any = None,
+        self,
+        statement: Select[T1, T2, T3, T4],
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
         name: str | None = None,
     ) -> Chunks[tuple[T1, T2, T3, T4]]: ...
     @overload
     def chunks(
-        self, statement: Select[*tuple[Any, ...]], *, size: int | None = None, lock: bool = True,
-        by: Any = None, name: str | None = None,
+        self,
+        statement: Select[*tuple[Any, ...]],
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
+        name: str | None = None,
     ) -> Chunks[Any]: ...
     def chunks(
-        self, statement: Select[Any], *, size: int | None = None, lock: bool = True, by: Any = None,
+        self,
+        statement: Any,
+        *,
+        size: int | None = None,
+        lock: bool = True,
+        by: Any = None,
         name: str | None = None,
     ) -> Chunks[Any]:
         """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
@@ -175,32 +205,56 @@ class JobContext:
 
     @overload
     def stream(
-        self, statement: Select[T], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Select[T],
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[T]: ...
     @overload
     def stream(
-        self, statement: Select[T1, T2], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Select[T1, T2],
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[tuple[T1, T2]]: ...
     @overload
     def stream(
-        self, statement: Select[T1, T2, T3], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Select[T1, T2, T3],
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[tuple[T1, T2, T3]]: ...
     @overload
     def stream(
-        self, statement: Select[T1, T2, T3, T4], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Select[T1, T2, T3, T4],
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[tuple[T1, T2, T3, T4]]: ...
     @overload
     def stream(
-        self, statement: Select[*tuple[Any, ...]], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Select[*tuple[Any, ...]],
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[Any]: ...
     def stream(
-        self, statement: Select[Any], *, size: int | None = None,
-        restart: Literal["from_start"] | None = None, name: str | None = None,
+        self,
+        statement: Any,
+        *,
+        size: int | None = None,
+        restart: Literal["from_start"] | None = None,
+        name: str | None = None,
     ) -> Stream[Any]:
         """Read one result through a server-side cursor, in one snapshot, with a commit for each partition.
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import to_jsonable_python
 
 from worker.errors import InvalidArguments, RegistrationError, UnknownJob
@@ -76,7 +83,7 @@ class Job(Generic[P, R]):
     def options(
         self,
         *,
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002 - the name that callers expect
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         queue: str | None = None,
@@ -129,7 +136,9 @@ class Job(Generic[P, R]):
         from worker.context import JobContext
 
         hints = typing.get_type_hints(self.function, localns={"JobContext": JobContext}, include_extras=True)
-        return TypeAdapter(hints.get("return", Any), config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+        return TypeAdapter(
+            hints.get("return", Any), config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+        )
 
     def check(self) -> None:
         """Build what validates arguments and results.
@@ -306,7 +315,7 @@ def job_of(
     function: Callable[..., Awaitable[Any]], *, name: str | None, cron: list[str], timezone: str, **rules: Any
 ) -> Job[..., Any]:
     """Return the job of a function, checked; see `job`."""
-    called = name or getattr(function, "__name__", "")
+    called = name or str(getattr(function, "__name__", ""))
     if not inspect.iscoroutinefunction(function):
         raise RegistrationError(f"job {called}: {_place(function)} is not an `async def` function")
     parameters = list(inspect.signature(function).parameters.values())

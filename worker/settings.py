@@ -27,6 +27,25 @@ _ENV_DELIMITER = "__"
 _SHORT_NAMES = {"DATABASE_URL": ("database", "url"), "REDIS_URL": ("redis", "url")}
 
 
+def asyncpg_url(value: str) -> str:
+    """Return `value` as a URL of SQLAlchemy's asyncpg dialect; `sslmode` becomes asyncpg's `ssl`.
+
+    Raises:
+        ValueError: another scheme than PostgreSQL's, or a driver that is not asyncpg.
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
+        raise ValueError(
+            "a PostgreSQL URL starts with postgresql:// (postgres:// and postgresql+asyncpg:// are the same)"
+        )
+    query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    text = "&".join(f"{name}={quote(value, safe='/')}" for name, value in query.items())
+    # urlunsplit drops the empty authority of postgresql:///name, which asyncpg needs.
+    return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{text}" if text else "")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -46,7 +65,9 @@ class DatabaseSettings(_Section):
         "for `ctx.session()` or the reader of a stream) and two for the worker itself.",
     )
     max_overflow: int | None = Field(
-        None, ge=0, description="Connections beyond `pool_size`, closed after use. Default: `worker.max_jobs`."
+        None,
+        ge=0,
+        description="Connections beyond `pool_size`, closed after use. Default: `worker.max_jobs`.",
     )
     pool_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for a connection of the pool.")
     pool_pre_ping: bool = Field(True, description="Test a connection before it is handed out.")
@@ -54,11 +75,15 @@ class DatabaseSettings(_Section):
     connect_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a new connection.")
     statement_timeout_seconds: float = Field(300.0, ge=0, description="Longest run of one statement; 0: no limit.")
     idle_in_transaction_timeout_seconds: float = Field(
-        60.0, ge=0, description="Longest idle time inside a transaction; 0: no limit. The second line against "
+        60.0,
+        ge=0,
+        description="Longest idle time inside a transaction; 0: no limit. The second line against "
         "a frozen worker that keeps its locks.",
     )
     application_name: str = Field(
-        "longhaul", max_length=20, description="Start of `application_name`; the worker and the job follow it."
+        "longhaul",
+        max_length=20,
+        description="Start of `application_name`; the worker and the job follow it.",
     )
     echo: bool = Field(False, description="Log every statement.")
 
@@ -87,7 +112,10 @@ class WorkerSettings(_Section):
     """The worker process: what it runs, how much at once, and how patiently."""
 
     name: str | None = Field(
-        None, max_length=40, pattern=r"^[\w.@-]+$", description="Name of this worker; default: host and process id."
+        None,
+        max_length=40,
+        pattern=r"^[\w.@-]+$",
+        description="Name of this worker; default: host and process id.",
     )
     packages: list[str] = Field(["jobs"], min_length=1, description="Packages in which `@job` functions are found.")
     queue: str = Field("arq:queue", min_length=1, description="Sorted set that jobs are taken from (arq's own).")
@@ -135,11 +163,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
-    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    worker: WorkerSettings = Field(default_factory=WorkerSettings)
-    batch: BatchSettings = Field(default_factory=BatchSettings)
-    log: LogSettings = Field(default_factory=LogSettings)
+    database: DatabaseSettings = DatabaseSettings.model_validate({})
+    redis: RedisSettings = RedisSettings.model_validate({})
+    worker: WorkerSettings = WorkerSettings.model_validate({})
+    batch: BatchSettings = BatchSettings.model_validate({})
+    log: LogSettings = LogSettings.model_validate({})
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -219,14 +247,14 @@ def load_with_origins(
         *_environment_layer(env),
         *((("command line"), section, field, value) for section, field, value in _flatten(overrides or {})),
     ]
-    origins = Origins({name: "default" for name in field_names()})
+    origins = Origins(dict.fromkeys(field_names(), "default"))
     tree: dict[str, dict[str, Any]] = {}
     for origin, section, field, value in layers:
         _check_name(origin, section, field)
         tree.setdefault(section, {})[field] = value
         origins[f"{section}.{field}"] = origin
     try:
-        return Settings(**tree), origins
+        return Settings.model_validate(tree), origins
     except ValidationError as error:
         raise SettingsError(_explain(error, origins)) from None
 
@@ -245,25 +273,6 @@ def mask_passwords(value: str) -> str:
         netloc = f"{userinfo.split(':', 1)[0]}:***@{host}"
     query = re.sub(r"(?i)\b(password|passwd|sslpassword)=[^&]*", r"\1=***", parts.query)
     return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
-
-
-def asyncpg_url(value: str) -> str:
-    """Return `value` as a URL of SQLAlchemy's asyncpg dialect; `sslmode` becomes asyncpg's `ssl`.
-
-    Raises:
-        ValueError: another scheme than PostgreSQL's, or a driver that is not asyncpg.
-    """
-    parts = urlsplit(value)
-    if parts.scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
-        raise ValueError(
-            "a PostgreSQL URL starts with postgresql:// (postgres:// and postgresql+asyncpg:// are the same)"
-        )
-    query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-    if "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")
-    text = "&".join(f"{name}={quote(value, safe='/')}" for name, value in query.items())
-    # urlunsplit drops the empty authority of postgresql:///name, which asyncpg needs.
-    return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{text}" if text else "")
 
 
 def _sections() -> dict[str, type[BaseModel]]:
@@ -358,4 +367,3 @@ def describe_type(section: str, field: str) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
     return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -75,7 +74,9 @@ class Bulk:
                 if not sets:
                     raise BulkError("bulk.update: the rows name no column to set besides their key")
                 self._refuse_twice(group, key, "update")
-                changed += await self._write(session, target, group, _update_sql(target, group, key, sets))
+                changed += await self._write(
+                    session, target, group, _update_sql(target, group, key, sets), whole_rows=False
+                )
         return changed
 
     async def upsert(
@@ -126,7 +127,7 @@ class Bulk:
         deleted = 0
         async with self._session() as session:
             for group in target.groups(rows, with_defaults=False):
-                deleted += await self._write(session, target, group, _delete_sql(target, group))
+                deleted += await self._write(session, target, group, _delete_sql(target, group), whole_rows=False)
         return deleted
 
     def _session(self) -> AbstractAsyncContextManager[ScopedSession]:
@@ -157,7 +158,9 @@ class Bulk:
 
         await self._send(session, target, group, copy)
 
-    async def _write(self, session: ScopedSession, target: Target, group: Group, sql: str) -> int:
+    async def _write(
+        self, session: ScopedSession, target: Target, group: Group, sql: str, *, whole_rows: bool = True
+    ) -> int:
         many = not fits_unnest(group.columns)
         changed = len(group.records)
 
@@ -169,11 +172,17 @@ class Bulk:
                 status = await raw.execute(sql, *map(list, zip(*group.records, strict=True)))
                 changed = int(status.rsplit(" ", 1)[-1])
 
-        await self._send(session, target, group, send)
+        await self._send(session, target, group, send, whole_rows=whole_rows)
         return changed
 
     async def _send(
-        self, session: ScopedSession, target: Target, group: Group, send: Callable[[Any], Awaitable[None]]
+        self,
+        session: ScopedSession,
+        target: Target,
+        group: Group,
+        send: Callable[[Any], Awaitable[None]],
+        *,
+        whole_rows: bool = True,
     ) -> None:
         """Hand the driver's connection over, inside of the session's transaction.
 
@@ -191,14 +200,15 @@ class Bulk:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError, TypeError, ValueError) as error:
             if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
                 raise
-            raise await explain_failure(self._database, target, [group], error) from error
+            raise await explain_failure(self._database, target, [group], error, whole_rows=whole_rows) from error
 
     def _need_key(self, target: Target, group: Group, key: list[Column[Any]]) -> None:
         missing = [column.name for column in key if column not in group.columns]
         if missing:
             position = group.positions[0]
             raise BulkError(
-                f"row {position}: no value for {', '.join(missing)}, the key of {target.name}", row_index=position
+                f"row {position}: no value for {', '.join(missing)}, the key of {target.name}",
+                row_index=position,
             )
 
     def _refuse_twice(self, group: Group, key: list[Column[Any]], verb: str) -> None:
@@ -224,9 +234,7 @@ def _source(target: Target, group: Group) -> str:
     """Return `unnest($1::t[], ...) AS given (a, b)`, or VALUES for a row at a time."""
     names = ", ".join(target.quoted(group.columns))
     if fits_unnest(group.columns):
-        arrays = ", ".join(
-            f"${place}::{array_type(column)}" for place, column in enumerate(group.columns, start=1)
-        )
+        arrays = ", ".join(f"${place}::{array_type(column)}" for place, column in enumerate(group.columns, start=1))
         return f"unnest({arrays}) AS given ({names})"
     values = ", ".join(f"${place}::{array_type(column)[:-2]}" for place, column in enumerate(group.columns, 1))
     return f"(VALUES ({values})) AS given ({names})"
@@ -263,6 +271,9 @@ def _key_row(item: Any, key: list[Column[Any]], target: Target) -> dict[str, Any
         return {name: item[name] for name in names}
     if target.mapper is not None and isinstance(item, target.mapper.class_):
         values = target.as_dicts([item])[0]
-        return {target.mapper.get_property_by_column(column).key: values[target.mapper.get_property_by_column(column).key] for column in key}
+        return {
+            target.mapper.get_property_by_column(column).key: values[target.mapper.get_property_by_column(column).key]
+            for column in key
+        }
     values_of = item if isinstance(item, tuple) else (item,)
     return dict(zip(names, values_of, strict=True))

@@ -13,19 +13,20 @@ from sqlalchemy.sql import ClauseElement
 from worker.batch.keyset import Keyset
 from worker.errors import StatementRefused
 
-_PREPARER = postgresql_dialect().identifier_preparer
+_DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
+_PREPARER = _DIALECT.identifier_preparer
 
 _KEY = text("""
 SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
-                  WHERE attrelid = relation AND attname = ANY(:columns) AND NOT attnotnull), '{}') AS nullable,
+                  WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
        coalesce((SELECT array_agg(attname::text) FROM pg_attribute
-                  WHERE attrelid = relation AND attname = ANY(:columns) AND NOT attisdropped), '{}') AS found,
+                  WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS found,
        EXISTS (SELECT FROM pg_index
                 WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
                   AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
                   AND (SELECT array_agg(attname::text) FROM pg_attribute
-                        WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ :columns) AS is_unique
-  FROM (SELECT to_regclass(:table) AS relation) AS named
+                        WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS is_unique
+  FROM (SELECT to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
 """)
 
@@ -61,12 +62,10 @@ async def key_problem(connection: AsyncConnection, keyset: Keyset) -> str | None
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
     """Return the planner's estimate of a statement's rows: by statistics, without running it."""
     assert isinstance(statement, ClauseElement)  # noqa: S101
-    compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
-    processors = compiled._bind_processors  # type: ignore[attr-defined]
-    parameters = tuple(
-        processors[name](value) if name in processors else value
-        for name, value in ((name, compiled.construct_params(values)[name]) for name in compiled.positiontup or ())  # type: ignore[attr-defined]
-    )
+    compiled: Any = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    given = compiled.construct_params(values)
+    process = compiled._bind_processors
+    parameters = tuple(process[name](given[name]) if name in process else given[name] for name in compiled.positiontup)
     plan = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {compiled}", parameters)
     found = plan.scalar_one()
     tree = json.loads(found) if isinstance(found, str) else found
@@ -76,4 +75,4 @@ async def estimate_rows(connection: AsyncConnection, statement: Executable, valu
 def sql_text(statement: Executable) -> str:
     """Return a statement as SQL in one line, without its values: what tells it from a changed one."""
     assert isinstance(statement, ClauseElement)  # noqa: S101
-    return " ".join(str(statement.compile(dialect=postgresql_dialect())).split())
+    return " ".join(str(statement.compile(dialect=_DIALECT)).split())

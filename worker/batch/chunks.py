@@ -140,8 +140,8 @@ class Chunks(Loop, Generic[T]):
         if width == 1:
             return [row[0] for row in found], keys
         names = list(found[0]._fields[:width])
-        plain = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
-        return plain.all(), keys  # type: ignore[return-value]
+        plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
+        return plain.all(), keys
 
     def _keys(self) -> Select[Any]:
         keys = self._statement.with_only_columns(*self._keyset.columns, maintain_column_froms=True)
@@ -192,9 +192,7 @@ class _ChunkIterator(AsyncIterator[Batch[T]]):
 
 def _refuse_unwalkable(statement: Any) -> None:
     if not isinstance(statement, Select):
-        raise StatementRefused(
-            f"chunks takes a select() of an entity or of columns, not {type(statement).__name__}"
-        )
+        raise StatementRefused(f"chunks takes a select() of an entity or of columns, not {type(statement).__name__}")
     clauses = {
         "OFFSET": statement._offset_clause is not None,
         "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
@@ -238,13 +236,12 @@ def _part(expression: Any) -> KeyPart:
     column = underlying_column(expression)
     if column is None:
         raise StatementRefused(f"chunks: by={expression} is no column of a table")
-    part = key_part(expression, column)
-    return part
+    return key_part(expression, column)
 
 
 def _lock_target(statement: Select[Any], keyset: Keyset) -> Any:
     entity = statement.column_descriptions[0]["entity"]
-    return entity if entity is not None else keyset.parts[0].expression.table  # type: ignore[attr-defined]
+    return entity if entity is not None else keyset.parts[0].expression.table
 
 
 def _has_joins(statement: Select[Any]) -> bool:

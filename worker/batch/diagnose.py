@@ -16,7 +16,7 @@ _KEY_DETAIL = re.compile(r"^(?:Key|Failing row) .*?\((?P<columns>[^=]*)\)=\((?P<
 
 
 async def explain_failure(
-    database: Database, target: Target, groups: list[Group], error: BaseException
+    database: Database, target: Target, groups: list[Group], error: BaseException, *, whole_rows: bool = True
 ) -> BulkError:
     """Return the error that names the row on which a bulk operation failed.
 
@@ -25,13 +25,13 @@ async def explain_failure(
     """
     message = str(error)
     detail = getattr(error, "detail", None)
-    if detail:
+    if detail and detail not in message:
         message = f"{message} ({detail})"
     index = _from_copy(groups, error)
     if index is None:
         index = _from_detail(groups, detail)
     if index is None:
-        index = await _by_halves(database, target, groups)
+        index = await _by_halves(database, target, groups, whole_rows=whole_rows)
     where = "" if index is None else f"row {index}: "
     return BulkError(f"{where}{target.name}: {message}", row_index=index)
 
@@ -60,7 +60,7 @@ def _from_detail(groups: list[Group], detail: str | None) -> int | None:
     return None
 
 
-async def _by_halves(database: Database, target: Target, groups: list[Group]) -> int | None:
+async def _by_halves(database: Database, target: Target, groups: list[Group], *, whole_rows: bool) -> int | None:
     try:
         async with database.engine.connect() as connection:
             raw: Any = (await connection.get_raw_connection()).driver_connection
@@ -72,6 +72,8 @@ async def _by_halves(database: Database, target: Target, groups: list[Group]) ->
                     f"INCLUDING CONSTRAINTS INCLUDING GENERATED INCLUDING IDENTITY) ON COMMIT DROP"
                 )
                 for group in groups:
+                    if not whole_rows:
+                        await _drop_other_columns(raw, target, group)
                     found = await _first_failing(raw, group)
                     if found is not None:
                         return group.positions[found]
@@ -82,6 +84,13 @@ async def _by_halves(database: Database, target: Target, groups: list[Group]) ->
     return None
 
 
+async def _drop_other_columns(raw: Any, target: Target, group: Group) -> None:
+    """Leave the columns that an UPDATE sets: the others have their values in the table already."""
+    others = [column for column in target.table.columns if column not in group.columns]
+    for name in target.quoted(others):
+        await raw.execute(f"ALTER TABLE longhaul_diagnosis DROP COLUMN {name} CASCADE")
+
+
 async def _first_failing(raw: Any, group: Group) -> int | None:
     columns = [column.name for column in group.columns]
 
@@ -89,9 +98,7 @@ async def _first_failing(raw: Any, group: Group) -> int | None:
         savepoint = raw.transaction()
         await savepoint.start()
         try:
-            await raw.copy_records_to_table(
-                "longhaul_diagnosis", columns=columns, records=group.records[start:end]
-            )
+            await raw.copy_records_to_table("longhaul_diagnosis", columns=columns, records=group.records[start:end])
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError, TypeError, ValueError):
             return True
         finally:

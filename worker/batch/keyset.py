@@ -85,16 +85,17 @@ class Keyset:
     def describe(self) -> list[list[str]]:
         """Return [column, type, direction] for each part, as the ledger keeps it."""
         return [
-            [f"{part.column.table.fullname}.{part.column.name}", part.kind, "desc" if part.descending else "asc"]  # type: ignore[attr-defined]
+            [
+                f"{part.column.table.fullname}.{part.column.name}",
+                part.kind,
+                "desc" if part.descending else "asc",
+            ]
             for part in self.parts
         ]
 
     def order_by(self, *, reverse: bool = False) -> list[UnaryExpression[Any]]:
         """Return the ORDER BY of the walk, or of the walk backwards."""
-        return [
-            part.expression.desc() if part.descending != reverse else part.expression.asc()
-            for part in self.parts
-        ]
+        return [part.expression.desc() if part.descending != reverse else part.expression.asc() for part in self.parts]
 
     def after(self) -> ColumnElement[bool]:
         """Return "after the cursor", with the parameters of `after_values`."""
@@ -124,9 +125,7 @@ class Keyset:
             raise CursorMismatch(f"the cursor {list(cursor)} does not fit the key {self.describe()}") from error
 
     def _beyond(self, name: str, *, inclusive: bool) -> ColumnElement[bool]:
-        bound = [
-            bindparam(f"{name}_{index}", type_=part.column.type) for index, part in enumerate(self.parts)
-        ]
+        bound = [bindparam(f"{name}_{index}", type_=part.column.type) for index, part in enumerate(self.parts)]
         # Going up, "after" is >, and "up to" is <=; for a descending part both are the other way round.
         up = [part.descending == inclusive for part in self.parts]
         if len(self.parts) == 1 or len(set(up)) == 1:

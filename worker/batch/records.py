@@ -14,8 +14,8 @@ from sqlalchemy.orm import Mapper
 
 from worker.errors import BulkError
 
-_DIALECT = asyncpg_dialect()
-_PREPARER = postgresql_dialect().identifier_preparer
+_DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
+_PREPARER = postgresql_dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from sqlalchemy import Select, Table, text
 from sqlalchemy.engine import IteratorResult
@@ -153,10 +153,10 @@ class Stream(Loop, Generic[T]):
         if width == 1:
             return [row[0] for row in found], keys
         if not self._keyset:
-            return found, keys
+            return cast(Sequence[T], found), keys
         names = list(found[0]._fields[:width])
-        plain = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
-        return plain.all(), keys  # type: ignore[return-value]
+        plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
+        return plain.all(), keys
 
     async def _close_reader(self) -> None:
         session, self._reader_session = self._reader_session, None
@@ -198,8 +198,10 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
     problem = _shape_problem(statement)
     if problem:
         return None, problem
-    expressions = [getattr(clause, "element", clause) if _is_reference(clause) else clause
-                   for clause in statement._order_by_clauses]
+    expressions = [
+        getattr(clause, "element", clause) if _is_reference(clause) else clause
+        for clause in statement._order_by_clauses
+    ]
     parts = []
     for expression in expressions:
         column = underlying_column(expression)
@@ -247,5 +249,3 @@ def _is_reference(clause: Any) -> bool:
 def _tables(source: Any) -> set[Table]:
     found = {element for element in visitors.iterate(source) if isinstance(element, Table)}
     return found or {source}
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Delete, Select, Table, Update, select
@@ -24,9 +25,7 @@ class Sweep(Loop):
 
     kind = "sweep"
 
-    def __init__(
-        self, host: Host, statement: Update | Delete, *, size: int | None, by: Any, name: str | None
-    ) -> None:
+    def __init__(self, host: Host, statement: Update | Delete, *, size: int | None, by: Any, name: str | None) -> None:
         super().__init__(host, name=name, size=size)
         if not isinstance(statement, Update | Delete):
             raise StatementRefused(f"sweep takes an update() or delete(), not {type(statement).__name__}")
@@ -132,8 +131,7 @@ class Sweep(Loop):
     def _refuse_moving_key(self) -> None:
         if not isinstance(self._statement, Update):
             return
-        names = {getattr(key, "key", key) for key in (self._statement._values or {})}
-        names |= {getattr(key, "key", key) for key, _ in (self._statement._ordered_values or [])}
+        names = {getattr(key, "key", key) for key in _set_columns(self._statement)}
         moved = [part.column.name for part in self._keyset.parts if part.column.key in names]
         if moved:
             raise StatementRefused(
@@ -166,3 +164,7 @@ def _other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
     return any(table is not keyset.table for table in froms)
 
 
+def _set_columns(statement: Update) -> list[Any]:
+    """Return what the SET of an update names: columns, attributes or strings."""
+    values: Any = statement._values or {}
+    return list(values) if isinstance(values, Mapping) else [key for key, _ in values]

@@ -75,7 +75,11 @@ step = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     # Each checkpoint leaves a dead version of this row: room on the page keeps the updates HOT.
-    postgresql_with={"fillfactor": 20, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
+    postgresql_with={
+        "fillfactor": 20,
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+    },
 )
 
 cron_firing = Table(

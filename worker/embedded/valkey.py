@@ -22,9 +22,7 @@ class EmbeddedValkey:
         name: name of its folder below `home`, for tests that start several.
     """
 
-    def __init__(
-        self, home: Path, *, settings: Mapping[str, str] | None = None, name: str = "valkey"
-    ) -> None:
+    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, name: str = "valkey") -> None:
         self._data = home / name
         self._data.mkdir(mode=0o700)
         self._log = home / f"{name}.log"
@@ -54,8 +52,8 @@ class EmbeddedValkey:
             port = self.port or process.free_port()
             self._process = process.start(
                 [
-                    *(program, "--port", str(port), "--bind", "127.0.0.1"),
-                    *("--dir", self._data, *options),
+                    *(str(program), "--port", str(port), "--bind", "127.0.0.1"),
+                    *("--dir", str(self._data), *options),
                 ],
                 log=self._log,
                 user=None,

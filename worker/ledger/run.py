@@ -119,9 +119,7 @@ class LedgerRun:
         """End the former owner's backend; a role that may not do so relies on the idle timeout."""
         try:
             async with connection.begin_nested():
-                ended = await connection.scalar(
-                    query("terminate_backend"), {"pid": pid, "started": started}
-                )
+                ended = await connection.scalar(query("terminate_backend"), {"pid": pid, "started": started})
         except DBAPIError as error:
             logger.warning("run %s: cannot end the former owner's connection: %s", self.spec.id, error.orig)
             return
@@ -183,7 +181,13 @@ class LedgerRun:
         step.cursor, step.rows = None, 0
 
     async def checkpoint(
-        self, connection: AsyncConnection, step: StepRecord, *, cursor: list[Any] | None, rows: int, done: bool,
+        self,
+        connection: AsyncConnection,
+        step: StepRecord,
+        *,
+        cursor: list[Any] | None,
+        rows: int,
+        done: bool,
         batches: int = 1,
     ) -> None:
         """Move the cursor, in the transaction that `connection` has open.

@@ -49,9 +49,9 @@ class Ledger:
         """Return what the ledger knows of a run, or None: jobs without a durable loop are not in it."""
         async with self._database.connection() as connection:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
-        return row and KnownRun(row.state, row.result, row.error, row.finished, row.attempt)
+        return None if row is None else KnownRun(row.state, row.result, row.error, row.finished, row.attempt)
 
-    async def list(
+    async def find_all(
         self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
     ) -> list[RunRecord]:
         """Return runs with the sums of their steps, the newest first; with `run_id`, that one with its steps."""

@@ -1,0 +1,68 @@
+"""Tables of the tests."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ARRAY, DateTime, ForeignKey, Integer, Numeric, String, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class Base(DeclarativeBase):
+    """Tables that each test finds empty."""
+
+
+class Mood(enum.Enum):
+    """A native enum."""
+
+    calm = "calm"
+    wild = "wild"
+
+
+class Author(Base):
+    """Walked by the tests; `seen` counts how often a row was done."""
+
+    __tablename__ = "author"
+    __table_args__ = (UniqueConstraint("region", "code"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(20))
+    region: Mapped[int]
+    code: Mapped[str]
+    nickname: Mapped[str | None] = mapped_column(unique=True)
+    seen: Mapped[int] = mapped_column(default=0)
+    books: Mapped[list[Book]] = relationship(back_populates="author")
+
+
+class Book(Base):
+    """Belongs to an author."""
+
+    __tablename__ = "book"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    author_id: Mapped[int] = mapped_column(ForeignKey("author.id"))
+    title: Mapped[str]
+    author: Mapped[Author] = relationship(back_populates="books")
+
+
+class Sample(Base):
+    """A column of each type that bulk operations have to carry."""
+
+    __tablename__ = "sample"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    mood: Mapped[Mood | None]
+    tags: Mapped[list[str] | None] = mapped_column(ARRAY(String))
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    price: Mapped[Decimal | None] = mapped_column(Numeric(12, 3))
+    at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    count: Mapped[int] = mapped_column(Integer, default=7)
+
+
+def authors(count: int) -> list[dict[str, Any]]:
+    """Return rows of `author` with ids from 1."""
+    return [{"id": i, "name": f"n{i}", "region": i % 7, "code": f"c{i}", "seen": 0} for i in range(1, count + 1)]
