@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from tests.models import Base
 from worker.context import Control, JobContext, JobRules
@@ -39,6 +40,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     async with opened.engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(text("TRUNCATE worker.run, worker.step, worker.cron_firing"))
     yield opened
     await opened.close()
 

@@ -13,7 +13,7 @@ from worker.batch.batch import unwrap
 from worker.batch.bulk import Bulk
 from worker.batch.keyset import Keyset
 from worker.db.engine import Database
-from worker.db.scopes import ScopedSession, settle
+from worker.db.scopes import ScopedSession, roll_back, settle
 from worker.errors import BatchKilledWorker, LonghaulError, StatementRefused
 from worker.ledger import LedgerRun, StepRecord, StepSpec
 from worker.settings import Settings
@@ -245,4 +245,4 @@ class Transaction:
         if kind is None:
             await settle(self._connection.commit())
         else:
-            await settle(self._connection.rollback())
+            await settle(roll_back(self._connection.rollback()))

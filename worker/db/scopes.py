@@ -8,16 +8,21 @@ of its own that a cancellation waits for, bounded in time.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.errors import LazyLoadError, LonghaulError
+
+logger = logging.getLogger("worker.db")
 
 T = TypeVar("T")
 
@@ -123,9 +128,18 @@ class ScopedSession(AsyncSession):
             if commit:
                 await super().commit()
             else:
-                await super().rollback()
+                await roll_back(super().rollback())
         finally:
             await super().close()
+
+
+async def roll_back(rollback: Coroutine[Any, Any, None]) -> None:
+    """Run a ROLLBACK; on a connection that is gone there is nothing left to roll back."""
+    try:
+        await rollback
+    except (DBAPIError, PostgresError, InterfaceError) as error:
+        # The connection is gone, and the server has rolled back by itself: what is on its way up says more.
+        logger.debug("rollback on a lost connection: %s", error)
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""The jobs of this deployment: one file a subject; each is an example worth copying."""
