@@ -26,7 +26,9 @@ from worker.errors import (
     StatementRefused,
     UnknownJob,
 )
-from worker.registry import Job, job
+from worker.queue.client import Client, ProgressReport, Run
+from worker.queue.worker import Worker
+from worker.registry import Job, Registry, discover, job
 from worker.settings import Settings, load_settings
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "BatchKilledWorker",
     "Bulk",
     "BulkError",
+    "Client",
     "CursorMismatch",
     "Database",
     "DatabaseNotMigrated",
@@ -46,14 +49,19 @@ __all__ = [
     "LazyLoadError",
     "LonghaulError",
     "NotRetryable",
+    "ProgressReport",
     "RegistrationError",
+    "Registry",
     "ResultTooLarge",
     "Retry",
+    "Run",
     "ServerUnavailable",
     "Settings",
     "SettingsError",
     "StatementRefused",
     "UnknownJob",
+    "Worker",
+    "discover",
     "job",
     "load_settings",
 ]

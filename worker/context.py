@@ -104,6 +104,8 @@ class JobContext:
         self._loop: Loop | None = None
         self._names: set[str] = set()
         self._count = 0
+        #: The batch that was open when the job raised.
+        self.where: str | None = None
         self.on_durable: Callable[[], None] = lambda: None
 
     # --- scopes
@@ -302,6 +304,11 @@ class JobContext:
         return self._run.rows if self._run else 0
 
     @property
+    def walking(self) -> bool:
+        """Whether the job stands in a durable loop, which obeys orders at its next boundary."""
+        return self._loop is not None
+
+    @property
     def ledger_run(self) -> LedgerRun | None:
         """The run in the ledger; None as long as no durable loop has begun."""
         return self._run
@@ -376,6 +383,7 @@ class JobContext:
     async def fail(self) -> None:
         """Roll back what is open: the job has raised."""
         if self._loop is not None:
+            self.where = self._loop.where
             await self._loop.abandon()
 
     async def close(self) -> None:

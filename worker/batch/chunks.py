@@ -100,7 +100,7 @@ class Chunks(Loop, Generic[T]):
                 self.end()
                 return None
         await self.refuse_deadly_batch(keys[0], keys[-1], len(rows))
-        self._pending, self._pending_rows = keys[-1], len(rows)
+        self._pending_first, self._pending, self._pending_rows = keys[0], keys[-1], len(rows)
         if not self._lock:
             # The read is over before the body runs: it holds no transaction until its first own statement.
             await session.end_read()

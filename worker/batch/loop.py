@@ -85,6 +85,7 @@ class Loop:
         self._step: StepRecord | None = None
         self._session: ScopedSession | None = None
         self._pending: list[Any] | None = None  # key of the last row of the open batch, decoded
+        self._pending_first: list[Any] | None = None
         self._pending_rows = 0
         self._began = 0.0
         self._iterator: weakref.ref[object] | None = None
@@ -106,6 +107,18 @@ class Loop:
     def in_progress(self) -> bool:
         """Whether an `async for` stands inside of this loop: it holds the iterator, and drops it on leaving."""
         return not self.finished and self._iterator is not None and self._iterator() is not None
+
+    @property
+    def where(self) -> str | None:
+        """The open batch, for the error of a job that fails in it; None when none is open."""
+        if self._step is None or self._session is None:
+            return None
+        place = f"step {self.step.name!r}, batch {self.number}"
+        if self._pending is None:
+            return place
+        if self._pending_first is None:
+            return f"{place}, up to key {unwrap(self._pending)!r}"
+        return f"{place}, keys {unwrap(self._pending_first)!r} to {unwrap(self._pending)!r}"
 
     def hold(self, iterator: object) -> None:
         """Remember the iterator by which the job walks, without keeping it alive."""

@@ -105,7 +105,8 @@ class Stream(Loop, Generic[T]):
             return None
         self._at_end = len(rows) < self.size
         await self.refuse_deadly_batch(keys[0] if keys else [], keys[-1] if keys else [], len(rows))
-        self._pending, self._pending_rows = (keys[-1] if keys else None), len(rows)
+        self._pending_first, self._pending = (keys[0], keys[-1]) if keys else (None, None)
+        self._pending_rows = len(rows)
         session, bulk = self.open_batch()
         return Batch(
             rows,

@@ -21,6 +21,7 @@ class KnownRun:
     error: str | None
     finished: bool
     attempt: int
+    payload: str
 
 
 class Ledger:
@@ -49,7 +50,9 @@ class Ledger:
         """Return what the ledger knows of a run, or None: jobs without a durable loop are not in it."""
         async with self._database.connection() as connection:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
-        return None if row is None else KnownRun(row.state, row.result, row.error, row.finished, row.attempt)
+        return (
+            None if row is None else KnownRun(row.state, row.result, row.error, row.finished, row.attempt, row.payload)
+        )
 
     async def find_all(
         self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50

@@ -1,0 +1,151 @@
+"""Commands that change something: enqueue, pause, resume, cancel, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import Annotated, Any, cast
+
+import typer
+
+from worker.cli.app import EXIT_FAILED, Json, app, fail, open_database, out, print_json, run_async, state
+from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.client import Client
+from worker.queue.retry import retry_run
+from worker.registry import discover
+from worker.settings import Settings
+
+Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, or * for every job.")]
+RunIds = Annotated[list[str], typer.Argument(help="Run ids.")]
+
+
+@app.command()
+def enqueue(
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="name=value; the value is JSON, or else text.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Id of the run: the same id twice is one run.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Seconds until it is due.")] = None,
+    at: Annotated[datetime | None, typer.Option(help="Due time (ISO 8601); without a zone the local one.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Another queue.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a job into the queue."""
+    settings, _ = state.load()
+    values = dict(_argument(text) for text in arguments or [])
+    values = _validated(settings, job, values)
+
+    async def put() -> None:
+        async with Client(settings) as client:
+            due = at.astimezone() if at is not None else None
+            run = await client.enqueue_by_name(job, values, id=id_, delay=delay, at=due, queue=queue)
+            told = {"id": run.id, "new": run.is_new}
+            if not wait:
+                if as_json:
+                    print_json(told)
+                else:
+                    out.print(run.id if run.is_new else f"{run.id} (known already: not enqueued again)")
+                return
+            result = await run.result()
+            print_json(told | {"result": result} if as_json else result)
+
+    try:
+        run_async(put(), settings)
+    except (JobFailed, JobCancelled) as error:
+        raise fail(str(error), EXIT_FAILED) from None
+
+
+@app.command()
+def pause(targets: Targets) -> None:
+    """Pause runs, jobs, or all: running ones at their next batch boundary."""
+    _change_set(keys.PAUSED, targets, add=True)
+    out.print(f"paused: {', '.join(targets)}")
+
+
+@app.command()
+def resume(targets: Targets) -> None:
+    """Take back a pause."""
+    taken = _change_set(keys.PAUSED, targets, add=False)
+    if not taken:
+        raise fail(f"not paused: {', '.join(targets)}; `worker status` shows what is")
+    out.print(f"resumed: {', '.join(targets)}")
+
+
+@app.command()
+def cancel(runs: RunIds) -> None:
+    """Cancel runs: running ones at their next batch boundary, waiting ones at once."""
+    settings, _ = state.load()
+
+    async def order() -> list[str]:
+        async with Client(settings) as client:
+            ended = [i for i in runs if await client.run(i).status() in ("unknown", "succeeded", "dead", "cancelled")]
+            for run_id in set(runs) - set(ended):
+                await client.run(run_id).cancel()
+            return ended
+
+    ended = run_async(order(), settings)
+    if ended:
+        raise fail(f"neither waiting nor running: {', '.join(ended)}")
+    out.print(f"cancelled: {', '.join(runs)}")
+
+
+@app.command()
+def retry(
+    run_id: Annotated[str, typer.Argument(help="Id of an ended run, or of a dead letter.")],
+    from_start: Annotated[bool, typer.Option("--from-start", help="Do every row again: asks first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Run an ended run again: from its last checkpoint, unless --from-start."""
+    settings, _ = state.load()
+    if from_start and not yes:
+        question = f"Forget the checkpoints of {run_id} and do every row again, also those that are done?"
+        if not typer.confirm(question):
+            raise fail("nothing was changed")
+
+    async def again() -> bool:
+        database = open_database(settings)
+        try:
+            async with Client(settings) as client:
+                return await retry_run(client.redis, Ledger(database), run_id, from_start=from_start)
+        finally:
+            await database.close()
+
+    if not run_async(again(), settings):
+        raise fail(f"{run_id} is no ended run and no dead letter; `worker runs` lists them")
+    out.print(f"{run_id}: in the queue again, {'from its first row' if from_start else 'from its last checkpoint'}")
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidArguments(f"{text!r}: write arguments as name=value, e.g. days=90")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _validated(settings: Settings, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Check the arguments where the jobs can be imported here; elsewhere the worker does it."""
+    try:
+        registry = discover(settings.worker.packages)
+    except RegistrationError as error:
+        out.print(f"[dim]{error}: enqueued without a check[/dim]")
+        return values
+    job = registry.find(name)
+    return job.encode_arguments([], job.decode_arguments([], values))
+
+
+def _change_set(key: str, members: list[str], *, add: bool) -> int:
+    settings, _ = state.load()
+
+    async def change() -> int:
+        async with Client(settings) as client:
+            operation = client.redis.sadd(key, *members) if add else client.redis.srem(key, *members)
+            return int(await client.command(cast(Awaitable[int], operation)))
+
+    return asyncio.run(change())

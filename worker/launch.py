@@ -1,0 +1,80 @@
+"""From settings to a running worker: the one place where all rooms meet."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+from worker.db.migrate import migrate
+from worker.observe.logs import configure
+from worker.observe.mirror import Mirror
+from worker.queue.worker import Worker, connect_redis, worker_name
+from worker.registry import Registry, discover
+from worker.settings import Settings
+
+
+async def work(
+    settings: Settings,
+    registry: Registry | None = None,
+    *,
+    burst: bool = False,
+    migrate_first: bool = False,
+    on_worker: Callable[[Worker], None] = lambda worker: None,
+) -> None:
+    """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
+
+    Args:
+        settings: of this process.
+        registry: jobs; those found in `worker.packages` by default.
+        burst: end when nothing is due.
+        migrate_first: bring the ledger's schema up to date first.
+        on_worker: called with the worker before it starts.
+
+    Raises:
+        ServerUnavailable: PostgreSQL or Redis does not answer.
+        DatabaseNotMigrated: the schema `worker` is missing or old.
+        RegistrationError: the jobs cannot be loaded.
+    """
+    known = discover(settings.worker.packages) if registry is None else registry
+    redis = connect_redis(settings)
+    mirror = Mirror(redis, settings, worker_name(settings))
+    worker = Worker(settings, known, observer=mirror, burst=burst, redis=redis)
+    on_worker(worker)
+    try:
+        if migrate_first:
+            await worker.database.check()
+            await migrate(worker.database)
+        mirror.worker_event("worker_started")
+        writing: asyncio.Task[None] | None = None
+        try:
+            main = asyncio.create_task(worker.main())
+            writing = asyncio.create_task(mirror.run())
+            await main
+        finally:
+            if writing is not None:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+            mirror.worker_event("worker_stopped", "stopped")
+            await mirror.write(final=True)
+    finally:
+        await worker.close()
+
+
+def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False) -> None:
+    """Run a worker as this process: its log, its signals, its event loop. See `work` for what is raised."""
+    configure(settings.log)
+
+    def listen(worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, worker.drain, signum)
+
+    job = work(settings, burst=burst, migrate_first=migrate_first, on_worker=listen)
+    if settings.worker.uvloop and sys.platform != "win32":
+        import uvloop
+
+        uvloop.run(job)
+    else:
+        asyncio.run(job)

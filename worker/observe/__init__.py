@@ -1,0 +1,1 @@
+"""What operators see: the mirror in Redis, and the log."""

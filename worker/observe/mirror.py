@@ -1,0 +1,245 @@
+"""The mirror: what runs and workers do, in Redis, for `redis-cli`, the command line and whoever likes to look.
+
+Written from memory in one pipeline, twice a second at most, so that neither the number of batches nor a slow Redis
+holds a job up. It is a mirror only: nothing reads it to decide anything, and a lost write is made good by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.batch import Progress
+from worker.queue import keys
+from worker.queue.hooks import RunInfo
+from worker.settings import Settings
+
+logger = logging.getLogger("worker.mirror")
+
+WRITE_SECONDS = 0.5
+_EVENTS_KEPT = 10_000
+_EVENTS_WAITING = 5_000
+_DEAD_WORKER_SECONDS = 60.0
+_SHOWN_ERROR = 1_000
+_RATE_SECONDS = 5.0
+
+
+@dataclass
+class _Line:
+    """One run as the mirror shows it."""
+
+    values: dict[str, str | int | float] = field(default_factory=dict)
+    changed: bool = True
+    ended: bool = False
+    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
+
+
+class Mirror:
+    """An `Observer` that writes to Redis.
+
+    Args:
+        redis: its connection.
+        settings: for the life of what it writes.
+        name: name of this worker.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings, name: str) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._name = name
+        self._lines: dict[str, _Line] = {}
+        self._events: deque[dict[Any, Any]] = deque(maxlen=_EVENTS_WAITING)
+        self._started_at = _now()
+        self._done = 0
+        self._state = "running"
+        self._failing = False
+        self._pruned_at = 0.0
+
+    # --- what it hears
+
+    def started(self, run: RunInfo) -> None:
+        """A try begins."""
+        line = self._lines[run.run_id] = _Line()
+        line.values = {
+            "job": run.job,
+            "state": "running",
+            "worker": self._name,
+            "queue": run.queue,
+            "attempt": run.attempt,
+            "started_at": _now(),
+            "error": "",
+        }
+        self._event("started", run, attempt=str(run.attempt))
+
+    def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
+        """The run is in the ledger."""
+        line = self._line(run)
+        line.values |= {"attempt": attempt, "takeovers": takeovers, "rows": rows}
+        line.marks.append((time.monotonic(), rows))
+        line.changed = True
+        if takeovers:
+            self._event("resumed", run, rows=str(rows), takeovers=str(takeovers))
+
+    def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
+        """A batch was committed."""
+        line = self._line(run)
+        now = time.monotonic()
+        # Old marks go, but never the last one before the window: a slow loop has a rate too.
+        while len(line.marks) > 1 and line.marks[1][0] < now - _RATE_SECONDS:
+            line.marks.popleft()
+        if not line.marks or now - line.marks[-1][0] > _RATE_SECONDS / 40:
+            line.marks.append((now, rows))
+        began, before = line.marks[0]
+        rate = (rows - before) / (now - began) if now > began else 0.0
+        line.values |= {
+            "rows": rows,
+            "step": progress.step,
+            "step_rows": progress.rows,
+            "batches": progress.batches,
+            "batch_size": progress.batch_size,
+            "batch_ms": round(progress.batch_seconds * 1000, 1),
+            "last_key": str(progress.last_key),
+            "rate": round(rate, 1),
+            "updated_at": _now(),
+        }
+        if progress.total:
+            # The planner's estimate may be low: no more than all, until it is all.
+            total = max(progress.total, progress.rows)
+            line.values |= {"total": total, "percent": round(100 * progress.rows / total, 1)}
+            if rate > 0:
+                line.values["eta_seconds"] = round((total - progress.rows) / rate)
+        line.changed = True
+
+    def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
+        """The run goes back to the queue."""
+        known = self._lines.get(run.run_id)
+        was_running = known is not None and known.values.get("state") == "running"
+        self._end(run, state, error)
+        if was_running or error:
+            kind = "retry" if error else {"paused": "paused"}.get(state, "drained")
+            self._event(kind, run, error=error or "", delay_seconds=f"{delay:.1f}")
+
+    def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
+        """The run has ended."""
+        line = self._end(run, state, error)
+        self._done += 1
+        if state == "succeeded":
+            line.values.pop("eta_seconds", None)
+            if "percent" in line.values:
+                line.values["percent"] = 100.0
+        line.values["finished_at"] = _now()
+        self._event(state, run, error=error or "")
+
+    def lost(self, run: RunInfo) -> None:
+        """Another worker has the run, and writes its line now."""
+        self._lines.pop(run.run_id, None)
+        self._event("lost", run)
+
+    # --- what it writes
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self.write()
+            await asyncio.sleep(WRITE_SECONDS)
+
+    async def write(self, *, final: bool = False) -> None:
+        """Write what has changed, and that this worker lives."""
+        pipeline = self._redis.pipeline(transaction=False)
+        keep = max(60, round(self._settings.worker.keep_result_seconds))
+        written = [(run_id, line) for run_id, line in self._lines.items() if line.changed]
+        for run_id, line in written:
+            key = keys.RUN + run_id
+            pipeline.hset(key, mapping=line.values)
+            if line.ended:
+                pipeline.hdel(key, "eta_seconds")
+                pipeline.expire(key, keep)
+            else:
+                pipeline.persist(key)
+            line.changed = False
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        for event in events:
+            pipeline.xadd(keys.EVENTS, event, maxlen=_EVENTS_KEPT, approximate=True)
+        if final:
+            pipeline.hdel(keys.WORKERS, self._name)
+        else:
+            pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self()))
+        try:
+            await pipeline.execute()
+            await self._prune()
+            self._failing = False
+        except RedisError as error:
+            if not self._failing:
+                logger.warning("the mirror cannot be written: %s", error)
+            self._failing = True
+            for _, line in written:
+                line.changed = True
+            self._events.extendleft(reversed(events))
+            return
+        for run_id, line in written:
+            if line.ended and not line.changed and self._lines.get(run_id) is line:
+                del self._lines[run_id]
+
+    def worker_event(self, kind: str, state: str | None = None) -> None:
+        """Note that this worker starts, drains or stops."""
+        if state is not None:
+            self._state = state
+        self._events.append({"event": kind, "worker": self._name, "at": _now()})
+
+    def _self(self) -> dict[str, Any]:
+        running = [run_id for run_id, line in self._lines.items() if not line.ended]
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "queue": self._settings.worker.queue,
+            "state": self._state,
+            "jobs": running,
+            "max_jobs": self._settings.worker.max_jobs,
+            "done": self._done,
+            "started_at": self._started_at,
+            "seen_at": _now(),
+        }
+
+    async def _prune(self) -> None:
+        """Forget workers that have died without a word."""
+        if time.monotonic() - self._pruned_at < _DEAD_WORKER_SECONDS:
+            return
+        self._pruned_at = time.monotonic()
+        known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))
+        for name, raw in known.items():
+            seen = datetime.fromisoformat(json.loads(raw)["seen_at"])
+            if (datetime.now(UTC) - seen).total_seconds() > _DEAD_WORKER_SECONDS:
+                await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name.decode()))
+
+    def _line(self, run: RunInfo) -> _Line:
+        return self._lines.setdefault(run.run_id, _Line())
+
+    def _end(self, run: RunInfo, state: str, error: str | None) -> _Line:
+        line = self._line(run)
+        line.values |= {"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()}
+        line.values["rate"] = 0
+        line.ended = True  # for this worker; the next owner's writes keep the line in Redis
+        line.changed = True
+        return line
+
+    def _event(self, kind: str, run: RunInfo, **more: str) -> None:
+        self._events.append(
+            {"event": kind, "run": run.run_id, "job": run.job, "worker": self._name, "at": _now()}
+            | {name: value[:_SHOWN_ERROR] for name, value in more.items() if value}
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

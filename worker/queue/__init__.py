@@ -1,0 +1,1 @@
+"""The queue: arq's keys in Redis, leases, orders, cron, and the client."""

@@ -1,0 +1,302 @@
+"""The client: how other services enqueue jobs, wait for them, watch and cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.errors import InvalidArguments, JobCancelled, JobFailed, ResultTooLarge, ServerUnavailable
+from worker.queue import keys
+from worker.queue.codec import Payload, decode_result, now_ms
+from worker.queue.store import QueueStore
+from worker.registry import EnqueueOptions, Job
+from worker.settings import Settings, load_settings, mask_passwords
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "dead", "cancelled", "unknown"]
+
+_POLL_SECONDS = 0.1
+_MIRROR_SECONDS = 1.5
+_ENDED = ("succeeded", "dead", "cancelled")
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@dataclass(frozen=True)
+class ProgressReport:
+    """How far a run is, as the mirror has it; None for what is not known (yet).
+
+    Attributes:
+        state: as `Run.status` returns it.
+        rows: rows done in all its loops.
+        total: rows to do in this step, by the planner's estimate.
+        percent: 0 to 100, of this step.
+        rate: rows a second.
+        eta_seconds: time left of this step.
+        batch_size: rows of the last batch.
+        worker: name of the worker that has it.
+        error: of the last try.
+        fields: the whole hash `worker:run:<id>`.
+    """
+
+    state: Status
+    rows: int
+    total: int | None
+    percent: float | None
+    rate: float | None
+    eta_seconds: float | None
+    batch_size: int | None
+    worker: str | None
+    error: str | None
+    fields: dict[str, str]
+
+
+class Run(Generic[R]):
+    """A run that was enqueued.
+
+    Attributes:
+        id: id of the run, and of arq's job.
+        is_new: False when the id was in the queue, or its result still known: it is the same run.
+    """
+
+    def __init__(self, client: Client, run_id: str, queue: str, job: Job[..., R] | None, *, is_new: bool) -> None:
+        self._client = client
+        self._job = job
+        self._queue = queue
+        self.id = run_id
+        self.is_new = is_new
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}>"
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the end, and return what the job returned, in the type that its function promises.
+
+        Args:
+            timeout: seconds; None to wait for ever.
+
+        Raises:
+            JobFailed: the job ended with an error.
+            JobCancelled: it was cancelled by order.
+            ResultTooLarge: it succeeded, but its result was not kept.
+            TimeoutError: it has not ended in that time.
+        """
+        async with asyncio.timeout(timeout):
+            while True:
+                raw = await self._client.command(self._client.redis.get(keys.RESULT + self.id))
+                if raw is not None:
+                    break
+                await self._refuse_forgotten()
+                await asyncio.sleep(_POLL_SECONDS)
+        result = decode_result(raw)
+        if result.cancelled:
+            raise JobCancelled(f"run {self.id}: {result.value}")
+        if not result.success:
+            raise JobFailed(f"run {self.id}: {result.value}")
+        if result.too_large:
+            raise ResultTooLarge(
+                f"run {self.id} succeeded, but its result of {result.too_large} bytes is over "
+                f"worker.result_max_bytes and was not kept; return a key of a table instead"
+            )
+        return cast(R, self._job.decode_result(result.value) if self._job else result.value)
+
+    async def status(self) -> Status:
+        """Return the state of the run: unknown when Redis has nothing of it (any more)."""
+        return (await self._look())[0]
+
+    async def progress(self, every: float = 0.5) -> AsyncIterator[ProgressReport]:
+        """Report until the run has ended: `async for report in run.progress()`.
+
+        Args:
+            every: seconds between two looks; the worker writes twice a second.
+        """
+        while True:
+            state, fields = await self._look()
+            if state in _ENDED:
+                yield _report(state, await self._last_fields(state, fields))
+                return
+            yield _report(state, fields)
+            if state == "unknown":
+                await self._refuse_forgotten()
+            await asyncio.sleep(every)
+
+    async def cancel(self) -> None:
+        """Order the run to end: at its next batch boundary, or before it begins. Does not wait for it."""
+        pipeline = self._client.redis.pipeline(transaction=True)
+        pipeline.sadd(keys.CANCELLED, self.id)
+        pipeline.zadd(self._queue, {self.id: now_ms()}, xx=True, lt=True)  # a deferred one ends now, not when due
+        await self._client.command(pipeline.execute())
+
+    async def _look(self) -> tuple[Status, dict[str, str]]:
+        pipeline = self._client.redis.pipeline(transaction=True)
+        pipeline.get(keys.RESULT + self.id)
+        pipeline.exists(keys.IN_PROGRESS + self.id)
+        pipeline.zscore(self._queue, self.id)
+        pipeline.hgetall(keys.RUN + self.id)
+        raw, running, score, mirrored = await self._client.command(pipeline.execute())
+        fields = {name.decode(): value.decode() for name, value in mirrored.items()}
+        state: Status
+        if raw is not None:
+            result = decode_result(raw)
+            state = "succeeded" if result.success else "cancelled" if result.cancelled else "dead"
+        elif running:
+            state = "running"
+        elif score is not None:
+            state = "paused" if fields.get("state") == "paused" else "deferred" if score > now_ms() else "waiting"
+        elif fields.get("state") in _ENDED:
+            state = cast(Status, fields["state"])
+        else:
+            state = "unknown"
+        return state, fields
+
+    async def _last_fields(self, state: Status, fields: dict[str, str]) -> dict[str, str]:
+        """The mirror follows the result within a second: wait for its last word, if there is a mirror at all."""
+        for _ in range(round(_MIRROR_SECONDS / _POLL_SECONDS)):
+            if not fields or fields.get("state") == state:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+            fields = (await self._look())[1]
+        return fields
+
+    async def _refuse_forgotten(self) -> None:
+        state, fields = await self._look()
+        if state in _ENDED and not await self._client.command(self._client.redis.exists(keys.RESULT + self.id)):
+            raise JobFailed(
+                f"run {self.id} has ended as {state}, and its result is not kept any more"
+                + (f": {fields['error']}" if fields.get("error") else "")
+            )
+
+
+class Client:
+    """Enqueues jobs; made once a process.
+
+        async with Client() as client:
+            run = await client.enqueue(deactivate_dormant_users, days=90)
+            print(await run.result())
+
+    Args:
+        settings: or those of `settings.toml` and the environment.
+        redis: a connection of yours (returning bytes) to use instead of one of its own.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, redis: Redis | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._owns = redis is None
+        self.redis = redis or Redis.from_url(
+            self._settings.redis.url,
+            socket_connect_timeout=self._settings.redis.connect_timeout_seconds,
+            socket_timeout=self._settings.redis.command_timeout_seconds,
+        )
+        self._store = QueueStore(self.redis)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections, unless they are the caller's."""
+        if self._owns:
+            await self.redis.aclose()
+
+    @overload
+    async def enqueue(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    async def enqueue(self, job: str, /, *args: Any, **kwargs: Any) -> Run[Any]: ...
+    async def enqueue(self, job: Job[..., Any] | str, /, *args: Any, **kwargs: Any) -> Run[Any]:
+        """Put a job into the queue.
+
+        Args:
+            job: the job, or `job.options(id=..., delay=..., at=..., queue=...)`; or its name, where the jobs
+                are not importable: the worker then validates alone.
+            args: for the function, after its context.
+            kwargs: for the function.
+
+        Returns:
+            The run; `is_new` is False when its id was known already.
+
+        Raises:
+            InvalidArguments: they do not fit the signature; nothing was enqueued.
+            ServerUnavailable: Redis does not answer; nothing was enqueued.
+        """
+        if isinstance(job, Job):
+            return await self._put(job.name, [], job.encode_arguments(args, kwargs), job.enqueue_options, job)
+        try:
+            values = {"args": list(args), "kwargs": kwargs}
+            plain = _ANY.dump_python(values, mode="json")
+        except PydanticSerializationError as error:
+            raise InvalidArguments(f"job {job}: {error}") from None
+        return await self._put(job, plain["args"], plain["kwargs"], EnqueueOptions(), None)
+
+    async def enqueue_by_name(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the name that callers expect
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        queue: str | None = None,
+    ) -> Run[Any]:
+        """Put a job into the queue by its name, with JSON values by argument; see `enqueue` and `Job.options`."""
+        plain = _ANY.dump_python(arguments or {}, mode="json")
+        return await self._put(name, [], plain, EnqueueOptions(id, delay, at, queue), None)
+
+    def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
+        """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""
+        return Run(self, run_id, queue or self._settings.worker.queue, job, is_new=False)
+
+    async def _put(
+        self, name: str, args: list[Any], kwargs: dict[str, Any], options: EnqueueOptions, job: Job[..., Any] | None
+    ) -> Run[Any]:
+        run_id = options.id or uuid.uuid4().hex
+        queue = options.queue or self._settings.worker.queue
+        delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
+        payload = Payload(name, args, kwargs, now_ms()).to_json()
+        is_new = await self.command(self._store.enqueue(run_id, payload, queue=queue, delay=delay, at=options.at))
+        return Run(self, run_id, queue, job, is_new=is_new)
+
+    async def command(self, operation: Any) -> Any:
+        """Await a command of Redis.
+
+        Raises:
+            ServerUnavailable: it does not answer.
+        """
+        try:
+            return await cast(Awaitable[Any], operation)
+        except (RedisError, OSError) as error:
+            url = mask_passwords(self._settings.redis.url)
+            raise ServerUnavailable(f"Redis at {url}: {error}: start it there, or set REDIS_URL") from error
+
+
+def _report(state: Status, fields: dict[str, str]) -> ProgressReport:
+    def number(name: str) -> float | None:
+        return float(fields[name]) if fields.get(name) else None
+
+    total, size = number("total"), number("batch_size")
+    return ProgressReport(
+        state=state,
+        rows=int(number("rows") or 0),
+        total=None if total is None else int(total),
+        percent=number("percent"),
+        rate=number("rate"),
+        eta_seconds=number("eta_seconds"),
+        batch_size=None if size is None else int(size),
+        worker=fields.get("worker"),
+        error=fields.get("error") or None,
+        fields=fields,
+    )

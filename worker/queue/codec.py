@@ -1,0 +1,148 @@
+"""What lies in Redis: arq's payloads and results, as JSON.
+
+arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
+the try, `et` enqueue time in ms; a result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q`
+queue, `id`. Stock clients pickle that mapping; here it is JSON, and of a payload only `f` is required.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.errors import InvalidPayload
+
+_PICKLE = b"\x80"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A job as it lies in the queue."""
+
+    function: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    enqueued_ms: int = 0
+    pickled: bool = False
+
+    def to_json(self) -> str:
+        """Return it in arq's format.
+
+        Raises:
+            TypeError: an argument is no JSON value.
+        """
+        values = {"t": None, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
+        return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a job as it lies in Redis.
+
+    Attributes:
+        success: whether it returned.
+        value: what it returned, as JSON value; on failure the error in one line.
+        cancelled: whether it was an order that ended it.
+        too_large: bytes of a result that was not kept; 0 for one that was.
+    """
+
+    success: bool
+    value: Any
+    cancelled: bool = False
+    too_large: int = 0
+
+
+def now_ms() -> int:
+    """Return the time in ms since 1970, as arq counts it."""
+    return int(time.time() * 1000)
+
+
+def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
+    """Read a payload.
+
+    Raises:
+        InvalidPayload: it is none, or a pickle that the settings do not admit.
+    """
+    pickled = raw[:1] == _PICKLE
+    if pickled and not accept_pickle:
+        raise InvalidPayload(
+            "the payload is a pickle of a stock arq client: give that client job_serializer=json.dumps (encoded), "
+            "or set worker.accept_pickle = true where everybody who reaches Redis may run any code here"
+        )
+    try:
+        values = pickle.loads(raw) if pickled else json.loads(raw)  # noqa: S301
+    except Exception as error:  # noqa: BLE001 - pickles fail with anything
+        raise InvalidPayload(f"the payload is not JSON: {error}") from None
+    if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
+        raise InvalidPayload('the payload is not an object with the job\'s name: {"f": "name", "k": {"argument": 1}}')
+    args, kwargs = values.get("a") or [], values.get("k") or {}
+    enqueued = values.get("et") or 0
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        raise InvalidPayload("the payload's a is not a list, or its k is not an object")
+    if not all(isinstance(name, str) for name in kwargs):
+        raise InvalidPayload("the payload's k has a name that is not a string")
+    if not isinstance(enqueued, int):
+        raise InvalidPayload(f"the payload's et is not a time in ms: {enqueued!r}")
+    return Payload(values["f"], list(args), dict(kwargs), enqueued, pickled)
+
+
+def encode_result(
+    payload: Payload | None,
+    result: Result,
+    *,
+    run_id: str,
+    queue: str,
+    tries: int,
+    started_ms: int,
+    result_json: str | None = None,
+) -> bytes:
+    """Return a result in arq's format, in the codec that the payload came in.
+
+    Args:
+        payload: the job; None where it could not be read.
+        result: the end.
+        run_id: id of the run.
+        queue: name of the queue.
+        tries: number of the claim.
+        started_ms: begin of this try.
+        result_json: `result.value` as JSON text already, to spare a second encoding.
+    """
+    values: dict[str, Any] = {
+        "t": tries,
+        "f": payload.function if payload else "",
+        "a": payload.args if payload else [],
+        "k": payload.kwargs if payload else {},
+        "et": payload.enqueued_ms if payload else 0,
+        "s": result.success,
+        "st": started_ms,
+        "ft": now_ms(),
+        "q": queue,
+        "id": run_id,
+    }
+    if result.cancelled:
+        values["cancelled"] = True
+    if result.too_large:
+        values["too_large"] = result.too_large
+    if payload is not None and payload.pickled:
+        value = json.loads(result_json) if result_json is not None else result.value
+        return pickle.dumps(values | {"r": value})
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False, default=str)
+    value = result_json if result_json is not None else json.dumps(result.value, ensure_ascii=False)
+    return f'{text[:-1]},"r":{value}}}'.encode()
+
+
+def decode_result(raw: bytes) -> Result:
+    """Read a result of ours.
+
+    Raises:
+        InvalidPayload: it is none.
+    """
+    try:
+        values = json.loads(raw)
+        return Result(values["s"], values.get("r"), values.get("cancelled", False), values.get("too_large", 0))
+    except (ValueError, TypeError, KeyError):
+        raise InvalidPayload("the result in Redis is not JSON of Longhaul: another worker wrote it") from None

@@ -1,0 +1,109 @@
+"""Cron inside the worker: each due time of each line is enqueued once, whatever number of workers there are.
+
+Every worker looks at every line. The id of the job is made from job, line and due time; a hash in Redis holds the
+last due time of each line that was enqueued, and one script compares, sets and enqueues (fire.lua). The ledger keeps
+the same, so that a Redis that has lost its data repeats nothing, and a time that no worker saw can be caught up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from worker.ledger import Ledger
+from worker.queue.codec import Payload, now_ms
+from worker.queue.store import QueueStore
+from worker.registry import CronLine, Job, Registry
+from worker.settings import WorkerSettings
+
+logger = logging.getLogger("worker.cron")
+
+#: A due time that is seen within this time, in seconds, is on time and not missed.
+_ON_TIME_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+
+
+@dataclass
+class _Entry:
+    job: Job[..., object]
+    line: CronLine
+    next_due: datetime
+
+
+class Cron:
+    """The cron lines of all jobs of one worker.
+
+    Args:
+        registry: the jobs.
+        ledger: for the last firings.
+        store: where to enqueue.
+        rules: for queue and catch-up.
+    """
+
+    def __init__(self, registry: Registry, ledger: Ledger, store: QueueStore, rules: WorkerSettings) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._rules = rules
+        self._lines = [(job, line) for job in registry.values() for line in job.cron]
+        self._entries: list[_Entry] = []
+        self._looked_at = 0.0
+
+    async def start(self, now: datetime | None = None) -> None:
+        """Read the last firings; a line that is new begins now."""
+        if not self._lines:
+            return
+        moment = now or datetime.now(UTC)
+        last = await self._ledger.last_firings()
+        for job, line in self._lines:
+            since = last.get((job.name, str(line)))
+            if since is None:
+                since = moment
+                await self._ledger.note_firing(job.name, str(line), moment)
+            self._entries.append(_Entry(job, line, line.next_after(since)))
+
+    async def look(self, now: datetime | None = None) -> list[str]:
+        """Enqueue what is due; called by the worker at each turn, and cheap when nothing is.
+
+        Returns:
+            The ids of the runs that this worker enqueued.
+        """
+        if not self._entries or (now is None and time.monotonic() - self._looked_at < _LOOK_SECONDS):
+            return []
+        self._looked_at = time.monotonic()
+        moment = now or datetime.now(UTC)
+        fired = []
+        for entry in self._entries:
+            if entry.next_due <= moment:
+                run_id = await self._fire(entry, moment)
+                if run_id is not None:
+                    fired.append(run_id)
+        return fired
+
+    async def _fire(self, entry: _Entry, moment: datetime) -> str | None:
+        due, following = entry.next_due, entry.line.next_after(entry.next_due)
+        while following <= moment:  # several times were missed: the last one stands for all
+            due, following = following, entry.line.next_after(following)
+        job, line = entry.job, str(entry.line)
+        run_id: str | None = None
+        if self._rules.cron_catch_up == "skip" and moment - due > timedelta(seconds=_ON_TIME_SECONDS):
+            logger.warning("cron %s (%s): %s was missed, and is skipped by setting", job.name, line, due.isoformat())
+        else:
+            run_id = firing_id(job.name, line, due)
+            payload = Payload(job.name, [], {}, now_ms()).to_json()
+            guard = f"{job.name} {line}"
+            if await self._store.fire(run_id, payload, queue=self._rules.queue, due=due, line=guard):
+                logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
+            else:
+                run_id = None
+        await self._ledger.note_firing(job.name, line, due)
+        entry.next_due = following
+        return run_id
+
+
+def firing_id(job: str, line: str, due: datetime) -> str:
+    """Return the run's id of one due time: the same in every worker."""
+    mark = hashlib.sha256(line.encode()).hexdigest()[:6]
+    return f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}"

@@ -1,0 +1,44 @@
+"""Every key in Redis, in one place: plain types with plain names, to be read and written with `redis-cli`.
+
+arq's own keys, in its wire format:
+
+| key | type | holds |
+| --- | --- | --- |
+| `arq:queue` | sorted set | ids of the jobs that wait or run, by due time in ms |
+| `arq:job:<id>` | string | the payload, JSON: `{"f": name, "k": {arguments}}`, and more (see `codec.py`) |
+| `arq:in-progress:<id>` | string | the lease: name of the worker that has the job; lives `worker.lease_seconds` |
+| `arq:retry:<id>` | string | number of the claim, from 1 |
+| `arq:result:<id>` | string | the end, JSON; lives `worker.keep_result_seconds` |
+| `arq:abort` | sorted set | orders of stock arq clients to abort a job |
+
+Longhaul's:
+
+| key | type | holds |
+| --- | --- | --- |
+| `worker:run:<id>` | hash | what a run does: state, rows, total, percent, rate, eta, worker, error ... |
+| `worker:workers` | hash | name of each worker: JSON with pid, jobs, when last seen |
+| `worker:events` | stream | what happened: started, retried, taken over, ended ... |
+| `worker:paused` | set | orders: run ids, job names, or `*` for all |
+| `worker:cancelled` | set | orders: run ids |
+| `worker:dead` | hash | dead letters: what could not be run, JSON by id |
+| `worker:cron` | hash | last due time in ms that was enqueued, by job and cron line |
+"""
+
+from __future__ import annotations
+
+JOB = "arq:job:"
+IN_PROGRESS = "arq:in-progress:"
+RETRY = "arq:retry:"
+RESULT = "arq:result:"
+ABORT = "arq:abort"
+
+RUN = "worker:run:"
+WORKERS = "worker:workers"
+EVENTS = "worker:events"
+PAUSED = "worker:paused"
+CANCELLED = "worker:cancelled"
+DEAD = "worker:dead"
+CRON = "worker:cron"
+
+#: In `worker:paused`: every job.
+ALL = "*"

@@ -1,0 +1,27 @@
+-- Renew the leases of one worker.
+--
+-- A lease that has expired is taken back where nobody else has the job. One that is another worker's is lost. Where
+-- the queue does not know the job any more, it was ended by somebody else, or Redis has lost its data: the worker
+-- puts it back (restore.lua), and its fence in the ledger makes either harmless.
+--
+-- KEYS queue
+-- ARGV owner, lease in ms, prefixes of lease, result, then ids
+-- returns for each id: held, lost, gone
+local told = {}
+for at = 5, #ARGV do
+    local id = ARGV[at]
+    local key = ARGV[3] .. id
+    local holder = redis.call('GET', key)
+    local answer = 'held'
+    if holder == ARGV[1] then
+        redis.call('PEXPIRE', key, ARGV[2])
+    elseif holder or redis.call('EXISTS', ARGV[4] .. id) == 1 then
+        answer = 'lost'
+    elseif redis.call('ZSCORE', KEYS[1], id) then
+        redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+    else
+        answer = 'gone'
+    end
+    told[#told + 1] = answer
+end
+return told

@@ -1,0 +1,64 @@
+"""Orders of operators: pause and cancel, as plain sets in Redis.
+
+`SADD worker:paused <run id | job name | *>`, `SREM` to go on; `SADD worker:cancelled <run id>`. Stock arq clients
+abort with the sorted set `arq:abort`, which counts as a cancel.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.queue import keys
+
+logger = logging.getLogger("worker.orders")
+
+Order = Literal["pause", "cancel"]
+
+#: Longest age, in seconds, of what a batch boundary looks at.
+FRESH_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
+
+
+class Orders:
+    """What operators want, as last read. A walk goes on with the last known orders while Redis is away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._read_at = -1e9
+        self._failing = False
+        self.paused: frozenset[str] = frozenset()
+        self.cancelled: frozenset[str] = frozenset()
+
+    async def refresh(self, *, older_than: float = FRESH_SECONDS) -> None:
+        """Read the orders again unless they are younger than that."""
+        if time.monotonic() - self._read_at < older_than:
+            return
+        self._read_at = time.monotonic()
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.smembers(keys.PAUSED)
+        pipeline.smembers(keys.CANCELLED)
+        pipeline.zrange(keys.ABORT, 0, -1)
+        try:
+            paused, cancelled, aborted = await pipeline.execute()
+        except RedisError as error:
+            self._read_at = time.monotonic() + _RETRY_SECONDS
+            if not self._failing:
+                logger.warning("orders cannot be read: %s", error)
+            self._failing = True
+            return
+        self._failing = False
+        self.paused = frozenset(member.decode() for member in paused)
+        self.cancelled = frozenset(member.decode() for member in (*cancelled, *aborted))
+
+    def of(self, run_id: str, job: str) -> Order | None:
+        """Return what is wanted of a run."""
+        if run_id in self.cancelled:
+            return "cancel"
+        if self.paused and not self.paused.isdisjoint((run_id, job, keys.ALL)):
+            return "pause"
+        return None

@@ -1,0 +1,50 @@
+"""`worker retry`: an ended run, or a dead letter, goes back into the queue."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.codec import now_ms
+
+
+async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bool) -> bool:
+    """Put an ended run back.
+
+    The ledger comes first: should this process die in between, the rescue of a worker does the rest.
+
+    Args:
+        redis: where the queue is.
+        ledger: where runs with a durable loop are.
+        run_id: id of the run.
+        from_start: forget its checkpoints.
+
+    Returns:
+        False where there is neither an ended run nor a dead letter of that id.
+    """
+    spec = await ledger.retry(run_id, from_start=from_start)
+    letter = await cast(Awaitable[Any], redis.hget(keys.DEAD, run_id))
+    if spec is not None:
+        queue, payload = spec.queue, spec.payload.encode()
+    elif letter is not None:
+        values = json.loads(letter)
+        queue = values["queue"]
+        payload = (
+            base64.b64decode(values["payload_base64"]) if "payload_base64" in values else values["payload"].encode()
+        )
+    else:
+        return False
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.delete(keys.RESULT + run_id, keys.RETRY + run_id)
+    pipeline.set(keys.JOB + run_id, payload)
+    pipeline.srem(keys.CANCELLED, run_id)
+    pipeline.zadd(queue, {run_id: now_ms()})
+    pipeline.hdel(keys.DEAD, run_id)
+    await pipeline.execute()
+    return True

@@ -1,0 +1,412 @@
+"""One claimed job: from its payload to its end in the ledger and in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.batch import Progress
+from worker.context import JobContext, JobRules
+from worker.db.engine import Database
+from worker.errors import (
+    AlreadyFinished,
+    Cancelled,
+    Drained,
+    Interruption,
+    InvalidArguments,
+    InvalidPayload,
+    LonghaulError,
+    NotRetryable,
+    Superseded,
+)
+from worker.ledger import Ledger, RunSpec
+from worker.perform import perform
+from worker.queue.codec import Payload, Result, decode_payload, encode_result, now_ms
+from worker.queue.hooks import Observer, RunInfo
+from worker.queue.orders import Orders
+from worker.queue.store import Claim, QueueStore
+from worker.queue.verdict import is_away, judge, one_line
+from worker.registry import Job, Registry
+from worker.settings import Settings
+
+logger = logging.getLogger("worker.jobs")
+
+T = TypeVar("T")
+
+Reason = Literal["lost", "drain", "cancel"]
+
+_UNKNOWN_SECONDS = 5.0
+_PAUSED_SECONDS = 1.0
+_AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
+_REDIS_PAUSE = 0.5
+
+
+@dataclass
+class House:
+    """What all runs of one worker share."""
+
+    settings: Settings
+    registry: Registry
+    database: Database
+    ledger: Ledger
+    store: QueueStore
+    orders: Orders
+    observer: Observer
+    name: str
+    draining: bool = False
+    hastened: bool = False
+
+
+class Runner:
+    """One try of one job.
+
+    Args:
+        house: what it shares with the others.
+        claim: the job.
+    """
+
+    def __init__(self, house: House, claim: Claim) -> None:
+        self.house = house
+        self.claim = claim
+        self.job: Job[..., Any] | None = None
+        self.ctx: JobContext | None = None
+        self.payload: Payload | None = None
+        self._body: asyncio.Task[Any] | None = None
+        self._reason: Reason | None = None
+        self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
+        self._started_ms = now_ms()
+
+    # --- the control that the loops see
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker is about to stop."""
+        return self.house.draining
+
+    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
+        """Return what an operator wants, not older than a tenth of a second."""
+        await self.house.orders.refresh()
+        return self.house.orders.of(run_id, job)
+
+    def report(self, ctx: JobContext, progress: Progress) -> None:
+        """Pass a committed batch on."""
+        self.house.observer.progressed(self._info, progress, rows=ctx.rows_done)
+
+    # --- what the worker does to it
+
+    def interrupt(self, reason: Reason) -> None:
+        """Cancel the job's own code; its run then ends, or goes back, for that reason."""
+        if self._body is not None and not self._body.done() and self._reason is None:
+            self._reason = reason
+            self._body.cancel()
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether the job stands in no durable loop, so that orders do not reach it at a boundary."""
+        return self.ctx is None or not self.ctx.walking
+
+    # --- the try
+
+    async def run(self) -> None:
+        """Run the try to its end. Raises nothing but a cancellation of the worker itself."""
+        try:
+            await self._run()
+        except (RedisError, SQLAlchemyError, OSError) as error:
+            # The lease runs out by itself, and the job is claimed again.
+            logger.error("%s: %s; left to its lease", self._name, one_line(error))
+        except Superseded:
+            self._lost()
+        finally:
+            if self.ctx is not None:
+                await self.ctx.close()
+
+    async def _run(self) -> None:
+        claim, house = self.claim, self.house
+        try:
+            payload = await self._read_payload()
+            job = house.registry.get(payload.function)
+            self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
+            if await self._obeyed(payload):
+                return
+            if job is None:
+                await self._keep_for_others(payload)
+                return
+            self.job = job
+            arguments = job.decode_arguments(payload.args, payload.kwargs)
+            if payload.pickled:
+                payload = self.payload = Payload(
+                    payload.function, [], job.encode_arguments([], arguments), payload.enqueued_ms, pickled=True
+                )
+        except (InvalidPayload, InvalidArguments) as error:
+            await self._end_dead(one_line(error))
+            return
+        await self._try(job, payload, arguments)
+
+    async def _read_payload(self) -> Payload:
+        raw = self.claim.payload
+        if raw is None:
+            known = await self._with_database(lambda: self.house.ledger.find(self.claim.run_id))
+            if known is None:
+                raise InvalidPayload(
+                    f"the queue has the id, but there is no payload at arq:job:{self.claim.run_id}; set it first, "
+                    f"then ZADD the id"
+                )
+            raw = known.payload.encode()
+            self.claim = Claim(self.claim.run_id, self.claim.queue, self.claim.due_ms, raw, self.claim.tries)
+        self.payload = decode_payload(raw, accept_pickle=self.house.settings.worker.accept_pickle)
+        return self.payload
+
+    async def _obeyed(self, payload: Payload) -> bool:
+        """Obey an order that came before the job began; False where there is none."""
+        await self.house.orders.refresh()
+        order = self.house.orders.of(self.claim.run_id, payload.function)
+        if order == "cancel":
+            text = "cancelled by order before it began"
+            await self._with_database(lambda: self.house.ledger.cancel_waiting(self.claim.run_id, text))
+            await self._finish(Result(False, text, cancelled=True))
+            self.house.observer.ended(self._info, "cancelled", error=text)
+            return True
+        if order == "pause":
+            await self._requeue(_PAUSED_SECONDS, counts=False)
+            self.house.observer.left(self._info, "paused", delay=_PAUSED_SECONDS)
+            return True
+        return False
+
+    async def _keep_for_others(self, payload: Payload) -> None:
+        """Another version of the worker may know this job: it stays in the queue."""
+        known = ", ".join(sorted(self.house.registry)) or "none"
+        text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it; this one knows {known}"
+        logger.warning("%s: %s", self._name, text)
+        await self._requeue(_UNKNOWN_SECONDS, counts=False)
+        self.house.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
+
+    async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any]) -> None:
+        house, claim = self.house, self.claim
+        max_tries = job.max_tries or house.settings.worker.max_tries
+        spec = RunSpec(claim.run_id, job.name, claim.queue, payload.to_json())
+        self.ctx = ctx = JobContext(
+            spec=spec,
+            attempt=claim.tries,
+            enqueued_at=datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC),
+            settings=house.settings,
+            database=house.database,
+            ledger=house.ledger,
+            rules=JobRules(max_tries),
+            control=self,
+            redis=house.store.redis,
+        )
+        house.observer.started(self._info)
+        try:
+            self._body = asyncio.create_task(self._perform(job, ctx, arguments, max_tries))
+            await asyncio.wait({self._body})
+            result = self._outcome(self._body)
+        except AlreadyFinished as ended:
+            await self._answer(ended)
+        except Drained as drained:
+            await self._hand_back(str(drained) or "waiting")
+        except Cancelled:
+            await self._end_cancelled()
+        except Superseded:
+            self._lost()
+        except Exception as error:  # noqa: BLE001 - a job raises anything; it is judged and written down
+            await self._fail(job, error)
+        else:
+            await self._succeed(job, result)
+
+    async def _perform(self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any], max_tries: int) -> Any:
+        limit = job.timeout or self.house.settings.worker.job_timeout_seconds
+        try:
+            async with asyncio.timeout(limit) as deadline:
+                ctx.on_durable = lambda: self._became_durable(deadline)
+                if self.claim.tries > 1:
+                    await self._resume(ctx, max_tries)
+                return await perform(job, ctx, arguments)
+        except TimeoutError as error:
+            if deadline.expired():
+                raise TimeoutError(
+                    f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches"
+                ) from error
+            raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise NotRetryable(f"the job raised {type(error).__name__}, which would end the worker") from error
+
+    def _became_durable(self, deadline: asyncio.Timeout) -> None:
+        if not deadline.expired():
+            deadline.reschedule(None)  # a walk has no total timeout
+        run = self.ctx.ledger_run if self.ctx else None
+        if run is not None:
+            self.house.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
+
+    async def _resume(self, ctx: JobContext, max_tries: int) -> None:
+        """The queue has seen this job before: the ledger says what it knows of it, before any code runs."""
+        known = await self.house.ledger.find(self.claim.run_id)
+        if known is None:
+            if self.claim.tries > max_tries:
+                raise NotRetryable(f"its worker ended at each of {self.claim.tries - 1} tries")
+            return
+        if known.finished:
+            raise AlreadyFinished(known.state, known.result, known.error)
+        run = await ctx.durable_run()
+        # One try more than allowed: a loop names the batch that its workers died in. If even that try
+        # died, it never came to the loop.
+        if run.attempt > max_tries + 1:
+            raise NotRetryable(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
+
+    def _outcome(self, body: asyncio.Task[Any]) -> Any:
+        if not body.cancelled():
+            return body.result()
+        if self._reason == "lost":
+            raise Superseded(self.claim.run_id)
+        if self._reason == "drain":
+            raise Drained("waiting")
+        if self._reason == "cancel":
+            raise Cancelled("cancelled by order")
+        raise LonghaulError("the job cancelled itself")
+
+    # --- the ends
+
+    async def _succeed(self, job: Job[..., Any], value: Any) -> None:
+        try:
+            text = job.encode_result(value)
+        except ValueError as error:
+            logger.warning("%s: its result cannot be JSON and is not kept: %s", self._name, error)
+            text = "null"
+        run = self.ctx.ledger_run if self.ctx else None
+        size = len(text.encode())
+        too_large = size if size > self.house.settings.worker.result_max_bytes else 0
+        if too_large:
+            logger.warning(
+                "%s: its result of %d bytes is over worker.result_max_bytes and is not kept; write large results "
+                "to a table, and return their key",
+                self._name,
+                size,
+            )
+            text = "null"
+        if run is not None:
+            await self._with_database(lambda: run.finish("succeeded", result=text))
+        await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
+        self.house.observer.ended(self._info, "succeeded", result=text)
+
+    async def _answer(self, ended: AlreadyFinished) -> None:
+        success = ended.state == "succeeded"
+        value = ended.result if success else ended.error
+        await self._finish(Result(success, value, cancelled=ended.state == "cancelled"), job=self.job)
+        self.house.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
+
+    async def _end_cancelled(self) -> None:
+        run = self.ctx.ledger_run if self.ctx else None
+        if run is not None:
+            await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
+        await self._finish(Result(False, "cancelled by order", cancelled=True), job=self.job)
+        self.house.observer.ended(self._info, "cancelled", error="cancelled by order")
+
+    async def _hand_back(self, state: str) -> None:
+        run = self.ctx.ledger_run if self.ctx else None
+        if run is not None:
+            await self._with_database(lambda: run.hand_back(state, failed=False))
+            await self._release()
+        delay = _PAUSED_SECONDS if state == "paused" else 0.0
+        await self._requeue(delay, counts=False)
+        self.house.observer.left(self._info, state, delay=delay)
+
+    async def _fail(self, job: Job[..., Any], error: Exception) -> None:
+        ctx = self.ctx
+        run = ctx.ledger_run if ctx else None
+        attempt = run.attempt if run else self.claim.tries
+        progressed = run.progressed if run else False
+        verdict = judge(error, job, attempt=attempt, progressed=progressed, rules=self.house.settings.worker)
+        where = ctx.where if ctx else None
+        text = f"{verdict.error} [{where}]" if where else verdict.error
+        trace = "".join(traceback.format_exception(error))
+        if not verdict.again:
+            logger.error("%s: dead: %s", self._name, text, exc_info=error)
+            if run is not None:
+                await self._with_database(lambda: run.finish("dead", error=text, traceback=trace))
+            await self._end_dead(text, bury=run is None)
+            return
+        logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
+        if run is not None:
+            await self._with_database(
+                lambda: run.hand_back("waiting", failed=verdict.counts, error=text, traceback=trace)
+            )
+            await self._release()
+        await self._requeue(verdict.delay, counts=verdict.counts)
+        self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
+
+    async def _end_dead(self, error: str, *, bury: bool = True) -> None:
+        if bury:  # the ledger does not know it: the dead letter keeps payload and reason
+            logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
+            await self._with_redis(lambda: self.house.store.bury(self.claim, error))
+        await self._finish(Result(False, error), job=self.job)
+        self.house.observer.ended(self._info, "dead", error=error)
+
+    async def _release(self) -> None:
+        # Before the queue has it again: the next owner must not find our connection's transaction.
+        if self.ctx is not None:
+            await self.ctx.close()
+
+    def _lost(self) -> None:
+        logger.warning("%s: another worker has it; what was open here is rolled back", self._name)
+        self.house.observer.lost(self._info)
+
+    # --- Redis and the ledger, with patience
+
+    async def _finish(
+        self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None
+    ) -> None:
+        keep = self.house.settings.worker.keep_result_seconds
+        if job is not None and job.keep_result is not None:
+            keep = job.keep_result
+        raw = encode_result(
+            self.payload,
+            result,
+            run_id=self.claim.run_id,
+            queue=self.claim.queue,
+            tries=self.claim.tries,
+            started_ms=self._started_ms,
+            result_json=result_json,
+        )
+        await self._with_redis(lambda: self.house.store.finish(self.claim, raw, keep))
+
+    async def _requeue(self, delay: float, *, counts: bool) -> None:
+        await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts))
+
+    async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step until Redis has taken it: the job is over, only Redis does not know. Each is idempotent."""
+        failing = False
+        while True:
+            try:
+                return await operation()
+            except RedisError as error:
+                if self.house.hastened:
+                    raise
+                if not failing:
+                    logger.warning("%s: Redis: %s; going on until it answers", self._name, error)
+                failing = True
+                await asyncio.sleep(_REDIS_PAUSE)
+
+    async def _with_database(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step of the ledger for some seconds while the database is away. Each is idempotent."""
+        for pause in _AWAY_PAUSES:
+            try:
+                return await operation()
+            except (SQLAlchemyError, OSError) as error:
+                if not is_away(error):
+                    raise
+                await asyncio.sleep(pause)
+        return await operation()
+
+    @property
+    def _name(self) -> str:
+        return f"{self._info.job or 'job'} {self.claim.run_id}"
+
+
+__all__ = ["House", "Interruption", "Runner"]

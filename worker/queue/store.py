@@ -1,0 +1,137 @@
+"""The queue's hot path: each move of a job in Redis is one script, and so one atomic step and one round trip."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from worker.queue import keys
+from worker.queue.codec import now_ms
+from worker.queue.scripts import script
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this worker has.
+
+    Attributes:
+        run_id: its id.
+        queue: where it was.
+        due_ms: its due time.
+        payload: as it lay there; None when it had gone.
+        tries: number of this claim, from 1.
+    """
+
+    run_id: str
+    queue: str
+    due_ms: int
+    payload: bytes | None
+    tries: int
+
+
+class QueueStore:
+    """Moves of jobs in Redis.
+
+    Args:
+        redis: connection that returns bytes.
+        owner: name of this worker, the value of its leases.
+        lease_seconds: life of a lease.
+    """
+
+    def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0) -> None:
+        self.redis = redis
+        self.owner = owner
+        self.lease_ms = round(lease_seconds * 1000)
+        self._scripts = {
+            name: redis.register_script(script(name))
+            for name in ("claim", "finish", "requeue", "restore", "enqueue", "fire")
+        }
+
+    async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
+        return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
+
+    async def claim(self, queue: str, slots: int) -> list[Claim]:
+        """Take up to `slots` due jobs of a queue."""
+        arguments = [self.owner, self.lease_ms, slots, keys.IN_PROGRESS, keys.JOB, keys.RETRY]
+        taken = await self._run("claim", [queue], arguments)
+        return [Claim(i.decode(), queue, int(float(due)), payload, tries) for i, due, payload, tries in taken]
+
+    async def finish(self, claim: Claim, result: bytes | None, keep_seconds: float) -> bool:
+        """End a job; False where another worker has it."""
+        i = claim.run_id
+        names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.RESULT + i]
+        names += [keys.CANCELLED, keys.PAUSED, keys.ABORT]
+        arguments = [i, self.owner, result or b"", round(keep_seconds * 1000)]
+        return bool(await self._run("finish", names, arguments))
+
+    async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
+        """Put a job back.
+
+        Args:
+            claim: the job.
+            delay: seconds until it is due.
+            counts: whether this claim counts as a try.
+
+        Returns:
+            False where another worker has it.
+        """
+        i = claim.run_id
+        names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i]
+        arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b""]
+        return bool(await self._run("requeue", names, arguments))
+
+    async def restore(self, claim: Claim) -> bool:
+        """Put a job that runs here back into a Redis that lost it; False where another worker has it."""
+        names = [claim.queue, keys.IN_PROGRESS + claim.run_id, keys.JOB + claim.run_id]
+        arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b"", claim.due_ms]
+        return bool(await self._run("restore", names, arguments))
+
+    async def enqueue(
+        self, run_id: str, payload: str, *, queue: str, delay: float = 0.0, at: datetime | None = None
+    ) -> bool:
+        """Put a job into the queue; False where its id is known already."""
+        names = [queue, keys.JOB + run_id, keys.RESULT + run_id]
+        due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
+        return bool(await self._run("enqueue", names, [run_id, payload, due, "0" if at is None else "1"]))
+
+    async def put_back(self, run_id: str, payload: str, *, queue: str) -> None:
+        """Put a run that the ledger knows back into a queue that does not have it."""
+        pipeline = self.redis.pipeline(transaction=True)
+        pipeline.set(keys.JOB + run_id, payload, nx=True)
+        pipeline.zadd(queue, {run_id: now_ms()}, nx=True)
+        await pipeline.execute()
+
+    async def fire(self, run_id: str, payload: str, *, queue: str, due: datetime, line: str) -> bool:
+        """Enqueue a cron job for one due time; False where somebody has."""
+        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON]
+        return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line]))
+
+    async def bury(self, claim: Claim, error: str) -> None:
+        """Keep a job that cannot be run, with the reason, for `worker runs` and `worker retry`."""
+        raw = claim.payload or b""
+        try:
+            payload = {"payload": raw.decode()}
+        except UnicodeDecodeError:
+            payload = {"payload_base64": base64.b64encode(raw).decode()}
+        letter = {
+            "queue": claim.queue,
+            **payload,
+            "error": error,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tries": claim.tries,
+        }
+        text = json.dumps(letter, ensure_ascii=False)
+        await cast(Awaitable[int], self.redis.hset(keys.DEAD, claim.run_id, text))
+
+    async def known(self, run_ids: list[str], queue: str) -> list[bool]:
+        """Return for each id whether the queue has it."""
+        if not run_ids:
+            return []
+        scores = await self.redis.zmscore(queue, run_ids)
+        return [score is not None for score in scores]
