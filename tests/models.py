@@ -66,3 +66,30 @@ class Sample(Base):
 def authors(count: int) -> list[dict[str, Any]]:
     """Return rows of `author` with ids from 1."""
     return [{"id": i, "name": f"n{i}", "region": i % 7, "code": f"c{i}", "seen": 0} for i in range(1, count + 1)]
+
+
+class Target(Base):
+    """Touched by jobs whose workers die; each update leaves a row in `audit`."""
+
+    __tablename__ = "target"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    touched: Mapped[bool] = mapped_column(default=False)
+
+
+class Audit(Base):
+    """One row for each effect on a `Target`, written by a trigger in the transaction of the effect."""
+
+    __tablename__ = "audit"
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    target_id: Mapped[int]
+
+
+AUDIT_TRIGGER = (
+    """
+    CREATE OR REPLACE FUNCTION note_effect() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO audit (target_id) VALUES (NEW.id); RETURN NULL; END $$
+    """,
+    "CREATE TRIGGER note_effect AFTER UPDATE ON target FOR EACH ROW EXECUTE FUNCTION note_effect()",
+)

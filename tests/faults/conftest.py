@@ -1,0 +1,166 @@
+"""Workers as processes of their own, to be killed, frozen and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from tests.models import AUDIT_TRIGGER
+from worker import Client, Settings
+from worker.db.engine import Database
+from worker.embedded import Services
+
+T = TypeVar("T")
+
+FAST = {
+    "LONGHAUL_WORKER__PACKAGES": '["tests.faults.jobs"]',
+    "LONGHAUL_WORKER__LEASE_SECONDS": "0.9",
+    "LONGHAUL_WORKER__POLL_SECONDS": "0.05",
+    "LONGHAUL_WORKER__RESCUE_SECONDS": "1",
+    "LONGHAUL_WORKER__BACKOFF_BASE_SECONDS": "0.2",
+    "LONGHAUL_WORKER__MAX_JOBS": "2",
+}
+
+
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
+    """Poll until `look` returns something true; fail after so many seconds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            seen = await look()
+            if seen:
+                return seen
+            await asyncio.sleep(0.01)
+
+
+class Fleet:
+    """Worker processes on the servers of the tests."""
+
+    def __init__(self, services: Services, logs: Path, redis: Redis) -> None:
+        self._services = services
+        self._logs = logs
+        self._redis = redis
+        self._numbers = itertools.count(1)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, **environment: str) -> str:
+        """Start a worker. Returns its name."""
+        name = f"w{next(self._numbers)}"
+        log = (self._logs / f"{name}.log").open("wb")
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", "worker", "run", "--name", name],
+            env=self._services.environment() | FAST | environment,
+            stderr=log,
+            stdout=log,
+        )
+        return name
+
+    def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to a worker."""
+        process = self.processes[name]
+        os.kill(process.pid, signum)
+        if signum == signal.SIGKILL:
+            process.wait()
+            del self.processes[name]
+
+    async def holder(self, run_id: str) -> str:
+        """Wait until a living worker has the run. Returns its name."""
+
+        async def look() -> str | None:
+            raw = await self._redis.get(f"arq:in-progress:{run_id}")
+            name = raw.decode() if raw else None
+            return name if name in self.processes else None
+
+        return await until(look) or ""
+
+    async def ended(self, name: str) -> int:
+        """Wait until a worker has ended. Returns its exit code."""
+        process = self.processes[name]
+
+        async def look() -> bool:
+            return process.poll() is not None
+
+        await until(look)
+        del self.processes[name]
+        return process.returncode
+
+    def log(self) -> str:
+        """Return what all workers have written."""
+        return "\n".join(path.read_text() for path in sorted(self._logs.glob("*.log")))
+
+    def stop(self) -> None:
+        """End all."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+
+@pytest_asyncio.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    """An empty Redis."""
+    connection = Redis.from_url(settings.redis.url)
+    await connection.flushall()
+    yield connection
+    await connection.aclose()
+
+
+@pytest_asyncio.fixture
+async def client(settings: Settings, redis: Redis) -> AsyncIterator[Client]:
+    """A client of the same queue."""
+    async with Client(settings) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def fleet(servers: Services, redis: Redis, database: Database, tmp_path: Path) -> AsyncIterator[Fleet]:
+    """No worker yet."""
+    workers = Fleet(servers, tmp_path, redis)
+    yield workers
+    workers.stop()
+    sys.stdout.write(workers.log()[-20_000:])  # shown by pytest where the test failed
+
+
+async def fill_targets(database: Database, count: int) -> None:
+    """Make the table to be touched, with its trigger."""
+    async with database.transaction() as session:
+        await session.execute(
+            text("INSERT INTO target (id, touched) SELECT n, false FROM generate_series(1, :count) AS n"),
+            {"count": count},
+        )
+        for statement in AUDIT_TRIGGER:
+            await session.execute(text(statement))
+        await session.execute(text("ANALYZE target"))
+
+
+async def effects(database: Database) -> dict[int, int]:
+    """Return how many rows were touched how often: {1: all of them} is what a run has to leave."""
+    async with database.session() as session:
+        rows = await session.execute(
+            text(
+                "SELECT times, count(*) AS count FROM (SELECT count(audit.target_id) AS times FROM target "
+                "LEFT JOIN audit ON audit.target_id = target.id GROUP BY target.id) AS counted GROUP BY times"
+            )
+        )
+        return {row.times: row.count for row in rows}
+
+
+async def mirror(redis: Redis, run_id: str) -> dict[str, Any]:
+    """Return the run's mirror."""
+    return {name.decode(): value.decode() for name, value in (await redis.hgetall(f"worker:run:{run_id}")).items()}
+
+
+async def ledger_row(database: Database, run_id: str) -> Any:
+    """Return the run's row in the ledger."""
+    async with database.session() as session:
+        return (await session.execute(text("SELECT * FROM worker.run WHERE id = :id"), {"id": run_id})).one_or_none()

@@ -1,0 +1,50 @@
+"""Jobs for workers that are killed; an audit row, written by a trigger, tells each effect of each row."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from sqlalchemy import select, update
+
+from tests.models import Target
+from worker import JobContext, job
+
+#: Seconds that the body of a batch takes, so that kills find the walks under way.
+BODY_SECONDS = 0.004
+
+
+@job
+async def touch_by_chunks(ctx: JobContext, size: int = 25) -> int:
+    """Set `touched` on each row."""
+    async for batch in ctx.chunks(select(Target), size=size):
+        for target in batch:
+            target.touched = True
+        await asyncio.sleep(BODY_SECONDS)
+    return ctx.rows_done
+
+
+@job
+async def touch_by_stream(ctx: JobContext, size: int = 25) -> int:
+    """Set `touched` on each row of a result."""
+    async for partition in ctx.stream(select(Target.id, Target.touched).order_by(Target.id), size=size):
+        await partition.bulk.update(Target, [{"id": key, "touched": True} for key, _ in partition])
+        await asyncio.sleep(BODY_SECONDS)
+    return ctx.rows_done
+
+
+@job
+async def touch_by_sweep(ctx: JobContext, size: int = 10) -> int:
+    """Set `touched` with one statement."""
+    return await ctx.sweep(update(Target).values(touched=True), size=size)
+
+
+@job
+async def killed_by_its_data(ctx: JobContext, deadly: int) -> None:
+    """Die at one row, as of hunger for memory."""
+    async for batch in ctx.chunks(select(Target), size=10):
+        for target in batch:
+            if target.id == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            target.touched = True

@@ -1,0 +1,101 @@
+"""Workers die at random moments; each row's effect happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row, until
+from tests.faults.jobs import killed_by_its_data, touch_by_chunks, touch_by_stream, touch_by_sweep
+from worker import Client, Job, JobFailed
+from worker.db.engine import Database
+
+ROWS = 20_000
+KINDS = [touch_by_chunks, touch_by_stream, touch_by_sweep]
+
+
+async def kill_and_count(
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int], *, kills: int, size: int, pause: float
+) -> None:
+    seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
+    print(f"SEED={seed}")
+    chance = random.Random(seed)
+    await fill_targets(database, ROWS)
+    fleet.start()
+    fleet.start()
+    run = await client.enqueue(job, size=size)
+    for _ in range(kills):
+        holder = await fleet.holder(run.id)
+        await asyncio.sleep(chance.uniform(0, pause))  # the random moment
+        assert await run.status() != "succeeded", "the walk ended before all kills: make it longer"
+        fleet.kill(holder)
+        fleet.start()
+    assert await run.result(timeout=120) == ROWS
+    assert await effects(database) == {1: ROWS}
+    row = await ledger_row(database, run.id)
+    assert row.state == "succeeded"
+    # A kill between claim and ledger is no takeover; all the others are.
+    assert 0 < row.takeovers <= kills
+
+
+@pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
+async def test_fifteen_kills_leave_each_row_done_once(
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int]
+) -> None:
+    await kill_and_count(fleet, client, database, job, kills=15, size=10 if job is touch_by_sweep else 25, pause=0.25)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
+async def test_a_hundred_kills_leave_each_row_done_once(
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int]
+) -> None:
+    await kill_and_count(fleet, client, database, job, kills=100, size=4 if job is touch_by_sweep else 10, pause=0.15)
+
+
+async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(
+    fleet: Fleet, client: Client, database: Database
+) -> None:
+    await fill_targets(database, 100)
+    deadly = {"LONGHAUL_WORKER__MAX_TRIES": "2"}
+    for _ in range(2):
+        fleet.start(**deadly)
+    run = await client.enqueue(killed_by_its_data, deadly=55)
+
+    async def replace_the_dead() -> bool:
+        for name, process in list(fleet.processes.items()):
+            if process.poll() is not None:
+                del fleet.processes[name]
+                fleet.start(**deadly)
+        return await run.status() == "dead"
+
+    await until(replace_the_dead)
+    with pytest.raises(JobFailed, match=r"ended its worker 2 times: 10 rows, keys 51 to 60"):
+        await run.result(timeout=5)
+    assert await effects(database) == {1: 50, 0: 50}
+    assert (await ledger_row(database, run.id)).state == "dead"
+
+
+async def test_a_dead_workers_job_is_taken_over_within_its_lease(
+    fleet: Fleet, client: Client, database: Database, redis: Redis
+) -> None:
+    await fill_targets(database, 4000)
+    first = fleet.start()
+    run = await client.enqueue(touch_by_chunks, size=20)
+
+    async def progress() -> int:
+        async with database.session() as session:
+            return int(await session.scalar(text("SELECT count(*) FROM audit")) or 0)
+
+    await until(progress)
+    second = fleet.start()
+    assert await fleet.holder(run.id) == first
+    fleet.kill(first)
+    assert await fleet.holder(run.id) == second
+    assert await run.result(timeout=60) == 4000
+    assert await effects(database) == {1: 4000}

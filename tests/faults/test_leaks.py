@@ -1,0 +1,84 @@
+"""Cancellation at any moment leaves neither a connection checked out nor a transaction open."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from sqlalchemy import select, text
+
+from tests.conftest import MakeContext
+from tests.models import Author, authors
+from worker import JobContext, job
+from worker.db.engine import Database
+from worker.perform import perform
+
+JOBS = 1000
+AT_ONCE = 10
+
+
+@job
+async def busy(ctx: JobContext) -> None:
+    """Be in some call of the database at nearly every moment."""
+    while True:
+        async with ctx.transaction() as session:
+            await session.execute(text("SELECT pg_sleep(0.001)"))
+            async with ctx.savepoint(session):
+                await session.execute(select(Author).limit(5))
+        async with ctx.session() as session:
+            await session.execute(text("SELECT 1"))
+            await session.commit()
+
+
+@job
+async def busy_walk(ctx: JobContext) -> None:
+    """The same inside of durable loops."""
+    async for batch in ctx.chunks(select(Author).where(Author.seen >= 0), size=7, lock=False):
+        for author in batch:
+            author.seen = 0
+    async for partition in ctx.stream(select(Author.id).order_by(Author.id), size=7):
+        await partition.session.execute(text("SELECT pg_sleep(0.001)"))
+    await busy.function(ctx)
+
+
+async def test_a_thousand_cancelled_jobs_leak_nothing(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(60)])
+    chance = random.Random(7)
+
+    async def cancel_one(number: int) -> None:
+        ctx = context()
+        task = asyncio.create_task(perform(busy_walk if number % 4 == 0 else busy, ctx, {}))
+        await asyncio.sleep(chance.uniform(0, 0.03))  # the random moment
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        await ctx.close()
+
+    numbers = iter(range(JOBS))
+
+    async def cancel_many() -> None:
+        for number in numbers:
+            await cancel_one(number)
+
+    await asyncio.gather(*(cancel_many() for _ in range(AT_ONCE)))
+    assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    async with database.session() as session:
+        idle = await session.scalar(
+            text("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+        )
+    assert idle == 0
+
+
+async def test_no_two_jobs_share_a_session_or_a_connection(context: MakeContext, database: Database) -> None:
+    together = asyncio.Barrier(5)
+    backends = []
+
+    async def look() -> None:
+        async with context().transaction() as session:
+            backends.append((id(session), await session.scalar(text("SELECT pg_backend_pid()"))))
+            await together.wait()
+
+    await asyncio.gather(*(look() for _ in range(5)))
+    assert len({session for session, _ in backends}) == 5
+    assert len({pid for _, pid in backends}) == 5
