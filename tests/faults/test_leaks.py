@@ -29,6 +29,7 @@ async def busy(ctx: JobContext) -> None:
             await session.execute(text("SELECT pg_sleep(0.001)"))
             async with ctx.savepoint(session):
                 await session.execute(select(Author).limit(5))
+            await asyncio.sleep(0.002)  # some other await, while the transaction is open
         async with ctx.session() as session:
             await session.execute(text("SELECT 1"))
             await session.commit()
