@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ _UNKNOWN_SECONDS = 5.0
 _PAUSED_SECONDS = 1.0
 _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 _REDIS_PAUSE = 0.5
+_INTERRUPT_AGAIN_SECONDS = 1.0
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Runner:
         self.payload: Payload | None = None
         self._body: asyncio.Task[Any] | None = None
         self._reason: Reason | None = None
+        self._interrupted_at = -math.inf
         self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
         self._started_ms = now_ms()
 
@@ -104,8 +108,14 @@ class Runner:
 
     def interrupt(self, reason: Reason) -> None:
         """Cancel the job's own code; its run then ends, or goes back, for that reason."""
-        if self._body is not None and not self._body.done() and self._reason is None:
+        if self._body is None or self._body.done():
+            return
+        if self._reason is None:
             self._reason = reason
+        # Said again each second while it lasts: asyncio.wait_for of CPython 3.11, which pools use, can swallow a
+        # cancellation that comes together with its result.
+        if time.monotonic() - self._interrupted_at > _INTERRUPT_AGAIN_SECONDS:
+            self._interrupted_at = time.monotonic()
             self._body.cancel()
 
     @property

@@ -36,6 +36,8 @@ from worker.settings import Settings, mask_passwords
 logger = logging.getLogger("worker")
 
 _AWAY_SECONDS = 1.0
+#: What a cancelled job has at least, to roll back and go back to the queue.
+_LEAST_SECONDS = 5.0
 
 
 def connect_redis(settings: Settings) -> ArqRedis:
@@ -275,12 +277,18 @@ class Worker(ArqWorker):
         running = list(self.tasks.values())
         if not running:
             return
-        _, late = await asyncio.wait(running, timeout=self.settings.worker.drain_seconds)
+        late = set(running)
+        deadline = self.loop.time() + self.settings.worker.drain_seconds
+        while late and self.loop.time() < deadline and not self.house.hastened:
+            left = min(0.2, deadline - self.loop.time())
+            _, late = await asyncio.wait(late, timeout=max(0.0, left))
         if late:
             logger.warning("drain: %d jobs are cancelled after worker.drain_seconds", len(late))
-            for runner in list(self._runners.values()):
-                runner.interrupt("drain")
-            _, late = await asyncio.wait(late, timeout=self.settings.worker.drain_seconds)
+            deadline = self.loop.time() + max(self.settings.worker.drain_seconds, _LEAST_SECONDS)
+            while late and self.loop.time() < deadline:
+                for runner in list(self._runners.values()):
+                    runner.interrupt("drain")
+                _, late = await asyncio.wait(late, timeout=1.0)
         for task in late:  # e.g. Redis does not answer: their leases run out by themselves
             task.cancel()
         if late:
