@@ -1,0 +1,175 @@
+"""`python -m demo`; see the package's docstring."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from demo.check import Counts, check
+from demo.data import Source, load, occupied, read_source, transfers, unload
+from demo.show import Bar, bar, console, print_jobs
+from demo.workers import Workers
+from jobs.accounts import transfer_funds
+from jobs.places import index_place_names, purge_place_names, retire_hamlets, summarise_countries
+from worker import Client, Database, JobFailed, Run, Settings, load_settings
+from worker.db.migrate import migrate
+from worker.embedded import services
+from worker.ledger import Ledger
+
+KILL_AT_PERCENT = 40
+LONGEST_TAKEOVER_SECONDS = 15
+RETIRED_BELOW = 1_000
+PURGED = "CH"
+TRANSFERS = 300
+_QUEUE = "longhaul:demo"
+_NAMES = ("north", "south")
+
+_TRY = """Try it on servers that stay (`make services` prints their URLs; then `make worker` with them set):
+  redis-cli -u $REDIS_URL HGETALL worker:run:<id>              how far a run is
+  redis-cli -u $REDIS_URL HGETALL worker:workers               who works
+  redis-cli -u $REDIS_URL ZRANGE arq:queue 0 -1 WITHSCORES     what waits
+  redis-cli -u $REDIS_URL SADD worker:paused index_place_names     pause (SREM goes on)
+  redis-cli -u $REDIS_URL SET arq:job:mine '{"f": "retire_hamlets"}'  enqueue, in two commands:
+  redis-cli -u $REDIS_URL ZADD arq:queue 0 mine"""
+
+
+async def demo(settings: Settings, workers: Workers, logs: Path) -> Counts:
+    """Load, run, kill, and count."""
+    database = Database(settings, "demo")
+    began = time.monotonic()
+    try:
+        await database.check()
+        taken = await occupied(database)
+        if taken:
+            raise SystemExit(f"the database has tables {', '.join(taken)} already: give the demo an empty one")
+        try:
+            await migrate(database)
+            source = read_source()
+            await load(database, source)
+            console.print(
+                f"{len(source.places):,} places with {source.names:,} alternate names loaded by COPY, "
+                f"{time.monotonic() - began:.1f} s after the start"
+            )
+            return await _run_jobs(settings, database, workers, source)
+        finally:
+            workers.stop()
+            await unload(database)
+    finally:
+        await database.close()
+
+
+async def _run_jobs(settings: Settings, database: Database, workers: Workers, source: Source) -> Counts:
+    async with Client(settings) as client:
+        for name in _NAMES:
+            workers.start(name)
+        await _both_there(client, workers)
+        run = await client.enqueue(index_place_names)
+        with bar("index_place_names") as shown:
+            seconds = await _kill_in_the_middle(client, database, run, shown)
+        done = [run.id]
+        for other in (
+            await client.enqueue(summarise_countries),
+            await client.enqueue(retire_hamlets, below=RETIRED_BELOW),
+            await client.enqueue(purge_place_names, country_code=PURGED),
+        ):
+            await other.result(timeout=60)
+            done.append(other.id)
+        moved = await _transfer(client)
+    runs = [found for run_id in done for found in await Ledger(database).find_all(run_id=run_id)]
+    console.print()
+    print_jobs(runs)
+    console.print(f"transfer_funds: {moved} of {TRANSFERS} transfers made, the others refused as overdrafts")
+    console.print(f"takeover: {seconds:.1f} s from the death to the next committed batch")
+    console.print()
+    console.print(_TRY, soft_wrap=True)
+    console.print()
+    counts = await check(database, source, purged=PURGED, retired_below=RETIRED_BELOW)
+    counts.add_wrong(int(seconds > LONGEST_TAKEOVER_SECONDS), f"takeover: over {LONGEST_TAKEOVER_SECONDS} s")
+    return counts
+
+
+async def _both_there(client: Client, workers: Workers) -> None:
+    async with asyncio.timeout(30):
+        while len(await _workers(client)) < len(_NAMES):
+            for name in workers.ended():
+                raise SystemExit(f"worker {name} did not start:\n{workers.log(name)}")
+            await asyncio.sleep(0.05)
+
+
+async def _workers(client: Client) -> dict[str, Any]:
+    """Read what the workers publish, as an operator would: HGETALL worker:workers."""
+    found = await client.command(client.redis.hgetall("worker:workers"))
+    known = {name.decode(): json.loads(text) for name, text in found.items()}
+    return {name: worker for name, worker in known.items() if worker["queue"] == _QUEUE}
+
+
+async def _kill_in_the_middle(client: Client, database: Database, run: Run[int], shown: Bar) -> float:
+    """Watch the run; kill its worker once. Returns the seconds until the next committed batch."""
+    killed_at = seconds = 0.0
+    rows_then = 0
+    async for report in run.progress(every=0.1):
+        shown.show(report)
+        if not killed_at and report.worker and (report.percent or 0) >= KILL_AT_PERCENT:
+            pid = (await _workers(client))[report.worker]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            killed_at, rows_then = time.monotonic(), (await _committed(database, run))
+            shown.note(f"  SIGKILL to worker {report.worker} (pid {pid}) at {report.percent:.0f} %")
+        elif killed_at and not seconds and await _committed(database, run) > rows_then:
+            seconds = time.monotonic() - killed_at
+            shown.note(f"  taken over: the next batch was committed {seconds:.1f} s after the death")
+    await run.result(timeout=5)
+    if not seconds:
+        raise SystemExit("the run ended before its worker could be killed")
+    return seconds
+
+
+async def _committed(database: Database, run: Run[int]) -> int:
+    found = await Ledger(database).find_all(run_id=run.id)
+    return found[0].rows if found else 0
+
+
+async def _transfer(client: Client) -> int:
+    """Move money, much of it at the same time. Returns how many transfers were made."""
+    made = [await client.enqueue(transfer_funds, **values) for values in transfers(TRANSFERS, seed=1)]
+    moved = 0
+    for run in made:
+        try:
+            await run.result(timeout=60)
+            moved += 1
+        except JobFailed:
+            pass
+    return moved
+
+
+def main() -> int:
+    """Run the demo. Returns the exit code: 0 when nothing is doubled, missing or wrong."""
+    began = time.monotonic()
+    with services() as running, tempfile.TemporaryDirectory(prefix="longhaul-demo-") as folder:
+        where = "PostgreSQL and Valkey of its own" if running.postgres else "the servers of DATABASE_URL and REDIS_URL"
+        console.print(f"Longhaul's demo on {where}")
+        environment = running.environment() | {"LONGHAUL_WORKER__QUEUE": _QUEUE}
+        settings = load_settings(environment=environment)
+        workers = Workers(environment, Path(folder))
+        try:
+            counts = asyncio.run(demo(settings, workers, Path(folder)))
+        finally:
+            workers.stop()
+    for note in counts.notes:
+        console.print(note)
+    console.print(f"the whole demo took {time.monotonic() - began:.0f} s")
+    console.print(str(counts))
+    return 0 if counts.clean else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,96 @@
+"""What the demo prints: a live bar on a terminal, plain lines elsewhere, and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from worker import ProgressReport
+from worker.ledger.record import RunRecord
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+_LINE_SECONDS = 1.0
+
+
+class Bar(Protocol):
+    """Shows how far a run is."""
+
+    def show(self, report: ProgressReport) -> None:
+        """Show a report."""
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+
+
+class _Plain:
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._shown_at = 0.0
+
+    def show(self, report: ProgressReport) -> None:
+        if time.monotonic() - self._shown_at >= _LINE_SECONDS:
+            self._shown_at = time.monotonic()
+            console.print(f"  {self._job}: {_numbers(report)}")
+
+    def note(self, line: str) -> None:
+        console.print(line)
+
+
+class _Live:
+    def __init__(self, job: str, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task(job, total=None, numbers="")
+
+    def show(self, report: ProgressReport) -> None:
+        self._progress.update(
+            self._task, completed=report.rows, total=report.total, numbers=_numbers(report), refresh=True
+        )
+
+    def note(self, line: str) -> None:
+        self._progress.console.print(line)
+
+
+@contextmanager
+def bar(job: str) -> Iterator[Bar]:
+    """Show the progress of one job."""
+    if not console.is_terminal:
+        yield _Plain(job)
+        return
+    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        yield _Live(job, progress)
+
+
+def _numbers(report: ProgressReport) -> str:
+    parts = [f"{report.rows:,} rows"]
+    if report.percent is not None:
+        parts.append(f"{report.percent:.0f} %")
+    if report.rate:
+        parts.append(f"{report.rate:,.0f} rows/s")
+    if report.eta_seconds is not None:
+        parts.append(f"{report.eta_seconds:.0f} s left")
+    if report.batch_size:
+        parts.append(f"batch {report.batch_size:,}")
+    parts.append(report.worker or "waiting")
+    return " · ".join(parts)
+
+
+def print_jobs(runs: list[RunRecord]) -> None:
+    """Print what the ledger has of each run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("job")
+    for column in ("rows", "batches", "seconds", "rows/s", "takeovers"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        seconds = ((run.finished_at or run.updated_at) - run.created_at).total_seconds()
+        rate = f"{run.rows / seconds:,.0f}" if seconds else ""
+        table.add_row(run.job, f"{run.rows:,}", f"{run.batches:,}", f"{seconds:.1f}", rate, str(run.takeovers))
+    console.print(table)

@@ -1,0 +1,50 @@
+"""The worker processes of the demo, with their logs in a temporary folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Workers:
+    """Workers by name, ended with the demo."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        self._environment = dict(environment)
+        self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        """Start one, as a deployment would: `worker run`."""
+        with self._log(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run", "--name", name],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C is the demo's; it ends them itself
+            )
+
+    def ended(self) -> list[str]:
+        """Return the names of those that run no more."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
+
+    def log(self, name: str) -> str:
+        """Return what a worker has written."""
+        return self._log(name).read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """Drain all, and wait for their ends."""
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
