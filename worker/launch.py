@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -65,6 +66,9 @@ async def work(
 def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False) -> None:
     """Run a worker as this process: its log, its signals, its event loop. See `work` for what is raised."""
     configure(settings.log)
+    # What is loaded by now stays: each full garbage collection in a walk would look at all of it again.
+    gc.collect()
+    gc.freeze()
 
     def listen(worker: Worker) -> None:
         loop = asyncio.get_running_loop()
