@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.models import Base
+from worker import Client, Job, Registry, Worker
 from worker.context import Control, JobContext, JobRules
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services, services
+from worker.launch import work
 from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings, load_settings
 
@@ -71,3 +77,52 @@ async def context(database: Database, settings: Settings) -> AsyncIterator[MakeC
     yield make
     for ctx in made:
         await ctx.close()
+
+
+@pytest_asyncio.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    """An empty Redis."""
+    connection = Redis.from_url(settings.redis.url)
+    await connection.flushall()
+    yield connection
+    await connection.aclose()
+
+
+@pytest_asyncio.fixture
+async def client(settings: Settings, redis: Redis) -> AsyncIterator[Client]:
+    """A client of the same queue."""
+    async with Client(settings) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False) -> AsyncIterator[Worker]:
+    """Run a worker in this process; drain it at the end."""
+    ready: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(work(settings, Registry(jobs), burst=burst, on_worker=ready.set_result))
+    worker = await ready
+    try:
+        yield worker
+    finally:
+        if not task.done():
+            worker.drain()
+        await task
+
+
+@pytest.fixture
+def fast(settings: Settings) -> Settings:
+    """The same servers, with short times."""
+    return with_worker(
+        settings,
+        poll_seconds=0.02,
+        backoff_base_seconds=0.05,
+        backoff_max_seconds=0.2,
+        lease_seconds=0.6,
+        rescue_seconds=0.5,
+        drain_seconds=2.0,
+    )
+
+
+def with_worker(settings: Settings, **values: Any) -> Settings:
+    """Return settings with other values in the section `worker`."""
+    return settings.model_copy(update={"worker": settings.worker.model_copy(update=values)})

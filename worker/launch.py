@@ -14,6 +14,7 @@ from worker.observe.mirror import Mirror
 from worker.queue.worker import Worker, connect_redis, worker_name
 from worker.registry import Registry, discover
 from worker.settings import Settings
+from worker.tasks import end
 
 
 async def work(
@@ -55,8 +56,7 @@ async def work(
             await main
         finally:
             if writing is not None:
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
+                await end(writing)
             mirror.worker_event("worker_stopped", "stopped")
             await mirror.write(final=True)
     finally:

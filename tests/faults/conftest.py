@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.models import AUDIT_TRIGGER
-from worker import Client, Settings
+from tests.waiting import until
 from worker.db.engine import Database
 from worker.embedded import Services
-
-T = TypeVar("T")
 
 FAST = {
     "LONGHAUL_WORKER__PACKAGES": '["tests.faults.jobs"]',
@@ -31,16 +28,6 @@ FAST = {
     "LONGHAUL_WORKER__BACKOFF_BASE_SECONDS": "0.2",
     "LONGHAUL_WORKER__MAX_JOBS": "2",
 }
-
-
-async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
-    """Poll until `look` returns something true; fail after so many seconds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            seen = await look()
-            if seen:
-                return seen
-            await asyncio.sleep(0.01)
 
 
 class Fleet:
@@ -104,22 +91,6 @@ class Fleet:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()
-
-
-@pytest_asyncio.fixture
-async def redis(settings: Settings) -> AsyncIterator[Redis]:
-    """An empty Redis."""
-    connection = Redis.from_url(settings.redis.url)
-    await connection.flushall()
-    yield connection
-    await connection.aclose()
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, redis: Redis) -> AsyncIterator[Client]:
-    """A client of the same queue."""
-    async with Client(settings) as opened:
-        yield opened
 
 
 @pytest_asyncio.fixture

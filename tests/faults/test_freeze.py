@@ -7,8 +7,9 @@ import signal
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row, until
+from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.jobs import touch_by_chunks
+from tests.waiting import until
 from worker import Client
 from worker.db.engine import Database
 

@@ -10,8 +10,9 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row, until
+from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.jobs import killed_by_its_data, touch_by_chunks, touch_by_stream, touch_by_sweep
+from tests.waiting import until
 from worker import Client, Job, JobFailed
 from worker.db.engine import Database
 

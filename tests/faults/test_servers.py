@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
 
-from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row, until
+from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.jobs import touch_by_chunks, touch_by_stream
+from tests.waiting import until
 from worker import Client, Run
 from worker.db.engine import Database
 from worker.embedded import Services

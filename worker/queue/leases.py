@@ -21,6 +21,7 @@ import redis
 from worker.queue import keys
 from worker.queue.scripts import script
 from worker.settings import Settings
+from worker.tasks import end
 
 logger = logging.getLogger("worker.leases")
 
@@ -67,7 +68,7 @@ class Leases:
         """End both."""
         self._stop.set()
         if self._heart is not None:
-            self._heart.cancel()
+            await end(self._heart)
         await asyncio.to_thread(self._thread.join)
 
     def add(self, run_id: str) -> None:

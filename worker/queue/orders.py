@@ -6,7 +6,9 @@ abort with the sorted set `arq:abort`, which counts as a cancel.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from typing import Literal
 
@@ -29,16 +31,20 @@ class Orders:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._read_at = -1e9
+        self._read_at = -math.inf
+        self._reading = asyncio.Lock()
         self._failing = False
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
 
     async def refresh(self, *, older_than: float = FRESH_SECONDS) -> None:
         """Read the orders again unless they are younger than that."""
-        if time.monotonic() - self._read_at < older_than:
-            return
-        self._read_at = time.monotonic()
+        async with self._reading:  # who comes while another one reads waits for that answer
+            if time.monotonic() - self._read_at >= older_than:
+                await self._read()
+
+    async def _read(self) -> None:
+        began = time.monotonic()
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.smembers(keys.PAUSED)
         pipeline.smembers(keys.CANCELLED)
@@ -52,6 +58,7 @@ class Orders:
             self._failing = True
             return
         self._failing = False
+        self._read_at = began
         self.paused = frozenset(member.decode() for member in paused)
         self.cancelled = frozenset(member.decode() for member in (*cancelled, *aborted))
 

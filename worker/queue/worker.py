@@ -32,6 +32,7 @@ from worker.queue.store import Claim, QueueStore
 from worker.queue.verdict import one_line
 from worker.registry import Registry
 from worker.settings import Settings, mask_passwords
+from worker.tasks import end
 
 logger = logging.getLogger("worker")
 
@@ -144,8 +145,7 @@ class Worker(ArqWorker):
         try:
             await self._work()
         finally:
-            housekeeping.cancel()
-            await asyncio.gather(housekeeping, return_exceptions=True)
+            await end(housekeeping)
             await self._leases.stop()
 
     async def close(self) -> None:
@@ -290,9 +290,7 @@ class Worker(ArqWorker):
                     runner.interrupt("drain")
                 _, late = await asyncio.wait(late, timeout=1.0)
         for task in late:  # e.g. Redis does not answer: their leases run out by themselves
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+            await end(task)
 
 
 def worker_name(settings: Settings) -> str:

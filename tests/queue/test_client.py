@@ -1,0 +1,210 @@
+"""Enqueueing, waiting, watching: in Python with the job, by name, with stock arq, and with two commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from tests.conftest import with_worker, working
+from tests.waiting import until
+from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, ResultTooLarge, Settings, job
+from worker.db.engine import Database
+from worker.queue import keys
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+class Colour(enum.Enum):
+    """Goes through JSON by value."""
+
+    red = "r"
+    blue = "b"
+
+
+@dataclasses.dataclass
+class Point:
+    """A dataclass argument."""
+
+    x: int
+    y: float
+
+
+class Order(BaseModel):
+    """A pydantic argument."""
+
+    price: Decimal
+    at: datetime
+
+
+@job
+async def add(ctx: JobContext, a: int, b: int = 2) -> int:
+    """Return a sum."""
+    return a + b
+
+
+@job
+async def echo(
+    ctx: JobContext, key: uuid.UUID, at: datetime, price: Decimal, colour: Colour, point: Point, order: Order
+) -> tuple[uuid.UUID, datetime, Decimal, Colour, Point, Order]:
+    """Return what came, if it came as typed."""
+    assert isinstance(key, uuid.UUID)
+    assert isinstance(at, datetime)
+    assert isinstance(price, Decimal)
+    assert isinstance(colour, Colour)
+    assert isinstance(point, Point)
+    assert isinstance(order, Order)
+    return key, at, price, colour, point, order
+
+
+@job
+async def large(ctx: JobContext) -> str:
+    """Return more than is kept."""
+    return "x" * 2_000_000
+
+
+@job
+async def refuse(ctx: JobContext) -> None:
+    """Fail for good."""
+    raise ValueError("not today")
+
+
+JOBS = (add, echo, large, refuse)
+
+
+async def test_typed_arguments_and_results_come_back_as_they_were(fast: Settings, client: Client) -> None:
+    values: dict[str, Any] = {
+        "key": uuid.uuid4(),
+        "at": datetime(2026, 3, 29, 1, 30, tzinfo=UTC),
+        "price": Decimal("10.10"),
+        "colour": Colour.blue,
+        "point": Point(1, 2.5),
+        "order": Order(price=Decimal("0.1"), at=datetime(2026, 1, 1, tzinfo=UTC)),
+    }
+    run = await client.enqueue(echo, **values)
+    async with working(fast, *JOBS):
+        assert await run.result(timeout=5) == tuple(values.values())
+    assert await run.status() == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "a: field required"),
+        ({"a": "x"}, "a: input should be a valid integer"),
+        ({"a": 1, "c": 1}, "c: extra inputs are not permitted"),
+    ],
+)
+async def test_wrong_arguments_are_refused_before_anything_reaches_redis(
+    client: Client, redis: Redis, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArguments, match=message):
+        await client.enqueue(add, **arguments)
+    assert await redis.keys("*") == []
+
+
+async def test_the_same_id_twice_is_one_run(fast: Settings, client: Client) -> None:
+    first = await client.enqueue(add.options(id="one"), 1)
+    second = await client.enqueue(add.options(id="one"), 5)
+    assert (first.is_new, second.is_new) == (True, False)
+    async with working(fast, *JOBS):
+        assert await second.result(timeout=5) == 3
+        third = await client.enqueue(add.options(id="one"), 7)  # its result is still known
+        assert not third.is_new
+        assert await third.result(timeout=5) == 3
+
+
+async def test_delay_and_at_set_the_due_time(client: Client, redis: Redis) -> None:
+    now = datetime.now(UTC)
+    later = await client.enqueue(add.options(delay=timedelta(minutes=1)), 1)
+    at = await client.enqueue(add.options(at=now + timedelta(hours=1)), 1)
+    assert await later.status() == "deferred"
+    assert abs(await redis.zscore("arq:queue", later.id) / 1000 - now.timestamp() - 60) < 5
+    assert abs(await redis.zscore("arq:queue", at.id) / 1000 - now.timestamp() - 3600) < 1
+
+
+async def test_a_deferred_run_that_is_cancelled_ends_at_once(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(add.options(delay=3600), 1)
+    await run.cancel()
+    async with working(fast, *JOBS):
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+    assert await redis.smembers(keys.CANCELLED) == set()
+    assert await run.status() == "cancelled"
+
+
+async def test_a_failure_and_a_large_result_say_so(fast: Settings, client: Client) -> None:
+    failing, big = await client.enqueue(refuse), await client.enqueue(large)
+    async with working(with_worker(fast, max_tries=1), *JOBS):
+        with pytest.raises(JobFailed, match="ValueError: not today"):
+            await failing.result(timeout=5)
+        with pytest.raises(ResultTooLarge, match=r"2000002 bytes is over worker\.result_max_bytes"):
+            await big.result(timeout=5)
+
+
+async def test_waiting_has_a_limit(client: Client) -> None:
+    run = await client.enqueue(add, 1)
+    with pytest.raises(TimeoutError):
+        await run.result(timeout=0.05)
+
+
+async def test_a_job_by_its_name_is_validated_by_the_worker(fast: Settings, client: Client, redis: Redis) -> None:
+    good = await client.enqueue("add", a=1, b=1)
+    bad = await client.enqueue("add", a="many")
+    async with working(fast, *JOBS):
+        assert await good.result(timeout=5) == 2
+        with pytest.raises(JobFailed, match="a: input should be a valid integer"):
+            await bad.result(timeout=5)
+    letter = json.loads(await redis.hget(keys.DEAD, bad.id))
+    assert json.loads(letter["payload"])["k"] == {"a": "many"}
+
+
+async def test_two_commands_of_redis_cli_enqueue(fast: Settings, client: Client, redis: Redis) -> None:
+    await redis.set("arq:job:mine", '{"f": "add", "k": {"a": 40}}')
+    await redis.zadd("arq:queue", {"mine": 0})
+    async with working(fast, *JOBS):
+        assert await client.run("mine", add).result(timeout=5) == 42
+
+
+def stock_client(redis: Redis, **codec: Any) -> ArqRedis:
+    """Return arq's own client on the same server."""
+    return ArqRedis(redis.connection_pool, **codec)
+
+
+async def test_a_stock_arq_client_with_json_gets_its_answer(fast: Settings, redis: Redis, database: Database) -> None:
+    arq = stock_client(redis, job_serializer=lambda value: json.dumps(value).encode(), job_deserializer=json.loads)
+    sent = await arq.enqueue_job("add", 1, b=4)
+    assert sent is not None
+    async with working(fast, *JOBS):
+        assert await sent.result(timeout=5, poll_delay=0.02) == 5
+
+
+async def test_a_pickle_is_refused_unless_the_setting_admits_it(
+    fast: Settings, client: Client, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = await stock_client(redis).enqueue_job("add", 1, b=4)
+    assert sent is not None
+    async with working(fast, *JOBS):
+        await until(lambda: redis.hget(keys.DEAD, sent.job_id))
+    assert "worker.accept_pickle = true" in caplog.text
+    again = await stock_client(redis).enqueue_job("add", 1, b=4)
+    assert again is not None
+    async with working(with_worker(fast, accept_pickle=True), *JOBS):
+        assert await again.result(timeout=5, poll_delay=0.02) == 5
+
+
+async def test_progress_reports_until_the_end(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(add, 1)
+    async with working(fast, *JOBS):
+        states = [report.state async for report in run.progress(every=0.01)]
+    assert states[-1] == "succeeded"
+    assert set(states) <= {"waiting", "running", "succeeded"}

@@ -1,0 +1,380 @@
+"""What a worker does with jobs that fail, hang, are unknown, are paused, cancelled or drained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import func, select, text
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, JobCancelled, JobContext, JobFailed, NotRetryable, Retry, Settings, job
+from worker.db.engine import Database
+from worker.queue import keys
+
+pytestmark = pytest.mark.usefixtures("database")
+
+tries: list[int] = []
+gate: dict[str, asyncio.Event] = {}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """Forget what the jobs of the test before have done."""
+    tries.clear()
+    gate.clear()
+    gate["go"] = asyncio.Event()
+    gate["begun"] = asyncio.Event()
+
+
+@job
+async def fail_twice(ctx: JobContext) -> int:
+    """Succeed at the third try."""
+    tries.append(ctx.attempt)
+    if ctx.attempt < 3:
+        raise ValueError("not yet")
+    return ctx.attempt
+
+
+@job(max_tries=2)
+async def always_fail(ctx: JobContext) -> None:
+    """Fail."""
+    tries.append(ctx.attempt)
+    raise ValueError("never")
+
+
+@job(no_retry=[KeyError])
+async def not_again(ctx: JobContext, kind: str) -> None:
+    """Fail with an error that another try cannot cure."""
+    tries.append(ctx.attempt)
+    raise {"declared": KeyError("x"), "raised": NotRetryable("x")}[kind]
+
+
+@job
+async def ask_again(ctx: JobContext) -> float:
+    """Ask for another try after a while. Returns when the first one was."""
+    tries.append(ctx.attempt)
+    if ctx.attempt == 1:
+        raise Retry(after=0.3)
+    return ctx.enqueued_at.timestamp()
+
+
+@job(timeout=0.1)
+async def too_long(ctx: JobContext) -> None:
+    """Take longer than it may."""
+    tries.append(ctx.attempt)
+    await asyncio.Event().wait()
+
+
+@job
+async def missing_table(ctx: JobContext) -> None:
+    """Use a table that was dropped."""
+    tries.append(ctx.attempt)
+    async with ctx.session() as session:
+        await session.execute(text("SELECT * FROM dropped"))
+
+
+@job
+async def wait_for_go(ctx: JobContext) -> str:
+    """Wait, outside of any loop."""
+    tries.append(ctx.attempt)
+    gate["begun"].set()
+    await gate["go"].wait()
+    return "went"
+
+
+@job(timeout=0.2)
+async def walk(ctx: JobContext) -> int:
+    """Walk the authors, a gate between the first batch and the others."""
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        if batch.number > 1:
+            gate["begun"].set()
+            await gate["go"].wait()
+    return ctx.rows_done
+
+
+@job
+async def fail_in_third_batch(ctx: JobContext) -> int:
+    """Raise at each try, until there is no other."""
+    tries.append(ctx.attempt)
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        if batch.number == 3:
+            raise ValueError("bad row")
+    return ctx.rows_done
+
+
+@job
+async def block_the_loop(ctx: JobContext, seconds: float) -> str:
+    """Compute for long, without a thread of its own."""
+    tries.append(ctx.attempt)
+    time.sleep(seconds)
+    return "done"
+
+
+async def fill(database: Database, count: int) -> None:
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(count)])
+
+
+async def seen(database: Database) -> dict[int, int]:
+    async with database.session() as session:
+        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
+        return {row.seen: row.count for row in rows}
+
+
+async def test_a_failed_job_is_tried_again(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(fail_twice)
+    async with working(fast, fail_twice):
+        assert await run.result(timeout=5) == 3
+    assert tries == [1, 2, 3]
+    assert await redis.keys("arq:[jr]e*") == [f"arq:result:{run.id}".encode()]
+
+
+async def test_after_its_last_try_a_job_is_a_dead_letter(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(always_fail)
+    async with working(fast, always_fail):
+        with pytest.raises(JobFailed, match=r"ValueError: never \(try 2, the last\)"):
+            await run.result(timeout=5)
+    assert tries == [1, 2]
+    letter = json.loads(await redis.hget(keys.DEAD, run.id))
+    assert letter["tries"] == 2
+    assert json.loads(letter["payload"])["f"] == "always_fail"
+
+
+@pytest.mark.parametrize("kind", ["declared", "raised"])
+async def test_what_another_try_cannot_cure_gets_none(fast: Settings, client: Client, kind: str) -> None:
+    run = await client.enqueue(not_again, kind=kind)
+    async with working(fast, not_again):
+        with pytest.raises(JobFailed):
+            await run.result(timeout=5)
+    assert tries == [1]
+
+
+async def test_a_dropped_table_is_an_error_at_once(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(missing_table)
+    async with working(fast, missing_table):
+        with pytest.raises(JobFailed, match='relation "dropped" does not exist'):
+            await run.result(timeout=5)
+    assert tries == [1]
+
+
+async def test_retry_after_is_obeyed(fast: Settings, client: Client) -> None:
+    began = time.time()
+    run = await client.enqueue(ask_again)
+    async with working(fast, ask_again):
+        await run.result(timeout=5)
+    assert tries == [1, 2]
+    assert time.time() - began >= 0.3
+
+
+async def test_a_job_that_takes_too_long_is_cancelled(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(too_long)
+    async with working(with_worker(fast, max_tries=2), too_long):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
+            await run.result(timeout=5)
+    assert tries == [1, 2]
+
+
+async def test_a_walk_has_no_total_timeout(fast: Settings, client: Client, database: Database) -> None:
+    await fill(database, 30)
+    run = await client.enqueue(walk)
+    async with working(fast, walk):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        with pytest.raises(TimeoutError):
+            await run.result(timeout=0.5)  # longer than the job's timeout of 0.2 s
+        gate["go"].set()
+        assert await run.result(timeout=5) == 30
+
+
+async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
+    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await client.enqueue("fail_twice")
+    async with working(fast, walk):
+        await until(lambda: _logged(caplog, "unknown job 'fail_twice'"))
+    assert await run.status() == "deferred"
+    await client.redis.zadd("arq:queue", {run.id: 0})  # now, not in five seconds
+    async with working(fast, fail_twice):
+        assert await run.result(timeout=5) == 3
+
+
+async def _logged(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ("{", "the payload is not JSON"),
+        ("[1]", "not an object with the job's name"),
+        ('{"f": "walk", "k": [1]}', "its k is not an object"),
+        ('{"f": "walk", "k": {"surprise": 1}}', "surprise: extra inputs are not permitted"),
+        (None, "there is no payload"),
+    ],
+)
+async def test_a_broken_payload_goes_to_the_dead_letters(
+    fast: Settings, redis: Redis, client: Client, payload: str | None, message: str
+) -> None:
+    if payload is not None:
+        await redis.set("arq:job:broken", payload)
+    await redis.zadd("arq:queue", {"broken": 0})
+    async with working(fast, walk):
+        letter = json.loads(await until(lambda: redis.hget(keys.DEAD, "broken")))
+        assert message in letter["error"]
+        assert letter["payload"] == (payload or "")
+        with pytest.raises(JobFailed, match=message):
+            await client.run("broken").result(timeout=5)
+    assert await redis.zcard("arq:queue") == 0
+
+
+async def test_pause_and_resume_act_within_one_batch(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    await fill(database, 50)
+    run = await client.enqueue(walk)
+    async with working(fast, walk):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await redis.sadd(keys.PAUSED, "walk")
+        await asyncio.sleep(0.15)  # an order is read when it is a tenth of a second old
+        gate["go"].set()
+        await until(lambda: _is(run, "paused"))
+        assert await seen(database) == {0: 30, 1: 20}
+        await redis.srem(keys.PAUSED, "walk")
+        assert await run.result(timeout=5) == 50
+    assert await seen(database) == {1: 50}
+
+
+async def _is(run: object, state: str) -> bool:
+    return bool(await run.status() == state)  # type: ignore[attr-defined]
+
+
+async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, database: Database) -> None:
+    await fill(database, 50)
+    run = await client.enqueue(walk)
+    async with working(fast, walk):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await run.cancel()
+        await asyncio.sleep(0.15)
+        gate["go"].set()
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+    assert await seen(database) == {0: 30, 1: 20}
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT state FROM worker.run")) == "cancelled"
+
+
+async def test_a_job_outside_of_a_loop_is_cancelled_where_it_is(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(wait_for_go)
+    async with working(fast, wait_for_go):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await run.cancel()
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+
+
+async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(wait_for_go)
+    async with working(with_worker(fast, drain_seconds=0.1), wait_for_go):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+    assert await run.status() == "waiting"
+    assert await redis.get(f"arq:retry:{run.id}") is None
+    gate["go"].set()
+    async with working(fast, wait_for_go):
+        assert await run.result(timeout=5) == "went"
+    assert tries == [1, 1]
+
+
+async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(wait_for_go)
+    began = time.monotonic()
+    async with working(with_worker(fast, drain_seconds=60), wait_for_go) as worker:
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        worker.drain()
+        worker.drain()
+    assert time.monotonic() - began < 10
+    assert await run.status() == "waiting"
+
+
+async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client, database: Database) -> None:
+    await fill(database, 50)
+    run = await client.enqueue(fail_in_third_batch)
+    async with working(with_worker(fast, max_tries=2), fail_in_third_batch):
+        with pytest.raises(JobFailed, match=r"batch 3, keys 21 to 30"):
+            await run.result(timeout=5)
+    # The first try committed two batches: those without progress are counted from there.
+    assert tries == [1, 1, 2]
+    assert await seen(database) == {0: 30, 1: 20}
+    async with database.session() as session:
+        row = (await session.execute(text("SELECT state, error, traceback FROM worker.run"))).one()
+    assert row.state == "dead"
+    assert "keys 21 to 30" in row.error
+    assert "bad row" in row.traceback
+
+
+async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    await fill(database, 20)
+    gate["go"].set()
+    run = await client.enqueue(walk)
+    payload = await redis.get(f"arq:job:{run.id}")
+    async with working(fast, walk):
+        assert await run.result(timeout=5) == 20
+        await redis.delete(f"arq:result:{run.id}")
+        await redis.set(f"arq:job:{run.id}", payload)
+        await redis.set(f"arq:retry:{run.id}", 1)
+        await redis.zadd("arq:queue", {run.id: 0})
+        assert await run.result(timeout=5) == 20
+    assert await seen(database) == {1: 20}
+
+
+async def test_a_job_that_blocks_the_loop_keeps_its_lease(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(block_the_loop, seconds=2.0)  # more than three leases
+    async with working(fast, block_the_loop):
+        assert await run.result(timeout=10) == "done"
+    assert tries == [1]
+
+
+async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases(
+    fast: Settings, client: Client, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.enqueue(block_the_loop, seconds=2.0)
+    with caplog.at_level(logging.ERROR):
+        async with working(with_worker(fast, blocked_loop_seconds=0.5), block_the_loop):
+            await until(lambda: _logged(caplog, "the event loop has been blocked"))
+
+
+async def test_a_run_that_redis_has_forgotten_is_put_back(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    await fill(database, 50)
+    run = await client.enqueue(walk)
+    async with working(fast, walk):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+    await redis.flushall()
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE worker.run SET updated_at = now() - interval '1 minute'"))
+        await session.execute(text("UPDATE worker.step SET updated_at = now() - interval '1 minute'"))
+    gate["go"].set()
+    async with working(fast, walk):
+        assert await run.result(timeout=10) == 50
+    assert await seen(database) == {1: 50}
+
+
+async def test_jobs_without_a_loop_touch_no_ledger_table(fast: Settings, client: Client, database: Database) -> None:
+    gate["go"].set()
+    run = await client.enqueue(wait_for_go)
+    async with working(fast, wait_for_go):
+        await run.result(timeout=5)
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
