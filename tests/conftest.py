@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,20 +14,19 @@ from sqlalchemy import text
 
 from tests.models import Base
 from worker import Client, Job, Registry, Worker
-from worker.context import Control, JobContext, JobRules
+from worker.context import Control, JobContext
 from worker.db.engine import Database
 from worker.db.migrate import migrate
-from worker.embedded import Services, services
+from worker.embedded import Services
 from worker.launch import work
-from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings, load_settings
+from worker.testing import JobRunner
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Services]:
+def servers(longhaul_servers: Services) -> Services:
     """PostgreSQL and Valkey for the whole run."""
-    with services() as running:
-        yield running
+    return longhaul_servers
 
 
 @pytest.fixture
@@ -59,18 +56,10 @@ async def context(database: Database, settings: Settings) -> AsyncIterator[MakeC
     """Make contexts; the same `run_id` again is the next try of that run, by another worker."""
     made: list[JobContext] = []
 
+    runner = JobRunner(database, settings)
+
     def make(run_id: str | None = None, *, control: Control | None = None, max_tries: int = 5) -> JobContext:
-        spec = RunSpec(run_id or uuid.uuid4().hex, "test", "arq:queue", "{}")
-        ctx = JobContext(
-            spec=spec,
-            attempt=1,
-            enqueued_at=datetime.now(UTC),
-            settings=settings,
-            database=database,
-            ledger=Ledger(database, f"worker-{len(made)}"),
-            rules=JobRules(max_tries),
-            control=control,
-        )
+        ctx = runner.context("test", run_id, max_tries=max_tries, control=control)
         made.append(ctx)
         return ctx
 

@@ -205,10 +205,14 @@ class Job(Generic[P, R]):
 
     def decode_result(self, value: Any) -> Any:
         """Return a result from JSON values in the type that the function promises."""
+        return self.decode_result_json(json.dumps(value))
+
+    def decode_result_json(self, text: str) -> Any:
+        """Return a result from JSON text in the type that the function promises."""
         try:
-            return self._returns.validate_json(json.dumps(value))
+            return self._returns.validate_json(text)
         except ValidationError:
-            return value
+            return json.loads(text)
 
 
 class Registry(Mapping[str, Job[..., Any]]):

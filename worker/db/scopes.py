@@ -173,12 +173,6 @@ async def savepoint_scope(session: AsyncSession) -> AsyncIterator[AsyncSession]:
 
     The transaction around it goes on either way: catch the error outside of this block.
     """
-    nested = await session.begin_nested()
-    try:
+    # SQLAlchemy's own scope; a cancellation in the middle of it ends the transaction around it, and so this one.
+    async with session.begin_nested():
         yield session
-    except BaseException:
-        if nested.is_active:
-            await settle(nested.rollback())
-        raise
-    if nested.is_active:
-        await settle(nested.commit())
