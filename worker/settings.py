@@ -367,3 +367,17 @@ def describe_type(section: str, field: str) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
     return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
+
+
+def describe_all() -> str:
+    """Return every setting as a Markdown table for each section: what docs/settings.md holds."""
+    lines: list[str] = []
+    for section, model in _sections().items():
+        lines += [f"## {section}", "", (model.__doc__ or "").strip(), "", "| key | type | default | meaning |"]
+        lines.append("| --- | --- | --- | --- |")
+        for name, field in model.model_fields.items():
+            default = "" if field.default is None else f"`{field.default}`"
+            kind = describe_type(section, name).replace("|", "\\|")
+            lines.append(f"| `{name}` | {kind} | {default} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines)

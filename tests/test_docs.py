@@ -1,0 +1,149 @@
+"""Every code block of the README and of docs/ is run: Python against real servers, commands one by one."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import linecache
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+import jobs.models
+from tests.conftest import with_worker
+from worker import Client, Database, Job, Registry, Settings, Worker, discover
+from worker.launch import work
+from worker.settings import describe_all
+from worker.testing import JobRunner
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_NOT_CODE = {"text", "toml", "ini"}  # pictures, output, and settings, which have a test of their own below
+
+
+@dataclass
+class Block:
+    """A code block and its place."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the code blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [Block(page, text[: match.start()].count("\n") + 2, match[1], match[2]) for match in _FENCE.finditer(text)]
+
+
+class Reader:
+    """Does what a reader of one page would do, block by block."""
+
+    def __init__(self, names: dict[str, Any], registry: Registry, redis: Redis) -> None:
+        self._names = names
+        self._registry = registry
+        self._redis = redis
+
+    async def follow(self, block: Block) -> None:
+        """Run a block."""
+        if block.language == "python":
+            await self._python(block)
+        elif block.language == "sh":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                command = shlex.split(line, comments=True)
+                if command:
+                    await self._command(command, f"{block.page.name}:{block.line}: {line}")
+        elif block.language not in _NOT_CODE:
+            pytest.fail(f"{block.page.name}:{block.line}: nobody runs blocks of {block.language}")
+
+    async def _python(self, block: Block) -> None:
+        place = f"{block.page.name}:{block.line}"
+        linecache.cache[place] = (len(block.text), None, block.text.splitlines(keepends=True), place)
+        code = compile(block.text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, self._names)
+        if inspect.isawaitable(result):
+            await result
+        for value in list(self._names.values()):  # the worker learns the jobs that the page defines
+            if isinstance(value, Job):
+                self._registry._jobs[value.name] = value
+
+    async def _command(self, command: list[str], place: str) -> None:
+        if command[0] == "redis-cli":
+            await self._redis.execute_command(*command[1:])
+        elif command[0] == "make":
+            ran = subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert ran.returncode == 0, f"{place}: {ran.stderr}"
+        elif command[0] == "worker":
+            ran = await asyncio.to_thread(  # the worker lives in this loop
+                subprocess.run,
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                env=dict(os.environ),
+                timeout=60,
+            )
+            assert ran.returncode == 0, f"{place}: {ran.stderr}"
+        else:
+            pytest.fail(f"{place}: nobody runs {command[0]}")
+
+
+@pytest_asyncio.fixture
+async def reader(
+    database: Database, fast: Settings, redis: Redis, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Reader]:
+    """A reader with a worker beside, and with the tables of the jobs."""
+    metadata = jobs.models.Base.metadata
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+    monkeypatch.setenv("DATABASE_URL", fast.database.url)
+    monkeypatch.setenv("REDIS_URL", fast.redis.url)
+    registry = Registry(one for one in discover(["jobs"]).values() if not one.cron)
+    started: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(work(with_worker(fast, name="docs"), registry, on_worker=started.set_result))
+    worker = await started
+    run_job = JobRunner(database, fast)
+    ctx = run_job.context("docs")
+    names = {"__name__": "docs", "ctx": ctx, "client": client, "run_job": run_job}
+    yield Reader(names, registry, redis)
+    worker.drain()
+    await task
+    await ctx.close()
+    for value in names.values():
+        if isinstance(value, Database):
+            await value.close()
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_what_a_page_says_is_so(reader: Reader, page: Path) -> None:
+    found = blocks(page)
+    assert found, f"{page.name} shows nothing that could be run"
+    for block in found:
+        await reader.follow(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_settings_has_every_setting_as_it_is() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert describe_all() in page, "write worker.settings.describe_all() to the end of docs/settings.md"
