@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, ForeignKey, Integer, Numeric, String, UniqueConstraint
+from sqlalchemy import ARRAY, DateTime, ForeignKey, Integer, Numeric, String, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -61,6 +61,8 @@ class Sample(Base):
     price: Mapped[Decimal | None] = mapped_column(Numeric(12, 3))
     at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     count: Mapped[int] = mapped_column(Integer, default=7)
+    changed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), onupdate=func.now())
+    changes: Mapped[str | None] = mapped_column(onupdate=lambda: "changed")
 
 
 def authors(count: int) -> list[dict[str, Any]]:

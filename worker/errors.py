@@ -64,6 +64,17 @@ class CursorMismatch(LonghaulError):
     retryable = False
 
 
+class RunIdTaken(LonghaulError):
+    """The ledger has a run of another job under this run's id: an id is given once."""
+
+    retryable = False
+
+    def __init__(self, run_id: str, known: str, asked: str) -> None:
+        super().__init__(
+            f"run id {run_id!r} is that of a run of {known}, and {asked} cannot have it too: give it another id"
+        )
+
+
 class BulkError(LonghaulError):
     """A bulk operation failed at one row.
 

@@ -49,6 +49,17 @@ async def test_update_and_upsert_carry_every_type(context: MakeContext, database
     assert await read(database, 50) == {**without_tags, "tags": None, "count": 7}
 
 
+async def test_onupdate_is_set_on_rows_that_are_there(context: MakeContext, database: Database) -> None:
+    bulk = context().bulk
+    await bulk.insert(Sample, [{"id": 1}, {"id": 2}, {"id": 3}])
+    await bulk.update(Sample, [{"id": 1, "count": 1}])
+    await bulk.upsert(Sample, [{"id": 2, "count": 2}, {"id": 4, "count": 4}])
+    await bulk.update(Sample, [{"id": 3, "count": 3, "changed_at": None, "changes": "mine"}])
+    async with database.session() as session:
+        rows = await session.execute(select(Sample.changed_at.is_not(None), Sample.changes).order_by(Sample.id))
+        assert rows.all() == [(True, "changed"), (True, None), (False, "mine"), (False, None)]
+
+
 async def test_a_hundred_thousand_rows_in_one_call(context: MakeContext, database: Database) -> None:
     bulk = context().bulk
     assert await bulk.insert(Author, authors(100_000)) == 100_000

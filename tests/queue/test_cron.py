@@ -75,6 +75,36 @@ async def test_a_redis_that_has_lost_its_data_repeats_nothing(
     assert await restarted.look(began + timedelta(seconds=50)) == []
 
 
+async def test_a_redis_that_forgets_between_two_workers_looks_repeats_nothing(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    one, two = [await scheduler(database, redis, settings, each_minute, began) for _ in range(2)]
+    assert len(await one.look(began + timedelta(minutes=1))) == 1
+    await redis.flushall()
+    assert await two.look(began + timedelta(minutes=1)) == []
+    assert len(await two.look(began + timedelta(minutes=2))) == 1
+
+
+async def test_a_worker_that_dies_between_redis_and_ledger_repeats_nothing(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    dying, other = [await scheduler(database, redis, settings, each_minute, began) for _ in range(2)]
+    fire = dying._store.fire
+
+    async def fire_and_die(*args: Any, **options: Any) -> bool:
+        await fire(*args, **options)
+        raise OSError("dead")
+
+    dying._store.fire = fire_and_die  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="dead"):
+        await dying.look(began + timedelta(minutes=1))
+    await redis.delete(*await redis.keys("arq:*"))  # it has run, and its result was not kept
+    assert await other.look(began + timedelta(minutes=1)) == []
+    assert len(await other.look(began + timedelta(minutes=2))) == 1
+
+
 @pytest.mark.parametrize(("catch_up", "runs"), [("once", 1), ("skip", 0)])
 async def test_missed_times_are_caught_up_once_or_skipped(
     database: Database, redis: Redis, settings: Settings, catch_up: str, runs: int

@@ -49,12 +49,14 @@ class Bulk:
         if len(rows) < self._settings.copy_from_rows or target.needs_statement() or not target.is_simple:
             return await self._insert_statement(target, rows)
         async with self._session() as session:
-            for group in target.groups(rows, with_defaults=True):
+            for group in target.groups(rows, fill="default"):
                 await self._copy(session, target, group)
         return len(rows)
 
     async def update(self, entity: Any, rows: Rows, *, by: Iterable[str] | None = None) -> int:
         """Update rows by key with one `UPDATE ... FROM unnest(...)`.
+
+        Columns with an `onupdate` that a row does not name get it, as in an UPDATE of SQLAlchemy.
 
         Args:
             entity: what to update.
@@ -68,14 +70,15 @@ class Bulk:
         key = target.columns(by, list(target.table.primary_key))
         changed = 0
         async with self._session() as session:
-            for group in target.groups(rows, with_defaults=False):
+            for group in target.groups(rows, fill="onupdate"):
                 sets = [column for column in group.columns if column not in key]
                 self._need_key(target, group, key)
-                if not sets:
+                computed = target.computed_on_update(group.columns)
+                if not sets and not computed:
                     raise BulkError("bulk.update: the rows name no column to set besides their key")
                 self._refuse_twice(group, key, "update")
                 changed += await self._write(
-                    session, target, group, _update_sql(target, group, key, sets), whole_rows=False
+                    session, target, group, _update_sql(target, group, key, sets, computed), whole_rows=False
                 )
         return changed
 
@@ -89,6 +92,8 @@ class Bulk:
     ) -> int:
         """Insert rows, and update those that are there, with one `INSERT ... ON CONFLICT`.
 
+        On rows that are there, columns with an SQL expression as `onupdate` get it.
+
         Args:
             entity: what to write.
             rows: each with its key.
@@ -100,14 +105,15 @@ class Bulk:
         key = target.columns(by, list(target.table.primary_key))
         written = 0
         async with self._session() as session:
-            for group in target.groups(rows, with_defaults=True):
+            for group in target.groups(rows, fill="default"):
                 self._need_key(target, group, key)
                 self._refuse_twice(group, key, "upsert")
                 given = {name for row in target.as_dicts([rows[p] for p in group.positions[:1]]) for name in row}
                 named = target.columns(given, [])
                 default = [column for column in group.columns if column in named and column not in key]
                 sets = target.columns(update, default)
-                written += await self._write(session, target, group, _upsert_sql(target, group, key, sets))
+                computed = target.computed_on_update(sets) if sets else {}
+                written += await self._write(session, target, group, _upsert_sql(target, group, key, sets, computed))
         return written
 
     async def delete(self, entity: Any, keys: Sequence[Any], *, by: Iterable[str] | None = None) -> int:
@@ -126,7 +132,7 @@ class Bulk:
         rows = [_key_row(item, key, target) for item in keys]
         deleted = 0
         async with self._session() as session:
-            for group in target.groups(rows, with_defaults=False):
+            for group in target.groups(rows, fill=None):
                 deleted += await self._write(session, target, group, _delete_sql(target, group), whole_rows=False)
         return deleted
 
@@ -135,14 +141,14 @@ class Bulk:
 
     async def _insert_statement(self, target: Target, rows: Rows) -> int:
         dicts = target.as_dicts(rows)
-        target.groups(rows[:1], with_defaults=False)  # names that are not there, before anything is sent
+        target.groups(rows[:1], fill=None)  # names that are not there, before anything is sent
         async with self._session() as session:
             try:
                 await session.flush()
                 # The class, not its table: rows of joined inheritance go to several tables.
                 await session.execute(insert(target.entity), dicts)
             except DBAPIError as error:
-                groups = target.groups(rows, with_defaults=True)
+                groups = target.groups(rows, fill="default")
                 cause = error.orig.__cause__ if error.orig is not None else None
                 raise await explain_failure(self._database, target, groups, cause or error) from error
         return len(rows)
@@ -240,16 +246,26 @@ def _source(target: Target, group: Group) -> str:
     return f"(VALUES ({values})) AS given ({names})"
 
 
-def _update_sql(target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]]) -> str:
-    changes = ", ".join(f"{name} = given.{name}" for name in target.quoted(sets))
+def _changes(target: Target, sets: list[Column[Any]], source: str, computed: dict[Column[Any], str]) -> str:
+    named = [f"{name} = {source}.{name}" for name in target.quoted(sets)]
+    made = [f"{name} = {sql}" for name, sql in zip(target.quoted(computed), computed.values(), strict=True)]
+    return ", ".join(named + made)
+
+
+def _update_sql(
+    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+) -> str:
+    changes = _changes(target, sets, "given", computed)
     same = " AND ".join(f"target.{name} = given.{name}" for name in target.quoted(key))
     return f"UPDATE {target.name} AS target SET {changes} FROM {_source(target, group)} WHERE {same}"  # noqa: S608
 
 
-def _upsert_sql(target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]]) -> str:
+def _upsert_sql(
+    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+) -> str:
     names = ", ".join(target.quoted(group.columns))
     conflict = ", ".join(target.quoted(key))
-    changes = ", ".join(f"{name} = excluded.{name}" for name in target.quoted(sets))
+    changes = _changes(target, sets, "excluded", computed)
     action = f"DO UPDATE SET {changes}" if changes else "DO NOTHING"
     return (
         f"INSERT INTO {target.name} ({names}) SELECT {names} FROM {_source(target, group)} "  # noqa: S608

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ARRAY, Column, Enum, String, Table, inspect
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
@@ -98,17 +98,18 @@ class Target:
                 )
         return found
 
-    def groups(self, rows: Sequence[Any], *, with_defaults: bool) -> list[Group]:
+    def groups(self, rows: Sequence[Any], *, fill: Literal["default", "onupdate"] | None) -> list[Group]:
         """Return the rows as records of database values, parted by the columns that they give.
 
         Args:
             rows: dicts or ORM objects.
-            with_defaults: fill in the columns' Python defaults, as an INSERT does.
+            fill: what fills in columns that a row does not name: the columns' Python `default`, as in an INSERT,
+                their `onupdate`, or nothing.
 
         Raises:
             BulkError: a row is of the wrong kind, or names a column that is not there.
         """
-        defaults = self._defaults() if with_defaults else {}
+        defaults = self._defaults(fill) if fill else {}
         alike = self._alike(rows, defaults)
         if alike is not None:
             return [alike]
@@ -147,10 +148,18 @@ class Target:
             for column in self.table.columns
         )
 
-    def _defaults(self) -> dict[Column[Any], Any]:
+    def computed_on_update(self, given: Iterable[Column[Any]]) -> dict[Column[Any], str]:
+        """Return the SQL of each `onupdate` expression, e.g. `now()`, of columns that are not given."""
+        return {
+            column: str(column.onupdate.arg.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+            for column in self.table.columns
+            if column.onupdate is not None and column.onupdate.is_clause_element and column not in set(given)
+        }
+
+    def _defaults(self, kind: Literal["default", "onupdate"]) -> dict[Column[Any], Any]:
         found: dict[Column[Any], Any] = {}
         for column in self.table.columns:
-            default: Any = column.default
+            default: Any = getattr(column, kind)
             if default is None:
                 continue
             if default.is_scalar:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, settle
-from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, Superseded
+from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, RunIdTaken, Superseded
 from worker.ledger.queries import query, source
 from worker.ledger.record import RunSpec, StepRecord, StepSpec
 
@@ -73,6 +73,7 @@ class LedgerRun:
 
         Raises:
             AlreadyFinished: the ledger has its end.
+            RunIdTaken: the ledger has another job under its id.
         """
         self._connection = await self._database.engine.connect()
         try:
@@ -87,7 +88,7 @@ class LedgerRun:
         values |= {"payload": self.spec.payload, "owner": self._owner}
         taken = (await connection.execute(query("begin_run"), values)).one_or_none()
         if taken is None:
-            raise await self._finished(connection)
+            raise await self._not_ours(connection)
         died = taken.state_before == "running" and not taken.is_new
         if died and taken.backend_pid is not None:
             await self._terminate(connection, taken.backend_pid, taken.backend_start)
@@ -111,8 +112,10 @@ class LedgerRun:
             },
         )
 
-    async def _finished(self, connection: AsyncConnection) -> AlreadyFinished:
+    async def _not_ours(self, connection: AsyncConnection) -> AlreadyFinished | RunIdTaken:
         row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one()
+        if row.job != self.spec.job:
+            return RunIdTaken(self.spec.id, row.job, self.spec.job)
         return AlreadyFinished(row.state, row.result, row.error)
 
     async def _terminate(self, connection: AsyncConnection, pid: int, started: object) -> None:

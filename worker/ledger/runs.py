@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +18,7 @@ from worker.ledger.run import LedgerRun
 class KnownRun:
     """What `find` returns."""
 
+    job: str
     state: str
     result: Any
     error: str | None
@@ -51,7 +54,9 @@ class Ledger:
         async with self._database.connection() as connection:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
         return (
-            None if row is None else KnownRun(row.state, row.result, row.error, row.finished, row.attempt, row.payload)
+            None
+            if row is None
+            else KnownRun(row.job, row.state, row.result, row.error, row.finished, row.attempt, row.payload)
         )
 
     async def find_all(
@@ -96,7 +101,13 @@ class Ledger:
             rows = await connection.execute(query("last_firings"))
             return {(row.job, row.line): row.due_at for row in rows}
 
-    async def note_firing(self, job: str, line: str, due_at: datetime) -> None:
-        """Write down that a due time was fired or skipped."""
+    @asynccontextmanager
+    async def firing(self, job: str, line: str, due_at: datetime) -> AsyncIterator[bool]:
+        """Take a due time of a cron line, written down when the block ends; rolled back when it raises.
+
+        Yields:
+            Whether it is ours: False where it was fired or skipped before.
+        """
         async with self._database.connection() as connection:
-            await connection.execute(query("fire_cron"), {"job": job, "line": line, "due_at": due_at})
+            values = {"job": job, "line": line, "due_at": due_at}
+            yield (await connection.execute(query("fire_cron"), values)).one_or_none() is not None

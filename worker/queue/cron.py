@@ -1,8 +1,10 @@
 """Cron inside the worker: each due time of each line is enqueued once, whatever number of workers there are.
 
-Every worker looks at every line. The id of the job is made from job, line and due time; a hash in Redis holds the
-last due time of each line that was enqueued, and one script compares, sets and enqueues (fire.lua). The ledger keeps
-the same, so that a Redis that has lost its data repeats nothing, and a time that no worker saw can be caught up.
+Every worker looks at every line. A row in the ledger holds the last due time of each line; whoever moves it forward
+enqueues the job before he commits, while the others wait for that row, and then find the time taken. A worker that
+dies in between leaves the row as it was; a hash in Redis, compared and set by the script that enqueues (fire.lua),
+keeps the next one from doing it again. So neither a crash nor a Redis that lost its data repeats a due time, and one
+that no worker saw can be caught up.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Cron:
             since = last.get((job.name, str(line)))
             if since is None:
                 since = moment
-                await self._ledger.note_firing(job.name, str(line), moment)
+                async with self._ledger.firing(job.name, str(line), moment):
+                    pass  # what is due from now on is not missed
             self._entries.append(_Entry(job, line, line.next_after(since)))
 
     async def look(self, now: datetime | None = None) -> list[str]:
@@ -87,19 +90,26 @@ class Cron:
         while following <= moment:  # several times were missed: the last one stands for all
             due, following = following, entry.line.next_after(following)
         job, line = entry.job, str(entry.line)
-        run_id: str | None = None
-        if self._rules.cron_catch_up == "skip" and moment - due > timedelta(seconds=_ON_TIME_SECONDS):
-            logger.warning("cron %s (%s): %s was missed, and is skipped by setting", job.name, line, due.isoformat())
-        else:
-            run_id = firing_id(job.name, line, due)
-            payload = Payload(job.name, [], {}, now_ms()).to_json()
-            guard = f"{job.name} {line}"
-            if await self._store.fire(run_id, payload, queue=self._rules.queue, due=due, line=guard):
-                logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
+        fired: str | None = None
+        # The ledger's row is ours until the job is in Redis. Should we die in between, another worker takes the due
+        # time again, and the guard in Redis knows that it was enqueued.
+        async with self._ledger.firing(job.name, line, due) as ours:
+            if not ours:
+                logger.debug("cron %s (%s): %s was fired elsewhere", job.name, line, due.isoformat())
+            elif self._rules.cron_catch_up == "skip" and moment - due > timedelta(seconds=_ON_TIME_SECONDS):
+                logger.warning("cron %s (%s): %s was missed: skipped by setting", job.name, line, due.isoformat())
             else:
-                run_id = None
-        await self._ledger.note_firing(job.name, line, due)
+                fired = await self._enqueue(job, line, due)
         entry.next_due = following
+        return fired
+
+    async def _enqueue(self, job: Job[..., object], line: str, due: datetime) -> str | None:
+        run_id = firing_id(job.name, line, due)
+        payload = Payload(job.name, [], {}, now_ms()).to_json()
+        guard = f"{job.name} {line}"
+        if not await self._store.fire(run_id, payload, queue=self._rules.queue, due=due, line=guard):
+            return None
+        logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
         return run_id
 
 

@@ -262,7 +262,7 @@ class Runner:
             if self.claim.tries > max_tries:
                 raise NotRetryable(f"its worker ended at each of {self.claim.tries - 1} tries")
             return
-        if known.finished:
+        if known.finished and known.job == ctx.job:
             raise AlreadyFinished(known.state, known.result, known.error)
         run = await ctx.durable_run()
         # One try more than allowed: a loop names the batch that its workers died in. If even that try

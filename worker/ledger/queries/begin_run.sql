@@ -1,5 +1,5 @@
 -- Begin a run, or take it over: the fence grows, so that nobody who had it before can commit any more.
--- No row comes back when the run has ended.
+-- No row comes back when the run has ended, or is that of another job.
 INSERT INTO worker.run AS run
        (id, job, queue, payload, state, fence, owner, attempt, batches_before, started_at)
 VALUES (:id, :job, :queue, :payload, 'running', 1, :owner, 1, 0, clock_timestamp())
@@ -9,6 +9,6 @@ ON CONFLICT (id) DO UPDATE
        queue = :queue,
        started_at = clock_timestamp(),
        updated_at = clock_timestamp()
- WHERE run.finished_at IS NULL
+ WHERE run.finished_at IS NULL AND run.job = :job
 RETURNING fence, attempt, batches_before, takeovers, backend_pid, backend_start,
           state AS state_before, fence = 1 AS is_new
