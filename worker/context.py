@@ -104,7 +104,7 @@ class JobContext:
         self._loop: Loop | None = None
         self._names: set[str] = set()
         self._count = 0
-        #: The batch that was open when the job raised.
+        #: The batch that was open when the job raised, in words.
         self.where: str | None = None
         self.on_durable: Callable[[], None] = lambda: None
 
@@ -383,8 +383,7 @@ class JobContext:
     async def fail(self) -> None:
         """Roll back what is open: the job has raised."""
         if self._loop is not None:
-            self.where = self._loop.where
-            await self._loop.abandon()
+            await self._loop.fail()
 
     async def close(self) -> None:
         """Give the run's connection back."""

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
@@ -111,6 +111,23 @@ async def fail_in_third_batch(ctx: JobContext) -> int:
         if batch.number == 3:
             raise ValueError("bad row")
     return ctx.rows_done
+
+
+@job
+async def drop_its_table(ctx: JobContext) -> None:
+    """Lose the table in the middle of a walk."""
+    tries.append(ctx.attempt)
+    async for batch in ctx.chunks(select(Author), size=10, lock=False):
+        if batch.number == 3:
+            async with ctx.transaction() as session:
+                await session.execute(text("DROP TABLE author CASCADE"))
+
+
+@job
+async def fill_the_disk(ctx: JobContext) -> int:
+    """Write more than there is room for."""
+    tries.append(ctx.attempt)
+    return await ctx.sweep(update(Author).values(seen=1), size=10)
 
 
 @job
@@ -319,6 +336,40 @@ async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client,
     assert row.state == "dead"
     assert "keys 21 to 30" in row.error
     assert "bad row" in row.traceback
+
+
+async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    await fill(database, 50)
+    run = await client.enqueue(drop_its_table)
+    async with working(fast, drop_its_table):
+        with pytest.raises(JobFailed, match='relation "author" does not exist'):
+            await run.result(timeout=5)
+    assert tries == [1]
+
+
+async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Client, database: Database) -> None:
+    await fill(database, 50)
+    async with database.transaction() as session:  # what PostgreSQL raises when a write finds no room, from row 31 on
+        await session.execute(text(_FULL_DISK))
+        await session.execute(
+            text("CREATE TRIGGER full_disk BEFORE UPDATE ON author FOR EACH ROW EXECUTE FUNCTION f()")
+        )
+    run = await client.enqueue(fill_the_disk)
+    async with working(with_worker(fast, max_tries=2), fill_the_disk):
+        with pytest.raises(JobFailed, match=r"DiskFullError: could not extend file .*try 2, the last.*up to key 40"):
+            await run.result(timeout=5)
+    assert tries == [1, 1, 2]  # the first one committed three batches
+    assert await seen(database) == {0: 20, 1: 30}
+
+
+_FULL_DISK = """
+CREATE OR REPLACE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.id > 30 THEN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END IF;
+    RETURN NEW;
+END $$
+"""
 
 
 async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(

@@ -41,7 +41,7 @@ class Chunks(Loop, Generic[T]):
         self._statement = statement
         self._keyset = _resolve_key(statement, by)
         self._width = len(statement.column_descriptions)
-        self._is_entity = statement.column_descriptions[0]["entity"] is not None
+        self._is_entity = _entity(statement) is not None
         self._upper: list[Any] = []
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
@@ -220,8 +220,9 @@ def _resolve_key(statement: Select[Any], by: Any) -> Keyset:
     if by is not None:
         return Keyset([_part(expression) for expression in (by if isinstance(by, list | tuple) else [by])])
     first = statement.column_descriptions[0]
-    if first["entity"] is not None:
-        inspected: Any = inspect(first["entity"])
+    entity = _entity(statement)
+    if entity is not None:
+        inspected: Any = inspect(entity)
         mapper = inspected.mapper
         keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         return Keyset([_part(getattr(inspected.entity, key)) for key in keys])
@@ -239,8 +240,13 @@ def _part(expression: Any) -> KeyPart:
     return key_part(expression, column)
 
 
+def _entity(statement: Select[Any]) -> Any:
+    """Return the mapped class or alias that the first column is of; None for one of a plain table."""
+    return statement.column_descriptions[0].get("entity")
+
+
 def _lock_target(statement: Select[Any], keyset: Keyset) -> Any:
-    entity = statement.column_descriptions[0]["entity"]
+    entity = _entity(statement)
     return entity if entity is not None else keyset.parts[0].expression.table
 
 

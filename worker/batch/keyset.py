@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    CHAR,
     BigInteger,
     Column,
     ColumnElement,
@@ -184,7 +185,8 @@ def _kind(column: Column[Any]) -> str:
         (Numeric, "numeric"),
         (String, "text"),
     ]
-    if not isinstance(type_, Enum | Float | TypeDecorator):
+    # CHAR(n) is compared without its padding, and read with it.
+    if not isinstance(type_, Enum | Float | TypeDecorator | CHAR):
         for known, kind in kinds:
             if isinstance(type_, known):
                 return kind

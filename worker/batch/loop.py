@@ -38,6 +38,8 @@ class Host(Protocol):
 
     settings: Settings
     database: Database
+    #: The batch that failed, in words; None while none has.
+    where: str | None
 
     async def durable_run(self) -> LedgerRun:
         """Return the run in the ledger, begun at the first call."""
@@ -157,6 +159,7 @@ class Loop:
     def open_batch(self) -> tuple[ScopedSession, Bulk]:
         """Return the session of a new batch, and its bulk operations."""
         self._began = time.monotonic()
+        self._host.where = None
         self._session = self.run.session("a batch")
         return self._session, Bulk(self._session, self._host.settings.batch, self._host.database)
 
@@ -171,7 +174,7 @@ class Loop:
             cursor = self.cursor_of_pending()
             await self.run.checkpoint(connection, self.step, cursor=cursor, rows=self._pending_rows, done=done)
         except BaseException:
-            await self.abandon()
+            await self.fail()
             raise
         self._session = None
         await session.end(commit=True)
@@ -224,6 +227,11 @@ class Loop:
                 await session.end(commit=False)
         finally:
             self.end()
+
+    async def fail(self) -> None:
+        """Roll the open batch back, and leave its place for the error of the run."""
+        self._host.where = self.where
+        await self.abandon()
 
     def end(self) -> None:
         """Note that this loop walks no more."""

@@ -58,7 +58,7 @@ class Sweep(Loop):
                 await self.refuse_deadly_batch(self._pending, self._pending, self.size)
                 self._pending_rows = await self._change(session, values)
             except BaseException:
-                await self.abandon()
+                await self.fail()
                 raise
             await self.commit(done=self._pending == self._upper)
         self.end()
