@@ -1,0 +1,75 @@
+"""Servers from wheels: gone with whoever started them, and not started where there are others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.embedded import EmbeddedValkey, services
+from worker.embedded.home import make_home, others_may_enter
+
+
+def test_nothing_is_started_where_the_environment_names_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://host/db")
+    monkeypatch.setenv("REDIS_URL", "redis://host/0")
+    with services() as running:
+        assert (running.postgres, running.valkey) == (None, None)
+        assert (running.database_url, running.redis_url) == ("postgresql://host/db", "redis://host/0")
+
+
+def test_a_folder_whose_owner_has_died_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o711)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("worker.embedded.home.others_may_enter", lambda path: True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    abandoned, living, foreign = (
+        tmp_path / f"longhaul-{name}" for name in (f"{dead.pid}-x", f"{os.getpid()}-x", "notes-x")
+    )
+    for folder in (abandoned, living, foreign):
+        folder.mkdir()
+    home = make_home()
+    assert home.parent == tmp_path
+    assert not abandoned.exists()
+    assert living.exists()
+    assert foreign.exists()
+
+
+def test_permissions_above_are_looked_at_and_never_changed(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    assert not others_may_enter(closed / "below")
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+def test_a_server_dies_with_its_parent_even_by_sigkill(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib, time\n"
+        "from worker.embedded import EmbeddedValkey\n"
+        "valkey = EmbeddedValkey(pathlib.Path(sys.argv[1]))\n"
+        "valkey.start()\n"
+        "print(valkey.port, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    port = int(parent.stdout.readline())
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        connection.settimeout(10)
+        assert connection.recv(1) == b""  # the server is gone, and with it the connection
+    parent.stdout.close()
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    valkey = EmbeddedValkey(tmp_path, settings={"maxmemory": "much"})
+    with pytest.raises(RuntimeError, match="maxmemory"):
+        valkey.start()

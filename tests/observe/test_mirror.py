@@ -1,0 +1,116 @@
+"""What operators read in Redis, and what the log says."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from worker import Settings
+from worker.batch import Progress
+from worker.db.engine import current_job
+from worker.observe.logs import JsonFormatter
+from worker.observe.mirror import Mirror
+from worker.queue.hooks import RunInfo
+
+RUN = RunInfo("r1", "walk", "arq:queue", 1, 0)
+
+
+def batch(rows: int, total: int | None = 100) -> Progress:
+    return Progress("1-chunks", "chunks", rows, total, rows // 10, 10, 0.5, rows)
+
+
+async def shown(redis: Redis) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in (await redis.hgetall("worker:run:r1")).items()}
+
+
+@pytest.fixture
+def mirror(redis: Redis, settings: Settings) -> Mirror:
+    """The mirror of a worker called north."""
+    return Mirror(redis, settings, "north")
+
+
+async def test_a_run_shows_its_rows_percent_and_rate(mirror: Mirror, redis: Redis) -> None:
+    mirror.started(RUN)
+    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    mirror.progressed(RUN, batch(40), rows=40)
+    await mirror.write()
+    line = await shown(redis)
+    assert (line["job"], line["state"], line["worker"], line["rows"]) == ("walk", "running", "north", "40")
+    assert (line["total"], line["percent"], line["batch_size"], line["batch_ms"]) == ("100", "40.0", "10", "500.0")
+    assert float(line["rate"]) > 0
+    assert int(line["eta_seconds"]) >= 0
+    assert await redis.ttl("worker:run:r1") == -1
+    worker = json.loads(await redis.hget("worker:workers", "north"))
+    assert (worker["jobs"], worker["state"]) == (["r1"], "running")
+
+
+async def test_an_estimate_that_was_too_low_is_never_over_a_hundred_percent(mirror: Mirror, redis: Redis) -> None:
+    mirror.started(RUN)
+    mirror.progressed(RUN, batch(250), rows=250)
+    await mirror.write()
+    assert (await shown(redis))["percent"] == "100.0"
+
+
+async def test_an_ended_run_stays_for_a_while(mirror: Mirror, redis: Redis, settings: Settings) -> None:
+    mirror.started(RUN)
+    mirror.progressed(RUN, batch(40), rows=40)
+    mirror.ended(RUN, "succeeded")
+    await mirror.write()
+    line = await shown(redis)
+    assert (line["state"], line["percent"], line["rate"], line.get("eta_seconds")) == ("succeeded", "100.0", "0", None)
+    assert 0 < await redis.ttl("worker:run:r1") <= settings.worker.keep_result_seconds
+    events = [entry[b"event"].decode() for _, entry in await redis.xrange("worker:events")]
+    assert events == ["started", "succeeded"]
+
+
+async def test_what_could_not_be_written_is_written_later(
+    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = redis.pipeline
+
+    def broken(**options: object) -> object:
+        made = pipeline(transaction=False)
+
+        async def fail() -> None:
+            raise RedisConnectionError("away")
+
+        made.execute = fail  # type: ignore[method-assign,assignment]
+        return made
+
+    mirror.started(RUN)
+    with monkeypatch.context() as patched:
+        patched.setattr(redis, "pipeline", broken)
+        await mirror.write()
+        await mirror.write()
+    assert caplog.text.count("the mirror cannot be written") == 1  # said once
+    assert await shown(redis) == {}
+    await mirror.write()
+    assert (await shown(redis))["state"] == "running"
+    assert await redis.xlen("worker:events") == 1
+
+
+async def test_workers_that_died_without_a_word_are_forgotten(mirror: Mirror, redis: Redis) -> None:
+    await redis.hset("worker:workers", "old", json.dumps({"seen_at": "2020-01-01T00:00:00+00:00"}))
+    await mirror.write()
+    assert await redis.hkeys("worker:workers") == [b"north"]
+    await mirror.write(final=True)
+    assert await redis.hkeys("worker:workers") == []
+
+
+def test_a_line_of_the_log_can_be_json_and_names_the_job() -> None:
+    record = logging.LogRecord("worker.jobs", logging.WARNING, "file", 1, "rows: %d", (3,), None)
+    named = current_job.set("walk")
+    try:
+        line = json.loads(JsonFormatter().format(record))
+    finally:
+        current_job.reset(named)
+    assert {name: line[name] for name in ("level", "logger", "message", "job")} == {
+        "level": "WARNING",
+        "logger": "worker.jobs",
+        "message": "rows: 3",
+        "job": "walk",
+    }
