@@ -133,7 +133,7 @@ class JobRunner:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._settings = settings
+        self.settings = settings
 
     async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a job to its end; arguments and result go through JSON, as in production.
@@ -178,7 +178,7 @@ class JobRunner:
             spec=RunSpec(run_id or uuid.uuid4().hex, job, "arq:queue", "{}"),
             attempt=1,
             enqueued_at=datetime.now(UTC),
-            settings=self._settings,
+            settings=self.settings,
             database=self._database,
             ledger=Ledger(self._database, f"test-{uuid.uuid4().hex[:6]}"),
             rules=JobRules(max_tries),

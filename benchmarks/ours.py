@@ -1,0 +1,69 @@
+"""Our side: jobs as an author writes them."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, select, update
+
+from benchmarks.tables import Bench, Copy, Reader
+from worker import JobContext, job
+
+COLUMNS = select(Reader.id, Reader.name, Reader.score)
+
+
+@job
+async def update_in_chunks(ctx: JobContext, size: int) -> int:
+    """Read three columns, write one."""
+    async for batch in ctx.chunks(COLUMNS, size=size):
+        await batch.bulk.update(Reader, [{"id": key, "score": score + len(name)} for key, name, score in batch])
+    return ctx.rows_done
+
+
+@job
+async def change_objects(ctx: JobContext, size: int) -> int:
+    """Change one attribute of each object."""
+    async for batch in ctx.chunks(select(Reader), size=size):
+        for reader in batch:
+            reader.score += 1
+    return ctx.rows_done
+
+
+@job
+async def update_by_sweep(ctx: JobContext, size: int) -> int:
+    """Change one column."""
+    return await ctx.sweep(update(Reader).values(score=Reader.score + 1), size=size)
+
+
+@job
+async def delete_by_sweep(ctx: JobContext, size: int) -> int:
+    """Delete all."""
+    return await ctx.sweep(delete(Reader), size=size)
+
+
+@job
+async def read_by_stream(ctx: JobContext, size: int) -> int:
+    """Read three columns."""
+    seen = 0
+    async for partition in ctx.stream(COLUMNS.order_by(Reader.id), size=size):
+        for _, _, _ in partition:
+            seen += 1
+    return seen
+
+
+@job
+async def upsert_by_stream(ctx: JobContext, size: int) -> int:
+    """Read three columns, upsert them elsewhere."""
+    async for partition in ctx.stream(COLUMNS.order_by(Reader.id), size=size):
+        rows = [{"id": key, "name": name, "score": score + 1} for key, name, score in partition]
+        await partition.bulk.upsert(Copy, rows)
+    return ctx.rows_done
+
+
+async def bulk_insert(bench: Bench, size: int) -> int:
+    """Insert rows that the job makes."""
+    ctx = bench.run_job.context()
+    done = 0
+    for first in range(0, bench.rows, size):
+        rows = [{"id": n, "name": f"name {n}", "score": n} for n in range(first, min(first + size, bench.rows))]
+        done += await ctx.bulk.insert(Copy, rows)
+    await ctx.close()
+    return done

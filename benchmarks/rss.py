@@ -1,0 +1,56 @@
+"""`python -m benchmarks.rss KIND ROWS`: walk so many rows in a process of its own, and print its peak memory in KB."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from sqlalchemy import select, update
+
+from benchmarks.ours import COLUMNS
+from benchmarks.tables import Reader
+from worker import Database, JobContext, load_settings
+from worker.testing import JobRunner
+
+
+async def walk_chunks(ctx: JobContext, rows: int) -> None:
+    """Read objects."""
+    async for batch in ctx.chunks(select(Reader).where(Reader.id <= rows), size=1_000, lock=False):
+        batch[0].score = 1
+
+
+async def walk_stream(ctx: JobContext, rows: int) -> None:
+    """Read rows."""
+    async for _ in ctx.stream(COLUMNS.where(Reader.id <= rows).order_by(Reader.id), size=1_000):
+        pass
+
+
+async def walk_sweep(ctx: JobContext, rows: int) -> None:
+    """Change a column where it has to be, which is nowhere."""
+    await ctx.sweep(update(Reader).where(Reader.id <= rows, Reader.score < 0).values(score=0), size=1_000)
+
+
+WALKS = {"chunks": walk_chunks, "stream": walk_stream, "sweep": walk_sweep}
+
+
+def peak_kb() -> int:
+    """Return this process' peak: VmHWM, as ru_maxrss begins with that of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+async def main(kind: str, rows: int) -> None:
+    """Walk, and tell."""
+    settings = load_settings(overrides={"database": {"statement_timeout_seconds": 0}})
+    database = Database(settings, "rss")
+    ctx = JobRunner(database, settings).context("rss")
+    await WALKS[kind](ctx, rows)
+    await ctx.succeed()
+    await ctx.close()
+    await database.close()
+    sys.stdout.write(str(peak_kb()))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,87 @@
+"""The tables of the walk's benchmark: a million rows of real width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import DateTime, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from worker import Database
+from worker.testing import JobRunner
+
+
+class Base(DeclarativeBase):
+    """Metadata of the benchmarks."""
+
+
+class Reader(Base):
+    """Rows as an application has them: ten columns, some 150 bytes."""
+
+    __tablename__ = "bench_reader"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    email: Mapped[str]
+    city: Mapped[str]
+    country: Mapped[str]
+    phone: Mapped[str | None]
+    is_active: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    visits: Mapped[int]
+    score: Mapped[int]
+
+
+class Copy(Base):
+    """Inserted into, and upserted."""
+
+    __tablename__ = "bench_copy"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    score: Mapped[int]
+
+
+@dataclass
+class Bench:
+    """Where the sides work."""
+
+    database: Database
+    run_job: JobRunner
+    rows: int
+
+
+_FILL = """
+INSERT INTO bench_reader
+SELECT n, 'reader ' || n, 'reader.' || n || '@example.org', 'city ' || n % 1000, 'country ' || n % 200,
+       CASE WHEN n % 3 = 0 THEN '+44 20 ' || n END, n % 5 > 0,
+       timestamptz '2020-01-01 00:00+00' + n * interval '1 minute', n % 100, 0
+  FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS n
+"""
+
+
+async def prepare(bench: Bench, *, fill: bool = True) -> None:
+    """Make the tables anew, so that no comparison inherits the dead rows of the one before."""
+    async with bench.database.connection() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(text("TRUNCATE worker.run CASCADE"))
+        if fill:
+            await connection.execute(text(_FILL), {"first": 1, "last": bench.rows})
+    if fill:
+        await vacuum(bench)
+
+
+async def vacuum(bench: Bench) -> None:
+    """Leave every run the same: no dead rows, statistics as they are, what was written on its way to the disk."""
+    async with bench.database.engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await autocommit.exec_driver_sql("VACUUM ANALYZE bench_reader, bench_copy")
+        await autocommit.exec_driver_sql("CHECKPOINT")
+
+
+async def empty_copy(bench: Bench) -> None:
+    """Empty the table that is inserted into."""
+    async with bench.database.connection() as connection:
+        await connection.execute(text("TRUNCATE bench_copy"))

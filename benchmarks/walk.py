@@ -1,0 +1,233 @@
+"""`python -m benchmarks.walk` (`make bench-walk`): our loops beside hand-written SQL, and what the checkpoint costs.
+
+Each comparison is measured several times, ours and the other side in turn, on the same server and in the same process;
+figures are medians. QUICK=1 takes fewer rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import text
+
+from benchmarks import byhand, ours
+from benchmarks.report import Report, Row, at_least, at_most, quick
+from benchmarks.tables import Bench, empty_copy, prepare, vacuum
+from worker import Database, load_settings
+from worker.db.migrate import migrate
+from worker.embedded import services
+from worker.ledger import LedgerRun
+from worker.testing import JobRunner
+
+Side = Callable[[], Awaitable[int]]
+Before = Callable[[Bench], Awaitable[None]]
+
+ROUNDS = 3
+_UPDATE = "UPDATE bench_reader SET score = score + 1"
+_DELETE = "DELETE FROM bench_reader"
+
+
+class Scale:
+    """How much is done: all of it, or the part that QUICK=1 asks for."""
+
+    def __init__(self) -> None:
+        self.rows = 200_000 if quick() else 1_000_000
+        self.rounds = ROUNDS
+        self.seed_rows = 3_000 if quick() else 10_000
+        self.deep_rows = 1_000_000 if quick() else 10_000_000
+
+
+async def measure(side: Side, rows: int, bench: Bench, before: Before) -> float:
+    """Return the rows/s of one run."""
+    await before(bench)
+    gc.collect()
+    began = time.perf_counter()
+    done = await side()
+    assert done == rows, f"{done} rows instead of {rows}"
+    return rows / (time.perf_counter() - began)
+
+
+async def in_turn(bench: Bench, scale: Scale, before: Before, *sides: Side) -> list[float]:
+    """Return the median rows/s of each side, measured in turn."""
+    found: list[list[float]] = [[] for _ in sides]
+    for round_ in range(scale.rounds):
+        order = range(len(sides)) if round_ % 2 == 0 else reversed(range(len(sides)))
+        for place in order:
+            found[place].append(await measure(sides[place], bench.rows, bench, before))
+    return [statistics.median(each) for each in found]
+
+
+async def _vacuumed(bench: Bench) -> None:
+    await vacuum(bench)
+
+
+async def _copy_emptied(bench: Bench) -> None:
+    await empty_copy(bench)
+    await vacuum(bench)
+
+
+async def _refilled(bench: Bench) -> None:
+    await prepare(bench)
+
+
+async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
+    """Measure one thing after the other."""
+    run = bench.run_job
+    for size, bar in ((1_000, 0.9), (5_000, 0.95)):
+        await prepare(bench)
+        mine, other = await in_turn(
+            bench,
+            scale,
+            _vacuumed,
+            lambda size=size: run(ours.update_in_chunks, size),  # type: ignore[misc]
+            lambda size=size: byhand.keyset_update(bench, size),  # type: ignore[misc]
+        )
+        what = f"chunks + bulk.update, {size:,} a batch"
+        yield at_least(what, "rows/s", mine, "keyset + UPDATE FROM unnest", other, bar)
+
+    await prepare(bench)
+    mine, other = await in_turn(
+        bench, scale, _vacuumed, lambda: run(ours.change_objects, 1_000), lambda: byhand.keyset_orm(bench, 1_000)
+    )
+    yield at_least("chunks, ORM objects changed, 1,000 a batch", "rows/s", mine, "ORM unit of work", other, 3)
+    began = time.perf_counter()
+    await byhand.seed_offset(bench, 100, first=bench.rows // 2, rows=scale.seed_rows)
+    seed = scale.seed_rows / (time.perf_counter() - began)
+    yield at_least("the same", "rows/s", mine, "seed's OFFSET loop, half way", seed, 20)
+
+    for what, mine_, statement, before, bar in (
+        ("sweep update, 10,000 a batch", ours.update_by_sweep, _UPDATE, _vacuumed, 0.7),
+        ("sweep delete, 10,000 a batch", ours.delete_by_sweep, _DELETE, _refilled, 0.4),
+    ):
+        await prepare(bench)
+        mine, hand, giant = await in_turn(
+            bench,
+            scale,
+            before,
+            lambda job=mine_: run(job, 10_000),  # type: ignore[misc]
+            lambda statement=statement: byhand.ranges(bench, 10_000, statement),  # type: ignore[misc]
+            lambda statement=statement: byhand.giant(bench, statement),  # type: ignore[misc]
+        )
+        yield at_least(what, "rows/s", mine, "ranges, asyncpg", hand, 0.95)
+        yield at_least(what, "rows/s", mine, "one statement", giant, bar)
+
+    await prepare(bench)
+    mine, other = await in_turn(
+        bench, scale, _vacuumed, lambda: run(ours.read_by_stream, 5_000), lambda: byhand.cursor_read(bench, 5_000)
+    )
+    yield at_least("stream, read only, 5,000 a partition", "rows/s", mine, "cursor, asyncpg", other, 0.9)
+    mine, other = await in_turn(
+        bench,
+        scale,
+        _copy_emptied,
+        lambda: run(ours.upsert_by_stream, 5_000),
+        lambda: byhand.cursor_upsert(bench, 5_000),
+    )
+    yield at_least("stream + bulk.upsert, 5,000 a partition", "rows/s", mine, "two asyncpg connections", other, 0.9)
+
+    mine, other = await in_turn(
+        bench,
+        scale,
+        _copy_emptied,
+        lambda: ours.bulk_insert(bench, 10_000),
+        lambda: byhand.copy_insert(bench, 10_000),
+    )
+    yield at_least("bulk.insert, 10,000 a batch", "rows/s", mine, "copy_records_to_table", other, 0.9)
+    await empty_copy(bench)
+    began = time.perf_counter()
+    await byhand.seed_insert(bench, 10_000, 3 * scale.seed_rows)
+    seed = 3 * scale.seed_rows / (time.perf_counter() - began)
+    yield at_least("the same", "rows/s", mine, "seed's insert().values(list)", seed, 20)
+
+    for size, limit in ((1_000, 5.0), (10_000, 1.0)):
+        await prepare(bench)
+        share = await checkpoint_share(bench, size)
+        yield at_most(f"checkpoint in chunks + bulk.update, {size:,} a batch", "% of a batch", share, limit)
+
+    yield await depth(bench, scale)
+    for kind in ("chunks", "stream", "sweep"):
+        yield at_most(f"memory, {kind}, 10,000 to {scale.deep_rows:,} rows", "MB", growth(bench, scale, kind), 30)
+
+
+async def checkpoint_share(bench: Bench, size: int) -> float:
+    """Return the share of a walk's time that is spent in the checkpoint, per cent: timed where it happens."""
+    spent = 0.0
+    checkpoint = LedgerRun.checkpoint
+
+    async def timed(self: LedgerRun, *args: Any, **options: Any) -> None:
+        nonlocal spent
+        began = time.perf_counter()
+        await checkpoint(self, *args, **options)
+        spent += time.perf_counter() - began
+
+    LedgerRun.checkpoint = timed  # type: ignore[method-assign]
+    try:
+        began = time.perf_counter()
+        await bench.run_job(ours.update_in_chunks, size)
+        return 100 * spent / (time.perf_counter() - began)
+    finally:
+        LedgerRun.checkpoint = checkpoint  # type: ignore[method-assign]
+
+
+async def depth(bench: Bench, scale: Scale) -> Row:
+    """Compare the first tenth of a long walk with the last."""
+    deep = Bench(bench.database, bench.run_job, scale.deep_rows)
+    await prepare(deep)
+    marks: list[float] = [time.perf_counter()]
+    ctx = bench.run_job.context()
+    tenth = deep.rows // 10
+    async for batch in ctx.chunks(ours.COLUMNS, size=5_000, lock=False):
+        if batch.last_key % tenth:
+            continue
+        marks.append(time.perf_counter())
+    await ctx.succeed()
+    await ctx.close()
+    first, last = marks[1] - marks[0], marks[-1] - marks[-2]
+    what = f"last tenth of {deep.rows:,} rows against the first"
+    return Row(what, "rows/s", tenth / last, {"first tenth": tenth / first}, last / first, "≤ 1.1", last / first <= 1.1)
+
+
+def growth(bench: Bench, scale: Scale, kind: str) -> float:
+    """Return by how many MB the peak memory of a walk over all rows is over that of one over 10,000."""
+
+    def peak(rows: int) -> int:
+        command = [sys.executable, "-m", "benchmarks.rss", kind, str(rows)]
+        urls = {"DATABASE_URL": bench.run_job.settings.database.url, "REDIS_URL": bench.run_job.settings.redis.url}
+        ran = subprocess.run(command, env=urls, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return int(ran.stdout)
+
+    few = peak(10_000)
+    return (peak(scale.deep_rows) - few) / 1024
+
+
+async def main() -> int:
+    """Measure all. Returns the exit code."""
+    scale = Scale()
+    with services() as running:
+        settings = load_settings(
+            environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url},
+            overrides={"database": {"statement_timeout_seconds": 0}},
+        )
+        database = Database(settings, "bench")
+        await migrate(database)
+        bench = Bench(database, JobRunner(database, settings), scale.rows)
+        report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds} alternated runs")
+        async for row in comparisons(bench, scale):
+            report.add([row])
+        async with database.connection() as connection:
+            server = str(await connection.scalar(text("SHOW server_version")))
+        await database.close()
+    return report.finish({"postgresql": server})
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    sys.exit(uvloop.run(main()))
