@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 from sqlalchemy import Delete, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep
+from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep, went_on_after
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, savepoint_scope
 from worker.errors import Cancelled, Drained, LonghaulError
@@ -106,6 +106,8 @@ class JobContext:
         self._count = 0
         #: The batch that was open when the job raised, in words.
         self.where: str | None = None
+        self.broken: str | None = None
+        self._walks: set[str] = set()
         self.on_durable: Callable[[], None] = lambda: None
 
     # --- scopes
@@ -335,10 +337,13 @@ class JobContext:
         if before is not None and before is not loop:
             if before.in_progress:
                 raise LonghaulError(
-                    f"job {self.job}: a durable loop inside the body of another: their batches cannot be in two "
-                    f"transactions and one. Walk the join, or read the inner rows with batch.session"
+                    f"job {self.job}: a durable loop inside the body of another, or beside it: their batches cannot be "
+                    f"in two transactions and one. Walk the join, or read the inner rows with batch.session. Where the "
+                    f"other loop was left by `break`, and a generator of yours still holds it, close that first"
                 )
             await before.leave()
+        if self.broken is not None:
+            raise LonghaulError(went_on_after(self.broken))
         self._loop = loop
 
     def leave_loop(self, loop: Loop) -> None:
@@ -354,6 +359,15 @@ class JobContext:
             raise LonghaulError(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
         self._names.add(chosen)
         return chosen
+
+    def refuse_twin(self, walk: str) -> None:
+        """Refuse a second loop without a name over the same statement: after a restart, which is which?"""
+        if walk in self._walks:
+            raise LonghaulError(
+                f"job {self.job}: two loops walk the same statement: give each a name=... that is made of what they "
+                f"differ in, so that after a restart each finds its own cursor: {walk}"
+            )
+        self._walks.add(walk)
 
     async def boundary(self, *, resumable: bool) -> None:
         """Obey orders: leave for a drain or a pause, end by a cancel. What cannot be resumed waits here."""
@@ -379,6 +393,8 @@ class JobContext:
         """Commit what the job has left open: it has returned."""
         if self._loop is not None:
             await self._loop.leave()
+        if self.broken is not None:
+            raise LonghaulError(went_on_after(self.broken))
 
     async def fail(self) -> None:
         """Roll back what is open: the job has raised."""

@@ -65,13 +65,14 @@ class CursorMismatch(LonghaulError):
 
 
 class RunIdTaken(LonghaulError):
-    """The ledger has a run of another job under this run's id: an id is given once."""
+    """The ledger has an unfinished run of another job, or with other arguments, under this run's id."""
 
     retryable = False
 
-    def __init__(self, run_id: str, known: str, asked: str) -> None:
+    def __init__(self, run_id: str, known: str, its_arguments: str, asked: str, arguments: str) -> None:
         super().__init__(
-            f"run id {run_id!r} is that of a run of {known}, and {asked} cannot have it too: give it another id"
+            f"run id {run_id!r} is that of an unfinished run of {known} with arguments {its_arguments or 'unknown'}; "
+            f"{asked} with arguments {arguments or 'unknown'} cannot have it too: give it another id"
         )
 
 

@@ -7,10 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import ARRAY, CHAR, ForeignKey, Identity, String, func, select
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
 
 from tests.conftest import MakeContext
-from tests.models import Author, Mood, Sample, authors
+from tests.models import Author, Base, Mood, Sample, authors
 from worker.db.engine import Database
 from worker.errors import BulkError
 
@@ -103,6 +105,113 @@ async def test_an_error_of_an_update_names_the_row(context: MakeContext) -> None
         rows[222] |= bad
         with pytest.raises(BulkError, match="row 222"):
             await bulk.update(Author, rows)
+
+
+async def test_rows_that_name_different_columns_change_only_what_they_name(
+    context: MakeContext, database: Database
+) -> None:
+    bulk = context().bulk
+    await bulk.insert(Sample, [{"id": n, "count": 50} for n in (1, 2, 3)])
+    await bulk.upsert(Sample, [{"id": 1, "count": 99}, {"id": 2}, {"id": 3, "price": Decimal(1)}])
+    async with database.session() as session:
+        rows = (await session.execute(select(Sample.count, Sample.price).order_by(Sample.id))).all()
+    assert rows == [(99, None), (50, None), (50, Decimal("1.000"))]
+
+
+class Code(TypeDecorator[str]):
+    """A type of an application, around one with a length."""
+
+    impl = String(5)
+    cache_ok = True
+
+
+class Odd(Base):
+    """Types whose cast would change the value."""
+
+    __tablename__ = "odd_types"
+
+    id: Mapped[str] = mapped_column(CHAR(4), primary_key=True)
+    code: Mapped[str | None] = mapped_column(Code)
+    codes: Mapped[list[str] | None] = mapped_column(ARRAY(String(5)))
+
+
+@pytest.mark.parametrize("value", [{"code": "ABCDEFGH"}, {"codes": ["ABCDEFGH"]}])
+async def test_what_is_too_long_is_an_error_and_never_cut(context: MakeContext, value: dict[str, Any]) -> None:
+    bulk = context().bulk
+    await bulk.insert(Odd, [{"id": "a"}])
+    for write in (bulk.insert, bulk.update, bulk.upsert):
+        with pytest.raises(BulkError, match="too long"):
+            await write(Odd, [{"id": "a" if write != bulk.insert else "b", **value}])
+
+
+async def test_padded_keys_find_their_rows(context: MakeContext, database: Database) -> None:
+    bulk = context().bulk
+    await bulk.insert(Odd, [{"id": "a"}, {"id": "b"}])
+    async with database.session() as session:
+        keys = (await session.scalars(select(Odd.id))).all()
+    assert await bulk.update(Odd, [{"id": key, "code": "x"} for key in keys]) == 2
+    assert await bulk.update(Odd, [{"id": key, "codes": ["x"]} for key in [*keys, "c"]]) == 2
+    assert await bulk.delete(Odd, keys) == 2
+
+
+class Animal(Base):
+    """Single-table and joined inheritance."""
+
+    __tablename__ = "animal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str | None]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+
+class Mouse(Animal):
+    """In the same table."""
+
+    __mapper_args__ = {"polymorphic_identity": "mouse"}
+
+
+class Dog(Animal):
+    """In two tables."""
+
+    __tablename__ = "dog"
+
+    id: Mapped[int] = mapped_column(ForeignKey("animal.id"), primary_key=True)
+    name: Mapped[str]
+    __mapper_args__ = {"polymorphic_identity": "dog"}
+
+
+class Numbered(Base):
+    """Its key is the server's alone."""
+
+    __tablename__ = "numbered"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    name: Mapped[str]
+
+
+@pytest.mark.parametrize("rows", [3, 1000])
+async def test_inheritance_and_identities_are_as_in_the_orm(
+    context: MakeContext, database: Database, rows: int
+) -> None:
+    bulk = context().bulk
+    await bulk.insert(Mouse, [{"id": n} for n in range(rows)])
+    await bulk.insert(Dog, [{"id": rows + n, "name": "rex"} for n in range(rows)])
+    async with database.session() as session:
+        found = await session.execute(select(Animal.kind, func.count()).group_by(Animal.kind).order_by(Animal.kind))
+        assert found.all() == [("dog", rows), ("mouse", rows)]
+    with pytest.raises(BulkError, match="rows of several tables"):
+        await bulk.delete(Dog, [rows])
+    with pytest.raises(BulkError):
+        await bulk.insert(Numbered, [{"id": n, "name": "x"} for n in range(rows)])
+    assert await bulk.insert(Numbered, [{"name": "x"} for n in range(rows)]) == rows
+
+
+async def test_keys_as_dicts_and_rows_as_generators(context: MakeContext) -> None:
+    bulk = context().bulk
+    assert await bulk.insert(Author, (row for row in authors(300))) == 300
+    assert await bulk.delete(Author, [{"id": 1}, {"id": 2}]) == 2
+    with pytest.raises(BulkError, match="row 1: no value for id"):
+        await bulk.delete(Author, [{"id": 3}, {"name": "x"}])
 
 
 async def test_a_copy_first_in_a_transaction_goes_with_its_rollback(context: MakeContext, database: Database) -> None:

@@ -26,14 +26,18 @@ from sqlalchemy import (
     Text,
     Uuid,
     delete,
+    func,
     insert,
     select,
     text,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from tests.conftest import MakeContext
-from worker import StatementRefused
+from tests.models import Author, Book, authors
+from worker import LonghaulError, StatementRefused
+from worker.batch.keyset import Keyset
 from worker.db.engine import Database
 
 COUNT = 60
@@ -112,6 +116,132 @@ async def test_sweeps_and_streams_walk_by_it_too(context: MakeContext, database:
     assert len({key for key, _ in seen}) == len(seen) == COUNT
     assert {done for _, done in seen} == {1}
     assert await ctx.sweep(delete(table), by=table.c.key.desc(), size=7) == COUNT
+
+
+async def odd_table(database: Database, *columns: Column[Any], ddl: str, rows: str) -> Table:
+    """Return a table whose model is not what the database has."""
+    found = Table("odd", MetaData(), *columns)
+    async with database.engine.begin() as connection:
+        await connection.execute(text("DROP TABLE IF EXISTS odd"))
+        await connection.execute(text(f"CREATE TABLE odd ({ddl}, done integer NOT NULL DEFAULT 0)"))
+        await connection.execute(text(f"INSERT INTO odd {rows}"))
+    return found
+
+
+def done() -> Column[Any]:
+    return Column("done", Integer)
+
+
+@pytest.mark.parametrize("by_id", ["asc", "desc"])
+async def test_dates_that_are_infinite_to_the_driver_end_no_walk_early(
+    context: MakeContext, database: Database, by_id: str
+) -> None:
+    """asyncpg sends date.max as infinity, and a sentinel of 9999-12-31 is less than that."""
+    table = await odd_table(
+        database,
+        Column("until", Date, primary_key=True),
+        Column("id", Integer, primary_key=True),
+        done(),
+        ddl="until date, id int, PRIMARY KEY (until, id)",
+        rows="SELECT d, n FROM unnest(ARRAY['-infinity', '0001-01-01', '2026-01-01', '9999-12-31', 'infinity']::date[])"
+        " AS d, generate_series(1, 4) AS n",
+    )
+    by = [table.c.until, table.c.id] if by_id == "asc" else [table.c.until.desc(), table.c.id]
+    await _touch_all(context, database, table, by)
+
+
+async def test_timestamps_of_the_last_moment_are_walked(context: MakeContext, database: Database) -> None:
+    table = await odd_table(
+        database,
+        Column("at", DateTime(timezone=True), primary_key=True),
+        Column("id", Integer, primary_key=True),
+        done(),
+        ddl="at timestamptz, id int, PRIMARY KEY (at, id)",
+        rows="SELECT t, n FROM unnest(ARRAY['-infinity', '9999-12-31 23:59:59.999999+00', 'infinity']::timestamptz[])"
+        " AS t, generate_series(1, 5) AS n",
+    )
+    await _touch_all(context, database, table, [table.c.at, table.c.id])
+
+
+async def test_numbers_that_the_model_rounds_are_walked(context: MakeContext, database: Database) -> None:
+    table = await odd_table(
+        database,
+        Column("key", Numeric(10, 2), primary_key=True),
+        done(),
+        ddl="key numeric PRIMARY KEY",
+        rows="SELECT n / 1000.0 FROM generate_series(1, 20) AS n",
+    )
+    await _touch_all(context, database, table, [table.c.key])
+
+
+async def test_numbers_that_come_as_floats_are_walked(context: MakeContext, database: Database) -> None:
+    table = await odd_table(
+        database,
+        Column("key", Numeric(30, 20, asdecimal=False), primary_key=True),
+        done(),
+        ddl="key numeric(30, 20) PRIMARY KEY",
+        rows="SELECT 1 + n * 1e-19 FROM generate_series(1, 20) AS n",
+    )
+    await _touch_all(context, database, table, [table.c.key], sweep_only=True)
+
+
+async def test_a_timestamp_without_a_zone_that_the_model_has_one_for_is_walked(
+    context: MakeContext, database: Database
+) -> None:
+    table = await odd_table(
+        database,
+        Column("at", DateTime(timezone=True), primary_key=True),
+        done(),
+        ddl="at timestamp PRIMARY KEY",
+        rows="SELECT timestamp '2026-10-25 00:00' + n * interval '10 minutes' FROM generate_series(1, 20) AS n",
+    )
+    for zone in ("America/New_York", "Asia/Tokyo"):
+        async with database.engine.connect() as connection:
+            await connection.execute(text(f"ALTER DATABASE postgres SET timezone = '{zone}'"))
+            await connection.commit()
+        await database.engine.dispose()
+        try:
+            ctx = context()
+            assert await ctx.sweep(update(table).values(done=table.c.done + 1), size=3) == 20
+        finally:
+            async with database.engine.connect() as connection:
+                await connection.execute(text("ALTER DATABASE postgres RESET timezone"))
+                await connection.commit()
+            await database.engine.dispose()
+
+
+async def _touch_all(
+    context: MakeContext, database: Database, table: Table, by: list[Any], *, sweep_only: bool = False
+) -> None:
+    """Touch each row by a walk of small batches, and count."""
+    async with database.session() as session:
+        count = int(await session.scalar(select(func.count()).select_from(table)) or 0)
+    ctx = context()
+    assert await ctx.sweep(update(table).values(done=table.c.done + 1), by=by, size=3) == count
+    walked = 0
+    if not sweep_only:
+        async for batch in ctx.chunks(select(*table.primary_key, table.c.done), by=by, size=3):
+            walked += len(batch)
+        assert walked == count
+    async with database.session() as session:
+        assert (await session.scalars(select(table.c.done).distinct())).all() == [1]
+
+
+async def test_a_key_of_another_table_is_refused(context: MakeContext) -> None:
+    for statement, by in ((select(Author), Book.id), (select(aliased(Author)), Author.id)):
+        with pytest.raises(StatementRefused, match="does not select from under that name"):
+            context().chunks(statement, by=by)
+
+
+async def test_a_walk_whose_order_goes_in_circles_ends_with_an_error(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = context()
+    await ctx.bulk.insert(Author, authors(30))
+    with pytest.raises(LonghaulError, match="would never end"):
+        async for _ in ctx.chunks(select(Author), size=10):
+            monkeypatch.setattr(Keyset, "encode", lambda self, key: [10])
+    await ctx.fail()
 
 
 @pytest.mark.parametrize("type_", [Boolean, CHAR(4)])

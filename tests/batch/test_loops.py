@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import aliased, selectinload
 
 from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
@@ -25,6 +25,7 @@ from worker.errors import (
     StatementRefused,
     Superseded,
 )
+from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings
 from worker.testing import JobRunner
 
@@ -99,7 +100,7 @@ async def test_a_run_id_is_of_one_job(context: MakeContext, database: Database, 
     await fill(ctx, 5)
     await mark(ctx)
     other = JobRunner(database, settings).context("another_job", "run")
-    with pytest.raises(RunIdTaken, match="'run' is that of a run of test"):
+    with pytest.raises(RunIdTaken, match="'run' is that of an unfinished run of test"):
         await mark(other)
     await other.close()
 
@@ -259,6 +260,73 @@ async def test_a_join_that_repeats_rows_does_not_part_them(context: MakeContext)
     assert sorted(titles) == sorted(f"t{i}" for i in range(30))
 
 
+async def test_rows_of_a_join_that_look_alike_are_all_handed_out(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    await ctx.bulk.insert(Book, [{"id": i, "author_id": i % 3 + 1, "title": "same"} for i in range(12)])
+    for columns in ((Author, Book.title), (Author.id, Book.title), (Book.title, Author.id)):
+        rows = 0
+        statement = select(*columns).join(Book, Book.author_id == Author.id)
+        async for batch in context().chunks(statement, by=Author.id, size=2, lock=False):
+            rows += len(batch)
+        assert rows == 12
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (lambda other: select(Author.id).join(other, other.region == Author.region), "more than one plain table"),
+        (lambda other: select(Author.id, func.generate_series(1, 2)), "returns several rows"),
+        (lambda other: select(Author.id).where(Author.id == other.id), "more than one plain table"),
+    ],
+)
+async def test_a_stream_whose_key_can_repeat_does_not_resume(context: MakeContext, statement: Any, reason: str) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    with pytest.raises(StatementRefused, match=reason):
+        async for _ in ctx.stream(statement(aliased(Author)).order_by(Author.id)):
+            pytest.fail("a partition was read")
+    await ctx.fail()
+
+
+async def test_groups_behind_an_outer_join_can_be_of_null_and_do_not_resume(context: MakeContext) -> None:
+    ctx = context()
+    groups = select(Book.author_id, func.count()).select_from(Author).outerjoin(Book).group_by(Book.author_id)
+    with pytest.raises(StatementRefused, match="outer join"):
+        async for _ in ctx.stream(groups.order_by(Book.author_id)):
+            pytest.fail("a partition was read")
+    await ctx.fail()
+
+
+async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
+    database: Database, settings: Settings, context: MakeContext
+) -> None:
+    await fill(context(), 30)
+    ledger = Ledger(database)
+    first = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    await first.finish("succeeded", result="1")
+    await first.release()
+    with pytest.raises(AlreadyFinished):  # the same one, come again
+        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    second = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
+    assert (second.rows, second.attempt) == (0, 1)
+    with pytest.raises(RunIdTaken, match=r"with arguments \[3\]; test with arguments \[4\]"):
+        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
+    await second.release()
+
+
+async def test_a_loop_that_took_another_ones_place_is_refused(context: MakeContext) -> None:
+    ctx = context("run")
+    await fill(ctx, 30)
+    await mark(ctx)
+    await ctx.close()
+    after_deploy = context("run")
+    with pytest.raises(CursorMismatch, match="is the end of another walk"):
+        async for _ in after_deploy.chunks(select(Author).where(Author.region == 1)):
+            pytest.fail("a batch was read")
+    await after_deploy.fail()
+
+
 async def test_loader_options_work_and_a_lazy_load_says_what_to_do(context: MakeContext) -> None:
     ctx = context()
     await fill(ctx, 3)
@@ -266,7 +334,7 @@ async def test_loader_options_work_and_a_lazy_load_says_what_to_do(context: Make
     async for batch in ctx.chunks(select(Author).options(selectinload(Author.books))):
         assert [len(author.books) for author in batch] == [1, 0, 0]
     with pytest.raises(LazyLoadError, match=r"Author\.books.*selectinload.*joinedload.*AsyncAttrs"):
-        async for batch in ctx.chunks(select(Author)):
+        async for batch in ctx.chunks(select(Author), name="lazy"):
             batch[0].books  # noqa: B018
     await ctx.fail()
 
@@ -435,7 +503,7 @@ async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -
             pytest.fail("a partition was read")
     await ctx.fail()
     rows = 0
-    async for partition in ctx.stream(select(Author.id), size=10, restart="from_start"):
+    async for partition in context().stream(select(Author.id), size=10, restart="from_start"):
         rows += len(partition)
     assert rows == 30
 

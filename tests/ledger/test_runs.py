@@ -90,19 +90,6 @@ async def test_a_retry_goes_on_from_the_checkpoint_or_from_the_start(context: Ma
 
 
 @pytest.mark.usefixtures("rows")
-async def test_a_waiting_run_is_cancelled_and_cannot_go_on(context: MakeContext, database: Database) -> None:
-    ledger = Ledger(database)
-    run = await walk(context("run"), 1)
-    assert not await ledger.cancel_waiting("run", "by order")  # somebody has it
-    await run.hand_back("waiting", failed=False)
-    assert await ledger.cancel_waiting("run", "by order")
-    with pytest.raises(AlreadyFinished) as caught:
-        await context("run").durable_run()
-    assert (caught.value.state, caught.value.error) == ("cancelled", "by order")
-    assert not await ledger.cancel_waiting("nobody", "by order")
-
-
-@pytest.mark.usefixtures("rows")
 async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Database) -> None:
     await walk(context("run"), 4)
     async with database.session() as session:  # reported by then at the latest

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from worker.batch.bulk import Bulk
+from worker.batch.transaction import Writer
 from worker.db.scopes import ScopedSession
 
 T_co = TypeVar("T_co", covariant=True)
@@ -15,7 +16,6 @@ class Batch(Sequence[T_co], Generic[T_co]):
     """Rows of one transaction, in the order of the walk.
 
     Attributes:
-        session: session of the batch's transaction; its writes are committed with the checkpoint.
         bulk: bulk operations in that session.
         number: 1 for the first batch of the loop; the same when a batch is tried again.
         first_key: key of its first row (a tuple for a key of several columns); None for a stream without one.
@@ -23,12 +23,12 @@ class Batch(Sequence[T_co], Generic[T_co]):
         idempotency_key: the same at each try of this batch, for effects outside of the database.
     """
 
-    __slots__ = ("_rows", "bulk", "first_key", "idempotency_key", "last_key", "number", "session")
+    __slots__ = ("_rows", "_transaction", "bulk", "first_key", "idempotency_key", "last_key", "number")
 
     def __init__(
         self,
         rows: Sequence[T_co],
-        session: ScopedSession,
+        transaction: Writer,
         bulk: Bulk,
         *,
         number: int,
@@ -37,12 +37,17 @@ class Batch(Sequence[T_co], Generic[T_co]):
         idempotency_key: str,
     ) -> None:
         self._rows = rows
-        self.session = session
+        self._transaction = transaction
         self.bulk = bulk
         self.number = number
         self.first_key = first_key
         self.last_key = last_key
         self.idempotency_key = idempotency_key
+
+    @property
+    def session(self) -> ScopedSession:
+        """Session of the batch's transaction; its writes are committed with the checkpoint."""
+        return self._transaction.session
 
     @overload
     def __getitem__(self, index: int) -> T_co: ...

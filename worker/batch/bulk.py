@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Column, insert, text
+from sqlalchemy import Column, insert
 from sqlalchemy.exc import DBAPIError
 
 from worker.batch.diagnose import explain_failure
-from worker.batch.records import Group, Target, array_type, fits_unnest
+from worker.batch.records import Group, Target, array_type, fits_unnest, target_of
+from worker.batch.transaction import SessionWriter, Writer
 from worker.db.engine import Database
-from worker.db.scopes import ScopedSession
 from worker.errors import BulkError
 from worker.settings import BatchSettings
 
@@ -21,19 +21,19 @@ Rows = Sequence[Any]
 
 
 class Bulk:
-    """Bulk operations in one session, or, without one, each in a transaction of its own.
+    """Bulk operations in one transaction, or, without one, each in one of its own.
 
     `entity` is a mapped class or a `Table`; `rows` are dicts by attribute name, or objects of the entity. All
     of them return the number of rows written, and raise `BulkError`, which names the row.
 
     Args:
-        session: session of the transaction; None for one of its own for each call.
+        writer: the transaction; None for one of its own for each call.
         settings: when COPY is worth its set-up.
         database: where sessions of one's own, and the search for a failing row, come from.
     """
 
-    def __init__(self, session: ScopedSession | None, settings: BatchSettings, database: Database) -> None:
-        self._given = session
+    def __init__(self, writer: Writer | None, settings: BatchSettings, database: Database) -> None:
+        self._given = writer
         self._settings = settings
         self._database = database
 
@@ -43,14 +43,16 @@ class Bulk:
         Columns that a row does not name get their default, Python's or the server's. ORM objects are read, not
         attached: they do not learn their new keys.
         """
-        target = Target(entity)
+        target = target_of(entity)
+        rows = _listed(rows)
         if not rows:
             return 0
-        if len(rows) < self._settings.copy_from_rows or target.needs_statement() or not target.is_simple:
+        few = len(rows) < self._settings.copy_from_rows and not target.casts_cut
+        if few or target.needs_statement() or not target.is_simple:
             return await self._insert_statement(target, rows)
-        async with self._session() as session:
+        async with self._writer() as writer:
             for group in target.groups(rows, fill="default"):
-                await self._copy(session, target, group)
+                await self._copy(writer, target, group)
         return len(rows)
 
     async def update(self, entity: Any, rows: Rows, *, by: Iterable[str] | None = None) -> int:
@@ -66,20 +68,19 @@ class Bulk:
         Returns:
             Rows that were found and changed.
         """
-        target = Target(entity)
+        target = target_of(entity)
         key = target.columns(by, list(target.table.primary_key))
         changed = 0
-        async with self._session() as session:
-            for group in target.groups(rows, fill="onupdate"):
+        async with self._writer() as writer:
+            for group in target.groups(_listed(rows), fill="onupdate"):
                 sets = [column for column in group.columns if column not in key]
                 self._need_key(target, group, key)
                 computed = target.computed_on_update(group.columns)
                 if not sets and not computed:
                     raise BulkError("bulk.update: the rows name no column to set besides their key")
                 self._refuse_twice(group, key, "update")
-                changed += await self._write(
-                    session, target, group, _update_sql(target, group, key, sets, computed), whole_rows=False
-                )
+                sql = _update_sql(target, group, key, sets, computed)
+                changed += await self._write(writer, target, group, sql, whole_rows=False)
         return changed
 
     async def upsert(
@@ -101,19 +102,18 @@ class Bulk:
             update: names of the columns to set on rows that are there; all that a row names by default, and
                 none (rows that are there stay as they are) for an empty list.
         """
-        target = Target(entity)
+        target = self._whole(entity, "upsert")
         key = target.columns(by, list(target.table.primary_key))
         written = 0
-        async with self._session() as session:
-            for group in target.groups(rows, fill="default"):
+        async with self._writer() as writer:
+            for group in target.groups(_listed(rows), fill="default"):
                 self._need_key(target, group, key)
                 self._refuse_twice(group, key, "upsert")
-                given = {name for row in target.as_dicts([rows[p] for p in group.positions[:1]]) for name in row}
-                named = target.columns(given, [])
-                default = [column for column in group.columns if column in named and column not in key]
+                default = [column for column in group.columns if column in group.named and column not in key]
                 sets = target.columns(update, default)
                 computed = target.computed_on_update(sets) if sets else {}
-                written += await self._write(session, target, group, _upsert_sql(target, group, key, sets, computed))
+                sql = _upsert_sql(target, group, key, sets, computed)
+                written += await self._write(writer, target, group, sql)
         return written
 
     async def delete(self, entity: Any, keys: Sequence[Any], *, by: Iterable[str] | None = None) -> int:
@@ -127,80 +127,82 @@ class Bulk:
         Returns:
             Rows that were found and deleted.
         """
-        target = Target(entity)
+        target = self._whole(entity, "delete")
         key = target.columns(by, list(target.table.primary_key))
-        rows = [_key_row(item, key, target) for item in keys]
+        rows = [_key_row(item, key, target, place) for place, item in enumerate(keys)]
         deleted = 0
-        async with self._session() as session:
+        async with self._writer() as writer:
             for group in target.groups(rows, fill=None):
-                deleted += await self._write(session, target, group, _delete_sql(target, group), whole_rows=False)
+                deleted += await self._write(writer, target, group, _delete_sql(target, group), whole_rows=False)
         return deleted
 
-    def _session(self) -> AbstractAsyncContextManager[ScopedSession]:
-        return self._database.transaction() if self._given is None else _as_it_is(self._given)
+    @asynccontextmanager
+    async def _writer(self) -> AsyncIterator[Writer]:
+        if self._given is not None:
+            yield self._given
+            return
+        async with self._database.transaction() as session:
+            yield SessionWriter(session)
+
+    def _whole(self, entity: Any, verb: str) -> Target:
+        target = target_of(entity)
+        if not target.is_simple:
+            raise BulkError(
+                f"bulk.{verb}: a row of {entity.__name__} is rows of several tables (joined inheritance), and this "
+                f"would write {target.name} alone: name the tables one by one, or use batch.session"
+            )
+        return target
 
     async def _insert_statement(self, target: Target, rows: Rows) -> int:
         dicts = target.as_dicts(rows)
         target.groups(rows[:1], fill=None)  # names that are not there, before anything is sent
-        async with self._session() as session:
+        async with self._writer() as writer:
             try:
-                await session.flush()
+                await writer.session.flush()
                 # The class, not its table: rows of joined inheritance go to several tables.
-                await session.execute(insert(target.entity), dicts)
+                await writer.session.execute(insert(target.entity), dicts)
             except DBAPIError as error:
                 groups = target.groups(rows, fill="default")
                 cause = error.orig.__cause__ if error.orig is not None else None
                 raise await explain_failure(self._database, target, groups, cause or error) from error
         return len(rows)
 
-    async def _copy(self, session: ScopedSession, target: Target, group: Group) -> None:
+    async def _copy(self, writer: Writer, target: Target, group: Group) -> None:
         async def copy(raw: asyncpg.Connection) -> None:
             await raw.copy_records_to_table(
                 target.table.name,
                 schema_name=target.table.schema,
                 columns=[column.name for column in group.columns],
-                records=group.records,
+                records=zip(*group.arrays, strict=True),
             )
 
-        await self._send(session, target, group, copy)
+        await self._send(writer, target, group, copy)
 
-    async def _write(
-        self, session: ScopedSession, target: Target, group: Group, sql: str, *, whole_rows: bool = True
-    ) -> int:
-        many = not fits_unnest(group.columns)
-        changed = len(group.records)
+    async def _write(self, writer: Writer, target: Target, group: Group, sql: str, *, whole_rows: bool = True) -> int:
+        changed = 0
 
         async def send(raw: asyncpg.Connection) -> None:
             nonlocal changed
-            if many:
-                await raw.executemany(sql, group.records)
-            else:
-                status = await raw.execute(sql, *map(list, zip(*group.records, strict=True)))
+            if fits_unnest(group.columns):
+                status = await raw.execute(sql, *group.arrays)
                 changed = int(status.rsplit(" ", 1)[-1])
+            else:
+                changed = len(await raw.fetchmany(f"{sql} RETURNING 1", group.records))
 
-        await self._send(session, target, group, send, whole_rows=whole_rows)
+        await self._send(writer, target, group, send, whole_rows=whole_rows)
         return changed
 
     async def _send(
         self,
-        session: ScopedSession,
+        writer: Writer,
         target: Target,
         group: Group,
         send: Callable[[Any], Awaitable[None]],
         *,
         whole_rows: bool = True,
     ) -> None:
-        """Hand the driver's connection over, inside of the session's transaction.
-
-        SQLAlchemy's dialect sends BEGIN with its first own statement: a COPY before that would not be in the
-        transaction, and would outlive its rollback.
-        """
-        await session.flush()
-        connection = await session.connection()
-        raw = (await connection.get_raw_connection()).driver_connection
-        assert raw is not None  # noqa: S101
-        if not raw.is_in_transaction():
-            await connection.execute(text("SELECT 1"))
+        """Hand the driver's connection over, inside of the transaction, and explain what it refuses."""
+        raw = await writer.driver()
         try:
             await send(raw)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError, TypeError, ValueError) as error:
@@ -218,22 +220,23 @@ class Bulk:
             )
 
     def _refuse_twice(self, group: Group, key: list[Column[Any]], verb: str) -> None:
-        places = [group.columns.index(column) for column in key]
+        keys = [group.arrays[group.columns.index(column)] for column in key]
+        values = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
+        if len(set(values)) == len(values):
+            return
         seen: dict[Any, int] = {}
-        for record, position in zip(group.records, group.positions, strict=True):
-            value = tuple(record[place] for place in places)
+        for value, position in zip(values, group.positions, strict=True):
             if value in seen:
                 raise BulkError(
-                    f"bulk.{verb}: rows {seen[value]} and {position} have the same key {value}; which of them is "
+                    f"bulk.{verb}: rows {seen[value]} and {position} have the same key {value!r}; which of them is "
                     f"meant cannot be told",
                     row_index=position,
                 )
             seen[value] = position
 
 
-@asynccontextmanager
-async def _as_it_is(session: ScopedSession) -> AsyncIterator[ScopedSession]:
-    yield session
+def _listed(rows: Any) -> Sequence[Any]:
+    return rows if isinstance(rows, Sequence) else list(rows)
 
 
 def _source(target: Target, group: Group) -> str:
@@ -281,15 +284,15 @@ def _delete_sql(target: Target, group: Group) -> str:
     return f"DELETE FROM {target.name} AS target USING {_source(target, group)} WHERE {same}"  # noqa: S608
 
 
-def _key_row(item: Any, key: list[Column[Any]], target: Target) -> dict[str, Any]:
-    names = [column.key for column in key]
-    if isinstance(item, dict):
-        return {name: item[name] for name in names}
-    if target.mapper is not None and isinstance(item, target.mapper.class_):
-        values = target.as_dicts([item])[0]
-        return {
-            target.mapper.get_property_by_column(column).key: values[target.mapper.get_property_by_column(column).key]
-            for column in key
-        }
+def _key_row(item: Any, key: list[Column[Any]], target: Target, place: int) -> dict[str, Any]:
+    if isinstance(item, dict) or (target.mapper is not None and isinstance(item, target.mapper.class_)):
+        given = target.as_dicts([item])[0]
+        by_column = {target.columns([name], [])[0]: value for name, value in given.items()}
+        missing = [column.name for column in key if column not in by_column]
+        if missing:
+            raise BulkError(
+                f"row {place}: no value for {', '.join(missing)}, the key of {target.name}", row_index=place
+            )
+        return {column.key: by_column[column] for column in key}
     values_of = item if isinstance(item, tuple) else (item,)
-    return dict(zip(names, values_of, strict=True))
+    return dict(zip((column.key for column in key), values_of, strict=True))

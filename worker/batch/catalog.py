@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Executable, text
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
 from worker.batch.keyset import Keyset
+from worker.batch.statement import DriverStatement
 from worker.errors import StatementRefused
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
@@ -19,8 +21,8 @@ _PREPARER = _DIALECT.identifier_preparer
 _KEY = text("""
 SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
-       coalesce((SELECT array_agg(attname::text) FROM pg_attribute
-                  WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS found,
+       coalesce((SELECT jsonb_object_agg(attname, format_type(atttypid, NULL)) FROM pg_attribute
+                  WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS types,
        EXISTS (SELECT FROM pg_index
                 WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
                   AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
@@ -31,42 +33,56 @@ SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
 """)
 
 
-async def check_key(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
-    """Raise `StatementRefused` unless the key is unique and not null, by the database's own catalog.
+async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
+    """Return the key with the types of its columns; raise `StatementRefused` unless it is unique and not null.
 
     The tables in the code may say so and the database not: what it enforces is what counts.
     """
-    reason = await key_problem(connection, keyset)
-    if reason:
-        raise StatementRefused(f"{kind}: {reason}; walk by a unique, not-null key: by=...")
+    typed = await look_key_up(connection, keyset)
+    if isinstance(typed, str):
+        raise StatementRefused(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
+    return typed
 
 
-async def key_problem(connection: AsyncConnection, keyset: Keyset) -> str | None:
-    """Return why the key cannot order a walk, or None."""
+async def look_key_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
+    """Return the key with the types of its columns, or why it cannot order a walk."""
     table = _PREPARER.format_table(keyset.table)
     columns = [part.column.name for part in keyset.parts]
     shown = ", ".join(columns)
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
     if found is None:
         return f"there is no table {table} in the database"
-    missing = [column for column in columns if column not in found.found]
+    missing = [column for column in columns if column not in found.types]
     if missing:
         return f"table {table} has no column {', '.join(missing)}"
     if found.nullable:
         return f"{table} ({', '.join(found.nullable)}) can be null, and a walk would leave those rows out"
     if not found.is_unique:
         return f"{table} has no unique index on ({shown}), and rows of one key could be parted or left out"
-    return None
+    padded = [column for column in columns if found.types[column] in ("character", "bpchar")]
+    if padded:
+        return f"{table} ({', '.join(padded)}) is of type char(n), which a cursor cannot hold"
+    return keyset.typed(found.types)
+
+
+async def column_types(connection: AsyncConnection, keyset: Keyset) -> Keyset:
+    """Return the key with the types of its columns, which need not be unique: that of groups."""
+    table = _PREPARER.format_table(keyset.table)
+    columns = [part.column.name for part in keyset.parts]
+    found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one()
+    return keyset.typed(found.types)
+
+
+async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> bool:
+    """Tell whether one of these functions can return several rows, as unnest() does."""
+    query = text("SELECT EXISTS (SELECT FROM pg_proc WHERE proretset AND proname = ANY(CAST(:names AS text[])))")
+    return bool(await connection.scalar(query, {"names": list(names)}))
 
 
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
     """Return the planner's estimate of a statement's rows: by statistics, without running it."""
-    assert isinstance(statement, ClauseElement)  # noqa: S101
-    compiled: Any = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
-    given = compiled.construct_params(values)
-    process = compiled._bind_processors
-    parameters = tuple(process[name](given[name]) if name in process else given[name] for name in compiled.positiontup)
-    plan = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {compiled}", parameters)
+    sql, arguments = DriverStatement(statement, connection.dialect).bind(values)
+    plan = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}", tuple(arguments))
     found = plan.scalar_one()
     tree = json.loads(found) if isinstance(found, str) else found
     return int(tree[0]["Plan"]["Plan Rows"])

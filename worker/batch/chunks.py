@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
-from sqlalchemy.engine import IteratorResult
-from sqlalchemy.engine.result import SimpleResultMetaData
 
-from worker.batch.batch import Batch, unwrap
-from worker.batch.catalog import check_key, estimate_rows, sql_text
-from worker.batch.keyset import KeyPart, Keyset, key_part, underlying_column
+from worker.batch.batch import Batch
+from worker.batch.catalog import checked_key, estimate_rows, sql_text
+from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column
+from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
-from worker.db.scopes import ScopedSession
+from worker.batch.reader import PageReader
+from worker.batch.rows import RowShape
 from worker.errors import StatementRefused
 from worker.ledger import StepRecord
 
@@ -40,37 +40,35 @@ class Chunks(Loop, Generic[T]):
         self._lock = lock
         self._statement = statement
         self._keyset = _resolve_key(statement, by)
-        self._width = len(statement.column_descriptions)
-        self._is_entity = _entity(statement) is not None
         self._upper: list[Any] = []
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
-        iterator = _ChunkIterator[T](self)
+        iterator = LoopIterator[Batch[T]](self, caller())
         self.hold(iterator)
         return iterator
 
     async def _open(self, name: str) -> StepRecord:
-        connection, keyset = self.run.connection, self._keyset
-        spec = self.spec(name, sql_text(self._statement), keyset)
+        connection = self.run.connection
+        spec = self.spec(name, sql_text(self._statement), self._keyset)
         step = self.run.known_step(spec)
         if step is not None and step.done:
             return step
-        await check_key(connection, keyset, kind=self.kind)
+        keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
         if step is None:
-            keys = self._keys()
-            last = keys.order_by(*keyset.order_by(reverse=True)).limit(1)
+            last = self._keys(keyset.cursor_columns, reverse=True).limit(1)
             upper = (await connection.execute(last)).one_or_none()
             total = 0 if upper is None else await estimate_rows(connection, self._statement, {})
             step = await self.run.open_step(
                 spec,
-                upper_bound=None if upper is None else keyset.encode(upper),
+                upper_bound=None if upper is None else keyset.encode(upper[: len(keyset.parts)]),
                 total=total,
                 done=upper is None,
             )
         if step.upper_bound is not None:
             self._upper = keyset.decode(step.upper_bound)
-        self._first_read = self._read(resumed=False)
-        self._next_read = self._read(resumed=True)
+        shape = RowShape(self._statement, keyset)
+        self._first = PageReader(shape, self._read(shape, resumed=False), connection.dialect)
+        self._next = PageReader(shape, self._read(shape, resumed=True), connection.dialect)
         return step
 
     async def next_batch(self) -> Batch[T] | None:
@@ -85,41 +83,30 @@ class Chunks(Loop, Generic[T]):
             return None
         await self._host.boundary(resumable=True)
         while True:
-            session, bulk = self.open_batch()
-            rows, keys = await self._fetch(session)
-            if rows:
+            transaction = self.open_batch()
+            reader = self._first if self.step.cursor is None else self._next
+            page = await reader.read(transaction, self._values())
+            if page.rows:
                 break
             # Nothing came back. At the end of the walk there are no keys either; else they were changed by
             # others between the choice of the rows and their lock, and a new snapshot sees them as they are.
-            more = await session.execute(self._remaining().limit(1), self._values())
+            more = await transaction.session.execute(self._remaining().limit(1), self._values())
             end = more.one_or_none() is None
-            await session.end(commit=False)
-            self._session = None
+            await transaction.roll_back()
+            self._transaction = None
             if end:
                 await self.mark_done()
                 self.end()
                 return None
-        await self.refuse_deadly_batch(keys[0], keys[-1], len(rows))
-        self._pending_first, self._pending, self._pending_rows = keys[0], keys[-1], len(rows)
+        batch: Batch[T] = self.batch(page)
+        await self.refuse_deadly_batch(page, len(page.rows))
         if not self._lock:
             # The read is over before the body runs: it holds no transaction until its first own statement.
-            await session.end_read()
-        return Batch(
-            rows,
-            session,
-            bulk,
-            number=self.number,
-            first_key=unwrap(keys[0]),
-            last_key=unwrap(keys[-1]),
-            idempotency_key=self.idempotency_key(),
-        )
-
-    def cursor_of_pending(self) -> list[Any] | None:
-        assert self._pending is not None  # noqa: S101
-        return self._keyset.encode(self._pending)
+            await transaction.end_read()
+        return batch
 
     def _reached_upper(self) -> bool:
-        return self._pending is not None and list(self._pending) == self._upper
+        return bool(self._page.cursor) and self._page.cursor == self.step.upper_bound
 
     def _values(self) -> dict[str, Any]:
         values = self._keyset.values("upper", self._upper)
@@ -127,34 +114,25 @@ class Chunks(Loop, Generic[T]):
             values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
         return values
 
-    async def _fetch(self, session: ScopedSession) -> tuple[Sequence[T], list[list[Any]]]:
-        statement = self._first_read if self.step.cursor is None else self._next_read
-        result = await session.execute(statement, self._values())
-        if self._is_entity:
-            result = result.unique()  # joinedload of a collection repeats its owner
-        found = result.all()
-        if not found:
-            return [], []
-        width = self._width
-        keys = [list(found[0][width:]), list(found[-1][width:])]
-        if width == 1:
-            return [row[0] for row in found], keys
-        names = list(found[0]._fields[:width])
-        plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
-        return plain.all(), keys
-
-    def _keys(self) -> Select[Any]:
-        keys = self._statement.with_only_columns(*self._keyset.columns, maintain_column_froms=True)
+    def _keys(self, columns: Sequence[Any], *, reverse: bool = False) -> Select[Any]:
+        """Return the keys that the statement has, in the order of the walk."""
+        key = self._keyset.columns
+        if not _has_joins(self._statement):
+            keys = self._statement.with_only_columns(*columns, maintain_column_froms=True)
+        else:
+            # A join can repeat a row of the walked table: a batch must not end between its repetitions. DISTINCT
+            # wants what it orders by among its columns.
+            more = [column for column in key if not any(column is other for other in columns)]
+            keys = self._statement.with_only_columns(*columns, *more, maintain_column_froms=True).distinct()
         keys._with_options = ()  # loader options of an entity that this statement does not select
-        # A join can repeat a row of the walked table: a batch must not end between its repetitions.
-        return keys.distinct() if _has_joins(self._statement) else keys
+        return keys.order_by(*self._keyset.order_by(reverse=reverse))
 
     def _remaining(self, *, resumed: bool | None = None) -> Select[Any]:
         resumed = self.step.cursor is not None if resumed is None else resumed
-        keys = self._keys().where(self._keyset.up_to())
+        keys = self._keys(self._keyset.columns).where(self._keyset.up_to())
         return keys.where(self._keyset.after()) if resumed else keys
 
-    def _read(self, *, resumed: bool) -> Select[Any]:
+    def _read(self, shape: RowShape, *, resumed: bool) -> Select[Any]:
         """Return the statement that reads a batch.
 
         The keys of a batch are chosen by a subquery that PostgreSQL runs once, under the statement's snapshot;
@@ -164,30 +142,16 @@ class Chunks(Loop, Generic[T]):
         fails the recheck of its key and is dropped, as the promise has it ("may be done or not").
         """
         columns = self._keyset.columns
-        keys = self._remaining(resumed=resumed).order_by(*self._keyset.order_by()).limit(self.size)
-        chosen = keys.correlate(None)
+        chosen = self._remaining(resumed=resumed).limit(self.size).correlate(None)
         if len(columns) == 1:
             array = func.array(chosen.scalar_subquery(), type_=ARRAY(self._keyset.parts[0].column.type))
             condition = columns[0] == any_(array)
         else:
             condition = tuple_(*columns).in_(chosen)
-        read = self._statement.add_columns(*columns).where(condition).order_by(*self._keyset.order_by())
+        read = shape.statement.where(condition).order_by(*self._keyset.order_by())
         if self._lock:
             read = read.with_for_update(of=_lock_target(self._statement, self._keyset), key_share=True)
         return read
-
-
-class _ChunkIterator(AsyncIterator[Batch[T]]):
-    """Held by the `async for` alone: when it is gone, the job has left the loop."""
-
-    def __init__(self, chunks: Chunks[T]) -> None:
-        self._chunks = chunks
-
-    async def __anext__(self) -> Batch[T]:
-        batch = await self._chunks.next_batch()
-        if batch is None:
-            raise StopAsyncIteration
-        return batch
 
 
 def _refuse_unwalkable(statement: Any) -> None:
@@ -218,7 +182,14 @@ def _refuse_unwalkable(statement: Any) -> None:
 
 def _resolve_key(statement: Select[Any], by: Any) -> Keyset:
     if by is not None:
-        return Keyset([_part(expression) for expression in (by if isinstance(by, list | tuple) else [by])])
+        parts = [_part(expression) for expression in (by if isinstance(by, list | tuple) else [by])]
+        for part in parts:
+            if not selects_from(statement, part):
+                raise StatementRefused(
+                    f"chunks: by={part.expression} is of {part.column.table}, which the statement does not select from "
+                    f"under that name"
+                )
+        return Keyset(parts)
     first = statement.column_descriptions[0]
     entity = _entity(statement)
     if entity is not None:

@@ -2,14 +2,16 @@
 
 A cursor is the key of the last row done, as JSON; the condition "after it" is a row comparison where all parts
 go one way, which PostgreSQL serves from one index range, and its expansion by parts where they do not.
+
+Integers, UUIDs and texts come back from Python as they were. All other types go into the cursor as the server writes
+them, and are cast by the server to the column's own type: a date of 9999-12-31 is infinity to asyncpg, a numeric can be
+rounded by the model's scale, a citext compares otherwise than a varchar; each would let a walk skip rows, or never end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -23,21 +25,31 @@ from sqlalchemy import (
     Enum,
     Float,
     Integer,
+    Join,
     Numeric,
+    Select,
     String,
     Table,
+    Text,
     UnaryExpression,
     Uuid,
     and_,
     bindparam,
+    cast,
+    func,
+    literal_column,
     or_,
     tuple_,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import Label
 from sqlalchemy.sql.operators import asc_op, desc_op
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from worker.errors import CursorMismatch, StatementRefused
+
+#: Of the names of our parameters, so that they are nobody else's.
+_PREFIX = "longhaul_"
 
 
 @dataclass(frozen=True)
@@ -48,17 +60,48 @@ class KeyPart:
     column: Column[Any]
     descending: bool
     kind: str
+    sql_type: str = ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its values survive Python and JSON as they are."""
+        return (self.kind, self.sql_type) in _EXACT
+
+    @property
+    def cursor_expression(self) -> ColumnElement[str]:
+        """The value as the server writes it, whatever the session's DateStyle."""
+        whole: ColumnElement[Any] = literal_column("'{}'::text[]")
+        return func.to_jsonb(self.expression, type_=JSONB).op("#>>", return_type=Text())(whole)
+
+    def parameter(self, name: str) -> ColumnElement[Any]:
+        """Return the bound parameter that a cursor's value is given to."""
+        if self.is_exact:
+            return bindparam(name, type_=_EXACT[self.kind, self.sql_type])
+        return cast(bindparam(name, type_=Text()), _CatalogType(self.sql_type))
 
 
-_DECODE: dict[str, Callable[[Any], Any]] = {
-    "int": int,
-    "text": str,
-    "uuid": UUID,
-    "date": date.fromisoformat,
-    "timestamp": datetime.fromisoformat,
-    "timestamptz": datetime.fromisoformat,
-    "numeric": Decimal,
+class _CatalogType(UserDefinedType[Any]):
+    """A type by the name that the catalog gives it."""
+
+    cache_ok = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **options: Any) -> str:
+        return self.name
+
+
+_EXACT: dict[tuple[str, str], TypeEngine[Any]] = {
+    ("int", "smallint"): BigInteger(),
+    ("int", "integer"): BigInteger(),
+    ("int", "bigint"): BigInteger(),
+    ("uuid", "uuid"): Uuid(),
+    ("text", "text"): Text(),
+    ("text", "character varying"): Text(),
 }
+
+_DECODE: dict[str, Callable[[Any], Any]] = {"int": int, "text": str, "uuid": UUID}
 
 
 class Keyset:
@@ -108,25 +151,37 @@ class Keyset:
 
     def values(self, name: str, key: Sequence[Any]) -> dict[str, Any]:
         """Return the parameters of `after` (name "after") or `up_to`."""
-        return {f"{name}_{index}": value for index, value in enumerate(key)}
+        return {f"{_PREFIX}{name}_{index}": value for index, value in enumerate(key)}
+
+    def typed(self, types: Mapping[str, str]) -> Keyset:
+        """Return this order with the types that the catalog has for its columns, by column name."""
+        return Keyset([replace(part, sql_type=types[part.column.name]) for part in self.parts])
+
+    @property
+    def cursor_columns(self) -> list[ColumnElement[Any]]:
+        """The key's columns as they go into a cursor."""
+        return [part.expression if part.is_exact else part.cursor_expression for part in self.parts]
 
     def encode(self, key: Sequence[Any]) -> list[Any]:
-        """Return a key as JSON values."""
-        return [value if isinstance(value, int) else _text(value) for value in key]
+        """Return a key, read by `cursor_columns`, as JSON values."""
+        return [value if isinstance(value, int) else str(value) for value in key]
 
     def decode(self, cursor: Sequence[Any]) -> list[Any]:
-        """Return a key from JSON values.
+        """Return the parameters' values of a key from JSON values.
 
         Raises:
             CursorMismatch: they are not of the key's types.
         """
         try:
-            return [_DECODE[part.kind](value) for part, value in zip(self.parts, cursor, strict=True)]
-        except (ValueError, TypeError, ArithmeticError) as error:
+            return [
+                _DECODE[part.kind](value) if part.is_exact else str(value)
+                for part, value in zip(self.parts, cursor, strict=True)
+            ]
+        except (ValueError, TypeError) as error:
             raise CursorMismatch(f"the cursor {list(cursor)} does not fit the key {self.describe()}") from error
 
     def _beyond(self, name: str, *, inclusive: bool) -> ColumnElement[bool]:
-        bound = [bindparam(f"{name}_{index}", type_=part.column.type) for index, part in enumerate(self.parts)]
+        bound = [part.parameter(f"{_PREFIX}{name}_{index}") for index, part in enumerate(self.parts)]
         # Going up, "after" is >, and "up to" is <=; for a descending part both are the other way round.
         up = [part.descending == inclusive for part in self.parts]
         if len(self.parts) == 1 or len(set(up)) == 1:
@@ -153,6 +208,25 @@ def key_part(expression: Any, column: Column[Any]) -> KeyPart:
         descending = expression.modifier is desc_op
         expression = expression.element
     return KeyPart(expression, column, descending, _kind(column))
+
+
+def walked_tables(statement: Select[Any]) -> list[Any]:
+    """Return the tables and aliases that a statement selects from, joins taken apart."""
+    found: list[Any] = []
+    sources = list(statement.get_final_froms())
+    while sources:
+        source = sources.pop()
+        if isinstance(source, Join):
+            sources += [source.left, source.right]
+        else:
+            found.append(source)
+    return found
+
+
+def selects_from(statement: Select[Any], part: KeyPart) -> bool:
+    """Tell whether a statement selects from the table or alias that a part of a key is of."""
+    # The ORM annotates copies of tables, which have the hash of the original and nothing else in common.
+    return any(hash(part.expression.table) == hash(table) for table in walked_tables(statement))
 
 
 def underlying_column(expression: Any) -> Column[Any] | None:
@@ -194,7 +268,3 @@ def _kind(column: Column[Any]) -> str:
         f"{column} is {type_!r}, which a cursor cannot hold: walk by a unique key of int, bigint, text, uuid, "
         f"date, timestamp or numeric columns, with by=..."
     )
-
-
-def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, date) else str(value)

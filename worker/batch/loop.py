@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.batch.batch import unwrap
+from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
 from worker.batch.keyset import Keyset
+from worker.batch.rows import NO_PAGE, Page
+from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
-from worker.db.scopes import ScopedSession, roll_back, settle
+from worker.db.scopes import roll_back, settle
 from worker.errors import BatchKilledWorker, LonghaulError, StatementRefused
 from worker.ledger import LedgerRun, StepRecord, StepSpec
 from worker.settings import Settings
@@ -40,6 +42,8 @@ class Host(Protocol):
     database: Database
     #: The batch that failed, in words; None while none has.
     where: str | None
+    #: The loop that failed, in words: a job that catches its error must not end well.
+    broken: str | None
 
     async def durable_run(self) -> LedgerRun:
         """Return the run in the ledger, begun at the first call."""
@@ -52,6 +56,9 @@ class Host(Protocol):
 
     def step_name(self, kind: str, name: str | None) -> str:
         """Return the step's name: the given one, or one made from the order of the loops."""
+
+    def refuse_twin(self, walk: str) -> None:
+        """Refuse a second loop without a name over the same statement."""
 
     async def boundary(self, *, resumable: bool) -> None:
         """Obey orders between two batches: raise `Drained` or `Cancelled`, or wait."""
@@ -85,13 +92,15 @@ class Loop:
         self.size = size or host.settings.batch.size
         self._run: LedgerRun | None = None
         self._step: StepRecord | None = None
-        self._session: ScopedSession | None = None
-        self._pending: list[Any] | None = None  # key of the last row of the open batch, decoded
-        self._pending_first: list[Any] | None = None
-        self._pending_rows = 0
+        self._transaction: BatchTransaction | None = None
+        self._page = NO_PAGE  # keys of the open batch
+        self._rows = 0  # rows of the open batch
         self._began = 0.0
         self._iterator: weakref.ref[object] | None = None
+        self._walking = False
         self.finished = False
+        #: Set when the job drops the iterator: by `break` or `return`, or by an exception.
+        self.left_deliberately: bool | None = None
 
     @property
     def step(self) -> StepRecord:
@@ -107,20 +116,21 @@ class Loop:
 
     @property
     def in_progress(self) -> bool:
-        """Whether an `async for` stands inside of this loop: it holds the iterator, and drops it on leaving."""
-        return not self.finished and self._iterator is not None and self._iterator() is not None
+        """Whether the job stands inside of this loop: an `async for` holds the iterator, and drops it on leaving."""
+        held = self._iterator is not None and self._iterator() is not None
+        return not self.finished and (held or self._walking)
 
     @property
     def where(self) -> str | None:
         """The open batch, for the error of a job that fails in it; None when none is open."""
-        if self._step is None or self._session is None:
+        if self._step is None or self._transaction is None:
             return None
         place = f"step {self.step.name!r}, batch {self.number}"
-        if self._pending is None:
+        if not self._page.last_key:
             return place
-        if self._pending_first is None:
-            return f"{place}, up to key {unwrap(self._pending)!r}"
-        return f"{place}, keys {unwrap(self._pending_first)!r} to {unwrap(self._pending)!r}"
+        if not self._page.first_key:
+            return f"{place}, up to key {unwrap(self._page.last_key)!r}"
+        return f"{place}, keys {unwrap(self._page.first_key)!r} to {unwrap(self._page.last_key)!r}"
 
     def hold(self, iterator: object) -> None:
         """Remember the iterator by which the job walks, without keeping it alive."""
@@ -133,7 +143,7 @@ class Loop:
         await self._host.enter_loop(self)
         self._run = await self._host.durable_run()
         name = self._host.step_name(self.kind, self._given_name)
-        async with Transaction(self._run.connection):
+        async with OwnTransaction(self._run.connection):
             self._step = await self._open(name)
         if self._step.done:
             self.end()
@@ -145,7 +155,11 @@ class Loop:
 
     def spec(self, name: str, statement: str, keyset: Keyset | None) -> StepSpec:
         """Return what the ledger compares a known step with."""
-        return StepSpec(name, self.kind, statement, keyset.describe() if keyset else [])
+        if self._given_name is None:
+            self._host.refuse_twin(f"{self.kind} {statement}")
+        return StepSpec(
+            name, self.kind, statement, keyset.describe() if keyset else [], named=self._given_name is not None
+        )
 
     @property
     def number(self) -> int:
@@ -156,30 +170,50 @@ class Loop:
         """Return the key of the batch that comes next, the same at each try of it."""
         return f"{self.run.spec.id}:{self.step.name}:{self.number}"
 
-    def open_batch(self) -> tuple[ScopedSession, Bulk]:
-        """Return the session of a new batch, and its bulk operations."""
+    def open_batch(self) -> BatchTransaction:
+        """Return the transaction of a new batch."""
         self._began = time.monotonic()
         self._host.where = None
-        self._session = self.run.session("a batch")
-        return self._session, Bulk(self._session, self._host.settings.batch, self._host.database)
+        self._page, self._rows = NO_PAGE, 0
+        self._transaction = BatchTransaction(self.run)
+        return self._transaction
+
+    def batch(self, page: Page) -> Batch[Any]:
+        """Return the open batch, with its rows, as the job gets it."""
+        assert self._transaction is not None  # noqa: S101
+        self._page, self._rows = page, len(page.rows)
+        bulk = Bulk(self._transaction, self._host.settings.batch, self._host.database)
+        return Batch(
+            page.rows,
+            self._transaction,
+            bulk,
+            number=self.number,
+            first_key=unwrap(page.first_key),
+            last_key=unwrap(page.last_key),
+            idempotency_key=self.idempotency_key(),
+        )
 
     async def commit(self, *, done: bool = False) -> None:
         """Commit the open batch, its writes and its cursor together."""
-        session = self._session
-        if session is None:
+        transaction = self._transaction
+        if transaction is None:
             return
+        cursor = self._page.cursor or None
         try:
-            await session.flush()
-            connection = await session.connection()
-            cursor = self.cursor_of_pending()
-            await self.run.checkpoint(connection, self.step, cursor=cursor, rows=self._pending_rows, done=done)
+            if cursor is not None and cursor == self.step.cursor:
+                raise LonghaulError(
+                    f"{self.kind}: batch {self.number} ends at {cursor}, where the one before did: this walk would "
+                    f"never end; its key does not order the rows"
+                )
+            raw = await transaction.driver()
+            await self.run.checkpoint(raw, self.step, cursor=cursor, rows=self._rows, done=done)
         except BaseException:
             await self.fail()
             raise
-        self._session = None
-        await session.end(commit=True)
+        self._transaction = None
+        await transaction.commit()
         step = self.step
-        step.rows += self._pending_rows
+        step.rows += self._rows
         step.batches += 1
         step.cursor = cursor or step.cursor
         step.done = done
@@ -190,47 +224,61 @@ class Loop:
                 rows=step.rows,
                 total=step.total,
                 batches=step.batches,
-                batch_size=self._pending_rows,
+                batch_size=self._rows,
                 batch_seconds=time.monotonic() - self._began,
-                last_key=unwrap(self._pending),
+                last_key=unwrap(self._page.last_key),
             )
         )
-
-    def cursor_of_pending(self) -> list[Any] | None:
-        """Return the cursor after the open batch, as JSON; None leaves it as it is."""
-        raise NotImplementedError
 
     async def mark_done(self) -> None:
         """Write down that the step has ended, where no batch is left to say so with."""
         if not self.step.done:
-            async with Transaction(self.run.connection) as connection:
-                await self.run.checkpoint(connection, self.step, cursor=None, rows=0, done=True, batches=0)
+            transaction = BatchTransaction(self.run)
+            try:
+                raw = await transaction.driver()
+                await self.run.checkpoint(raw, self.step, cursor=None, rows=0, done=True, batches=0)
+            except BaseException:
+                await transaction.roll_back()
+                raise
+            await transaction.commit()
             self.step.done = True
 
     async def leave(self) -> None:
-        """The job has left the loop by `break`: its last batch counts, and the step has ended."""
+        """The job has left the loop: by `break`, its last batch counts, and the step has ended.
+
+        Raises:
+            LonghaulError: an exception has left it, and the job has caught it: see `went_on_after`.
+        """
         if self.finished or self._step is None:
             return
+        if not self.left_deliberately:
+            await self.fail()
+            raise LonghaulError(went_on_after(self._host.broken))
         try:
-            if self._session is not None:
+            await self.settle_left()
+            if self._transaction is not None:
                 await self.commit(done=True)
             else:
                 await self.mark_done()
         finally:
             await self.abandon()
 
+    async def settle_left(self) -> None:
+        """Look at what the job leaves behind, before it is committed."""
+
     async def abandon(self) -> None:
         """Roll the open batch back: the job raised, or leaves this worker."""
-        session, self._session = self._session, None
+        transaction, self._transaction = self._transaction, None
         try:
-            if session is not None:
-                await session.end(commit=False)
+            if transaction is not None:
+                await transaction.roll_back()
         finally:
             self.end()
 
     async def fail(self) -> None:
         """Roll the open batch back, and leave its place for the error of the run."""
         self._host.where = self.where
+        self._host.broken = f"{self.kind} at {self.where or 'its beginning'}"
         await self.abandon()
 
     def end(self) -> None:
@@ -238,14 +286,14 @@ class Loop:
         self.finished = True
         self._host.leave_loop(self)
 
-    async def refuse_deadly_batch(self, first: list[Any], last: list[Any], rows: int) -> None:
+    async def refuse_deadly_batch(self, page: Page, rows: int) -> None:
         """Raise `BatchKilledWorker` for the first batch of a try that is one too many.
 
         Each try before has ended with its worker, without a commit: this batch is the one they died in.
         """
         run = self.run
         if run.attempt > self._host.max_tries and not run.progressed:
-            keys = [unwrap(first), unwrap(last)]
+            keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
             raise BatchKilledWorker(
                 f"batch {self.number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "
                 f"{rows} rows, keys {keys[0]!r} to {keys[1]!r}",
@@ -253,8 +301,16 @@ class Loop:
             )
 
 
-class Transaction:
-    """A transaction on the run's own connection, ended under cancellation too."""
+def went_on_after(broken: str | None) -> str:
+    """Return the error of a job that caught the exception of a loop, and went on."""
+    return (
+        f"an exception has left the loop {broken}, and the job went on: that batch was rolled back, and the rows after "
+        f"it were not walked. Catch it inside of the loop's body (and `break` to end the walk there), or let it pass"
+    )
+
+
+class OwnTransaction:
+    """A transaction on the run's own connection, of the loop itself; ended under cancellation too."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, Column, Enum, String, Table, inspect
+from sqlalchemy import ARRAY, CHAR, Column, Enum, String, Table, inspect
+from sqlalchemy.dialects.postgresql import BIT, CITEXT
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from worker.errors import BulkError
 
@@ -20,15 +24,31 @@ _PREPARER = postgresql_dialect().identifier_preparer  # type: ignore[no-untyped-
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that give the same columns: what one statement can take."""
+    """Rows that give the same columns: what one statement can take.
+
+    Attributes:
+        columns: that they give, or that are filled in.
+        arrays: database values, a list for each column.
+        positions: of each row in the list that was given.
+        named: the columns that the rows themselves name.
+    """
 
     columns: list[Column[Any]]
-    records: list[tuple[Any, ...]]
-    positions: list[int]  # of each record in the list that was given
+    arrays: list[list[Any]]
+    positions: Sequence[int]
+    named: frozenset[Column[Any]]
+
+    @property
+    def records(self) -> list[tuple[Any, ...]]:
+        """The same values, a tuple for each row."""
+        return list(zip(*self.arrays, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
 class Target:
-    """The table that a bulk operation writes to.
+    """The table that a bulk operation writes to; made once for each by `target_of`.
 
     Args:
         entity: a mapped class, or a `Table`.
@@ -54,6 +74,8 @@ class Target:
                 column = attribute.columns[0]
                 if isinstance(column, Column) and column.table is self.table:
                     self._by_name[attribute.key] = column
+        #: SQL of each operation, by the columns that it is about.
+        self.statements: dict[tuple[Any, ...], str] = {}
 
     @property
     def name(self) -> str:
@@ -109,42 +131,59 @@ class Target:
         Raises:
             BulkError: a row is of the wrong kind, or names a column that is not there.
         """
-        defaults = self._defaults(fill) if fill else {}
-        alike = self._alike(rows, defaults)
+        made = self._made(fill)
+        alike = self._alike(rows, made)
         if alike is not None:
             return [alike]
-        parted: dict[tuple[Column[Any], ...], tuple[list[tuple[Any, ...]], list[int]]] = {}
-        known: dict[tuple[str, ...], tuple[Column[Any], ...]] = {}
-        for index, row in enumerate(self.as_dicts(rows)):
-            names = tuple(row)
-            if names not in known:
-                columns = [self._column(name, index) for name in names]
-                known[names] = (*columns, *(column for column in defaults if column not in columns))
-            columns_of_row = known[names]
-            values = (*row.values(), *(defaults[column]() for column in columns_of_row[len(names) :]))
-            records, positions = parted.setdefault(columns_of_row, ([], []))
-            records.append(values)
-            positions.append(index)
-        return [Group(list(columns), _bind(columns, *found), found[1]) for columns, found in parted.items()]
+        parted: dict[tuple[str, ...], list[int]] = {}
+        dicts = self.as_dicts(rows)
+        for index, row in enumerate(dicts):
+            parted.setdefault(tuple(row), []).append(index)
+        return [
+            self._group(list(names), [dicts[place] for place in places], places, made)
+            for names, places in parted.items()
+        ]
 
-    def _alike(self, rows: Sequence[Any], defaults: Mapping[Column[Any], Any]) -> Group | None:
-        """Return rows that are dicts with the same names in the same order, the usual case, without a look at each
-        value; None where they are not."""
+    def _alike(self, rows: Sequence[Any], made: Mapping[Column[Any], Callable[[], Any]]) -> Group | None:
+        """Return rows that are dicts with the same names, the usual case; None where they are not."""
         if not rows or type(rows[0]) is not dict:
             return None
         names = list(rows[0])
-        if any(type(row) is not dict or list(row) != names for row in rows):
+        if set(map(type, rows)) != {dict} or set(map(len, rows)) != {len(names)}:
             return None
-        columns = [self._column(name, 0) for name in names]
-        if not columns or any(column not in columns for column in defaults):
-            return None
-        positions = list(range(len(rows)))
-        return Group(columns, _bind(columns, [tuple(row.values()) for row in rows], positions), positions)
+        try:
+            return self._group(names, rows, range(len(rows)), made)
+        except KeyError:
+            return None  # as many names, but other ones
+
+    def _group(
+        self,
+        names: Sequence[str],
+        rows: Sequence[dict[str, Any]],
+        positions: Sequence[int],
+        made: Mapping[Column[Any], Callable[[], Any]],
+    ) -> Group:
+        columns = [self._column(name, positions[0]) for name in names]
+        arrays = [list(map(itemgetter(name), rows)) for name in names]
+        named = frozenset(columns)
+        for column, make in made.items():
+            if column not in named:
+                columns.append(column)
+                arrays.append([make() for _ in rows])
+        bound = [_bind(column, array, positions) for column, array in zip(columns, arrays, strict=True)]
+        return Group(columns, bound, positions, named)
+
+    @property
+    def casts_cut(self) -> bool:
+        """Whether SQLAlchemy's own statements would cut what is too long: it casts arrays of varchar(n) to that."""
+        types = [_plain(column.type) for column in self.table.columns]
+        return any(isinstance(type_, ARRAY) and getattr(type_.item_type, "length", None) for type_ in types)
 
     def needs_statement(self) -> bool:
-        """Whether a column's default is an SQL expression or a sequence, which only a statement can evaluate."""
+        """Whether a column's value is made by SQL that only a statement can evaluate, or is the server's alone."""
         return any(
-            column.default is not None and not (column.default.is_scalar or column.default.is_callable)
+            (column.default is not None and not (column.default.is_scalar or column.default.is_callable))
+            or (column.identity is not None and column.identity.always)
             for column in self.table.columns
         )
 
@@ -156,17 +195,32 @@ class Target:
             if column.onupdate is not None and column.onupdate.is_clause_element and column not in set(given)
         }
 
-    def _defaults(self, kind: Literal["default", "onupdate"]) -> dict[Column[Any], Any]:
-        found: dict[Column[Any], Any] = {}
+    def _made(self, kind: Literal["default", "onupdate"] | None) -> dict[Column[Any], Callable[[], Any]]:
+        """Return what makes a value for each column that has one of that kind in Python."""
+        if kind is None:
+            return {}
+        found: dict[Column[Any], Callable[[], Any]] = {}
         for column in self.table.columns:
             default: Any = getattr(column, kind)
-            if default is None:
-                continue
-            if default.is_scalar:
-                found[column] = lambda value=default.arg: value
-            elif default.is_callable:
-                found[column] = lambda call=default.arg: call(None)
+            if default is not None and default.is_scalar:
+                found[column] = partial(_as_it_is, default.arg)
+            elif default is not None and default.is_callable:
+                found[column] = partial(self._call, column, default.arg)
+        mapper = self.mapper
+        if kind == "default" and mapper is not None and mapper.polymorphic_identity is not None:
+            which = mapper.polymorphic_on  # of single-table inheritance: the ORM fills it in, and so do we
+            if isinstance(which, Column) and which.table is self.table:
+                found[which] = partial(_as_it_is, mapper.polymorphic_identity)
         return found
+
+    def _call(self, column: Column[Any], call: Callable[[Any], Any]) -> Any:
+        try:
+            return call(None)
+        except AttributeError as error:
+            raise BulkError(
+                f"{self.name}: the default of {column.name} looks at the statement that it is for ({error}), which a "
+                f"bulk operation has not: give the rows a value for it"
+            ) from error
 
     def _column(self, name: str, row: int | None) -> Column[Any]:
         try:
@@ -178,38 +232,62 @@ class Target:
             raise BulkError(message, row_index=row) from None
 
 
+@lru_cache(maxsize=256)
+def target_of(entity: Any) -> Target:
+    """Return the target of a mapped class or a `Table`.
+
+    Raises:
+        BulkError: it is neither.
+    """
+    return Target(entity)
+
+
 def array_type(column: Column[Any]) -> str:
     """Return the type of an array of the column's values, as a cast in SQL.
 
     A cast to varchar(n) cuts silently; an assignment from text to the column is an error, as it should be.
     """
-    type_ = column.type
-    if isinstance(type_, String) and not isinstance(type_, Enum):
-        return "text[]"
-    return f"{type_.dialect_impl(_DIALECT).compile(_DIALECT)}[]"
+    return f"{_type_name(column.type)}[]"
 
 
 def fits_unnest(columns: Iterable[Column[Any]]) -> bool:
     """Tell whether unnest() can carry the columns: it flattens arrays of arrays."""
-    return not any(isinstance(column.type, ARRAY) for column in columns)
+    return not any(isinstance(_plain(column.type), ARRAY) for column in columns)
 
 
-def _bind(
-    columns: Sequence[Column[Any]], records: list[tuple[Any, ...]], positions: list[int]
-) -> list[tuple[Any, ...]]:
-    """Turn Python values into what the driver takes, with the columns' own types."""
-    processors = [column.type.dialect_impl(_DIALECT).bind_processor(_DIALECT) for column in columns]
-    if not any(processors):
-        return records
-    bound = []
-    for record, position in zip(records, positions, strict=True):
-        try:
-            bound.append(
-                tuple(
-                    value if process is None else process(value)
-                    for process, value in zip(processors, record, strict=True)
-                )
-            )
-        except Exception as error:  # a type's own conversion can raise whatever it likes
-            raise BulkError(f"row {position}: {error}", row_index=position) from error
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _plain(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type that a decorator is around, as PostgreSQL's dialect has it."""
+    while isinstance(type_, TypeDecorator):
+        type_ = type_.load_dialect_impl(_DIALECT)
+    return type_
+
+
+def _type_name(type_: TypeEngine[Any]) -> str:
+    plain = _plain(type_)
+    if isinstance(plain, ARRAY):
+        return f"{_type_name(plain.item_type)}{'[]' * (plain.dimensions or 1)}"
+    if isinstance(plain, CHAR):
+        return "bpchar"  # without its length, which a cast would cut to, but compared without padding
+    if isinstance(plain, String) and not isinstance(plain, Enum | CITEXT):
+        return "text"
+    if isinstance(plain, BIT):
+        return "varbit"
+    return str(plain.dialect_impl(_DIALECT).compile(_DIALECT))
+
+
+def _bind(column: Column[Any], values: list[Any], positions: Sequence[int]) -> list[Any]:
+    """Turn Python values into what the driver takes, with the column's own type."""
+    process = column.type.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+    if process is None:
+        return values
+    bound: list[Any] = []
+    try:
+        bound.extend(map(process, values))
+    except Exception as error:  # a type's own conversion can raise whatever it likes
+        position = positions[len(bound)]
+        raise BulkError(f"row {position}: {error}", row_index=position) from error
     return bound

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Generic, Literal, TypeVar, cast
+from collections.abc import AsyncIterator
+from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import Select, Table, text
-from sqlalchemy.engine import IteratorResult
-from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy import Alias, Select, Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import Over
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import Join
 
-from worker.batch.batch import Batch, unwrap
-from worker.batch.catalog import estimate_rows, key_problem, sql_text
-from worker.batch.keyset import Keyset, key_part, underlying_column
+from worker.batch.batch import Batch
+from worker.batch.catalog import column_types, estimate_rows, look_key_up, returns_sets, sql_text
+from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
+from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
+from worker.batch.rows import Page, Row, RowShape
+from worker.batch.statement import DriverStatement
+from worker.db.driver import Driver
 from worker.db.scopes import ScopedSession, settle
 from worker.errors import LonghaulError, StatementRefused
 from worker.ledger import StepRecord
+from worker.tasks import end
 
 logger = logging.getLogger("worker.batch")
 
@@ -46,14 +52,11 @@ class Stream(Loop, Generic[T]):
         self._statement = statement
         self._restart = restart
         self._keyset: Keyset | None = None
-        self._reader: AsyncConnection | None = None
-        self._reader_session: AsyncSession | None = None
-        self._result: AsyncResult[Any] | None = None
-        self._width = len(statement.column_descriptions)
+        self._source: Source | None = None
         self._at_end = False
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
-        iterator = _StreamIterator[T](self)
+        iterator = LoopIterator[Batch[T]](self, caller())
         self.hold(iterator)
         return iterator
 
@@ -78,7 +81,7 @@ class Stream(Loop, Generic[T]):
         if step is None:
             total = await estimate_rows(connection, self._statement, {})
             return await self.run.open_step(spec, upper_bound=None, total=total)
-        if self._keyset is None and not step.done and step.rows:
+        if self._keyset is None and not step.done and step.batches:
             await self.run.restart_step(step)
         return step
 
@@ -88,110 +91,130 @@ class Stream(Loop, Generic[T]):
             if not await self.begin():
                 return None
         else:
-            self._refuse_changed_objects()
+            await self.settle_left()
             await self.commit(done=self._at_end)
         if self.step.done:
-            await self._close_reader()
+            await self._close_source()
             self.end()
             return None
         await self._host.boundary(resumable=self.resumable)
-        if self._result is None:
-            await self._open_reader()
-        rows, keys = await self._fetch()
-        if not rows:
-            await self._close_reader()
+        if self._source is None:
+            self._source = await self._open_source()
+        page = await self._source.next_page()
+        if not page.rows:
+            await self._close_source()
             await self.mark_done()
             self.end()
             return None
-        self._at_end = len(rows) < self.size
-        await self.refuse_deadly_batch(keys[0] if keys else [], keys[-1] if keys else [], len(rows))
-        self._pending_first, self._pending = (keys[0], keys[-1]) if keys else (None, None)
-        self._pending_rows = len(rows)
-        session, bulk = self.open_batch()
-        return Batch(
-            rows,
-            session,
-            bulk,
-            number=self.number,
-            first_key=unwrap(keys[0]) if keys else None,
-            last_key=unwrap(keys[-1]) if keys else None,
-            idempotency_key=self.idempotency_key(),
-        )
-
-    def cursor_of_pending(self) -> list[Any] | None:
-        return None if self._keyset is None or self._pending is None else self._keyset.encode(self._pending)
+        self._at_end = len(page.rows) < self.size
+        self.open_batch()
+        batch: Batch[T] = self.batch(page)
+        await self.refuse_deadly_batch(page, len(page.rows))
+        return batch
 
     async def abandon(self) -> None:
         try:
-            await self._close_reader()
+            await self._close_source()
         finally:
             await super().abandon()
 
-    async def _open_reader(self) -> None:
-        """Open the reader: a commit of the writer must not close its cursor, so it has its own connection."""
-        database = self._host.database
-        self._reader = await database.engine.connect()
-        await self._reader.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        # It is idle in its transaction while the job works on a partition, and may be so.
-        await self._reader.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        statement, values = self._statement, {}
-        if self._keyset is not None:
-            statement = statement.add_columns(*self._keyset.columns)
-            if self.step.cursor is not None:
-                statement = statement.where(self._keyset.after())
-                values = self._keyset.values("after", self._keyset.decode(self.step.cursor))
-        self._reader_session = ScopedSession(bind=self._reader, expire_on_commit=False, autoflush=False)
-        options = {"yield_per": self.size}
-        self._result = await self._reader_session.stream(statement, values, execution_options=options)
-
-    async def _fetch(self) -> tuple[Sequence[T], list[list[Any]]]:
-        assert self._result is not None  # noqa: S101
-        found = await self._result.fetchmany(self.size)
-        if not found:
-            return [], []
-        width = self._width
-        keys = [list(found[0])[width:], list(found[-1])[width:]] if self._keyset else []
-        if width == 1:
-            return [row[0] for row in found], keys
-        if not self._keyset:
-            return cast(Sequence[T], found), keys
-        names = list(found[0]._fields[:width])
-        plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
-        return plain.all(), keys
-
-    async def _close_reader(self) -> None:
-        session, self._reader_session = self._reader_session, None
-        reader, self._reader = self._reader, None
-        self._result = None
+    async def _open_source(self) -> Source:
+        shape = RowShape(self._statement, self._keyset)
+        statement, values = shape.statement, {}
+        if self._keyset is not None and self.step.cursor is not None:
+            statement = statement.where(self._keyset.after())
+            values = self._keyset.values("after", self._keyset.decode(self.step.cursor))
+        # A commit of the writer must not close the cursor, so the reader has a connection of its own.
+        connection = await self._host.database.engine.connect()
+        source = Source(connection, shape, self.size)
         try:
-            if session is not None:
-                await settle(session.close())
-        finally:
-            if reader is not None:
-                await settle(reader.close())
+            await source.open(statement, values)
+        except BaseException:
+            await source.close()
+            raise
+        return source
 
-    def _refuse_changed_objects(self) -> None:
+    async def _close_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            await source.close()
+
+    async def settle_left(self) -> None:
         """Objects of the reader's snapshot are never written: say so instead of losing the change."""
-        session = self._reader_session
-        if session is not None and session.dirty:
-            changed = type(next(iter(session.dirty))).__name__
+        changed = self._source.changed_object if self._source is not None else None
+        if changed is not None:
             raise LonghaulError(
                 f"stream: {changed} objects of a stream were changed, but its reader is read-only: write with "
                 f"partition.bulk.update(...), or walk the table with ctx.chunks"
             )
 
 
-class _StreamIterator(AsyncIterator[Batch[T]]):
-    """Held by the `async for` alone: when it is gone, the job has left the loop."""
+class Source:
+    """The reader: a server-side cursor in a REPEATABLE READ, READ ONLY transaction.
 
-    def __init__(self, stream: Stream[T]) -> None:
-        self._stream = stream
+    Where rows are plain, the driver reads them, and the next partition while the job works on this one.
 
-    async def __anext__(self) -> Batch[T]:
-        batch = await self._stream.next_batch()
-        if batch is None:
-            raise StopAsyncIteration
-        return batch
+    Args:
+        connection: its own one, which it closes.
+        shape: what the rows look like.
+        size: rows a partition.
+    """
+
+    def __init__(self, connection: AsyncConnection, shape: RowShape, size: int) -> None:
+        self._connection = connection
+        self._shape = shape
+        self._size = size
+        self._session: AsyncSession | None = None
+        self._result: AsyncResult[Any] | None = None
+        self._cursor: Any = None
+        self._ahead: asyncio.Task[Any] | None = None
+
+    async def open(self, statement: Select[Any], values: dict[str, Any]) -> None:
+        """Begin the transaction and the cursor."""
+        connection = self._connection
+        await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        # It is idle in its transaction while the job works on a partition, and may be so.
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        if self._shape.may_be_plain:
+            plain = DriverStatement(statement, connection.dialect)
+            sql, arguments = plain.bind(values)
+            raw = (await Driver.beneath(connection)).raw
+            prepared = await raw.prepare(sql, record_class=Row)
+            if self._shape.fits(plain, prepared.get_attributes(), connection.dialect):
+                self._cursor = await prepared.cursor(*arguments)
+                return
+        self._session = ScopedSession(bind=connection, expire_on_commit=False, autoflush=False)
+        options = {"yield_per": self._size}
+        self._result = await self._session.stream(statement, values, execution_options=options)
+
+    async def next_page(self) -> Page:
+        """Return the next partition; an empty one at the end."""
+        if self._cursor is None:
+            assert self._result is not None  # noqa: S101
+            return self._shape.page(await self._result.fetchmany(self._size))
+        ahead, self._ahead = self._ahead, None
+        found = await (ahead if ahead is not None else self._cursor.fetch(self._size))
+        if len(found) == self._size:
+            self._ahead = asyncio.ensure_future(self._cursor.fetch(self._size))
+        return self._shape.page(found)
+
+    @property
+    def changed_object(self) -> str | None:
+        """Name of the class of an object that the job has changed, or None."""
+        if self._session is None or not self._session.dirty:
+            return None
+        return type(next(iter(self._session.dirty))).__name__
+
+    async def close(self) -> None:
+        """End the transaction, and give the connection back."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            await settle(end(ahead))
+        try:
+            if self._session is not None:
+                await settle(self._session.close())
+        finally:
+            await settle(self._connection.close())
 
 
 async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tuple[Keyset | None, str]:
@@ -214,6 +237,10 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
             return None, str(error)
     keyset = Keyset(parts)
     ordered = {part.column for part in parts}
+    sources = walked_tables(statement)
+    for part in parts:
+        if not selects_from(statement, part):
+            return None, f"it is ordered by {part.expression}, which is in none of its tables under that name"
     if statement._group_by_clauses:
         grouped = [underlying_column(clause) for clause in statement._group_by_clauses]
         if not set(grouped) <= ordered:
@@ -223,12 +250,16 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
             return None, f"{', '.join(nullable)} can be null, and rows after a null cannot be told"
         if len(parts) != len(grouped):
             return None, "its order holds more than the columns of its GROUP BY"
-        return keyset, ""
-    tables = {table for source in statement.get_final_froms() for table in _tables(source)}
-    if len(tables) != 1 or ordered - set(keyset.table.columns):
-        return None, "it joins several tables, and rows of one key can be repeated"
-    reason = await key_problem(connection, keyset)
-    return (None, reason) if reason else (keyset, "")
+        if any(isinstance(element, Join) and (element.isouter or element.full) for element in _sources(statement)):
+            return None, "it has an outer join, and its groups can be of null"
+        return await column_types(connection, keyset), ""
+    if len(sources) != 1 or not _is_plain(sources[0]):
+        return None, "it reads more than one plain table, and rows of one key can be repeated"
+    functions = [str(getattr(element, "name", "")) for element in _functions(statement)]
+    if functions and await returns_sets(connection, functions):
+        return None, "it has a function that returns several rows, which have one key"
+    found = await look_key_up(connection, keyset)
+    return (None, found) if isinstance(found, str) else (found, "")
 
 
 def _shape_problem(statement: Select[Any]) -> str | None:
@@ -247,6 +278,14 @@ def _is_reference(clause: Any) -> bool:
     return str(getattr(clause, "__visit_name__", "")).endswith("label_reference")
 
 
-def _tables(source: Any) -> set[Table]:
-    found = {element for element in visitors.iterate(source) if isinstance(element, Table)}
-    return found or {source}
+def _is_plain(source: Any) -> bool:
+    return isinstance(source, Table) or (isinstance(source, Alias) and isinstance(source.element, Table))
+
+
+def _sources(statement: Select[Any]) -> list[Any]:
+    return [element for source in statement.get_final_froms() for element in visitors.iterate(source)]
+
+
+def _functions(statement: Select[Any]) -> list[FunctionElement[Any]]:
+    found = [element for column in statement.selected_columns for element in visitors.iterate(column)]
+    return [element for element in found if isinstance(element, FunctionElement)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Delete, Select, Table, Update, select
 
-from worker.batch.catalog import check_key, estimate_rows, sql_text
+from worker.batch.catalog import checked_key, estimate_rows, sql_text
 from worker.batch.keyset import Keyset, key_part, underlying_column
 from worker.batch.loop import Host, Loop
-from worker.db.scopes import ScopedSession
+from worker.batch.rows import Page
+from worker.batch.statement import DriverStatement
+from worker.batch.transaction import BatchTransaction
 from worker.errors import StatementRefused
 from worker.ledger import StepRecord
 
@@ -35,57 +38,66 @@ class Sweep(Loop):
         self._keyset = _resolve_key(statement, by)
         self._refuse_moving_key()
         self._upper: list[Any] = []
-        self._first = self._range_end(resumed=False)
-        self._next = self._range_end(resumed=True)
-        self._write_first = self._write(resumed=False)
-        self._write_next = self._write(resumed=True)
 
     async def run_to_end(self) -> int:
         """Walk the table. Returns the rows changed, in earlier tries of the run too."""
-        if not await self.begin():
-            return self.step.rows
-        while not self.step.done:
-            await self._host.boundary(resumable=True)
-            session, _ = self.open_batch()
-            try:
-                values = self._values()
-                end = (await session.execute(self._next if self._resumed else self._first, values)).one_or_none()
-                if end is None:
-                    await self.abandon()
-                    await self.mark_done()
-                    break
-                self._pending = list(end)
-                await self.refuse_deadly_batch(self._pending, self._pending, self.size)
-                self._pending_rows = await self._change(session, values)
-            except BaseException:
-                await self.fail()
-                raise
-            await self.commit(done=self._pending == self._upper)
+        self._walking = True
+        try:
+            if await self.begin():
+                await self._walk()
+        except BaseException:
+            await self.fail()
+            raise
+        finally:
+            self._walking = False
         self.end()
         return self.step.rows
+
+    async def _walk(self) -> None:
+        while not self.step.done:
+            await self._host.boundary(resumable=True)
+            transaction = self.open_batch()
+            values = self._values()
+            raw = await transaction.driver()
+            sql, arguments = (self._next_end if self._resumed else self._first_end).bind(values)
+            last = await raw.fetchrow(sql, *arguments)
+            if last is None:
+                await transaction.roll_back()
+                self._transaction = None
+                await self.mark_done()
+                return
+            parts = len(self._keyset.parts)
+            cursor = self._keyset.encode(last[parts:])
+            self._page = Page((), [], list(last[:parts]), cursor)
+            await self.refuse_deadly_batch(self._page, self.size)
+            values |= self._keyset.values("last", self._keyset.decode(cursor))
+            self._rows = await self._change(transaction, raw, values)
+            await self.commit(done=cursor == self.step.upper_bound)
 
     @property
     def _resumed(self) -> bool:
         return self.step.cursor is not None
 
-    async def _change(self, session: ScopedSession, values: dict[str, Any]) -> int:
-        assert self._pending is not None  # noqa: S101
-        statement = self._write_next if self._resumed else self._write_first
-        values = values | self._keyset.values("last", self._pending)
-        connection = await session.connection()
-        result = await connection.execute(statement, values)
+    async def _change(self, transaction: BatchTransaction, raw: Any, values: dict[str, Any]) -> int:
+        write = self._write_next if self._resumed else self._write_first
+        if not write.needs_context:
+            sql, arguments = write.bind(values)
+            status: str = await raw.execute(sql, *arguments)
+            return int(status.rsplit(" ", 1)[-1])
+        connection = await transaction.session.connection()
+        result = await connection.execute(self._write(resumed=self._resumed), values)
         return result.rowcount
 
     async def _open(self, name: str) -> StepRecord:
-        connection, keyset = self.run.connection, self._keyset
-        spec = self.spec(name, sql_text(self._statement), keyset)
+        connection = self.run.connection
+        spec = self.spec(name, sql_text(self._statement), self._keyset)
         step = self.run.known_step(spec)
         if step is not None and step.done:
             return step
-        await check_key(connection, keyset, kind=self.kind)
+        keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
         if step is None:
             matching = self._matching()
-            last = matching.order_by(*keyset.order_by(reverse=True)).limit(1)
+            last = matching.with_only_columns(*keyset.cursor_columns).order_by(*keyset.order_by(reverse=True)).limit(1)
             upper = (await connection.execute(last)).one_or_none()
             step = await self.run.open_step(
                 spec,
@@ -95,11 +107,16 @@ class Sweep(Loop):
             )
         if step.upper_bound is not None:
             self._upper = keyset.decode(step.upper_bound)
+        self._first_end, self._next_end, self._write_first, self._write_next = (
+            DriverStatement(statement, connection.dialect)
+            for statement in (
+                self._range_end(resumed=False),
+                self._range_end(resumed=True),
+                self._write(resumed=False),
+                self._write(resumed=True),
+            )
+        )
         return step
-
-    def cursor_of_pending(self) -> list[Any] | None:
-        assert self._pending is not None  # noqa: S101
-        return self._keyset.encode(self._pending)
 
     def _matching(self) -> Select[Any]:
         """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
@@ -114,15 +131,15 @@ class Sweep(Loop):
         return values
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
+        """Return the key of the last row of a range, in Python's types and as it goes into the cursor."""
         keys = select(*self._keyset.columns).where(self._keyset.up_to())
         if resumed:
             keys = keys.where(self._keyset.after())
         chosen = keys.order_by(*self._keyset.order_by()).limit(self.size).subquery()
-        backwards = [
-            column.asc() if part.descending else column.desc()
-            for part, column in zip(self._keyset.parts, chosen.columns, strict=True)
-        ]
-        return select(*chosen.columns).order_by(*backwards).limit(1)
+        ends = Keyset(
+            [replace(part, expression=column) for part, column in zip(self._keyset.parts, chosen.columns, strict=True)]
+        )
+        return select(*ends.columns, *ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
 
     def _write(self, *, resumed: bool) -> Update | Delete:
         statement = self._statement.where(self._keyset.up_to("last"))

@@ -82,10 +82,7 @@ def cancel(runs: RunIds) -> None:
 
     async def order() -> list[str]:
         async with Client(settings) as client:
-            ended = [i for i in runs if await client.run(i).status() in ("unknown", "succeeded", "dead", "cancelled")]
-            for run_id in set(runs) - set(ended):
-                await client.run(run_id).cancel()
-            return ended
+            return [run_id for run_id in runs if not await client.run(run_id).cancel()]
 
     ended = run_async(order(), settings)
     if ended:

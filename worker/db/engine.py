@@ -38,7 +38,7 @@ class Database:
         self.settings = settings
         self.engine = _make_engine(settings, worker_name)
         self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
-            self.engine, class_=ScopedSession, expire_on_commit=False
+            self.engine, class_=ScopedSession, expire_on_commit=False, close_resets_only=False
         )
 
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:

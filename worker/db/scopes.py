@@ -54,7 +54,39 @@ async def settle(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_S
 
 
 class GuardedSession(Session):
-    """Session that refuses to send SQL from synchronous code, naming what was asked for."""
+    """Session that refuses to send SQL from synchronous code, and to be ended by others than its scope.
+
+    The guard is here, beneath `AsyncSession`, so that `run_sync` and `reset` do not get around it.
+    """
+
+    ends_with: str | None = None
+
+    def _refuse(self, verb: str) -> None:
+        if self.ends_with is not None:
+            raise LonghaulError(
+                f"session.{verb}() inside {self.ends_with}: it commits once, at its end; raise to roll it back, "
+                f"or use a savepoint for a part of it"
+            )
+
+    def commit(self) -> None:
+        self._refuse("commit")
+        super().commit()
+
+    def rollback(self) -> None:
+        self._refuse("rollback")
+        super().rollback()
+
+    def close(self) -> None:
+        self._refuse("close")
+        super().close()
+
+    def reset(self) -> None:
+        self._refuse("reset")
+        super().reset()
+
+    def invalidate(self) -> None:
+        self._refuse("invalidate")
+        super().invalidate()
 
 
 @event.listens_for(GuardedSession, "do_orm_execute")
@@ -89,38 +121,23 @@ class ScopedSession(AsyncSession):
     """
 
     sync_session_class = GuardedSession
-    _ends_with: str | None = None
+    sync_session: GuardedSession
 
     def bind_to_scope(self, scope: str) -> None:
-        """Refuse `commit`, `rollback` and `close` until the scope ends itself; `scope` names it in errors."""
-        self._ends_with = scope
-
-    def _refuse(self, verb: str) -> None:
-        if self._ends_with is not None:
-            raise LonghaulError(
-                f"session.{verb}() inside {self._ends_with}: it commits once, at its end; raise to roll it back, "
-                f"or use a savepoint for a part of it"
-            )
-
-    async def commit(self) -> None:
-        self._refuse("commit")
-        await super().commit()
-
-    async def rollback(self) -> None:
-        self._refuse("rollback")
-        await super().rollback()
-
-    async def close(self) -> None:
-        self._refuse("close")
-        await super().close()
+        """Refuse `commit`, `rollback`, `close` and `reset` until the scope ends itself; `scope` names it in errors."""
+        self.sync_session.ends_with = scope
 
     async def end_read(self) -> None:
         """End the transaction that has only read; the objects stay, and the next statement begins another."""
-        await settle(super().commit())
+        scope, self.sync_session.ends_with = self.sync_session.ends_with, None
+        try:
+            await settle(super().commit())
+        finally:
+            self.sync_session.ends_with = scope
 
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back, and close: the one exit of every scope."""
-        self._ends_with = None
+        self.sync_session.ends_with = None
         await settle(self._end(commit=commit))
 
     async def _end(self, *, commit: bool) -> None:

@@ -35,6 +35,7 @@ run = Table(
     Column("job", Text, nullable=False),
     Column("queue", Text, nullable=False),
     Column("payload", Text, nullable=False, doc="arq's JSON payload: what goes back to the queue"),
+    Column("arguments", Text, nullable=False, doc="JSON of the arguments alone: tells the same call from another"),
     Column("state", Text, nullable=False),
     Column("fence", BigInteger, nullable=False, doc="grows with each takeover"),
     Column("owner", Text, doc="worker that has it, or had it last"),

@@ -15,6 +15,7 @@ class RunSpec:
     job: str
     queue: str
     payload: str  # JSON, as it lies in the queue
+    arguments: str = ""  # JSON, to tell the same call from another one
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StepSpec:
     kind: str
     statement: str
     key: list[list[str]]  # [column, type, direction] for each part
+    named: bool = False  # by the job's author, and not by the order of its loops
 
 
 @dataclass

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, settle
 from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, RunIdTaken, Superseded
@@ -19,6 +20,9 @@ from worker.ledger.record import RunSpec, StepRecord, StepSpec
 logger = logging.getLogger("worker.ledger")
 
 _SHOWN_TRACEBACK = 8_000
+#: Longest wait for a lock of the former owner before his connection is ended.
+_LOCK_WAIT_MS = 2_000
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class LedgerRun:
@@ -32,6 +36,7 @@ class LedgerRun:
         self._database = database
         self._owner = owner
         self._connection: AsyncConnection | None = None
+        self._driver: Driver | None = None
         self._fence = 0
         self._checkpoint = source("checkpoint")
         self.spec = spec
@@ -62,9 +67,16 @@ class LedgerRun:
             raise LonghaulError("the run has ended: its loops cannot be used any more")
         return self._connection
 
+    @property
+    def driver(self) -> Driver:
+        """The driver beneath that connection."""
+        if self._driver is None:
+            raise LonghaulError("the run has ended: its loops cannot be used any more")
+        return self._driver
+
     def session(self, scope: str) -> ScopedSession:
         """Return a new session on the run's own connection; the loop that asked for it ends it."""
-        session = ScopedSession(bind=self.connection, expire_on_commit=False)
+        session = ScopedSession(bind=self.connection, expire_on_commit=False, close_resets_only=False)
         session.bind_to_scope(scope)
         return session
 
@@ -73,26 +85,43 @@ class LedgerRun:
 
         Raises:
             AlreadyFinished: the ledger has its end.
-            RunIdTaken: the ledger has another job under its id.
+            RunIdTaken: the ledger has another job, or other arguments, under its id.
         """
-        self._connection = await self._database.engine.connect()
+        self._connection = connection = await self._database.engine.connect()
         try:
-            await self._take(self._connection)
-            await settle(self._connection.commit())
+            try:
+                await connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))
+                await self._take(connection)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                    raise
+                # Its former owner is frozen with a lock on it: end him first, without waiting for that lock.
+                await settle(connection.rollback())
+                row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one()
+                await self._terminate(connection, row.backend_pid, row.backend_start)
+                await self._take(connection)
+            await settle(connection.commit())
+            self._driver = await Driver.beneath(connection)
         except BaseException:
             await self.release()
             raise
 
     async def _take(self, connection: AsyncConnection) -> None:
-        values = {"id": self.spec.id, "job": self.spec.job, "queue": self.spec.queue}
-        values |= {"payload": self.spec.payload, "owner": self._owner}
+        spec = self.spec
+        values = {"id": spec.id, "job": spec.job, "queue": spec.queue, "owner": self._owner}
+        values |= {"payload": spec.payload, "arguments": spec.arguments}
         taken = (await connection.execute(query("begin_run"), values)).one_or_none()
         if taken is None:
-            raise await self._not_ours(connection)
+            row = (await connection.execute(query("find_run"), {"id": spec.id})).one()
+            if not row.finished:
+                raise RunIdTaken(spec.id, row.job, row.arguments, spec.job, spec.arguments)
+            if row.payload == spec.payload:
+                raise AlreadyFinished(row.state, row.result, row.error)
+            taken = (await connection.execute(query("begin_again"), values)).one()
         died = taken.state_before == "running" and not taken.is_new
         if died and taken.backend_pid is not None:
             await self._terminate(connection, taken.backend_pid, taken.backend_start)
-        rows = await connection.execute(query("take_steps"), {"id": self.spec.id, "fence": taken.fence})
+        rows = await connection.execute(query("take_steps"), {"id": spec.id, "fence": taken.fence})
         self.steps = {row.name: StepRecord(**row._mapping) for row in rows}
         self._fence = taken.fence
         self.takeovers = taken.takeovers + died
@@ -103,7 +132,7 @@ class LedgerRun:
         await connection.execute(
             query("own_run"),
             {
-                "id": self.spec.id,
+                "id": spec.id,
                 "fence": self._fence,
                 "attempt": self.attempt,
                 "batches": self.batches,
@@ -112,13 +141,7 @@ class LedgerRun:
             },
         )
 
-    async def _not_ours(self, connection: AsyncConnection) -> AlreadyFinished | RunIdTaken:
-        row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one()
-        if row.job != self.spec.job:
-            return RunIdTaken(self.spec.id, row.job, self.spec.job)
-        return AlreadyFinished(row.state, row.result, row.error)
-
-    async def _terminate(self, connection: AsyncConnection, pid: int, started: object) -> None:
+    async def _terminate(self, connection: AsyncConnection, pid: int | None, started: object) -> None:
         """End the former owner's backend; a role that may not do so relies on the idle timeout."""
         try:
             async with connection.begin_nested():
@@ -165,11 +188,12 @@ class LedgerRun:
             CursorMismatch: it belongs to another statement, e.g. that of the code before a deploy.
         """
         step = self.steps.get(spec.name)
-        if step is None or step.done:
+        if step is None or (step.done and spec.named):
             return step
         if (step.kind, step.key, step.statement) != (spec.kind, spec.key, spec.statement):
             raise CursorMismatch(
-                f"step {spec.name!r} of run {self.spec.id} stands at {step.cursor} of another walk:\n"
+                f"step {spec.name!r} of run {self.spec.id} {'is the end' if step.done else f'stands at {step.cursor}'} "
+                f"of another walk:\n"
                 f"  in the ledger: {step.kind} by {_shown(step.key)}: {step.statement}\n"
                 f"  in the code:   {spec.kind} by {_shown(spec.key)}: {spec.statement}\n"
                 f"Bring the old code back, or begin again: worker retry {self.spec.id} --from-start"
@@ -181,11 +205,12 @@ class LedgerRun:
         values = {"run_id": self.spec.id, "name": step.name, "fence": self._fence}
         if (await self.connection.execute(query("restart_step"), values)).rowcount == 0:
             raise Superseded(self.spec.id)
-        step.cursor, step.rows = None, 0
+        self.batches_before -= step.batches
+        step.cursor, step.rows, step.batches = None, 0, 0
 
     async def checkpoint(
         self,
-        connection: AsyncConnection,
+        raw: Any,
         step: StepRecord,
         *,
         cursor: list[Any] | None,
@@ -193,22 +218,14 @@ class LedgerRun:
         done: bool,
         batches: int = 1,
     ) -> None:
-        """Move the cursor, in the transaction that `connection` has open.
+        """Move the cursor, in the transaction that `raw`, the driver's connection, has open.
 
         Raises:
             Superseded: the fence has grown: roll back.
         """
-        parameters = (
-            None if cursor is None else json.dumps(cursor),
-            rows,
-            done,
-            self.spec.id,
-            step.name,
-            self._fence,
-            batches,
-        )
-        result = await connection.exec_driver_sql(self._checkpoint, parameters)
-        if result.rowcount == 0:
+        written = None if cursor is None else json.dumps(cursor)
+        status = await raw.execute(self._checkpoint, written, rows, done, self.spec.id, step.name, self._fence, batches)
+        if status == "UPDATE 0":
             raise Superseded(self.spec.id)
 
     async def finish(
@@ -227,7 +244,7 @@ class LedgerRun:
         """
         await self._end(
             "finish_run",
-            {"state": state, "result": result, "error": error, "traceback": _tail(traceback)},
+            {"state": state, "result": result, "error": _storable(error), "traceback": _tail(traceback)},
         )
 
     async def hand_back(
@@ -247,7 +264,7 @@ class LedgerRun:
         """
         attempt = 1 if self.progressed else self.attempt + failed
         values = {"state": state, "attempt": attempt, "batches": self.batches}
-        await self._end("hand_back", values | {"error": error, "traceback": _tail(traceback)})
+        await self._end("hand_back", values | {"error": _storable(error), "traceback": _tail(traceback)})
         return attempt
 
     async def _end(self, name: str, values: dict[str, Any]) -> None:
@@ -260,7 +277,10 @@ class LedgerRun:
     async def release(self) -> None:
         """Give the connection back; what it had open is rolled back."""
         connection, self._connection = self._connection, None
+        driver, self._driver = self._driver, None
         if connection is not None:
+            if driver is not None and driver.raw.is_closed():
+                await settle(connection.invalidate())  # the pool must not hand it out again
             await settle(connection.close())
 
 
@@ -269,4 +289,9 @@ def _shown(key: list[list[str]]) -> str:
 
 
 def _tail(text_: str | None) -> str | None:
-    return text_[-_SHOWN_TRACEBACK:] if text_ else text_
+    return _storable(text_[-_SHOWN_TRACEBACK:]) if text_ else text_
+
+
+def _storable(text_: str | None) -> str | None:
+    """Return a text that PostgreSQL takes: without NUL and halves of surrogate pairs."""
+    return text_.replace("\x00", "\\x00").encode(errors="backslashreplace").decode() if text_ else text_

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from worker.db.engine import Database
 from worker.ledger.queries import query
@@ -19,11 +18,10 @@ class KnownRun:
     """What `find` returns."""
 
     job: str
+    arguments: str
     state: str
-    result: Any
     error: str | None
     finished: bool
-    attempt: int
     payload: str
 
 
@@ -53,11 +51,9 @@ class Ledger:
         """Return what the ledger knows of a run, or None: jobs without a durable loop are not in it."""
         async with self._database.connection() as connection:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
-        return (
-            None
-            if row is None
-            else KnownRun(row.job, row.state, row.result, row.error, row.finished, row.attempt, row.payload)
-        )
+        if row is None:
+            return None
+        return KnownRun(row.job, row.arguments, row.state, row.error, row.finished, row.payload)
 
     async def find_all(
         self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
@@ -88,12 +84,6 @@ class Ledger:
                 await connection.rollback()
                 return None
             return RunSpec(run_id, row.job, row.queue, row.payload)
-
-    async def cancel_waiting(self, run_id: str, error: str) -> bool:
-        """Write down that a run that no worker has was cancelled; False where there is none."""
-        async with self._database.connection() as connection:
-            result = await connection.execute(query("cancel_run"), {"id": run_id, "error": error})
-            return result.rowcount > 0
 
     async def last_firings(self) -> dict[tuple[str, str], datetime]:
         """Return the last due time of each cron line that was fired or skipped, by job and line."""

@@ -219,7 +219,10 @@ class Mirror:
         self._pruned_at = time.monotonic()
         known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))
         for name, raw in known.items():
-            seen = datetime.fromisoformat(json.loads(raw)["seen_at"])
+            try:
+                seen = datetime.fromisoformat(json.loads(raw)["seen_at"])
+            except (ValueError, KeyError, TypeError):
+                continue  # not ours
             if (datetime.now(UTC) - seen).total_seconds() > _DEAD_WORKER_SECONDS:
                 await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name.decode()))
 

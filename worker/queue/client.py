@@ -131,12 +131,13 @@ class Run(Generic[R]):
                 await self._refuse_forgotten()
             await asyncio.sleep(every)
 
-    async def cancel(self) -> None:
-        """Order the run to end: at its next batch boundary, or before it begins. Does not wait for it."""
-        pipeline = self._client.redis.pipeline(transaction=True)
-        pipeline.sadd(keys.CANCELLED, self.id)
-        pipeline.zadd(self._queue, {self.id: now_ms()}, xx=True, lt=True)  # a deferred one ends now, not when due
-        await self._client.command(pipeline.execute())
+    async def cancel(self) -> bool:
+        """Order the run to end: at its next batch boundary, or before it begins. Does not wait for it.
+
+        Returns:
+            False where it neither waits nor runs.
+        """
+        return bool(await self._client.command(self._client.store.cancel(self.id, queue=self._queue)))
 
     async def _look(self) -> tuple[Status, dict[str, str]]:
         pipeline = self._client.redis.pipeline(transaction=True)
@@ -198,7 +199,7 @@ class Client:
             socket_connect_timeout=self._settings.redis.connect_timeout_seconds,
             socket_timeout=self._settings.redis.command_timeout_seconds,
         )
-        self._store = QueueStore(self.redis)
+        self.store = QueueStore(self.redis)
 
     async def __aenter__(self) -> Client:
         return self
@@ -267,7 +268,7 @@ class Client:
         queue = options.queue or self._settings.worker.queue
         delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
         payload = Payload(name, args, kwargs, now_ms()).to_json()
-        is_new = await self.command(self._store.enqueue(run_id, payload, queue=queue, delay=delay, at=options.at))
+        is_new = await self.command(self.store.enqueue(run_id, payload, queue=queue, delay=delay, at=options.at))
         return Run(self, run_id, queue, job, is_new=is_new)
 
     async def command(self, operation: Any) -> Any:

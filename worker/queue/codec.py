@@ -17,6 +17,7 @@ from typing import Any
 from worker.errors import InvalidPayload
 
 _PICKLE = b"\x80"
+_LAST_MS = 253_402_300_800_000  # the year 10,000
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Payload:
     kwargs: dict[str, Any] = field(default_factory=dict)
     enqueued_ms: int = 0
     pickled: bool = False
+    in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
+
+    @property
+    def arguments(self) -> str:
+        """The arguments alone, as JSON that is the same for the same call."""
+        return json.dumps([self.args, self.kwargs], sort_keys=True, ensure_ascii=False, default=str)
 
     def to_json(self) -> str:
         """Return it in arq's format.
@@ -36,6 +43,8 @@ class Payload:
             TypeError: an argument is no JSON value.
         """
         values = {"t": None, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
+        if self.in_ledger:
+            values["ledger"] = True
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -85,9 +94,9 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
         raise InvalidPayload("the payload's a is not a list, or its k is not an object")
     if not all(isinstance(name, str) for name in kwargs):
         raise InvalidPayload("the payload's k has a name that is not a string")
-    if not isinstance(enqueued, int):
-        raise InvalidPayload(f"the payload's et is not a time in ms: {enqueued!r}")
-    return Payload(values["f"], list(args), dict(kwargs), enqueued, pickled)
+    if not isinstance(enqueued, int) or not 0 <= enqueued < _LAST_MS:
+        raise InvalidPayload(f"the payload's et is not a time in ms since 1970: {enqueued!r}")
+    return Payload(values["f"], list(args), dict(kwargs), enqueued, pickled, bool(values.get("ledger")))
 
 
 def encode_result(

@@ -50,7 +50,7 @@ class Leases:
         self._owner = owner
         self._on_lost = on_lost
         self._on_gone = on_gone
-        self._held: dict[str, None] = {}
+        self._held: dict[str, int] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._pulse = time.monotonic()
@@ -71,10 +71,15 @@ class Leases:
             await end(self._heart)
         await asyncio.to_thread(self._thread.join)
 
-    def add(self, run_id: str) -> None:
-        """Renew the lease of a job from now on."""
+    def add(self, run_id: str, due_ms: int) -> None:
+        """Renew the lease of a job from now on; its due time tells it from one that was put back meanwhile."""
         with self._lock:
-            self._held[run_id] = None
+            self._held[run_id] = due_ms
+
+    def holds(self, run_id: str) -> bool:
+        """Whether the lease of a job is still renewed."""
+        with self._lock:
+            return run_id in self._held
 
     def remove(self, run_id: str) -> None:
         """Leave the lease of a job alone."""
@@ -101,7 +106,7 @@ class Leases:
                 logger.error("the event loop has been blocked for %.0f s: its jobs' leases are given up", blocked)
                 continue
             with self._lock:
-                held = list(self._held)
+                held = dict(self._held)
             if not held:
                 continue
             arguments: list[Any] = [
@@ -110,8 +115,9 @@ class Leases:
                 keys.IN_PROGRESS,
                 keys.RESULT,
             ]
+            arguments += [part for item in held.items() for part in item]
             try:
-                answers = renew(keys=[settings.worker.queue], args=[*arguments, *held])
+                answers = renew(keys=[settings.worker.queue], args=arguments)
                 failing = False
             except redis.RedisError as error:
                 if not failing:
@@ -124,7 +130,5 @@ class Leases:
         connection.close()
 
     def _tell(self, hear: Callable[[str], None], run_id: str) -> None:
-        with self._lock:
-            still_held = run_id in self._held
-        if still_held and self._loop is not None and not self._loop.is_closed():
+        if self.holds(run_id) and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(hear, run_id)

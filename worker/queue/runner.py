@@ -8,12 +8,12 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.batch import Progress
 from worker.context import JobContext, JobRules
@@ -29,13 +29,13 @@ from worker.errors import (
     NotRetryable,
     Superseded,
 )
-from worker.ledger import Ledger, RunSpec
+from worker.ledger import Ledger, LedgerRun, RunSpec
 from worker.perform import perform
 from worker.queue.codec import Payload, Result, decode_payload, encode_result, now_ms
 from worker.queue.hooks import Observer, RunInfo
 from worker.queue.orders import Orders
 from worker.queue.store import Claim, QueueStore
-from worker.queue.verdict import is_away, judge, one_line
+from worker.queue.verdict import is_away, judge, one_line, sqlstate
 from worker.registry import Job, Registry
 from worker.settings import Settings
 
@@ -50,6 +50,7 @@ _PAUSED_SECONDS = 1.0
 _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 _REDIS_PAUSE = 0.5
 _INTERRUPT_AGAIN_SECONDS = 1.0
+_DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
 @dataclass
@@ -64,6 +65,8 @@ class House:
     orders: Orders
     observer: Observer
     name: str
+    #: Renew the lease of a job no more: its end is on its way to Redis.
+    let_go: Callable[[str], None] = lambda run_id: None
     draining: bool = False
     hastened: bool = False
 
@@ -142,22 +145,26 @@ class Runner:
         claim, house = self.claim, self.house
         try:
             payload = await self._read_payload()
-            job = house.registry.get(payload.function)
-            self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
-            if await self._obeyed(payload):
-                return
-            if job is None:
-                await self._keep_for_others(payload)
-                return
-            self.job = job
-            arguments = job.decode_arguments(payload.args, payload.kwargs)
-            if payload.pickled:
-                payload = self.payload = Payload(
-                    payload.function, [], job.encode_arguments([], arguments), payload.enqueued_ms, pickled=True
-                )
-        except (InvalidPayload, InvalidArguments) as error:
+        except InvalidPayload as error:
             await self._end_dead(one_line(error))
             return
+        job = house.registry.get(payload.function)
+        self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
+        if await self._obeyed(payload):
+            return
+        if job is None:
+            await self._keep_for_others(payload)
+            return
+        self.job = job
+        try:
+            arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
+            if payload.pickled:
+                plain = job.encode_arguments([], arguments)  # type: ignore[arg-type]
+                payload = self.payload = replace(payload, args=[], kwargs=plain)
+        except InvalidArguments as error:
+            arguments = error  # raised as a job's own error: the ledger may know an earlier try
+        except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
+            arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {one_line(error)}")
         await self._try(job, payload, arguments)
 
     async def _read_payload(self) -> Payload:
@@ -170,7 +177,7 @@ class Runner:
                     f"then ZADD the id"
                 )
             raw = known.payload.encode()
-            self.claim = Claim(self.claim.run_id, self.claim.queue, self.claim.due_ms, raw, self.claim.tries)
+            self.claim = replace(self.claim, payload=raw)
         self.payload = decode_payload(raw, accept_pickle=self.house.settings.worker.accept_pickle)
         return self.payload
 
@@ -180,7 +187,7 @@ class Runner:
         order = self.house.orders.of(self.claim.run_id, payload.function)
         if order == "cancel":
             text = "cancelled by order before it began"
-            await self._with_database(lambda: self.house.ledger.cancel_waiting(self.claim.run_id, text))
+            await self._with_database(lambda: self._end_in_ledger(payload, "cancelled", text))
             await self._finish(Result(False, text, cancelled=True))
             self.house.observer.ended(self._info, "cancelled", error=text)
             return True
@@ -190,6 +197,29 @@ class Runner:
             return True
         return False
 
+    async def _end_in_ledger(self, payload: Payload, state: str, error: str) -> None:
+        """End a run that the ledger may have of an earlier try: it is taken over first, whoever had it."""
+        known = await self.house.ledger.find(self.claim.run_id)
+        if known is None or known.finished or known.job != payload.function:
+            return
+        run = await self.house.ledger.begin(self._spec(payload, known.arguments))
+        try:
+            await run.finish(state, error=error)
+        finally:
+            await run.release()
+
+    def _spec(self, payload: Payload, arguments: str | None = None) -> RunSpec:
+        text = payload.arguments if arguments is None else arguments
+        return RunSpec(self.claim.run_id, payload.function, self.claim.queue, self._marked(payload), text)
+
+    def _marked(self, payload: Payload) -> str:
+        """Return the payload as the ledger keeps it: one that comes back from there says so."""
+        plain = payload if not payload.pickled else replace(payload, pickled=False)
+        try:
+            return replace(plain, in_ledger=True).to_json()
+        except TypeError:  # a pickle's arguments that were refused: the run ends, and needs none
+            return replace(plain, in_ledger=True, args=[], kwargs={}).to_json()
+
     async def _keep_for_others(self, payload: Payload) -> None:
         """Another version of the worker may know this job: it stays in the queue."""
         known = ", ".join(sorted(self.house.registry)) or "none"
@@ -198,12 +228,11 @@ class Runner:
         await self._requeue(_UNKNOWN_SECONDS, counts=False)
         self.house.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
 
-    async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any]) -> None:
+    async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any] | InvalidArguments) -> None:
         house, claim = self.house, self.claim
         max_tries = job.max_tries or house.settings.worker.max_tries
-        spec = RunSpec(claim.run_id, job.name, claim.queue, payload.to_json())
         self.ctx = ctx = JobContext(
-            spec=spec,
+            spec=self._spec(payload),
             attempt=claim.tries,
             enqueued_at=datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC),
             settings=house.settings,
@@ -218,6 +247,17 @@ class Runner:
             self._body = asyncio.create_task(self._perform(job, ctx, arguments, max_tries))
             await asyncio.wait({self._body})
             result = self._outcome(self._body)
+        except BaseExceptionGroup as group:
+            await self._settle(job, _the_interruption(group) or group)
+        except (Exception, Interruption) as error:  # noqa: BLE001 - a job raises anything
+            await self._settle(job, error)
+        else:
+            await self._succeed(job, result)
+
+    async def _settle(self, job: Job[..., Any], error: BaseException) -> None:
+        """Bring a try to its end that did not return: interrupted, or failed."""
+        try:
+            raise error
         except AlreadyFinished as ended:
             await self._answer(ended)
         except Drained as drained:
@@ -226,18 +266,20 @@ class Runner:
             await self._end_cancelled()
         except Superseded:
             self._lost()
-        except Exception as error:  # noqa: BLE001 - a job raises anything; it is judged and written down
-            await self._fail(job, error)
-        else:
-            await self._succeed(job, result)
+        except (Exception, BaseExceptionGroup) as failure:  # noqa: BLE001 - it is judged and written down
+            await self._fail(job, failure)
 
-    async def _perform(self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any], max_tries: int) -> Any:
+    async def _perform(
+        self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any] | InvalidArguments, max_tries: int
+    ) -> Any:
         limit = job.timeout or self.house.settings.worker.job_timeout_seconds
         try:
             async with asyncio.timeout(limit) as deadline:
                 ctx.on_durable = lambda: self._became_durable(deadline)
-                if self.claim.tries > 1:
+                if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
                     await self._resume(ctx, max_tries)
+                if isinstance(arguments, InvalidArguments):
+                    raise arguments
                 return await perform(job, ctx, arguments)
         except TimeoutError as error:
             if deadline.expired():
@@ -253,6 +295,8 @@ class Runner:
             deadline.reschedule(None)  # a walk has no total timeout
         run = self.ctx.ledger_run if self.ctx else None
         if run is not None:
+            # From now on the payload says so, wherever it is put back from: the next try asks the ledger first.
+            self.claim = replace(self.claim, payload=run.spec.payload.encode())
             self.house.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
 
     async def _resume(self, ctx: JobContext, max_tries: int) -> None:
@@ -262,8 +306,6 @@ class Runner:
             if self.claim.tries > max_tries:
                 raise NotRetryable(f"its worker ended at each of {self.claim.tries - 1} tries")
             return
-        if known.finished and known.job == ctx.job:
-            raise AlreadyFinished(known.state, known.result, known.error)
         run = await ctx.durable_run()
         # One try more than allowed: a loop names the batch that its workers died in. If even that try
         # died, it never came to the loop.
@@ -301,9 +343,18 @@ class Runner:
             )
             text = "null"
         if run is not None:
-            await self._with_database(lambda: run.finish("succeeded", result=text))
+            await self._with_database(lambda: self._finish_with_result(run, text))
         await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
         self.house.observer.ended(self._info, "succeeded", result=text)
+
+    async def _finish_with_result(self, run: LedgerRun, text: str) -> None:
+        try:
+            await run.finish("succeeded", result=text)
+        except DBAPIError as error:
+            if not (sqlstate(error) or "").startswith(_DATA_EXCEPTION):
+                raise
+            logger.warning("%s: PostgreSQL cannot keep its result: %s", self._name, one_line(error))
+            await run.finish("succeeded", result=None)
 
     async def _answer(self, ended: AlreadyFinished) -> None:
         success = ended.state == "succeeded"
@@ -327,7 +378,7 @@ class Runner:
         await self._requeue(delay, counts=False)
         self.house.observer.left(self._info, state, delay=delay)
 
-    async def _fail(self, job: Job[..., Any], error: Exception) -> None:
+    async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
         ctx = self.ctx
         run = ctx.ledger_run if ctx else None
         attempt = run.attempt if run else self.claim.tries
@@ -384,9 +435,11 @@ class Runner:
             started_ms=self._started_ms,
             result_json=result_json,
         )
+        self.house.let_go(self.claim.run_id)
         await self._with_redis(lambda: self.house.store.finish(self.claim, raw, keep))
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
+        self.house.let_go(self.claim.run_id)
         await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts))
 
     async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -417,6 +470,19 @@ class Runner:
     @property
     def _name(self) -> str:
         return f"{self._info.job or 'job'} {self.claim.run_id}"
+
+
+def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption | None:
+    """Return the one interruption in a group, e.g. of a job's TaskGroup; None where something failed beside it."""
+    found = [error for error in group.exceptions if not isinstance(error, BaseExceptionGroup)]
+    found += [
+        inner
+        for each in group.exceptions
+        if isinstance(each, BaseExceptionGroup)
+        for inner in [_the_interruption(each)]
+        if inner is not None
+    ]
+    return found[0] if len(found) == 1 and isinstance(found[0], Interruption) else None
 
 
 __all__ = ["House", "Interruption", "Runner"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import math
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +16,8 @@ from redis.asyncio import Redis
 from worker.queue import keys
 from worker.queue.codec import now_ms
 from worker.queue.scripts import script
+
+logger = logging.getLogger("worker.queue")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class QueueStore:
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
             name: redis.register_script(script(name))
-            for name in ("claim", "finish", "requeue", "restore", "enqueue", "fire")
+            for name in ("claim", "finish", "requeue", "restore", "enqueue", "fire", "cancel")
         }
 
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
@@ -60,7 +64,17 @@ class QueueStore:
         """Take up to `slots` due jobs of a queue."""
         arguments = [self.owner, self.lease_ms, slots, keys.IN_PROGRESS, keys.JOB, keys.RETRY]
         taken = await self._run("claim", [queue], arguments)
-        return [Claim(i.decode(), queue, int(float(due)), payload, tries) for i, due, payload, tries in taken]
+        claims = []
+        for raw_id, due, payload, tries in taken:
+            try:
+                run_id = raw_id.decode()
+            except UnicodeDecodeError:
+                logger.error("%s has an id that is not UTF-8, %r: removed", queue, raw_id)
+                await self.redis.zrem(queue, raw_id)
+                continue
+            at = float(due)
+            claims.append(Claim(run_id, queue, int(at) if math.isfinite(at) else 0, payload, tries))
+        return claims
 
     async def finish(self, claim: Claim, result: bytes | None, keep_seconds: float) -> bool:
         """End a job; False where another worker has it."""
@@ -96,9 +110,13 @@ class QueueStore:
         self, run_id: str, payload: str, *, queue: str, delay: float = 0.0, at: datetime | None = None
     ) -> bool:
         """Put a job into the queue; False where its id is known already."""
-        names = [queue, keys.JOB + run_id, keys.RESULT + run_id]
+        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CANCELLED]
         due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
         return bool(await self._run("enqueue", names, [run_id, payload, due, "0" if at is None else "1"]))
+
+    async def cancel(self, run_id: str, *, queue: str) -> bool:
+        """Order a run to end; False where the queue does not have it."""
+        return bool(await self._run("cancel", [queue, keys.CANCELLED], [run_id]))
 
     async def put_back(self, run_id: str, payload: str, *, queue: str) -> None:
         """Put a run that the ledger knows back into a queue that does not have it."""

@@ -50,10 +50,10 @@ def judge(
         rules: of the settings.
     """
     text = one_line(error)
-    if is_away(error):
-        return Verdict(True, False, backoff(1, rules), text)
     if isinstance(error, job.no_retry) or (isinstance(error, LonghaulError) and not error.retryable):
         return Verdict(False, True, 0.0, text)
+    if is_away(error):
+        return Verdict(True, False, backoff(1, rules), text)
     if (sqlstate(error) or "").startswith(_WRONG):
         return Verdict(False, True, 0.0, text)
     if not progressed and attempt >= (job.max_tries or rules.max_tries):
@@ -121,5 +121,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     while current is not None and current not in found:
         found.append(current)
         original = getattr(current, "orig", None)
-        current = original if isinstance(original, BaseException) else (current.__cause__ or current.__context__)
+        # What was raised while another error was handled is an error of its own: __context__ does not count.
+        current = original if isinstance(original, BaseException) else current.__cause__
     return found

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 from signal import Signals
@@ -103,8 +104,10 @@ class Worker(ArqWorker):
         )
         self.settings = settings
         self.name = worker_name(settings)
+        # Two processes can have one name, e.g. in containers of one host name: what owns a lease is this process.
+        self.owner = f"{self.name}:{secrets.token_hex(4)}"
         self.database = Database(settings, self.name)
-        store = QueueStore(self.pool, self.name, settings.worker.lease_seconds)
+        store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds)
         ledger = Ledger(self.database, self.name)
         self.house = House(
             settings=settings,
@@ -118,7 +121,8 @@ class Worker(ArqWorker):
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
         self._rescue = Rescue(ledger, store, settings)
-        self._leases = Leases(settings, self.name, on_lost=self._lost, on_gone=self._gone)
+        self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone)
+        self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
         self._restoring: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Event()
@@ -195,7 +199,7 @@ class Worker(ArqWorker):
     def _start(self, claim: Claim) -> None:
         runner = Runner(self.house, claim)
         self._runners[claim.run_id] = runner
-        self._leases.add(claim.run_id)
+        self._leases.add(claim.run_id, claim.due_ms)
         task = self.loop.create_task(runner.run())
         self.tasks[claim.run_id] = task
         task.add_done_callback(lambda done: self._ended(claim.run_id, done))
@@ -242,7 +246,7 @@ class Worker(ArqWorker):
 
     def _gone(self, run_id: str) -> None:
         runner = self._runners.get(run_id)
-        if runner is None:
+        if runner is None or not self._leases.holds(run_id):
             return
 
         async def restore() -> None:
@@ -295,4 +299,4 @@ class Worker(ArqWorker):
 
 def worker_name(settings: Settings) -> str:
     """Return the name of this worker: that of the settings, or host and process id."""
-    return settings.worker.name or f"{socket.gethostname()[:30]}-{os.getpid()}"
+    return settings.worker.name or f"{socket.gethostname()[-30:]}-{os.getpid()}"

@@ -4,6 +4,6 @@
 -- fence in another row, a takeover could commit between our look at it and our commit, and read the old cursor.
 -- $1 cursor, $2 rows, $3 done, $4 run, $5 step, $6 fence, $7 batches
 UPDATE worker.step
-   SET cursor = coalesce($1::jsonb, cursor), rows = rows + $2::bigint, batches = batches + $7::bigint,
+   SET cursor = coalesce($1::text::jsonb, cursor), rows = rows + $2::bigint, batches = batches + $7::bigint,
        done = $3::boolean, updated_at = clock_timestamp()
  WHERE run_id = $4::text AND name = $5::text AND fence = $6::bigint

@@ -1,13 +1,13 @@
 -- A job goes back into the queue: for another try, drained, paused, or unknown to this worker.
 --
 -- KEYS queue, lease, payload, try
--- ARGV id, owner, delay in ms, 1 when this claim is not to count as a try, payload (for a Redis that lost it)
+-- ARGV id, owner, delay in ms, 1 when this claim is not to count as a try, payload (a Redis may have lost it; a run in the ledger says so there)
 -- returns 1, or 0 where another worker has the job
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] then return 0 end
 local now = redis.call('TIME')
 redis.call('ZADD', KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3], ARGV[1])
-if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[5], 'NX') end
+if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[5]) end
 if ARGV[4] == '1' and redis.call('EXISTS', KEYS[4]) == 1 then
     if redis.call('DECR', KEYS[4]) < 1 then redis.call('DEL', KEYS[4]) end
 end

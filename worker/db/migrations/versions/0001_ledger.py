@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("job", sa.Text, nullable=False),
         sa.Column("queue", sa.Text, nullable=False),
         sa.Column("payload", sa.Text, nullable=False),
+        sa.Column("arguments", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("fence", sa.BigInteger, nullable=False),
         sa.Column("owner", sa.Text),

@@ -1,0 +1,94 @@
+"""The transaction of one batch, on the run's own connection.
+
+It is the driver's alone until the job asks for a session: rows that need no object, and bulk operations, pay for no
+unit of work. Both are in the same transaction, in whatever order they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from worker.db.driver import Driver
+from worker.db.scopes import ScopedSession, roll_back, settle
+from worker.ledger import LedgerRun
+
+
+class Writer(Protocol):
+    """Where a bulk operation writes to: a session, and the driver in the same transaction."""
+
+    @property
+    def session(self) -> ScopedSession:
+        """The session."""
+
+    async def driver(self) -> Any:
+        """Return asyncpg's connection in the transaction, after what the session has pending."""
+
+
+class SessionWriter:
+    """A session's transaction, of which its scope takes care."""
+
+    def __init__(self, session: ScopedSession) -> None:
+        self.session = session
+
+    async def driver(self) -> Any:
+        """Return asyncpg's connection in the transaction, after what the session has pending."""
+        await self.session.flush()
+        return await (await Driver.beneath(await self.session.connection())).begin()
+
+
+class BatchTransaction:
+    """One batch's transaction.
+
+    Args:
+        run: whose connection it is on.
+    """
+
+    def __init__(self, run: LedgerRun) -> None:
+        self._run = run
+        self._driver = run.driver
+        self._session: ScopedSession | None = None
+
+    @property
+    def session(self) -> ScopedSession:
+        """The session of this transaction, made at the first use."""
+        if self._session is None:
+            self._session = self._run.session("a batch")
+        return self._session
+
+    async def driver(self) -> Any:
+        """Return asyncpg's connection in the transaction, after what the session has pending."""
+        await self.flush()
+        return await self._driver.begin()
+
+    async def flush(self) -> None:
+        """Send what the session has pending."""
+        if self._session is not None:
+            await self._session.flush()
+
+    async def end_read(self) -> None:
+        """End what has only read; objects stay, and the next statement begins another transaction."""
+        if self._session is not None:
+            await self._session.end_read()
+        await settle(self._driver.commit())
+
+    async def commit(self) -> None:
+        """Commit, and close the session."""
+        await settle(self._commit())
+
+    async def roll_back(self) -> None:
+        """Roll back, and close the session."""
+        await settle(self._roll_back())
+
+    async def _commit(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.end(commit=True)
+        await self._driver.commit()  # a session that sent nothing has no transaction to commit
+
+    async def _roll_back(self) -> None:
+        session, self._session = self._session, None
+        try:
+            if session is not None:
+                await session.end(commit=False)
+        finally:
+            await roll_back(self._driver.rollback())
