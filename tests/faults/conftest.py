@@ -65,7 +65,7 @@ class Fleet:
 
         async def look() -> str | None:
             raw = await self._redis.get(f"arq:in-progress:{run_id}")
-            name = raw.decode() if raw else None
+            name = raw.decode().split(":")[0] if raw else None
             return name if name in self.processes else None
 
         return await until(look) or ""

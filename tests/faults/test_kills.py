@@ -48,7 +48,7 @@ async def kill_and_count(
 async def test_fifteen_kills_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_count(fleet, client, database, job, kills=15, size=10 if job is touch_by_sweep else 25, pause=0.25)
+    await kill_and_count(fleet, client, database, job, kills=15, size=5 if job is touch_by_sweep else 25, pause=0.25)
 
 
 @pytest.mark.long
@@ -56,7 +56,7 @@ async def test_fifteen_kills_leave_each_row_done_once(
 async def test_a_hundred_kills_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_count(fleet, client, database, job, kills=100, size=4 if job is touch_by_sweep else 10, pause=0.15)
+    await kill_and_count(fleet, client, database, job, kills=100, size=2 if job is touch_by_sweep else 10, pause=0.15)
 
 
 async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(

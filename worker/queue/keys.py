@@ -6,7 +6,7 @@ arq's own keys, in its wire format:
 | --- | --- | --- |
 | `arq:queue` | sorted set | ids of the jobs that wait or run, by due time in ms |
 | `arq:job:<id>` | string | the payload, JSON: `{"f": name, "k": {arguments}}`, and more (see `codec.py`) |
-| `arq:in-progress:<id>` | string | the lease: name of the worker that has the job; lives `worker.lease_seconds` |
+| `arq:in-progress:<id>` | string | the lease: `<worker>:<mark of its process>`; lives `worker.lease_seconds` |
 | `arq:retry:<id>` | string | number of the claim, from 1 |
 | `arq:result:<id>` | string | the end, JSON; lives `worker.keep_result_seconds` |
 | `arq:abort` | sorted set | orders of stock arq clients to abort a job |
