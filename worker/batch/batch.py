@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from worker.batch.bulk import Bulk
@@ -55,6 +55,9 @@ class Batch(Sequence[T_co], Generic[T_co]):
     def __getitem__(self, index: slice) -> Sequence[T_co]: ...
     def __getitem__(self, index: int | slice) -> T_co | Sequence[T_co]:
         return self._rows[index]
+
+    def __iter__(self) -> Iterator[T_co]:
+        return iter(self._rows)  # the rows' own iterator: that of Sequence asks for one after the other
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -11,7 +11,8 @@ from sqlalchemy import Column, insert
 from sqlalchemy.exc import DBAPIError
 
 from worker.batch.diagnose import explain_failure
-from worker.batch.records import Group, Target, array_type, fits_unnest, target_of
+from worker.batch.records import Group, Target, fits_unnest, target_of
+from worker.batch.sql import delete_statement, update_statement, upsert_statement
 from worker.batch.transaction import SessionWriter, Writer
 from worker.db.engine import Database
 from worker.errors import BulkError
@@ -79,7 +80,7 @@ class Bulk:
                 if not sets and not computed:
                     raise BulkError("bulk.update: the rows name no column to set besides their key")
                 self._refuse_twice(group, key, "update")
-                sql = _update_sql(target, group, key, sets, computed)
+                sql = update_statement(target, group, key, sets, computed)
                 changed += await self._write(writer, target, group, sql, whole_rows=False)
         return changed
 
@@ -112,7 +113,7 @@ class Bulk:
                 default = [column for column in group.columns if column in group.named and column not in key]
                 sets = target.columns(update, default)
                 computed = target.computed_on_update(sets) if sets else {}
-                sql = _upsert_sql(target, group, key, sets, computed)
+                sql = upsert_statement(target, group, key, sets, computed)
                 written += await self._write(writer, target, group, sql)
         return written
 
@@ -133,7 +134,8 @@ class Bulk:
         deleted = 0
         async with self._writer() as writer:
             for group in target.groups(rows, fill=None):
-                deleted += await self._write(writer, target, group, _delete_sql(target, group), whole_rows=False)
+                sql = delete_statement(target, group)
+                deleted += await self._write(writer, target, group, sql, whole_rows=False)
         return deleted
 
     @asynccontextmanager
@@ -237,51 +239,6 @@ class Bulk:
 
 def _listed(rows: Any) -> Sequence[Any]:
     return rows if isinstance(rows, Sequence) else list(rows)
-
-
-def _source(target: Target, group: Group) -> str:
-    """Return `unnest($1::t[], ...) AS given (a, b)`, or VALUES for a row at a time."""
-    names = ", ".join(target.quoted(group.columns))
-    if fits_unnest(group.columns):
-        arrays = ", ".join(f"${place}::{array_type(column)}" for place, column in enumerate(group.columns, start=1))
-        return f"unnest({arrays}) AS given ({names})"
-    values = ", ".join(f"${place}::{array_type(column)[:-2]}" for place, column in enumerate(group.columns, 1))
-    return f"(VALUES ({values})) AS given ({names})"
-
-
-def _changes(target: Target, sets: list[Column[Any]], source: str, computed: dict[Column[Any], str]) -> str:
-    named = [f"{name} = {source}.{name}" for name in target.quoted(sets)]
-    made = [f"{name} = {sql}" for name, sql in zip(target.quoted(computed), computed.values(), strict=True)]
-    return ", ".join(named + made)
-
-
-def _update_sql(
-    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
-) -> str:
-    changes = _changes(target, sets, "given", computed)
-    same = " AND ".join(f"target.{name} = given.{name}" for name in target.quoted(key))
-    return f"UPDATE {target.name} AS target SET {changes} FROM {_source(target, group)} WHERE {same}"  # noqa: S608
-
-
-def _upsert_sql(
-    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
-) -> str:
-    names = ", ".join(target.quoted(group.columns))
-    conflict = ", ".join(target.quoted(key))
-    changes = _changes(target, sets, "excluded", computed)
-    action = f"DO UPDATE SET {changes}" if changes else "DO NOTHING"
-    return (
-        f"INSERT INTO {target.name} ({names}) SELECT {names} FROM {_source(target, group)} "  # noqa: S608
-        f"ON CONFLICT ({conflict}) {action}"
-    )
-
-
-def _delete_sql(target: Target, group: Group) -> str:
-    names = target.quoted(group.columns)
-    if len(names) == 1:
-        return f"DELETE FROM {target.name} WHERE {names[0]} = ANY($1::{array_type(group.columns[0])})"  # noqa: S608
-    same = " AND ".join(f"target.{name} = given.{name}" for name in names)
-    return f"DELETE FROM {target.name} AS target USING {_source(target, group)} WHERE {same}"  # noqa: S608
 
 
 def _key_row(item: Any, key: list[Column[Any]], target: Target, place: int) -> dict[str, Any]:

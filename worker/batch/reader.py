@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Select
 
+from worker.batch.collector import suspended
 from worker.batch.rows import Page, Row, RowShape
 from worker.batch.statement import DriverStatement
 from worker.batch.transaction import BatchTransaction
@@ -40,8 +41,11 @@ class PageReader:
                 else:
                     self._driver_statement = None
             if self._prepared is not None:
-                return self._shape.page(await self._prepared.fetch(*arguments))
-        result = await transaction.session.execute(self._statement, values)
-        if self._shape.is_entity:
-            result = result.unique()  # joinedload of a collection repeats its owner
-        return self._shape.page(result.all())
+                with suspended():
+                    found = await self._prepared.fetch(*arguments)
+                return self._shape.page(found)
+        with suspended():
+            result = await transaction.session.execute(self._statement, values)
+            if self._shape.is_entity:
+                result = result.unique()  # joinedload of a collection repeats its owner
+            return self._shape.page(result.all())

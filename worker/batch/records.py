@@ -74,8 +74,7 @@ class Target:
                 column = attribute.columns[0]
                 if isinstance(column, Column) and column.table is self.table:
                     self._by_name[attribute.key] = column
-        #: SQL of each operation, by the columns that it is about.
-        self.statements: dict[tuple[Any, ...], str] = {}
+        self._statements: dict[tuple[Any, ...], str] = {}
 
     @property
     def name(self) -> str:
@@ -86,6 +85,13 @@ class Target:
     def is_simple(self) -> bool:
         """Whether a row of the entity is a row of one table."""
         return self.mapper is None or len(self.mapper.tables) == 1
+
+    def cached(self, about: tuple[Any, ...], build: Callable[..., str], *arguments: Any) -> str:
+        """Return the SQL of an operation, built once for the columns that it is about."""
+        key = tuple(tuple(part) if isinstance(part, list) else part for part in about)
+        if key not in self._statements:
+            self._statements[key] = build(self, *arguments)
+        return self._statements[key]
 
     def quoted(self, columns: Iterable[Column[Any]]) -> list[str]:
         """Return the columns' names, quoted where they have to be."""
@@ -170,7 +176,7 @@ class Target:
             if column not in named:
                 columns.append(column)
                 arrays.append([make() for _ in rows])
-        bound = [_bind(column, array, positions) for column, array in zip(columns, arrays, strict=True)]
+        bound = [bind_values(column, array, positions) for column, array in zip(columns, arrays, strict=True)]
         return Group(columns, bound, positions, named)
 
     @property
@@ -279,8 +285,12 @@ def _type_name(type_: TypeEngine[Any]) -> str:
     return str(plain.dialect_impl(_DIALECT).compile(_DIALECT))
 
 
-def _bind(column: Column[Any], values: list[Any], positions: Sequence[int]) -> list[Any]:
-    """Turn Python values into what the driver takes, with the column's own type."""
+def bind_values(column: Column[Any], values: list[Any], positions: Sequence[int]) -> list[Any]:
+    """Turn Python values into what the driver takes, with the column's own type.
+
+    Raises:
+        BulkError: one cannot be; it names the row by its position.
+    """
     process = column.type.dialect_impl(_DIALECT).bind_processor(_DIALECT)
     if process is None:
         return values

@@ -16,6 +16,7 @@ from sqlalchemy.sql.selectable import Join
 
 from worker.batch.batch import Batch
 from worker.batch.catalog import column_types, estimate_rows, look_key_up, returns_sets, sql_text
+from worker.batch.collector import suspended
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
@@ -193,10 +194,15 @@ class Source:
             assert self._result is not None  # noqa: S101
             return self._shape.page(await self._result.fetchmany(self._size))
         ahead, self._ahead = self._ahead, None
-        found = await (ahead if ahead is not None else self._cursor.fetch(self._size))
+        found = await (ahead if ahead is not None else self._fetch())
         if len(found) == self._size:
-            self._ahead = asyncio.ensure_future(self._cursor.fetch(self._size))
+            self._ahead = asyncio.ensure_future(self._fetch())
         return self._shape.page(found)
+
+    async def _fetch(self) -> list[Row]:
+        with suspended():
+            found: list[Row] = await self._cursor.fetch(self._size)
+        return found
 
     @property
     def changed_object(self) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from worker.batch.flush import flush_changes
 from worker.db.driver import Driver
 from worker.db.scopes import ScopedSession, roll_back, settle
 from worker.ledger import LedgerRun
@@ -62,8 +63,14 @@ class BatchTransaction:
 
     async def flush(self) -> None:
         """Send what the session has pending."""
-        if self._session is not None:
-            await self._session.flush()
+        session = self._session
+        if session is None:
+            return
+        if session.sync_session._is_clean():
+            return
+        await session.connection()  # the transaction is the session's, too
+        await flush_changes(session.sync_session, await self._driver.begin())
+        await session.flush()
 
     async def end_read(self) -> None:
         """End what has only read; objects stay, and the next statement begins another transaction."""
