@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Delete, Select, Table, Update, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
 from worker.batch.keyset import Keyset, key_part, underlying_column
@@ -14,8 +16,11 @@ from worker.batch.loop import Host, Loop
 from worker.batch.rows import Page
 from worker.batch.statement import DriverStatement
 from worker.batch.transaction import BatchTransaction
+from worker.db.driver import Driver
+from worker.db.scopes import settle
 from worker.errors import StatementRefused
 from worker.ledger import StepRecord
+from worker.tasks import end
 
 
 class Sweep(Loop):
@@ -54,33 +59,37 @@ class Sweep(Loop):
         return self.step.rows
 
     async def _walk(self) -> None:
-        while not self.step.done:
-            await self._host.boundary(resumable=True)
-            transaction = self.open_batch()
-            values = self._values()
-            raw = await transaction.driver()
-            sql, arguments = (self._next_end if self._resumed else self._first_end).bind(values)
-            last = await raw.fetchrow(sql, *arguments)
-            if last is None:
-                await transaction.roll_back()
-                self._transaction = None
-                await self.mark_done()
-                return
-            parts = len(self._keyset.parts)
-            cursor = self._keyset.encode(last[parts:])
-            self._page = Page((), [], list(last[:parts]), cursor)
-            await self.refuse_deadly_batch(self._page, self.size)
-            values |= self._keyset.values("last", self._keyset.decode(cursor))
-            self._rows = await self._change(transaction, raw, values)
-            await self.commit(done=cursor == self.step.upper_bound)
+        ahead = RangeEnds(await self._host.database.engine.connect(), self._first_end, self._next_end)
+        try:
+            while not self.step.done:
+                await self._host.boundary(resumable=True)
+                transaction = self.open_batch()
+                values = self._values()
+                last = await ahead.end_of(values, resumed=self._resumed)
+                if last is None:
+                    self._transaction = None
+                    await self.mark_done()
+                    return
+                parts = len(self._keyset.parts)
+                cursor = self._keyset.encode(last[parts:])
+                self._page = Page((), [], list(last[:parts]), cursor)
+                await self.refuse_deadly_batch(self._page, self.size)
+                decoded = self._keyset.decode(cursor)
+                if cursor != self.step.upper_bound:
+                    ahead.look(values | self._keyset.values("after", decoded))
+                self._rows = await self._change(transaction, values | self._keyset.values("last", decoded))
+                await self.commit(done=cursor == self.step.upper_bound)
+        finally:
+            await ahead.close()
 
     @property
     def _resumed(self) -> bool:
         return self.step.cursor is not None
 
-    async def _change(self, transaction: BatchTransaction, raw: Any, values: dict[str, Any]) -> int:
+    async def _change(self, transaction: BatchTransaction, values: dict[str, Any]) -> int:
         write = self._write_next if self._resumed else self._write_first
         if not write.needs_context:
+            raw = await transaction.driver()
             sql, arguments = write.bind(values)
             status: str = await raw.execute(sql, *arguments)
             return int(status.rsplit(" ", 1)[-1])
@@ -155,6 +164,44 @@ class Sweep(Loop):
                 f"sweep: the statement sets {', '.join(moved)}, the key that it walks by: a row that moves ahead "
                 f"would be changed twice; walk by another unique key with by="
             )
+
+
+class RangeEnds:
+    """Where ranges end: the next one is looked up on a connection of its own while the server works on this one.
+
+    It only parts the keys; what a range changes is up to the statement, whenever its end was looked up.
+
+    Args:
+        connection: which it closes.
+        first: the statement for the first range.
+        next_: that for the ranges after a cursor.
+    """
+
+    def __init__(self, connection: AsyncConnection, first: DriverStatement, next_: DriverStatement) -> None:
+        self._connection = connection
+        self._first = first
+        self._next = next_
+        self._ahead: asyncio.Task[Any] | None = None
+
+    def look(self, values: dict[str, Any]) -> None:
+        """Begin to look the end of the range after a cursor up."""
+        self._ahead = asyncio.ensure_future(self._find(self._next, values))
+
+    async def end_of(self, values: dict[str, Any], *, resumed: bool) -> Any:
+        """Return the key of the last row of the next range; None where there is no row."""
+        ahead, self._ahead = self._ahead, None
+        return await (ahead if ahead is not None else self._find(self._next if resumed else self._first, values))
+
+    async def _find(self, statement: DriverStatement, values: dict[str, Any]) -> Any:
+        sql, arguments = statement.bind(values)
+        return await (await Driver.beneath(self._connection)).raw.fetchrow(sql, *arguments)
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            await settle(end(ahead))
+        await settle(self._connection.close())
 
 
 def _resolve_key(statement: Update | Delete, by: Any) -> Keyset:
