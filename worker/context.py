@@ -13,6 +13,7 @@ from sqlalchemy import Delete, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep, went_on_after
+from worker.batch.pace import Size
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, savepoint_scope
 from worker.errors import Cancelled, Drained, LonghaulError
@@ -132,7 +133,7 @@ class JobContext:
         self,
         statement: Select[T],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -142,7 +143,7 @@ class JobContext:
         self,
         statement: Select[T1, T2],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -152,7 +153,7 @@ class JobContext:
         self,
         statement: Select[T1, T2, T3],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -162,7 +163,7 @@ class JobContext:
         self,
         statement: Select[T1, T2, T3, T4],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -172,7 +173,7 @@ class JobContext:
         self,
         statement: Select[*tuple[Any, ...]],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -181,7 +182,7 @@ class JobContext:
         self,
         statement: Any,
         *,
-        size: int | None = None,
+        size: Size | None = None,
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
@@ -193,7 +194,8 @@ class JobContext:
 
         Args:
             statement: a `select()` of an entity or of columns, with where, joins, loader options.
-            size: rows a batch; `batch.size` of the settings by default.
+            size: rows a batch, or "auto" for as many as take `batch.target_seconds`; `batch.size` of the settings
+                by default.
             lock: lock the rows (FOR NO KEY UPDATE) until the batch is committed, so that no change that
                 somebody else makes meanwhile is lost. False reads them in a transaction that is over before
                 the body runs; the writing one begins at its first statement.
@@ -212,7 +214,7 @@ class JobContext:
         self,
         statement: Select[T],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[T]: ...
@@ -221,7 +223,7 @@ class JobContext:
         self,
         statement: Select[T1, T2],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[tuple[T1, T2]]: ...
@@ -230,7 +232,7 @@ class JobContext:
         self,
         statement: Select[T1, T2, T3],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[tuple[T1, T2, T3]]: ...
@@ -239,7 +241,7 @@ class JobContext:
         self,
         statement: Select[T1, T2, T3, T4],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[tuple[T1, T2, T3, T4]]: ...
@@ -248,7 +250,7 @@ class JobContext:
         self,
         statement: Select[*tuple[Any, ...]],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[Any]: ...
@@ -256,7 +258,7 @@ class JobContext:
         self,
         statement: Any,
         *,
-        size: int | None = None,
+        size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
     ) -> Stream[Any]:
@@ -267,7 +269,7 @@ class JobContext:
 
         Args:
             statement: any `select()`.
-            size: rows a partition; `batch.size` of the settings by default.
+            size: rows a partition, or "auto"; `batch.size` of the settings by default.
             restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
             name: name of the step in the ledger.
 
@@ -277,13 +279,13 @@ class JobContext:
         return Stream(self, statement, size=size, restart=restart, name=name)
 
     async def sweep(
-        self, statement: Update | Delete, *, size: int | None = None, by: Any = None, name: str | None = None
+        self, statement: Update | Delete, *, size: Size | None = None, by: Any = None, name: str | None = None
     ) -> int:
         """Run one UPDATE or DELETE over a whole table, in ranges of its key, each committed with its cursor.
 
         Args:
             statement: `update(...)` or `delete(...)`, without RETURNING.
-            size: rows of the table a range, whether they match or not.
+            size: rows of the table a range, whether they match or not; or "auto".
             by: a unique, not-null key to walk by; the primary key by default.
             name: name of the step in the ledger.
 

@@ -8,7 +8,8 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -147,7 +148,13 @@ class WorkerSettings(_Section):
 class BatchSettings(_Section):
     """The durable loops."""
 
-    size: int = Field(1000, ge=1, description="Rows in a batch where the loop does not say.")
+    size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Rows in a batch where the loop does not say; `auto`: as many as take `target_seconds`."
+    )
+    target_seconds: float = Field(0.5, gt=0, description="Time of a batch that `auto` aims at.")
+    first_size: int = Field(1000, ge=1, description="Rows in the first batch of `auto`.")
+    min_size: int = Field(100, ge=1, description="Fewest rows of `auto`.")
+    max_size: int = Field(20_000, ge=1, description="Most rows of `auto`: what the memory of a worker has to hold.")
     copy_from_rows: int = Field(200, ge=1, description="`bulk.insert` uses COPY from this many rows on.")
 
 
@@ -173,6 +180,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.worker.backoff_max_seconds < self.worker.backoff_base_seconds:
             raise ValueError("worker.backoff_max_seconds is below worker.backoff_base_seconds")
+        if self.batch.max_size < self.batch.min_size:
+            raise ValueError("batch.max_size is below batch.min_size")
         return self
 
     @classmethod
@@ -363,10 +372,18 @@ def _explain(error: ValidationError, origins: Origins) -> str:
 
 def describe_type(section: str, field: str) -> str:
     """Return the type of a setting as a person writes it, e.g. `float` or `once | skip`."""
-    annotation = _sections()[section].model_fields[field].annotation
-    if get_origin(annotation) is Literal:
+    return _described(_sections()[section].model_fields[field].annotation)
+
+
+def _described(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
-    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
+    if origin is Annotated:
+        return _described(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_described(part) for part in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation)
 
 
 def describe_all() -> str:

@@ -9,9 +9,10 @@ from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
 
 from worker.batch.batch import Batch
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
-from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column
+from worker.batch.keyset import SIZE, KeyPart, Keyset, key_part, selects_from, underlying_column
 from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
+from worker.batch.pace import Size
 from worker.batch.reader import PageReader
 from worker.batch.rows import RowShape
 from worker.errors import StatementRefused
@@ -30,7 +31,7 @@ class Chunks(Loop, Generic[T]):
         host: Host,
         statement: Select[Any],
         *,
-        size: int | None,
+        size: Size | None,
         lock: bool,
         by: Any,
         name: str | None,
@@ -90,7 +91,8 @@ class Chunks(Loop, Generic[T]):
                 break
             # Nothing came back. At the end of the walk there are no keys either; else they were changed by
             # others between the choice of the rows and their lock, and a new snapshot sees them as they are.
-            more = await transaction.session.execute(self._remaining().limit(1), self._values())
+            values = {name: value for name, value in self._values().items() if name != SIZE.key}
+            more = await transaction.session.execute(self._remaining().limit(1), values)
             end = more.one_or_none() is None
             await transaction.roll_back()
             self._transaction = None
@@ -109,7 +111,7 @@ class Chunks(Loop, Generic[T]):
         return bool(self._page.cursor) and self._page.cursor == self.step.upper_bound
 
     def _values(self) -> dict[str, Any]:
-        values = self._keyset.values("upper", self._upper)
+        values = self._keyset.values("upper", self._upper) | {SIZE.key: self.size}
         if self.step.cursor is not None:
             values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
         return values
@@ -142,7 +144,7 @@ class Chunks(Loop, Generic[T]):
         fails the recheck of its key and is dropped, as the promise has it ("may be done or not").
         """
         columns = self._keyset.columns
-        chosen = self._remaining(resumed=resumed).limit(self.size).correlate(None)
+        chosen = self._remaining(resumed=resumed).limit(SIZE).correlate(None)
         if len(columns) == 1:
             array = func.array(chosen.scalar_subquery(), type_=ARRAY(self._keyset.parts[0].column.type))
             condition = columns[0] == any_(array)

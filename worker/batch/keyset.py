@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import (
     CHAR,
     BigInteger,
+    BindParameter,
     Column,
     ColumnElement,
     Date,
@@ -50,6 +51,10 @@ from worker.errors import CursorMismatch, StatementRefused
 
 #: Of the names of our parameters, so that they are nobody else's.
 _PREFIX = "longhaul_"
+
+
+#: Rows of a batch, as a parameter: the statement stays the same when the pace changes.
+SIZE: BindParameter[int] = bindparam(f"{_PREFIX}size", type_=Integer)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
 from worker.batch.keyset import Keyset
+from worker.batch.pace import Size, pace_of
 from worker.batch.rows import NO_PAGE, Page
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.db.scopes import roll_back, settle
-from worker.errors import BatchKilledWorker, LonghaulError, StatementRefused
+from worker.errors import BatchKilledWorker, LonghaulError
 from worker.ledger import LedgerRun, StepRecord, StepSpec
 from worker.settings import Settings
 
@@ -77,19 +78,18 @@ class Loop:
     Args:
         host: the job that it runs in.
         name: name of the step; None for one made from kind and order.
-        size: rows a batch; None for `batch.size` of the settings.
+        size: rows a batch, or "auto"; None for `batch.size` of the settings.
     """
 
     kind = "loop"
     #: Whether a run that leaves its worker here can go on where it was.
     resumable = True
 
-    def __init__(self, host: Host, *, name: str | None, size: int | None) -> None:
-        if size is not None and size < 1:
-            raise StatementRefused(f"{self.kind}: size={size}: a batch has at least one row")
+    def __init__(self, host: Host, *, name: str | None, size: Size | None) -> None:
         self._host = host
         self._given_name = name
-        self.size = size or host.settings.batch.size
+        self._pace = pace_of(size, host.settings.batch, kind=self.kind)
+        self._asked = 0  # rows that were asked for in the open batch
         self._run: LedgerRun | None = None
         self._step: StepRecord | None = None
         self._transaction: BatchTransaction | None = None
@@ -170,8 +170,14 @@ class Loop:
         """Return the key of the batch that comes next, the same at each try of it."""
         return f"{self.run.spec.id}:{self.step.name}:{self.number}"
 
+    @property
+    def size(self) -> int:
+        """Rows of the next batch."""
+        return self._pace.size
+
     def open_batch(self) -> BatchTransaction:
         """Return the transaction of a new batch."""
+        self._asked = self.size
         self._began = time.monotonic()
         self._host.where = None
         self._page, self._rows = NO_PAGE, 0
@@ -217,6 +223,8 @@ class Loop:
         step.batches += 1
         step.cursor = cursor or step.cursor
         step.done = done
+        seconds = time.monotonic() - self._began
+        self._pace.note(self._asked, seconds)
         self._host.report(
             Progress(
                 step=step.name,
@@ -225,7 +233,7 @@ class Loop:
                 total=step.total,
                 batches=step.batches,
                 batch_size=self._rows,
-                batch_seconds=time.monotonic() - self._began,
+                batch_seconds=seconds,
                 last_key=unwrap(self._page.last_key),
             )
         )

@@ -20,6 +20,7 @@ from worker.batch.collector import suspended
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
+from worker.batch.pace import Size
 from worker.batch.rows import Page, Row, RowShape
 from worker.batch.statement import DriverStatement
 from worker.db.driver import Driver
@@ -29,6 +30,8 @@ from worker.ledger import StepRecord
 from worker.tasks import end
 
 logger = logging.getLogger("worker.batch")
+
+_BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time where the rows are objects
 
 T = TypeVar("T")
 
@@ -43,7 +46,7 @@ class Stream(Loop, Generic[T]):
         host: Host,
         statement: Select[Any],
         *,
-        size: int | None,
+        size: Size | None,
         restart: Literal["from_start"] | None,
         name: str | None,
     ) -> None:
@@ -101,14 +104,15 @@ class Stream(Loop, Generic[T]):
         await self._host.boundary(resumable=self.resumable)
         if self._source is None:
             self._source = await self._open_source()
-        page = await self._source.next_page()
+        page = await self._source.next_page(self.size)
         if not page.rows:
             await self._close_source()
             await self.mark_done()
             self.end()
             return None
-        self._at_end = len(page.rows) < self.size
+        self._at_end = self._source.at_end
         self.open_batch()
+        self._asked = len(page.rows)
         batch: Batch[T] = self.batch(page)
         await self.refuse_deadly_batch(page, len(page.rows))
         return batch
@@ -127,7 +131,7 @@ class Stream(Loop, Generic[T]):
             values = self._keyset.values("after", self._keyset.decode(self.step.cursor))
         # A commit of the writer must not close the cursor, so the reader has a connection of its own.
         connection = await self._host.database.engine.connect()
-        source = Source(connection, shape, self.size)
+        source = Source(connection, shape)
         try:
             await source.open(statement, values)
         except BaseException:
@@ -158,17 +162,17 @@ class Source:
     Args:
         connection: its own one, which it closes.
         shape: what the rows look like.
-        size: rows a partition.
     """
 
-    def __init__(self, connection: AsyncConnection, shape: RowShape, size: int) -> None:
+    def __init__(self, connection: AsyncConnection, shape: RowShape) -> None:
         self._connection = connection
         self._shape = shape
-        self._size = size
         self._session: AsyncSession | None = None
         self._result: AsyncResult[Any] | None = None
         self._cursor: Any = None
-        self._ahead: asyncio.Task[Any] | None = None
+        self._ahead: asyncio.Task[tuple[list[Row], bool]] | None = None
+        #: Whether the last partition was the last.
+        self.at_end = False
 
     async def open(self, statement: Select[Any], values: dict[str, Any]) -> None:
         """Begin the transaction and the cursor."""
@@ -185,24 +189,26 @@ class Source:
                 self._cursor = await prepared.cursor(*arguments)
                 return
         self._session = ScopedSession(bind=connection, expire_on_commit=False, autoflush=False)
-        options = {"yield_per": self._size}
+        options = {"yield_per": _BUFFER_ROWS}
         self._result = await self._session.stream(statement, values, execution_options=options)
 
-    async def next_page(self) -> Page:
-        """Return the next partition; an empty one at the end."""
+    async def next_page(self, size: int) -> Page:
+        """Return the next partition, of at most so many rows; an empty one at the end."""
         if self._cursor is None:
             assert self._result is not None  # noqa: S101
-            return self._shape.page(await self._result.fetchmany(self._size))
+            found = await self._result.fetchmany(size)
+            self.at_end = len(found) < size
+            return self._shape.page(found)
         ahead, self._ahead = self._ahead, None
-        found = await (ahead if ahead is not None else self._fetch())
-        if len(found) == self._size:
-            self._ahead = asyncio.ensure_future(self._fetch())
+        found, self.at_end = await (ahead if ahead is not None else self._fetch(size))
+        if not self.at_end:
+            self._ahead = asyncio.ensure_future(self._fetch(size))
         return self._shape.page(found)
 
-    async def _fetch(self) -> list[Row]:
+    async def _fetch(self, size: int) -> tuple[list[Row], bool]:
         with suspended():
-            found: list[Row] = await self._cursor.fetch(self._size)
-        return found
+            found: list[Row] = await self._cursor.fetch(size)
+        return found, len(found) < size
 
     @property
     def changed_object(self) -> str | None:

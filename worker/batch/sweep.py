@@ -11,8 +11,9 @@ from sqlalchemy import Delete, Select, Table, Update, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
-from worker.batch.keyset import Keyset, key_part, underlying_column
+from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
 from worker.batch.loop import Host, Loop
+from worker.batch.pace import Size
 from worker.batch.rows import Page
 from worker.batch.statement import DriverStatement
 from worker.batch.transaction import BatchTransaction
@@ -33,7 +34,7 @@ class Sweep(Loop):
 
     kind = "sweep"
 
-    def __init__(self, host: Host, statement: Update | Delete, *, size: int | None, by: Any, name: str | None) -> None:
+    def __init__(self, host: Host, statement: Update | Delete, *, size: Size | None, by: Any, name: str | None) -> None:
         super().__init__(host, name=name, size=size)
         if not isinstance(statement, Update | Delete):
             raise StatementRefused(f"sweep takes an update() or delete(), not {type(statement).__name__}")
@@ -75,9 +76,10 @@ class Sweep(Loop):
                 self._page = Page((), [], list(last[:parts]), cursor)
                 await self.refuse_deadly_batch(self._page, self.size)
                 decoded = self._keyset.decode(cursor)
+                self._asked = ahead.asked
                 if cursor != self.step.upper_bound:
-                    ahead.look(values | self._keyset.values("after", decoded))
-                self._rows = await self._change(transaction, values | self._keyset.values("last", decoded))
+                    ahead.look(values | self._keyset.values("after", decoded) | {SIZE.key: self.size})
+                self._rows = await self._change(transaction, decoded)
                 await self.commit(done=cursor == self.step.upper_bound)
         finally:
             await ahead.close()
@@ -86,7 +88,10 @@ class Sweep(Loop):
     def _resumed(self) -> bool:
         return self.step.cursor is not None
 
-    async def _change(self, transaction: BatchTransaction, values: dict[str, Any]) -> int:
+    async def _change(self, transaction: BatchTransaction, last: list[Any]) -> int:
+        values = self._keyset.values("last", last)
+        if self.step.cursor is not None:
+            values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
         write = self._write_next if self._resumed else self._write_first
         if not write.needs_context:
             raw = await transaction.driver()
@@ -134,7 +139,7 @@ class Sweep(Loop):
         return keys if where is None or _other_tables(self._statement, self._keyset) else keys.where(where)
 
     def _values(self) -> dict[str, Any]:
-        values = self._keyset.values("upper", self._upper)
+        values = self._keyset.values("upper", self._upper) | {SIZE.key: self.size}
         if self.step.cursor is not None:
             values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
         return values
@@ -144,7 +149,7 @@ class Sweep(Loop):
         keys = select(*self._keyset.columns).where(self._keyset.up_to())
         if resumed:
             keys = keys.where(self._keyset.after())
-        chosen = keys.order_by(*self._keyset.order_by()).limit(self.size).subquery()
+        chosen = keys.order_by(*self._keyset.order_by()).limit(SIZE).subquery()
         ends = Keyset(
             [replace(part, expression=column) for part, column in zip(self._keyset.parts, chosen.columns, strict=True)]
         )
@@ -182,14 +187,18 @@ class RangeEnds:
         self._first = first
         self._next = next_
         self._ahead: asyncio.Task[Any] | None = None
+        #: Rows that were asked for in the range whose end was looked up last.
+        self.asked = self._asked_ahead = 0
 
     def look(self, values: dict[str, Any]) -> None:
         """Begin to look the end of the range after a cursor up."""
+        self._asked_ahead = values[SIZE.key]
         self._ahead = asyncio.ensure_future(self._find(self._next, values))
 
     async def end_of(self, values: dict[str, Any], *, resumed: bool) -> Any:
         """Return the key of the last row of the next range; None where there is no row."""
         ahead, self._ahead = self._ahead, None
+        self.asked = values[SIZE.key] if ahead is None else self._asked_ahead
         return await (ahead if ahead is not None else self._find(self._next if resumed else self._first, values))
 
     async def _find(self, statement: DriverStatement, values: dict[str, Any]) -> Any:
