@@ -4,6 +4,7 @@ What stands in `__all__` is public; jobs and other services import nothing deepe
 """
 
 from worker.batch import Batch, Bulk
+from worker.batch.throttle import Custom, Hold, RowsPerSecond, Seen, ServerFigure, Throttle, WalRate, Window
 from worker.context import JobContext
 from worker.db.engine import Database
 from worker.errors import (
@@ -39,8 +40,10 @@ __all__ = [
     "BulkError",
     "Client",
     "CursorMismatch",
+    "Custom",
     "Database",
     "DatabaseNotMigrated",
+    "Hold",
     "InvalidArguments",
     "InvalidPayload",
     "Job",
@@ -55,13 +58,19 @@ __all__ = [
     "Registry",
     "ResultTooLarge",
     "Retry",
+    "RowsPerSecond",
     "Run",
     "RunIdTaken",
+    "Seen",
+    "ServerFigure",
     "ServerUnavailable",
     "Settings",
     "SettingsError",
     "StatementRefused",
+    "Throttle",
     "UnknownJob",
+    "WalRate",
+    "Window",
     "Worker",
     "discover",
     "job",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 from sqlalchemy import Delete, Select, Update
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep, went_on_after
 from worker.batch.pace import Size
+from worker.batch.throttle import Hold, Seen, Throttle, Throttles, throttles_of
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, savepoint_scope
 from worker.errors import Cancelled, Drained, LonghaulError
@@ -26,7 +28,7 @@ T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
-_PAUSE_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Control(Protocol):
@@ -38,6 +40,12 @@ class Control(Protocol):
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
         """Return what an operator wants of the run."""
+
+    def rows_per_second(self, run_id: str, job: str) -> float | None:
+        """Return the pace that an operator wants, or None."""
+
+    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
+        """Take note that the walk waits, and why; None when it goes on."""
 
     def report(self, ctx: JobContext, progress: Progress) -> None:
         """Take note of a committed batch."""
@@ -52,6 +60,13 @@ class Alone:
         """No operator, no orders."""
         return None
 
+    def rows_per_second(self, run_id: str, job: str) -> float | None:
+        """No operator, no pace."""
+        return None
+
+    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
+        """Nobody listens."""
+
     def report(self, ctx: JobContext, progress: Progress) -> None:
         """Nobody listens."""
 
@@ -61,6 +76,7 @@ class JobRules:
     """The rules of the job that the loops need."""
 
     max_tries: int
+    throttles: tuple[Throttle, ...] = ()
 
 
 class JobContext:
@@ -109,6 +125,11 @@ class JobContext:
         self.where: str | None = None
         self.broken: str | None = None
         self._walks: set[str] = set()
+        self._throttles = Throttles(
+            # A throttle has a state of its own in each run.
+            [*throttles_of(settings.throttle), *(copy.copy(throttle) for throttle in rules.throttles)],
+            check_seconds=settings.throttle.check_seconds,
+        )
         self.on_durable: Callable[[], None] = lambda: None
 
     # --- scopes
@@ -371,19 +392,33 @@ class JobContext:
             )
         self._walks.add(walk)
 
-    async def boundary(self, *, resumable: bool) -> None:
-        """Obey orders: leave for a drain or a pause, end by a cancel. What cannot be resumed waits here."""
+    async def boundary(self, *, resumable: bool, table: str) -> None:
+        """Obey orders: leave for a drain or a pause, end by a cancel. Wait for what throttles the walk, and for the end
+        of a pause where it cannot be gone on with elsewhere."""
+        since: datetime | None = None
         while True:
             order = await self._control.order(self.run_id, self.job)
             if order == "cancel":
                 raise Cancelled("cancelled by order")
             if self._control.draining:
                 raise Drained("waiting")
-            if order is None:
-                return
-            if resumable:
+            if order == "pause" and resumable:
                 raise Drained("paused")
-            await asyncio.sleep(_PAUSE_POLL_SECONDS)
+            held = Hold("paused") if order == "pause" else await self._held(table)
+            if held is None:
+                if since is not None:
+                    self._control.throttled(self, None, since)
+                return
+            now = datetime.now(UTC)
+            since = since or now
+            self._control.throttled(self, held, since)
+            left = (held.until - now).total_seconds() if held.until else _POLL_SECONDS
+            await asyncio.sleep(min(max(left, 0.0), _POLL_SECONDS))
+
+    async def _held(self, table: str) -> Hold | None:
+        run = await self.durable_run()
+        self._throttles.order(self._control.rows_per_second(self.run_id, self.job))
+        return await self._throttles.hold(Seen(run.driver.raw, table, run.rows - run.rows_before, datetime.now(UTC)))
 
     def report(self, progress: Progress) -> None:
         """Tell the worker of a committed batch."""

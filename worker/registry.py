@@ -29,6 +29,7 @@ from pydantic_core import to_jsonable_python
 from worker.errors import InvalidArguments, RegistrationError, UnknownJob
 
 if TYPE_CHECKING:
+    from worker.batch.throttle import Throttle
     from worker.context import JobContext
 
 P = ParamSpec("P")
@@ -74,6 +75,7 @@ class Job(Generic[P, R]):
     max_tries: int | None = None
     no_retry: tuple[type[BaseException], ...] = ()
     keep_result: float | None = None
+    throttle: tuple[Throttle, ...] = ()
     enqueue_options: EnqueueOptions = EnqueueOptions()
 
     async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -273,6 +275,7 @@ def job(
     max_tries: int | None = None,
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
+    throttle: Iterable[Throttle] = (),
 ) -> Callable[[Callable[Concatenate[JobContext, P], Awaitable[R]]], Job[P, R]]: ...
 def job(
     function: Callable[..., Awaitable[Any]] | None = None,
@@ -285,6 +288,7 @@ def job(
     max_tries: int | None = None,
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
+    throttle: Iterable[Throttle] = (),
 ) -> Any:
     """Make an async function a job.
 
@@ -297,6 +301,7 @@ def job(
         max_tries: `worker.max_tries` by default.
         no_retry: errors that another try cannot cure.
         keep_result: seconds that the result stays in Redis; `worker.keep_result_seconds` by default.
+        throttle: reasons for its walks to wait between two batches, besides those of the settings.
 
     Raises:
         RegistrationError: no async function, a cron line or a zone that is none.
@@ -311,6 +316,7 @@ def job(
             max_tries=max_tries,
             no_retry=tuple(no_retry),
             keep_result=keep_result,
+            throttle=tuple(throttle),
         )
     return job_of(function, name=None, cron=[], timezone="UTC")
 

@@ -7,10 +7,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import time
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -45,6 +47,25 @@ def asyncpg_url(value: str) -> str:
     text = "&".join(f"{name}={quote(value, safe='/')}" for name, value in query.items())
     # urlunsplit drops the empty authority of postgresql:///name, which asyncpg needs.
     return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{text}" if text else "")
+
+
+def parse_window(hours: str, timezone: str) -> tuple[time, time, ZoneInfo]:
+    """Return begin, end and zone of a time of the day, e.g. `01:00-06:00`; it may be over midnight.
+
+    Raises:
+        ValueError: it is no window, or no zone.
+    """
+    begin, dash, end = hours.partition("-")
+    try:
+        if not dash:
+            raise ValueError
+        times = [time.fromisoformat(each.strip()) for each in (begin, end)]
+    except ValueError:
+        raise ValueError(f"window {hours!r}: write begin and end, e.g. 01:00-06:00") from None
+    try:
+        return times[0], times[1], ZoneInfo(timezone)
+    except (KeyError, OSError, ValueError):
+        raise ValueError(f"there is no time zone {timezone!r}; write e.g. Europe/London") from None
 
 
 class _Section(BaseModel):
@@ -158,6 +179,34 @@ class BatchSettings(_Section):
     copy_from_rows: int = Field(200, ge=1, description="`bulk.insert` uses COPY from this many rows on.")
 
 
+class ThrottleSettings(_Section):
+    """Reasons for a walk to wait between two batches; none by default."""
+
+    max_rows_per_second: float | None = Field(None, gt=0, description="Rows a second, for each walk.")
+    max_replication_lag_seconds: float | None = Field(
+        None, gt=0, description="Lag of the slowest replica (`pg_stat_replication`), or of this one."
+    )
+    max_active_sessions: int | None = Field(
+        None, ge=0, description="Sessions that run a statement, of all roles that this one may see (`pg_monitor`)."
+    )
+    max_lock_waiters: int | None = Field(None, ge=0, description="Sessions that wait for a lock.")
+    max_wal_bytes_per_second: float | None = Field(None, gt=0, description="WAL that the whole server writes.")
+    max_dead_rows_share: float | None = Field(
+        None, gt=0, lt=1, description="Dead rows of the walked table, of all its rows, from 10,000 dead ones on."
+    )
+    wait_for_vacuum: bool = Field(False, description="Wait while the walked table is being vacuumed.")
+    min_free_connections: int | None = Field(None, ge=0, description="Connections of the server that stay free.")
+    window: str | None = Field(None, description="Time of the day in which walks go on, e.g. `01:00-06:00`.")
+    window_timezone: str = Field("UTC", description="Zone of the window, e.g. `Europe/London`.")
+    check_seconds: float = Field(1.0, gt=0, description="How often the server is asked.")
+
+    @model_validator(mode="after")
+    def _window_is_one(self) -> ThrottleSettings:
+        if self.window is not None:
+            parse_window(self.window, self.window_timezone)
+        return self
+
+
 class LogSettings(_Section):
     """The log."""
 
@@ -174,6 +223,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
     batch: BatchSettings = BatchSettings.model_validate({})
+    throttle: ThrottleSettings = ThrottleSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
 
     @model_validator(mode="after")

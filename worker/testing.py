@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from worker import Client, Database, Job, Settings
+    from worker import Client, Database, Job, Settings, Throttle
     from worker.context import Control, JobContext
     from worker.embedded import Services
 
@@ -150,7 +150,7 @@ class JobRunner:
         """Run one try of a run; the same id again is its next try, which goes on after the last checkpoint."""
         from worker.perform import perform
 
-        ctx = self.context(job.name, run_id)
+        ctx = self.context(job.name, run_id, throttles=job.throttle)
         try:
             arguments = job.decode_arguments([], job.encode_arguments(args, kwargs))
             try:
@@ -168,7 +168,13 @@ class JobRunner:
         return result
 
     def context(
-        self, job: str = "test", run_id: str | None = None, *, max_tries: int = 5, control: Control | None = None
+        self,
+        job: str = "test",
+        run_id: str | None = None,
+        *,
+        max_tries: int = 5,
+        control: Control | None = None,
+        throttles: tuple[Throttle, ...] = (),
     ) -> JobContext:
         """Return a context outside of any worker; close it with `await ctx.close()`."""
         from worker.context import JobContext, JobRules
@@ -181,7 +187,7 @@ class JobRunner:
             settings=self.settings,
             database=self._database,
             ledger=Ledger(self._database, f"test-{uuid.uuid4().hex[:6]}"),
-            rules=JobRules(max_tries),
+            rules=JobRules(max_tries, throttles),
             control=control,
         )
 

@@ -424,6 +424,12 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
         async def order(self, run_id: str, job: str) -> None:
             return None
 
+        def rows_per_second(self, run_id: str, job: str) -> None:
+            return None
+
+        def throttled(self, ctx: JobContext, held: Any, since: Any) -> None:
+            pass
+
         def report(self, ctx: JobContext, progress: Any) -> None:
             self.draining = progress.batches == 2
 

@@ -46,7 +46,7 @@ async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str)
 
 async def look_key_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
     """Return the key with the types of its columns, or why it cannot order a walk."""
-    table = _PREPARER.format_table(keyset.table)
+    table = table_name(keyset)
     columns = [part.column.name for part in keyset.parts]
     shown = ", ".join(columns)
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
@@ -67,7 +67,7 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | s
 
 async def column_types(connection: AsyncConnection, keyset: Keyset) -> Keyset:
     """Return the key with the types of its columns, which need not be unique: that of groups."""
-    table = _PREPARER.format_table(keyset.table)
+    table = table_name(keyset)
     columns = [part.column.name for part in keyset.parts]
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one()
     return keyset.typed(found.types)
@@ -86,6 +86,11 @@ async def estimate_rows(connection: AsyncConnection, statement: Executable, valu
     found = plan.scalar_one()
     tree = json.loads(found) if isinstance(found, str) else found
     return int(tree[0]["Plan"]["Plan Rows"])
+
+
+def table_name(keyset: Keyset) -> str:
+    """Return the name of a key's table, quoted where it has to be."""
+    return _PREPARER.format_table(keyset.table)
 
 
 def sql_text(statement: Executable) -> str:

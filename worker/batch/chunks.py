@@ -40,7 +40,7 @@ class Chunks(Loop, Generic[T]):
         _refuse_unwalkable(statement)
         self._lock = lock
         self._statement = statement
-        self._keyset = _resolve_key(statement, by)
+        self._keyset: Keyset = _resolve_key(statement, by)
         self._upper: list[Any] = []
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
@@ -82,7 +82,7 @@ class Chunks(Loop, Generic[T]):
         if self.step.done:
             self.end()
             return None
-        await self._host.boundary(resumable=True)
+        await self._host.boundary(resumable=True, table=self.table)
         while True:
             transaction = self.open_batch()
             reader = self._first if self.step.cursor is None else self._next

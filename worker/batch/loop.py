@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
+from worker.batch.catalog import table_name
 from worker.batch.keyset import Keyset
 from worker.batch.pace import Size, pace_of
 from worker.batch.rows import NO_PAGE, Page
@@ -61,8 +62,8 @@ class Host(Protocol):
     def refuse_twin(self, walk: str) -> None:
         """Refuse a second loop without a name over the same statement."""
 
-    async def boundary(self, *, resumable: bool) -> None:
-        """Obey orders between two batches: raise `Drained` or `Cancelled`, or wait."""
+    async def boundary(self, *, resumable: bool, table: str) -> None:
+        """Obey orders and throttles between two batches: raise `Drained` or `Cancelled`, or wait."""
 
     def report(self, progress: Progress) -> None:
         """Take note of a committed batch."""
@@ -84,6 +85,7 @@ class Loop:
     kind = "loop"
     #: Whether a run that leaves its worker here can go on where it was.
     resumable = True
+    _keyset: Keyset | None = None
 
     def __init__(self, host: Host, *, name: str | None, size: Size | None) -> None:
         self._host = host
@@ -169,6 +171,11 @@ class Loop:
     def idempotency_key(self) -> str:
         """Return the key of the batch that comes next, the same at each try of it."""
         return f"{self.run.spec.id}:{self.step.name}:{self.number}"
+
+    @property
+    def table(self) -> str:
+        """The table that is walked, as SQL spells it; empty where a stream has no key."""
+        return table_name(self._keyset) if self._keyset is not None else ""
 
     @property
     def size(self) -> int:

@@ -101,7 +101,7 @@ class Stream(Loop, Generic[T]):
             await self._close_source()
             self.end()
             return None
-        await self._host.boundary(resumable=self.resumable)
+        await self._host.boundary(resumable=self.resumable, table=self.table)
         if self._source is None:
             self._source = await self._open_source()
         page = await self._source.next_page(self.size)

@@ -41,7 +41,7 @@ class Sweep(Loop):
         if statement._returning:
             raise StatementRefused("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
-        self._keyset = _resolve_key(statement, by)
+        self._keyset: Keyset = _resolve_key(statement, by)
         self._refuse_moving_key()
         self._upper: list[Any] = []
 
@@ -63,7 +63,7 @@ class Sweep(Loop):
         ahead = RangeEnds(await self._host.database.engine.connect(), self._first_end, self._next_end)
         try:
             while not self.step.done:
-                await self._host.boundary(resumable=True)
+                await self._host.boundary(resumable=True, table=self.table)
                 transaction = self.open_batch()
                 values = self._values()
                 last = await ahead.end_of(values, resumed=self._resumed)

@@ -1,4 +1,4 @@
-"""The command line: `worker run | enqueue | status | runs | watch | pause | resume | cancel | retry | migrate |
+"""The command line: `worker run | enqueue | status | runs | watch | pause | resume | pace | cancel | retry | migrate |
 settings | jobs`.
 
 Exit codes: 0 done; 1 what was asked for failed, or there is no such run; 2 wrong usage, unknown job or wrong

@@ -1,4 +1,4 @@
-"""Commands that change something: enqueue, pause, resume, cancel, retry."""
+"""Commands that change something: enqueue, pause, resume, pace, cancel, retry."""
 
 from __future__ import annotations
 
@@ -73,6 +73,30 @@ def resume(targets: Targets) -> None:
     if not taken:
         raise fail(f"not paused: {', '.join(targets)}; `worker status` shows what is")
     out.print(f"resumed: {', '.join(targets)}")
+
+
+@app.command()
+def pace(
+    targets: Targets,
+    max_rows_per_second: Annotated[float | None, typer.Option(min=0.001, help="The new pace.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Take the order back: the pace of settings and job.")] = False,
+) -> None:
+    """Give walks another pace while they run, from their next batch on."""
+    if (max_rows_per_second is None) is not none:
+        raise InvalidArguments("pace: give --max-rows-per-second, or --none to take it back")
+    settings, _ = state.load()
+
+    async def order() -> None:
+        async with Client(settings) as client:
+            if max_rows_per_second is None:
+                operation = client.redis.hdel(keys.PACE, *targets)
+            else:
+                operation = client.redis.hset(keys.PACE, mapping=dict.fromkeys(targets, f"{max_rows_per_second:g}"))
+            await client.command(cast(Awaitable[int], operation))
+
+    asyncio.run(order())
+    shown = "as settings and job say" if max_rows_per_second is None else f"{max_rows_per_second:g} rows/s"
+    out.print(f"pace of {', '.join(targets)}: {shown}")
 
 
 @app.command()

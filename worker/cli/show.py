@@ -176,7 +176,7 @@ def _table(*columns: str) -> Table:
 
 
 def _runs_table(found: list[dict[str, str]]) -> Table:
-    table = _table("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "error")
+    table = _table("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "waits for", "error")
     for run in found:
         table.add_row(
             run["id"],
@@ -188,13 +188,14 @@ def _runs_table(found: list[dict[str, str]]) -> Table:
             f"{run['eta_seconds']} s" if run.get("eta_seconds") else "",
             run.get("batch_size", ""),
             run.get("worker", ""),
+            run.get("throttled", ""),
             run.get("error", ""),
         )
     return table
 
 
 def _line(run: dict[str, str]) -> str:
-    names = ("job", "state", "rows", "percent", "rate", "eta_seconds", "batch_size", "worker", "error")
+    names = ("job", "state", "rows", "percent", "rate", "eta_seconds", "batch_size", "worker", "throttled", "error")
     shown = " ".join(f"{name}={run[name]}" for name in names if run.get(name))
     return f"{time.strftime('%H:%M:%S')} {run['id']} {shown}"
 

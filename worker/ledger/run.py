@@ -43,6 +43,7 @@ class LedgerRun:
         self.attempt = 1
         self.takeovers = 0
         self.batches_before = 0
+        self.rows_before = 0
         self.steps: dict[str, StepRecord] = {}
 
     @property
@@ -128,7 +129,7 @@ class LedgerRun:
         self.attempt = taken.attempt
         if died:
             self.attempt = 1 if self.batches > taken.batches_before else taken.attempt + 1
-        self.batches_before = self.batches
+        self.batches_before, self.rows_before = self.batches, self.rows
         await connection.execute(
             query("own_run"),
             {
@@ -206,6 +207,7 @@ class LedgerRun:
         if (await self.connection.execute(query("restart_step"), values)).rowcount == 0:
             raise Superseded(self.spec.id)
         self.batches_before -= step.batches
+        self.rows_before -= step.rows
         step.cursor, step.rows, step.batches = None, 0, 0
 
     async def checkpoint(

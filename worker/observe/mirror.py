@@ -122,6 +122,17 @@ class Mirror:
                 line.values["eta_seconds"] = round((total - progress.rows) / rate)
         line.changed = True
 
+    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
+        """The walk waits, or goes on."""
+        line = self._line(run)
+        line.values |= {
+            "throttled": reason or "",
+            "throttled_since": since.isoformat(timespec="seconds") if reason else "",
+            "throttled_until": until.isoformat(timespec="seconds") if reason and until else "",
+            "updated_at": _now(),
+        }
+        line.changed = True
+
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
         """The run goes back to the queue."""
         known = self._lines.get(run.run_id)
@@ -233,6 +244,8 @@ class Mirror:
         line = self._line(run)
         line.values |= {"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()}
         line.values["rate"] = 0
+        if line.values.get("throttled"):
+            line.values |= {"throttled": "", "throttled_since": "", "throttled_until": ""}
         line.ended = True  # for this worker; the next owner's writes keep the line in Redis
         line.changed = True
         return line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from worker.batch import Progress
@@ -31,6 +32,9 @@ class Observer(Protocol):
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """A batch was committed; `rows` are those of the whole run."""
 
+    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
+        """The walk waits between two batches, and why; None when it goes on."""
+
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
         """The run goes back to the queue: waiting, paused or retrying."""
 
@@ -51,6 +55,9 @@ class Silent:
         """Nothing."""
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
+        """Nothing."""
+
+    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
         """Nothing."""
 
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:

@@ -20,6 +20,7 @@ Longhaul's:
 | `worker:events` | stream | what happened: started, retried, taken over, ended ... |
 | `worker:paused` | set | orders: run ids, job names, or `*` for all |
 | `worker:cancelled` | set | orders: run ids |
+| `worker:pace` | hash | orders: rows a second by run id, job name, or `*` for all |
 | `worker:dead` | hash | dead letters: what could not be run, JSON by id |
 | `worker:cron` | hash | last due time in ms that was enqueued, by job and cron line |
 """
@@ -37,6 +38,7 @@ WORKERS = "worker:workers"
 EVENTS = "worker:events"
 PAUSED = "worker:paused"
 CANCELLED = "worker:cancelled"
+PACE = "worker:pace"
 DEAD = "worker:dead"
 CRON = "worker:cron"
 

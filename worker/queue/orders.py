@@ -1,6 +1,7 @@
-"""Orders of operators: pause and cancel, as plain sets in Redis.
+"""Orders of operators: pause, cancel and pace, as plain sets and a hash in Redis.
 
-`SADD worker:paused <run id | job name | *>`, `SREM` to go on; `SADD worker:cancelled <run id>`. Stock arq clients
+`SADD worker:paused <run id | job name | *>`, `SREM` to go on; `SADD worker:cancelled <run id>`; `HSET worker:pace
+<run id | job name | *> <rows a second>`, `HDEL` to take it back. Stock arq clients
 abort with the sorted set `arq:abort`, which counts as a cancel.
 """
 
@@ -36,6 +37,7 @@ class Orders:
         self._failing = False
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
+        self.paces: dict[str, float] = {}
 
     async def refresh(self, *, older_than: float = FRESH_SECONDS) -> None:
         """Read the orders again unless they are younger than that."""
@@ -49,8 +51,9 @@ class Orders:
         pipeline.smembers(keys.PAUSED)
         pipeline.smembers(keys.CANCELLED)
         pipeline.zrange(keys.ABORT, 0, -1)
+        pipeline.hgetall(keys.PACE)
         try:
-            paused, cancelled, aborted = await pipeline.execute()
+            paused, cancelled, aborted, paces = await pipeline.execute()
         except RedisError as error:
             self._read_at = time.monotonic() + _RETRY_SECONDS
             if not self._failing:
@@ -61,6 +64,7 @@ class Orders:
         self._read_at = began
         self.paused = frozenset(member.decode() for member in paused)
         self.cancelled = frozenset(member.decode() for member in (*cancelled, *aborted))
+        self.paces = {name.decode(): pace for name, raw in paces.items() if (pace := _positive(raw)) is not None}
 
     def of(self, run_id: str, job: str) -> Order | None:
         """Return what is wanted of a run."""
@@ -69,3 +73,19 @@ class Orders:
         if self.paused and not self.paused.isdisjoint((run_id, job, keys.ALL)):
             return "pause"
         return None
+
+    def rows_per_second(self, run_id: str, job: str) -> float | None:
+        """Return the pace that is wanted of a run: its own, its job's, or that of all."""
+        return next((self.paces[name] for name in (run_id, job, keys.ALL) if name in self.paces), None)
+
+
+def _positive(raw: bytes) -> float | None:
+    """Return a number that an operator has written; None, with a word in the log, for what is none."""
+    try:
+        value = float(raw)
+    except ValueError:
+        value = math.nan
+    if value > 0 and math.isfinite(value):
+        return value
+    logger.warning("worker:pace has %r, which is no number of rows a second", raw)
+    return None

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.batch import Progress
+from worker.batch.throttle import Hold
 from worker.context import JobContext, JobRules
 from worker.db.engine import Database
 from worker.errors import (
@@ -50,6 +51,7 @@ _PAUSED_SECONDS = 1.0
 _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 _REDIS_PAUSE = 0.5
 _INTERRUPT_AGAIN_SECONDS = 1.0
+_WORTH_A_LINE_SECONDS = 5.0
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
@@ -90,6 +92,7 @@ class Runner:
         self._interrupted_at = -math.inf
         self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
         self._started_ms = now_ms()
+        self._held: str | None = None
 
     # --- the control that the loops see
 
@@ -102,6 +105,25 @@ class Runner:
         """Return what an operator wants, not older than a tenth of a second."""
         await self.house.orders.refresh()
         return self.house.orders.of(run_id, job)
+
+    def rows_per_second(self, run_id: str, job: str) -> float | None:
+        """Return the pace that an operator wants, or None."""
+        return self.house.orders.rows_per_second(run_id, job)
+
+    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
+        """Pass on that the walk waits, and why; say it in the log once for each reason."""
+        kind = held.reason if held and held.until else "the server" if held else None
+        if kind != self._held:
+            if held is not None:
+                logger.info("%s: waits: %s", self._name, held.reason)
+            else:
+                waited = (datetime.now(UTC) - since).total_seconds()
+                if waited >= _WORTH_A_LINE_SECONDS:
+                    logger.info("%s: goes on after %.1f s", self._name, waited)
+            self._held = kind
+        self.house.observer.throttled(
+            self._info, held.reason if held else None, since=since, until=held.until if held else None
+        )
 
     def report(self, ctx: JobContext, progress: Progress) -> None:
         """Pass a committed batch on."""
@@ -238,7 +260,7 @@ class Runner:
             settings=house.settings,
             database=house.database,
             ledger=house.ledger,
-            rules=JobRules(max_tries),
+            rules=JobRules(max_tries, job.throttle),
             control=self,
             redis=house.store.redis,
         )

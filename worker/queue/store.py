@@ -80,7 +80,7 @@ class QueueStore:
         """End a job; False where another worker has it."""
         i = claim.run_id
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.RESULT + i]
-        names += [keys.CANCELLED, keys.PAUSED, keys.ABORT]
+        names += [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE]
         arguments = [i, self.owner, result or b"", round(keep_seconds * 1000)]
         return bool(await self._run("finish", names, arguments))
 

@@ -1,0 +1,266 @@
+"""What makes a walk wait between two batches, and what it holds meanwhile: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select, text, update
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import (
+    Client,
+    Custom,
+    Hold,
+    JobContext,
+    RowsPerSecond,
+    Seen,
+    Settings,
+    SettingsError,
+    WalRate,
+    Window,
+    job,
+    load_settings,
+)
+from worker.batch.throttle import Throttles, throttles_of
+from worker.db.driver import Driver
+from worker.db.engine import Database
+from worker.settings import ThrottleSettings
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+gate: dict[str, Any] = {}
+
+
+def seen(rows: int = 0, now: datetime = NOON, raw: Any = None, table: str = "author") -> Seen:
+    return Seen(raw, table, rows, now)
+
+
+async def test_rows_per_second_holds_for_what_they_are_worth() -> None:
+    clock = [100.0]
+    cap = RowsPerSecond(1_000, clock=lambda: clock[0])
+    assert await cap.hold(seen(0)) is None
+    held = await cap.hold(seen(500))
+    assert held is not None
+    assert held.until == NOON + timedelta(seconds=0.5)
+    clock[0] += 0.4
+    held = await cap.hold(seen(500))
+    assert held is not None
+    clock[0] += 0.11
+    assert await cap.hold(seen(500)) is None
+    clock[0] += 60  # a long pause is no credit
+    assert await cap.hold(seen(1_500)) is None
+    held = await cap.hold(seen(2_500))
+    assert held is not None
+    assert held.until == NOON + timedelta(seconds=1)
+
+
+async def test_a_walk_under_a_cap_takes_its_time() -> None:
+    clock, rows = [0.0], 0
+    cap = RowsPerSecond(1_000, clock=lambda: clock[0])
+    await cap.hold(seen(0))
+    for _ in range(20):
+        clock[0] += 0.05  # the batch itself
+        rows += 300
+        while (held := await cap.hold(seen(rows))) is not None:
+            assert held.until is not None
+            clock[0] += min((held.until - NOON).total_seconds(), 0.1) + 1e-9
+    assert 5.9 <= clock[0] <= 7.1  # 6,000 rows
+
+
+@pytest.mark.parametrize(
+    ("hours", "zone", "now", "opens"),
+    [
+        ("01:00-06:00", "Europe/London", "2026-06-01T00:30+00:00", None),  # 01:30 in summer
+        ("01:00-06:00", "Europe/London", "2026-06-01T05:30+00:00", "2026-06-02T00:00+00:00"),
+        ("01:00-06:00", "Europe/London", "2026-12-01T00:30+00:00", "2026-12-01T01:00+00:00"),
+        ("22:00-02:00", "UTC", "2026-06-01T23:00+00:00", None),
+        ("22:00-02:00", "UTC", "2026-06-01T01:59+00:00", None),
+        ("22:00-02:00", "UTC", "2026-06-01T02:00+00:00", "2026-06-01T22:00+00:00"),
+    ],
+)
+async def test_a_window_of_the_day(hours: str, zone: str, now: str, opens: str | None) -> None:
+    held = await Window(hours, zone).hold(seen(now=datetime.fromisoformat(now)))
+    assert (held.until.astimezone(UTC) if held and held.until else None) == (opens and datetime.fromisoformat(opens))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("WINDOW", "nights", "write begin and end, e.g. 01:00-06:00"),
+        ("WINDOW", "25:00-26:00", "write begin and end"),
+        ("MAX_ROWS_PER_SECOND", "0", "greater than 0"),
+    ],
+)
+def test_wrong_settings_say_so(key: str, value: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(environment={f"LONGHAUL_THROTTLE__{key}": value})
+
+
+async def test_every_figure_of_the_server_can_be_read(database: Database) -> None:
+    rules = ThrottleSettings(
+        max_replication_lag_seconds=10,
+        max_active_sessions=1000,
+        max_lock_waiters=1000,
+        max_wal_bytes_per_second=1e12,
+        max_dead_rows_share=0.99,
+        wait_for_vacuum=True,
+        min_free_connections=1,
+        max_rows_per_second=1e9,
+        window="00:00-23:59",
+    )
+    async with database.engine.connect() as connection:
+        raw = (await Driver.beneath(connection)).raw
+        for throttle in throttles_of(rules):
+            assert await throttle.hold(seen(raw=raw)) is None
+        busy = ThrottleSettings(min_free_connections=100_000)
+        [free] = throttles_of(busy)
+        assert await free.hold(seen(raw=raw)) == Hold("fewer than 100000 connections of the server are free")
+
+
+async def test_sessions_that_work_and_that_wait_are_counted(database: Database) -> None:
+    rules = ThrottleSettings(max_active_sessions=0, max_lock_waiters=0)
+    active, waiting = throttles_of(rules)
+    lock = text("SELECT pg_advisory_xact_lock(42)")
+    async with database.engine.connect() as connection, database.session() as holder:
+        raw = (await Driver.beneath(connection)).raw
+        assert await waiting.hold(seen(raw=raw)) is None
+        await holder.execute(lock)
+
+        async def wait() -> None:
+            async with database.session() as waiter:
+                await waiter.execute(lock)
+
+        task = asyncio.create_task(wait())
+        held = await until(lambda: waiting.hold(seen(raw=raw)))
+        assert held.reason == "1 sessions wait for locks, over 0"
+        held = await until(lambda: active.hold(seen(raw=raw)))
+        assert held.reason == "1 active sessions, over 0"
+        await holder.rollback()
+        await task
+
+
+async def test_wal_is_a_rate(database: Database) -> None:
+    clock = [0.0]
+    rate = WalRate(1_000, clock=lambda: clock[0])
+    async with database.engine.connect() as connection:
+        raw = (await Driver.beneath(connection)).raw
+        assert await rate.hold(seen(raw=raw)) is None
+        clock[0] += 1
+        async with database.transaction() as session:
+            session.add_all([Author(**row) for row in authors(500)])
+        held = await rate.hold(seen(raw=raw))
+        assert held is not None
+        assert held.reason.startswith("WAL 0.")
+        clock[0] += 3600
+        assert await rate.hold(seen(raw=raw)) is None
+
+
+async def test_the_server_is_asked_now_and_then_only() -> None:
+    asked = []
+
+    async def look(what: Seen) -> str | None:
+        asked.append(what.rows)
+        return None
+
+    throttles = Throttles([Custom(look)], check_seconds=3600)
+    for rows in range(5):
+        assert await throttles.hold(seen(rows)) is None
+    assert asked == [0]
+
+
+async def test_an_order_wins_over_the_settings() -> None:
+    throttles = Throttles([RowsPerSecond(1)], check_seconds=1)
+    await throttles.hold(seen(0))
+    throttles.order(1e9)
+    assert await throttles.hold(seen(1_000)) is None
+    throttles.order(None)
+    assert await throttles.hold(seen(1_001)) is not None
+
+
+async def hold_while_closed(what: Seen) -> Hold | None:
+    return Hold("the gate is closed") if gate["closed"] else None
+
+
+@job(throttle=[Custom(hold_while_closed)])
+async def count_up(ctx: JobContext) -> int:
+    """Count each author."""
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        gate["batches"] = batch.number
+        if batch.number == 2:
+            gate["closed"] = True
+    return ctx.rows_done
+
+
+@job
+async def count_by_sweep(ctx: JobContext) -> int:
+    """Count each author."""
+    return await ctx.sweep(update(Author).values(seen=Author.seen + 1), size=10)
+
+
+@pytest.fixture
+async def quick(fast: Settings, database: Database) -> Settings:
+    """A hundred rows, and settings that look often."""
+    gate.update(closed=False, batches=0)
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(100)])
+    often = fast.throttle.model_copy(update={"check_seconds": 1e-6})
+    return fast.model_copy(update={"throttle": often})
+
+
+async def test_a_walk_that_waits_says_why_and_holds_nothing(
+    quick: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    run = await client.enqueue(count_up)
+    async with working(quick, count_up):
+        line = f"worker:run:{run.id}"
+        await until(lambda: _field(redis, line, "throttled", "the gate is closed"))
+        assert datetime.fromisoformat((await redis.hget(line, "throttled_since")).decode()) <= datetime.now(UTC)
+        async with database.session() as session:
+            open_ = await session.scalar(
+                text("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+            )
+        assert open_ == 0
+        assert gate["batches"] == 2
+        gate["closed"] = False
+        assert await run.result(timeout=10) == 100
+        await until(lambda: _field(redis, line, "throttled", ""))
+
+
+async def _field(redis: Redis, key: str, name: str, value: str) -> bool:
+    return bool(await redis.hget(key, name) == value.encode())
+
+
+async def test_a_walk_that_waits_is_drained_and_goes_on(quick: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(count_up)
+    async with working(quick, count_up):
+        await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "the gate is closed"))
+    assert await run.status() == "waiting"
+    gate["closed"] = False
+    async with working(quick, count_up):
+        assert await run.result(timeout=10) == 100
+
+
+async def test_a_pace_is_given_and_taken_back_while_it_runs(quick: Settings, client: Client, redis: Redis) -> None:
+    await redis.hset("worker:pace", "count_by_sweep", "0.5")
+    await redis.hset("worker:pace", "other", "much")  # no number: said, and left alone
+    run = await client.enqueue(count_by_sweep)
+    async with working(quick, count_by_sweep):
+        await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "0.5 rows/s at most"))
+        assert await run.status() == "running"
+        await redis.hset("worker:pace", run.id, "1000000")
+        assert await run.result(timeout=10) == 100
+    assert await redis.hkeys("worker:pace") == [b"count_by_sweep", b"other"]
+
+
+async def test_settings_hold_for_every_walk(quick: Settings, client: Client, redis: Redis) -> None:
+    slow = quick.model_copy(update={"throttle": quick.throttle.model_copy(update={"max_rows_per_second": 0.1})})
+    run = await client.enqueue(count_by_sweep)
+    async with working(with_worker(slow, drain_seconds=1.0), count_by_sweep):
+        await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "0.1 rows/s at most"))
