@@ -43,7 +43,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     async with opened.engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(text("TRUNCATE worker.run, worker.step, worker.cron_firing"))
+        await connection.execute(text("TRUNCATE worker.run, worker.step, worker.cron_firing, worker.quarantine"))
     yield opened
     await opened.close()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
+import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -14,9 +16,11 @@ from sqlalchemy import Delete, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep, went_on_after
+from worker.batch.entry import Entry, Failure, OnError
 from worker.batch.pace import Size
 from worker.batch.throttle import Hold, Seen, Throttle, Throttles, throttles_of
 from worker.db.engine import Database
+from worker.db.failure import is_away, one_line, will_pass
 from worker.db.scopes import ScopedSession, savepoint_scope
 from worker.errors import Cancelled, Drained, LonghaulError
 from worker.ledger import Ledger, LedgerRun, RunSpec
@@ -28,7 +32,11 @@ T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
+logger = logging.getLogger("worker.jobs")
+
 _POLL_SECONDS = 0.5
+#: Entries for errors that should pass and do not, until that is a failed try.
+_ENTRIES_WITHOUT_PROGRESS = 12
 
 
 class Control(Protocol):
@@ -124,6 +132,9 @@ class JobContext:
         #: The batch that was open when the job raised, in words.
         self.where: str | None = None
         self.broken: str | None = None
+        self.failure: Failure | None = None
+        self._entry: Entry | None = None
+        self._entries = self._batches_then = 0
         self._walks: set[str] = set()
         self._throttles = Throttles(
             # A throttle has a state of its own in each run.
@@ -158,6 +169,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[T]: ...
     @overload
     def chunks(
@@ -168,6 +181,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[tuple[T1, T2]]: ...
     @overload
     def chunks(
@@ -178,6 +193,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[tuple[T1, T2, T3]]: ...
     @overload
     def chunks(
@@ -188,6 +205,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[tuple[T1, T2, T3, T4]]: ...
     @overload
     def chunks(
@@ -198,6 +217,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[Any]: ...
     def chunks(
         self,
@@ -207,6 +228,8 @@ class JobContext:
         lock: bool = True,
         by: Any = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Chunks[Any]:
         """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
 
@@ -223,12 +246,25 @@ class JobContext:
             by: column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`;
                 the primary key by default.
             name: name of the step in the ledger; give one where the order of the loops can change.
+            on_error: "quarantine": a batch that raises is halved until the rows that fail stand alone; they go to
+                `worker.quarantine`, and the walk goes on. The job is entered again for that.
+            quarantine_limit: rows that may be set aside: a number, or a share of all (below 1); with more, the run
+                fails.
 
         Raises:
             StatementRefused: the statement cannot be walked, or the key is not unique, or can be null.
             CursorMismatch: the ledger has a cursor of another statement.
         """
-        return Chunks(self, statement, size=size, lock=lock, by=by, name=name)
+        return Chunks(
+            self,
+            statement,
+            size=size,
+            lock=lock,
+            by=by,
+            name=name,
+            on_error=on_error,
+            quarantine_limit=quarantine_limit,
+        )
 
     @overload
     def stream(
@@ -238,6 +274,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[T]: ...
     @overload
     def stream(
@@ -247,6 +285,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[tuple[T1, T2]]: ...
     @overload
     def stream(
@@ -256,6 +296,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[tuple[T1, T2, T3]]: ...
     @overload
     def stream(
@@ -265,6 +307,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[tuple[T1, T2, T3, T4]]: ...
     @overload
     def stream(
@@ -274,6 +318,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[Any]: ...
     def stream(
         self,
@@ -282,6 +328,8 @@ class JobContext:
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
     ) -> Stream[Any]:
         """Read one result through a server-side cursor, in one snapshot, with a commit for each partition.
 
@@ -293,11 +341,21 @@ class JobContext:
             size: rows a partition, or "auto"; `batch.size` of the settings by default.
             restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
             name: name of the step in the ledger.
+            on_error: see `chunks`; for a result that can be gone on with.
+            quarantine_limit: see `chunks`.
 
         Raises:
             StatementRefused: the result cannot be gone on with, and `restart` does not admit that.
         """
-        return Stream(self, statement, size=size, restart=restart, name=name)
+        return Stream(
+            self,
+            statement,
+            size=size,
+            restart=restart,
+            name=name,
+            on_error=on_error,
+            quarantine_limit=quarantine_limit,
+        )
 
     async def sweep(
         self, statement: Update | Delete, *, size: Size | None = None, by: Any = None, name: str | None = None
@@ -423,6 +481,61 @@ class JobContext:
     def report(self, progress: Progress) -> None:
         """Tell the worker of a committed batch."""
         self._control.report(self, progress)
+
+    # --- another entry, after a batch has failed
+
+    def take_entry(self, step: str) -> Entry | None:
+        """Return how a loop is entered again, once; None where it is not."""
+        entry = self._entry
+        if entry is None or entry.step != step:
+            return None
+        self._entry = None
+        return entry
+
+    async def enter_again(self, error: BaseException) -> bool:
+        """Make the context ready for another call of the job's function, where that can cure the error.
+
+        What will pass (a deadlock, a timeout of lock or statement) is tried again with half of the rows, down to one;
+        what a row is to blame for, where its loop has a quarantine, until that row stands alone and is set aside.
+
+        Returns:
+            False where the error is the run's.
+        """
+        failure, run = self.failure, self._run
+        if failure is None or run is None or not isinstance(error, Exception) or is_away(error):
+            return False
+        if run.batches != self._batches_then:
+            self._entries, self._batches_then = 0, run.batches
+        self._entries += 1
+        if will_pass(error):
+            if self._entries > _ENTRIES_WITHOUT_PROGRESS:
+                return False
+            entry = failure.halved()
+            await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
+        elif not failure.quarantine_limit or not self._resumable(failure):
+            return False
+        elif failure.rows > 1:
+            entry = failure.halved()
+        elif await self._ledger.may_quarantine(run, failure.step, failure.quarantine_limit):
+            entry = failure.without_the_row(error)
+        else:
+            return False
+        logger.warning(
+            "%s %s: step %r failed (%s): entered again with %s",
+            self.job,
+            self.run_id,
+            failure.step,
+            one_line(error),
+            "the row set aside" if entry.set_aside else f"{entry.limit} rows",
+        )
+        self._entry = entry
+        self._loop, self.where, self.broken, self.failure = None, None, None, None
+        self._names, self._walks, self._count = set(), set(), 0
+        return True
+
+    def _resumable(self, failure: Failure) -> bool:
+        run = self._run
+        return run is not None and bool(run.steps[failure.step].key)
 
     # --- the end, called by whoever runs the job
 

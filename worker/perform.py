@@ -11,7 +11,7 @@ from worker.registry import Job
 
 
 async def perform(job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, Any]) -> Any:
-    """Run a job in its context, and settle what its loops have left open.
+    """Run a job in its context, and settle what its loops have left open; enter it again where that cures an error.
 
     The end of the run, in ledger and queue, is the caller's.
 
@@ -28,11 +28,15 @@ async def perform(job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, A
     """
     named = current_job.set(job.name)
     try:
-        result = await job.function(ctx, **arguments)
-        await ctx.succeed()
-    except BaseException:
-        await ctx.fail()
-        raise
+        while True:
+            try:
+                result = await job.function(ctx, **arguments)
+                await ctx.succeed()
+            except BaseException as error:
+                await ctx.fail()
+                if not await ctx.enter_again(error):
+                    raise
+            else:
+                return result
     finally:
         current_job.reset(named)
-    return result

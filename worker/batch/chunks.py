@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
 
 from worker.batch.batch import Batch
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
+from worker.batch.entry import OnError
 from worker.batch.keyset import SIZE, KeyPart, Keyset, key_part, selects_from, underlying_column
 from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
@@ -35,8 +36,11 @@ class Chunks(Loop, Generic[T]):
         lock: bool,
         by: Any,
         name: str | None,
+        on_error: OnError,
+        quarantine_limit: float,
     ) -> None:
         super().__init__(host, name=name, size=size)
+        self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         _refuse_unwalkable(statement)
         self._lock = lock
         self._statement = statement
@@ -55,6 +59,8 @@ class Chunks(Loop, Generic[T]):
         if step is not None and step.done:
             return step
         keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
+        if self.run.spec.only is not None:
+            self._statement = self._statement.where(keyset.among(await self.run.quarantined_keys()))
         if step is None:
             last = self._keys(keyset.cursor_columns, reverse=True).limit(1)
             upper = (await connection.execute(last)).one_or_none()
@@ -87,6 +93,12 @@ class Chunks(Loop, Generic[T]):
             transaction = self.open_batch()
             reader = self._first if self.step.cursor is None else self._next
             page = await reader.read(transaction, self._values())
+            if await self.set_row_aside(page):
+                if self._reached_upper():
+                    await self.mark_done()
+                    self.end()
+                    return None
+                continue
             if page.rows:
                 break
             # Nothing came back. At the end of the walk there are no keys either; else they were changed by

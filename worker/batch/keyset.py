@@ -37,7 +37,9 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    false,
     func,
+    literal,
     literal_column,
     or_,
     tuple_,
@@ -153,6 +155,11 @@ class Keyset:
     def up_to(self, name: str = "upper") -> ColumnElement[bool]:
         """Return "at or before a key", with the parameters of `values(name, key)`."""
         return self._beyond(name, inclusive=True)
+
+    def among(self, keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
+        """Return "one of these keys", which are as a cursor has them."""
+        columns = tuple_(*self.cursor_columns)
+        return or_(false(), *(columns == tuple_(*map(literal, self.decode(key))) for key in keys))
 
     def values(self, name: str, key: Sequence[Any]) -> dict[str, Any]:
         """Return the parameters of `after` (name "after") or `up_to`."""

@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
 from worker.batch.catalog import table_name
+from worker.batch.entry import Entry, Failure
 from worker.batch.keyset import Keyset
-from worker.batch.pace import Size, pace_of
-from worker.batch.rows import NO_PAGE, Page
+from worker.batch.pace import Fixed, Pace, Size, pace_of
+from worker.batch.rows import NO_PAGE, Page, jsonable
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.db.scopes import roll_back, settle
@@ -46,6 +47,11 @@ class Host(Protocol):
     where: str | None
     #: The loop that failed, in words: a job that catches its error must not end well.
     broken: str | None
+    #: Where it failed, for another entry; None where no batch was open.
+    failure: Failure | None
+
+    def take_entry(self, step: str) -> Entry | None:
+        """Return how a loop is entered again, once; None where it is not."""
 
     async def durable_run(self) -> LedgerRun:
         """Return the run in the ledger, begun at the first call."""
@@ -90,8 +96,10 @@ class Loop:
     def __init__(self, host: Host, *, name: str | None, size: Size | None) -> None:
         self._host = host
         self._given_name = name
-        self._pace = pace_of(size, host.settings.batch, kind=self.kind)
+        self._pace: Pace = pace_of(size, host.settings.batch, kind=self.kind)
         self._asked = 0  # rows that were asked for in the open batch
+        self._entry: Entry | None = None
+        self.quarantine_limit: float = 0
         self._run: LedgerRun | None = None
         self._step: StepRecord | None = None
         self._transaction: BatchTransaction | None = None
@@ -141,12 +149,20 @@ class Loop:
         self._iterator = weakref.ref(iterator)
 
     async def begin(self) -> bool:
-        """Find or make the step. Returns False when an earlier try has finished it."""
+        """Find or make the step. Returns False when an earlier try has finished it, or it is none of this run's."""
         await self._host.enter_loop(self)
         self._run = await self._host.durable_run()
         name = self._host.step_name(self.kind, self._given_name)
+        self._entry = self._host.take_entry(name)
+        only = self._run.spec.only
+        if only is not None:
+            # The rows of one step alone, one by one: each leaves the quarantine with its own commit.
+            self._pace = Fixed(1)
         async with OwnTransaction(self._run.connection):
-            self._step = await self._open(name)
+            if only is not None and only[1] != name:
+                self._step = await self._pass_over(name)
+            else:
+                self._step = await self._open(name)
         if self._step.done:
             self.end()
             return False
@@ -154,6 +170,11 @@ class Loop:
 
     async def _open(self, name: str) -> StepRecord:
         raise NotImplementedError
+
+    async def _pass_over(self, name: str) -> StepRecord:
+        """Return a step that has nothing to do, as this run is for the rows of another one."""
+        spec = StepSpec(name, self.kind, "", [], named=True)
+        return self.run.known_step(spec) or await self.run.open_step(spec, upper_bound=None, total=0, done=True)
 
     def spec(self, name: str, statement: str, keyset: Keyset | None) -> StepSpec:
         """Return what the ledger compares a known step with."""
@@ -180,7 +201,7 @@ class Loop:
     @property
     def size(self) -> int:
         """Rows of the next batch."""
-        return self._pace.size
+        return self._pace.size if self._entry is None else min(self._pace.size, self._entry.limit)
 
     def open_batch(self) -> BatchTransaction:
         """Return the transaction of a new batch."""
@@ -220,6 +241,8 @@ class Loop:
                 )
             raw = await transaction.driver()
             await self.run.checkpoint(raw, self.step, cursor=cursor, rows=self._rows, done=done)
+            if self.run.spec.only is not None and cursor is not None:
+                await self.run.take_out_of_quarantine(raw, cursor)
         except BaseException:
             await self.fail()
             raise
@@ -231,7 +254,10 @@ class Loop:
         step.cursor = cursor or step.cursor
         step.done = done
         seconds = time.monotonic() - self._began
-        self._pace.note(self._asked, seconds)
+        if self._entry is None:
+            self._pace.note(self._asked, seconds)
+        elif self._entry.passed(max(self._asked, self._rows)):
+            self._entry = None
         self._host.report(
             Progress(
                 step=step.name,
@@ -244,6 +270,19 @@ class Loop:
                 last_key=unwrap(self._page.last_key),
             )
         )
+
+    async def set_row_aside(self, page: Page) -> bool:
+        """Put the one row that cannot be done into quarantine, with the checkpoint past it, where that is its turn."""
+        entry = self._entry
+        if entry is None or entry.set_aside is None or len(page.rows) != 1:
+            return False
+        error, entry.set_aside = entry.set_aside, None
+        assert self._transaction is not None  # noqa: S101
+        raw = await self._transaction.driver()
+        await self.run.quarantine(raw, self.step, page.cursor, error, jsonable(page.rows[0]))
+        self._page, self._rows = page, 0
+        await self.commit()
+        return True
 
     async def mark_done(self) -> None:
         """Write down that the step has ended, where no batch is left to say so with."""
@@ -294,6 +333,9 @@ class Loop:
         """Roll the open batch back, and leave its place for the error of the run."""
         self._host.where = self.where
         self._host.broken = f"{self.kind} at {self.where or 'its beginning'}"
+        if self._step is not None and self._transaction is not None:
+            left = 0 if self._entry is None else self._entry.left
+            self._host.failure = Failure(self.step.name, self._rows or self._asked, left, self.quarantine_limit)
         await self.abandon()
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+from pydantic_core import to_jsonable_python
 from sqlalchemy import Select
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
@@ -144,6 +145,20 @@ class RowShape:
         plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
         rows: Sequence[Any] = plain.all()
         return rows
+
+
+def jsonable(row: Any) -> Any:
+    """Return a row as JSON values, for a person to look at: columns by name, of an object those that are loaded."""
+    if isinstance(row, Row):
+        values: Any = dict(row.items())
+    elif hasattr(row, "_mapping"):
+        values = dict(row._mapping)
+    elif hasattr(row, "_sa_instance_state"):
+        known = {attribute.key for attribute in row._sa_instance_state.mapper.column_attrs}
+        values = {key: value for key, value in row.__dict__.items() if key in known}
+    else:
+        values = row
+    return to_jsonable_python(values, fallback=str, inf_nan_mode="strings")
 
 
 def _clause(expression: Any) -> Any:

@@ -17,6 +17,7 @@ from sqlalchemy.sql.selectable import Join
 from worker.batch.batch import Batch
 from worker.batch.catalog import column_types, estimate_rows, look_key_up, returns_sets, sql_text
 from worker.batch.collector import suspended
+from worker.batch.entry import OnError
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.left import LoopIterator, caller
 from worker.batch.loop import Host, Loop
@@ -49,8 +50,11 @@ class Stream(Loop, Generic[T]):
         size: Size | None,
         restart: Literal["from_start"] | None,
         name: str | None,
+        on_error: OnError,
+        quarantine_limit: float,
     ) -> None:
         super().__init__(host, name=name, size=size)
+        self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         if not isinstance(statement, Select):
             raise StatementRefused(f"stream takes a select(), not {type(statement).__name__}")
         self._statement = statement
@@ -82,6 +86,8 @@ class Stream(Loop, Generic[T]):
             )
         spec = self.spec(name, sql_text(self._statement), self._keyset)
         step = self.run.known_step(spec)
+        if self.run.spec.only is not None and self._keyset is not None:
+            self._statement = self._statement.where(self._keyset.among(await self.run.quarantined_keys()))
         if step is None:
             total = await estimate_rows(connection, self._statement, {})
             return await self.run.open_step(spec, upper_bound=None, total=total)
@@ -104,7 +110,7 @@ class Stream(Loop, Generic[T]):
         await self._host.boundary(resumable=self.resumable, table=self.table)
         if self._source is None:
             self._source = await self._open_source()
-        page = await self._source.next_page(self.size)
+        page = await self._next_page(self._source)
         if not page.rows:
             await self._close_source()
             await self.mark_done()
@@ -116,6 +122,17 @@ class Stream(Loop, Generic[T]):
         batch: Batch[T] = self.batch(page)
         await self.refuse_deadly_batch(page, len(page.rows))
         return batch
+
+    async def _next_page(self, source: Source) -> Page:
+        """Return the next partition, past the rows that are set aside; an empty one at the end."""
+        while True:
+            # Under a limit nothing is read ahead: what follows depends on what becomes of these rows.
+            page = await source.next_page(self.size, ahead=self._entry is None)
+            if self._entry is None or self._entry.set_aside is None or not page.rows:
+                return page
+            self.open_batch()
+            if not await self.set_row_aside(page):
+                return page
 
     async def abandon(self) -> None:
         try:
@@ -192,16 +209,21 @@ class Source:
         options = {"yield_per": _BUFFER_ROWS}
         self._result = await self._session.stream(statement, values, execution_options=options)
 
-    async def next_page(self, size: int) -> Page:
-        """Return the next partition, of at most so many rows; an empty one at the end."""
+    async def next_page(self, size: int, *, ahead: bool = True) -> Page:
+        """Return the next partition, of at most so many rows; an empty one at the end.
+
+        Args:
+            size: rows.
+            ahead: begin to read the one after it.
+        """
         if self._cursor is None:
             assert self._result is not None  # noqa: S101
             found = await self._result.fetchmany(size)
             self.at_end = len(found) < size
             return self._shape.page(found)
-        ahead, self._ahead = self._ahead, None
-        found, self.at_end = await (ahead if ahead is not None else self._fetch(size))
-        if not self.at_end:
+        begun, self._ahead = self._ahead, None
+        found, self.at_end = await (begun if begun is not None else self._fetch(size))
+        if ahead and not self.at_end:
             self._ahead = asyncio.ensure_future(self._fetch(size))
         return self._shape.page(found)
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -82,6 +83,20 @@ step = Table(
         "autovacuum_vacuum_threshold": 1000,
     },
 )
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("run_id", Text, ForeignKey(run.c.id, ondelete="CASCADE"), nullable=False),
+    Column("step", Text, nullable=False),
+    Column("key", JSONB, nullable=False, doc="of the row, as a cursor has it"),
+    Column("error", Text, nullable=False),
+    Column("traceback", Text),
+    Column("row", JSONB(none_as_null=True), doc="as it was read"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+Index("quarantine_run_id_idx", quarantine.c.run_id)
 
 cron_firing = Table(
     "cron_firing",

@@ -16,6 +16,7 @@ class RunSpec:
     queue: str
     payload: str  # JSON, as it lies in the queue
     arguments: str = ""  # JSON, to tell the same call from another one
+    only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,18 @@ class RunRecord:
     updated_at: datetime
     finished_at: datetime | None
     steps: list[StepRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A row that could not be done, and was set aside."""
+
+    id: int
+    run_id: str
+    job: str
+    step: str
+    key: list[Any]
+    error: str
+    traceback: str | None
+    row: Any
+    created_at: datetime

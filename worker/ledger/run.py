@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from typing import Any
 
 from sqlalchemy import text
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.driver import Driver
 from worker.db.engine import Database
+from worker.db.failure import one_line
 from worker.db.scopes import ScopedSession, settle
 from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, RunIdTaken, Superseded
 from worker.ledger.queries import query, source
@@ -39,6 +41,8 @@ class LedgerRun:
         self._driver: Driver | None = None
         self._fence = 0
         self._checkpoint = source("checkpoint")
+        self._quarantine = source("quarantine_row")
+        self._out_of_quarantine = source("out_of_quarantine")
         self.spec = spec
         self.attempt = 1
         self.takeovers = 0
@@ -230,8 +234,26 @@ class LedgerRun:
         if status == "UPDATE 0":
             raise Superseded(self.spec.id)
 
+    async def quarantine(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
+        """Set a row aside, in the transaction that `raw` has open."""
+        trace = "".join(traceback.format_exception(error))
+        values = (json.dumps(key), _storable(one_line(error)), _tail(trace), _without_nul(json.dumps(row)))
+        await raw.execute(self._quarantine, self.spec.id, step.name, *values)
+
+    async def quarantined_keys(self) -> list[list[Any]]:
+        """Return the keys of the rows that this run is to do again, of the run that set them aside."""
+        assert self.spec.only is not None  # noqa: S101
+        run_id, step = self.spec.only
+        rows = await self.connection.execute(query("quarantined_keys"), {"run_id": run_id, "step": step})
+        return [row.key for row in rows]
+
+    async def take_out_of_quarantine(self, raw: Any, key: list[Any]) -> None:
+        """Forget a row that was done again, in the transaction that `raw` has open."""
+        assert self.spec.only is not None  # noqa: S101
+        await raw.execute(self._out_of_quarantine, *self.spec.only, json.dumps(key))
+
     async def finish(
-        self, state: str, *, result: str | None = None, error: str | None = None, traceback: str | None = None
+        self, state: str, *, result: str | None = None, error: str | None = None, trace: str | None = None
     ) -> None:
         """Write the end of the run down.
 
@@ -239,19 +261,17 @@ class LedgerRun:
             state: succeeded, dead or cancelled.
             result: JSON.
             error: one line.
-            traceback: for `worker runs --id`.
+            trace: traceback, for `worker runs --id`.
 
         Raises:
             Superseded: another worker has the run.
         """
         await self._end(
             "finish_run",
-            {"state": state, "result": result, "error": _storable(error), "traceback": _tail(traceback)},
+            {"state": state, "result": result, "error": _storable(error), "traceback": _tail(trace)},
         )
 
-    async def hand_back(
-        self, state: str, *, failed: bool, error: str | None = None, traceback: str | None = None
-    ) -> int:
+    async def hand_back(self, state: str, *, failed: bool, error: str | None = None, trace: str | None = None) -> int:
         """Give the run back to the queue.
 
         Args:
@@ -266,7 +286,7 @@ class LedgerRun:
         """
         attempt = 1 if self.progressed else self.attempt + failed
         values = {"state": state, "attempt": attempt, "batches": self.batches}
-        await self._end("hand_back", values | {"error": _storable(error), "traceback": _tail(traceback)})
+        await self._end("hand_back", values | {"error": _storable(error), "traceback": _tail(trace)})
         return attempt
 
     async def _end(self, name: str, values: dict[str, Any]) -> None:
@@ -292,6 +312,11 @@ def _shown(key: list[list[str]]) -> str:
 
 def _tail(text_: str | None) -> str | None:
     return _storable(text_[-_SHOWN_TRACEBACK:]) if text_ else text_
+
+
+def _without_nul(json_text: str) -> str:
+    """Return JSON that jsonb takes: it has no place for NUL."""
+    return json_text.replace("\\u0000", "\\\\x00")
 
 
 def _storable(text_: str | None) -> str | None:

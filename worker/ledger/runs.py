@@ -9,7 +9,7 @@ from datetime import datetime
 
 from worker.db.engine import Database
 from worker.ledger.queries import query
-from worker.ledger.record import RunRecord, RunSpec, StepRecord
+from worker.ledger.record import QuarantinedRow, RunRecord, RunSpec, StepRecord
 from worker.ledger.run import LedgerRun
 
 
@@ -23,6 +23,7 @@ class KnownRun:
     error: str | None
     finished: bool
     payload: str
+    queue: str
 
 
 class Ledger:
@@ -53,7 +54,7 @@ class Ledger:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
         if row is None:
             return None
-        return KnownRun(row.job, row.arguments, row.state, row.error, row.finished, row.payload)
+        return KnownRun(row.job, row.arguments, row.state, row.error, row.finished, row.payload, row.queue)
 
     async def find_all(
         self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
@@ -84,6 +85,32 @@ class Ledger:
                 await connection.rollback()
                 return None
             return RunSpec(run_id, row.job, row.queue, row.payload)
+
+    async def may_quarantine(self, run: LedgerRun, step: str, limit: float) -> bool:
+        """Tell whether one row more may be set aside: below a number, or a share of the rows that were seen."""
+        async with self._database.connection() as connection:
+            values = {"run_id": run.spec.id, "step": step}
+            aside = int(await connection.scalar(query("count_quarantined"), values) or 0)
+        if limit >= 1:
+            return aside < limit
+        return aside + 1 <= limit * (run.steps[step].rows + aside + 1)
+
+    async def quarantined(
+        self, *, run_id: str | None = None, id_: int | None = None, limit: int = 50
+    ) -> list[QuarantinedRow]:
+        """Return rows that were set aside, the newest first."""
+        async with self._database.connection() as connection:
+            values = {"run_id": run_id, "id": id_, "limit": limit}
+            rows = await connection.execute(query("list_quarantined"), values)
+            return [QuarantinedRow(**row._mapping) for row in rows]
+
+    async def discard(self, *, run_id: str | None = None, ids: list[int] | None = None) -> int:
+        """Forget rows that were set aside. Returns their number."""
+        if run_id is None and ids is None:
+            return 0
+        async with self._database.connection() as connection:
+            result = await connection.execute(query("discard_quarantined"), {"run_id": run_id, "ids": ids})
+            return result.rowcount
 
     async def last_firings(self) -> dict[tuple[str, str], datetime]:
         """Return the last due time of each cron line that was fired or skipped, by job and line."""

@@ -30,11 +30,13 @@ class Payload:
     enqueued_ms: int = 0
     pickled: bool = False
     in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
+    only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
 
     @property
     def arguments(self) -> str:
         """The arguments alone, as JSON that is the same for the same call."""
-        return json.dumps([self.args, self.kwargs], sort_keys=True, ensure_ascii=False, default=str)
+        call = [self.args, self.kwargs, *([] if self.only is None else [list(self.only)])]
+        return json.dumps(call, sort_keys=True, ensure_ascii=False, default=str)
 
     def to_json(self) -> str:
         """Return it in arq's format.
@@ -45,6 +47,8 @@ class Payload:
         values = {"t": None, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
         if self.in_ledger:
             values["ledger"] = True
+        if self.only is not None:
+            values["only"] = list(self.only)
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -96,7 +100,18 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
         raise InvalidPayload("the payload's k has a name that is not a string")
     if not isinstance(enqueued, int) or not 0 <= enqueued < _LAST_MS:
         raise InvalidPayload(f"the payload's et is not a time in ms since 1970: {enqueued!r}")
-    return Payload(values["f"], list(args), dict(kwargs), enqueued, pickled, bool(values.get("ledger")))
+    only = values.get("only")
+    if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
+        raise InvalidPayload(f"the payload's only is not a run and a step: {only!r}")
+    return Payload(
+        values["f"],
+        list(args),
+        dict(kwargs),
+        enqueued,
+        pickled,
+        in_ledger=bool(values.get("ledger")),
+        only=tuple(only) if only else None,
+    )
 
 
 def encode_result(

@@ -1,17 +1,21 @@
-"""`worker retry`: an ended run, or a dead letter, goes back into the queue."""
+"""`worker retry`: an ended run, or a dead letter, goes back into the queue; and so do rows in quarantine."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.codec import now_ms
+from worker.queue.client import Client
+from worker.queue.codec import decode_payload, now_ms
+
+_MANY = 1_000_000
 
 
 async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bool) -> bool:
@@ -48,3 +52,25 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
     pipeline.hdel(keys.DEAD, run_id)
     await pipeline.execute()
     return True
+
+
+async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list[str]:
+    """Enqueue a run for each step of a run that has rows in quarantine: the job's own body, on those rows alone.
+
+    Each row leaves the quarantine in the transaction that does it.
+
+    Returns:
+        The ids of the new runs; none where nothing is in quarantine.
+    """
+    known = await ledger.find(run_id)
+    if known is None:
+        return []
+    payload = decode_payload(known.payload.encode(), accept_pickle=False)
+    steps = sorted({row.step for row in await ledger.quarantined(run_id=run_id, limit=_MANY)})
+    made = []
+    for step in steps:
+        again = replace(payload, in_ledger=False, only=(run_id, step), enqueued_ms=now_ms())
+        new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
+        await client.command(client.store.enqueue(new_id, again.to_json(), queue=known.queue))
+        made.append(new_id)
+    return made

@@ -19,6 +19,7 @@ from worker.batch import Progress
 from worker.batch.throttle import Hold
 from worker.context import JobContext, JobRules
 from worker.db.engine import Database
+from worker.db.failure import is_away, one_line, sqlstate
 from worker.errors import (
     AlreadyFinished,
     Cancelled,
@@ -36,7 +37,7 @@ from worker.queue.codec import Payload, Result, decode_payload, encode_result, n
 from worker.queue.hooks import Observer, RunInfo
 from worker.queue.orders import Orders
 from worker.queue.store import Claim, QueueStore
-from worker.queue.verdict import is_away, judge, one_line, sqlstate
+from worker.queue.verdict import judge
 from worker.registry import Job, Registry
 from worker.settings import Settings
 
@@ -232,7 +233,7 @@ class Runner:
 
     def _spec(self, payload: Payload, arguments: str | None = None) -> RunSpec:
         text = payload.arguments if arguments is None else arguments
-        return RunSpec(self.claim.run_id, payload.function, self.claim.queue, self._marked(payload), text)
+        return RunSpec(self.claim.run_id, payload.function, self.claim.queue, self._marked(payload), text, payload.only)
 
     def _marked(self, payload: Payload) -> str:
         """Return the payload as the ledger keeps it: one that comes back from there says so."""
@@ -412,14 +413,12 @@ class Runner:
         if not verdict.again:
             logger.error("%s: dead: %s", self._name, text, exc_info=error)
             if run is not None:
-                await self._with_database(lambda: run.finish("dead", error=text, traceback=trace))
+                await self._with_database(lambda: run.finish("dead", error=text, trace=trace))
             await self._end_dead(text, bury=run is None)
             return
         logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
         if run is not None:
-            await self._with_database(
-                lambda: run.hand_back("waiting", failed=verdict.counts, error=text, traceback=trace)
-            )
+            await self._with_database(lambda: run.hand_back("waiting", failed=verdict.counts, error=text, trace=trace))
             await self._release()
         await self._requeue(verdict.delay, counts=verdict.counts)
         self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)

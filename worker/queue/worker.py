@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database
+from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.ledger import Ledger
@@ -30,7 +31,6 @@ from worker.queue.orders import Orders
 from worker.queue.rescue import Rescue
 from worker.queue.runner import House, Runner
 from worker.queue.store import Claim, QueueStore
-from worker.queue.verdict import one_line
 from worker.registry import Registry
 from worker.settings import Settings, mask_passwords
 from worker.tasks import end

@@ -1,0 +1,70 @@
+"""Rows in quarantine, seen and steered from a terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import func, select
+
+from tests.cli.test_cli import cli  # noqa: F401 - a fixture
+from tests.conftest import working
+from tests.models import Author, authors
+from worker import Client, JobContext, Settings, job
+from worker.db.engine import Database
+
+bad: set[int] = set()
+
+
+@job
+async def two_loops(ctx: JobContext, add: int) -> int:
+    """Count each author twice, in two steps; the first one has bad rows."""
+    async for batch in ctx.chunks(select(Author), size=20, name="one", on_error="quarantine", quarantine_limit=0.5):
+        for author in batch:
+            if author.id in bad:
+                raise ValueError(f"bad: {author.id}")
+            author.seen += add
+    async for batch in ctx.chunks(select(Author), size=20, name="two"):
+        for author in batch:
+            author.seen += 100
+    return ctx.rows_done
+
+
+async def seen(database: Database) -> dict[int, int]:
+    async with database.session() as session:
+        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
+        return {row.seen: row.count for row in rows}
+
+
+async def test_rows_are_listed_shown_retried_and_discarded(
+    cli: Any,  # noqa: F811
+    fast: Settings,
+    client: Client,
+    database: Database,
+) -> None:
+    bad.clear()
+    bad.update({7, 8, 31})
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(60)])
+    async with working(fast, two_loops):
+        run = await client.enqueue(two_loops.options(id="q"), add=1)
+        assert await run.result(timeout=20) == 117
+        assert await seen(database) == {100: 3, 101: 57}
+        listed = json.loads((await cli("quarantine", "list", "--json")).stdout)
+        assert sorted(row["key"] for row in listed) == [[7], [8], [31]]
+        shown = (await cli("quarantine", "show", str(listed[0]["id"]))).stdout
+        assert "ValueError: bad: 31" in shown
+        assert '"name": "n31"' in shown
+        bad.discard(7)
+        bad.discard(8)
+        again = (await cli("quarantine", "retry", "q")).stdout.strip()
+        assert again.startswith("q:retry:one:")
+        assert await client.run(again).result(timeout=20) == 2
+        assert await seen(database) == {100: 1, 101: 59}
+    left = json.loads((await cli("quarantine", "list", "--json")).stdout)
+    assert [(row["run_id"], row["key"]) for row in left] == [(again, [31])]  # set aside once more, by the new run
+    assert "1 rows discarded" in (await cli("quarantine", "discard", str(left[0]["id"]))).stdout
+    assert "no row is in quarantine" in (await cli("quarantine", "list")).stdout
+    for arguments in (["retry", "q"], ["show", "1"], ["discard", "--run", "q"]):
+        ran = await cli("quarantine", *arguments)
+        assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)

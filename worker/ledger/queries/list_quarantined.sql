@@ -1,0 +1,9 @@
+-- Rows that were set aside, the newest first.
+SELECT quarantine.id, quarantine.run_id, run.job, quarantine.step, quarantine.key, quarantine.error,
+       quarantine.traceback, quarantine.row, quarantine.created_at
+  FROM worker.quarantine
+  JOIN worker.run ON run.id = quarantine.run_id
+ WHERE (CAST(:run_id AS text) IS NULL OR quarantine.run_id = :run_id)
+   AND (CAST(:id AS bigint) IS NULL OR quarantine.id = :id)
+ ORDER BY quarantine.id DESC
+ LIMIT :limit
