@@ -121,6 +121,7 @@ async def _kill_in_the_middle(client: Client, database: Database, run: Run[int],
             os.kill(pid, signal.SIGKILL)
             killed_at, rows_then = time.monotonic(), (await _committed(database, run))
             shown.note(f"  SIGKILL to worker {report.worker} (pid {pid}) at {report.percent:.0f} %")
+            shown.note("  the other one takes over when the lease of the dead one has run out ...")
         elif killed_at and not seconds and await _committed(database, run) > rows_then:
             seconds = time.monotonic() - killed_at
             shown.note(f"  taken over: the next batch was committed {seconds:.1f} s after the death")

@@ -34,11 +34,13 @@ class _Plain:
     def __init__(self, job: str) -> None:
         self._job = job
         self._shown_at = 0.0
+        self._line = ""
 
     def show(self, report: ProgressReport) -> None:
-        if time.monotonic() - self._shown_at >= _LINE_SECONDS:
-            self._shown_at = time.monotonic()
-            console.print(f"  {self._job}: {_numbers(report)}")
+        line = f"  {self._job}: {_numbers(report)}"
+        if time.monotonic() - self._shown_at >= _LINE_SECONDS and line != self._line:
+            self._shown_at, self._line = time.monotonic(), line
+            console.print(line)
 
     def note(self, line: str) -> None:
         console.print(line)

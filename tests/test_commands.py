@@ -88,7 +88,7 @@ def test_services_print_their_urls_and_end_with_ctrl_c() -> None:
         if line.startswith("#"):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130
-    assert [line.split("=")[0] for line in printed[:2]] == ["DATABASE_URL", "REDIS_URL"]
+    assert [line.split("=")[0] for line in printed[:2]] == ["export DATABASE_URL", "export REDIS_URL"]
 
 
 @pytest.mark.usefixtures("database")
@@ -107,5 +107,6 @@ def test_the_lines_of_the_procfile_run_under_honcho_as_they_stand(servers: Servi
         if "jobs known" in line:
             worker.send_signal(signal.SIGTERM)
     worker.wait()
-    assert "SIGTERM: draining 0 jobs" in "".join(seen)
+    assert "SIGTERM: draining" in "".join(seen)
+    assert "worker.1 stopped (rc=0)" in "".join(seen)
     assert group(worker) == []

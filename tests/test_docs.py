@@ -83,13 +83,16 @@ class Reader:
     async def _command(self, command: list[str], place: str) -> None:
         if command[0] == "redis-cli":
             await self._redis.execute_command(*command[1:])
+        elif command[0] == ".":
+            assert (ROOT / command[1]).exists() or os.environ.get("VIRTUAL_ENV") is None, place
         elif command[0] == "make":
             ran = subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True)
             assert ran.returncode == 0, f"{place}: {ran.stderr}"
-        elif command[0] == "worker":
+        elif command[0] in ("worker", "python"):
+            words = command[1:] if command[0] == "python" else ["-m", *command]
             ran = await asyncio.to_thread(  # the worker lives in this loop
                 subprocess.run,
-                [sys.executable, "-m", *command],
+                [sys.executable, *words],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,

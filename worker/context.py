@@ -22,7 +22,7 @@ from worker.batch.throttle import Hold, Seen, Throttle, Throttles, throttles_of
 from worker.db.engine import Database
 from worker.db.failure import is_away, one_line, will_pass
 from worker.db.scopes import ScopedSession, savepoint_scope
-from worker.errors import Cancelled, Drained, LonghaulError
+from worker.errors import Cancelled, Drained, LonghaulError, Misuse
 from worker.ledger import Ledger, LedgerRun, RunSpec
 from worker.settings import Settings
 
@@ -417,7 +417,7 @@ class JobContext:
         before = self._loop
         if before is not None and before is not loop:
             if before.in_progress:
-                raise LonghaulError(
+                raise Misuse(
                     f"job {self.job}: a durable loop inside the body of another, or beside it: their batches cannot be "
                     f"in two transactions and one. Walk the join, or read the inner rows with batch.session. Where the "
                     f"other loop was left by `break`, and a generator of yours still holds it, close that first"
@@ -437,14 +437,14 @@ class JobContext:
         self._count += 1
         chosen = name or f"{self._count}-{kind}"
         if chosen in self._names:
-            raise LonghaulError(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
+            raise Misuse(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
         self._names.add(chosen)
         return chosen
 
     def refuse_twin(self, walk: str) -> None:
         """Refuse a second loop without a name over the same statement: after a restart, which is which?"""
         if walk in self._walks:
-            raise LonghaulError(
+            raise Misuse(
                 f"job {self.job}: two loops walk the same statement: give each a name=... that is made of what they "
                 f"differ in, so that after a restart each finds its own cursor: {walk}"
             )

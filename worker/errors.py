@@ -52,6 +52,12 @@ class ServerUnavailable(LonghaulError):
     """PostgreSQL or Redis does not answer, or refuses us."""
 
 
+class Misuse(LonghaulError):
+    """The job's code does what cannot work: another try would do the same."""
+
+    retryable = False
+
+
 class StatementRefused(LonghaulError):
     """A statement cannot be walked; the message gives the reason and the cure."""
 

@@ -112,7 +112,12 @@ class Job(Generic[P, R]):
     @cached_property
     def signature(self) -> inspect.Signature:
         """The function's signature without its context."""
-        whole = inspect.signature(self.function)
+        from worker.context import JobContext
+
+        try:
+            whole = inspect.signature(self.function, eval_str=True, locals={"JobContext": JobContext})
+        except NameError:  # a type that is imported for the type checker alone: `check` says so
+            whole = inspect.signature(self.function)
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     @cached_property
@@ -366,7 +371,8 @@ def _modules(package: str) -> Iterator[ModuleType]:
     root = _import(package)
     yield root
     for found in pkgutil.walk_packages(getattr(root, "__path__", []), prefix=f"{package}."):
-        yield _import(found.name)
+        if not found.name.endswith(".__main__"):
+            yield _import(found.name)
 
 
 def _import(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import Column, Integer, MetaData, Table, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import aliased, selectinload
 
@@ -21,6 +21,7 @@ from worker.errors import (
     Drained,
     LazyLoadError,
     LonghaulError,
+    Misuse,
     RunIdTaken,
     StatementRefused,
     Superseded,
@@ -362,6 +363,32 @@ async def test_a_batch_cannot_be_ended_by_its_body(context: MakeContext, verb: s
     with pytest.raises(LonghaulError, match=verb):
         async for batch in ctx.chunks(select(Author)):
             await getattr(batch.session, verb)()
+    await ctx.fail()
+
+
+async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
+    for loop in (context().chunks(select(Author)), context().stream(select(Author.id).order_by(Author.id))):
+        with pytest.raises(Misuse, match="walked by `async for`, not by `for`"):
+            for _ in loop:
+                pass
+        with pytest.raises(Misuse, match="walked by `async for`, not awaited"):
+            await loop
+
+
+@pytest.mark.parametrize("kind", ["chunks", "stream", "groups", "sweep"])
+async def test_a_table_that_is_not_there_is_said_to_be_missing(context: MakeContext, kind: str) -> None:
+    nowhere = Table("nowhere", MetaData(), Column("id", Integer, primary_key=True))
+    ctx = context()
+    with pytest.raises(StatementRefused, match="there is no table nowhere in the database: make it with your own"):
+        if kind == "sweep":
+            await ctx.sweep(delete(nowhere))
+        elif kind == "chunks":
+            async for _ in ctx.chunks(select(nowhere.c.id)):
+                pass
+        else:
+            statement = select(nowhere.c.id).order_by(nowhere.c.id)
+            async for _ in ctx.stream(statement.group_by(nowhere.c.id) if kind == "groups" else statement):
+                pass
     await ctx.fail()
 
 

@@ -129,7 +129,7 @@ async def test_enqueue_checks_the_arguments_where_it_knows_the_job(cli: Any, red
 async def test_the_jobs_are_listed_with_their_arguments(cli: Any) -> None:
     known = {one["name"]: one for one in json.loads((await cli("jobs", "--json")).stdout)}
     assert known["deactivate_dormant_users"]["cron"] == ["0 3 * * * Europe/London"]
-    assert known["retire_hamlets"]["arguments"] == "(below: 'int' = 1000) -> 'int'"
+    assert known["retire_hamlets"]["arguments"] == "(below: int = 1000) -> int"
 
 
 async def test_settings_tell_their_origin_and_hide_passwords(cli: Any) -> None:
@@ -193,6 +193,35 @@ async def test_a_database_that_is_not_migrated_is_refused(cli: Any, servers: Ser
     assert ran.returncode == 0
 
 
-async def test_completion_is_offered(cli: Any) -> None:
-    ran = await cli("--show-completion", "bash", SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    assert "complete" in ran.stdout or os.environ.get("SHELL") is None
+async def test_a_wrong_password_and_a_missing_database_are_no_tracebacks(
+    cli: Any, servers: Services, database: Database
+) -> None:
+    base = servers.database_url.rsplit("/", 1)[0]
+    ran = await cli("runs", DATABASE_URL=f"{base}/nowhere")
+    assert ran.returncode == 69
+    assert "create the database, or correct database.url" in one_line(ran)
+
+
+async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Redis, database: Database) -> None:
+    assert "nothing is running; 0 waiting, 0 deferred" in (await cli("watch", "--once")).stdout
+    assert (await cli("enqueue", "retire_hamlets", "--id", "h1", "--delay", "60")).returncode == 0
+    told = await cli("runs", "--id", "h1")
+    assert (told.returncode, told.stdout) == (0, "h1: deferred (not in the ledger)\n")
+    assert "h1" in (await cli("status")).stdout
+    paused = (await cli("pause", "retire_hamlets", "h1", "retire_hamlet")).stdout
+    assert "no job here is called retire_hamlet;" in paused
+    both = await cli("enqueue", "retire_hamlets", "--delay", "1", "--at", "2030-01-01")
+    assert (both.returncode, one_line(both)) == (2, "worker: enqueue: give --delay or --at, not both\n")
+    wrong = await cli("pace", "h1")
+    assert wrong.returncode == 2
+    assert (await cli("pace", "h1", "--max-rows-per-second", "5")).returncode == 0
+    assert await redis.hgetall("worker:pace") == {b"h1": b"5"}
+    assert (await cli("pace", "h1", "--none")).returncode == 0
+    assert await redis.hgetall("worker:pace") == {}
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": "worker en", "COMP_CWORD": "1"}
+    command = Path(sys.executable).parent / "worker"
+    ran = subprocess.run([command], env=os.environ | asked, capture_output=True, text=True)
+    assert ran.stdout.split() == ["enqueue"]

@@ -151,9 +151,16 @@ async def test_a_failure_and_a_large_result_say_so(fast: Settings, client: Clien
             await big.result(timeout=5)
 
 
+async def test_what_is_no_job_is_refused(client: Client, redis: Redis) -> None:
+    for wrong in (add.function, 42, None):
+        with pytest.raises(InvalidArguments, match="is no job: decorate its function with @job"):
+            await client.enqueue(wrong)  # type: ignore[call-overload]
+    assert await redis.keys("*") == []
+
+
 async def test_waiting_has_a_limit(client: Client) -> None:
     run = await client.enqueue(add, 1)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.05 s; it goes on"):
         await run.result(timeout=0.05)
 
 

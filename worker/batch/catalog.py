@@ -38,10 +38,21 @@ async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str)
 
     The tables in the code may say so and the database not: what it enforces is what counts.
     """
+    await refuse_missing_table(connection, keyset, kind=kind)
     typed = await look_key_up(connection, keyset)
     if isinstance(typed, str):
         raise StatementRefused(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
     return typed
+
+
+async def refuse_missing_table(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
+    """Raise `StatementRefused` where the key's table is not in the database at all."""
+    table = table_name(keyset)
+    if await connection.scalar(text("SELECT to_regclass(CAST(:table AS text))"), {"table": table}) is None:
+        raise StatementRefused(
+            f"{kind}: there is no table {table} in the database: make it with your own migrations (`worker migrate` "
+            f"makes those of the ledger alone), or correct database.url"
+        )
 
 
 async def look_key_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:

@@ -11,7 +11,7 @@ from worker.batch.batch import Batch
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
 from worker.batch.entry import OnError
 from worker.batch.keyset import SIZE, KeyPart, Keyset, key_part, selects_from, underlying_column
-from worker.batch.left import LoopIterator, caller
+from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.loop import Host, Loop
 from worker.batch.pace import Size
 from worker.batch.reader import PageReader
@@ -22,7 +22,7 @@ from worker.ledger import StepRecord
 T = TypeVar("T")
 
 
-class Chunks(Loop, Generic[T]):
+class Chunks(OnlyAsyncFor, Loop, Generic[T]):
     """An `async for` over batches of rows; see `JobContext.chunks`."""
 
     kind = "chunks"

@@ -12,7 +12,9 @@ import dis
 import sys
 from collections.abc import AsyncIterator
 from types import CodeType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+from worker.errors import Misuse
 
 T = TypeVar("T")
 
@@ -56,6 +58,18 @@ class LoopIterator(AsyncIterator[T], Generic[T]):
             return  # the interpreter ends
         instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]] if frame.f_lasti >= 0 else ""
         self._walk.left_deliberately = frame.f_code is self._home and instruction in _DELIBERATE
+
+
+class OnlyAsyncFor:
+    """Says what a loop is for where it is used otherwise."""
+
+    kind: str
+
+    def __iter__(self) -> NoReturn:
+        raise Misuse(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
+
+    def __await__(self) -> NoReturn:
+        raise Misuse(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
 
 
 def caller(depth: int = 2) -> Any:

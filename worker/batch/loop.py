@@ -19,7 +19,7 @@ from worker.batch.rows import NO_PAGE, Page, jsonable
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.db.scopes import roll_back, settle
-from worker.errors import BatchKilledWorker, LonghaulError
+from worker.errors import BatchKilledWorker, LonghaulError, Misuse
 from worker.ledger import LedgerRun, StepRecord, StepSpec
 from worker.settings import Settings
 
@@ -145,7 +145,7 @@ class Loop:
     def hold(self, iterator: object) -> None:
         """Remember the iterator by which the job walks, without keeping it alive."""
         if self._iterator is not None:
-            raise LonghaulError(f"{self.kind}: one loop object is for one `async for`; call ctx.{self.kind} again")
+            raise Misuse(f"{self.kind}: one loop object is for one `async for`; call ctx.{self.kind} again")
         self._iterator = weakref.ref(iterator)
 
     async def begin(self) -> bool:

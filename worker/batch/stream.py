@@ -15,18 +15,18 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Join
 
 from worker.batch.batch import Batch
-from worker.batch.catalog import column_types, estimate_rows, look_key_up, returns_sets, sql_text
+from worker.batch.catalog import column_types, estimate_rows, look_key_up, refuse_missing_table, returns_sets, sql_text
 from worker.batch.collector import suspended
 from worker.batch.entry import OnError
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
-from worker.batch.left import LoopIterator, caller
+from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.loop import Host, Loop
 from worker.batch.pace import Size
 from worker.batch.rows import Page, Row, RowShape
 from worker.batch.statement import DriverStatement
 from worker.db.driver import Driver
 from worker.db.scopes import ScopedSession, settle
-from worker.errors import LonghaulError, StatementRefused
+from worker.errors import Misuse, StatementRefused
 from worker.ledger import StepRecord
 from worker.tasks import end
 
@@ -37,7 +37,7 @@ _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time where the rows are obj
 T = TypeVar("T")
 
 
-class Stream(Loop, Generic[T]):
+class Stream(OnlyAsyncFor, Loop, Generic[T]):
     """An `async for` over partitions of one result; see `JobContext.stream`."""
 
     kind = "stream"
@@ -165,7 +165,7 @@ class Stream(Loop, Generic[T]):
         """Objects of the reader's snapshot are never written: say so instead of losing the change."""
         changed = self._source.changed_object if self._source is not None else None
         if changed is not None:
-            raise LonghaulError(
+            raise Misuse(
                 f"stream: {changed} objects of a stream were changed, but its reader is read-only: write with "
                 f"partition.bulk.update(...), or walk the table with ctx.chunks"
             )
@@ -270,6 +270,7 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
         except StatementRefused as error:
             return None, str(error)
     keyset = Keyset(parts)
+    await refuse_missing_table(connection, keyset, kind="stream")
     ordered = {part.column for part in parts}
     sources = walked_tables(statement)
     for part in parts:

@@ -41,6 +41,7 @@ _CODES: list[tuple[type[LonghaulError], int]] = [
     (RegistrationError, EXIT_USAGE),
 ]
 _UNDEFINED_TABLE = ("42P01", "3F000")
+_REFUSED = ("28", "3D")  # SQLSTATE classes: invalid authorization, invalid catalog name
 
 app = typer.Typer(
     name="worker",
@@ -101,7 +102,7 @@ def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
     except (SQLAlchemyError, OSError) as error:
         if sqlstate(error) in _UNDEFINED_TABLE:
             raise DatabaseNotMigrated("the database has no ledger: run `worker migrate`") from error
-        if is_away(error) or isinstance(error, OSError):
+        if is_away(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
             raise unavailable(error, settings) from error
         raise
 

@@ -35,6 +35,8 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Put a job into the queue."""
+    if delay is not None and at is not None:
+        raise InvalidArguments("enqueue: give --delay or --at, not both")
     settings, _ = state.load()
     values = dict(_argument(text) for text in arguments or [])
     values = _validated(settings, job, values)
@@ -62,8 +64,12 @@ def enqueue(
 @app.command()
 def pause(targets: Targets) -> None:
     """Pause runs, jobs, or all: running ones at their next batch boundary."""
+    settings, _ = state.load()
+    unknown = run_async(_unknown(settings, targets), settings)
     _change_set(keys.PAUSED, targets, add=True)
     out.print(f"paused: {', '.join(targets)}")
+    if unknown:
+        out.print(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the order is kept")
 
 
 @app.command()
@@ -124,7 +130,7 @@ def retry(
     settings, _ = state.load()
     if from_start and not yes:
         question = f"Forget the checkpoints of {run_id} and do every row again, also those that are done?"
-        if not typer.confirm(question):
+        if not typer.confirm(f"{question} (--yes says so beforehand)"):
             raise fail("nothing was changed")
 
     async def again() -> bool:
@@ -159,6 +165,18 @@ def _validated(settings: Settings, name: str, values: dict[str, Any]) -> dict[st
         return values
     job = registry.find(name)
     return job.encode_arguments([], job.decode_arguments([], values))
+
+
+async def _unknown(settings: Settings, targets: list[str]) -> list[str]:
+    """Return the names that are neither `*`, nor of a job that can be imported here, nor of a run in the queue."""
+    try:
+        known = set(discover(settings.worker.packages))
+    except RegistrationError:
+        return []
+    asked = [name for name in targets if name not in known and name != keys.ALL]
+    async with Client(settings) as client:
+        there = await client.command(client.store.known(asked, settings.worker.queue))
+    return [name for name, is_there in zip(asked, there, strict=True) if not is_there]
 
 
 def _change_set(key: str, members: list[str], *, add: bool) -> int:

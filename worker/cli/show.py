@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,12 +21,12 @@ from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.overview import Overview, overview
 from worker.registry import discover
-from worker.settings import Settings, describe_type, field_names, mask_passwords
+from worker.settings import DEFAULT_FILE, Settings, describe_type, field_names, mask_passwords
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show queue, workers, runs in progress and orders."""
+    """Show queue, workers, runs that work or wait, and orders."""
     settings, _ = state.load()
     seen = run_async(_overview(settings), settings)
     if as_json:
@@ -59,16 +60,20 @@ def watch(
         async with Client(settings) as client:
             if not out.is_terminal or once:
                 while True:
-                    for run in (await client.command(overview(client.redis, settings))).runs:
+                    seen = await client.command(overview(client.redis, settings))
+                    working = _working(seen)
+                    for run in working:
                         out.print(_line(run), markup=False, soft_wrap=True)
+                    if not working:
+                        idle = f"nothing is running; {seen.waiting} waiting, {seen.deferred} deferred"
+                        out.print(f"{time.strftime('%H:%M:%S')} {idle}")
                     if once:
                         return
                     await asyncio.sleep(every)
             with Live(console=out, auto_refresh=False) as live:
                 while True:
-                    live.update(
-                        _runs_table((await client.command(overview(client.redis, settings))).runs), refresh=True
-                    )
+                    seen = await client.command(overview(client.redis, settings))
+                    live.update(_runs_table(_working(seen)), refresh=True)
                     await asyncio.sleep(every)
 
     run_async(look(), settings)
@@ -88,9 +93,18 @@ def runs(
     settings, _ = state.load()
     found, letters = run_async(_runs(settings, run_id, job, state_, limit), settings)
     if run_id is not None and not found and run_id not in letters:
-        raise fail(f"no run {run_id} in the ledger, and no dead letter; `worker status` shows what waits")
+        where = run_async(_in_queue(settings, run_id), settings)
+        if where is None:
+            raise fail(f"no run {run_id!r} in queue or ledger, and no dead letter; `worker status` shows what waits")
+        if not as_json:
+            out.print(where, markup=False, soft_wrap=True)
+            return
     if as_json:
-        print_json({"runs": [asdict(run) for run in found], "dead_letters": letters})
+        shown = [asdict(run) for run in found]
+        if run_id is None:
+            for one in shown:
+                del one["steps"]  # read for one run only
+        print_json({"runs": shown, "dead_letters": letters})
         return
     if run_id is not None:
         for run in found:
@@ -138,10 +152,26 @@ def settings(as_json: Json = False) -> None:
     if as_json:
         print_json({name: {"value": value, "from": origin} for name, value, origin, _ in rows})
         return
+    if not any(origin.endswith(".toml") for origin in origins.values()):
+        out.print(f"no {DEFAULT_FILE} was read: there is none in {Path.cwd()}", markup=False, soft_wrap=True)
     table = _table("setting", "value", "from", "type")
     for name, value, origin, kind in rows:
         table.add_row(name, "" if value is None else str(value), origin, kind)
     out.print(table)
+
+
+async def _in_queue(settings: Settings, run_id: str) -> str | None:
+    """Return what Redis has of a run that the ledger does not know, in a line."""
+    async with Client(settings) as client:
+        state_ = await client.run(run_id).status()
+        if state_ == "unknown":
+            return None
+        error = await client.command(client.redis.hget(keys.RUN + run_id, "error"))
+        return f"{run_id}: {state_}" + (f": {error.decode()}" if error else "") + " (not in the ledger)"
+
+
+def _working(seen: Overview) -> list[dict[str, str]]:
+    return [run for run in seen.runs if "due_seconds" not in run]
 
 
 async def _overview(settings: Settings) -> Overview:
@@ -176,7 +206,7 @@ def _table(*columns: str) -> Table:
 
 
 def _runs_table(found: list[dict[str, str]]) -> Table:
-    table = _table("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "waits for", "error")
+    table = _table("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "due", "waits for", "error")
     for run in found:
         table.add_row(
             run["id"],
@@ -188,6 +218,7 @@ def _runs_table(found: list[dict[str, str]]) -> Table:
             f"{run['eta_seconds']} s" if run.get("eta_seconds") else "",
             run.get("batch_size", ""),
             run.get("worker", ""),
+            f"in {run['due_seconds']} s" if float(run.get("due_seconds") or 0) else "",
             run.get("throttled", ""),
             run.get("error", ""),
         )
@@ -228,7 +259,7 @@ def _print_run(run: RunRecord) -> None:
         out.print(f"  result: {json.dumps(run.result)}", markup=False, soft_wrap=True)
     if run.error:
         out.print(f"  error: {run.error}", markup=False, soft_wrap=True)
-    table = _table("step", "kind", "rows", "batches", "total", "cursor", "upper bound", "done")
+    table = _table("step", "kind", "rows", "batches", "estimate", "cursor", "upper bound", "done")
     for step in run.steps:
         table.add_row(
             step.name,

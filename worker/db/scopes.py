@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from worker.errors import LazyLoadError, LonghaulError
+from worker.errors import LazyLoadError, Misuse
 
 logger = logging.getLogger("worker.db")
 
@@ -63,7 +63,7 @@ class GuardedSession(Session):
 
     def _refuse(self, verb: str) -> None:
         if self.ends_with is not None:
-            raise LonghaulError(
+            raise Misuse(
                 f"session.{verb}() inside {self.ends_with}: it commits once, at its end; raise to roll it back, "
                 f"or use a savepoint for a part of it"
             )

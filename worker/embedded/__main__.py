@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         with services() as running:
             if not command:
                 sys.stdout.write(
-                    f"DATABASE_URL={running.database_url}\nREDIS_URL={running.redis_url}\n"
+                    f"export DATABASE_URL={running.database_url}\nexport REDIS_URL={running.redis_url}\n"
                     "# both run until Ctrl-C; their data goes with them\n"
                 )
                 sys.stdout.flush()

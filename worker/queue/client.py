@@ -92,14 +92,13 @@ class Run(Generic[R]):
             ResultTooLarge: it succeeded, but its result was not kept.
             TimeoutError: it has not ended in that time.
         """
-        async with asyncio.timeout(timeout):
-            while True:
-                raw = await self._client.command(self._client.redis.get(keys.RESULT + self.id))
-                if raw is not None:
-                    break
-                await self._refuse_forgotten()
-                await asyncio.sleep(_POLL_SECONDS)
-        result = decode_result(raw)
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                result = decode_result(await self._ended())
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"run {self.id} has not ended within {timeout:g} s; it goes on") from None
         if result.cancelled:
             raise JobCancelled(f"run {self.id}: {result.value}")
         if not result.success:
@@ -110,6 +109,14 @@ class Run(Generic[R]):
                 f"worker.result_max_bytes and was not kept; return a key of a table instead"
             )
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
+
+    async def _ended(self) -> bytes:
+        while True:
+            raw: bytes | None = await self._client.command(self._client.redis.get(keys.RESULT + self.id))
+            if raw is not None:
+                return raw
+            await self._refuse_forgotten()
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def status(self) -> Status:
         """Return the state of the run: unknown when Redis has nothing of it (any more)."""
@@ -236,6 +243,9 @@ class Client:
         """
         if isinstance(job, Job):
             return await self._put(job.name, [], job.encode_arguments(args, kwargs), job.enqueue_options, job)
+        if not isinstance(job, str):
+            name = getattr(job, "__name__", repr(job))
+            raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
         try:
             values = {"args": list(args), "kwargs": kwargs}
             plain = _ANY.dump_python(values, mode="json")
@@ -281,7 +291,9 @@ class Client:
             return await cast(Awaitable[Any], operation)
         except (RedisError, OSError) as error:
             url = mask_passwords(self._settings.redis.url)
-            raise ServerUnavailable(f"Redis at {url}: {error}: start it there, or set REDIS_URL") from error
+            raise ServerUnavailable(
+                f"Redis at {url}: {str(error).rstrip('.')}: start it there, or set REDIS_URL"
+            ) from error
 
 
 def _report(state: Status, fields: dict[str, str]) -> ProgressReport:

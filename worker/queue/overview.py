@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,7 +18,7 @@ _RUNS_SHOWN = 100
 
 @dataclass(frozen=True)
 class Overview:
-    """Queue, workers, runs in progress and orders.
+    """Queue, workers, runs and orders.
 
     Attributes:
         queue: its name.
@@ -27,8 +28,9 @@ class Overview:
         dead_letters: entries of `worker:dead`.
         paused: orders to pause.
         cancelled: orders to cancel.
-        workers: by name, as they describe themselves.
-        runs: mirrors of the runs in progress, each with its `id`.
+        workers: by name, as they describe themselves; `lost` are those that have not been seen for a lease's life.
+        runs: the first hundred that work or wait: their mirrors, each with its `id`, and `due_seconds` of those that
+            wait.
     """
 
     queue: str
@@ -52,26 +54,62 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     pipeline.smembers(keys.PAUSED)
     pipeline.smembers(keys.CANCELLED)
     pipeline.hgetall(keys.WORKERS)
-    due, deferred, dead, paused, cancelled, raw_workers = await pipeline.execute()
+    pipeline.zrange(queue, 0, _RUNS_SHOWN - 1, withscores=True)
+    due, deferred, dead, paused, cancelled, raw_workers, entries = await pipeline.execute()
     workers = {name.decode(): json.loads(text) for name, text in sorted(raw_workers.items())}
-    ids = [run_id for worker in workers.values() for run_id in worker["jobs"]][:_RUNS_SHOWN]
-    pipeline = redis.pipeline(transaction=False)
-    for run_id in ids:
-        pipeline.hgetall(keys.RUN + run_id)
-    mirrors = await pipeline.execute() if ids else []
-    runs = [
-        {"id": run_id} | {name.decode(): value.decode() for name, value in mirror.items()}
-        for run_id, mirror in zip(ids, mirrors, strict=True)
-    ]
-    running = sum(len(worker["jobs"]) for worker in workers.values() if worker["queue"] == queue)
+    for worker in workers.values():
+        if _age_seconds(worker["seen_at"]) > settings.worker.lease_seconds:
+            worker["state"] = "lost"  # it died without a word; its jobs are somebody else's, or nobody's yet
+    owners = {
+        run_id: name
+        for name, worker in workers.items()
+        if worker["state"] != "lost" and worker["queue"] == queue
+        for run_id in worker["jobs"]
+    }
+    scores = {run_id.decode(errors="replace"): score for run_id, score in entries}
+    ids = list(dict.fromkeys([*list(owners)[:_RUNS_SHOWN], *scores]))
     return Overview(
         queue=queue,
-        waiting=max(0, due - running),
+        waiting=max(0, due - len(owners)),
         deferred=deferred,
-        running=running,
+        running=len(owners),
         dead_letters=dead,
         paused=sorted(member.decode() for member in paused),
         cancelled=sorted(member.decode() for member in cancelled),
         workers=workers,
-        runs=runs,
+        runs=await _runs(redis, ids, owners, scores),
     )
+
+
+async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[dict[str, str]]:
+    """Return the runs that work or wait, as their mirrors show them, or as they lie in the queue."""
+    if not ids:
+        return []
+    pipeline = redis.pipeline(transaction=False)
+    for run_id in ids:
+        pipeline.hgetall(keys.RUN + run_id)
+        pipeline.get(keys.JOB + run_id)
+    answers = await pipeline.execute()
+    runs = []
+    for run_id, mirror, payload in zip(ids, answers[::2], answers[1::2], strict=True):
+        line = {"id": run_id} | {name.decode(): value.decode() for name, value in mirror.items()}
+        line.setdefault("job", _job_of(payload))
+        if run_id not in owners:
+            seconds = scores.get(run_id, 0.0) / 1000 - now_ms() / 1000
+            if line.get("state") != "paused":
+                line["state"] = "deferred" if seconds > 0 else "waiting"
+            line["due_seconds"] = str(round(max(0.0, seconds), 1))
+            line["worker"] = ""
+        runs.append(line)
+    return runs
+
+
+def _job_of(payload: bytes | None) -> str:
+    try:
+        return str(json.loads(payload or b"")["f"])
+    except (ValueError, KeyError, TypeError):
+        return "?"
+
+
+def _age_seconds(moment: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

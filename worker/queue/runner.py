@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
@@ -53,6 +54,7 @@ _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 _REDIS_PAUSE = 0.5
 _INTERRUPT_AGAIN_SECONDS = 1.0
 _WORTH_A_LINE_SECONDS = 5.0
+_SAY_AGAIN_SECONDS = 60.0
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
@@ -70,6 +72,8 @@ class House:
     name: str
     #: Renew the lease of a job no more: its end is on its way to Redis.
     let_go: Callable[[str], None] = lambda run_id: None
+    #: When something that comes again and again was last said.
+    said: dict[str, float] = field(default_factory=dict)
     draining: bool = False
     hastened: bool = False
 
@@ -245,9 +249,13 @@ class Runner:
 
     async def _keep_for_others(self, payload: Payload) -> None:
         """Another version of the worker may know this job: it stays in the queue."""
-        known = ", ".join(sorted(self.house.registry)) or "none"
-        text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it; this one knows {known}"
-        logger.warning("%s: %s", self._name, text)
+        near = difflib.get_close_matches(payload.function, self.house.registry, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
+        said_at = self.house.said.get(payload.function, -math.inf)
+        if time.monotonic() - said_at > _SAY_AGAIN_SECONDS:
+            self.house.said[payload.function] = time.monotonic()
+            logger.warning("%s: %s", self._name, text)
         await self._requeue(_UNKNOWN_SECONDS, counts=False)
         self.house.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
 
@@ -266,6 +274,7 @@ class Runner:
             redis=house.store.redis,
         )
         house.observer.started(self._info)
+        logger.info("%s: try %d begins", self._name, claim.tries)
         try:
             self._body = asyncio.create_task(self._perform(job, ctx, arguments, max_tries))
             await asyncio.wait({self._body})
@@ -320,6 +329,8 @@ class Runner:
         if run is not None:
             # From now on the payload says so, wherever it is put back from: the next try asks the ledger first.
             self.claim = replace(self.claim, payload=run.spec.payload.encode())
+            if run.takeovers or run.rows:
+                logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
             self.house.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
 
     async def _resume(self, ctx: JobContext, max_tries: int) -> None:
@@ -368,6 +379,7 @@ class Runner:
         if run is not None:
             await self._with_database(lambda: self._finish_with_result(run, text))
         await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
+        self._log_end("succeeded")
         self.house.observer.ended(self._info, "succeeded", result=text)
 
     async def _finish_with_result(self, run: LedgerRun, text: str) -> None:
@@ -389,6 +401,7 @@ class Runner:
         run = self.ctx.ledger_run if self.ctx else None
         if run is not None:
             await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
+        self._log_end("cancelled by order")
         await self._finish(Result(False, "cancelled by order", cancelled=True), job=self.job)
         self.house.observer.ended(self._info, "cancelled", error="cancelled by order")
 
@@ -399,7 +412,12 @@ class Runner:
             await self._release()
         delay = _PAUSED_SECONDS if state == "paused" else 0.0
         await self._requeue(delay, counts=False)
+        self._log_end("paused" if state == "paused" else "back in the queue")
         self.house.observer.left(self._info, state, delay=delay)
+
+    def _log_end(self, how: str) -> None:
+        rows = f", {self.ctx.rows_done:,} rows" if self.ctx and self.ctx.ledger_run else ""
+        logger.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
 
     async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
         ctx = self.ctx
@@ -414,7 +432,7 @@ class Runner:
             logger.error("%s: dead: %s", self._name, text, exc_info=error)
             if run is not None:
                 await self._with_database(lambda: run.finish("dead", error=text, trace=trace))
-            await self._end_dead(text, bury=run is None)
+            await self._end_dead(text, bury=run is None, told=True)
             return
         logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
         if run is not None:
@@ -423,9 +441,10 @@ class Runner:
         await self._requeue(verdict.delay, counts=verdict.counts)
         self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
 
-    async def _end_dead(self, error: str, *, bury: bool = True) -> None:
+    async def _end_dead(self, error: str, *, bury: bool = True, told: bool = False) -> None:
         if bury:  # the ledger does not know it: the dead letter keeps payload and reason
-            logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
+            if not told:
+                logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
             await self._with_redis(lambda: self.house.store.bury(self.claim, error))
         await self._finish(Result(False, error), job=self.job)
         self.house.observer.ended(self._info, "dead", error=error)

@@ -63,7 +63,8 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
         await redis.ping()
     except (RedisError, OSError) as error:
         raise ServerUnavailable(
-            f"Redis at {mask_passwords(settings.redis.url)}: {error}: start Redis or Valkey there, or set REDIS_URL"
+            f"Redis at {mask_passwords(settings.redis.url)}: {str(error).rstrip('.')}: start Redis or Valkey there, or "
+            f"set REDIS_URL"
         ) from error
 
 
@@ -151,6 +152,7 @@ class Worker(ArqWorker):
         finally:
             await end(housekeeping)
             await self._leases.stop()
+            logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
 
     async def close(self) -> None:
         """Close what the worker has open."""
