@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from tests.models import Base
 from worker import Client, Job, Registry, Worker
-from worker.context import Control, JobContext
+from worker.context import JobContext
+from worker.control import Control
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services

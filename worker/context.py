@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import logging
-import random
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TypeVar, overload
+from datetime import datetime
+from typing import Any, Literal, TypeVar, overload
 
 from sqlalchemy import Delete, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.batch import Batch, Bulk, Chunks, Loop, Progress, Stream, Sweep, went_on_after
-from worker.batch.entry import Entry, Failure, OnError
+from worker.batch import Batch, Bulk, Chunks, Stream, Sweep
+from worker.batch.entry import OnError
 from worker.batch.pace import Size
-from worker.batch.throttle import Hold, Seen, Throttle, Throttles, throttles_of
+from worker.control import Alone, Control, JobRules
 from worker.db.engine import Database
-from worker.db.failure import is_away, one_line, will_pass
 from worker.db.scopes import ScopedSession, savepoint_scope
-from worker.errors import Cancelled, Drained, LonghaulError, Misuse
-from worker.ledger import Ledger, LedgerRun, RunSpec
+from worker.host import LoopHost
+from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings
 
 T = TypeVar("T")
@@ -32,62 +25,8 @@ T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
-logger = logging.getLogger("worker.jobs")
 
-_POLL_SECONDS = 0.5
-#: Entries for errors that should pass and do not, until that is a failed try.
-_ENTRIES_WITHOUT_PROGRESS = 12
-
-
-class Control(Protocol):
-    """What the worker tells a job, and what it wants to hear: the only thing that a job knows of its queue."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether the worker is about to stop."""
-
-    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return what an operator wants of the run."""
-
-    def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """Return the pace that an operator wants, or None."""
-
-    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
-        """Take note that the walk waits, and why; None when it goes on."""
-
-    def report(self, ctx: JobContext, progress: Progress) -> None:
-        """Take note of a committed batch."""
-
-
-class Alone:
-    """The control of a job that runs without a worker, e.g. in a test."""
-
-    draining = False
-
-    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """No operator, no orders."""
-        return None
-
-    def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """No operator, no pace."""
-        return None
-
-    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
-        """Nobody listens."""
-
-    def report(self, ctx: JobContext, progress: Progress) -> None:
-        """Nobody listens."""
-
-
-@dataclass(frozen=True)
-class JobRules:
-    """The rules of the job that the loops need."""
-
-    max_tries: int
-    throttles: tuple[Throttle, ...] = ()
-
-
-class JobContext:
+class JobContext(LoopHost):
     """Session scopes, durable loops and bulk operations of one try of one job.
 
     Attributes:
@@ -113,35 +52,17 @@ class JobContext:
         control: Control | None = None,
         redis: Any = None,
     ) -> None:
-        self.run_id = spec.id
-        self.job = spec.job
-        self.attempt = attempt
-        self.enqueued_at = enqueued_at
-        self.settings = settings
-        self.database = database
-        self.redis = redis
-        self._spec = spec
-        self._ledger = ledger
-        self._rules = rules
-        self._control: Control = control or Alone()
-        self._run: LedgerRun | None = None
-        self._opening = asyncio.Lock()
-        self._loop: Loop | None = None
-        self._names: set[str] = set()
-        self._count = 0
-        #: The batch that was open when the job raised, in words.
-        self.where: str | None = None
-        self.broken: str | None = None
-        self.failure: Failure | None = None
-        self._entry: Entry | None = None
-        self._entries = self._batches_then = 0
-        self._walks: set[str] = set()
-        self._throttles = Throttles(
-            # A throttle has a state of its own in each run.
-            [*throttles_of(settings.throttle), *(copy.copy(throttle) for throttle in rules.throttles)],
-            check_seconds=settings.throttle.check_seconds,
+        super().__init__(
+            spec=spec,
+            attempt=attempt,
+            settings=settings,
+            database=database,
+            ledger=ledger,
+            rules=rules,
+            control=control or Alone(),
         )
-        self.on_durable: Callable[[], None] = lambda: None
+        self.enqueued_at = enqueued_at
+        self.redis = redis
 
     # --- scopes
 
@@ -381,180 +302,5 @@ class JobContext:
         """Bulk operations outside of a batch: each call is one transaction."""
         return Bulk(None, self.settings.batch, self.database)
 
-    @property
-    def rows_done(self) -> int:
-        """Rows of all committed batches of this run, in earlier tries too."""
-        return self._run.rows if self._run else 0
 
-    @property
-    def walking(self) -> bool:
-        """Whether the job stands in a durable loop, which obeys orders at its next boundary."""
-        return self._loop is not None
-
-    @property
-    def ledger_run(self) -> LedgerRun | None:
-        """The run in the ledger; None as long as no durable loop has begun."""
-        return self._run
-
-    # --- what the loops ask of their host
-
-    @property
-    def max_tries(self) -> int:
-        """Tries without progress after which the run is dead."""
-        return self._rules.max_tries
-
-    async def durable_run(self) -> LedgerRun:
-        """Begin the run in the ledger, at the first call."""
-        async with self._opening:
-            if self._run is None:
-                self._run = await self._ledger.begin(self._spec)
-                self.attempt = self._run.attempt
-                self.on_durable()
-        return self._run
-
-    async def enter_loop(self, loop: Loop) -> None:
-        """Settle the loop before this one, which the job has left by `break`."""
-        before = self._loop
-        if before is not None and before is not loop:
-            if before.in_progress:
-                raise Misuse(
-                    f"job {self.job}: a durable loop inside the body of another, or beside it: their batches cannot be "
-                    f"in two transactions and one. Walk the join, or read the inner rows with batch.session. Where the "
-                    f"other loop was left by `break`, and a generator of yours still holds it, close that first"
-                )
-            await before.leave()
-        if self.broken is not None:
-            raise LonghaulError(went_on_after(self.broken))
-        self._loop = loop
-
-    def leave_loop(self, loop: Loop) -> None:
-        """Forget a loop that has ended."""
-        if self._loop is loop:
-            self._loop = None
-
-    def step_name(self, kind: str, name: str | None) -> str:
-        """Return a name for the step that is unique in the job."""
-        self._count += 1
-        chosen = name or f"{self._count}-{kind}"
-        if chosen in self._names:
-            raise Misuse(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
-        self._names.add(chosen)
-        return chosen
-
-    def refuse_twin(self, walk: str) -> None:
-        """Refuse a second loop without a name over the same statement: after a restart, which is which?"""
-        if walk in self._walks:
-            raise Misuse(
-                f"job {self.job}: two loops walk the same statement: give each a name=... that is made of what they "
-                f"differ in, so that after a restart each finds its own cursor: {walk}"
-            )
-        self._walks.add(walk)
-
-    async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Obey orders: leave for a drain or a pause, end by a cancel. Wait for what throttles the walk, and for the end
-        of a pause where it cannot be gone on with elsewhere."""
-        since: datetime | None = None
-        while True:
-            order = await self._control.order(self.run_id, self.job)
-            if order == "cancel":
-                raise Cancelled("cancelled by order")
-            if self._control.draining:
-                raise Drained("waiting")
-            if order == "pause" and resumable:
-                raise Drained("paused")
-            held = Hold("paused") if order == "pause" else await self._held(table)
-            if held is None:
-                if since is not None:
-                    self._control.throttled(self, None, since)
-                return
-            now = datetime.now(UTC)
-            since = since or now
-            self._control.throttled(self, held, since)
-            left = (held.until - now).total_seconds() if held.until else _POLL_SECONDS
-            await asyncio.sleep(min(max(left, 0.0), _POLL_SECONDS))
-
-    async def _held(self, table: str) -> Hold | None:
-        run = await self.durable_run()
-        self._throttles.order(self._control.rows_per_second(self.run_id, self.job))
-        return await self._throttles.hold(Seen(run.driver.raw, table, run.rows - run.rows_before, datetime.now(UTC)))
-
-    def report(self, progress: Progress) -> None:
-        """Tell the worker of a committed batch."""
-        self._control.report(self, progress)
-
-    # --- another entry, after a batch has failed
-
-    def take_entry(self, step: str) -> Entry | None:
-        """Return how a loop is entered again, once; None where it is not."""
-        entry = self._entry
-        if entry is None or entry.step != step:
-            return None
-        self._entry = None
-        return entry
-
-    async def enter_again(self, error: BaseException) -> bool:
-        """Make the context ready for another call of the job's function, where that can cure the error.
-
-        What will pass (a deadlock, a timeout of lock or statement) is tried again with half of the rows, down to one;
-        what a row is to blame for, where its loop has a quarantine, until that row stands alone and is set aside.
-
-        Returns:
-            False where the error is the run's.
-        """
-        failure, run = self.failure, self._run
-        if failure is None or run is None or not isinstance(error, Exception) or is_away(error):
-            return False
-        if run.batches != self._batches_then:
-            self._entries, self._batches_then = 0, run.batches
-        self._entries += 1
-        if will_pass(error):
-            if self._entries > _ENTRIES_WITHOUT_PROGRESS:
-                return False
-            entry = failure.halved()
-            await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
-        elif not failure.quarantine_limit or not self._resumable(failure):
-            return False
-        elif failure.rows > 1:
-            entry = failure.halved()
-        elif await self._ledger.may_quarantine(run, failure.step, failure.quarantine_limit):
-            entry = failure.without_the_row(error)
-        else:
-            return False
-        logger.warning(
-            "%s %s: step %r failed (%s): entered again with %s",
-            self.job,
-            self.run_id,
-            failure.step,
-            one_line(error),
-            "the row set aside" if entry.set_aside else f"{entry.limit} rows",
-        )
-        self._entry = entry
-        self._loop, self.where, self.broken, self.failure = None, None, None, None
-        self._names, self._walks, self._count = set(), set(), 0
-        return True
-
-    def _resumable(self, failure: Failure) -> bool:
-        run = self._run
-        return run is not None and bool(run.steps[failure.step].key)
-
-    # --- the end, called by whoever runs the job
-
-    async def succeed(self) -> None:
-        """Commit what the job has left open: it has returned."""
-        if self._loop is not None:
-            await self._loop.leave()
-        if self.broken is not None:
-            raise LonghaulError(went_on_after(self.broken))
-
-    async def fail(self) -> None:
-        """Roll back what is open: the job has raised."""
-        if self._loop is not None:
-            await self._loop.fail()
-
-    async def close(self) -> None:
-        """Give the run's connection back."""
-        if self._run is not None:
-            await self._run.release()
-
-
-__all__ = ["Alone", "Batch", "Control", "JobContext", "JobRules"]
+__all__ = ["Batch", "JobContext"]

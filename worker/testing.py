@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from worker import Client, Database, Job, Settings, Throttle
-    from worker.context import Control, JobContext
+    from worker.context import JobContext
+    from worker.control import Control
     from worker.embedded import Services
 
 P = ParamSpec("P")
@@ -177,7 +178,8 @@ class JobRunner:
         throttles: tuple[Throttle, ...] = (),
     ) -> JobContext:
         """Return a context outside of any worker; close it with `await ctx.close()`."""
-        from worker.context import JobContext, JobRules
+        from worker.context import JobContext
+        from worker.control import JobRules
         from worker.ledger import Ledger, RunSpec
 
         return JobContext(

@@ -1,4 +1,4 @@
-"""One claimed job: from its payload to its end in the ledger and in Redis."""
+"""One claimed job: its payload, its orders, its try; how that ends stands in `ends.py`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import difflib
 import logging
 import math
 import time
-import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.batch import Progress
 from worker.batch.throttle import Hold
-from worker.context import JobContext, JobRules
-from worker.db.engine import Database
-from worker.db.failure import is_away, one_line, sqlstate
+from worker.context import JobContext
+from worker.control import JobRules
+from worker.db.failure import one_line
 from worker.errors import (
     AlreadyFinished,
     Cancelled,
@@ -32,53 +30,28 @@ from worker.errors import (
     NotRetryable,
     Superseded,
 )
-from worker.ledger import Ledger, LedgerRun, RunSpec
+from worker.host import LoopHost
 from worker.perform import perform
-from worker.queue.codec import Payload, Result, decode_payload, encode_result, now_ms
-from worker.queue.hooks import Observer, RunInfo
-from worker.queue.orders import Orders
-from worker.queue.store import Claim, QueueStore
-from worker.queue.verdict import judge
-from worker.registry import Job, Registry
-from worker.settings import Settings
+from worker.queue.codec import Payload, Result, decode_payload
+from worker.queue.ends import Ends
+from worker.queue.hooks import RunInfo
+from worker.queue.house import House
+from worker.queue.store import Claim
+from worker.registry import Job
 
 logger = logging.getLogger("worker.jobs")
 
-T = TypeVar("T")
 
 Reason = Literal["lost", "drain", "cancel"]
 
 _UNKNOWN_SECONDS = 5.0
 _PAUSED_SECONDS = 1.0
-_AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
-_REDIS_PAUSE = 0.5
 _INTERRUPT_AGAIN_SECONDS = 1.0
 _WORTH_A_LINE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
-_DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
-@dataclass
-class House:
-    """What all runs of one worker share."""
-
-    settings: Settings
-    registry: Registry
-    database: Database
-    ledger: Ledger
-    store: QueueStore
-    orders: Orders
-    observer: Observer
-    name: str
-    #: Renew the lease of a job no more: its end is on its way to Redis.
-    let_go: Callable[[str], None] = lambda run_id: None
-    #: When something that comes again and again was last said.
-    said: dict[str, float] = field(default_factory=dict)
-    draining: bool = False
-    hastened: bool = False
-
-
-class Runner:
+class Runner(Ends):
     """One try of one job.
 
     Args:
@@ -87,16 +60,10 @@ class Runner:
     """
 
     def __init__(self, house: House, claim: Claim) -> None:
-        self.house = house
-        self.claim = claim
-        self.job: Job[..., Any] | None = None
-        self.ctx: JobContext | None = None
-        self.payload: Payload | None = None
+        super().__init__(house, claim)
         self._body: asyncio.Task[Any] | None = None
         self._reason: Reason | None = None
         self._interrupted_at = -math.inf
-        self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
-        self._started_ms = now_ms()
         self._held: str | None = None
 
     # --- the control that the loops see
@@ -115,7 +82,7 @@ class Runner:
         """Return the pace that an operator wants, or None."""
         return self.house.orders.rows_per_second(run_id, job)
 
-    def throttled(self, ctx: JobContext, held: Hold | None, since: datetime) -> None:
+    def throttled(self, host: LoopHost, held: Hold | None, since: datetime) -> None:
         """Pass on that the walk waits, and why; say it in the log once for each reason."""
         kind = held.reason if held and held.until else "the server" if held else None
         if kind != self._held:
@@ -130,9 +97,9 @@ class Runner:
             self._info, held.reason if held else None, since=since, until=held.until if held else None
         )
 
-    def report(self, ctx: JobContext, progress: Progress) -> None:
+    def report(self, host: LoopHost, progress: Progress) -> None:
         """Pass a committed batch on."""
-        self.house.observer.progressed(self._info, progress, rows=ctx.rows_done)
+        self.house.observer.progressed(self._info, progress, rows=host.rows_done)
 
     # --- what the worker does to it
 
@@ -223,29 +190,6 @@ class Runner:
             self.house.observer.left(self._info, "paused", delay=_PAUSED_SECONDS)
             return True
         return False
-
-    async def _end_in_ledger(self, payload: Payload, state: str, error: str) -> None:
-        """End a run that the ledger may have of an earlier try: it is taken over first, whoever had it."""
-        known = await self.house.ledger.find(self.claim.run_id)
-        if known is None or known.finished or known.job != payload.function:
-            return
-        run = await self.house.ledger.begin(self._spec(payload, known.arguments))
-        try:
-            await run.finish(state, error=error)
-        finally:
-            await run.release()
-
-    def _spec(self, payload: Payload, arguments: str | None = None) -> RunSpec:
-        text = payload.arguments if arguments is None else arguments
-        return RunSpec(self.claim.run_id, payload.function, self.claim.queue, self._marked(payload), text, payload.only)
-
-    def _marked(self, payload: Payload) -> str:
-        """Return the payload as the ledger keeps it: one that comes back from there says so."""
-        plain = payload if not payload.pickled else replace(payload, pickled=False)
-        try:
-            return replace(plain, in_ledger=True).to_json()
-        except TypeError:  # a pickle's arguments that were refused: the run ends, and needs none
-            return replace(plain, in_ledger=True, args=[], kwargs={}).to_json()
 
     async def _keep_for_others(self, payload: Payload) -> None:
         """Another version of the worker may know this job: it stays in the queue."""
@@ -357,160 +301,6 @@ class Runner:
             raise Cancelled("cancelled by order")
         raise LonghaulError("the job cancelled itself")
 
-    # --- the ends
-
-    async def _succeed(self, job: Job[..., Any], value: Any) -> None:
-        try:
-            text = job.encode_result(value)
-        except ValueError as error:
-            logger.warning("%s: its result cannot be JSON and is not kept: %s", self._name, error)
-            text = "null"
-        run = self.ctx.ledger_run if self.ctx else None
-        size = len(text.encode())
-        too_large = size if size > self.house.settings.worker.result_max_bytes else 0
-        if too_large:
-            logger.warning(
-                "%s: its result of %d bytes is over worker.result_max_bytes and is not kept; write large results "
-                "to a table, and return their key",
-                self._name,
-                size,
-            )
-            text = "null"
-        if run is not None:
-            await self._with_database(lambda: self._finish_with_result(run, text))
-        await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
-        self._log_end("succeeded")
-        self.house.observer.ended(self._info, "succeeded", result=text)
-
-    async def _finish_with_result(self, run: LedgerRun, text: str) -> None:
-        try:
-            await run.finish("succeeded", result=text)
-        except DBAPIError as error:
-            if not (sqlstate(error) or "").startswith(_DATA_EXCEPTION):
-                raise
-            logger.warning("%s: PostgreSQL cannot keep its result: %s", self._name, one_line(error))
-            await run.finish("succeeded", result=None)
-
-    async def _answer(self, ended: AlreadyFinished) -> None:
-        success = ended.state == "succeeded"
-        value = ended.result if success else ended.error
-        await self._finish(Result(success, value, cancelled=ended.state == "cancelled"), job=self.job)
-        self.house.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
-
-    async def _end_cancelled(self) -> None:
-        run = self.ctx.ledger_run if self.ctx else None
-        if run is not None:
-            await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
-        self._log_end("cancelled by order")
-        await self._finish(Result(False, "cancelled by order", cancelled=True), job=self.job)
-        self.house.observer.ended(self._info, "cancelled", error="cancelled by order")
-
-    async def _hand_back(self, state: str) -> None:
-        run = self.ctx.ledger_run if self.ctx else None
-        if run is not None:
-            await self._with_database(lambda: run.hand_back(state, failed=False))
-            await self._release()
-        delay = _PAUSED_SECONDS if state == "paused" else 0.0
-        await self._requeue(delay, counts=False)
-        self._log_end("paused" if state == "paused" else "back in the queue")
-        self.house.observer.left(self._info, state, delay=delay)
-
-    def _log_end(self, how: str) -> None:
-        rows = f", {self.ctx.rows_done:,} rows" if self.ctx and self.ctx.ledger_run else ""
-        logger.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
-
-    async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
-        ctx = self.ctx
-        run = ctx.ledger_run if ctx else None
-        attempt = run.attempt if run else self.claim.tries
-        progressed = run.progressed if run else False
-        verdict = judge(error, job, attempt=attempt, progressed=progressed, rules=self.house.settings.worker)
-        where = ctx.where if ctx else None
-        text = f"{verdict.error} [{where}]" if where else verdict.error
-        trace = "".join(traceback.format_exception(error))
-        if not verdict.again:
-            logger.error("%s: dead: %s", self._name, text, exc_info=error)
-            if run is not None:
-                await self._with_database(lambda: run.finish("dead", error=text, trace=trace))
-            await self._end_dead(text, bury=run is None, told=True)
-            return
-        logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
-        if run is not None:
-            await self._with_database(lambda: run.hand_back("waiting", failed=verdict.counts, error=text, trace=trace))
-            await self._release()
-        await self._requeue(verdict.delay, counts=verdict.counts)
-        self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
-
-    async def _end_dead(self, error: str, *, bury: bool = True, told: bool = False) -> None:
-        if bury:  # the ledger does not know it: the dead letter keeps payload and reason
-            if not told:
-                logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
-            await self._with_redis(lambda: self.house.store.bury(self.claim, error))
-        await self._finish(Result(False, error), job=self.job)
-        self.house.observer.ended(self._info, "dead", error=error)
-
-    async def _release(self) -> None:
-        # Before the queue has it again: the next owner must not find our connection's transaction.
-        if self.ctx is not None:
-            await self.ctx.close()
-
-    def _lost(self) -> None:
-        logger.warning("%s: another worker has it; what was open here is rolled back", self._name)
-        self.house.observer.lost(self._info)
-
-    # --- Redis and the ledger, with patience
-
-    async def _finish(
-        self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None
-    ) -> None:
-        keep = self.house.settings.worker.keep_result_seconds
-        if job is not None and job.keep_result is not None:
-            keep = job.keep_result
-        raw = encode_result(
-            self.payload,
-            result,
-            run_id=self.claim.run_id,
-            queue=self.claim.queue,
-            tries=self.claim.tries,
-            started_ms=self._started_ms,
-            result_json=result_json,
-        )
-        self.house.let_go(self.claim.run_id)
-        await self._with_redis(lambda: self.house.store.finish(self.claim, raw, keep))
-
-    async def _requeue(self, delay: float, *, counts: bool) -> None:
-        self.house.let_go(self.claim.run_id)
-        await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts))
-
-    async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step until Redis has taken it: the job is over, only Redis does not know. Each is idempotent."""
-        failing = False
-        while True:
-            try:
-                return await operation()
-            except RedisError as error:
-                if self.house.hastened:
-                    raise
-                if not failing:
-                    logger.warning("%s: Redis: %s; going on until it answers", self._name, error)
-                failing = True
-                await asyncio.sleep(_REDIS_PAUSE)
-
-    async def _with_database(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step of the ledger for some seconds while the database is away. Each is idempotent."""
-        for pause in _AWAY_PAUSES:
-            try:
-                return await operation()
-            except (SQLAlchemyError, OSError) as error:
-                if not is_away(error):
-                    raise
-                await asyncio.sleep(pause)
-        return await operation()
-
-    @property
-    def _name(self) -> str:
-        return f"{self._info.job or 'job'} {self.claim.run_id}"
-
 
 def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption | None:
     """Return the one interruption in a group, e.g. of a job's TaskGroup; None where something failed beside it."""
@@ -525,4 +315,4 @@ def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption 
     return found[0] if len(found) == 1 and isinstance(found[0], Interruption) else None
 
 
-__all__ = ["House", "Interruption", "Runner"]
+__all__ = ["Runner"]

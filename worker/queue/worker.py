@@ -26,10 +26,11 @@ from worker.errors import RegistrationError, ServerUnavailable
 from worker.ledger import Ledger
 from worker.queue.cron import Cron
 from worker.queue.hooks import Observer, Silent
+from worker.queue.house import House
 from worker.queue.leases import Leases
 from worker.queue.orders import Orders
 from worker.queue.rescue import Rescue
-from worker.queue.runner import House, Runner
+from worker.queue.runner import Runner
 from worker.queue.store import Claim, QueueStore
 from worker.registry import Registry
 from worker.settings import Settings, mask_passwords

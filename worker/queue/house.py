@@ -1,0 +1,34 @@
+"""What all runs of one worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue.hooks import Observer
+from worker.queue.orders import Orders
+from worker.queue.store import QueueStore
+from worker.registry import Registry
+from worker.settings import Settings
+
+
+@dataclass
+class House:
+    """What all runs of one worker share."""
+
+    settings: Settings
+    registry: Registry
+    database: Database
+    ledger: Ledger
+    store: QueueStore
+    orders: Orders
+    observer: Observer
+    name: str
+    #: Renew the lease of a job no more: its end is on its way to Redis.
+    let_go: Callable[[str], None] = lambda run_id: None
+    #: When something that comes again and again was last said.
+    said: dict[str, float] = field(default_factory=dict)
+    draining: bool = False
+    hastened: bool = False
