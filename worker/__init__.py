@@ -4,6 +4,7 @@ What stands in `__all__` is public; jobs and other services import nothing deepe
 """
 
 from worker.batch import Batch, Bulk
+from worker.batch.gather import Outcome
 from worker.batch.throttle import Custom, Hold, RowsPerSecond, Seen, ServerFigure, Throttle, WalRate, Window
 from worker.context import JobContext
 from worker.db.engine import Database
@@ -55,6 +56,7 @@ __all__ = [
     "LonghaulError",
     "Misuse",
     "NotRetryable",
+    "Outcome",
     "ProgressReport",
     "RegistrationError",
     "Registry",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -225,7 +227,12 @@ class Loop:
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
             idempotency_key=self.idempotency_key(),
+            row_keys=partial(self._row_keys, page),
         )
+
+    def _row_keys(self, page: Page) -> list[str]:
+        before = f"{self.run.spec.id}:{self.step.name}:"
+        return [before + json.dumps(key, separators=(",", ":")) for key in page.row_cursors()]
 
     async def commit(self, *, done: bool = False) -> None:
         """Commit the open batch, its writes and its cursor together."""

@@ -6,8 +6,9 @@ SQLAlchemy's own, and where the key is among the columns, so that nothing has to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -55,12 +56,14 @@ class Page:
         first_key: key of the first one, in Python's types; empty without a key.
         last_key: key of the last one.
         cursor: key of the last one, as the ledger keeps it.
+        row_cursors: the key of each row, as the ledger would keep it; made when it is asked for.
     """
 
     rows: Sequence[Any]
     first_key: list[Any]
     last_key: list[Any]
     cursor: list[Any]
+    row_cursors: Callable[[], list[list[Any]]] = list
 
 
 NO_PAGE = Page((), [], [], [])
@@ -133,7 +136,12 @@ class RowShape:
             [first[place] for place in self._key_places],
             [last[place] for place in self._key_places],
             self._keyset.encode(cursor) if self._keyset else [],
+            partial(self._cursors, found),
         )
+
+    def _cursors(self, found: Sequence[Any]) -> list[list[Any]]:
+        keyset, places = self._keyset, self._cursor_places
+        return [keyset.encode([row[place] for place in places]) for row in found] if keyset else []
 
     def _shown(self, found: Sequence[Any]) -> Sequence[Any]:
         if self._width == 1:

@@ -21,6 +21,10 @@ class Writer(Protocol):
     def session(self) -> ScopedSession:
         """The session."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the transaction has begun."""
+
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
 
@@ -30,6 +34,11 @@ class SessionWriter:
 
     def __init__(self, session: ScopedSession) -> None:
         self.session = session
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the transaction has begun."""
+        return self.session.in_transaction()
 
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
@@ -55,6 +64,11 @@ class BatchTransaction:
         if self._session is None:
             self._session = self._run.session("a batch")
         return self._session
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the transaction has begun."""
+        return self._driver.in_transaction
 
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
