@@ -20,6 +20,7 @@ _UPSERT = """
 INSERT INTO bench_copy (id, name, score) SELECT * FROM unnest($1::int[], $2::text[], $3::int[])
     ON CONFLICT (id) DO UPDATE SET name = excluded.name, score = excluded.score
 """
+COPY = "INSERT INTO bench_copy (id, name, score) SELECT id, name, score FROM bench_reader"
 _CURSOR = "SELECT id, name, score FROM bench_reader ORDER BY id"
 
 

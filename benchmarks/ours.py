@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from benchmarks.tables import Bench, Copy, Reader
 from worker import JobContext, job
@@ -37,6 +37,12 @@ async def update_by_sweep(ctx: JobContext, size: int) -> int:
 async def delete_by_sweep(ctx: JobContext, size: int) -> int:
     """Delete all."""
     return await ctx.sweep(delete(Reader), size=size)
+
+
+@job
+async def copy_by_sweep(ctx: JobContext, size: int) -> int:
+    """Copy three columns into another table."""
+    return await ctx.sweep(insert(Copy).from_select(["id", "name", "score"], COLUMNS), size=size)
 
 
 @job

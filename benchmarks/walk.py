@@ -145,6 +145,15 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
     seed = 3 * scale.seed_rows / (time.perf_counter() - began)
     yield at_least("the same", "rows/s", mine, "seed's insert().values(list)", seed, 20)
 
+    mine, other = await in_turn(
+        bench,
+        scale,
+        _copy_emptied,
+        lambda: run(ours.copy_by_sweep, 10_000),
+        lambda: byhand.ranges(bench, 10_000, byhand.COPY),
+    )
+    yield at_least("table to table, 10,000 a range", "rows/s", mine, "INSERT SELECT ranges, asyncpg", other, 0.95)
+
     for size, limit in ((1_000, 5.0), (10_000, 1.0)):
         await prepare(bench)
         share = await checkpoint_share(bench, size)

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Literal, TypeVar, overload
 
-from sqlalchemy import Delete, Select, Update
+from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Stream, Sweep
@@ -279,18 +279,20 @@ class JobContext(LoopHost):
         )
 
     async def sweep(
-        self, statement: Update | Delete, *, size: Size | None = None, by: Any = None, name: str | None = None
+        self, statement: Update | Delete | Insert, *, size: Size | None = None, by: Any = None, name: str | None = None
     ) -> int:
-        """Run one UPDATE or DELETE over a whole table, in ranges of its key, each committed with its cursor.
+        """Run one UPDATE, DELETE or INSERT ... SELECT over a whole table, in ranges of its key, each committed with
+        its cursor.
 
         Args:
-            statement: `update(...)` or `delete(...)`, without RETURNING.
+            statement: `update(...)`, `delete(...)` or `insert(...).from_select(...)`, without RETURNING; the key is
+                that of the table that is selected from.
             size: rows of the table a range, whether they match or not; or "auto".
             by: a unique, not-null key to walk by; the primary key by default.
             name: name of the step in the ledger.
 
         Returns:
-            Rows changed, in earlier tries of this run too.
+            Rows changed or inserted, in earlier tries of this run too.
 
         Raises:
             StatementRefused: the statement cannot be walked.

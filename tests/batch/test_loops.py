@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, delete, func, select, text, update
+from sqlalchemy import Column, Integer, MetaData, Table, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased, selectinload
 
 from tests.conftest import MakeContext
@@ -445,22 +446,7 @@ async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) ->
 
 
 async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContext, database: Database) -> None:
-    class Draining:
-        draining = False
-
-        async def order(self, run_id: str, job: str) -> None:
-            return None
-
-        def rows_per_second(self, run_id: str, job: str) -> None:
-            return None
-
-        def throttled(self, ctx: JobContext, held: Any, since: Any) -> None:
-            pass
-
-        def report(self, ctx: JobContext, progress: Any) -> None:
-            self.draining = progress.batches == 2
-
-    ctx = context("run", control=Draining())
+    ctx = context("run", control=StopsAfter(2))
     await fill(ctx, 50)
     with pytest.raises(Drained):
         await mark(ctx)
@@ -499,6 +485,53 @@ async def test_a_sweep_changes_what_matches_in_ranges(context: MakeContext, data
     assert await ctx.sweep(update(Author).where(Author.region == 3).values(seen=1), size=30) == 14
     assert await ctx.sweep(delete(Author).where(Author.seen == 1), size=30) == 14
     assert await seen(database) == {0: 86}
+
+
+async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, database: Database) -> None:
+    ctx = context("copy")
+    await fill(ctx, 100)
+    source = aliased(Author)
+    titles = select(source.id, source.name + "!").where(source.region != 3)
+    copy = insert(Book).from_select(["author_id", "title"], titles)
+    with pytest.raises(Drained):
+        ctx._control = StopsAfter(2)
+        await ctx.sweep(copy, size=30)
+    await ctx.fail()
+    await ctx.close()
+    assert await context("copy").sweep(copy, size=30) == 86
+    async with database.session() as session:
+        books = (await session.execute(select(Book.author_id, Book.title).order_by(Book.author_id))).all()
+    assert books == [(n, f"n{n}!") for n in range(1, 101) if n % 7 != 3]
+    into_itself = pg_insert(Author).from_select(
+        ["id", "name", "region", "code", "seen"],
+        select(Author.id + 1000, Author.name, Author.region, Author.code + "x", 5),
+    )
+    assert await context().sweep(into_itself.on_conflict_do_nothing(), size=7) == 100
+    with pytest.raises(StatementRefused, match="LIMIT"):
+        await context().sweep(insert(Book).from_select(["author_id"], select(Author.id).limit(5)))
+    with pytest.raises(StatementRefused, match="takes a select"):
+        await context().sweep(insert(Book).values(title="x"))
+
+
+class StopsAfter:
+    """A control that drains after so many batches."""
+
+    draining = False
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+
+    async def order(self, run_id: str, job: str) -> None:
+        return None
+
+    def rows_per_second(self, run_id: str, job: str) -> None:
+        return None
+
+    def throttled(self, host: Any, held: Any, since: Any) -> None:
+        pass
+
+    def report(self, host: Any, progress: Any) -> None:
+        self.draining = progress.batches >= self._batches
 
 
 async def test_a_sweep_that_moves_its_own_key_is_refused(context: MakeContext) -> None:

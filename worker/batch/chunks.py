@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
+from sqlalchemy import ARRAY, Select, any_, func, tuple_
 
 from worker.batch.batch import Batch
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
 from worker.batch.entry import OnError
-from worker.batch.keyset import SIZE, KeyPart, Keyset, key_part, selects_from, underlying_column
+from worker.batch.keyset import SIZE, Keyset
 from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.loop import Host, Loop
 from worker.batch.pace import Size
 from worker.batch.reader import PageReader
 from worker.batch.rows import RowShape
-from worker.errors import StatementRefused
+from worker.batch.walkable import entity_of, key_of_select, refuse_unwalkable
 from worker.ledger import StepRecord
 
 T = TypeVar("T")
@@ -41,10 +41,10 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
     ) -> None:
         super().__init__(host, name=name, size=size)
         self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
-        _refuse_unwalkable(statement)
+        refuse_unwalkable(statement, kind=self.kind)
         self._lock = lock
         self._statement = statement
-        self._keyset: Keyset = _resolve_key(statement, by)
+        self._keyset: Keyset = key_of_select(statement, by, kind=self.kind)
         self._upper: list[Any] = []
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
@@ -168,70 +168,8 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
         return read
 
 
-def _refuse_unwalkable(statement: Any) -> None:
-    if not isinstance(statement, Select):
-        raise StatementRefused(f"chunks takes a select() of an entity or of columns, not {type(statement).__name__}")
-    clauses = {
-        "OFFSET": statement._offset_clause is not None,
-        "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
-        "DISTINCT": statement._distinct or bool(statement._distinct_on),
-        "GROUP BY": bool(statement._group_by_clauses),
-        "HAVING": bool(statement._having_criteria),
-        "an ORDER BY of its own": bool(statement._order_by_clauses),
-        "FOR UPDATE": statement._for_update_arg is not None,
-    }
-    reasons = {
-        "OFFSET": "the walk goes by key, and has its place in the ledger",
-        "LIMIT": "say size= for the batch, or where() for the part of the table",
-        "DISTINCT": "the rows of a walk are told by their key, and locked: use ctx.stream",
-        "GROUP BY": "groups are no rows that could be locked: use ctx.stream",
-        "HAVING": "groups are no rows that could be locked: use ctx.stream",
-        "an ORDER BY of its own": "the walk's order is its key: say by=",
-        "FOR UPDATE": "the walk locks its rows itself: say lock=",
-    }
-    for clause, present in clauses.items():
-        if present:
-            raise StatementRefused(f"chunks cannot walk a statement with {clause}: {reasons[clause]}")
-
-
-def _resolve_key(statement: Select[Any], by: Any) -> Keyset:
-    if by is not None:
-        parts = [_part(expression) for expression in (by if isinstance(by, list | tuple) else [by])]
-        for part in parts:
-            if not selects_from(statement, part):
-                raise StatementRefused(
-                    f"chunks: by={part.expression} is of {part.column.table}, which the statement does not select from "
-                    f"under that name"
-                )
-        return Keyset(parts)
-    first = statement.column_descriptions[0]
-    entity = _entity(statement)
-    if entity is not None:
-        inspected: Any = inspect(entity)
-        mapper = inspected.mapper
-        keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-        return Keyset([_part(getattr(inspected.entity, key)) for key in keys])
-    column = underlying_column(first["expr"])
-    table = getattr(first["expr"], "table", None)
-    if column is None or table is None or not list(table.primary_key):
-        raise StatementRefused("chunks: no primary key to walk by is found in this statement: say by=")
-    return Keyset([_part(part) for part in table.primary_key])
-
-
-def _part(expression: Any) -> KeyPart:
-    column = underlying_column(expression)
-    if column is None:
-        raise StatementRefused(f"chunks: by={expression} is no column of a table")
-    return key_part(expression, column)
-
-
-def _entity(statement: Select[Any]) -> Any:
-    """Return the mapped class or alias that the first column is of; None for one of a plain table."""
-    return statement.column_descriptions[0].get("entity")
-
-
 def _lock_target(statement: Select[Any], keyset: Keyset) -> Any:
-    entity = _entity(statement)
+    entity = entity_of(statement)
     return entity if entity is not None else keyset.parts[0].expression.table
 
 

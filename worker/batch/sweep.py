@@ -1,4 +1,4 @@
-"""`ctx.sweep`: one UPDATE or DELETE over a table, in the server, in ranges of its key."""
+"""`ctx.sweep`: one UPDATE, DELETE or INSERT ... SELECT over a table, in the server, in ranges of its key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Delete, Select, Table, Update, select
+from sqlalchemy import Delete, Insert, Select, Table, Update, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, estimate_rows, sql_text
@@ -17,11 +17,14 @@ from worker.batch.pace import Size
 from worker.batch.rows import Page
 from worker.batch.statement import DriverStatement
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walkable import key_of_select, refuse_unwalkable
 from worker.db.driver import Driver
 from worker.db.scopes import settle
 from worker.errors import StatementRefused
 from worker.ledger import StepRecord
 from worker.tasks import end
+
+Sweepable = Update | Delete | Insert
 
 
 class Sweep(Loop):
@@ -34,10 +37,10 @@ class Sweep(Loop):
 
     kind = "sweep"
 
-    def __init__(self, host: Host, statement: Update | Delete, *, size: Size | None, by: Any, name: str | None) -> None:
+    def __init__(self, host: Host, statement: Sweepable, *, size: Size | None, by: Any, name: str | None) -> None:
         super().__init__(host, name=name, size=size)
-        if not isinstance(statement, Update | Delete):
-            raise StatementRefused(f"sweep takes an update() or delete(), not {type(statement).__name__}")
+        if not isinstance(statement, Update | Delete | Insert):
+            raise StatementRefused(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
         if statement._returning:
             raise StatementRefused("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
@@ -111,7 +114,8 @@ class Sweep(Loop):
         keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
         if step is None:
             matching = self._matching()
-            last = matching.with_only_columns(*keyset.cursor_columns).order_by(*keyset.order_by(reverse=True)).limit(1)
+            ends = matching.with_only_columns(*keyset.cursor_columns, maintain_column_froms=True)
+            last = ends.order_by(*keyset.order_by(reverse=True)).limit(1)
             upper = (await connection.execute(last)).one_or_none()
             step = await self.run.open_step(
                 spec,
@@ -134,6 +138,8 @@ class Sweep(Loop):
 
     def _matching(self) -> Select[Any]:
         """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
+        if isinstance(self._statement, Insert):
+            return _source(self._statement).with_only_columns(*self._keyset.columns, maintain_column_froms=True)
         keys = select(*self._keyset.columns)
         where = self._statement.whereclause
         return keys if where is None or _other_tables(self._statement, self._keyset) else keys.where(where)
@@ -155,9 +161,13 @@ class Sweep(Loop):
         )
         return select(*ends.columns, *ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
 
-    def _write(self, *, resumed: bool) -> Update | Delete:
-        statement = self._statement.where(self._keyset.up_to("last"))
-        return statement.where(self._keyset.after()) if resumed else statement
+    def _write(self, *, resumed: bool) -> Sweepable:
+        conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
+        if not isinstance(self._statement, Insert):
+            return self._statement.where(*conditions)
+        part = self._statement._clone()
+        part.select = _source(part).where(*conditions)
+        return part
 
     def _refuse_moving_key(self) -> None:
         if not isinstance(self._statement, Update):
@@ -213,7 +223,16 @@ class RangeEnds:
         await settle(self._connection.close())
 
 
-def _resolve_key(statement: Update | Delete, by: Any) -> Keyset:
+def _source(statement: Insert) -> Select[Any]:
+    """Return the select of an INSERT ... SELECT."""
+    refuse_unwalkable(statement.select, kind="sweep: insert().from_select()")
+    source: Any = statement.select
+    return source  # type: ignore[no-any-return]
+
+
+def _resolve_key(statement: Sweepable, by: Any) -> Keyset:
+    if isinstance(statement, Insert):
+        return key_of_select(_source(statement), by, kind="sweep")
     table = statement.table
     if not isinstance(table, Table):
         raise StatementRefused(f"sweep: {table} is no table")
