@@ -10,10 +10,11 @@ import asyncpg
 from sqlalchemy import Column, insert
 from sqlalchemy.exc import DBAPIError
 
+from worker.batch.collector import suspended
 from worker.batch.diagnose import explain_failure
 from worker.batch.records import Group, Target, fits_unnest, target_of
 from worker.batch.sql import delete_statement, update_statement, upsert_statement
-from worker.batch.transaction import SessionWriter, Writer
+from worker.batch.transaction import DriverWriter, SessionWriter, Writer, driver_transaction
 from worker.db.engine import Database
 from worker.errors import BulkError
 from worker.settings import BatchSettings
@@ -143,6 +144,14 @@ class Bulk:
         if self._given is not None:
             yield self._given
             return
+        async with driver_transaction(self._database) as raw:
+            yield DriverWriter(raw)
+
+    @asynccontextmanager
+    async def _session_writer(self) -> AsyncIterator[Writer]:
+        if self._given is not None:
+            yield self._given
+            return
         async with self._database.transaction() as session:
             yield SessionWriter(session)
 
@@ -158,7 +167,7 @@ class Bulk:
     async def _insert_statement(self, target: Target, rows: Rows) -> int:
         dicts = target.as_dicts(rows)
         target.groups(rows[:1], fill=None)  # names that are not there, before anything is sent
-        async with self._writer() as writer:
+        async with self._session_writer() as writer:
             try:
                 await writer.session.flush()
                 # The class, not its table: rows of joined inheritance go to several tables.
@@ -171,12 +180,13 @@ class Bulk:
 
     async def _copy(self, writer: Writer, target: Target, group: Group) -> None:
         async def copy(raw: asyncpg.Connection) -> None:
-            await raw.copy_records_to_table(
-                target.table.name,
-                schema_name=target.table.schema,
-                columns=[column.name for column in group.columns],
-                records=zip(*group.arrays, strict=True),
-            )
+            with suspended():
+                await raw.copy_records_to_table(
+                    target.table.name,
+                    schema_name=target.table.schema,
+                    columns=[column.name for column in group.columns],
+                    records=zip(*group.arrays, strict=True),
+                )
 
         await self._send(writer, target, group, copy)
 

@@ -6,11 +6,15 @@ unit of work. Both are in the same transaction, in whatever order they are used.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from worker.batch.flush import flush_changes
 from worker.db.driver import Driver
+from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, roll_back, settle
+from worker.errors import LonghaulError
 from worker.ledger import LedgerRun
 
 
@@ -44,6 +48,43 @@ class SessionWriter:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
         await self.session.flush()
         return await (await Driver.beneath(await self.session.connection())).begin()
+
+
+@asynccontextmanager
+async def driver_transaction(database: Database) -> AsyncIterator[Any]:
+    """Open a connection in a transaction of the driver alone: asyncpg's connection, committed at the end.
+
+    For a bulk operation outside of a batch: without a session, which it has no use for.
+    """
+    connection = await database.engine.connect()
+    try:
+        driver = await Driver.beneath(connection)
+        try:
+            yield await driver.begin()
+        except BaseException:
+            await settle(roll_back(driver.rollback()))
+            raise
+        await settle(driver.commit())
+    finally:
+        await settle(connection.close())
+
+
+class DriverWriter:
+    """A transaction of the driver alone."""
+
+    is_open = True
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    @property
+    def session(self) -> ScopedSession:
+        """There is none."""
+        raise LonghaulError("this transaction is the driver's alone")
+
+    async def driver(self) -> Any:
+        """Return asyncpg's connection in the transaction."""
+        return self._raw
 
 
 class BatchTransaction:
