@@ -18,7 +18,16 @@ from worker.batch.throttle import Hold, Seen, Throttles, throttles_of
 from worker.control import Control, JobRules
 from worker.db.engine import Database
 from worker.db.failure import is_away, one_line, will_pass
-from worker.errors import Cancelled, Drained, LonghaulError, Misuse
+from worker.errors import (
+    BatchKilledWorker,
+    Cancelled,
+    CursorMismatch,
+    Drained,
+    LonghaulError,
+    Misuse,
+    Retry,
+    StatementRefused,
+)
 from worker.ledger import Ledger, LedgerRun, RunSpec
 from worker.settings import Settings
 
@@ -27,6 +36,8 @@ logger = logging.getLogger("worker.jobs")
 _POLL_SECONDS = 0.5
 #: Entries for errors that should pass and do not, until that is a failed try.
 _ENTRIES_WITHOUT_PROGRESS = 12
+#: Errors that no row is to blame for, and no smaller batch cures.
+_NO_ROWS_FAULT = (BatchKilledWorker, CursorMismatch, Misuse, Retry, StatementRefused)
 
 
 class LoopHost:
@@ -203,6 +214,8 @@ class LoopHost:
         """
         failure, run = self.failure, self._run
         if failure is None or run is None or not isinstance(error, Exception) or is_away(error):
+            return False
+        if isinstance(error, _NO_ROWS_FAULT):
             return False
         if run.batches != self._batches_then:
             self._entries, self._batches_then = 0, run.batches

@@ -96,6 +96,9 @@ class DatabaseSettings(_Section):
     pool_recycle_seconds: int = Field(3600, ge=-1, description="Age at which a connection is replaced; -1: never.")
     connect_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a new connection.")
     statement_timeout_seconds: float = Field(300.0, ge=0, description="Longest run of one statement; 0: no limit.")
+    lock_timeout_seconds: float = Field(
+        0.0, ge=0, description="Longest wait for a lock; 0: no limit. A batch that waits longer is tried again, halved."
+    )
     idle_in_transaction_timeout_seconds: float = Field(
         60.0,
         ge=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from tests.models import Author, Book, authors
-from worker import JobContext, Settings, job
+from worker import JobContext, Misuse, Retry, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.testing import JobRunner
@@ -191,3 +192,45 @@ async def test_a_try_that_dies_in_between_goes_on_with_what_is_set_aside(run: Jo
     assert await run.attempt(refuse_some, "r", limit=3) == 97
     assert await seen(database) == {0: 3, 1: 97}
     assert {row.key[0] for row in await Ledger(database).quarantined(run_id="r")} == BAD
+
+
+@job
+async def misuse(ctx: JobContext, kind: str) -> None:
+    """Do in a batch what no row is to blame for."""
+    async for batch in ctx.chunks(select(Author), size=40, on_error="quarantine", quarantine_limit=50):
+        sizes.append(len(batch))
+        if kind == "retry":
+            raise Retry(after=1)
+        await batch.session.commit()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("retry", Retry), ("misuse", Misuse)])
+async def test_what_no_row_is_to_blame_for_sets_none_aside(
+    run: JobRunner, database: Database, kind: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await run(misuse, kind=kind)
+    assert sizes == [40]
+    assert await Ledger(database).quarantined() == []
+
+
+async def test_a_lock_that_is_held_for_too_long_halves_the_batch(
+    run: JobRunner, database: Database, settings: Settings
+) -> None:
+    limits = settings.database.model_copy(update={"lock_timeout_seconds": 0.1})
+    hurried = Database(settings.model_copy(update={"database": limits}))
+    sizes_then: list[int] = []
+    async with database.session() as holder:
+        await holder.execute(text("SELECT * FROM author WHERE id = 30 FOR UPDATE"))
+        walk = asyncio.create_task(JobRunner(hurried, settings)(count_all))
+        while len(sizes_then) < 25:  # the rows before the locked one are done meanwhile
+            sizes_then = [n for (n,) in await _done(database)]
+        await holder.rollback()
+        assert await walk == 100
+    await hurried.close()
+    assert await seen(database) == {1: 100}
+
+
+async def _done(database: Database) -> Any:
+    async with database.session() as session:
+        return (await session.execute(select(Author.id).where(Author.seen == 1))).all()

@@ -109,6 +109,7 @@ def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
             "server_settings": {
                 "application_name": _cut(base_name),
                 "statement_timeout": _milliseconds(database.statement_timeout_seconds),
+                "lock_timeout": _milliseconds(database.lock_timeout_seconds),
                 "idle_in_transaction_session_timeout": _milliseconds(database.idle_in_transaction_timeout_seconds),
             },
         },

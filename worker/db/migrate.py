@@ -23,8 +23,9 @@ async def migrate(database: Database, revision: str = "head") -> str:
         The revision that the database has now.
     """
     async with database.connection() as connection:
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
+        await connection.execute(text("SET LOCAL lock_timeout = 0"))
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         if not await connection.scalar(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}):
             await connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
         await connection.run_sync(_upgrade, revision)

@@ -104,6 +104,7 @@ class LedgerRun:
                 await settle(connection.rollback())
                 row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one()
                 await self._terminate(connection, row.backend_pid, row.backend_start)
+                await connection.execute(text("SET LOCAL lock_timeout = 0"))
                 await self._take(connection)
             await settle(connection.commit())
             self._driver = await Driver.beneath(connection)
