@@ -26,7 +26,10 @@ async def migrate(database: Database, revision: str = "head") -> str:
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
         await connection.execute(text("SET LOCAL lock_timeout = 0"))
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        if not await connection.scalar(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}):
+        # The catalog itself, and not to_regnamespace(): what a backend has cached of a schema that was not there is
+        # refreshed when it locks a relation, and we may just have waited for somebody who made it.
+        made = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :name)"
+        if not await connection.scalar(text(made), {"name": SCHEMA}):
             await connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
         await connection.run_sync(_upgrade, revision)
         return str(await connection.scalar(text(f"SELECT version_num FROM {SCHEMA}.schema_version")))  # noqa: S608
