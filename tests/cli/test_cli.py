@@ -204,6 +204,7 @@ async def test_a_wrong_password_and_a_missing_database_are_no_tracebacks(
 
 async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Redis, database: Database) -> None:
     assert "nothing is running; 0 waiting, 0 deferred" in (await cli("watch", "--once")).stdout
+    assert (await cli("watch", "--once", "--json")).stdout == ""
     assert (await cli("enqueue", "retire_hamlets", "--id", "h1", "--delay", "60")).returncode == 0
     told = await cli("runs", "--id", "h1")
     assert (told.returncode, told.stdout) == (0, "h1: deferred (not in the ledger)\n")

@@ -52,19 +52,21 @@ def status(as_json: Json = False) -> None:
 def watch(
     every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each run and look.")] = False,
 ) -> None:
     """Watch the runs in progress until Ctrl-C; a plain line for each look without a terminal."""
     settings, _ = state.load()
 
     async def look() -> None:
         async with Client(settings) as client:
-            if not out.is_terminal or once:
+            if not out.is_terminal or once or as_json:
                 while True:
                     seen = await client.command(overview(client.redis, settings))
                     working = _working(seen)
                     for run in working:
-                        out.print(_line(run), markup=False, soft_wrap=True)
-                    if not working:
+                        line = json.dumps(run, ensure_ascii=False) if as_json else _line(run)
+                        out.print(line, markup=False, soft_wrap=True)
+                    if not working and not as_json:
                         idle = f"nothing is running; {seen.waiting} waiting, {seen.deferred} deferred"
                         out.print(f"{time.strftime('%H:%M:%S')} {idle}")
                     if once:
