@@ -78,7 +78,8 @@ class DatabaseSettings(_Section):
     url: str = Field(
         "postgresql://localhost/longhaul",
         description="URL of the database; `postgres://` and `postgresql://` become asyncpg's. "
-        "`?sslmode=` (disable, prefer, require, verify-ca, verify-full) chooses TLS.",
+        "`?sslmode=` (disable, prefer, require, verify-ca, verify-full) chooses TLS; `sslrootcert`, `sslcert` and "
+        "`sslkey` name files.",
     )
     pool_size: int | None = Field(
         None,

@@ -13,10 +13,12 @@ from asyncpg.exceptions import (
     PostgresError,
 )
 from sqlalchemy import event, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
 from worker.db.scopes import ScopedSession, savepoint_scope, session_scope, settle, transaction_scope
+from worker.db.tls import take_tls
 from worker.errors import ServerUnavailable
 from worker.settings import Settings, mask_passwords
 
@@ -95,8 +97,9 @@ def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
 def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
     database = settings.database
     base_name = ":".join(part for part in (database.application_name, worker_name) if part)
+    url, tls = take_tls(make_url(database.url))
     engine = create_async_engine(
-        database.url,
+        url,
         echo=database.echo,
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
@@ -105,6 +108,7 @@ def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
         pool_recycle=database.pool_recycle_seconds,
         pool_use_lifo=True,
         connect_args={
+            **tls,
             "timeout": database.connect_timeout_seconds,
             "server_settings": {
                 "application_name": _cut(base_name),
