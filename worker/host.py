@@ -225,7 +225,7 @@ class LoopHost:
                 return False
             entry = failure.halved()
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
-        elif not failure.quarantine_limit or not self._resumable(failure):
+        elif not failure.quarantine_limit or not run.steps[failure.step].key:
             return False
         elif failure.rows > 1:
             entry = failure.halved()
@@ -245,10 +245,6 @@ class LoopHost:
         self._loop, self.where, self.broken, self.failure = None, None, None, None
         self._names, self._walks, self._count = set(), set(), 0
         return True
-
-    def _resumable(self, failure: Failure) -> bool:
-        run = self._run
-        return run is not None and bool(run.steps[failure.step].key)
 
     # --- the end, called by whoever runs the job
 

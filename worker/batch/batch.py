@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 from worker.batch.bulk import Bulk
 from worker.batch.gather import Outcome, gather_rows
-from worker.batch.transaction import Writer
+from worker.batch.transaction import BatchTransaction
 from worker.db.scopes import ScopedSession
 from worker.errors import Misuse
 
@@ -31,7 +31,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
     def __init__(
         self,
         rows: Sequence[T_co],
-        transaction: Writer,
+        transaction: BatchTransaction,
         bulk: Bulk,
         *,
         number: int,

@@ -140,20 +140,17 @@ class Bulk:
         return deleted
 
     @asynccontextmanager
-    async def _writer(self) -> AsyncIterator[Writer]:
+    async def _writer(self, *, with_session: bool = False) -> AsyncIterator[Writer]:
+        """Open the transaction that is written in: the given one, or one of its own, of the driver alone unless a
+        session is needed."""
         if self._given is not None:
             yield self._given
-            return
-        async with driver_transaction(self._database) as raw:
-            yield DriverWriter(raw)
-
-    @asynccontextmanager
-    async def _session_writer(self) -> AsyncIterator[Writer]:
-        if self._given is not None:
-            yield self._given
-            return
-        async with self._database.transaction() as session:
-            yield SessionWriter(session)
+        elif with_session:
+            async with self._database.transaction() as session:
+                yield SessionWriter(session)
+        else:
+            async with driver_transaction(self._database) as raw:
+                yield DriverWriter(raw)
 
     def _whole(self, entity: Any, verb: str) -> Target:
         target = target_of(entity)
@@ -167,7 +164,7 @@ class Bulk:
     async def _insert_statement(self, target: Target, rows: Rows) -> int:
         dicts = target.as_dicts(rows)
         target.groups(rows[:1], fill=None)  # names that are not there, before anything is sent
-        async with self._session_writer() as writer:
+        async with self._writer(with_session=True) as writer:
             try:
                 await writer.session.flush()
                 # The class, not its table: rows of joined inheritance go to several tables.

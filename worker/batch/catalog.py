@@ -38,8 +38,7 @@ async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str)
 
     The tables in the code may say so and the database not: what it enforces is what counts.
     """
-    await refuse_missing_table(connection, keyset, kind=kind)
-    typed = await look_key_up(connection, keyset)
+    typed = await look_key_up(connection, keyset, kind=kind)
     if isinstance(typed, str):
         raise StatementRefused(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
     return typed
@@ -49,20 +48,28 @@ async def refuse_missing_table(connection: AsyncConnection, keyset: Keyset, *, k
     """Raise `StatementRefused` where the key's table is not in the database at all."""
     table = table_name(keyset)
     if await connection.scalar(text("SELECT to_regclass(CAST(:table AS text))"), {"table": table}) is None:
-        raise StatementRefused(
-            f"{kind}: there is no table {table} in the database: make it with your own migrations (`worker migrate` "
-            f"makes those of the ledger alone), or correct database.url"
-        )
+        raise _no_table(table, kind)
 
 
-async def look_key_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
-    """Return the key with the types of its columns, or why it cannot order a walk."""
+def _no_table(table: str, kind: str) -> StatementRefused:
+    return StatementRefused(
+        f"{kind}: there is no table {table} in the database: make it with your own migrations (`worker migrate` "
+        f"makes those of the ledger alone), or correct database.url"
+    )
+
+
+async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset | str:
+    """Return the key with the types of its columns, or why it cannot order a walk.
+
+    Raises:
+        StatementRefused: its table is not in the database at all.
+    """
     table = table_name(keyset)
     columns = [part.column.name for part in keyset.parts]
     shown = ", ".join(columns)
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
     if found is None:
-        return f"there is no table {table} in the database"
+        raise _no_table(table, kind)
     missing = [column for column in columns if column not in found.types]
     if missing:
         return f"table {table} has no column {', '.join(missing)}"

@@ -92,20 +92,20 @@ async def _drop_other_columns(raw: Any, target: Target, group: Group) -> None:
 
 
 async def _first_failing(raw: Any, group: Group) -> int | None:
-    columns = [column.name for column in group.columns]
+    columns, records = [column.name for column in group.columns], group.records
 
     async def fails(start: int, end: int) -> bool:
         savepoint = raw.transaction()
         await savepoint.start()
         try:
-            await raw.copy_records_to_table("longhaul_diagnosis", columns=columns, records=group.records[start:end])
+            await raw.copy_records_to_table("longhaul_diagnosis", columns=columns, records=records[start:end])
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError, TypeError, ValueError):
             return True
         finally:
             await savepoint.rollback()
         return False
 
-    start, end = 0, len(group.records)
+    start, end = 0, len(records)
     if not await fails(start, end):
         return None
     while end - start > 1:

@@ -149,7 +149,7 @@ class Keyset:
         return [part.expression.desc() if part.descending != reverse else part.expression.asc() for part in self.parts]
 
     def after(self) -> ColumnElement[bool]:
-        """Return "after the cursor", with the parameters of `after_values`."""
+        """Return "after the cursor", with the parameters of `values("after", key)`."""
         return self._beyond("after", inclusive=False)
 
     def up_to(self, name: str = "upper") -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import weakref
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -81,7 +82,7 @@ class Host(Protocol):
         """Tries without progress after which the run is dead."""
 
 
-class Loop:
+class Loop(ABC):
     """One durable loop.
 
     Args:
@@ -170,8 +171,9 @@ class Loop:
             return False
         return True
 
+    @abstractmethod
     async def _open(self, name: str) -> StepRecord:
-        raise NotImplementedError
+        """Find the step in the ledger, or make it, and get ready to walk."""
 
     async def _pass_over(self, name: str) -> StepRecord:
         """Return a step that has nothing to do, as this run is for the rows of another one."""
@@ -324,7 +326,7 @@ class Loop:
         finally:
             await self.abandon()
 
-    async def settle_left(self) -> None:
+    async def settle_left(self) -> None:  # noqa: B027 - most loops leave nothing
         """Look at what the job leaves behind, before it is committed."""
 
     async def abandon(self) -> None:

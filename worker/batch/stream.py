@@ -293,7 +293,7 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
     functions = [str(getattr(element, "name", "")) for element in _functions(statement)]
     if functions and await returns_sets(connection, functions):
         return None, "it has a function that returns several rows, which have one key"
-    found = await look_key_up(connection, keyset)
+    found = await look_key_up(connection, keyset, kind="stream")
     return (None, found) if isinstance(found, str) else (found, "")
 
 

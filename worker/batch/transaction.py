@@ -25,10 +25,6 @@ class Writer(Protocol):
     def session(self) -> ScopedSession:
         """The session."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the transaction has begun."""
-
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
 
@@ -38,11 +34,6 @@ class SessionWriter:
 
     def __init__(self, session: ScopedSession) -> None:
         self.session = session
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the transaction has begun."""
-        return self.session.in_transaction()
 
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
@@ -71,8 +62,6 @@ async def driver_transaction(database: Database) -> AsyncIterator[Any]:
 
 class DriverWriter:
     """A transaction of the driver alone."""
-
-    is_open = True
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw

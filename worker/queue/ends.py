@@ -30,7 +30,7 @@ logger = logging.getLogger("worker.jobs")
 
 T = TypeVar("T")
 
-_PAUSED_SECONDS = 1.0
+PAUSED_SECONDS = 1.0
 _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 _REDIS_PAUSE = 0.5
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
@@ -104,7 +104,7 @@ class Ends:
         if run is not None:
             await self._with_database(lambda: run.hand_back(state, failed=False))
             await self._release()
-        delay = _PAUSED_SECONDS if state == "paused" else 0.0
+        delay = PAUSED_SECONDS if state == "paused" else 0.0
         await self._requeue(delay, counts=False)
         self._log_end("paused" if state == "paused" else "back in the queue")
         self.house.observer.left(self._info, state, delay=delay)

@@ -33,7 +33,7 @@ from worker.errors import (
 from worker.host import LoopHost
 from worker.perform import perform
 from worker.queue.codec import Payload, Result, decode_payload
-from worker.queue.ends import Ends
+from worker.queue.ends import PAUSED_SECONDS, Ends
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
 from worker.queue.store import Claim
@@ -45,7 +45,6 @@ logger = logging.getLogger("worker.jobs")
 Reason = Literal["lost", "drain", "cancel"]
 
 _UNKNOWN_SECONDS = 5.0
-_PAUSED_SECONDS = 1.0
 _INTERRUPT_AGAIN_SECONDS = 1.0
 _WORTH_A_LINE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
@@ -186,8 +185,8 @@ class Runner(Ends):
             self.house.observer.ended(self._info, "cancelled", error=text)
             return True
         if order == "pause":
-            await self._requeue(_PAUSED_SECONDS, counts=False)
-            self.house.observer.left(self._info, "paused", delay=_PAUSED_SECONDS)
+            await self._requeue(PAUSED_SECONDS, counts=False)
+            self.house.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
             return True
         return False
 
