@@ -19,6 +19,15 @@ async def update_in_chunks(ctx: JobContext, size: int) -> int:
 
 
 @job
+async def update_by_columns(ctx: JobContext, size: int) -> int:
+    """The same, without a dict for each row."""
+    async for batch in ctx.chunks(COLUMNS, size=size):
+        scores = [score + len(name) for _, name, score in batch]
+        await batch.bulk.update(Reader, {"id": [row.id for row in batch], "score": scores})
+    return ctx.rows_done
+
+
+@job
 async def change_objects(ctx: JobContext, size: int) -> int:
     """Change one attribute of each object."""
     async for batch in ctx.chunks(select(Reader), size=size):

@@ -20,9 +20,9 @@ from benchmarks import byhand, ours
 from benchmarks.report import Report, Row, at_least, at_most, quick
 from benchmarks.tables import Bench, empty_copy, prepare, vacuum
 from worker import Database, load_settings
+from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
-from worker.ledger import LedgerRun
 from worker.testing import JobRunner
 
 Side = Callable[[], Awaitable[int]]
@@ -93,6 +93,17 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
 
     await prepare(bench)
     mine, other = await in_turn(
+        bench,
+        scale,
+        _vacuumed,
+        lambda: run(ours.update_by_columns, 1_000),
+        lambda: byhand.keyset_update(bench, 1_000),
+    )
+    what = "the same, rows given as columns, 1,000 a batch"
+    yield at_least(what, "rows/s", mine, "keyset + UPDATE FROM unnest", other, 0.9)
+
+    await prepare(bench)
+    mine, other = await in_turn(
         bench, scale, _vacuumed, lambda: run(ours.change_objects, 1_000), lambda: byhand.keyset_orm(bench, 1_000)
     )
     yield at_least("chunks, ORM objects changed, 1,000 a batch", "rows/s", mine, "ORM unit of work", other, 3)
@@ -156,7 +167,7 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
 
     for size, limit in ((1_000, 5.0), (10_000, 1.0)):
         await prepare(bench)
-        share = await checkpoint_share(bench, size)
+        share = await checkpoint_share(bench, scale, size)
         yield at_most(f"checkpoint in chunks + bulk.update, {size:,} a batch", "% of a batch", share, limit)
 
     yield await depth(bench, scale)
@@ -164,24 +175,31 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
         yield at_most(f"memory, {kind}, 10,000 to {scale.deep_rows:,} rows", "MB", growth(bench, scale, kind), 30)
 
 
-async def checkpoint_share(bench: Bench, size: int) -> float:
-    """Return the share of a walk's time that is spent in the checkpoint, per cent: timed where it happens."""
-    spent = 0.0
-    checkpoint = LedgerRun.checkpoint
+async def checkpoint_share(bench: Bench, scale: Scale, size: int) -> float:
+    """Return the share of a walk's time that the checkpoint takes, per cent.
 
-    async def timed(self: LedgerRun, *args: Any, **options: Any) -> None:
-        nonlocal spent
-        began = time.perf_counter()
-        await checkpoint(self, *args, **options)
-        spent += time.perf_counter() - began
+    It goes to the server in one message with COMMIT and the next BEGIN: what it takes is the difference to the same
+    message with a `SELECT 1` in its place, timed where it is sent, in walks that alternate.
+    """
+    spent, whole = [0.0, 0.0], 0.0
+    commit_after = Driver.commit_after
 
-    LedgerRun.checkpoint = timed  # type: ignore[method-assign]
-    try:
-        began = time.perf_counter()
-        await bench.run_job(ours.update_in_chunks, size)
-        return 100 * spent / (time.perf_counter() - began)
-    finally:
-        LedgerRun.checkpoint = checkpoint  # type: ignore[method-assign]
+    for measured in [True, False] * scale.rounds:
+
+        async def timed(self: Driver, statement: str, *, begin: bool) -> None:
+            began = time.perf_counter()
+            await commit_after(self, statement if measured else "SELECT 1", begin=begin)  # noqa: B023
+            spent[measured] += time.perf_counter() - began  # noqa: B023
+
+        Driver.commit_after = timed  # type: ignore[method-assign]
+        try:
+            began = time.perf_counter()
+            await bench.run_job(ours.update_in_chunks, size)
+            whole += measured * (time.perf_counter() - began)
+        finally:
+            Driver.commit_after = commit_after  # type: ignore[method-assign]
+        await vacuum(bench)
+    return 100 * (spent[True] - spent[False]) / whole
 
 
 async def depth(bench: Bench, scale: Scale) -> Row:

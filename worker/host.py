@@ -18,6 +18,7 @@ from worker.batch.throttle import Hold, Seen, Throttles, throttles_of
 from worker.control import Control, JobRules
 from worker.db.engine import Database
 from worker.db.failure import is_away, one_line, will_pass
+from worker.db.scopes import roll_back, settle
 from worker.errors import (
     BatchKilledWorker,
     Cancelled,
@@ -110,6 +111,11 @@ class LoopHost:
     # --- what the loops ask of their host
 
     @property
+    def throttled(self) -> bool:
+        """Whether the walk may have to wait at a boundary: no transaction is then begun before it."""
+        return self._throttles.any
+
+    @property
     def max_tries(self) -> int:
         """Tries without progress after which the run is dead."""
         return self._rules.max_tries
@@ -167,22 +173,31 @@ class LoopHost:
         since: datetime | None = None
         while True:
             order = await self._control.order(self.run_id, self.job)
+            held: Hold | None = None
+            if order is None and not self._control.draining:
+                held = await self._held(table)
+                if held is None:
+                    if since is not None:
+                        self._control.throttled(self, None, since)
+                    return
+            await self._end_transaction()
             if order == "cancel":
                 raise Cancelled("cancelled by order")
             if self._control.draining:
                 raise Drained("waiting")
             if order == "pause" and resumable:
                 raise Drained("paused")
-            held = Hold("paused") if order == "pause" else await self._held(table)
-            if held is None:
-                if since is not None:
-                    self._control.throttled(self, None, since)
-                return
+            held = held or Hold("paused")
             now = datetime.now(UTC)
             since = since or now
             self._control.throttled(self, held, since)
             left = (held.until - now).total_seconds() if held.until else _POLL_SECONDS
             await asyncio.sleep(min(max(left, 0.0), _POLL_SECONDS))
+
+    async def _end_transaction(self) -> None:
+        """End what was begun for the next batch: nothing waits with a transaction open."""
+        run = await self.durable_run()
+        await settle(roll_back(run.driver.rollback()))
 
     async def _held(self, table: str) -> Hold | None:
         run = await self.durable_run()

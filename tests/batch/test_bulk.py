@@ -51,6 +51,34 @@ async def test_update_and_upsert_carry_every_type(context: MakeContext, database
     assert await read(database, 50) == {**without_tags, "tags": None, "count": 7}
 
 
+async def test_rows_as_columns_are_the_same_rows(context: MakeContext, database: Database) -> None:
+    bulk = context().bulk
+    ids = list(range(300))
+    assert await bulk.insert(Sample, {"id": ids, "price": [Decimal(i) for i in ids]}) == 300
+    assert await bulk.insert(Sample, {"id": [1000], "mood": [Mood.wild]}) == 1
+    assert await bulk.update(Sample, {"id": [1, 2], "mood": [Mood.wild, None]}) == 2
+    assert await bulk.upsert(Sample, {"id": [2, 300], "count": [5, 6]}) == 2
+    assert await bulk.update(Sample, {"id": [], "count": []}) == 0
+    async with database.session() as session:
+        rows = await session.execute(
+            select(Sample.id, Sample.mood, Sample.price, Sample.count, Sample.changes)
+            .where(Sample.id.in_([1, 2, 300, 1000]))
+            .order_by(Sample.id)
+        )
+        assert rows.all() == [
+            (1, Mood.wild, Decimal(1), 7, "changed"),
+            (2, None, Decimal(2), 5, "changed"),
+            (300, None, None, 6, None),
+            (1000, Mood.wild, None, 7, None),
+        ]
+    with pytest.raises(BulkError, match="id has 2, count has 1"):
+        await bulk.update(Sample, {"id": [1, 2], "count": [1]})
+    with pytest.raises(BulkError, match="rows 0 and 1 have the same key 1"):
+        await bulk.update(Sample, {"id": [1, 1], "count": [1, 2]})
+    with pytest.raises(BulkError, match="no column 'nope'"):
+        await bulk.insert(Sample, {"id": [1], "nope": [1]})
+
+
 async def test_onupdate_is_set_on_rows_that_are_there(context: MakeContext, database: Database) -> None:
     bulk = context().bulk
     await bulk.insert(Sample, [{"id": 1}, {"id": 2}, {"id": 3}])

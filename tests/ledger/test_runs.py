@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import select, text
+from asyncpg.exceptions import DivisionByZeroError
+from sqlalchemy import select, text, update
 
 from tests.conftest import MakeContext
 from tests.models import Author, authors
 from worker.context import JobContext
 from worker.db.engine import Database
-from worker.errors import AlreadyFinished
+from worker.errors import AlreadyFinished, Superseded
 from worker.ledger import Ledger, LedgerRun
 
 
@@ -54,6 +55,49 @@ async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeCon
     assert await third.hand_back("waiting", failed=True) == 3
     fourth = await walk(context("run"), 0)
     assert (fourth.takeovers, fourth.attempt) == (2, 3)
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_division_by_zero_at_commit_is_no_fence(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text("CREATE FUNCTION divide() RETURNS trigger AS 'BEGIN PERFORM 1 / 0; END' LANGUAGE plpgsql")
+        )
+        await session.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON author DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION divide()"
+            )
+        )
+    try:
+        ctx = context("run")
+        with pytest.raises(DivisionByZeroError):
+            await ctx.sweep(update(Author).values(seen=1), size=10)
+        await ctx.close()
+    finally:
+        async with database.transaction() as session:
+            await session.execute(text("DROP FUNCTION divide CASCADE"))
+    replaced = context("run")
+    with pytest.raises(Superseded):
+        async for batch in replaced.chunks(select(Author), size=10):
+            if batch.number == 2:
+                async with database.transaction() as session:
+                    await session.execute(text("UPDATE worker.run SET fence = fence + 1"))
+                    await session.execute(text("UPDATE worker.step SET fence = fence + 1"))
+    await replaced.close()
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_connection_that_is_still_in_use_does_not_go_back_to_the_pool(
+    context: MakeContext, database: Database
+) -> None:
+    ctx = context("run")
+    run = await ctx.durable_run()
+    raw = run.driver.raw
+    await raw.execute("BEGIN")  # as a task does that the job has left behind
+    await ctx.close()
+    async with database.engine.connect() as connection:
+        assert (await connection.get_raw_connection()).driver_connection is not raw
+        await connection.execute(text("SELECT 1"))
 
 
 @pytest.mark.usefixtures("rows")

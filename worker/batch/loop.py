@@ -78,6 +78,10 @@ class Host(Protocol):
         """Take note of a committed batch."""
 
     @property
+    def throttled(self) -> bool:
+        """Whether the walk may have to wait at a boundary."""
+
+    @property
     def max_tries(self) -> int:
         """Tries without progress after which the run is dead."""
 
@@ -94,6 +98,8 @@ class Loop(ABC):
     kind = "loop"
     #: Whether a run that leaves its worker here can go on where it was.
     resumable = True
+    #: Whether a batch begins with a statement in its transaction, so that BEGIN can go with the COMMIT before it.
+    begins_ahead = True
     _keyset: Keyset | None = None
 
     def __init__(self, host: Host, *, name: str | None, size: Size | None) -> None:
@@ -248,15 +254,15 @@ class Loop(ABC):
                     f"{self.kind}: batch {self.number} ends at {cursor}, where the one before did: this walk would "
                     f"never end; its key does not order the rows"
                 )
-            raw = await transaction.driver()
-            await self.run.checkpoint(raw, self.step, cursor=cursor, rows=self._rows, done=done)
             if self.run.spec.only is not None and cursor is not None:
-                await self.run.take_out_of_quarantine(raw, cursor)
-        except BaseException:
+                await self.run.take_out_of_quarantine(await transaction.driver(), cursor)
+            checkpoint = self.run.checkpoint(self.step, cursor=cursor, rows=self._rows, done=done)
+            await transaction.commit(checkpoint, begin=self.begins_ahead and not done and not self._host.throttled)
+        except BaseException as error:
             await self.fail()
+            await self.run.refuse_if_replaced(error)
             raise
         self._transaction = None
-        await transaction.commit()
         step = self.step
         step.rows += self._rows
         step.batches += 1
@@ -298,12 +304,12 @@ class Loop(ABC):
         if not self.step.done:
             transaction = BatchTransaction(self.run)
             try:
-                raw = await transaction.driver()
-                await self.run.checkpoint(raw, self.step, cursor=None, rows=0, done=True, batches=0)
-            except BaseException:
+                checkpoint = self.run.checkpoint(self.step, cursor=None, rows=0, done=True, batches=0)
+                await transaction.commit(checkpoint, begin=False)
+            except BaseException as error:
                 await transaction.roll_back()
+                await self.run.refuse_if_replaced(error)
                 raise
-            await transaction.commit()
             self.step.done = True
 
     async def leave(self) -> None:

@@ -22,6 +22,10 @@ _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
 _PREPARER = postgresql_dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 
+#: Rows of a bulk operation: dicts or objects; or a dict of columns, a list of values for each.
+Rows = Sequence[Any] | Mapping[str, Sequence[Any]]
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows that give the same columns: what one statement can take.
@@ -107,12 +111,14 @@ class Target:
             return list(default)
         return [self._column(getattr(name, "key", name), None) for name in names]
 
-    def as_dicts(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    def as_dicts(self, rows: Rows) -> list[dict[str, Any]]:
         """Return rows as dicts by attribute name; of ORM objects, what is set on them.
 
         Raises:
             BulkError: a row is neither a mapping nor an object of this entity.
         """
+        if isinstance(rows, Mapping):
+            return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         found: list[dict[str, Any]] = []
         for index, row in enumerate(rows):
             if isinstance(row, Mapping):
@@ -126,11 +132,11 @@ class Target:
                 )
         return found
 
-    def groups(self, rows: Sequence[Any], *, fill: Literal["default", "onupdate"] | None) -> list[Group]:
+    def groups(self, rows: Rows, *, fill: Literal["default", "onupdate"] | None) -> list[Group]:
         """Return the rows as records of database values, parted by the columns that they give.
 
         Args:
-            rows: dicts or ORM objects.
+            rows: dicts or ORM objects; or a dict of columns, a list of values for each.
             fill: what fills in columns that a row does not name: the columns' Python `default`, as in an INSERT,
                 their `onupdate`, or nothing.
 
@@ -138,6 +144,8 @@ class Target:
             BulkError: a row is of the wrong kind, or names a column that is not there.
         """
         made = self._made(fill)
+        if isinstance(rows, Mapping):
+            return self._of_columns(rows, made)
         alike = self._alike(rows, made)
         if alike is not None:
             return [alike]
@@ -162,6 +170,17 @@ class Target:
         except KeyError:
             return None  # as many names, but other ones
 
+    def _of_columns(
+        self, given: Mapping[str, Sequence[Any]], made: Mapping[Column[Any], Callable[[], Any]]
+    ) -> list[Group]:
+        lengths = {name: len(values) for name, values in given.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise BulkError(f"bulk: a row has a value in each column, but {told}")
+        if not any(lengths.values()):
+            return []
+        return [self._bound(list(given), [list(each) for each in given.values()], range(count_rows(given)), made)]
+
     def _group(
         self,
         names: Sequence[str],
@@ -169,13 +188,21 @@ class Target:
         positions: Sequence[int],
         made: Mapping[Column[Any], Callable[[], Any]],
     ) -> Group:
+        return self._bound(names, [list(map(itemgetter(name), rows)) for name in names], positions, made)
+
+    def _bound(
+        self,
+        names: Sequence[str],
+        arrays: list[list[Any]],
+        positions: Sequence[int],
+        made: Mapping[Column[Any], Callable[[], Any]],
+    ) -> Group:
         columns = [self._column(name, positions[0]) for name in names]
-        arrays = [list(map(itemgetter(name), rows)) for name in names]
         named = frozenset(columns)
         for column, make in made.items():
             if column not in named:
                 columns.append(column)
-                arrays.append([make() for _ in rows])
+                arrays.append([make() for _ in positions])
         bound = [bind_values(column, array, positions) for column, array in zip(columns, arrays, strict=True)]
         return Group(columns, bound, positions, named)
 
@@ -236,6 +263,11 @@ class Target:
             known = ", ".join(sorted(self._by_name))
             message = f"{where}{self.name} has no column {name!r}; it has {known}"
             raise BulkError(message, row_index=row) from None
+
+
+def count_rows(rows: Rows) -> int:
+    """Return how many rows there are."""
+    return len(next(iter(rows.values()), ())) if isinstance(rows, Mapping) else len(rows)
 
 
 @lru_cache(maxsize=256)

@@ -41,6 +41,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
     """An `async for` over partitions of one result; see `JobContext.stream`."""
 
     kind = "stream"
+    begins_ahead = False  # a partition comes from the reader: its transaction begins with what the job writes
 
     def __init__(
         self,

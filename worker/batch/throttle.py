@@ -248,6 +248,11 @@ class Throttles:
         self._ordered: RowsPerSecond | None = None
         self._ordered_limit: float | None = None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a throttle."""
+        return bool(self._always) or self._ordered is not None
+
     def order(self, rows_per_second: float | None) -> None:
         """Take an operator's order: another pace than that of the settings; None takes it back."""
         if rows_per_second != self._ordered_limit:

@@ -122,18 +122,27 @@ class BatchTransaction:
             await self._session.end_read()
         await settle(self._driver.commit())
 
-    async def commit(self) -> None:
-        """Commit, and close the session."""
-        await settle(self._commit())
+    async def commit(self, checkpoint: str, *, begin: bool) -> None:
+        """Write the checkpoint and commit, in one message where no session takes part; close the session.
+
+        Args:
+            checkpoint: a statement without parameters.
+            begin: whether the next batch's transaction may begin in the same message.
+        """
+        await self.driver()
+        await settle(self._commit(checkpoint, begin))
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""
         await settle(self._roll_back())
 
-    async def _commit(self) -> None:
+    async def _commit(self, checkpoint: str, begin: bool) -> None:
+        if self._session is None:
+            await self._driver.commit_after(checkpoint, begin=begin)
+            return
+        await self._driver.raw.execute(checkpoint)
         session, self._session = self._session, None
-        if session is not None:
-            await session.end(commit=True)
+        await session.end(commit=True)
         await self._driver.commit()  # a session that sent nothing has no transaction to commit
 
     async def _roll_back(self) -> None:

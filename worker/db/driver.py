@@ -12,6 +12,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.db.literal import TextStatement
+
 
 class Driver:
     """asyncpg's connection beneath a connection of SQLAlchemy.
@@ -48,6 +50,30 @@ class Driver:
         transaction = self._adapter._transaction
         if transaction is not None:
             await self._adapter._call_and_discard(transaction.commit)
+
+    async def prepare(self, connection: AsyncConnection, statement: TextStatement) -> None:
+        """Make a statement known to the session, once in the life of its connection."""
+        info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
+        known: set[str] = info.setdefault("prepared", set())
+        if statement.name not in known:
+            await self.raw.execute(statement.prepare)
+            known.add(statement.name)
+
+    async def commit_after(self, statement: str, *, begin: bool) -> None:
+        """Send a statement and COMMIT in one message; where the statement fails, the transaction stays open.
+
+        Args:
+            statement: without parameters.
+            begin: whether the next transaction begins in the same message.
+        """
+        if begin:
+            level = self._adapter.isolation_level
+            begin_ = f"BEGIN ISOLATION LEVEL {level.replace('_', ' ').upper()}" if level else "BEGIN"
+            await self.raw.execute(f"{statement}; COMMIT; {begin_}")
+            return  # one transaction for another: neither SQLAlchemy nor asyncpg has to know
+        await self.raw.execute(f"{statement}; COMMIT")
+        self._adapter._transaction = None
+        self.raw._top_xact = None  # asyncpg's own note of an open transaction
 
     async def rollback(self) -> None:
         """Send ROLLBACK, if a transaction is open. SQLAlchemy must have none of its own."""

@@ -7,6 +7,7 @@ import logging
 import traceback
 from typing import Any
 
+from asyncpg.exceptions import DivisionByZeroError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.failure import one_line
+from worker.db.literal import TextStatement
 from worker.db.scopes import ScopedSession, settle
 from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, RunIdTaken, Superseded
 from worker.ledger.queries import query, source
@@ -25,6 +27,7 @@ _SHOWN_TRACEBACK = 8_000
 #: Longest wait for a lock of the former owner before his connection is ended.
 _LOCK_WAIT_MS = 2_000
 _LOCK_NOT_AVAILABLE = "55P03"
+_CHECKPOINT = TextStatement("longhaul_checkpoint", source("checkpoint"))
 
 
 class LedgerRun:
@@ -40,7 +43,6 @@ class LedgerRun:
         self._connection: AsyncConnection | None = None
         self._driver: Driver | None = None
         self._fence = 0
-        self._checkpoint = source("checkpoint")
         self._quarantine = source("quarantine_row")
         self._out_of_quarantine = source("out_of_quarantine")
         self.spec = spec
@@ -108,6 +110,7 @@ class LedgerRun:
                 await self._take(connection)
             await settle(connection.commit())
             self._driver = await Driver.beneath(connection)
+            await self._driver.prepare(connection, _CHECKPOINT)
         except BaseException:
             await self.release()
             raise
@@ -215,25 +218,22 @@ class LedgerRun:
         self.rows_before -= step.rows
         step.cursor, step.rows, step.batches = None, 0, 0
 
-    async def checkpoint(
-        self,
-        raw: Any,
-        step: StepRecord,
-        *,
-        cursor: list[Any] | None,
-        rows: int,
-        done: bool,
-        batches: int = 1,
-    ) -> None:
-        """Move the cursor, in the transaction that `raw`, the driver's connection, has open.
+    def checkpoint(self, step: StepRecord, *, cursor: list[Any] | None, rows: int, done: bool, batches: int = 1) -> str:
+        """Return the statement that moves the cursor, and fails where the fence has grown: see `refuse_if_replaced`."""
+        written = None if cursor is None else json.dumps(cursor)
+        return _CHECKPOINT.execute((written, rows, done, self.spec.id, step.name, self._fence, batches))
+
+    async def refuse_if_replaced(self, error: BaseException) -> None:
+        """Look whether an error of the checkpoint, whose transaction is rolled back, was that of its fence.
 
         Raises:
-            Superseded: the fence has grown: roll back.
+            Superseded: another worker has the run.
         """
-        written = None if cursor is None else json.dumps(cursor)
-        status = await raw.execute(self._checkpoint, written, rows, done, self.spec.id, step.name, self._fence, batches)
-        if status == "UPDATE 0":
-            raise Superseded(self.spec.id)
+        # A constraint of the job's own tables that waits for COMMIT can divide by zero as well.
+        if isinstance(error, DivisionByZeroError):
+            fence = await self.driver.raw.fetchval(source("fence"), self.spec.id)
+            if fence != self._fence:
+                raise Superseded(self.spec.id) from None
 
     async def quarantine(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
         """Set a row aside, in the transaction that `raw` has open."""
@@ -302,8 +302,9 @@ class LedgerRun:
         connection, self._connection = self._connection, None
         driver, self._driver = self._driver, None
         if connection is not None:
-            if driver is not None and driver.raw.is_closed():
-                await settle(connection.invalidate())  # the pool must not hand it out again
+            if driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction()):
+                # Gone, or still in use by a task that the job has left behind: the pool must not hand it out again.
+                await settle(connection.invalidate())
             await settle(connection.close())
 
 

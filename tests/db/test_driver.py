@@ -1,0 +1,90 @@
+"""What `worker.db.driver` uses of SQLAlchemy's adapter and of asyncpg, which is private to them."""
+
+from __future__ import annotations
+
+import pytest
+from asyncpg.exceptions import DivisionByZeroError
+from sqlalchemy import text
+
+from worker.db.driver import Driver
+from worker.db.engine import Database
+from worker.db.literal import TextStatement, literal
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_begin_and_commit_are_seen_by_both_sides(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        driver = await Driver.beneath(connection)
+        assert not driver.in_transaction
+        raw = await driver.begin()
+        assert driver.in_transaction
+        assert raw.is_in_transaction()
+        first = await raw.fetchval("SELECT pg_current_xact_id()::text")
+        assert await connection.scalar(text("SELECT pg_current_xact_id()::text")) == first
+        await connection.commit()
+        assert not raw.is_in_transaction()
+        assert not driver.in_transaction
+
+
+@pytest.mark.parametrize("begin", [True, False])
+async def test_a_statement_and_commit_in_one_message(database: Database, begin: bool) -> None:
+    async with database.engine.connect() as connection:
+        driver = await Driver.beneath(connection)
+        raw = await driver.begin()
+        first = await raw.fetchval("SELECT pg_current_xact_id()::text")
+        await driver.commit_after("SELECT 1", begin=begin)
+        assert driver.in_transaction == raw.is_in_transaction() == begin
+        assert await raw.fetchval("SELECT pg_xact_status($1::text::xid8)", first) == "committed"
+        # Both sides can go on, whichever comes next.
+        assert await connection.scalar(text("SELECT pg_current_xact_id()::text")) != first
+        await connection.rollback()
+        async with raw.transaction():
+            assert await raw.fetchval("SELECT 1") == 1
+        assert not driver.in_transaction
+
+
+async def test_a_statement_that_fails_keeps_commit_from_being_reached(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        driver = await Driver.beneath(connection)
+        raw = await driver.begin()
+        first = await raw.fetchval("SELECT pg_current_xact_id()::text")
+        with pytest.raises(DivisionByZeroError):
+            await driver.commit_after("SELECT 1 / 0", begin=True)
+        assert driver.in_transaction
+        await driver.rollback()
+        assert not driver.in_transaction
+        assert not raw.is_in_transaction()
+        assert await raw.fetchval("SELECT pg_xact_status($1::text::xid8)", first) == "aborted"
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+@pytest.mark.parametrize(
+    "value", ["", "it's", 'a "\\" b', "\\'", "\n\t", "$1 $2", "ä\U0001f600", None, True, False, -5, 2**62]
+)
+async def test_values_in_the_text_are_what_they_were(
+    database: Database, setting: str, value: str | int | bool | None
+) -> None:
+    async with database.engine.connect() as connection:
+        raw = (await Driver.beneath(connection)).raw
+        await raw.execute(f"SET standard_conforming_strings = {setting}")
+        try:
+            found = await raw.fetchval(f"SELECT {literal(value)}")
+        finally:
+            await raw.execute("RESET standard_conforming_strings")
+        assert found == value
+
+
+async def test_a_text_has_no_place_for_nul() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        literal("a\x00b")
+
+
+async def test_a_text_statement_by_name_and_in_whole(database: Database) -> None:
+    statement = TextStatement("twice", "-- a comment with $1\nSELECT $1::int * 2, $2::text")
+    async with database.engine.connect() as connection:
+        driver = await Driver.beneath(connection)
+        await driver.prepare(connection, statement)
+        await driver.prepare(connection, statement)  # known already: nothing is sent
+        for sql in (statement.execute((21, "x $1")), statement.inline((21, "x $1"))):
+            assert tuple(await driver.raw.fetchrow(sql)) == (42, "x $1")
