@@ -60,14 +60,12 @@ async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeCon
 @pytest.mark.usefixtures("rows")
 async def test_a_division_by_zero_at_commit_is_no_fence(context: MakeContext, database: Database) -> None:
     async with database.transaction() as session:
-        await session.execute(
-            text("CREATE FUNCTION divide() RETURNS trigger AS 'BEGIN PERFORM 1 / 0; END' LANGUAGE plpgsql")
-        )
-        await session.execute(
-            text(
-                "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON author DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION divide()"
-            )
-        )
+        for sql in (
+            "CREATE FUNCTION divide() RETURNS trigger AS 'BEGIN PERFORM 1 / 0; END' LANGUAGE plpgsql",
+            "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON author DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION divide()",
+        ):
+            await session.execute(text(sql))
     try:
         ctx = context("run")
         with pytest.raises(DivisionByZeroError):
