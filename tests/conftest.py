@@ -44,7 +44,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     async with opened.engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(text("TRUNCATE worker.run, worker.step, worker.cron_firing, worker.quarantine"))
+        await connection.execute(text("TRUNCATE worker.run, worker.cron_firing CASCADE"))
     yield opened
     await opened.close()
 

@@ -5,7 +5,17 @@ What stands in `__all__` is public; jobs and other services import nothing deepe
 
 from worker.batch import Batch, Bulk
 from worker.batch.gather import Outcome
-from worker.batch.throttle import Custom, Hold, RowsPerSecond, Seen, ServerFigure, Throttle, WalRate, Window
+from worker.batch.throttle import (
+    Custom,
+    ForcedCheckpoints,
+    Hold,
+    RowsPerSecond,
+    Seen,
+    ServerFigure,
+    Throttle,
+    WalRate,
+    Window,
+)
 from worker.context import JobContext
 from worker.db.engine import Database
 from worker.errors import (
@@ -45,6 +55,7 @@ __all__ = [
     "Custom",
     "Database",
     "DatabaseNotMigrated",
+    "ForcedCheckpoints",
     "Hold",
     "InvalidArguments",
     "InvalidPayload",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Stream, Sweep
 from worker.batch.entry import OnError
+from worker.batch.options import ChunkOptions, Count, StreamOptions
 from worker.batch.pace import Size
+from worker.batch.skipping import SkippingChunks
 from worker.control import Alone, Control, JobRules
 from worker.db.engine import Database
 from worker.db.scopes import ScopedSession, savepoint_scope
+from worker.errors import StatementRefused
 from worker.host import LoopHost
 from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings
@@ -82,73 +85,27 @@ class JobContext(LoopHost):
     # --- loops
 
     @overload
-    def chunks(
-        self,
-        statement: Select[T],
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        by: Any = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Chunks[T]: ...
+    def chunks(self, statement: Select[T], **options: Unpack[ChunkOptions]) -> Chunks[T]: ...
+    @overload
+    def chunks(self, statement: Select[T1, T2], **options: Unpack[ChunkOptions]) -> Chunks[tuple[T1, T2]]: ...
+    @overload
+    def chunks(self, statement: Select[T1, T2, T3], **options: Unpack[ChunkOptions]) -> Chunks[tuple[T1, T2, T3]]: ...
     @overload
     def chunks(
-        self,
-        statement: Select[T1, T2],
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        by: Any = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Chunks[tuple[T1, T2]]: ...
-    @overload
-    def chunks(
-        self,
-        statement: Select[T1, T2, T3],
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        by: Any = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Chunks[tuple[T1, T2, T3]]: ...
-    @overload
-    def chunks(
-        self,
-        statement: Select[T1, T2, T3, T4],
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        by: Any = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
+        self, statement: Select[T1, T2, T3, T4], **options: Unpack[ChunkOptions]
     ) -> Chunks[tuple[T1, T2, T3, T4]]: ...
     @overload
-    def chunks(
-        self,
-        statement: Select[*tuple[Any, ...]],
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        by: Any = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Chunks[Any]: ...
+    def chunks(self, statement: Select[*tuple[Any, ...]], **options: Unpack[ChunkOptions]) -> Chunks[Any]: ...
     def chunks(
         self,
         statement: Any,
         *,
         size: Size | None = None,
         lock: bool = True,
+        skip_locked: bool = False,
         by: Any = None,
         name: str | None = None,
+        count: Count = "estimate",
         on_error: OnError = "raise",
         quarantine_limit: float = 0,
     ) -> Chunks[Any]:
@@ -164,9 +121,13 @@ class JobContext(LoopHost):
             lock: lock the rows (FOR NO KEY UPDATE) until the batch is committed, so that no change that
                 somebody else makes meanwhile is lost. False reads them in a transaction that is over before
                 the body runs; the writing one begins at its first statement.
+            skip_locked: go past rows that somebody else has locked, and come back for them before the end; only
+                then are they waited for. The walk's order is by key but for those.
             by: column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`;
                 the primary key by default.
             name: name of the step in the ledger; give one where the order of the loops can change.
+            count: how the total is found out, of which `percent` is a part: "estimate" asks the planner's statistics,
+                and goes by the key's position where it can; "exact" counts the rows first.
             on_error: "quarantine": a batch that raises is halved until the rows that fail stand alone; they go to
                 `worker.quarantine`, and the walk goes on. The job is entered again for that.
             quarantine_limit: rows that may be set aside: a number, or a share of all (below 1); with more, the run
@@ -176,72 +137,33 @@ class JobContext(LoopHost):
             StatementRefused: the statement cannot be walked, or the key is not unique, or can be null.
             CursorMismatch: the ledger has a cursor of another statement.
         """
-        return Chunks(
+        if skip_locked and not lock:
+            raise StatementRefused("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
+        kind: type[Chunks[Any]] = SkippingChunks if skip_locked else Chunks
+        return kind(
             self,
             statement,
             size=size,
             lock=lock,
             by=by,
             name=name,
+            count=count,
             on_error=on_error,
             quarantine_limit=quarantine_limit,
         )
 
     @overload
-    def stream(
-        self,
-        statement: Select[T],
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Stream[T]: ...
+    def stream(self, statement: Select[T], **options: Unpack[StreamOptions]) -> Stream[T]: ...
+    @overload
+    def stream(self, statement: Select[T1, T2], **options: Unpack[StreamOptions]) -> Stream[tuple[T1, T2]]: ...
+    @overload
+    def stream(self, statement: Select[T1, T2, T3], **options: Unpack[StreamOptions]) -> Stream[tuple[T1, T2, T3]]: ...
     @overload
     def stream(
-        self,
-        statement: Select[T1, T2],
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Stream[tuple[T1, T2]]: ...
-    @overload
-    def stream(
-        self,
-        statement: Select[T1, T2, T3],
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Stream[tuple[T1, T2, T3]]: ...
-    @overload
-    def stream(
-        self,
-        statement: Select[T1, T2, T3, T4],
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
+        self, statement: Select[T1, T2, T3, T4], **options: Unpack[StreamOptions]
     ) -> Stream[tuple[T1, T2, T3, T4]]: ...
     @overload
-    def stream(
-        self,
-        statement: Select[*tuple[Any, ...]],
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        name: str | None = None,
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Stream[Any]: ...
+    def stream(self, statement: Select[*tuple[Any, ...]], **options: Unpack[StreamOptions]) -> Stream[Any]: ...
     def stream(
         self,
         statement: Any,
@@ -249,6 +171,7 @@ class JobContext(LoopHost):
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
         name: str | None = None,
+        count: Count = "estimate",
         on_error: OnError = "raise",
         quarantine_limit: float = 0,
     ) -> Stream[Any]:
@@ -262,6 +185,7 @@ class JobContext(LoopHost):
             size: rows a partition, or "auto"; `batch.size` of the settings by default.
             restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
             name: name of the step in the ledger.
+            count: see `chunks`.
             on_error: see `chunks`; for a result that can be gone on with.
             quarantine_limit: see `chunks`.
 
@@ -274,12 +198,19 @@ class JobContext(LoopHost):
             size=size,
             restart=restart,
             name=name,
+            count=count,
             on_error=on_error,
             quarantine_limit=quarantine_limit,
         )
 
     async def sweep(
-        self, statement: Update | Delete | Insert, *, size: Size | None = None, by: Any = None, name: str | None = None
+        self,
+        statement: Update | Delete | Insert,
+        *,
+        size: Size | None = None,
+        by: Any = None,
+        name: str | None = None,
+        count: Count = "estimate",
     ) -> int:
         """Run one UPDATE, DELETE or INSERT ... SELECT over a whole table, in ranges of its key, each committed with
         its cursor.
@@ -290,6 +221,7 @@ class JobContext(LoopHost):
             size: rows of the table a range, whether they match or not; or "auto".
             by: a unique, not-null key to walk by; the primary key by default.
             name: name of the step in the ledger.
+            count: see `chunks`.
 
         Returns:
             Rows changed or inserted, in earlier tries of this run too.
@@ -297,7 +229,7 @@ class JobContext(LoopHost):
         Raises:
             StatementRefused: the statement cannot be walked.
         """
-        return await Sweep(self, statement, size=size, by=by, name=name).run_to_end()
+        return await Sweep(self, statement, size=size, by=by, name=name, count=count).run_to_end()
 
     @property
     def bulk(self) -> Bulk:

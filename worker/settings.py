@@ -180,6 +180,11 @@ class BatchSettings(_Section):
     first_size: int = Field(1000, ge=1, description="Rows in the first batch of `auto`.")
     min_size: int = Field(100, ge=1, description="Fewest rows of `auto`.")
     max_size: int = Field(20_000, ge=1, description="Most rows of `auto`: what the memory of a worker has to hold.")
+    max_snapshot_seconds: float = Field(
+        3600,
+        ge=0,
+        description="Age at which a stream gives its snapshot up for a new one, behind its last partition; 0: never.",
+    )
     copy_from_rows: int = Field(200, ge=1, description="`bulk.insert` uses COPY from this many rows on.")
 
 
@@ -195,6 +200,9 @@ class ThrottleSettings(_Section):
     )
     max_lock_waiters: int | None = Field(None, ge=0, description="Sessions that wait for a lock.")
     max_wal_bytes_per_second: float | None = Field(None, gt=0, description="WAL that the whole server writes.")
+    rest_after_forced_checkpoint_seconds: float | None = Field(
+        None, gt=0, description="Rest after a checkpoint that WAL has forced before its time."
+    )
     max_dead_rows_share: float | None = Field(
         None, gt=0, lt=1, description="Dead rows of the walked table, of all its rows, from 10,000 dead ones on."
     )

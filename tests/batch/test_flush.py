@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, String, delete, event, select
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import ForeignKey, String, delete, event, func, select, text
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import Mapped, mapped_column, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
 from tests.conftest import MakeContext
@@ -203,3 +204,78 @@ async def test_moments_keep_their_zone(context: MakeContext, database: Database)
     async with database.session() as session:
         rows = (await session.execute(select(Sample.at, Sample.tags, Sample.data, Sample.changes))).all()
     assert set(map(repr, rows)) == {repr((moment, ["a"], {"k": [1]}, "changed"))}
+
+
+class Shape(Base):
+    """One table for several classes."""
+
+    __tablename__ = "shape"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    width: Mapped[int] = mapped_column(default=0)
+    radius: Mapped[int | None]
+    remark: Mapped[str | None] = mapped_column(deferred=True)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "shape"}
+
+    @hybrid_property
+    def area(self) -> int:
+        """Works on the object and in SQL."""
+        return self.width * 2
+
+
+class Circle(Shape):
+    """Has a radius."""
+
+    __mapper_args__ = {"polymorphic_identity": "circle"}
+
+
+async def test_classes_of_one_table_hybrids_and_deferred_columns_are_walked(
+    context: MakeContext, database: Database
+) -> None:
+    rows = [
+        {"id": n, "kind": "circle" if n % 2 else "shape", "width": n, "radius": n if n % 2 else None, "remark": f"r{n}"}
+        for n in range(30)
+    ]
+    await context().bulk.insert(Shape.__table__, rows)
+    async for batch in context().chunks(select(Shape).where(Shape.area >= 10), size=10):
+        for shape in batch:
+            assert type(shape) is (Circle if shape.id % 2 else Shape)
+            assert shape.area == 2 * shape.width
+            assert "remark" not in shape.__dict__
+            if isinstance(shape, Circle):
+                shape.radius = -1
+            else:
+                shape.width = -1
+            if shape.id == 20:
+                shape.remark = "said"
+    async with database.session() as session:
+        found = (await session.execute(text("SELECT id, width, radius, remark FROM shape ORDER BY id"))).all()
+    for id_, width, radius, remark in found:
+        changed = id_ >= 5
+        assert width == (-1 if changed and id_ % 2 == 0 else id_)
+        assert radius == (None if id_ % 2 == 0 else -1 if changed else id_)
+        assert remark == ("said" if id_ == 20 else f"r{id_}")
+
+
+async def test_a_relationship_is_loaded_once_a_batch(context: MakeContext, database: Database) -> None:
+    await context().bulk.insert(Author, authors(30))
+    await context().bulk.insert(Book, [{"id": n, "author_id": n % 30 + 1, "title": f"t{n}"} for n in range(90)])
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "FROM book" in statement:
+            asked.append(statement)
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        async for batch in context().chunks(select(Author).options(selectinload(Author.books)), size=10):
+            for author in batch:
+                author.seen = len(author.books)
+                author.books[0].title = f"first of {author.id}"
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    assert len(asked) == 3
+    async with database.session() as session:
+        assert set(await session.scalars(select(Author.seen))) == {3}
+        assert await session.scalar(select(func.count()).where(Book.title.startswith("first of"))) == 30

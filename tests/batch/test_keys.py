@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy import (
@@ -32,12 +33,14 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import aliased
 
 from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
-from worker import LonghaulError, StatementRefused
+from worker import JobContext, LonghaulError, StatementRefused
 from worker.batch.keyset import Keyset
+from worker.control import Alone
 from worker.db.engine import Database
 
 COUNT = 60
@@ -249,3 +252,106 @@ async def test_a_type_whose_order_a_cursor_cannot_hold_is_refused(context: MakeC
     table = Table("odd", MetaData(), Column("key", type_, primary_key=True))
     with pytest.raises(StatementRefused, match="a cursor cannot hold"):
         context().chunks(select(table.c.key))
+
+
+@pytest_asyncio.fixture
+async def own_table(database: Database) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """Makes a table `odd` by statements of the test's own; it is gone afterwards."""
+
+    async def make(*statements: str) -> None:
+        async with database.engine.begin() as connection:
+            for statement in ("DROP TABLE IF EXISTS odd", *statements):
+                await connection.execute(text(statement))
+
+    yield make
+    await make()
+
+
+async def test_keys_that_are_no_number_or_infinite_are_walked(context: MakeContext, own_table: Any) -> None:
+    await own_table(
+        "CREATE TABLE odd (n numeric PRIMARY KEY)",
+        "INSERT INTO odd VALUES ('-Infinity'), (-1), (0), (1e300), ('Infinity'), ('NaN')",
+    )
+    table = Table("odd", MetaData(), Column("n", Numeric, primary_key=True))
+    found: list[str] = []
+    async for batch in context().chunks(select(func.cast(table.c.n, Text)), by=table.c.n, size=1):
+        found += batch
+    assert [value[:5] for value in found] == ["-Infi", "-1", "0", "10000", "Infin", "NaN"]
+    await own_table(
+        "CREATE TABLE odd (n timestamptz PRIMARY KEY)",
+        "INSERT INTO odd VALUES ('-infinity'), ('2026-01-01'), ('infinity')",
+    )
+    moments = Table("odd", MetaData(), Column("n", DateTime(timezone=True), primary_key=True))
+    assert await context().sweep(delete(moments), size=1) == 3
+
+
+async def test_an_index_of_another_collation_orders_no_walk(context: MakeContext, own_table: Any) -> None:
+    table = Table("odd", MetaData(), Column("id", Integer, primary_key=True), Column("name", Text, nullable=False))
+    await own_table(
+        'CREATE TABLE odd (id int PRIMARY KEY, name text COLLATE "POSIX" NOT NULL)',
+        'CREATE UNIQUE INDEX ON odd (name COLLATE "C")',
+        "INSERT INTO odd VALUES (1, 'a'), (2, 'B')",
+    )
+    with pytest.raises(StatementRefused, match="another collation than its column"):
+        async for _ in context().chunks(select(table), by=table.c.name):
+            pytest.fail("a batch was read")
+    await own_table(
+        'CREATE TABLE odd (id int PRIMARY KEY, name text COLLATE "POSIX" NOT NULL UNIQUE)',
+        'CREATE UNIQUE INDEX ON odd (name COLLATE "C")',
+        "INSERT INTO odd VALUES (1, 'a'), (2, 'B')",
+    )
+    names: list[str] = []
+    async for batch in context().chunks(select(table.c.name), by=table.c.name, size=1):
+        names += batch
+    assert names == ["B", "a"]
+
+
+@pytest.mark.parametrize("kind", ["chunks", "sweep", "stream"])
+async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name(
+    context: MakeContext, own_table: Any, database: Database, kind: str
+) -> None:
+    await own_table(
+        "CREATE TABLE odd (id int PRIMARY KEY, n int)", "INSERT INTO odd SELECT g, 0 FROM generate_series(1, 30) AS g"
+    )
+    table = Table("odd", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
+    first = context("run")
+
+    async def walk(ctx: JobContext) -> int:
+        if kind == "sweep":
+            return await ctx.sweep(update(table).values(n=table.c.n + 1), size=10)
+        loop: Any = (
+            ctx.chunks(select(table.c.id, table.c.n), size=10)
+            if kind == "chunks"
+            else ctx.stream(select(table.c.id, table.c.n).order_by(table.c.id), size=10)
+        )
+        async for batch in loop:
+            await batch.bulk.update(table, {"id": [row.id for row in batch], "n": [1] * len(batch)})
+        return ctx.rows_done
+
+    class DropsAfterOne(Alone):
+        def report(self, host: Any, progress: Any) -> None:
+            dropping.append(progress.batches)
+
+        async def order(self, run_id: str, job: str) -> None:
+            if dropping == [1]:
+                async with database.engine.begin() as connection:
+                    await connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+                    await connection.execute(text("ALTER TABLE odd DROP COLUMN n"))
+
+    dropping: list[int] = []
+    if kind != "stream":  # whose reader keeps the table as it was: DROP COLUMN waits for it
+        first = context("run", control=DropsAfterOne())
+        with pytest.raises(
+            (asyncpg.UndefinedColumnError, ProgrammingError, asyncpg.InvalidCachedStatementError)
+        ) as told:
+            await walk(first)
+        await first.fail()
+        await first.close()
+        assert "n" in str(told.value)
+        assert (await first.durable_run()).rows == 10
+    async with database.engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE odd ADD COLUMN IF NOT EXISTS n int NOT NULL DEFAULT 0"))
+    await walk(context("run"))
+    async with database.engine.connect() as connection:
+        rows = (await connection.execute(text("SELECT n, count(*) FROM odd GROUP BY n ORDER BY n"))).all()
+    assert [tuple(row) for row in rows] == ([(1, 30)] if kind == "stream" else [(0, 10), (1, 20)])

@@ -561,6 +561,33 @@ async def test_a_stream_of_groups_resumes_after_the_last_committed_partition(
     assert await seen(database) == {0: 63, 10: 7}
 
 
+async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
+    context: MakeContext, database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    ctx = context()
+    await fill(ctx, 40)
+    ctx.settings = settings.model_copy(
+        update={"batch": settings.batch.model_copy(update={"max_snapshot_seconds": 1e-9})}
+    )
+    found: list[int] = []
+    with caplog.at_level("INFO"):
+        async for partition in ctx.stream(select(Author.id).order_by(Author.id), size=10):
+            found += partition
+            if partition.number == 1:
+                async with database.transaction() as session:
+                    await session.execute(delete(Author).where(Author.id == 15))
+    assert found == [id_ for id_ in range(1, 41) if id_ != 15]  # seen, as its snapshot is not the first one
+    assert "a new snapshot after" in caplog.text
+    caplog.clear()
+    rows = 0
+    without_key = context()
+    without_key.settings = ctx.settings
+    async for partition in without_key.stream(select(Author.id), size=10, restart="from_start"):
+        rows += len(partition)
+    assert rows == 39
+    assert caplog.text.count("holds VACUUM back") == 1
+
+
 async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -> None:
     ctx = context()
     await fill(ctx, 30)

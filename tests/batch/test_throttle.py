@@ -16,6 +16,7 @@ from tests.waiting import until
 from worker import (
     Client,
     Custom,
+    ForcedCheckpoints,
     Hold,
     JobContext,
     RowsPerSecond,
@@ -158,6 +159,18 @@ async def test_wal_is_a_rate(database: Database) -> None:
         assert held.reason.startswith("WAL 0.")
         clock[0] += 3600
         assert await rate.hold(seen(raw=raw)) is None
+
+
+async def test_a_forced_checkpoint_is_rested_after(database: Database) -> None:
+    rest = ForcedCheckpoints(30)
+    async with database.engine.connect() as connection:
+        raw = (await Driver.beneath(connection)).raw
+        assert await rest.hold(seen(raw=raw)) is None
+        await raw.execute("CHECKPOINT")
+        held = await until(lambda: rest.hold(seen(raw=raw)))
+        assert held == Hold("WAL has forced a checkpoint", NOON + timedelta(seconds=30))
+        assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=29))) == held
+        assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=30))) is None
 
 
 async def test_the_server_is_asked_now_and_then_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime
 
 import pytest
 from redis.asyncio import Redis
@@ -20,7 +21,8 @@ RUN = RunInfo("r1", "walk", "arq:queue", 1, 0)
 
 
 def batch(rows: int, total: int | None = 100) -> Progress:
-    return Progress("1-chunks", "chunks", rows, total, rows // 10, 10, 0.5, rows)
+    share = None if total is None else min(1.0, rows / total)
+    return Progress("1-chunks", "chunks", rows, total, share, rows // 10, 10, 0.5, rows)
 
 
 async def shown(redis: Redis) -> dict[str, str]:
@@ -46,6 +48,28 @@ async def test_a_run_shows_its_rows_percent_and_rate(mirror: Mirror, redis: Redi
     assert await redis.ttl("worker:run:r1") == -1
     worker = json.loads(await redis.hget("worker:workers", "north"))
     assert (worker["jobs"], worker["state"]) == (["r1"], "running")
+
+
+async def test_the_time_left_is_that_of_work_without_what_a_throttle_takes(
+    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
+    mirror.started(RUN)
+    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    clock[0] += 2
+    mirror.progressed(RUN, batch(20), rows=20)
+    since = datetime.now(UTC)
+    mirror.throttled(RUN, "the replica lags", since=since, until=None)
+    clock[0] += 3600
+    mirror.throttled(RUN, "the replica lags still", since=since, until=None)
+    clock[0] += 3600
+    mirror.throttled(RUN, None, since=since, until=None)
+    clock[0] += 2
+    mirror.progressed(RUN, batch(40), rows=40)
+    await mirror.write()
+    line = await shown(redis)
+    assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("10.0", "6", "7200.0")
 
 
 async def test_an_estimate_that_was_too_low_is_never_over_a_hundred_percent(mirror: Mirror, redis: Redis) -> None:

@@ -23,11 +23,15 @@ SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
        coalesce((SELECT jsonb_object_agg(attname, format_type(atttypid, NULL)) FROM pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS types,
-       EXISTS (SELECT FROM pg_index
-                WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
-                  AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
-                  AND (SELECT array_agg(attname::text) FROM pg_attribute
-                        WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS is_unique
+       (SELECT bool_or(NOT EXISTS (
+                 SELECT FROM generate_series(0, indnkeyatts - 1) AS place
+                   JOIN pg_attribute ON attrelid = relation AND attnum = indkey[place]
+                  WHERE indcollation[place] NOT IN (0, attcollation)))
+          FROM pg_index
+         WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
+           AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
+           AND (SELECT array_agg(attname::text) FROM pg_attribute
+                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted
   FROM (SELECT to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
 """)
@@ -75,7 +79,12 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
         return f"table {table} has no column {', '.join(missing)}"
     if found.nullable:
         return f"{table} ({', '.join(found.nullable)}) can be null, and a walk would leave those rows out"
-    if not found.is_unique:
+    if found.unique_and_sorted is False:
+        return (
+            f"the unique index of {table} on ({shown}) has another collation than its column: it cannot say what comes "
+            f"after a key, and each batch would sort the whole table"
+        )
+    if not found.unique_and_sorted:
         return f"{table} has no unique index on ({shown}), and rows of one key could be parted or left out"
     padded = [column for column in columns if found.types[column] in ("character", "bpchar")]
     if padded:

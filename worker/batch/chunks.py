@@ -8,14 +8,16 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ARRAY, Select, any_, func, tuple_
 
 from worker.batch.batch import Batch
-from worker.batch.catalog import checked_key, estimate_rows, sql_text
+from worker.batch.catalog import checked_key, sql_text
 from worker.batch.entry import OnError
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.loop import Host, Loop
+from worker.batch.options import Count
 from worker.batch.pace import Size
 from worker.batch.reader import PageReader
-from worker.batch.rows import RowShape
+from worker.batch.rows import Page, RowShape
+from worker.batch.transaction import BatchTransaction
 from worker.batch.walkable import entity_of, key_of_select, refuse_unwalkable
 from worker.ledger import StepRecord
 
@@ -36,10 +38,11 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
         lock: bool,
         by: Any,
         name: str | None,
+        count: Count,
         on_error: OnError,
         quarantine_limit: float,
     ) -> None:
-        super().__init__(host, name=name, size=size)
+        super().__init__(host, name=name, size=size, count=count)
         self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         refuse_unwalkable(statement, kind=self.kind)
         self._lock = lock
@@ -64,7 +67,7 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
         if step is None:
             last = self._keys(keyset.cursor_columns, reverse=True).limit(1)
             upper = (await connection.execute(last)).one_or_none()
-            total = 0 if upper is None else await estimate_rows(connection, self._statement, {})
+            total = 0 if upper is None else await self._total(connection, self._keys(keyset.columns))
             step = await self.run.open_step(
                 spec,
                 upper_bound=None if upper is None else keyset.encode(upper[: len(keyset.parts)]),
@@ -73,10 +76,12 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
             )
         if step.upper_bound is not None:
             self._upper = keyset.decode(step.upper_bound)
-        shape = RowShape(self._statement, keyset)
-        self._first = PageReader(shape, self._read(shape, resumed=False), connection.dialect)
-        self._next = PageReader(shape, self._read(shape, resumed=True), connection.dialect)
+        self._make_readers(RowShape(self._statement, keyset), connection.dialect)
         return step
+
+    def _make_readers(self, shape: RowShape, dialect: Any) -> None:
+        self._first = PageReader(shape, self._read(shape, resumed=False), dialect)
+        self._next = PageReader(shape, self._read(shape, resumed=True), dialect)
 
     async def next_batch(self) -> Batch[T] | None:
         """Commit the batch before, obey orders, read the next one; None at the end of the walk."""
@@ -84,31 +89,23 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
             if not await self.begin():
                 return None
         else:
-            await self.commit(done=self._reached_upper())
+            await self.commit(done=self._is_last())
         if self.step.done:
             self.end()
             return None
         await self._host.boundary(resumable=True, table=self.table)
         while True:
             transaction = self.open_batch()
-            reader = self._first if self.step.cursor is None else self._next
-            page = await reader.read(transaction, self._values())
+            page = await self._read_page(transaction)
             if await self.set_row_aside(page):
-                if self._reached_upper():
+                if self._is_last():
                     await self.mark_done()
                     self.end()
                     return None
                 continue
             if page.rows:
                 break
-            # Nothing came back. At the end of the walk there are no keys either; else they were changed by
-            # others between the choice of the rows and their lock, and a new snapshot sees them as they are.
-            values = {name: value for name, value in self._values().items() if name != SIZE.key}
-            more = await transaction.session.execute(self._remaining().limit(1), values)
-            end = more.one_or_none() is None
-            await transaction.roll_back()
-            self._transaction = None
-            if end:
+            if await self._ends_here(transaction):
                 await self.mark_done()
                 self.end()
                 return None
@@ -119,7 +116,25 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
             await transaction.end_read()
         return batch
 
-    def _reached_upper(self) -> bool:
+    async def _read_page(self, transaction: BatchTransaction) -> Page:
+        """Return the next rows."""
+        return await (self._first if self.step.cursor is None else self._next).read(transaction, self._values())
+
+    async def _ends_here(self, transaction: BatchTransaction) -> bool:
+        """Tell what it means that no rows came back, and end the transaction.
+
+        At the end of the walk there are no keys either; else they were changed by others between the choice of the
+        rows and their lock, and a new snapshot sees them as they are.
+        """
+        values = {name: value for name, value in self._values().items() if name != SIZE.key}
+        more = await transaction.session.execute(self._remaining().limit(1), values)
+        end = more.one_or_none() is None
+        await transaction.roll_back()
+        self._transaction = None
+        return end
+
+    def _is_last(self) -> bool:
+        """Whether the open batch is known to be the last."""
         return bool(self._page.cursor) and self._page.cursor == self.step.upper_bound
 
     def _values(self) -> dict[str, Any]:
@@ -162,15 +177,16 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
             condition = columns[0] == any_(array)
         else:
             condition = tuple_(*columns).in_(chosen)
-        read = shape.statement.where(condition).order_by(*self._keyset.order_by())
-        if self._lock:
-            read = read.with_for_update(of=_lock_target(self._statement, self._keyset), key_share=True)
-        return read
+        return self._locked(shape.statement.where(condition))
 
-
-def _lock_target(statement: Select[Any], keyset: Keyset) -> Any:
-    entity = entity_of(statement)
-    return entity if entity is not None else keyset.parts[0].expression.table
+    def _locked(self, read: Select[Any], *, skip_locked: bool = False) -> Select[Any]:
+        """Return a select of rows in the order of the walk, which locks them where that is asked for."""
+        read = read.order_by(*self._keyset.order_by())
+        if not self._lock:
+            return read
+        entity = entity_of(self._statement)
+        of = entity if entity is not None else self._keyset.parts[0].expression.table
+        return read.with_for_update(of=of, key_share=True, skip_locked=skip_locked)
 
 
 def _has_joins(statement: Select[Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     CHAR,
     BigInteger,
     BindParameter,
@@ -37,11 +38,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    column,
     false,
     func,
     literal,
     literal_column,
     or_,
+    select,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -160,6 +163,18 @@ class Keyset:
         """Return "one of these keys", which are as a cursor has them."""
         columns = tuple_(*self.cursor_columns)
         return or_(false(), *(columns == tuple_(*map(literal, self.decode(key))) for key in keys))
+
+    def one_of(self) -> ColumnElement[bool]:
+        """Return "one of many keys", with the parameters of `values_of`."""
+        texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
+        names = [f"key_{index}" for index in range(len(self.parts))]
+        given = func.unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
+        keys = [cast(given.c[name], _CatalogType(part.sql_type)) for name, part in zip(names, self.parts, strict=True)]
+        return tuple_(*self.columns).in_(select(*keys))
+
+    def values_of(self, keys: Sequence[Sequence[Any]]) -> dict[str, list[str]]:
+        """Return the parameters of `one_of`, from cursors."""
+        return {f"{_PREFIX}keys_{index}": [str(key[index]) for key in keys] for index in range(len(self.parts))}
 
     def values(self, name: str, key: Sequence[Any]) -> dict[str, Any]:
         """Return the parameters of `after` (name "after") or `up_to`."""

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
-from worker.batch.catalog import table_name
+from worker.batch.catalog import estimate_rows, table_name
 from worker.batch.entry import Entry, Failure
 from worker.batch.keyset import Keyset
+from worker.batch.options import Count
 from worker.batch.pace import Fixed, Pace, Size, pace_of
+from worker.batch.position import Position
 from worker.batch.rows import NO_PAGE, Page, jsonable
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
@@ -35,6 +38,8 @@ class Progress:
     kind: str
     rows: int
     total: int | None
+    #: Part of the walk that is done, 0 to 1: by the key's position, or by rows; None where neither can be told.
+    share: float | None
     batches: int
     batch_size: int
     batch_seconds: float
@@ -93,6 +98,7 @@ class Loop(ABC):
         host: the job that it runs in.
         name: name of the step; None for one made from kind and order.
         size: rows a batch, or "auto"; None for `batch.size` of the settings.
+        count: whether the rows are counted before the walk begins.
     """
 
     kind = "loop"
@@ -102,9 +108,11 @@ class Loop(ABC):
     begins_ahead = True
     _keyset: Keyset | None = None
 
-    def __init__(self, host: Host, *, name: str | None, size: Size | None) -> None:
+    def __init__(self, host: Host, *, name: str | None, size: Size | None, count: Count) -> None:
         self._host = host
         self._given_name = name
+        self._exact = count == "exact"
+        self._position: Position | None = None
         self._pace: Pace = pace_of(size, host.settings.batch, kind=self.kind)
         self._asked = 0  # rows that were asked for in the open batch
         self._entry: Entry | None = None
@@ -172,6 +180,7 @@ class Loop(ABC):
                 self._step = await self._pass_over(name)
             else:
                 self._step = await self._open(name)
+                await self._locate(self._run.connection)
         if self._step.done:
             self.end()
             return False
@@ -254,8 +263,7 @@ class Loop(ABC):
                     f"{self.kind}: batch {self.number} ends at {cursor}, where the one before did: this walk would "
                     f"never end; its key does not order the rows"
                 )
-            if self.run.spec.only is not None and cursor is not None:
-                await self.run.take_out_of_quarantine(await transaction.driver(), cursor)
+            await self._write_along(transaction)
             checkpoint = self.run.checkpoint(self.step, cursor=cursor, rows=self._rows, done=done)
             await transaction.commit(checkpoint, begin=self.begins_ahead and not done and not self._host.throttled)
         except BaseException as error:
@@ -279,12 +287,39 @@ class Loop(ABC):
                 kind=self.kind,
                 rows=step.rows,
                 total=step.total,
+                share=self._share(),
                 batches=step.batches,
                 batch_size=self._rows,
                 batch_seconds=seconds,
                 last_key=unwrap(self._page.last_key),
             )
         )
+
+    async def _total(self, connection: AsyncConnection, statement: Select[Any]) -> int:
+        """Return the rows that a select has: counted, or by the planner's statistics."""
+        if not self._exact:
+            return await estimate_rows(connection, statement, {})
+        counted = select(func.count()).select_from(statement.order_by(None).subquery())
+        return int(await connection.scalar(counted) or 0)
+
+    async def _locate(self, connection: AsyncConnection) -> None:
+        """Learn between which keys the walk goes, for its progress."""
+        if not self._exact and self._keyset is not None and self.step.upper_bound is not None:
+            self._position = await Position.between(connection, self._keyset, self.step.upper_bound)
+
+    def _share(self) -> float | None:
+        step = self.step
+        if step.done:
+            return 1.0
+        if self._position is not None and step.cursor is not None:
+            return self._position.share(step.cursor)
+        # The planner's estimate may be low: no more than all, until it is all.
+        return step.rows / max(step.total, step.rows) if step.total else None
+
+    async def _write_along(self, transaction: BatchTransaction) -> None:
+        """Write what else belongs into the batch's transaction."""
+        if self.run.spec.only is not None and self._page.cursor:
+            await self.run.take_out_of_quarantine(await transaction.driver(), self._page.cursor)
 
     async def set_row_aside(self, page: Page) -> bool:
         """Put the one row that cannot be done into quarantine, with the checkpoint past it, where that is its turn."""
@@ -294,7 +329,7 @@ class Loop(ABC):
         error, entry.set_aside = entry.set_aside, None
         assert self._transaction is not None  # noqa: S101
         raw = await self._transaction.driver()
-        await self.run.quarantine(raw, self.step, page.cursor, error, jsonable(page.rows[0]))
+        await self.run.quarantine(raw, self.step, page.row_cursors()[0], error, jsonable(page.rows[0]))
         self._page, self._rows = page, 0
         await self.commit()
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, TypeVar
 
@@ -15,12 +16,13 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Join
 
 from worker.batch.batch import Batch
-from worker.batch.catalog import column_types, estimate_rows, look_key_up, refuse_missing_table, returns_sets, sql_text
+from worker.batch.catalog import column_types, look_key_up, refuse_missing_table, returns_sets, sql_text
 from worker.batch.collector import suspended
 from worker.batch.entry import OnError
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.loop import Host, Loop
+from worker.batch.options import Count
 from worker.batch.pace import Size
 from worker.batch.rows import Page, Row, RowShape
 from worker.batch.statement import DriverStatement
@@ -51,10 +53,11 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         size: Size | None,
         restart: Literal["from_start"] | None,
         name: str | None,
+        count: Count,
         on_error: OnError,
         quarantine_limit: float,
     ) -> None:
-        super().__init__(host, name=name, size=size)
+        super().__init__(host, name=name, size=size, count=count)
         self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         if not isinstance(statement, Select):
             raise StatementRefused(f"stream takes a select(), not {type(statement).__name__}")
@@ -63,6 +66,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         self._keyset: Keyset | None = None
         self._source: Source | None = None
         self._at_end = False
+        self._told_of_age = False
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
         iterator = LoopIterator[Batch[T]](self, caller())
@@ -90,7 +94,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         if self.run.spec.only is not None and self._keyset is not None:
             self._statement = self._statement.where(self._keyset.among(await self.run.quarantined_keys()))
         if step is None:
-            total = await estimate_rows(connection, self._statement, {})
+            total = await self._total(connection, self._statement)
             return await self.run.open_step(spec, upper_bound=None, total=total)
         if self._keyset is None and not step.done and step.batches:
             await self.run.restart_step(step)
@@ -109,6 +113,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             self.end()
             return None
         await self._host.boundary(resumable=self.resumable, table=self.table)
+        await self._renew_snapshot()
         if self._source is None:
             self._source = await self._open_source()
         page = await self._next_page(self._source)
@@ -157,6 +162,23 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             raise
         return source
 
+    async def _renew_snapshot(self) -> None:
+        """Give up a snapshot that is too old: VACUUM can remove nothing that has died since it was taken."""
+        source, limit = self._source, self._host.settings.batch.max_snapshot_seconds
+        if source is None or not limit or source.age <= limit or self._told_of_age:
+            return
+        about = (self.step.name, self.run.spec.id, source.age)
+        if self._keyset is None:
+            self._told_of_age = True
+            logger.warning(
+                "stream %r of run %s: its snapshot is %.0f s old, and holds VACUUM back; without a key it cannot be "
+                "opened anew",
+                *about,
+            )
+            return
+        logger.info("stream %r of run %s: a new snapshot after %.0f s, behind key %s", *about, self.step.cursor)
+        await self._close_source()
+
     async def _close_source(self) -> None:
         source, self._source = self._source, None
         if source is not None:
@@ -189,8 +211,14 @@ class Source:
         self._result: AsyncResult[Any] | None = None
         self._cursor: Any = None
         self._ahead: asyncio.Task[tuple[list[Row], bool]] | None = None
+        self._opened_at = time.monotonic()
         #: Whether the last partition was the last.
         self.at_end = False
+
+    @property
+    def age(self) -> float:
+        """Seconds since the snapshot was taken."""
+        return time.monotonic() - self._opened_at
 
     async def open(self, statement: Select[Any], values: dict[str, Any]) -> None:
         """Begin the transaction and the cursor."""

@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy import Delete, Insert, Select, Table, Update, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.batch.catalog import checked_key, estimate_rows, sql_text
+from worker.batch.catalog import checked_key, sql_text
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
 from worker.batch.loop import Host, Loop
+from worker.batch.options import Count
 from worker.batch.pace import Size
 from worker.batch.rows import Page
 from worker.batch.statement import DriverStatement
@@ -37,8 +38,10 @@ class Sweep(Loop):
 
     kind = "sweep"
 
-    def __init__(self, host: Host, statement: Sweepable, *, size: Size | None, by: Any, name: str | None) -> None:
-        super().__init__(host, name=name, size=size)
+    def __init__(
+        self, host: Host, statement: Sweepable, *, size: Size | None, by: Any, name: str | None, count: Count
+    ) -> None:
+        super().__init__(host, name=name, size=size, count=count)
         if not isinstance(statement, Update | Delete | Insert):
             raise StatementRefused(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
         if statement._returning:
@@ -120,7 +123,7 @@ class Sweep(Loop):
             step = await self.run.open_step(
                 spec,
                 upper_bound=None if upper is None else keyset.encode(upper),
-                total=0 if upper is None else await estimate_rows(connection, matching, {}),
+                total=0 if upper is None else await self._total(connection, matching),
                 done=upper is None,
             )
         if step.upper_bound is not None:

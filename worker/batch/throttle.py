@@ -167,6 +167,32 @@ class WalRate:
         return Hold(f"WAL {rate / 1e6:.1f} MB/s, over {self._limit / 1e6:.1f}")
 
 
+class ForcedCheckpoints:
+    """A rest after each checkpoint that WAL has forced before its time: they flush all that is dirty, at once.
+
+    Args:
+        seconds: of rest.
+    """
+
+    asks_server = True
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._known: int | None = None
+        self._until: datetime | None = None
+
+    async def hold(self, seen: Seen) -> Hold | None:
+        """Hold for a while after the server's counter has grown."""
+        is_new = seen.raw.get_server_version().major >= 17
+        forced = int(await seen.raw.fetchval(_FORCED if is_new else _FORCED_BEFORE_17))
+        known, self._known = self._known, forced
+        if known is not None and forced > known:
+            self._until = seen.now + timedelta(seconds=self._seconds)
+        if self._until is None or seen.now >= self._until:
+            return None
+        return Hold("WAL has forced a checkpoint", self._until)
+
+
 class Custom:
     """A function of the job's author.
 
@@ -205,6 +231,9 @@ _CONNECTIONS = (
     "WHERE backend_type = 'client backend'"
 )
 
+_FORCED = "SELECT num_requested FROM pg_stat_checkpointer"
+_FORCED_BEFORE_17 = "SELECT checkpoints_req FROM pg_stat_bgwriter"
+
 
 def throttles_of(rules: ThrottleSettings) -> list[Throttle]:
     """Return what the settings ask for."""
@@ -215,6 +244,8 @@ def throttles_of(rules: ThrottleSettings) -> list[Throttle]:
         found.append(RowsPerSecond(rules.max_rows_per_second))
     if rules.max_wal_bytes_per_second:
         found.append(WalRate(rules.max_wal_bytes_per_second))
+    if rules.rest_after_forced_checkpoint_seconds:
+        found.append(ForcedCheckpoints(rules.rest_after_forced_checkpoint_seconds))
     figures: list[tuple[str, float | None, str]] = [
         (_LAG, rules.max_replication_lag_seconds, "replication lag {figure:.1f} s, over {limit:g}"),
         (_OWN_LAG, rules.max_replication_lag_seconds, "this replica lags {figure:.1f} s, over {limit:g}"),

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -97,6 +98,17 @@ quarantine = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 Index("quarantine_run_id_idx", quarantine.c.run_id)
+
+skipped = Table(
+    "skipped",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("key", JSONB, nullable=False, doc="of a row that somebody else had locked, as a cursor has it"),
+    ForeignKeyConstraint(["run_id", "step"], [step.c.run_id, step.c.name], ondelete="CASCADE"),
+)
+Index("skipped_run_id_idx", skipped.c.run_id, skipped.c.step, skipped.c.id)
 
 cron_firing = Table(
     "cron_firing",

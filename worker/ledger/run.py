@@ -253,6 +253,19 @@ class LedgerRun:
         assert self.spec.only is not None  # noqa: S101
         await raw.execute(self._out_of_quarantine, *self.spec.only, json.dumps(key))
 
+    async def remember_skipped(self, raw: Any, step: StepRecord, keys: list[list[Any]]) -> None:
+        """Note rows that somebody else has locked, in the transaction that `raw` has open."""
+        await raw.execute(source("remember_skipped"), self.spec.id, step.name, [json.dumps(key) for key in keys])
+
+    async def skipped(self, raw: Any, step: StepRecord, limit: int) -> dict[int, list[Any]]:
+        """Return keys of rows that were skipped, by the number under which `forget_skipped` knows them."""
+        rows = await raw.fetch(source("skipped_rows"), self.spec.id, step.name, limit)
+        return {row["id"]: json.loads(row["key"]) for row in rows}
+
+    async def forget_skipped(self, raw: Any, ids: list[int]) -> None:
+        """Forget rows that were skipped, in the transaction that `raw` has open."""
+        await raw.execute(source("forget_skipped"), ids)
+
     async def finish(
         self, state: str, *, result: str | None = None, error: str | None = None, trace: str | None = None
     ) -> None:

@@ -43,7 +43,22 @@ class _Line:
     values: dict[str, str | int | float] = field(default_factory=dict)
     changed: bool = True
     ended: bool = False
-    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
+    #: Moments with the rows and the share that were done: seconds at work, without those that a throttle took.
+    marks: deque[tuple[float, int, float | None]] = field(default_factory=lambda: deque(maxlen=40))
+    throttled_seconds: float = 0.0
+    throttled_at: float | None = None
+
+    def at_work(self) -> float:
+        """Return a clock that stands while the walk is throttled."""
+        now = time.monotonic() if self.throttled_at is None else self.throttled_at
+        return now - self.throttled_seconds
+
+    def seconds_left(self, now: float, share: float) -> float | None:
+        """Return the time that the rest takes at the pace of the last marks; None where that cannot be told."""
+        for then, _, before in self.marks:
+            if before is not None and share > before:
+                return (1 - share) * (now - then) / (share - before)
+        return None
 
 
 class Mirror:
@@ -87,7 +102,7 @@ class Mirror:
         """The run is in the ledger."""
         line = self._line(run)
         line.values |= {"attempt": attempt, "takeovers": takeovers, "rows": rows}
-        line.marks.append((time.monotonic(), rows))
+        line.marks.append((line.at_work(), rows, 0.0 if rows == 0 else None))
         line.changed = True
         if takeovers:
             self._event("resumed", run, rows=str(rows), takeovers=str(takeovers))
@@ -95,14 +110,16 @@ class Mirror:
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """A batch was committed."""
         line = self._line(run)
-        now = time.monotonic()
+        now, share = line.at_work(), progress.share
+        if line.values.get("step", progress.step) != progress.step:
+            line.marks.clear()  # the share is that of another loop
         # Old marks go, but never the last one before the window: a slow loop has a rate too.
         while len(line.marks) > 1 and line.marks[1][0] < now - _RATE_SECONDS:
             line.marks.popleft()
         if not line.marks or now - line.marks[-1][0] > _RATE_SECONDS / 40:
-            line.marks.append((now, rows))
-        began, before = line.marks[0]
-        rate = (rows - before) / (now - began) if now > began else 0.0
+            line.marks.append((now, rows, share))
+        began, rows_then, _ = line.marks[0]
+        rate = (rows - rows_then) / (now - began) if now > began else 0.0
         line.values |= {
             "rows": rows,
             "step": progress.step,
@@ -115,16 +132,23 @@ class Mirror:
             "updated_at": _now(),
         }
         if progress.total:
-            # The planner's estimate may be low: no more than all, until it is all.
-            total = max(progress.total, progress.rows)
-            line.values |= {"total": total, "percent": round(100 * progress.rows / total, 1)}
-            if rate > 0:
-                line.values["eta_seconds"] = round((total - progress.rows) / rate)
+            line.values["total"] = max(progress.total, progress.rows)
+        if share is not None:
+            line.values["percent"] = round(100 * share, 1)
+            left = line.seconds_left(now, share)
+            if left is not None:
+                line.values["eta_seconds"] = round(left)
         line.changed = True
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
         """The walk waits, or goes on."""
         line = self._line(run)
+        if reason and line.throttled_at is None:
+            line.throttled_at = time.monotonic()
+        elif not reason and line.throttled_at is not None:
+            line.throttled_seconds += time.monotonic() - line.throttled_at
+            line.throttled_at = None
+            line.values["throttled_seconds"] = round(line.throttled_seconds, 1)
         line.values |= {
             "throttled": reason or "",
             "throttled_since": since.isoformat(timespec="seconds") if reason else "",

@@ -1,0 +1,91 @@
+"""How far a walk is: by its key's position, by counted rows, by the planner's estimate."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, update
+
+from tests.conftest import MakeContext
+from tests.models import Author, authors
+from worker.batch import Progress
+from worker.context import JobContext
+from worker.control import Alone
+from worker.db.engine import Database
+
+pytestmark = pytest.mark.asyncio
+
+
+class Heard(Alone):
+    """A control that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.reports: list[Progress] = []
+
+    def report(self, host: Any, progress: Progress) -> None:
+        self.reports.append(progress)
+
+
+@pytest.fixture(autouse=True)
+async def rows(context: MakeContext) -> None:
+    """A hundred rows to walk."""
+    await context().bulk.insert(Author, authors(100))
+
+
+def listening(context: MakeContext, run_id: str | None = None) -> tuple[JobContext, list[Progress]]:
+    ctx, heard = context(run_id) if run_id else context(), Heard()
+    ctx._control = heard
+    return ctx, heard.reports
+
+
+async def test_the_keys_position_tells_without_counting(context: MakeContext) -> None:
+    ctx, reports = listening(context)
+    # The planner knows nothing of a table that was never analysed.
+    async for _ in ctx.chunks(select(Author.id).where(Author.id > 0), size=25):
+        pass
+    assert [round(report.share or 0, 2) for report in reports] == [0.24, 0.49, 0.75, 1.0]
+
+
+async def test_it_does_after_a_restart_as_well_and_downwards(context: MakeContext) -> None:
+    first, _ = listening(context, "run")
+    by = Author.id.desc()
+    async for batch in first.chunks(select(Author), by=by, size=25):
+        if batch.number == 3:
+            await first.close()
+            break
+    again, reports = listening(context, "run")
+    async for _ in again.chunks(select(Author), by=by, size=25):
+        pass
+    assert [round(report.share or 0, 2) for report in reports] == [0.75, 1.0]
+
+
+async def test_a_sweep_and_keys_of_uuids_have_a_position(context: MakeContext, database: Database) -> None:
+    metadata = MetaData()
+    table = Table("uuids", metadata, Column("id", Uuid, primary_key=True), Column("note", Text))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(insert(table), [{"id": uuid.UUID(int=n << 120)} for n in range(100)])
+    try:
+        ctx, reports = listening(context)
+        await ctx.sweep(update(table).values(note="x"), size=25)
+        assert [round(report.share or 0, 2) for report in reports] == [0.24, 0.49, 0.75, 1.0]
+    finally:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(metadata.drop_all)
+
+
+async def test_rows_are_counted_where_that_is_asked_for(context: MakeContext) -> None:
+    even = select(Author.id).where(Author.id % 2 == 0)
+    ctx, reports = listening(context)
+    async for _ in ctx.chunks(even, size=20, count="exact"):
+        pass
+    assert [(report.total, report.share) for report in reports] == [(50, 0.4), (50, 0.8), (50, 1.0)]
+    ctx, reports = listening(context)
+    async for _ in ctx.stream(even.order_by(Author.id), size=20, count="exact"):
+        pass
+    assert [(report.total, report.share) for report in reports] == [(50, 0.4), (50, 0.8), (50, 1.0)]
+    ctx, reports = listening(context)
+    await ctx.sweep(delete(Author).where(Author.id % 2 == 0), size=50, count="exact")
+    assert [(report.total, report.share) for report in reports] == [(50, 0.5), (50, 1.0)]

@@ -1,0 +1,45 @@
+"""How far a key is between the first and the last one of a walk: progress that needs no count of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.batch.keyset import Keyset
+
+
+class Position:
+    """The keys of a walk on a line: those of one column of integers or UUIDs.
+
+    Args:
+        first: the first key of the table, as a number.
+        last: the last one of the walk.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        self._first = first
+        self._last = last
+
+    @classmethod
+    async def between(cls, connection: AsyncConnection, keyset: Keyset, last: Sequence[Any]) -> Position | None:
+        """Return the line from the table's first key to the last one of the walk; None where keys are no numbers."""
+        part = keyset.parts[0]
+        if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
+            return None
+        key = part.column
+        first = await connection.scalar(select(key).order_by(key.desc() if part.descending else key.asc()).limit(1))
+        return None if first is None else cls(_number(first), _number(last[0]))
+
+    def share(self, key: Sequence[Any]) -> float:
+        """Return the part of the line that is behind a key, 0 to 1."""
+        if self._first == self._last:
+            return 1.0
+        return min(1.0, max(0.0, (_number(key[0]) - self._first) / (self._last - self._first)))
+
+
+def _number(key: Any) -> int:
+    return key if isinstance(key, int) else UUID(str(key)).int
