@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -59,9 +59,11 @@ class Report:
     Args:
         name: of the benchmark.
         setting: what was measured, in a line.
+        peers: those that have a column each; others stand together in one.
     """
 
-    def __init__(self, name: str, setting: str) -> None:
+    def __init__(self, name: str, setting: str, peers: Sequence[str] = ()) -> None:
+        self._columns = peers
         self._name = name
         self._setting = setting
         self._rows: list[Row] = []
@@ -74,16 +76,21 @@ class Report:
             mark = {True: "held", False: "NOT HELD", None: ""}[row.held]
             self._console.print(f"  {row.what}: {_figure(row)} {row.bar} {mark}", style="dim", soft_wrap=True)
 
+    def say(self, line: str) -> None:
+        """Print what is no row."""
+        self._console.print(f"  {line}", style="dim", soft_wrap=True)
+
     def finish(self, servers: dict[str, str]) -> int:
         """Print the table, write the file. Returns the exit code: 0 when all bars are held."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("what", "ours", "peers", "ratio", "bar", ""):
-            table.add_column(column, justify="right" if column in ("ours", "ratio") else "left")
+        for column in ("what", "ours", *self._columns, "others" if self._columns else "peers", "ratio", "bar", ""):
+            table.add_column(column, justify="right" if column in ("ours", "ratio", *self._columns) else "left")
         for row in self._rows:
             table.add_row(
                 row.what,
                 f"{_number(row.ours)} {row.unit}",
-                ", ".join(f"{name} {_number(value)}" for name, value in row.peers.items()),
+                *(_number(row.peers[name]) if name in row.peers else "-" for name in self._columns),
+                ", ".join(f"{name} {_number(row.peers[name])}" for name in row.peers if name not in self._columns),
                 "" if row.ratio is None else f"{row.ratio:.2f}",
                 row.bar,
                 {True: "held", False: "NOT HELD", None: ""}[row.held],

@@ -1,0 +1,401 @@
+"""`python -m benchmarks.queue` (`make bench-queue`): our queue beside its peers, each in its own environment.
+
+Each side is a worker process and a client process of its own, on one Valkey server that is emptied between two runs;
+they take turns, and figures are medians. A run counts only where every job has run once. QUICK=1 takes fewer jobs,
+ROWS=1,4 only these rows, PEERS=arq,saq only these peers (PEERS=none: nobody).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from benchmarks.report import Report, Row, at_most, quick
+from benchmarks.sides import OURS, PEERS, Counters, Failed, Side, pinned_version
+from worker import Database, load_settings
+from worker.db.migrate import migrate
+from worker.embedded import EmbeddedPostgres, EmbeddedValkey
+from worker.embedded.home import make_home
+
+_RUN_SECONDS = 540
+_SETTLE_SECONDS = 0.5
+_WARM = 10
+_HOUR = 3600.0
+
+
+class Scale:
+    """How much is done: all of it, or the part that QUICK=1 asks for."""
+
+    def __init__(self) -> None:
+        small = quick()
+        self.rounds = 1 if small else 3
+        self.ours = 10_000 if small else 100_000
+        self.peers = 2_000 if small else 20_000
+        self.stamps = 200 if small else 1_000
+        self.one_by_one = 2_000 if small else 10_000
+        self.memory_ours = 50_000 if small else 1_000_000
+        self.memory_peers = 5_000 if small else 100_000
+        self.waiting = 100_000 if small else 1_000_000
+        self.idle_seconds = 5 if small else 10
+
+    def jobs(self, side: Side) -> int:
+        """Return how many jobs a side is to run: about as long for the fast as for the slow."""
+        return self.ours if side.name == OURS else self.peers
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Jobs that have run: how many a second, and what that took of the server."""
+
+    rate: float
+    count: int
+    used: Counters
+
+
+def run_jobs(side: Side, job: str, slots: int, count: int) -> Ran:
+    """Let one worker run jobs that wait for it."""
+    side.flush()
+    side.enqueue(job, count)
+    before = side.counters()
+    with side.work(slots, job, expect=count) as working:
+        working.hear("count", _RUN_SECONDS)
+        time.sleep(_SETTLE_SECONDS)  # what the last ones leave behind
+        used = side.counters().since(before)
+        ended = working.stop()
+    return Ran(_rate(side, ended, count), count, used)
+
+
+def _rate(side: Side, tally: dict[str, int], count: int) -> float:
+    if tally["count"] != count:
+        raise Failed(f"{side.name}: {tally['count']} runs of {count} jobs")
+    return (count - 1) / ((tally["last_ns"] - tally["first_ns"]) / 1e9)
+
+
+class Bench:
+    """The rows.
+
+    Args:
+        sides: by name, ours first.
+        scale: how much is done.
+        say: takes a line that is no row.
+    """
+
+    def __init__(self, sides: dict[str, Side], scale: Scale, say: Callable[[str], None]) -> None:
+        self.sides = sides
+        self.ours = sides[OURS]
+        self.scale = scale
+        self._say = say
+        self._ran: dict[str, Ran] = {}
+
+    # --- how it is measured
+
+    def in_turn(self, measure: Callable[[Side], dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Return for each figure its median of each side, measured in turn.
+
+        A peer that fails has none. Where ours fails, the row fails.
+        """
+        found: dict[str, dict[str, list[float]]] = {}
+        failed: set[str] = set()
+        for round_ in range(self.scale.rounds):
+            order = list(self.sides.values())
+            for side in order if round_ % 2 == 0 else reversed(order):
+                if side.name in failed:
+                    continue
+                try:
+                    for what, figure in measure(side).items():
+                        found.setdefault(what, {}).setdefault(side.name, []).append(figure)
+                except Failed as error:
+                    if side.name == OURS:
+                        raise
+                    failed.add(side.name)
+                    self._say(str(error))
+        return {
+            what: {name: statistics.median(each[name]) for name in self.sides if name in each}
+            for what, each in found.items()
+        }
+
+    def _throughput(self, job: str, slots: int) -> dict[str, float]:
+        def measure(side: Side) -> dict[str, float]:
+            ran = run_jobs(side, job, slots, self.scale.jobs(side))
+            if (job, slots) == ("empty", 100):
+                self._ran[side.name] = ran
+            return {"rate": ran.rate}
+
+        return self.in_turn(measure)["rate"]
+
+    # --- the rows
+
+    def empty_100(self) -> Iterable[Row]:
+        """1: empty jobs, 100 slots."""
+        return _against("empty jobs, 100 slots", "jobs/s", self._throughput("empty", 100), arq=10, best=4)
+
+    def empty_10(self) -> Iterable[Row]:
+        """2: empty jobs, 10 slots."""
+        return _against("empty jobs, 10 slots", "jobs/s", self._throughput("empty", 10), arq=6, best=3)
+
+    def sleep_100(self) -> Iterable[Row]:
+        """3: jobs that wait."""
+        found = self._throughput("sleep", 100)
+        yield from _against("jobs that sleep 10 ms, 100 slots", "jobs/s", found, arq=4, best=2.5)
+        share = found[OURS] / 10_000
+        yield Row("the same, beside the ideal 10,000", "jobs/s", found[OURS], {}, share, "≥ 0.6", share >= 0.6)
+
+    def latency(self) -> Iterable[Row]:
+        """4: from enqueue to the first line."""
+        found = self.in_turn(lambda side: self._latencies(side, "one"))
+        yield _limited("latency p50, own client", "ms", found["p50"], 2)
+        yield _limited("latency p99, own client", "ms", found["p99"], 10)
+        for way, client in (("arq", "arq's client"), ("raw", "redis-cli")):
+            for events, limits in (("KEA", (2, 10)), ("", (100, 100))):
+                told = "with" if events else "without"
+                each = self._latencies(self.ours, way, events)
+                yield at_most(f"latency p50, {client}, {told} keyspace events", "ms", each["p50"], limits[0])
+                yield at_most(f"latency p99, {client}, {told} keyspace events", "ms", each["p99"], limits[1])
+
+    def _latencies(self, side: Side, way: str, events: str = "") -> dict[str, float]:
+        count = self.scale.stamps + _WARM
+        side.flush()
+        side.redis.config_set("notify-keyspace-events", events)
+        try:
+            with side.work(10, "stamp", expect=count) as working:
+                time.sleep(1)  # until it is idle
+                side.enqueue("stamp", count, way=way, pause=0.025)
+                working.hear("count", 60)
+                ended = working.stop()
+        finally:
+            side.redis.config_set("notify-keyspace-events", "")
+        _rate(side, ended, count)
+        taken = statistics.quantiles(ended["latencies_ns"][_WARM:], n=100)
+        return {"p50": taken[49] / 1e6, "p99": taken[98] / 1e6}
+
+    def one_by_one(self) -> Iterable[Row]:
+        """5: enqueue, awaited."""
+
+        def measure(side: Side) -> dict[str, float]:
+            side.flush()
+            done = side.enqueue("empty", self.scale.one_by_one, way="one")
+            return {"rate": done.count / done.seconds}
+
+        return _against("enqueue one by one", "jobs/s", self.in_turn(measure)["rate"], best=1)
+
+    def many(self) -> Iterable[Row]:
+        """6: enqueue 10,000 at once."""
+
+        def measure(side: Side) -> dict[str, float]:
+            side.flush()
+            done = side.enqueue("empty", 10_000)
+            return {"rate": done.count / done.seconds, "block": done.longest_block_ms}
+
+        found = self.in_turn(measure)
+        yield from _against("enqueue 10,000 at once", "jobs/s", found["rate"], best=3)
+        yield _limited("longest block of the event loop in it", "ms", found["block"], 50)
+
+    def round_trips(self) -> Iterable[Row]:
+        """7: what a job takes of the server."""
+        if not self._ran:
+            self._throughput("empty", 100)
+        reads = {name: ran.used.reads / ran.count for name, ran in self._ran.items()}
+        commands = {name: ran.used.commands / ran.count for name, ran in self._ran.items()}
+        yield _limited("round trips (reads from clients) a job, 100 slots", "", reads, 0.2)
+        yield Row("commands a job, those of scripts included", "", commands.pop(OURS), commands)
+        for name, ran in self._ran.items():
+            most = ", ".join(f"{what} {n / ran.count:.2f}" for what, n in list(ran.used.calls.items())[:14])
+            self._say(f"commands a job, {name}: {most}")
+
+    def two_processes(self) -> Iterable[Row]:
+        """8: a second process."""
+        count = self.scale.ours
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(self.scale.rounds):
+            for processes in found:
+                found[processes].append(self._together(processes, count))
+        one, two = statistics.median(found[1]), statistics.median(found[2])
+        yield Row("two processes beside one", "jobs/s", two, {"one": one}, two / one, "≥ 1.3", two / one >= 1.3)
+
+    def _together(self, processes: int, count: int) -> float:
+        side = self.ours
+        side.flush()
+        with ExitStack() as stack:
+            workings = [stack.enter_context(side.work(100)) for _ in range(processes)]
+            time.sleep(_SETTLE_SECONDS)
+            side.enqueue("empty", count)
+            done, deadline = 0, time.monotonic() + _RUN_SECONDS
+            while done < count and time.monotonic() < deadline:
+                time.sleep(0.1)
+                done = sum(working.so_far() for working in workings)
+            tallies = [tally for tally in (working.stop() for working in workings) if tally["count"]]
+        whole = {
+            "count": sum(tally["count"] for tally in tallies),
+            "first_ns": min(tally["first_ns"] for tally in tallies),
+            "last_ns": max(tally["last_ns"] for tally in tallies),
+        }
+        return _rate(side, whole, count)
+
+    def memory(self) -> Iterable[Row]:
+        """9: idle, and after many jobs."""
+        idle: dict[str, float] = {}
+        after: dict[str, float] = {}
+        for name, side in self.sides.items():
+            count = self.scale.memory_ours if name == OURS else self.scale.memory_peers
+            side.flush()
+            try:
+                with side.work(100, expect=count) as working:
+                    time.sleep(2)
+                    began = working.rss_mb()
+                    for first in range(0, count, 50_000):
+                        side.enqueue("empty", min(50_000, count - first))
+                    working.hear("count", 2 * _RUN_SECONDS)
+                    time.sleep(2)
+                    idle[name], after[name] = began, working.rss_mb()
+            except Failed as error:
+                if name == OURS:
+                    raise
+                self._say(str(error))
+        growth = {name: after[name] - idle[name] for name in after}
+        done = f"{self.scale.memory_ours:,} jobs (peers: {self.scale.memory_peers:,})"
+        yield Row("memory of an idle worker", "MB", idle.pop(OURS), idle)
+        yield Row(f"memory after {done}", "MB", after.pop(OURS), after)
+        yield _limited("its growth", "MB", growth, 10)
+
+    def depth(self) -> Iterable[Row]:
+        """10: many that wait."""
+
+        def first_thousand() -> float:
+            with self.ours.work(100, expect=1_000) as working:
+                told = working.hear("count", 60)
+                working.stop()
+            return 1e6 / ((told["count"] - 1) / ((told["last_ns"] - told["first_ns"]) / 1e9))
+
+        few = []
+        for _ in range(3):
+            self.ours.flush()
+            self.ours.enqueue("empty", 1_000)
+            few.append(first_thousand())
+        self.ours.flush()
+        for delay in (_HOUR, 0.0):
+            for _ in range(0, self.scale.waiting, 50_000):
+                self.ours.enqueue("empty", 50_000, delay=delay)
+        many = [first_thousand() for _ in range(3)]
+        short, long = statistics.median(few), statistics.median(many)
+        self.ours.flush()
+        what = f"the first 1,000 of {self.scale.waiting:,} waiting and as many deferred"
+        yield Row(what, "ms", long, {"of 1,000": short}, long / short, "≤ 1.5", long / short <= 1.5)
+
+    def idle(self) -> Iterable[Row]:
+        """11: what waiting costs."""
+        cpu: dict[str, float] = {}
+        commands: dict[str, float] = {}
+        for name, side in self.sides.items():
+            if name == "taskiq":  # deferring takes another process there
+                continue
+            side.flush()
+            try:
+                side.enqueue("empty", 1_000, delay=_HOUR)
+                with side.work(100) as working:
+                    time.sleep(3)
+                    began, computed, counted = time.monotonic(), working.cpu_seconds(), side.counters()
+                    time.sleep(self.scale.idle_seconds)
+                    took = time.monotonic() - began
+                    cpu[name] = 100 * (working.cpu_seconds() - computed) / took
+                    commands[name] = side.counters().since(counted).commands / took
+            except Failed as error:
+                if name == OURS:
+                    raise
+                self._say(str(error))
+        yield _limited("an idle worker with 1,000 deferred jobs", "% of a core", cpu, 1)
+        yield _limited("the same", "commands/s", commands, 5)
+
+
+ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
+    1: Bench.empty_100,
+    2: Bench.empty_10,
+    3: Bench.sleep_100,
+    4: Bench.latency,
+    5: Bench.one_by_one,
+    6: Bench.many,
+    7: Bench.round_trips,
+    8: Bench.two_processes,
+    9: Bench.memory,
+    10: Bench.depth,
+    11: Bench.idle,
+}
+
+
+def _against(what: str, unit: str, found: dict[str, float], *, arq: float = 0, best: float = 0) -> Iterator[Row]:
+    """Yield a row for each bar: a least ratio to arq, and to the best peer, where they were measured."""
+    peers = {name: figure for name, figure in found.items() if name != OURS}
+    bars = [("arq", arq)] if arq and "arq" in peers else []
+    if best and peers:
+        bars.append((max(peers, key=lambda name: peers[name]), best))
+    if not bars:
+        yield Row(what, unit, found[OURS], peers)
+    for place, (name, least) in enumerate(bars):
+        ratio = found[OURS] / peers[name]
+        shown = peers if place == 0 else {name: peers[name]}
+        yield Row(
+            what if place == 0 else "the same", unit, found[OURS], shown, ratio, f"≥ {least:g} {name}", ratio >= least
+        )
+
+
+def _limited(what: str, unit: str, found: dict[str, float], limit: float) -> Row:
+    row = at_most(what, unit, found[OURS], limit)
+    row.peers = {name: figure for name, figure in found.items() if name != OURS}
+    return row
+
+
+def _measured(bench: Bench, wanted: list[int], say: Callable[[str], None]) -> Iterator[Row]:
+    for number in wanted:
+        row = ROWS[number]
+        try:
+            yield from row(bench)
+        except Failed as error:
+            say(str(error))
+            yield Row(str(row.__doc__).strip(), "failed", 0, held=False)
+
+
+async def _migrate(database_url: str, redis_url: str) -> None:
+    settings = load_settings(environment={"DATABASE_URL": database_url, "REDIS_URL": redis_url})
+    database = Database(settings, "bench")
+    await migrate(database)
+    await database.close()
+
+
+def _chosen(variable: str, all_: Iterable[str]) -> list[str]:
+    chosen = [each.strip() for each in os.environ.get(variable, "").split(",") if each.strip()]
+    return [each for each in all_ if each in chosen] if chosen else list(all_)
+
+
+def main() -> int:
+    """Measure all. Returns the exit code."""
+    scale = Scale()
+    wanted = [int(number) for number in _chosen("ROWS", map(str, ROWS))]
+    # Servers of our own, whatever the environment names: they are emptied all the time.
+    home = make_home()
+    valkey, postgres = EmbeddedValkey(home), EmbeddedPostgres(home)
+    try:
+        valkey.start()
+        postgres.start()
+        asyncio.run(_migrate(postgres.url, valkey.url))
+        sides = {name: Side(name, valkey.url, postgres.url) for name in (OURS, *_chosen("PEERS", PEERS))}
+        peers = [name for name in sides if name != OURS]
+        setting = f"{scale.ours:,} jobs (peers: {scale.peers:,}), medians of {scale.rounds} alternated runs"
+        report = Report("queue", setting, peers=peers)
+        for row in _measured(Bench(sides, scale, report.say), wanted, report.say):
+            report.add([row])
+        server = str(sides[OURS].redis.info("server").get("valkey_version"))
+        return report.finish({"valkey": server} | {f"peer {name}": pinned_version(name) for name in peers})
+    finally:
+        postgres.stop()
+        valkey.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
