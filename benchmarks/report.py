@@ -80,8 +80,8 @@ class Report:
         """Print what is no row."""
         self._console.print(f"  {line}", style="dim", soft_wrap=True)
 
-    def finish(self, servers: dict[str, str]) -> int:
-        """Print the table, write the file. Returns the exit code: 0 when all bars are held."""
+    def finish(self, servers: dict[str, str], *, keep: bool = True) -> int:
+        """Print the table, write the file (unless not to `keep`). Returns the exit code: 0 when all bars are held."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("what", "ours", *self._columns, "others" if self._columns else "peers", "ratio", "bar", ""):
             table.add_column(column, justify="right" if column in ("ours", "ratio", *self._columns) else "left")
@@ -110,7 +110,8 @@ class Report:
             "bars": len(barred),
         }
         file = RESULTS / f"{self._name}.json"
-        file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if keep:
+            file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         self._console.print(f"{held} of {len(barred)} bars held")
         return 0 if held == len(barred) else 1
 

@@ -63,16 +63,17 @@ def pinned_version(name: str) -> str:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the server has counted since the last FLUSHALL of the benchmark: reads from clients, calls of commands."""
+    """What the server has counted: reads from clients, calls of commands, and the time of the latter."""
 
     reads: int
     calls: dict[str, int]
+    microseconds: int
 
     def since(self, before: Counters) -> Counters:
         """Return what was added."""
         calls = {name: count - before.calls.get(name, 0) for name, count in self.calls.items()}
         added = dict(sorted(((n, c) for n, c in calls.items() if c > 0), key=lambda each: -each[1]))
-        return Counters(self.reads - before.reads, added)
+        return Counters(self.reads - before.reads, added, self.microseconds - before.microseconds)
 
     @property
     def commands(self) -> int:
@@ -184,10 +185,12 @@ class Side:
 
     def counters(self) -> Counters:
         """Return what the server has counted."""
-        calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in self.redis.info("commandstats").items()}
+        stats = self.redis.info("commandstats")
         for ours in ("info", "flushall"):
-            calls.pop(ours, None)
-        return Counters(self.redis.info("stats")["total_reads_processed"], calls)
+            stats.pop(f"cmdstat_{ours}", None)
+        calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
+        microseconds = sum(each["usec"] for each in stats.values())
+        return Counters(self.redis.info("stats")["total_reads_processed"], calls, microseconds)
 
     def enqueue(
         self, job: str, count: int, *, way: str = "many", delay: float = 0.0, pause: float = 0.0, seconds: float = 300

@@ -145,7 +145,7 @@ async def _enqueue(options: argparse.Namespace, sender: Sender) -> None:
 
     async with sender:
         longest = [0.0]
-        if options.way == "many":
+        if options.way in ("many", "gather"):
             together = [arguments() for _ in range(options.count)]
             ticker = asyncio.create_task(_tick(longest))
             await asyncio.sleep(0.1)
