@@ -67,7 +67,7 @@ class Report:
         self._name = name
         self._setting = setting
         self._rows: list[Row] = []
-        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 190 if peers else 150)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows; each is printed at once, as a long run is to be watched."""
