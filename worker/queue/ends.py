@@ -22,7 +22,7 @@ from worker.ledger import LedgerRun, RunSpec
 from worker.queue.codec import Payload, Result, encode_result, now_ms
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
-from worker.queue.store import Claim
+from worker.queue.store import Claim, Ended
 from worker.queue.verdict import judge
 from worker.registry import Job
 
@@ -111,7 +111,7 @@ class Ends:
 
     def _log_end(self, how: str) -> None:
         rows = f", {self.ctx.rows_done:,} rows" if self.ctx and self.ctx.ledger_run else ""
-        logger.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
+        self.house.lines.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
 
     async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
         ctx = self.ctx
@@ -169,8 +169,7 @@ class Ends:
             started_ms=self._started_ms,
             result_json=result_json,
         )
-        self.house.let_go(self.claim.run_id)
-        await self._with_redis(lambda: self.house.store.finish(self.claim, raw, keep))
+        await self.house.turns.end(Ended(self.claim, raw, round(keep * 1000)))
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
         self.house.let_go(self.claim.run_id)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue.hooks import Observer
+from worker.queue.lines import Lines
 from worker.queue.orders import Orders
 from worker.queue.store import QueueStore
+from worker.queue.turns import Turns
 from worker.registry import Registry
 from worker.settings import Settings
 
@@ -26,7 +28,11 @@ class House:
     orders: Orders
     observer: Observer
     name: str
-    #: Renew the lease of a job no more: its end is on its way to Redis.
+    #: Tells the queue that a job has ended.
+    turns: Turns
+    #: Lines of the log that come with each job.
+    lines: Lines
+    #: Renew the lease of a job no more: it is on its way back to the queue.
     let_go: Callable[[str], None] = lambda run_id: None
     #: When something that comes again and again was last said.
     said: dict[str, float] = field(default_factory=dict)

@@ -50,7 +50,7 @@ class Leases:
         self._owner = owner
         self._on_lost = on_lost
         self._on_gone = on_gone
-        self._held: dict[str, int] = {}
+        self._held: dict[str, tuple[str, int]] = {}  # queue and due time of each
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._pulse = time.monotonic()
@@ -71,10 +71,16 @@ class Leases:
             await end(self._heart)
         await asyncio.to_thread(self._thread.join)
 
-    def add(self, run_id: str, due_ms: int) -> None:
-        """Renew the lease of a job from now on; its due time tells it from one that was put back meanwhile."""
+    def add(self, run_id: str, queue: str, due_ms: int) -> None:
+        """Renew the lease of a job from now on.
+
+        Args:
+            run_id: its id.
+            queue: where it is.
+            due_ms: when it is due again, which tells it from one that was put back meanwhile.
+        """
         with self._lock:
-            self._held[run_id] = due_ms
+            self._held[run_id] = (queue, due_ms)
 
     def holds(self, run_id: str) -> bool:
         """Whether the lease of a job is still renewed."""
@@ -115,9 +121,11 @@ class Leases:
                 keys.IN_PROGRESS,
                 keys.RESULT,
             ]
-            arguments += [part for item in held.items() for part in item]
+            queues = sorted({queue for queue, _ in held.values()})
+            for run_id, (queue, due_ms) in held.items():
+                arguments += (run_id, queues.index(queue) + 1, due_ms)
             try:
-                answers = renew(keys=[settings.worker.queue], args=arguments)
+                again, *answers = renew(keys=queues, args=arguments)
                 failing = False
             except redis.RedisError as error:
                 if not failing:
@@ -125,7 +133,11 @@ class Leases:
                 failing = True
                 continue
             for run_id, answer in zip(held, answers, strict=True):
-                if answer != b"held":
+                if answer == b"held":
+                    with self._lock:
+                        if self._held.get(run_id) == held[run_id]:
+                            self._held[run_id] = (held[run_id][0], int(again))
+                else:
                     self._tell(self._on_lost if answer == b"lost" else self._on_gone, run_id)
         connection.close()
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.queue import keys
+from worker.queue.watch import Watch
 
 logger = logging.getLogger("worker.orders")
 
@@ -30,8 +31,10 @@ _RETRY_SECONDS = 1.0
 class Orders:
     """What operators want, as last read. A walk goes on with the last known orders while Redis is away."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, watch: Watch | None = None) -> None:
         self._redis = redis
+        self._watch = watch
+        self._stale = True
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
         self._failing = False
@@ -39,22 +42,54 @@ class Orders:
         self.cancelled: frozenset[str] = frozenset()
         self.paces: dict[str, float] = {}
 
-    async def refresh(self, *, older_than: float = FRESH_SECONDS) -> None:
-        """Read the orders again unless they are younger than that."""
+    def changed(self) -> None:
+        """Note that somebody has written an order."""
+        self._stale = True
+
+    @property
+    def known(self) -> bool:
+        """Whether what was read is what Redis has: where a watch tells of changes, or for a moment where none does."""
+        if self._watch is not None and self._watch.active:
+            return not self._stale
+        return time.monotonic() - self._read_at < FRESH_SECONDS
+
+    @property
+    def must_ask(self) -> bool:
+        """Whether nobody tells of changes, so that who wants to know has to ask."""
+        return (self._watch is None or not self._watch.active) and not self.known
+
+    async def refresh(self, *, now: bool = False) -> None:
+        """Read the orders again unless they are known.
+
+        Args:
+            now: read them in any case.
+        """
+        if self.known and not now:
+            return
         async with self._reading:  # who comes while another one reads waits for that answer
-            if time.monotonic() - self._read_at >= older_than:
+            if now or not self.known:
                 await self._read()
 
     async def _read(self) -> None:
         began = time.monotonic()
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.smembers(keys.PAUSED)
-        pipeline.smembers(keys.CANCELLED)
-        pipeline.zrange(keys.ABORT, 0, -1)
-        pipeline.hgetall(keys.PACE)
+        commands = [
+            ("SMEMBERS", keys.PAUSED),
+            ("SMEMBERS", keys.CANCELLED),
+            ("ZRANGE", keys.ABORT, 0, -1),
+            ("HGETALL", keys.PACE),
+        ]
         try:
-            paused, cancelled, aborted, paces = await pipeline.execute()
+            if self._watch is not None and self._watch.active:
+                self._stale = False  # before the answer: what is written while it comes makes it stale again
+                paused, cancelled, aborted, flat = await self._watch.read(*commands)
+                paces = dict(zip(flat[::2], flat[1::2], strict=True))
+            else:
+                pipeline = self._redis.pipeline(transaction=False)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                paused, cancelled, aborted, paces = await pipeline.execute()
         except RedisError as error:
+            self._stale = True
             self._read_at = time.monotonic() + _RETRY_SECONDS
             if not self._failing:
                 logger.warning("orders cannot be read: %s", error)

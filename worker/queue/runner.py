@@ -42,7 +42,7 @@ from worker.registry import Job
 logger = logging.getLogger("worker.jobs")
 
 
-Reason = Literal["lost", "drain", "cancel"]
+Reason = Literal["lost", "drain", "cancel", "timeout"]
 
 _UNKNOWN_SECONDS = 5.0
 _INTERRUPT_AGAIN_SECONDS = 1.0
@@ -60,7 +60,10 @@ class Runner(Ends):
 
     def __init__(self, house: House, claim: Claim) -> None:
         super().__init__(house, claim)
+        #: The task that runs the job's own code, and as long as it does.
         self._body: asyncio.Task[Any] | None = None
+        #: The loop's time at which the job has taken too long; None without a limit.
+        self.deadline: float | None = None
         self._reason: Reason | None = None
         self._interrupted_at = -math.inf
         self._held: str | None = None
@@ -73,8 +76,9 @@ class Runner(Ends):
         return self.house.draining
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return what an operator wants, not older than a tenth of a second."""
-        await self.house.orders.refresh()
+        """Return what an operator wants."""
+        if self.house.orders.must_ask:
+            await self.house.orders.refresh()
         return self.house.orders.of(run_id, job)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
@@ -104,7 +108,7 @@ class Runner(Ends):
 
     def interrupt(self, reason: Reason) -> None:
         """Cancel the job's own code; its run then ends, or goes back, for that reason."""
-        if self._body is None or self._body.done():
+        if self._body is None:
             return
         if self._reason is None:
             self._reason = reason
@@ -170,13 +174,14 @@ class Runner(Ends):
                     f"then ZADD the id"
                 )
             raw = known.payload.encode()
-            self.claim = replace(self.claim, payload=raw)
+            self.claim = self.claim._replace(payload=raw)
         self.payload = decode_payload(raw, accept_pickle=self.house.settings.worker.accept_pickle)
         return self.payload
 
     async def _obeyed(self, payload: Payload) -> bool:
         """Obey an order that came before the job began; False where there is none."""
-        await self.house.orders.refresh()
+        if self.house.orders.must_ask:
+            await self.house.orders.refresh()
         order = self.house.orders.of(self.claim.run_id, payload.function)
         if order == "cancel":
             text = "cancelled by order before it began"
@@ -217,17 +222,41 @@ class Runner(Ends):
             redis=house.store.redis,
         )
         house.observer.started(self._info)
-        logger.info("%s: try %d begins", self._name, claim.tries)
+        house.lines.info("%s: try %d begins", self._name, claim.tries)
+        limit = job.timeout or house.settings.worker.job_timeout_seconds
+        self.deadline = asyncio.get_running_loop().time() + limit
+        self._body = body = asyncio.current_task()
         try:
-            self._body = asyncio.create_task(self._perform(job, ctx, arguments, max_tries))
-            await asyncio.wait({self._body})
-            result = self._outcome(self._body)
+            result = await self._perform(job, ctx, arguments, max_tries)
+        except asyncio.CancelledError:
+            self._body = None
+            if self._reason is None and body is not None and body.cancelling():
+                raise  # the worker itself is at its end
+            await self._settle(job, self._why_cancelled(limit))
         except BaseExceptionGroup as group:
+            self._body = None
             await self._settle(job, _the_interruption(group) or group)
         except (Exception, Interruption) as error:  # noqa: BLE001 - a job raises anything
+            self._body = None
             await self._settle(job, error)
         else:
+            self._body = None
             await self._succeed(job, result)
+
+    def _why_cancelled(self, limit: float) -> BaseException:
+        """Return what a cancellation of the job's code means; what follows it is not cancelled."""
+        body = asyncio.current_task()
+        while self._reason is not None and body is not None and body.uncancel():
+            pass
+        if self._reason == "timeout":
+            return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
+        if self._reason == "lost":
+            return Superseded(self.claim.run_id)
+        if self._reason == "drain":
+            return Drained("waiting")
+        if self._reason == "cancel":
+            return Cancelled("cancelled by order")
+        return LonghaulError("the job cancelled itself")
 
     async def _settle(self, job: Job[..., Any], error: BaseException) -> None:
         """Bring a try to its end that did not return: interrupted, or failed."""
@@ -247,31 +276,22 @@ class Runner(Ends):
     async def _perform(
         self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any] | InvalidArguments, max_tries: int
     ) -> Any:
-        limit = job.timeout or self.house.settings.worker.job_timeout_seconds
+        ctx.on_durable = self._became_durable
         try:
-            async with asyncio.timeout(limit) as deadline:
-                ctx.on_durable = lambda: self._became_durable(deadline)
-                if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
-                    await self._resume(ctx, max_tries)
-                if isinstance(arguments, InvalidArguments):
-                    raise arguments
-                return await perform(job, ctx, arguments)
-        except TimeoutError as error:
-            if deadline.expired():
-                raise TimeoutError(
-                    f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches"
-                ) from error
-            raise
+            if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
+                await self._resume(ctx, max_tries)
+            if isinstance(arguments, InvalidArguments):
+                raise arguments
+            return await perform(job, ctx, arguments)
         except (SystemExit, KeyboardInterrupt) as error:
             raise NotRetryable(f"the job raised {type(error).__name__}, which would end the worker") from error
 
-    def _became_durable(self, deadline: asyncio.Timeout) -> None:
-        if not deadline.expired():
-            deadline.reschedule(None)  # a walk has no total timeout
+    def _became_durable(self) -> None:
+        self.deadline = None  # a walk has no total timeout
         run = self.ctx.ledger_run if self.ctx else None
         if run is not None:
             # From now on the payload says so, wherever it is put back from: the next try asks the ledger first.
-            self.claim = replace(self.claim, payload=run.spec.payload.encode())
+            self.claim = self.claim._replace(payload=run.spec.payload.encode())
             if run.takeovers or run.rows:
                 logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
             self.house.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
@@ -288,17 +308,6 @@ class Runner(Ends):
         # died, it never came to the loop.
         if run.attempt > max_tries + 1:
             raise NotRetryable(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
-
-    def _outcome(self, body: asyncio.Task[Any]) -> Any:
-        if not body.cancelled():
-            return body.result()
-        if self._reason == "lost":
-            raise Superseded(self.claim.run_id)
-        if self._reason == "drain":
-            raise Drained("waiting")
-        if self._reason == "cancel":
-            raise Cancelled("cancelled by order")
-        raise LonghaulError("the job cancelled itself")
 
 
 def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption | None:

@@ -6,10 +6,9 @@ import base64
 import json
 import logging
 import math
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
 
@@ -20,8 +19,7 @@ from worker.queue.scripts import script
 logger = logging.getLogger("worker.queue")
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A job that this worker has.
 
     Attributes:
@@ -39,6 +37,36 @@ class Claim:
     tries: int
 
 
+class Ended(NamedTuple):
+    """A job that has ended.
+
+    Attributes:
+        claim: the job.
+        result: what its result's key gets; None for none.
+        keep_ms: life of that.
+    """
+
+    claim: Claim
+    result: bytes | None
+    keep_ms: int
+
+
+class Turned(NamedTuple):
+    """What a turn has brought.
+
+    Attributes:
+        refused: ids of ended jobs that another worker has.
+        claims: jobs that are this worker's now.
+        again_ms: when they are due again, unless their leases are renewed.
+        ordered: whether there are orders, which may be for them.
+    """
+
+    refused: frozenset[str]
+    claims: list[Claim]
+    again_ms: int
+    ordered: bool
+
+
 class QueueStore:
     """Moves of jobs in Redis.
 
@@ -54,18 +82,35 @@ class QueueStore:
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
             name: redis.register_script(script(name))
-            for name in ("claim", "finish", "requeue", "restore", "enqueue", "fire", "cancel")
+            for name in ("turn", "requeue", "restore", "enqueue", "fire", "cancel")
         }
 
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
-    async def claim(self, queue: str, slots: int) -> list[Claim]:
-        """Take up to `slots` due jobs of a queue."""
-        arguments = [self.owner, self.lease_ms, slots, keys.IN_PROGRESS, keys.JOB, keys.RETRY]
-        taken = await self._run("claim", [queue], arguments)
+    async def turn(self, ended: Sequence[Ended], slots: int, shares: Mapping[str, int]) -> Turned:
+        """End jobs, and take due ones, in one round trip.
+
+        Args:
+            ended: jobs that have ended.
+            slots: jobs to take, at most.
+            shares: the queues in the order in which they are served, each with the most jobs to take from it.
+        """
+        places: dict[str, int] = {}
+        for queue in (*shares, *(one.claim.queue for one in ended)):
+            places.setdefault(queue, len(places) + 1)
+        arguments: list[Any] = [self.owner, self.lease_ms, slots]
+        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(ended))
+        for claim, result, keep_ms in ended:
+            arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
+        for queue, most in shares.items():
+            arguments += (places[queue], most)
+        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, *places]
+        refused, taken, again, ordered = await self._run("turn", names, arguments)
+        queues = list(places)
         claims = []
-        for raw_id, due, payload, tries in taken:
+        for place, raw_id, due, payload, tries in taken:
+            queue = queues[int(place) - 1]
             try:
                 run_id = raw_id.decode()
             except UnicodeDecodeError:
@@ -74,15 +119,11 @@ class QueueStore:
                 continue
             at = float(due)
             claims.append(Claim(run_id, queue, int(at) if math.isfinite(at) else 0, payload, tries))
-        return claims
+        return Turned(frozenset(raw_id.decode() for raw_id in refused), claims, again, bool(ordered))
 
-    async def finish(self, claim: Claim, result: bytes | None, keep_seconds: float) -> bool:
-        """End a job; False where another worker has it."""
-        i = claim.run_id
-        names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.RESULT + i]
-        names += [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE]
-        arguments = [i, self.owner, result or b"", round(keep_seconds * 1000)]
-        return bool(await self._run("finish", names, arguments))
+    async def claim(self, queue: str, slots: int) -> list[Claim]:
+        """Take up to `slots` due jobs of a queue."""
+        return (await self.turn((), slots, {queue: slots})).claims
 
     async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
         """Put a job back.
@@ -100,11 +141,15 @@ class QueueStore:
         arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b""]
         return bool(await self._run("requeue", names, arguments))
 
-    async def restore(self, claim: Claim) -> bool:
-        """Put a job that runs here back into a Redis that lost it; False where another worker has it."""
+    async def restore(self, claim: Claim) -> int:
+        """Put a job that runs here back into a Redis that lost it.
+
+        Returns:
+            The time in ms at which it is due again, or 0 where another worker has it.
+        """
         names = [claim.queue, keys.IN_PROGRESS + claim.run_id, keys.JOB + claim.run_id]
-        arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b"", claim.due_ms]
-        return bool(await self._run("restore", names, arguments))
+        arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b""]
+        return int(await self._run("restore", names, arguments))
 
     async def enqueue(
         self, run_id: str, payload: str, *, queue: str, delay: float = 0.0, at: datetime | None = None
@@ -116,7 +161,7 @@ class QueueStore:
 
     async def cancel(self, run_id: str, *, queue: str) -> bool:
         """Order a run to end; False where the queue does not have it."""
-        return bool(await self._run("cancel", [queue, keys.CANCELLED], [run_id]))
+        return bool(await self._run("cancel", [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id], [run_id]))
 
     async def put_back(self, run_id: str, payload: str, *, queue: str) -> None:
         """Put a run that the ledger knows back into a queue that does not have it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
+from functools import partial
 from signal import Signals
 from typing import Any
 
@@ -24,14 +26,18 @@ from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.ledger import Ledger
+from worker.queue import keys
 from worker.queue.cron import Cron
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
 from worker.queue.leases import Leases
+from worker.queue.lines import Lines
 from worker.queue.orders import Orders
 from worker.queue.rescue import Rescue
 from worker.queue.runner import Runner
 from worker.queue.store import Claim, QueueStore
+from worker.queue.turns import Turns
+from worker.queue.watch import Watch
 from worker.registry import Registry
 from worker.settings import Settings, mask_passwords
 from worker.tasks import end
@@ -39,6 +45,11 @@ from worker.tasks import end
 logger = logging.getLogger("worker")
 
 _AWAY_SECONDS = 1.0
+_HOUSE_SECONDS = 0.2
+_TICK_SECONDS = 0.1
+#: Longest wait for word of a change: should it have been lost, this is what it costs.
+_LONGEST_SLEEP_SECONDS = 5.0
+_ORDERS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE})
 #: What a cancelled job has at least, to roll back and go back to the queue.
 _LEAST_SECONDS = 5.0
 
@@ -111,15 +122,20 @@ class Worker(ArqWorker):
         self.database = Database(settings, self.name)
         store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds)
         ledger = Ledger(self.database, self.name)
+        self._wake = asyncio.Event()
+        self._watch = Watch(settings, self._changed)
+        self._turns = Turns(store, self._wake.set)
         self.house = House(
             settings=settings,
             registry=registry,
             database=self.database,
             ledger=ledger,
             store=store,
-            orders=Orders(self.pool),
+            orders=Orders(self.pool, self._watch),
             observer=observer or Silent(),
             name=self.name,
+            turns=self._turns,
+            lines=Lines(logging.getLogger("worker.jobs")),
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
         self._rescue = Rescue(ledger, store, settings)
@@ -127,7 +143,10 @@ class Worker(ArqWorker):
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
         self._restoring: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Event()
+        self._may_be_due = True
+        #: The loop's time at which the first job of the queue is due; None where that has to be asked.
+        self._head_at: float | None = None
+        self._changes = 0
 
     # --- its life
 
@@ -145,14 +164,19 @@ class Worker(ArqWorker):
         if warning:
             logger.warning(warning)
         await self._cron.start()
+        await self._watch.start()
+        await self.house.orders.refresh(now=True)
         self._leases.start()
         logger.info("worker %s: %d jobs known: %s", self.name, len(self.functions), ", ".join(self.functions))
-        housekeeping = asyncio.create_task(self._keep_house())
+        beside = [asyncio.create_task(self._keep_house()), asyncio.create_task(self._keep_time())]
         try:
             await self._work()
         finally:
-            await end(housekeeping)
+            for task in beside:
+                await end(task)
             await self._leases.stop()
+            await self._watch.stop()
+            self.house.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
 
     async def close(self) -> None:
@@ -167,64 +191,117 @@ class Worker(ArqWorker):
             self._pool = None
 
     async def _work(self) -> None:
-        failing = False
-        while not self.house.draining:
-            slots = self.max_jobs - len(self._runners)
-            claimed: list[Claim] = []
+        draining: asyncio.Task[None] | None = None
+        failures = 0
+        while draining is None or not draining.done() or self._turns.waiting:
+            if self.house.draining and draining is None:
+                draining = asyncio.create_task(self._drain())
+                draining.add_done_callback(lambda _: self._wake.set())
+            slots = self._free_slots()
+            if not self._turns.waiting and not (slots and self._may_be_due):
+                if self.burst and not self._runners and not self._may_be_due:
+                    return
+                await self._sleep(slots)
+                continue
+            self._may_be_due = self._may_be_due and not slots
             try:
-                if slots > 0 and "*" not in self.house.orders.paused:
-                    claimed = await self.house.store.claim(self.queue_name, slots)
-                failing = False
+                turned = await self._turns.take(slots, {self.queue_name: slots})
             except RedisError as error:
-                if not failing:
+                if not failures:
                     logger.warning("Redis does not answer: %s; going on until it does", error)
-                failing = True
-                await self._wait(_AWAY_SECONDS)
+                failures += 1
+                self._may_be_due = True
+                if self.house.hastened:
+                    self._turns.give_up(error)
+                await self._pause(min(_AWAY_SECONDS, 0.1 * 2**failures))
                 continue
-            for claim in claimed:
-                self._start(claim)
-            if len(claimed) == slots and slots > 0:
-                continue
-            if self.burst and not claimed and not self._runners:
-                return
-            await self._wait(self.poll_delay_s)
-        await self._drain()
+            if failures:
+                logger.info("Redis answers again")
+                failures = 0
+            if turned.claims and turned.ordered:
+                await self.house.orders.refresh(now=True)
+            for claim in turned.claims:
+                self._start(claim, turned.again_ms)
+            if slots and len(turned.claims) >= slots:
+                self._may_be_due = True
+        await draining
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait for a job to end, a signal, or the time."""
-        self._turn.clear()
+    def _free_slots(self) -> int:
+        """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
+        if self.house.draining or keys.ALL in self.house.orders.paused:
+            return 0
+        return max(0, self.max_jobs - len(self._runners) + self._turns.waiting)
+
+    async def _sleep(self, slots: int) -> None:
+        """Wait until something is due, has ended, or was ordered."""
+        self._wake.clear()
+        if not self._watch.active:
+            await self._pause(self.poll_delay_s)
+            self._may_be_due = True
+            return
+        if not slots:
+            await self._pause(_LONGEST_SLEEP_SECONDS)
+            return
+        if self._head_at is None:
+            changes = self._changes
+            try:
+                [now, head] = await self._watch.read(("TIME",), ("ZRANGE", self.queue_name, 0, 0, "WITHSCORES"))
+            except RedisError:
+                return  # the watch is lost: polling from now on
+            if changes != self._changes:
+                return
+            left = float(head[1]) / 1000 - int(now[0]) - int(now[1]) / 1e6 if head else math.inf
+            self._head_at = self.loop.time() + left
+        left = self._head_at - self.loop.time()
+        if left > 0:
+            await self._pause(min(left, _LONGEST_SLEEP_SECONDS))
+        if self._head_at is not None and self._head_at <= self.loop.time():
+            self._may_be_due = True
+        if not self._wake.is_set():
+            self._head_at = None  # by then it is another one; and word of a change may have been lost
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait to be woken, or for the time."""
         try:
             async with asyncio.timeout(seconds):
-                await self._turn.wait()
+                await self._wake.wait()
         except TimeoutError:
             pass
 
-    def _start(self, claim: Claim) -> None:
+    def _changed(self, written: frozenset[str] | None) -> None:
+        """Hear of keys that were written."""
+        if written is None or not _ORDERS.isdisjoint(written):
+            self.house.orders.changed()
+        if written is None or self.queue_name in written:
+            self._head_at = None
+            self._changes += 1
+        self._wake.set()
+
+    def _start(self, claim: Claim, again_ms: int) -> None:
         runner = Runner(self.house, claim)
         self._runners[claim.run_id] = runner
-        self._leases.add(claim.run_id, claim.due_ms)
+        self._leases.add(claim.run_id, claim.queue, again_ms)
         task = self.loop.create_task(runner.run())
         self.tasks[claim.run_id] = task
-        task.add_done_callback(lambda done: self._ended(claim.run_id, done))
+        task.add_done_callback(partial(self._ended, claim.run_id))
 
     def _ended(self, run_id: str, task: asyncio.Task[Any]) -> None:
         self._leases.remove(run_id)
         self._runners.pop(run_id, None)
         self.tasks.pop(run_id, None)
         self.jobs_complete += 1
-        self._turn.set()
+        self._may_be_due = self._may_be_due or self.burst
+        self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             logger.error("job %s: its runner failed: left to its lease", run_id, exc_info=task.exception())
 
     # --- beside the jobs
 
     async def _keep_house(self) -> None:
-        """Orders for jobs outside of a loop, cron, rescue and the health check, one after the other."""
+        """Cron, rescue and the health check, one after the other."""
         failing = False
         while True:
             try:
-                await self.house.orders.refresh()
-                self._obey()
                 if not self.house.draining:
                     await self._cron.look()
                     await self._rescue.look()
@@ -235,7 +312,22 @@ class Worker(ArqWorker):
                     logger.warning("housekeeping: %s; going on", one_line(error))
                 failing = True
                 await asyncio.sleep(_AWAY_SECONDS)
-            await asyncio.sleep(self.poll_delay_s)
+            await asyncio.sleep(_HOUSE_SECONDS)
+
+    async def _keep_time(self) -> None:
+        """Timeouts, and orders for jobs outside of a loop: one clock for all jobs."""
+        paused = False
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            await self.house.orders.refresh()
+            self._obey()
+            if (keys.ALL in self.house.orders.paused) != paused:
+                paused = not paused
+                self._wake.set()
+            now = self.loop.time()
+            for runner in list(self._runners.values()):
+                if runner.deadline is not None and runner.deadline < now:
+                    runner.interrupt("timeout")
 
     def _obey(self) -> None:
         for run_id, runner in self._runners.items():
@@ -254,7 +346,10 @@ class Worker(ArqWorker):
 
         async def restore() -> None:
             try:
-                if await self.house.store.restore(runner.claim):
+                again_ms = await self.house.store.restore(runner.claim)
+                if again_ms:
+                    if self._leases.holds(run_id):
+                        self._leases.add(run_id, runner.claim.queue, again_ms)
                     logger.warning("job %s: Redis had lost it; put back, it goes on here", run_id)
                 else:
                     self._lost(run_id)
@@ -278,7 +373,7 @@ class Worker(ArqWorker):
             self.house.hastened = True
             for runner in list(self._runners.values()):
                 runner.interrupt("drain")
-        self._turn.set()
+        self._wake.set()
 
     async def _drain(self) -> None:
         running = list(self.tasks.values())

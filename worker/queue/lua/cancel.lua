@@ -1,7 +1,7 @@
 -- Order a run to end: one that the queue has, whether it waits or runs. An order for any other id would stay, and end the
--- next run of that id. A deferred one is due now, so that it ends now.
+-- next run of that id. A deferred one is due now, so that it ends now; one that runs is left where its lease put it.
 --
--- KEYS queue, cancelled
+-- KEYS queue, cancelled, lease
 -- ARGV id
 -- returns 1, or 0 where the queue does not have it
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
@@ -9,5 +9,5 @@ if not due then return 0 end
 redis.call('SADD', KEYS[2], ARGV[1])
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-if tonumber(due) > now_ms then redis.call('ZADD', KEYS[1], now_ms, ARGV[1]) end
+if tonumber(due) > now_ms and redis.call('EXISTS', KEYS[3]) == 0 then redis.call('ZADD', KEYS[1], now_ms, ARGV[1]) end
 return 1
