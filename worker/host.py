@@ -10,6 +10,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from worker.batch import Loop, Progress, went_on_after
@@ -202,7 +203,9 @@ class LoopHost:
     async def _held(self, table: str) -> Hold | None:
         run = await self.durable_run()
         self._throttles.order(self._control.rows_per_second(self.run_id, self.job))
-        return await self._throttles.hold(Seen(run.driver.raw, table, run.rows - run.rows_before, datetime.now(UTC)))
+        looking = run.driver.reading() if self._throttles.ask_server else nullcontext(run.driver.raw)
+        async with looking as raw:
+            return await self._throttles.hold(Seen(raw, table, run.rows - run.rows_before, datetime.now(UTC)))
 
     def report(self, progress: Progress) -> None:
         """Tell the worker of a committed batch."""

@@ -81,6 +81,10 @@ class DatabaseSettings(_Section):
         "`?sslmode=` (disable, prefer, require, verify-ca, verify-full) chooses TLS; `sslrootcert`, `sslcert` and "
         "`sslkey` name files.",
     )
+    pgbouncer: bool | Literal["auto"] = Field(
+        "auto",
+        description="Whether PgBouncer in transaction mode is between; `auto`: found out with the first connection.",
+    )
     pool_size: int | None = Field(
         None,
         ge=1,

@@ -14,7 +14,7 @@ from worker.batch.transaction import BatchTransaction
 
 
 class PageReader:
-    """A select that is read again and again with another cursor: compiled once, and prepared once.
+    """A select that is read again and again with another cursor: compiled once, and prepared as seldom as can be.
 
     Args:
         shape: what its rows look like.
@@ -34,12 +34,12 @@ class PageReader:
         if self._driver_statement is not None:
             sql, arguments = self._driver_statement.bind(values)
             raw = await transaction.driver()
-            if self._prepared is None:
+            if self._prepared is None or not transaction.keeps_prepared:
                 prepared = await raw.prepare(sql, record_class=Row)
                 if self._shape.fits(self._driver_statement, prepared.get_attributes(), self._dialect):
                     self._prepared = prepared
                 else:
-                    self._driver_statement = None
+                    self._driver_statement = self._prepared = None
             if self._prepared is not None:
                 with suspended():
                     found = await self._prepared.fetch(*arguments)

@@ -199,7 +199,7 @@ class RangeEnds:
         self._connection = connection
         self._first = first
         self._next = next_
-        self._raw: Any = None
+        self._driver: Driver | None = None
         self._ahead: asyncio.Task[Any] | None = None
         #: Rows that were asked for in the range whose end was looked up last.
         self.asked = self._asked_ahead = 0
@@ -217,9 +217,10 @@ class RangeEnds:
 
     async def _find(self, statement: DriverStatement, values: dict[str, Any]) -> Any:
         sql, arguments = statement.bind(values)
-        if self._raw is None:
-            self._raw = (await Driver.beneath(self._connection)).raw
-        return await self._raw.fetchrow(sql, *arguments)
+        if self._driver is None:
+            self._driver = await Driver.beneath(self._connection)
+        async with self._driver.reading() as raw:
+            return await raw.fetchrow(sql, *arguments)
 
     async def close(self) -> None:
         """Give the connection back."""

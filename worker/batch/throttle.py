@@ -34,7 +34,7 @@ class Seen:
     """What a throttle may look at.
 
     Attributes:
-        raw: asyncpg's connection, outside of any transaction.
+        raw: asyncpg's connection, outside of any transaction (behind PgBouncer in one of its own).
         table: name of the table that is walked, as SQL spells it.
         rows: rows that this try has committed.
         now: aware time.
@@ -290,6 +290,12 @@ class Throttles:
             self._ordered_limit = rows_per_second
             self._ordered = RowsPerSecond(rows_per_second) if rows_per_second else None
 
+    @property
+    def ask_server(self) -> bool:
+        """Whether the next look asks the server."""
+        due = time.monotonic() - self._asked_at >= self._check_seconds
+        return due and any(throttle.asks_server for throttle in self._always)
+
     async def hold(self, seen: Seen) -> Hold | None:
         """Return the first reason to wait, or None."""
         for throttle in self._always:
@@ -301,7 +307,7 @@ class Throttles:
             held = await self._ordered.hold(seen)
             if held is not None:
                 return held
-        if time.monotonic() - self._asked_at >= self._check_seconds:
+        if self.ask_server:
             self._last = None
             for throttle in self._always:
                 if throttle.asks_server and self._last is None:

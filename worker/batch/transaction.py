@@ -100,6 +100,11 @@ class BatchTransaction:
         """Whether the transaction has begun."""
         return self._driver.in_transaction
 
+    @property
+    def keeps_prepared(self) -> bool:
+        """Whether what is prepared here can be executed in the next batch, too."""
+        return not self._driver.pooled
+
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
         await self.flush()

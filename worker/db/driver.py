@@ -8,11 +8,15 @@ version is pinned, and tests/db/test_driver.py holds what is used of it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.db.literal import TextStatement
+from worker.db.literal import TextStatement, Value
+from worker.db.pgbouncer import PooledConnection
+from worker.db.scopes import roll_back, settle
 
 
 class Driver:
@@ -39,6 +43,22 @@ class Driver:
         """Whether a transaction was begun, here or by SQLAlchemy, and has not ended."""
         return self._adapter._transaction is not None
 
+    @property
+    def pooled(self) -> bool:
+        """Whether PgBouncer stands between: nothing of the session is there any more in the next transaction."""
+        return isinstance(self.raw, PooledConnection)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Any]:
+        """Hand asyncpg's connection out for a look that needs no transaction; behind PgBouncer it has one."""
+        if not self.pooled:
+            yield self.raw
+            return
+        try:
+            yield await self.begin()
+        finally:
+            await settle(roll_back(self.rollback()))
+
     async def begin(self) -> Any:
         """Send BEGIN unless that was done. Returns asyncpg's connection, in the transaction."""
         if self._adapter._transaction is None:
@@ -55,18 +75,23 @@ class Driver:
         """Make a statement known to the session, once in the life of its connection."""
         info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
         known: set[str] = info.setdefault("prepared", set())
-        if statement.name not in known:
+        if statement.name not in known and not self.pooled:
             await self.raw.execute(statement.prepare)
             known.add(statement.name)
+
+    def text_of(self, statement: TextStatement, values: Sequence[Value]) -> str:
+        """Return the text that executes a statement in this session, which knows it if it can (see `prepare`)."""
+        return statement.inline(values) if self.pooled else statement.execute(values)
 
     async def commit_after(self, statement: str, *, begin: bool) -> None:
         """Send a statement and COMMIT in one message; where the statement fails, the transaction stays open.
 
         Args:
             statement: without parameters.
-            begin: whether the next transaction begins in the same message.
+            begin: whether the next transaction may begin in the same message. Behind PgBouncer it does not: it may
+                be in another session.
         """
-        if begin:
+        if begin and not self.pooled:
             level = self._adapter.isolation_level
             begin_ = f"BEGIN ISOLATION LEVEL {level.replace('_', ' ').upper()}" if level else "BEGIN"
             await self.raw.execute(f"{statement}; COMMIT; {begin_}")

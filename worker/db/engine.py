@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
+from worker.db.pgbouncer import Route
 from worker.db.scopes import ScopedSession, savepoint_scope, session_scope, settle, transaction_scope
 from worker.db.tls import take_tls
 from worker.errors import ServerUnavailable
@@ -38,10 +39,20 @@ class Database:
 
     def __init__(self, settings: Settings, worker_name: str = "") -> None:
         self.settings = settings
-        self.engine = _make_engine(settings, worker_name)
+        base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
+        self._route = Route(settings.database.pgbouncer, lambda: _session_settings(settings, _with_job(base_name)))
+        self.engine = _make_engine(settings, base_name, self._route)
         self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
             self.engine, class_=ScopedSession, expire_on_commit=False, close_resets_only=False
         )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether PgBouncer stands between, so that a session of the server is ours for one transaction only.
+
+        It may have to be found out: ask when a connection has been made.
+        """
+        return bool(self._route.pooled)
 
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:
         """Open a session: commit as often as you like; what is open at the end is committed, or rolled back
@@ -89,14 +100,17 @@ def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
         advice = "check user and password in database.url"
     elif isinstance(cause, InvalidCatalogNameError):
         advice = "create the database, or correct database.url"
+    elif "unsupported startup parameter" in str(cause):
+        advice = "that is PgBouncer: leave database.pgbouncer at auto, or set it to true"
+    elif "statement pooling mode" in str(cause):
+        advice = "set pool_mode = transaction in PgBouncer"
     else:
         advice = "start PostgreSQL there, or set DATABASE_URL"
     return ServerUnavailable(f"PostgreSQL at {url}: {cause or type(cause).__name__}: {advice}")
 
 
-def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
+def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngine:
     database = settings.database
-    base_name = ":".join(part for part in (database.application_name, worker_name) if part)
     url, tls = take_tls(make_url(database.url))
     engine = create_async_engine(
         url,
@@ -110,27 +124,38 @@ def _make_engine(settings: Settings, worker_name: str) -> AsyncEngine:
         connect_args={
             **tls,
             "timeout": database.connect_timeout_seconds,
-            "server_settings": {
-                "application_name": _cut(base_name),
-                "statement_timeout": _milliseconds(database.statement_timeout_seconds),
-                "lock_timeout": _milliseconds(database.lock_timeout_seconds),
-                "idle_in_transaction_session_timeout": _milliseconds(database.idle_in_transaction_timeout_seconds),
-            },
+            "server_settings": _session_settings(settings, base_name),
         },
     )
+    event.listen(engine.sync_engine, "do_connect", route.connect)
 
     @event.listens_for(engine.sync_engine, "checkout")
     def name_connection(dbapi_connection: Any, record: Any, proxy: Any) -> None:
         # Outside of a transaction, and only when another job had the connection before.
         job = current_job.get()
-        if record.info.get("job", "") != job:
-            name = _cut(f"{base_name}:{job}" if job else base_name)
+        if record.info.get("job", "") != job and not route.pooled:
+            name = _cut(_with_job(base_name))
             dbapi_connection.run_async(
                 lambda raw: raw.execute("SELECT set_config('application_name', $1, false)", name)
             )
             record.info["job"] = job
 
     return engine
+
+
+def _session_settings(settings: Settings, name: str) -> dict[str, str]:
+    database = settings.database
+    return {
+        "application_name": _cut(name),
+        "statement_timeout": _milliseconds(database.statement_timeout_seconds),
+        "lock_timeout": _milliseconds(database.lock_timeout_seconds),
+        "idle_in_transaction_session_timeout": _milliseconds(database.idle_in_transaction_timeout_seconds),
+    }
+
+
+def _with_job(base_name: str) -> str:
+    job = current_job.get()
+    return f"{base_name}:{job}" if job else base_name
 
 
 def _milliseconds(seconds: float) -> str:

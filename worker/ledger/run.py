@@ -35,6 +35,11 @@ class LedgerRun:
 
     It keeps one connection of the pool from its first loop to its end: its prepared statements stay warm, and
     the ledger can name the backend that a successor has to end if this process freezes.
+
+    Behind PgBouncer it names none. A backend serves one client after the other there, and nobody can tell, at the
+    moment of ending it, whether it is still in the transaction that was meant or in a stranger's. What a frozen worker
+    has open is ended by `idle_in_transaction_session_timeout`, which each transaction sets; a successor waits for that.
+    A worker that has died needs none of it: PgBouncer sees its connection end, and closes the backend.
     """
 
     def __init__(self, database: Database, spec: RunSpec, owner: str) -> None:
@@ -146,9 +151,15 @@ class LedgerRun:
                 "attempt": self.attempt,
                 "batches": self.batches,
                 "takeovers": self.takeovers,
-                "backend_pid": await connection.scalar(text("SELECT pg_backend_pid()")),
+                "backend_pid": await self._own_backend(connection),
             },
         )
+
+    async def _own_backend(self, connection: AsyncConnection) -> int | None:
+        if self._database.pooled:
+            return None
+        pid: int = await connection.scalar(text("SELECT pg_backend_pid()"))
+        return pid
 
     async def _terminate(self, connection: AsyncConnection, pid: int | None, started: object) -> None:
         """End the former owner's backend; a role that may not do so relies on the idle timeout."""
@@ -221,7 +232,8 @@ class LedgerRun:
     def checkpoint(self, step: StepRecord, *, cursor: list[Any] | None, rows: int, done: bool, batches: int = 1) -> str:
         """Return the statement that moves the cursor, and fails where the fence has grown: see `refuse_if_replaced`."""
         written = None if cursor is None else json.dumps(cursor)
-        return _CHECKPOINT.execute((written, rows, done, self.spec.id, step.name, self._fence, batches))
+        values = (written, rows, done, self.spec.id, step.name, self._fence, batches)
+        return self.driver.text_of(_CHECKPOINT, values)
 
     async def refuse_if_replaced(self, error: BaseException) -> None:
         """Look whether an error of the checkpoint, whose transaction is rolled back, was that of its fence.
