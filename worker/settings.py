@@ -34,7 +34,7 @@ def asyncpg_url(value: str) -> str:
     """Return `value` as a URL of SQLAlchemy's asyncpg dialect; `sslmode` becomes asyncpg's `ssl`.
 
     Raises:
-        ValueError: another scheme than PostgreSQL's, or a driver that is not asyncpg.
+        ValueError: another scheme than PostgreSQL's, a driver that is not asyncpg, or an isolation level.
     """
     parts = urlsplit(value)
     if parts.scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
@@ -42,6 +42,10 @@ def asyncpg_url(value: str) -> str:
             "a PostgreSQL URL starts with postgresql:// (postgres:// and postgresql+asyncpg:// are the same)"
         )
     query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    if "isolation_level" in query:
+        raise ValueError(
+            "isolation_level is for single transactions, not for the URL; AUTOCOMMIT has no batches at all"
+        )
     if "sslmode" in query:
         query["ssl"] = query.pop("sslmode")
     text = "&".join(f"{name}={quote(value, safe='/')}" for name, value in query.items())

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.literal import TextStatement, Value
 from worker.db.pgbouncer import PooledConnection
-from worker.db.scopes import roll_back, settle
+from worker.db.scopes import AUTOCOMMIT, roll_back, settle
+from worker.errors import Misuse
 
 
 class Driver:
@@ -60,7 +61,13 @@ class Driver:
             await settle(roll_back(self.rollback()))
 
     async def begin(self) -> Any:
-        """Send BEGIN unless that was done. Returns asyncpg's connection, in the transaction."""
+        """Send BEGIN unless that was done. Returns asyncpg's connection, in the transaction.
+
+        Raises:
+            Misuse: the connection is in AUTOCOMMIT, and would send none.
+        """
+        if self._adapter.autocommit:
+            raise Misuse(f"a connection {AUTOCOMMIT}")
         if self._adapter._transaction is None:
             await self._adapter._start_transaction()
         return self.raw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -12,15 +12,23 @@ from asyncpg.exceptions import (
     InvalidCatalogNameError,
     PostgresError,
 )
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
 from worker.db.pgbouncer import Route
-from worker.db.scopes import ScopedSession, savepoint_scope, session_scope, settle, transaction_scope
+from worker.db.scopes import (
+    AUTOCOMMIT,
+    ScopedSession,
+    is_autocommit,
+    savepoint_scope,
+    session_scope,
+    settle,
+    transaction_scope,
+)
 from worker.db.tls import take_tls
-from worker.errors import ServerUnavailable
+from worker.errors import Misuse, ServerUnavailable
 from worker.settings import Settings, mask_passwords
 
 #: Name of the job that runs in this context; it ends `application_name` on the connections it uses.
@@ -128,6 +136,7 @@ def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngin
         },
     )
     event.listen(engine.sync_engine, "do_connect", route.connect)
+    event.listen(engine.sync_engine, "set_engine_execution_options", _refuse_autocommit)
 
     @event.listens_for(engine.sync_engine, "checkout")
     def name_connection(dbapi_connection: Any, record: Any, proxy: Any) -> None:
@@ -141,6 +150,11 @@ def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngin
             record.info["job"] = job
 
     return engine
+
+
+def _refuse_autocommit(engine: Engine, options: Mapping[str, Any]) -> None:
+    if is_autocommit(options):
+        raise Misuse(f"an engine {AUTOCOMMIT}; a session of ctx.session() may be, for VACUUM and its like")
 
 
 def _session_settings(settings: Settings, name: str) -> dict[str, str]:

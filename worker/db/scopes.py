@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from asyncpg.exceptions import InterfaceError, PostgresError
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -28,6 +28,17 @@ T = TypeVar("T")
 
 #: Longest time, in seconds, that a cancelled scope waits for its own COMMIT, ROLLBACK or close.
 SETTLE_SECONDS = 30.0
+
+#: Why a connection in AUTOCOMMIT is refused, after its subject.
+AUTOCOMMIT = (
+    "in AUTOCOMMIT has no transactions: a batch would not be committed with its cursor, nor rolled back, and a stream "
+    "would break (SQLAlchemy #8929)"
+)
+
+
+def is_autocommit(options: Mapping[str, Any] | None) -> bool:
+    """Whether execution options ask for AUTOCOMMIT."""
+    return (options or {}).get("isolation_level") == "AUTOCOMMIT"
 
 
 async def settle(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_SECONDS) -> T:
@@ -87,6 +98,15 @@ class GuardedSession(Session):
     def invalidate(self) -> None:
         self._refuse("invalidate")
         super().invalidate()
+
+    def connection(
+        self,
+        bind_arguments: dict[str, Any] | None = None,
+        execution_options: Mapping[str, Any] | None = None,
+    ) -> Connection:
+        if self.ends_with is not None and is_autocommit(execution_options):
+            raise Misuse(f"{self.ends_with} {AUTOCOMMIT}; ctx.session() may be, for VACUUM and its like")
+        return super().connection(bind_arguments, execution_options)
 
 
 @event.listens_for(GuardedSession, "do_orm_execute")
