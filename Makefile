@@ -17,6 +17,7 @@ test: lint  ## ruff, mypy --strict and every test but the long ones
 	@$(PY) -m pytest -q -m "not long"
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
+	@sh scripts/pgbouncer.sh
 	@$(PY) -m pytest -q -m long
 
 lint: setup  ## ruff and mypy --strict

@@ -16,12 +16,8 @@ from worker.db.engine import Database
 ROWS = 3000
 
 
-async def test_the_late_commit_of_a_frozen_worker_does_not_land(
-    fleet: Fleet, client: Client, database: Database, redis: Redis
-) -> None:
-    await fill_targets(database, ROWS)
-    frozen = fleet.start()
-    run = await client.enqueue(touch_by_chunks, size=20)
+async def freeze_in_a_batch(fleet: Fleet, database: Database, name: str) -> None:
+    """Freeze a worker inside of a batch, with rows locked."""
 
     async def in_a_transaction() -> bool:
         async with database.session() as session:
@@ -31,16 +27,25 @@ async def test_the_late_commit_of_a_frozen_worker_does_not_land(
                         "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE :name "
                         "AND state = 'idle in transaction' AND (SELECT count(*) FROM audit) > 100"
                     ),
-                    {"name": f"longhaul:{frozen}%"},
+                    {"name": f"longhaul:{name}%"},
                 )
             )
 
-    while True:  # until the signal has hit it inside of a batch, with rows locked
+    while True:  # until the signal has hit it inside of a batch
         await until(in_a_transaction)
-        fleet.kill(frozen, signal.SIGSTOP)
+        fleet.kill(name, signal.SIGSTOP)
         if await in_a_transaction():
             break
-        fleet.kill(frozen, signal.SIGCONT)
+        fleet.kill(name, signal.SIGCONT)
+
+
+async def test_the_late_commit_of_a_frozen_worker_does_not_land(
+    fleet: Fleet, client: Client, database: Database, redis: Redis
+) -> None:
+    await fill_targets(database, ROWS)
+    frozen = fleet.start()
+    run = await client.enqueue(touch_by_chunks, size=20)
+    await freeze_in_a_batch(fleet, database, frozen)
     successor = fleet.start()
     assert await run.result(timeout=60) == ROWS
     assert await effects(database) == {1: ROWS}
