@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint bench bench-walk bench-queue services worker lock clean
+.PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -19,6 +19,9 @@ test: lint  ## ruff, mypy --strict and every test but the long ones
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
 	@$(PY) -m pytest -q -m long
+
+test-versions: setup  ## tests/batch, tests/ledger and tests/db against PostgreSQL 14 to 17, from npm
+	@$(PY) -m tests.versions
 
 lint: setup  ## ruff and mypy --strict
 	@$(PY) -m ruff check .

@@ -38,15 +38,16 @@ class EmbeddedPostgres:
     Args:
         home: folder made by `make_home`.
         settings: server settings (`-c name=value`) over ours.
+        programs: folder with `initdb` and `postgres` of another version; None for the wheel's.
     """
 
-    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, programs: Path | None = None) -> None:
         self._user = server_user()
         self._password = secrets.token_urlsafe(12)
         self._settings = {**_SETTINGS, **(settings or {})}
         self._log = home / "postgres.log"
         self._data = make_data_dir(home, "postgres")
-        self._bin = _binaries(home, self._user)
+        self._bin = programs or _binaries(home, self._user)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
