@@ -170,6 +170,7 @@ class JobContext(LoopHost):
         *,
         size: Size | None = None,
         restart: Literal["from_start"] | None = None,
+        replica: bool = False,
         name: str | None = None,
         count: Count = "estimate",
         on_error: OnError = "raise",
@@ -184,6 +185,8 @@ class JobContext(LoopHost):
             statement: any `select()`.
             size: rows a partition, or "auto"; `batch.size` of the settings by default.
             restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
+            replica: read at `database.replica_url`, where that is set, once the replica has all that was committed
+                before the walk, or this try of it, began.
             name: name of the step in the ledger.
             count: see `chunks`.
             on_error: see `chunks`; for a result that can be gone on with.
@@ -197,6 +200,7 @@ class JobContext(LoopHost):
             statement,
             size=size,
             restart=restart,
+            replica=replica,
             name=name,
             count=count,
             on_error=on_error,

@@ -85,6 +85,10 @@ class DatabaseSettings(_Section):
         "`?sslmode=` (disable, prefer, require, verify-ca, verify-full) chooses TLS; `sslrootcert`, `sslcert` and "
         "`sslkey` name files.",
     )
+    replica_url: str | None = Field(
+        None,
+        description="URL of a replica that `ctx.stream(..., replica=True)` reads from; by default it reads here.",
+    )
     pgbouncer: bool | Literal["auto"] = Field(
         "auto",
         description="Whether PgBouncer in transaction mode is between; `auto`: found out with the first connection.",
@@ -121,10 +125,10 @@ class DatabaseSettings(_Section):
     )
     echo: bool = Field(False, description="Log every statement.")
 
-    @field_validator("url")
+    @field_validator("url", "replica_url")
     @classmethod
-    def _asyncpg_url(cls, value: str) -> str:
-        return asyncpg_url(value)
+    def _asyncpg_url(cls, value: str | None) -> str | None:
+        return None if value is None else asyncpg_url(value)
 
 
 class RedisSettings(_Section):
@@ -433,7 +437,7 @@ def _explain(error: ValidationError, origins: Origins) -> str:
         origin = origins.get(name, "settings")
         shown = problem.get("input")
         message = problem["msg"].removeprefix("Value error, ")
-        if name.endswith(".url") or isinstance(shown, dict | BaseModel):
+        if name.endswith("url") or isinstance(shown, dict | BaseModel):
             lines.append(f"{origin}: {name}: {message}" if name else f"settings: {message}")
         else:
             lines.append(f"{origin}: {name} = {shown!r}: {message}")

@@ -29,6 +29,7 @@ class StreamOptions(TypedDict, total=False):
 
     size: Size | None
     restart: Literal["from_start"] | None
+    replica: bool
     name: str | None
     count: Count
     on_error: OnError

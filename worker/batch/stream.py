@@ -21,19 +21,21 @@ from worker.batch.collector import suspended
 from worker.batch.entry import OnError
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
-from worker.batch.loop import Host, Loop
+from worker.batch.loop import Host, Loop, OwnTransaction
 from worker.batch.options import Count
 from worker.batch.pace import Size
+from worker.batch.replica import has_replayed, written
 from worker.batch.rows import Page, Row, RowShape
 from worker.batch.statement import DriverStatement
 from worker.db.driver import Driver
-from worker.db.scopes import ScopedSession, settle
+from worker.db.scopes import ScopedSession, roll_back, settle
 from worker.errors import Misuse, StatementRefused
 from worker.ledger import StepRecord
 from worker.tasks import end
 
 logger = logging.getLogger("worker.batch")
 
+_REPLAY_POLL_SECONDS = 0.05
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time where the rows are objects
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         *,
         size: Size | None,
         restart: Literal["from_start"] | None,
+        replica: bool,
         name: str | None,
         count: Count,
         on_error: OnError,
@@ -63,6 +66,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             raise StatementRefused(f"stream takes a select(), not {type(statement).__name__}")
         self._statement = statement
         self._restart = restart
+        self._replica = host.database.replica if replica else None
         self._keyset: Keyset | None = None
         self._source: Source | None = None
         self._at_end = False
@@ -153,9 +157,11 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             statement = statement.where(self._keyset.after())
             values = self._keyset.values("after", self._keyset.decode(self.step.cursor))
         # A commit of the writer must not close the cursor, so the reader has a connection of its own.
-        connection = await self._host.database.engine.connect()
+        connection = await (self._replica or self._host.database).engine.connect()
         source = Source(connection, shape)
         try:
+            if self._replica is not None:
+                await self._wait_for_replica(connection)
             await source.open(statement, values)
         except BaseException:
             await source.close()
@@ -178,6 +184,14 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             return
         logger.info("stream %r of run %s: a new snapshot after %.0f s, behind key %s", *about, self.step.cursor)
         await self._close_source()
+
+    async def _wait_for_replica(self, reader: AsyncConnection) -> None:
+        """Let the replica come to where the primary is now: a snapshot before that would leave rows out."""
+        async with OwnTransaction(self.run.connection) as connection:
+            position = await written(connection)
+        while not await has_replayed(reader, position):
+            await self._host.boundary(resumable=self.resumable, table=self.table)
+            await asyncio.sleep(_REPLAY_POLL_SECONDS)
 
     async def _close_source(self) -> None:
         source, self._source = self._source, None
@@ -269,13 +283,14 @@ class Source:
         return type(next(iter(self._session.dirty))).__name__
 
     async def close(self) -> None:
-        """End the transaction, and give the connection back."""
+        """End the transaction, and give the connection back; where it is lost, nothing is lost with it."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             await settle(end(ahead))
         try:
             if self._session is not None:
-                await settle(self._session.close())
+                await settle(roll_back(self._session.close()))
+            await settle(roll_back(self._connection.rollback()))
         finally:
             await settle(self._connection.close())
 

@@ -149,7 +149,7 @@ def settings(as_json: Json = False) -> None:
     for name in field_names():
         section, field = name.split(".")
         value = getattr(getattr(values, section), field)
-        shown = mask_passwords(value) if field == "url" else value
+        shown = mask_passwords(value) if value and field.endswith("url") else value
         rows.append((name, shown, origins[name], describe_type(section, field)))
     if as_json:
         print_json({name: {"value": value, "from": origin} for name, value, origin, _ in rows})

@@ -43,6 +43,9 @@ class Database:
     Args:
         settings: for URL, pool and timeouts.
         worker_name: part of `application_name`, so that pg_stat_activity tells who is who.
+
+    Attributes:
+        replica: the database of `database.replica_url`; None where there is none.
     """
 
     def __init__(self, settings: Settings, worker_name: str = "") -> None:
@@ -50,6 +53,11 @@ class Database:
         base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
         self._route = Route(settings.database.pgbouncer, lambda: _session_settings(settings, _with_job(base_name)))
         self.engine = _make_engine(settings, base_name, self._route)
+        self.replica: Database | None = None
+        if settings.database.replica_url is not None:
+            there = {"url": settings.database.replica_url, "replica_url": None}
+            of_replica = settings.database.model_copy(update=there)
+            self.replica = Database(settings.model_copy(update={"database": of_replica}), worker_name)
         self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
             self.engine, class_=ScopedSession, expire_on_commit=False, close_resets_only=False
         )
@@ -92,8 +100,10 @@ class Database:
             raise unavailable(error, self.settings) from error
 
     async def close(self) -> None:
-        """Close every connection of the pool."""
+        """Close every connection of the pool, and of the replica's."""
         await self.engine.dispose()
+        if self.replica is not None:
+            await self.replica.close()
 
 
 def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
