@@ -278,8 +278,8 @@ async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Re
     await redis.delete(keys.IN_PROGRESS + run.id)
     assert (await renew(keys=["arq:queue"], args=arguments))[1:] == [b"lost"]
     assert await redis.exists(keys.IN_PROGRESS + run.id) == 0
-    arguments[-1] = again.due_ms  # a lease that ran out, and that nobody took: it is ours again
-    assert await renew(keys=["arq:queue"], args=arguments) == [b"held"]
+    arguments[-1] = int(await redis.zscore("arq:queue", run.id))  # a lease that ran out, and that nobody took
+    assert (await renew(keys=["arq:queue"], args=arguments))[1:] == [b"held"]
     assert await redis.get(keys.IN_PROGRESS + run.id) == b"north:1"
 
 

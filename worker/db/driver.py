@@ -47,7 +47,7 @@ class Driver:
     @property
     def pooled(self) -> bool:
         """Whether PgBouncer stands between: nothing of the session is there any more in the next transaction."""
-        return isinstance(self.raw, PooledConnection)
+        return issubclass(type(self.raw), PooledConnection)  # isinstance() is True for each of asyncpg's classes
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Any]:
