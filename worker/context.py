@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -45,7 +46,9 @@ class JobContext(LoopHost):
     def __init__(
         self,
         *,
-        spec: RunSpec,
+        run_id: str,
+        job: str,
+        spec: Callable[[], RunSpec],
         attempt: int,
         enqueued_at: datetime,
         settings: Settings,
@@ -56,6 +59,8 @@ class JobContext(LoopHost):
         redis: Any = None,
     ) -> None:
         super().__init__(
+            run_id=run_id,
+            job=job,
             spec=spec,
             attempt=attempt,
             settings=settings,

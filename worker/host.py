@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import cached_property
 
 from worker.batch import Loop, Progress, went_on_after
 from worker.batch.entry import Entry, Failure
@@ -46,7 +47,9 @@ class LoopHost:
     """One try of one job, as its loops see it.
 
     Args:
-        spec: the run.
+        run_id: id of the run.
+        job: name of the job.
+        spec: makes the run's identity for the ledger, at the first loop.
         attempt: number of the try, from 1.
         settings: the worker's.
         database: the worker's.
@@ -58,7 +61,9 @@ class LoopHost:
     def __init__(
         self,
         *,
-        spec: RunSpec,
+        run_id: str,
+        job: str,
+        spec: Callable[[], RunSpec],
         attempt: int,
         settings: Settings,
         database: Database,
@@ -66,8 +71,8 @@ class LoopHost:
         rules: JobRules,
         control: Control,
     ) -> None:
-        self.run_id = spec.id
-        self.job = spec.job
+        self.run_id = run_id
+        self.job = job
         self.attempt = attempt
         self.settings = settings
         self.database = database
@@ -87,12 +92,14 @@ class LoopHost:
         self._entry: Entry | None = None
         self._entries = self._batches_then = 0
         self._walks: set[str] = set()
-        self._throttles = Throttles(
-            # A throttle has a state of its own in each run.
-            [*throttles_of(settings.throttle), *(copy.copy(throttle) for throttle in rules.throttles)],
-            check_seconds=settings.throttle.check_seconds,
-        )
         self.on_durable: Callable[[], None] = lambda: None
+
+    @cached_property
+    def _throttles(self) -> Throttles:
+        rules = self.settings.throttle
+        # A throttle has a state of its own in each run.
+        mine = [*throttles_of(rules), *(copy.copy(throttle) for throttle in self._rules.throttles)]
+        return Throttles(mine, check_seconds=rules.check_seconds)
 
     @property
     def rows_done(self) -> int:
@@ -125,7 +132,7 @@ class LoopHost:
         """Begin the run in the ledger, at the first call."""
         async with self._opening:
             if self._run is None:
-                self._run = await self._ledger.begin(self._spec)
+                self._run = await self._ledger.begin(self._spec())
                 self.attempt = self._run.attempt
                 self.on_durable()
         return self._run

@@ -175,6 +175,8 @@ class Job(Generic[P, R]):
         Raises:
             InvalidArguments: they do not fit the signature.
         """
+        if not args and not kwargs and not self._arguments.model_fields:
+            return {}
         model = self._validated(args, kwargs, from_json=True)
         return {name: getattr(model, name) for name in type(model).model_fields}
 

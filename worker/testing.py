@@ -182,8 +182,11 @@ class JobRunner:
         from worker.control import JobRules
         from worker.ledger import Ledger, RunSpec
 
+        chosen = run_id or uuid.uuid4().hex
         return JobContext(
-            spec=RunSpec(run_id or uuid.uuid4().hex, job, "arq:queue", "{}"),
+            run_id=chosen,
+            job=job,
+            spec=lambda: RunSpec(chosen, job, "arq:queue", "{}"),
             attempt=1,
             enqueued_at=datetime.now(UTC),
             settings=self.settings,

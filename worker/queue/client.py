@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, ResultTooLarge, ServerUnavailable
 from worker.queue import keys
 from worker.queue.codec import Payload, decode_result, now_ms
+from worker.queue.connect import connection_pool
 from worker.queue.store import QueueStore
 from worker.registry import EnqueueOptions, Job
 from worker.settings import Settings, load_settings, mask_passwords
@@ -201,11 +202,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, redis: Redis | None = None) -> None:
         self._settings = settings or load_settings()
         self._owns = redis is None
-        self.redis = redis or Redis.from_url(
-            self._settings.redis.url,
-            socket_connect_timeout=self._settings.redis.connect_timeout_seconds,
-            socket_timeout=self._settings.redis.command_timeout_seconds,
-        )
+        self.redis = redis or Redis.from_pool(connection_pool(self._settings))
         self.store = QueueStore(self.redis)
 
     async def __aenter__(self) -> Client:

@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from worker.errors import InvalidPayload
 
 _PICKLE = b"\x80"
+_ENCODE_STRICTLY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _LAST_MS = 253_402_300_800_000  # the year 10,000
 
 
@@ -49,7 +52,7 @@ class Payload:
             values["ledger"] = True
         if self.only is not None:
             values["only"] = list(self.only)
-        return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+        return _ENCODE_STRICTLY(values)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def _loads(raw: bytes) -> Any:
+    """Read JSON: in Rust, unless it is of the kind that only Python's own reader takes, e.g. half a surrogate pair."""
+    try:
+        return from_json(raw)
+    except ValueError:
+        return json.loads(raw)
+
+
 def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
     """Read a payload.
 
@@ -87,7 +98,7 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
             "or set worker.accept_pickle = true where everybody who reaches Redis may run any code here"
         )
     try:
-        values = pickle.loads(raw) if pickled else json.loads(raw)  # noqa: S301
+        values = pickle.loads(raw) if pickled else _loads(raw)  # noqa: S301
     except Exception as error:  # noqa: BLE001 - pickles fail with anything
         raise InvalidPayload(f"the payload is not JSON: {error}") from None
     if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
@@ -154,7 +165,7 @@ def encode_result(
     if payload is not None and payload.pickled:
         value = json.loads(result_json) if result_json is not None else result.value
         return pickle.dumps(values | {"r": value})
-    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False, default=str)
+    text = to_json(values, fallback=str).decode()
     value = result_json if result_json is not None else json.dumps(result.value, ensure_ascii=False)
     return f'{text[:-1]},"r":{value}}}'.encode()
 

@@ -16,6 +16,7 @@ Longhaul's:
 | key | type | holds |
 | --- | --- | --- |
 | `worker:run:<id>` | hash | what a run does: state, rows, total, percent, rate, eta, worker, error ... |
+| `worker:jobs` | hash | how many runs of each job have ended: number by `<job>:<state>` |
 | `worker:workers` | hash | name of each worker: JSON with pid, jobs, when last seen |
 | `worker:events` | stream | what happened: started, retried, taken over, ended ... |
 | `worker:paused` | set | orders: run ids, job names, or `*` for all |
@@ -34,6 +35,7 @@ RESULT = "arq:result:"
 ABORT = "arq:abort"
 
 RUN = "worker:run:"
+JOBS = "worker:jobs"
 WORKERS = "worker:workers"
 EVENTS = "worker:events"
 PAUSED = "worker:paused"

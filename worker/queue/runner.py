@@ -211,7 +211,9 @@ class Runner(Ends):
         house, claim = self.house, self.claim
         max_tries = job.max_tries or house.settings.worker.max_tries
         self.ctx = ctx = JobContext(
-            spec=self._spec(payload),
+            run_id=claim.run_id,
+            job=payload.function,
+            spec=lambda: self._spec(payload),
             attempt=claim.tries,
             enqueued_at=datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC),
             settings=house.settings,

@@ -15,9 +15,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
+from worker.queue.connect import connection_pool
 from worker.settings import Settings
 
 logger = logging.getLogger("worker.watch")
@@ -101,12 +101,7 @@ class Watch:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _hear(self) -> None:
-        redis = self._settings.redis
-        pool: ConnectionPool = ConnectionPool.from_url(
-            redis.url,
-            socket_connect_timeout=redis.connect_timeout_seconds,
-            socket_timeout=redis.command_timeout_seconds,
-        )
+        pool = connection_pool(self._settings)
         hearer: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         reader: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         try:

@@ -17,7 +17,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from arq.worker import Worker as ArqWorker
 from arq.worker import func
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,6 +27,7 @@ from worker.db.migrate import check_migrated
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.connect import connection_pool
 from worker.queue.cron import Cron
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
@@ -56,11 +57,7 @@ _LEAST_SECONDS = 5.0
 
 def connect_redis(settings: Settings) -> ArqRedis:
     """Return a connection pool to Redis; nothing is sent yet."""
-    pool: ConnectionPool = ConnectionPool.from_url(
-        settings.redis.url,
-        socket_connect_timeout=settings.redis.connect_timeout_seconds,
-        socket_timeout=settings.redis.command_timeout_seconds,
-    )
+    pool = connection_pool(settings)
     return ArqRedis(
         pool,
         job_serializer=lambda values: json.dumps(values, default=str).encode(),
@@ -213,7 +210,7 @@ class Worker(ArqWorker):
                 self._may_be_due = True
                 if self.house.hastened:
                     self._turns.give_up(error)
-                await self._pause(min(_AWAY_SECONDS, 0.1 * 2**failures))
+                await self._pause(min(_AWAY_SECONDS, 0.1 * 2 ** min(failures, 10)))
                 continue
             if failures:
                 logger.info("Redis answers again")

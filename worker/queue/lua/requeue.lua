@@ -7,7 +7,7 @@ local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] then return 0 end
 local now = redis.call('TIME')
 local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
--- Another due time than it was claimed with: a renewal that comes late tells the two apart by it (renew.lua).
+-- Another due time than its claim gave it: a renewal that comes late tells the two apart by it (renew.lua).
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) == due then due = due + 1 end
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[5]) end

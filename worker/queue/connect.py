@@ -1,0 +1,43 @@
+"""Connections to Redis: of one kind for worker, client and watch."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import hiredis
+from redis.asyncio import ConnectionPool
+
+from worker.settings import Settings
+
+
+def connection_pool(settings: Settings) -> ConnectionPool:
+    """Return a pool of connections; nothing is sent yet."""
+    pool: ConnectionPool = ConnectionPool.from_url(
+        settings.redis.url,
+        socket_connect_timeout=settings.redis.connect_timeout_seconds,
+        socket_timeout=settings.redis.command_timeout_seconds,
+    )
+    kind: Any = pool.connection_class
+    pool.connection_class = _packing(kind)
+    return pool
+
+
+@cache
+def _packing(plain: Any) -> Any:
+    """Return a class of connections that makes commands in C, as they are read; redis-py's asyncio side does not."""
+
+    class Packing(plain):  # type: ignore[misc]
+        def pack_command(self, *args: Any) -> list[bytes]:
+            if type(args[0]) is str and " " in args[0]:
+                args = (*args[0].split(), *args[1:])  # SCRIPT LOAD and the like are two words
+            try:
+                return [hiredis.pack_command(args)]
+            except TypeError:  # a type of which redis-py knows how to write it, or why not
+                packed: list[bytes] = super().pack_command(*args)
+                return packed
+
+        def pack_commands(self, commands: Any) -> list[bytes]:
+            return [b"".join(part for command in commands for part in self.pack_command(*command))]
+
+    return Packing
