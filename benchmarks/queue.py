@@ -23,6 +23,7 @@ from worker import Database, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import EmbeddedPostgres, EmbeddedValkey
 from worker.embedded.home import make_home
+from worker.queue import keys
 
 _RUN_SECONDS = 540
 _SETTLE_SECONDS = 0.5
@@ -196,16 +197,22 @@ class Bench:
 
         def measure(side: Side) -> dict[str, float]:
             side.flush()
-            done = side.enqueue("empty", 10_000)
+            # arq has no call for many: its calls are gathered; a pipeline past its client has a row without a bar.
+            done = side.enqueue("empty", 10_000, way="gather" if side.name == "arq" else "many")
             return {"rate": done.count / done.seconds, "block": done.longest_block_ms}
 
         found = self.in_turn(measure)
-        rows = list(_against("enqueue 10,000 at once", "jobs/s", found["rate"], best=3))
-        if "arq" in self.sides:  # its own call, beside the pipeline by hand that the bar is about
+        yield from _against("enqueue 10,000 at once", "jobs/s", found["rate"], best=3)
+        if "arq" in self.sides:
             self.sides["arq"].flush()
-            gathered = self.sides["arq"].enqueue("empty", 10_000, way="gather")
-            rows[0].peers["arq, enqueue_job gathered"] = gathered.count / gathered.seconds
-        yield from rows
+            by_hand = self.sides["arq"].enqueue("empty", 10_000)
+            yield Row(
+                "the same, beside PSETEX and ZADD in a pipeline by hand",
+                "jobs/s",
+                found["rate"][OURS],
+                {"arq": by_hand.count / by_hand.seconds},
+                found["rate"][OURS] * by_hand.seconds / by_hand.count,
+            )
         yield _limited("longest block of the event loop in it", "ms", found["block"], 50)
 
     def round_trips(self) -> Iterable[Row]:
@@ -236,7 +243,9 @@ class Bench:
         with ExitStack() as stack:
             workings = [stack.enter_context(side.work(100)) for _ in range(processes)]
             time.sleep(_SETTLE_SECONDS)
+            side.redis.sadd(keys.PAUSED, keys.ALL)  # all of it is there before the first is taken
             side.enqueue("empty", count)
+            side.redis.srem(keys.PAUSED, keys.ALL)
             done, deadline = 0, time.monotonic() + _RUN_SECONDS
             while done < count and time.monotonic() < deadline:
                 time.sleep(0.1)

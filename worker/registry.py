@@ -165,9 +165,19 @@ class Job(Generic[P, R]):
         Raises:
             InvalidArguments: they do not fit the signature.
         """
-        model = self._validated(args, kwargs, from_json=False)
-        values: dict[str, Any] = json.loads(model.model_dump_json(include=model.model_fields_set))
+        values: dict[str, Any] = json.loads(self.encode_arguments_json(args, kwargs))
         return values
+
+    def encode_arguments_json(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Return the arguments as the text of a JSON object, validated.
+
+        Raises:
+            InvalidArguments: they do not fit the signature.
+        """
+        if not args and not kwargs and not self._arguments.model_fields:
+            return "{}"
+        model = self._validated(args, kwargs, from_json=False)
+        return model.model_dump_json(exclude_unset=True)
 
     def decode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, made from JSON values of a payload into the signature's types.
@@ -182,7 +192,7 @@ class Job(Generic[P, R]):
 
     def _validated(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool) -> BaseModel:
         try:
-            named = self.signature.bind_partial(*args).arguments
+            named = self.signature.bind_partial(*args).arguments if args else {}
         except TypeError:
             raise InvalidArguments(
                 f"job {self.name}{self.signature}: {len(args)} positional arguments were given"

@@ -15,8 +15,6 @@ from arq.utils import timestamp_ms
 from arq.worker import Worker
 from protocol import SLEEP_SECONDS, TALLY, ready, run, speak
 
-# By default it looks each 0.5 s and starts few more than max_jobs: with 10 slots 200 empty jobs a second, not 1,500.
-_POLL_SECONDS = 0.01
 _PIPELINE = 500
 _TOGETHER = 50
 
@@ -46,7 +44,6 @@ def work(options: argparse.Namespace) -> None:
             redis_settings=RedisSettings.from_dsn(options.url),
             max_jobs=options.slots,
             on_startup=started,
-            poll_delay=_POLL_SECONDS,
         )
         try:
             await worker.async_run()

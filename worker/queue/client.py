@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -17,7 +18,7 @@ from redis.exceptions import RedisError
 
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, ResultTooLarge, ServerUnavailable
 from worker.queue import keys
-from worker.queue.codec import Payload, decode_result, now_ms
+from worker.queue.codec import Payload, decode_result, now_ms, payload_text
 from worker.queue.connect import connection_pool
 from worker.queue.store import QueueStore
 from worker.registry import EnqueueOptions, Job
@@ -29,6 +30,7 @@ R = TypeVar("R")
 Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "dead", "cancelled", "unknown"]
 
 _POLL_SECONDS = 0.1
+_AT_ONCE = 500  # jobs in one call
 _MIRROR_SECONDS = 1.5
 _ENDED = ("succeeded", "dead", "cancelled")
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -239,7 +241,8 @@ class Client:
             ServerUnavailable: Redis does not answer; nothing was enqueued.
         """
         if isinstance(job, Job):
-            return await self._put(job.name, [], job.encode_arguments(args, kwargs), job.enqueue_options, job)
+            text = payload_text(job.name, job.encode_arguments_json(args, kwargs))
+            return await self._put(text, job.enqueue_options, job)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
             raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
@@ -248,7 +251,50 @@ class Client:
             plain = _ANY.dump_python(values, mode="json")
         except PydanticSerializationError as error:
             raise InvalidArguments(f"job {job}: {error}") from None
-        return await self._put(job, plain["args"], plain["kwargs"], EnqueueOptions(), None)
+        return await self._put(Payload(job, plain["args"], plain["kwargs"], now_ms()).to_json(), EnqueueOptions(), None)
+
+    async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /) -> list[Run[R]]:
+        """Put a job into the queue many times, in a few round trips: `client.enqueue_many(resize, [{"id": 1}, ...])`.
+
+        Args:
+            job: the job, or `job.options(delay=..., at=..., queue=...)`, or its name.
+            calls: the arguments of each run, by name.
+
+        Returns:
+            The runs, in their order.
+
+        Raises:
+            InvalidArguments: those of one call do not fit the signature; nothing was enqueued.
+            ServerUnavailable: Redis does not answer; a part may have been enqueued.
+        """
+        options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
+        if options.id is not None:
+            raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
+        texts: list[str] = []
+        for place, call in enumerate(calls):
+            if place % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)  # others have their turn
+            try:
+                if isinstance(job, Job):
+                    texts.append(payload_text(job.name, job.encode_arguments_json((), call)))
+                else:
+                    texts.append(Payload(job, [], _ANY.dump_python(dict(call), mode="json"), now_ms()).to_json())
+            except (InvalidArguments, PydanticSerializationError) as error:
+                raise InvalidArguments(f"enqueue_many: call {place}: {error}") from None
+        queue = options.queue or self._settings.worker.queue
+        known_job = job if isinstance(job, Job) else None
+        runs: list[Run[R]] = []
+        for first in range(0, len(texts), _AT_ONCE):
+            part = texts[first : first + _AT_ONCE]
+            marks = os.urandom(16 * len(part)).hex()
+            ids = [marks[at : at + 32] for at in range(0, len(marks), 32)]
+            known = await self.command(
+                self.store.enqueue_many(
+                    list(zip(ids, part, strict=True)), queue=queue, delay=_seconds(options.delay), at=options.at
+                )
+            )
+            runs += [Run(self, run_id, queue, known_job, is_new=place not in known) for place, run_id in enumerate(ids)]
+        return runs
 
     async def enqueue_by_name(
         self,
@@ -262,19 +308,16 @@ class Client:
     ) -> Run[Any]:
         """Put a job into the queue by its name, with JSON values by argument; see `enqueue` and `Job.options`."""
         plain = _ANY.dump_python(arguments or {}, mode="json")
-        return await self._put(name, [], plain, EnqueueOptions(id, delay, at, queue), None)
+        return await self._put(Payload(name, [], plain, now_ms()).to_json(), EnqueueOptions(id, delay, at, queue), None)
 
     def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
         """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""
         return Run(self, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
-    async def _put(
-        self, name: str, args: list[Any], kwargs: dict[str, Any], options: EnqueueOptions, job: Job[..., Any] | None
-    ) -> Run[Any]:
+    async def _put(self, payload: str, options: EnqueueOptions, job: Job[..., Any] | None) -> Run[Any]:
         run_id = options.id or uuid.uuid4().hex
         queue = options.queue or self._settings.worker.queue
-        delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
-        payload = Payload(name, args, kwargs, now_ms()).to_json()
+        delay = _seconds(options.delay)
         is_new = await self.command(self.store.enqueue(run_id, payload, queue=queue, delay=delay, at=options.at))
         return Run(self, run_id, queue, job, is_new=is_new)
 
@@ -291,6 +334,10 @@ class Client:
             raise ServerUnavailable(
                 f"Redis at {url}: {str(error).rstrip('.')}: start it there, or set REDIS_URL"
             ) from error
+
+
+def _seconds(delay: float | timedelta | None) -> float:
+    return delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
 
 
 def _report(state: Status, fields: dict[str, str]) -> ProgressReport:

@@ -11,8 +11,7 @@ import json
 import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -23,14 +22,13 @@ _ENCODE_STRICTLY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).e
 _LAST_MS = 253_402_300_800_000  # the year 10,000
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(NamedTuple):
     """A job as it lies in the queue."""
 
     function: str
-    args: list[Any] = field(default_factory=list)
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    enqueued_ms: int = 0
+    args: list[Any]
+    kwargs: dict[str, Any]
+    enqueued_ms: int
     pickled: bool = False
     in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
@@ -55,8 +53,7 @@ class Payload:
         return _ENCODE_STRICTLY(values)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The end of a job as it lies in Redis.
 
     Attributes:
@@ -75,6 +72,16 @@ class Result:
 def now_ms() -> int:
     """Return the time in ms since 1970, as arq counts it."""
     return int(time.time() * 1000)
+
+
+def payload_text(job: str, arguments: str) -> str:
+    """Return a new payload of a job.
+
+    Args:
+        job: its name.
+        arguments: the text of a JSON object, by name.
+    """
+    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now_ms()}}}'
 
 
 def _loads(raw: bytes) -> Any:

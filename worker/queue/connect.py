@@ -7,6 +7,7 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import ConnectionPool
+from redis.exceptions import ResponseError
 
 from worker.settings import Settings
 
@@ -41,3 +42,42 @@ def _packing(plain: Any) -> Any:
             return [b"".join(part for command in commands for part in self.pack_command(*command))]
 
     return Packing
+
+
+class Lane:
+    """One connection for one caller, who sends a command at a time: without the pool's and the client's ceremony.
+
+    Args:
+        settings: for Redis.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: Any = None
+
+    async def send(self, *command: Any) -> Any:
+        """Send a command, and return its answer.
+
+        Raises:
+            RedisError: it failed, or the connection did: the next command opens another one.
+        """
+        if self._connection is None:
+            connection: Any = connection_pool(self._settings).make_connection()  # type: ignore[no-untyped-call]
+            await connection.connect()
+            self._connection = connection
+        connection = self._connection
+        try:
+            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            return await connection.read_response()
+        except ResponseError:
+            raise
+        except BaseException:
+            self._connection = None
+            await connection.disconnect(nowait=True)
+            raise
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
@@ -221,8 +220,8 @@ class Ends:
 
     def _marked(self, payload: Payload) -> str:
         """Return the payload as the ledger keeps it: one that comes back from there says so."""
-        plain = payload if not payload.pickled else replace(payload, pickled=False)
+        plain = payload if not payload.pickled else payload._replace(pickled=False)
         try:
-            return replace(plain, in_ledger=True).to_json()
+            return plain._replace(in_ledger=True).to_json()
         except TypeError:  # a pickle's arguments that were refused: the run ends, and needs none
-            return replace(plain, in_ledger=True, args=[], kwargs={}).to_json()
+            return plain._replace(in_ledger=True, args=[], kwargs={}).to_json()

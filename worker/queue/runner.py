@@ -7,7 +7,6 @@ import difflib
 import logging
 import math
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -157,7 +156,7 @@ class Runner(Ends):
             arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
             if payload.pickled:
                 plain = job.encode_arguments([], arguments)  # type: ignore[arg-type]
-                payload = self.payload = replace(payload, args=[], kwargs=plain)
+                payload = self.payload = payload._replace(args=[], kwargs=plain)
         except InvalidArguments as error:
             arguments = error  # raised as a job's own error: the ledger may know an earlier try
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything

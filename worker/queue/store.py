@@ -8,12 +8,15 @@ import logging
 import math
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from worker.queue import keys
 from worker.queue.codec import now_ms
+from worker.queue.connect import Lane
 from worker.queue.scripts import script
 
 logger = logging.getLogger("worker.queue")
@@ -74,15 +77,17 @@ class QueueStore:
         redis: connection that returns bytes.
         owner: name of this worker, the value of its leases.
         lease_seconds: life of a lease.
+        lane: connection for the turns, of which one at a time is on its way; that of `redis` by default.
     """
 
-    def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0) -> None:
+    def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: Lane | None = None) -> None:
         self.redis = redis
+        self._lane = lane
         self.owner = owner
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
             name: redis.register_script(script(name))
-            for name in ("turn", "requeue", "restore", "enqueue", "fire", "cancel")
+            for name in ("turn", "requeue", "restore", "enqueue", "enqueue_many", "fire", "cancel")
         }
 
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
@@ -106,7 +111,7 @@ class QueueStore:
         for queue, most in shares.items():
             arguments += (places[queue], most)
         names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, *places]
-        refused, taken, again, ordered = await self._run("turn", names, arguments)
+        refused, taken, again, ordered = await self._turn(names, arguments)
         queues = list(places)
         claims = []
         for place, raw_id, due, payload, tries in taken:
@@ -120,6 +125,16 @@ class QueueStore:
             at = float(due)
             claims.append(Claim(run_id, queue, int(at) if math.isfinite(at) else 0, payload, tries))
         return Turned(frozenset(raw_id.decode() for raw_id in refused), claims, again, bool(ordered))
+
+    async def _turn(self, names: list[str], arguments: list[Any]) -> Any:
+        if self._lane is None:
+            return await self._run("turn", names, arguments)
+        turn = self._scripts["turn"]
+        try:
+            return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
+        except NoScriptError:
+            await self._lane.send("SCRIPT LOAD", turn.script)
+            return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
 
     async def claim(self, queue: str, slots: int) -> list[Claim]:
         """Take up to `slots` due jobs of a queue."""
@@ -158,6 +173,16 @@ class QueueStore:
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CANCELLED]
         due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
         return bool(await self._run("enqueue", names, [run_id, payload, due, "0" if at is None else "1"]))
+
+    async def enqueue_many(
+        self, jobs: Sequence[tuple[str, str]], *, queue: str, delay: float = 0.0, at: datetime | None = None
+    ) -> frozenset[int]:
+        """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
+        due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
+        arguments: list[Any] = [keys.JOB, keys.RESULT, due, "0" if at is None else "1"]
+        arguments += chain.from_iterable(jobs)
+        known = await self._run("enqueue_many", [queue, keys.CANCELLED], arguments)
+        return frozenset(place - 1 for place in known)
 
     async def cancel(self, run_id: str, *, queue: str) -> bool:
         """Order a run to end; False where the queue does not have it."""

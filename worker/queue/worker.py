@@ -27,7 +27,7 @@ from worker.db.migrate import check_migrated
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.connect import connection_pool
+from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
@@ -117,7 +117,8 @@ class Worker(ArqWorker):
         # Two processes can have one name, e.g. in containers of one host name: what owns a lease is this process.
         self.owner = f"{self.name}:{secrets.token_hex(4)}"
         self.database = Database(settings, self.name)
-        store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds)
+        self._lane = Lane(settings)
+        store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds, self._lane)
         ledger = Ledger(self.database, self.name)
         self._wake = asyncio.Event()
         self._watch = Watch(settings, self._changed)
@@ -173,6 +174,7 @@ class Worker(ArqWorker):
                 await end(task)
             await self._leases.stop()
             await self._watch.stop()
+            await self._lane.close()
             self.house.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
 
