@@ -86,5 +86,7 @@ async def test_a_text_statement_by_name_and_in_whole(database: Database) -> None
         driver = await Driver.beneath(connection)
         await driver.prepare(connection, statement)
         await driver.prepare(connection, statement)  # known already: nothing is sent
+        connection.sync_connection.info.clear()  # as if the first call had been cancelled behind its back
+        await driver.prepare(connection, statement)
         for sql in (statement.execute((21, "x $1")), statement.inline((21, "x $1"))):
             assert tuple(await driver.raw.fetchrow(sql)) == (42, "x $1")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.literal import TextStatement, Value
@@ -83,7 +84,10 @@ class Driver:
         info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
         known: set[str] = info.setdefault("prepared", set())
         if statement.name not in known and not self.pooled:
-            await self.raw.execute(statement.prepare)
+            try:
+                await self.raw.execute(statement.prepare)
+            except DuplicatePreparedStatementError:
+                pass  # a call before this one was cancelled when the server had done it
             known.add(statement.name)
 
     def text_of(self, statement: TextStatement, values: Sequence[Value]) -> str:
