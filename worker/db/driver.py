@@ -9,7 +9,7 @@ version is pinned, and tests/db/test_driver.py holds what is used of it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from asyncpg.exceptions import DuplicatePreparedStatementError
@@ -84,10 +84,9 @@ class Driver:
         info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
         known: set[str] = info.setdefault("prepared", set())
         if statement.name not in known and not self.pooled:
-            try:
+            # A call before this one may have been cancelled when the server had done it.
+            with suppress(DuplicatePreparedStatementError):
                 await self.raw.execute(statement.prepare)
-            except DuplicatePreparedStatementError:
-                pass  # a call before this one was cancelled when the server had done it
             known.add(statement.name)
 
     def text_of(self, statement: TextStatement, values: Sequence[Value]) -> str:
