@@ -37,6 +37,7 @@ from worker.errors import (
     RunIdTaken,
     ServerUnavailable,
     SettingsError,
+    Snooze,
     StatementRefused,
     UnknownJob,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "ServerUnavailable",
     "Settings",
     "SettingsError",
+    "Snooze",
     "StatementRefused",
     "Throttle",
     "UnknownJob",

@@ -153,6 +153,18 @@ class Retry(LonghaulError):
         self.after = after
 
 
+class Snooze(Retry):
+    """Raise this in a job to be run again later, at the cost of no try: what it waits for is not there yet.
+
+    Args:
+        after: seconds to wait.
+        message: what it waits for, for the log.
+    """
+
+    def __init__(self, after: float, message: str = "the job asked to be run later") -> None:
+        super().__init__(after, message)
+
+
 class Interruption(BaseException):
     """A run leaves its worker for a reason that is not a failure of the job.
 

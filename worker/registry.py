@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
 import pkgutil
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -27,6 +28,8 @@ from pydantic import (
 from pydantic_core import to_jsonable_python
 
 from worker.errors import InvalidArguments, RegistrationError, UnknownJob
+from worker.limits import Limits, Rate, Unique, UniqueWhile, unique_of
+from worker.threads import in_thread
 
 if TYPE_CHECKING:
     from worker.batch.throttle import Throttle
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Seconds until the next try: the same each time, or by the number of the try that failed, from 1.
+Backoff = float | Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class EnqueueOptions:
     delay: float | timedelta | None = None
     at: datetime | None = None
     queue: str | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,9 @@ class Job(Generic[P, R]):
     no_retry: tuple[type[BaseException], ...] = ()
     keep_result: float | None = None
     throttle: tuple[Throttle, ...] = ()
+    limits: Limits | None = None
+    unique: Unique | None = None
+    backoff: Backoff | None = None
     enqueue_options: EnqueueOptions = EnqueueOptions()
 
     async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -89,6 +99,7 @@ class Job(Generic[P, R]):
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         queue: str | None = None,
+        replace: bool = False,
     ) -> Job[P, R]:
         """Return this job to be enqueued under conditions: `client.enqueue(job.options(delay=60), days=90)`.
 
@@ -97,12 +108,14 @@ class Job(Generic[P, R]):
             delay: seconds to wait first.
             at: aware time of the run.
             queue: name of another queue.
+            replace: take the place of the run that waits under this id (or, for a unique job, with these arguments):
+                its arguments and its due time. With a delay, a run that comes again and again is put off each time.
         """
         if delay is not None and at is not None:
             raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
         if at is not None and at.tzinfo is None:
             raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
-        return replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue))
+        return dataclasses.replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue, replace))
 
     @property
     def summary(self) -> str:
@@ -280,8 +293,19 @@ class Registry(Mapping[str, Job[..., Any]]):
         raise UnknownJob(f"there is no job {name!r}{hint}")
 
 
+class JobDecorator(Protocol):
+    """What `@job(...)` returns."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Job[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R], /) -> Job[P, R]: ...
+
+
 @overload
 def job(function: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Job[P, R]: ...
+@overload
+def job(function: Callable[Concatenate[JobContext, P], R], /) -> Job[P, R]: ...
 @overload
 def job(
     *,
@@ -293,9 +317,17 @@ def job(
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
     throttle: Iterable[Throttle] = (),
-) -> Callable[[Callable[Concatenate[JobContext, P], Awaitable[R]]], Job[P, R]]: ...
+    limit: int = 0,
+    limit_by: str | None = None,
+    rate: str | None = None,
+    rate_by: str | None = None,
+    unique: bool | str | Sequence[str] = False,
+    unique_for: float | None = None,
+    unique_while: UniqueWhile = "active",
+    backoff: Backoff | None = None,
+) -> JobDecorator: ...
 def job(
-    function: Callable[..., Awaitable[Any]] | None = None,
+    function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
@@ -306,8 +338,16 @@ def job(
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
     throttle: Iterable[Throttle] = (),
+    limit: int = 0,
+    limit_by: str | None = None,
+    rate: str | None = None,
+    rate_by: str | None = None,
+    unique: bool | str | Sequence[str] = False,
+    unique_for: float | None = None,
+    unique_while: UniqueWhile = "active",
+    backoff: Backoff | None = None,
 ) -> Any:
-    """Make an async function a job.
+    """Make a function a job.
 
     Args:
         function: takes a `JobContext` first; the other arguments go through JSON and are validated.
@@ -319,9 +359,22 @@ def job(
         no_retry: errors that another try cannot cure.
         keep_result: seconds that the result stays in Redis; `worker.keep_result_seconds` by default.
         throttle: reasons for its walks to wait between two batches, besides those of the settings.
+        limit: runs at the same time, over all workers; a place whose worker has died is free when its lease ends.
+        limit_by: name of an argument: the limit holds for each of its values.
+        rate: runs a time, over all workers, evenly spaced: "100/minute"; "100/minute burst 10" lets ten come at once
+            after a pause.
+        rate_by: name of an argument: the rate holds for each of its values.
+        unique: one run with the same arguments: True for all of them, or the names of those that count. Who enqueues it
+            again gets the run that is there.
+        unique_for: seconds for which that holds; by default as long as the run is in the queue.
+        unique_while: "waiting": only until it is begun.
+        backoff: seconds until the next try, or a function of the number of the try that failed; by default that of the
+            settings, exponential with jitter.
+
+    A plain `def` runs in a thread, of which there are `worker.threads`; it cannot be cancelled in its middle.
 
     Raises:
-        RegistrationError: no async function, a cron line or a zone that is none.
+        RegistrationError: no function, a cron line or a zone that is none.
     """
     if function is None:
         return lambda decorated: job_of(
@@ -334,17 +387,22 @@ def job(
             no_retry=tuple(no_retry),
             keep_result=keep_result,
             throttle=tuple(throttle),
+            limits=_limits(limit, limit_by, rate, rate_by),
+            unique=unique_of(unique if isinstance(unique, bool | str) else tuple(unique), unique_for, unique_while),
+            backoff=backoff,
         )
     return job_of(function, name=None, cron=[], timezone="UTC")
 
 
 def job_of(
-    function: Callable[..., Awaitable[Any]], *, name: str | None, cron: list[str], timezone: str, **rules: Any
+    function: Callable[..., Any], *, name: str | None, cron: list[str], timezone: str, **rules: Any
 ) -> Job[..., Any]:
     """Return the job of a function, checked; see `job`."""
     called = name or str(getattr(function, "__name__", ""))
     if not inspect.iscoroutinefunction(function):
-        raise RegistrationError(f"job {called}: {_place(function)} is not an `async def` function")
+        if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+            raise RegistrationError(f"job {called}: {_place(function)} is not an `async def` function, nor a `def` one")
+        function = in_thread(function)
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -356,10 +414,28 @@ def job_of(
             raise RegistrationError(f"job {called}: *{parameter.name} cannot be validated; name its arguments")
         if cron and parameter.default is parameter.empty:
             raise RegistrationError(f"job {called}: cron has no value for {parameter.name}; give it a default")
+    _check_names(called, [parameter.name for parameter in parameters[1:]], rules)
     lines = tuple(_cron_line(called, expression, timezone) for expression in cron)
     if len(set(lines)) != len(lines):
         raise RegistrationError(f"job {called}: a cron line stands twice")
     return Job(function=function, name=called, cron=lines, **rules)
+
+
+def _limits(limit: int, limit_by: str | None, rate: str | None, rate_by: str | None) -> Limits | None:
+    if limit < 0:
+        raise RegistrationError(f"limit={limit}: at least one run at a time, or 0 for any number")
+    if not limit and rate is None:
+        return None
+    return Limits(limit, limit_by, None if rate is None else Rate.parse(rate), rate_by)
+
+
+def _check_names(job: str, parameters: Sequence[str], rules: Mapping[str, Any]) -> None:
+    """Refuse names of arguments that the function does not have."""
+    limits, unique = rules.get("limits"), rules.get("unique")
+    named = [*(unique.by or () if unique else ()), *((limits.limit_by, limits.rate_by) if limits else ())]
+    for name in named:
+        if name is not None and name not in parameters:
+            raise RegistrationError(f"job {job}: it has no argument {name!r}; it has {', '.join(parameters) or 'none'}")
 
 
 def discover(packages: Iterable[str]) -> Registry:

@@ -159,6 +159,7 @@ class WorkerSettings(_Section):
     queue: str = Field("arq:queue", min_length=1, description="Sorted set that jobs are taken from (arq's own).")
     max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
     max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
+    threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
     )

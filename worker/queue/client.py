@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
@@ -20,7 +21,8 @@ from worker.errors import InvalidArguments, JobCancelled, JobFailed, ResultTooLa
 from worker.queue import keys
 from worker.queue.codec import Payload, decode_result, now_ms, payload_text
 from worker.queue.connect import connection_pool
-from worker.queue.store import QueueStore
+from worker.queue.store import Lock, QueueStore
+from worker.queue.watch import Watch
 from worker.registry import EnqueueOptions, Job
 from worker.settings import Settings, load_settings, mask_passwords
 
@@ -30,6 +32,8 @@ R = TypeVar("R")
 Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "dead", "cancelled", "unknown"]
 
 _POLL_SECONDS = 0.1
+#: Longest wait for word of a result before it is looked for all the same.
+_SURE_SECONDS = 5.0
 _AT_ONCE = 500  # jobs in one call
 _MIRROR_SECONDS = 1.5
 _ENDED = ("succeeded", "dead", "cancelled")
@@ -70,15 +74,27 @@ class Run(Generic[R]):
 
     Attributes:
         id: id of the run, and of arq's job.
-        is_new: False when the id was in the queue, or its result still known: it is the same run.
+        is_new: False when the id was in the queue, or its result still known, or the job is unique and there: it is
+            the run that is there.
+        replaced: True when it took the place of the run that waited there.
     """
 
-    def __init__(self, client: Client, run_id: str, queue: str, job: Job[..., R] | None, *, is_new: bool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        run_id: str,
+        queue: str,
+        job: Job[..., R] | None,
+        *,
+        is_new: bool,
+        replaced: bool = False,
+    ) -> None:
         self._client = client
         self._job = job
         self._queue = queue
         self.id = run_id
         self.is_new = is_new
+        self.replaced = replaced
 
     def __repr__(self) -> str:
         return f"<Run {self.id}>"
@@ -114,12 +130,20 @@ class Run(Generic[R]):
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
 
     async def _ended(self) -> bytes:
+        key = keys.RESULT + self.id
+        looked = False
         while True:
-            raw: bytes | None = await self._client.command(self._client.redis.get(keys.RESULT + self.id))
+            raw, written = await self._client.look(key)
             if raw is not None:
                 return raw
-            await self._refuse_forgotten()
-            await asyncio.sleep(_POLL_SECONDS)
+            if not looked:
+                await self._refuse_forgotten()
+                looked = True
+            try:
+                async with asyncio.timeout(_SURE_SECONDS if written is not None else _POLL_SECONDS):
+                    await (written or asyncio.Event()).wait()
+            except TimeoutError:
+                looked = False
 
     async def status(self) -> Status:
         """Return the state of the run: unknown when Redis has nothing of it (any more)."""
@@ -206,6 +230,8 @@ class Client:
         self._owns = redis is None
         self.redis = redis or Redis.from_pool(connection_pool(self._settings))
         self.store = QueueStore(self.redis)
+        self._watch: Watch | None = None
+        self._waiting: dict[str, asyncio.Event] = {}
 
     async def __aenter__(self) -> Client:
         return self
@@ -217,6 +243,9 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections, unless they are the caller's."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await watch.stop()
         if self._owns:
             await self.redis.aclose()
 
@@ -241,8 +270,12 @@ class Client:
             ServerUnavailable: Redis does not answer; nothing was enqueued.
         """
         if isinstance(job, Job):
-            text = payload_text(job.name, job.encode_arguments_json(args, kwargs))
-            return await self._put(text, job.enqueue_options, job)
+            arguments = job.encode_arguments_json(args, kwargs)
+            unique = job.unique
+            lock = None
+            if unique is not None:
+                lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
+            return await self._put(payload_text(job.name, arguments), job.enqueue_options, job, lock)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
             raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
@@ -270,6 +303,8 @@ class Client:
         options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
         if options.id is not None:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
+        if isinstance(job, Job) and job.unique is not None:
+            return [await self.enqueue(job, **call) for call in calls]
         texts: list[str] = []
         for place, call in enumerate(calls):
             if place % _AT_ONCE == _AT_ONCE - 1:
@@ -314,12 +349,48 @@ class Client:
         """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""
         return Run(self, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
-    async def _put(self, payload: str, options: EnqueueOptions, job: Job[..., Any] | None) -> Run[Any]:
-        run_id = options.id or uuid.uuid4().hex
+    async def _put(
+        self, payload: str, options: EnqueueOptions, job: Job[..., Any] | None, lock: Lock | None = None
+    ) -> Run[Any]:
         queue = options.queue or self._settings.worker.queue
-        delay = _seconds(options.delay)
-        is_new = await self.command(self.store.enqueue(run_id, payload, queue=queue, delay=delay, at=options.at))
-        return Run(self, run_id, queue, job, is_new=is_new)
+        put = await self.command(
+            self.store.enqueue(
+                options.id or uuid.uuid4().hex,
+                payload,
+                queue=queue,
+                delay=_seconds(options.delay),
+                at=options.at,
+                replace=options.replace,
+                lock=lock,
+            )
+        )
+        return Run(self, put.run_id, queue, job, is_new=put.is_new, replaced=put.replaced)
+
+    async def look(self, key: str) -> tuple[bytes | None, asyncio.Event | None]:
+        """Return a string, and an event that is set when it is written; None where one has to look again by oneself.
+
+        Raises:
+            ServerUnavailable: Redis does not answer.
+        """
+        if self._watch is None and self._owns:
+            self._watch = Watch(self._settings, self._written)
+            await self._watch.start()
+        if self._watch is not None and self._watch.active:
+            event = self._waiting.setdefault(key, asyncio.Event())
+            event.clear()
+            try:
+                [raw] = await asyncio.shield(self._watch.read(("GET", key)))
+            except RedisError:
+                pass  # the plain way says what is wrong, if it is
+            else:
+                if raw is not None:
+                    self._waiting.pop(key, None)
+                return raw, event
+        return await self.command(self.redis.get(key)), None
+
+    def _written(self, names: frozenset[str] | None) -> None:
+        for key in list(self._waiting) if names is None else names & self._waiting.keys():
+            self._waiting[key].set()
 
     async def command(self, operation: Any) -> Any:
         """Await a command of Redis.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from worker.db.engine import Database
 from worker.ledger import Ledger
+from worker.queue.gates import Gates
 from worker.queue.hooks import Observer
 from worker.queue.lines import Lines
 from worker.queue.orders import Orders
@@ -30,6 +31,8 @@ class House:
     name: str
     #: Tells the queue that a job has ended.
     turns: Turns
+    #: The limits of jobs.
+    gates: Gates
     #: Lines of the log that come with each job.
     lines: Lines
     #: Renew the lease of a job no more: it is on its way back to the queue.

@@ -22,6 +22,13 @@ Longhaul's:
 | `worker:paused` | set | orders: run ids, job names, or `*` for all |
 | `worker:cancelled` | set | orders: run ids |
 | `worker:pace` | hash | orders: rows a second by run id, job name, or `*` for all |
+| `worker:limits` | hash | orders: runs at once by job name, instead of its `limit=` |
+| `worker:rates` | hash | orders: runs a second by job name, instead of its `rate=` |
+| `worker:limit:<job>` | sorted set | ids of the runs of a limited job, `:<value>` behind it with `limit_by` |
+| `worker:held:<job>` | sorted set | ids of the runs that wait for a place, the longest wait first |
+| `worker:rate:<job>` | string | moment in ms before which the next run does not conform to the rate |
+| `worker:reserved:<id>` | string | the run has its moment reserved, and passes the rate then |
+| `worker:unique:<job>:<mark>` | string | id of the run that is the one with these arguments |
 | `worker:dead` | hash | dead letters: what could not be run, JSON by id |
 | `worker:cron` | hash | last due time in ms that was enqueued, by job and cron line |
 """
@@ -41,6 +48,13 @@ EVENTS = "worker:events"
 PAUSED = "worker:paused"
 CANCELLED = "worker:cancelled"
 PACE = "worker:pace"
+LIMITS = "worker:limits"
+RATES = "worker:rates"
+LIMIT = "worker:limit:"
+HELD = "worker:held:"
+RATE = "worker:rate:"
+RESERVED = "worker:reserved:"
+UNIQUE = "worker:unique:"
 DEAD = "worker:dead"
 CRON = "worker:cron"
 

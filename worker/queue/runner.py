@@ -161,7 +161,18 @@ class Runner(Ends):
             arguments = error  # raised as a job's own error: the ledger may know an earlier try
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
             arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {one_line(error)}")
-        await self._try(job, payload, arguments)
+        if job.limits is None or isinstance(arguments, InvalidArguments):
+            await self._try(job, payload, arguments)
+            return
+        held = await house.gates.enter(job, claim, arguments)
+        if held is not None:
+            await self._requeue(held.seconds, counts=False)
+            house.observer.left(self._info, "waiting", delay=held.seconds)
+            return
+        try:
+            await self._try(job, payload, arguments)
+        finally:
+            await house.gates.leave(job, claim, arguments)
 
     async def _read_payload(self) -> Payload:
         raw = self.claim.payload

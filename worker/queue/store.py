@@ -70,6 +70,34 @@ class Turned(NamedTuple):
     ordered: bool
 
 
+class Lock(NamedTuple):
+    """What a unique run has for itself.
+
+    Attributes:
+        key: the same for runs of which there is one.
+        counts: time, active or waiting: see enqueue.lua.
+        ms: its life.
+    """
+
+    key: str
+    counts: str
+    ms: int
+
+
+class Enqueued(NamedTuple):
+    """What became of a job that was to be put into the queue.
+
+    Attributes:
+        run_id: id of the run: its own, or that of the one that is there already.
+        is_new: whether it was put there.
+        replaced: whether it took the place of one that waited.
+    """
+
+    run_id: str
+    is_new: bool
+    replaced: bool
+
+
 class QueueStore:
     """Moves of jobs in Redis.
 
@@ -167,12 +195,33 @@ class QueueStore:
         return int(await self._run("restore", names, arguments))
 
     async def enqueue(
-        self, run_id: str, payload: str, *, queue: str, delay: float = 0.0, at: datetime | None = None
-    ) -> bool:
-        """Put a job into the queue; False where its id is known already."""
-        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CANCELLED]
+        self,
+        run_id: str,
+        payload: str,
+        *,
+        queue: str,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        replace: bool = False,
+        lock: Lock | None = None,
+    ) -> Enqueued:
+        """Put a job into the queue.
+
+        Args:
+            run_id: its id.
+            payload: its text.
+            queue: where.
+            delay: seconds until it is due.
+            at: or when.
+            replace: take the place of the run that waits under this id, or lock.
+            lock: of which there is one run.
+        """
         due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
-        return bool(await self._run("enqueue", names, [run_id, payload, due, "0" if at is None else "1"]))
+        arguments = [run_id, payload, due, "0" if at is None else "1", keys.JOB, keys.RESULT, keys.IN_PROGRESS]
+        arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0))]
+        names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else ""]
+        how, known = await self._run("enqueue", names, arguments)
+        return Enqueued(known.decode(), is_new=how == 1, replaced=how == 2)
 
     async def enqueue_many(
         self, jobs: Sequence[tuple[str, str]], *, queue: str, delay: float = 0.0, at: datetime | None = None

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from worker.db.failure import is_away, one_line, sqlstate
-from worker.errors import LonghaulError, Retry
+from worker.errors import LonghaulError, Retry, Snooze
 from worker.registry import Job
 from worker.settings import WorkerSettings
 
@@ -46,16 +46,25 @@ def judge(
     text = one_line(error)
     if isinstance(error, job.no_retry) or (isinstance(error, LonghaulError) and not error.retryable):
         return Verdict(False, True, 0.0, text)
+    if isinstance(error, Snooze):
+        return Verdict(True, False, max(0.0, error.after or 0.0), text)
     if is_away(error):
         return Verdict(True, False, backoff(1, rules), text)
     if (sqlstate(error) or "").startswith(_WRONG):
         return Verdict(False, True, 0.0, text)
     if not progressed and attempt >= (job.max_tries or rules.max_tries):
         return Verdict(False, True, 0.0, f"{text} (try {attempt}, the last)")
-    delay = backoff(1 if progressed else attempt, rules)
+    delay = _pause(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
         delay = max(0.0, error.after)
     return Verdict(True, True, delay, text)
+
+
+def _pause(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:
+    """Return the seconds until the next try, by the job's own rule or that of the settings."""
+    if job.backoff is None:
+        return backoff(attempt, rules)
+    return max(0.0, float(job.backoff(attempt) if callable(job.backoff) else job.backoff))
 
 
 def backoff(attempt: int, rules: WorkerSettings) -> float:

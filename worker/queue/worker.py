@@ -29,6 +29,7 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
+from worker.queue.gates import Gates
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
 from worker.queue.leases import Leases
@@ -133,6 +134,7 @@ class Worker(ArqWorker):
             observer=observer or Silent(),
             name=self.name,
             turns=self._turns,
+            gates=Gates(self.pool),
             lines=Lines(logging.getLogger("worker.jobs")),
         )
         self._cron = Cron(registry, ledger, store, settings.worker)

@@ -1,17 +1,43 @@
 -- Put a job into the queue, once for each id: neither while it waits or runs, nor while its result is known.
 --
+-- A unique job is put there once for its key: the lock holds the id of the run that has it, and counts for a time, or as
+-- long as that run is in the queue (or only as long as nobody runs it). A run that goes back to the queue, drained or to
+-- be tried again, never comes here: its own lock cannot keep it out.
+-- One that replaces takes the place of the run that waits: its arguments and its due time.
 -- An order to cancel that is left of an earlier run of this id is not for this one.
 --
--- KEYS queue, payload, result, cancelled
--- ARGV id, payload, delay in ms, or due time in ms where the next is 1, whether it is
--- returns 1, or 0 where the id is known
-if redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then return 0 end
+-- KEYS queue, cancelled, lock ('' for none)
+-- ARGV id, payload, delay in ms, or due time in ms where the next is 1, whether it is, prefixes of payload, result, lease,
+--      1 to replace, how the lock counts (time, active, waiting), its life in ms
+-- returns {1 where it was put there, 2 where it took another one's place, 0 where it is known; id of the run}
+local id, payloads, leases = ARGV[1], ARGV[5], ARGV[7]
 local due = tonumber(ARGV[3])
 if ARGV[4] ~= '1' then
     local now = redis.call('TIME')
     due = now[1] * 1000 + math.floor(now[2] / 1000) + due
 end
-redis.call('SREM', KEYS[4], ARGV[1])
-redis.call('SET', KEYS[2], ARGV[2])
-redis.call('ZADD', KEYS[1], due, ARGV[1])
-return 1
+local known = false
+if KEYS[3] ~= '' then
+    local holder = redis.call('GET', KEYS[3])
+    if holder and holder ~= id then
+        local there = redis.call('EXISTS', payloads .. holder) == 1
+        local runs = redis.call('EXISTS', leases .. holder) == 1
+        if ARGV[9] == 'time' or (there and (ARGV[9] == 'active' or not runs)) then
+            id, known = holder, true
+        end
+    end
+end
+local waits = redis.call('EXISTS', payloads .. id) == 1
+if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
+    if ARGV[8] == '1' and waits and redis.call('EXISTS', leases .. id) == 0 then
+        redis.call('SET', payloads .. id, ARGV[2])
+        redis.call('ZADD', KEYS[1], due, id)
+        return {2, id}
+    end
+    return {0, id}
+end
+redis.call('SREM', KEYS[2], id)
+redis.call('SET', payloads .. id, ARGV[2])
+redis.call('ZADD', KEYS[1], due, id)
+if KEYS[3] ~= '' then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end
+return {1, id}

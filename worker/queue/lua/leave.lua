@@ -1,0 +1,17 @@
+-- A job gives its place under a limit back, and the first one in line is due now.
+--
+-- KEYS who runs, who stands in line, queue
+-- ARGV id
+-- returns the id of the one that is due, or nothing
+redis.call('ZREM', KEYS[1], ARGV[1])
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+while true do
+    local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+    if not first then return false end
+    redis.call('ZREM', KEYS[2], first)
+    if redis.call('ZSCORE', KEYS[3], first) then
+        redis.call('ZADD', KEYS[3], 'XX', now_ms, first)
+        return first
+    end
+end
