@@ -1,0 +1,242 @@
+"""A model of the queue against a real Valkey: whatever comes, no job is lost, and none has two owners.
+
+Two workers, whose leases end when the test says so; the scripts are those that workers and clients use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, strategies
+from hypothesis import settings as rules
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.asyncio import Redis
+
+from worker import Settings
+from worker.queue import keys
+from worker.queue.scripts import script
+from worker.queue.store import Claim, Ended, QueueStore
+
+QUEUE = "arq:queue"
+OWNERS = ("north:1", "south:2")
+LEASE_MS = 3_600_000
+IDS = strategies.sampled_from([f"r{n}" for n in range(6)])
+OWNER = strategies.sampled_from(OWNERS)
+
+
+class QueueModel(RuleBasedStateMachine):
+    """What should be true of each job: where it is, who has it, what became of it."""
+
+    url: str
+    runner: asyncio.Runner
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis: Redis = self.wait(self._connect())
+        self.stores = {owner: QueueStore(self.redis, owner, LEASE_MS / 1000) for owner in OWNERS}
+        self.renew = self.redis.register_script(script("renew"))
+        self.waiting: list[str] = []  # in the order in which they are due
+        self.deferred: set[str] = set()
+        self.held: dict[str, tuple[str, Claim, int]] = {}  # whose lease lives: owner, claim, due again
+        self.stale: list[tuple[str, Claim, int]] = []  # of owners that believe they have what they have lost
+        self.ended: set[str] = set()
+
+    async def _connect(self) -> Redis:
+        redis = Redis.from_url(self.url)
+        await redis.flushall()
+        return redis
+
+    def wait(self, operation: Any) -> Any:
+        return self.runner.run(operation)
+
+    def teardown(self) -> None:
+        self.wait(self.redis.aclose())
+
+    @property
+    def known(self) -> set[str]:
+        return {*self.waiting, *self.deferred, *self.held, *self.ended}
+
+    @initialize()
+    def fill(self) -> None:
+        """Some jobs wait, and north has two of them."""
+        self.enqueue_many(["r0", "r1", "r2", "r3"])
+        self.turn(OWNERS[0], 2, 0.0)
+
+    @rule(run_id=IDS, later=strategies.booleans())
+    def enqueue(self, run_id: str, later: bool) -> None:
+        put = self.wait(self.stores[OWNERS[0]].enqueue(run_id, "{}", queue=QUEUE, delay=3600 if later else 0))
+        assert put.is_new == (run_id not in self.known)
+        if put.is_new:
+            self.deferred.add(run_id) if later else self.waiting.append(run_id)
+            # Due in the order in which they came: milliseconds apart, as the test's clock.
+            if not later:
+                self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+
+    @rule(run_ids=strategies.lists(IDS, unique=True))
+    def enqueue_many(self, run_ids: list[str]) -> None:
+        known = self.wait(self.stores[OWNERS[0]].enqueue_many([(run_id, "{}") for run_id in run_ids], queue=QUEUE))
+        assert {run_ids[place] for place in known} == set(run_ids) & self.known
+        for run_id in run_ids:
+            if run_id not in self.known:
+                self.waiting.append(run_id)
+                self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+
+    @rule(owner=OWNER, slots=strategies.integers(0, 4), share=strategies.floats(0, 1))
+    def turn(self, owner: str, slots: int, share: float) -> None:
+        """A worker ends some of what it has, and takes what is due."""
+        mine = [claim for holder, claim, _ in self.held.values() if holder == owner]
+        ending = mine[: round(share * len(mine))]
+        late = [claim for holder, claim, _ in self.stale if holder == owner]
+        sent = [Ended(claim, b"{}", 60_000) for claim in (*ending, *late)]
+        turned = self.wait(self.stores[owner].turn(sent, slots, {QUEUE: slots}))
+        for claim in ending:
+            del self.held[claim.run_id]
+            self.ended.add(claim.run_id)
+        for claim in late:
+            # What nobody has taken since counts as held; what another one has is refused.
+            holder = self.held.get(claim.run_id)
+            taken = holder is not None and holder[0] != owner
+            assert (claim.run_id in turned.refused) == taken
+            if not taken:
+                self.held.pop(claim.run_id, None)
+                self._leave_line(claim.run_id)
+                self.ended.add(claim.run_id)
+        self.stale = [each for each in self.stale if each[0] != owner]
+        taken_ids = [claim.run_id for claim in turned.claims]
+        assert taken_ids == self.waiting[:slots]
+        for claim in turned.claims:
+            self.waiting.remove(claim.run_id)
+            self.held[claim.run_id] = (owner, claim, turned.again_ms)
+
+    def _leave_line(self, run_id: str) -> None:
+        if run_id in self.waiting:
+            self.waiting.remove(run_id)
+        self.deferred.discard(run_id)
+
+    def _tick(self) -> int:
+        self._now = getattr(self, "_now", 0) + 1
+        return self._now
+
+    @precondition(lambda self: self.held)
+    @rule(data=strategies.data(), later=strategies.booleans())
+    def requeue(self, data: Any, later: bool) -> None:
+        run_id = data.draw(strategies.sampled_from(sorted(self.held)))
+        owner, claim, _ = self.held.pop(run_id)
+        assert self.wait(self.stores[owner].requeue(claim, delay=3600 if later else 0, counts=True))
+        if later:
+            self.deferred.add(run_id)
+        else:
+            self.waiting.append(run_id)
+            self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+
+    @precondition(lambda self: self.held)
+    @rule(data=strategies.data())
+    def worker_dies_or_freezes(self, data: Any) -> None:
+        """A lease ends: the job is due, and its owner, if it lives, does not know it."""
+        run_id = data.draw(strategies.sampled_from(sorted(self.held)))
+        owner, claim, again = self.held.pop(run_id)
+        due = 1_000_000 + self._tick()
+        self.wait(self.redis.delete(keys.IN_PROGRESS + run_id))
+        self.wait(self.redis.zadd(QUEUE, {run_id: due}))
+        self.waiting.append(run_id)
+        self.stale.append((owner, claim, again))
+
+    @precondition(lambda self: self.stale)
+    @rule()
+    def stale_requeue(self) -> None:
+        owner, claim, _ = self.stale.pop()
+        now = self.held.get(claim.run_id)
+        done = self.wait(self.stores[owner].requeue(claim, delay=3600, counts=False))
+        assert done == (now is None or now[0] == owner)
+        if done and claim.run_id not in self.ended:
+            self.held.pop(claim.run_id, None)
+            self._leave_line(claim.run_id)
+            self.deferred.add(claim.run_id)
+        elif done:
+            self.ended.discard(claim.run_id)  # it was ended by another one, and comes again: at least once
+            self.deferred.add(claim.run_id)
+            self.wait(self.redis.delete(keys.RESULT + claim.run_id))
+
+    @rule(owner=OWNER)
+    def renew_leases(self, owner: str) -> None:
+        mine = {run_id: each for run_id, each in self.held.items() if each[0] == owner}
+        lost = {claim.run_id: again for holder, claim, again in self.stale if holder == owner}
+        lost = {run_id: again for run_id, again in lost.items() if run_id not in mine}
+        asked: list[Any] = [owner, LEASE_MS, keys.IN_PROGRESS, keys.RESULT]
+        for run_id, again in [*((run_id, each[2]) for run_id, each in mine.items()), *lost.items()]:
+            asked += (run_id, 1, again)
+        again_ms, *answers = self.wait(self.renew(keys=[QUEUE], args=asked))
+        for run_id, answer in zip([*mine, *lost], answers, strict=True):
+            if run_id in mine:
+                assert answer == b"held"
+                self.held[run_id] = (owner, mine[run_id][1], int(again_ms))
+            else:
+                assert answer in (b"lost", b"gone")
+
+    @rule(run_id=IDS)
+    def cancel(self, run_id: str) -> None:
+        ordered = self.wait(self.stores[OWNERS[0]].cancel(run_id, queue=QUEUE))
+        assert ordered == (run_id in self.known - self.ended)
+        self.wait(self.redis.delete(keys.CANCELLED))
+        if run_id in self.deferred:  # it is due now, to end now
+            self.deferred.discard(run_id)
+            self.waiting.append(run_id)
+            self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+
+    @rule(run_id=IDS)
+    def forget_a_result(self, run_id: str) -> None:
+        if run_id in self.ended:
+            self.wait(self.redis.delete(keys.RESULT + run_id))
+            self.ended.discard(run_id)
+            self.stale = [each for each in self.stale if each[1].run_id != run_id]
+
+    @invariant()
+    def no_job_is_lost_and_none_has_two_owners(self) -> None:
+        there = {raw.decode() for raw in self.wait(self.redis.zrange(QUEUE, 0, -1))}
+        assert there == {*self.waiting, *self.deferred, *self.held}
+        for run_id in there:
+            assert self.wait(self.redis.exists(keys.JOB + run_id)) == 1
+        leases = {
+            raw.decode().removeprefix(keys.IN_PROGRESS): self.wait(self.redis.get(raw)).decode()
+            for raw in self.wait(self.redis.keys(keys.IN_PROGRESS + "*"))
+        }
+        assert leases == {run_id: owner for run_id, (owner, _, _) in self.held.items()}
+
+    @invariant()
+    def nothing_is_left_of_what_has_ended(self) -> None:
+        for run_id in self.ended:
+            assert self.wait(self.redis.exists(keys.JOB + run_id, keys.RETRY + run_id)) == 0
+            assert self.wait(self.redis.exists(keys.RESULT + run_id)) == 1
+
+
+def check(url: str, examples: int, steps: int) -> None:
+    with asyncio.Runner() as runner:
+        QueueModel.url, QueueModel.runner = url, runner
+        run_state_machine_as_test(
+            QueueModel,
+            settings=rules(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                derandomize=examples < 100,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+def test_the_queue_is_as_its_model_says(settings: Settings) -> None:
+    check(settings.redis.url, examples=99, steps=30)
+
+
+@pytest.mark.long
+def test_the_queue_is_as_its_model_says_for_long(settings: Settings) -> None:
+    check(settings.redis.url, examples=1_000, steps=60)
