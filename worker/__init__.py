@@ -38,6 +38,7 @@ from worker.errors import (
     ServerUnavailable,
     SettingsError,
     Snooze,
+    Stalled,
     StatementRefused,
     UnknownJob,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Snooze",
+    "Stalled",
     "StatementRefused",
     "Throttle",
     "UnknownJob",

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.batch import Batch, Bulk, Chunks, Stream, Sweep
+from worker.batch import Batch, Bulk, Chunks, Progress, Stream, Sweep
 from worker.batch.entry import OnError
 from worker.batch.options import ChunkOptions, Count, StreamOptions
 from worker.batch.pace import Size
@@ -71,6 +71,17 @@ class JobContext(LoopHost):
         )
         self.enqueued_at = enqueued_at
         self.redis = redis
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Say how far a job without a durable loop is; it shows where the rows of a walk do, and counts as progress.
+
+        Args:
+            done: so many of what the job counts.
+            total: of so many; None where that is not known.
+        """
+        share = None if not total else min(1.0, done / total)
+        self._said_done = done
+        self._control.report(self, Progress("", "job", done, total, share, 0, 0, 0.0, None))
 
     # --- scopes
 

@@ -165,6 +165,10 @@ class Snooze(Retry):
         super().__init__(after, message)
 
 
+class Stalled(LonghaulError):
+    """The run has made no progress for too long, and was cancelled to be tried again."""
+
+
 class Interruption(BaseException):
     """A run leaves its worker for a reason that is not a failure of the job.
 

@@ -81,6 +81,7 @@ class LoopHost:
         self._rules = rules
         self._control = control
         self._run: LedgerRun | None = None
+        self._said_done = 0
         self._opening = asyncio.Lock()
         self._loop: Loop | None = None
         self._names: set[str] = set()
@@ -103,8 +104,8 @@ class LoopHost:
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, in earlier tries too."""
-        return self._run.rows if self._run else 0
+        """Rows of all committed batches of this run, in earlier tries too; or what a job without loops has said."""
+        return self._run.rows if self._run else self._said_done
 
     @property
     def walking(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -40,6 +40,7 @@ R = TypeVar("R")
 
 #: Seconds until the next try: the same each time, or by the number of the try that failed, from 1.
 Backoff = float | Callable[[int], float]
+OnStall = Literal["report", "retry"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class EnqueueOptions:
     at: datetime | None = None
     queue: str | None = None
     replace: bool = False
+    expires: float | timedelta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Job(Generic[P, R]):
     limits: Limits | None = None
     unique: Unique | None = None
     backoff: Backoff | None = None
+    stall: float | None = None
+    on_stall: OnStall = "report"
     enqueue_options: EnqueueOptions = EnqueueOptions()
 
     async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -100,6 +104,7 @@ class Job(Generic[P, R]):
         at: datetime | None = None,
         queue: str | None = None,
         replace: bool = False,
+        expires: float | timedelta | None = None,
     ) -> Job[P, R]:
         """Return this job to be enqueued under conditions: `client.enqueue(job.options(delay=60), days=90)`.
 
@@ -110,12 +115,13 @@ class Job(Generic[P, R]):
             queue: name of another queue.
             replace: take the place of the run that waits under this id (or, for a unique job, with these arguments):
                 its arguments and its due time. With a delay, a run that comes again and again is put off each time.
+            expires: seconds from now on after which the run is not begun any more: it ends as dead, and says so.
         """
         if delay is not None and at is not None:
             raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
         if at is not None and at.tzinfo is None:
             raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
-        return dataclasses.replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue, replace))
+        return dataclasses.replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue, replace, expires))
 
     @property
     def summary(self) -> str:
@@ -325,6 +331,8 @@ def job(
     unique_for: float | None = None,
     unique_while: UniqueWhile = "active",
     backoff: Backoff | None = None,
+    stall: float | None = None,
+    on_stall: OnStall = "report",
 ) -> JobDecorator: ...
 def job(
     function: Callable[..., Any] | None = None,
@@ -346,6 +354,8 @@ def job(
     unique_for: float | None = None,
     unique_while: UniqueWhile = "active",
     backoff: Backoff | None = None,
+    stall: float | None = None,
+    on_stall: OnStall = "report",
 ) -> Any:
     """Make a function a job.
 
@@ -370,6 +380,9 @@ def job(
         unique_while: "waiting": only until it is begun.
         backoff: seconds until the next try, or a function of the number of the try that failed; by default that of the
             settings, exponential with jitter.
+        stall: seconds without progress (no batch, no `ctx.progress`) after which the run is reported as stalled;
+            `worker.stall_seconds` by default. A run that does progress is never ended for its age.
+        on_stall: "retry": it is cancelled, too, and tried again.
 
     A plain `def` runs in a thread, of which there are `worker.threads`; it cannot be cancelled in its middle.
 
@@ -390,6 +403,8 @@ def job(
             limits=_limits(limit, limit_by, rate, rate_by),
             unique=unique_of(unique if isinstance(unique, bool | str) else tuple(unique), unique_for, unique_while),
             backoff=backoff,
+            stall=stall,
+            on_stall=on_stall,
         )
     return job_of(function, name=None, cron=[], timezone="UTC")
 

@@ -157,11 +157,22 @@ class WorkerSettings(_Section):
     )
     packages: list[str] = Field(["jobs"], min_length=1, description="Packages in which `@job` functions are found.")
     queue: str = Field("arq:queue", min_length=1, description="Sorted set that jobs are taken from (arq's own).")
+    queues: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="Several queues with their weights, e.g. `{ 'arq:urgent' = 9, 'arq:queue' = 1 }`; else `queue`."
+    )
+    queue_order: Literal["weighted", "strict"] = Field(
+        "weighted", description="Serve several queues by their weights, or the heavier one first, always."
+    )
     max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
     max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
     threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
+    )
+    stall_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="A run that makes no progress for so long (no batch, no `ctx.progress`) is reported as stalled.",
     )
     backoff_base_seconds: float = Field(2.0, gt=0, description="Wait before the second try; doubles with each.")
     backoff_max_seconds: float = Field(600.0, gt=0, description="Longest wait between two tries.")

@@ -357,3 +357,81 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
         assert after - before <= 1
         seen["gate"].set()
         assert await waiting == 3
+
+
+# --- several queues, and jobs that come too late
+
+
+@job
+async def note_queue(ctx: JobContext, name: str) -> None:
+    """Note whose turn it was."""
+    seen["moments"].append(name)
+
+
+async def fill_two_queues(client: Client, count: int) -> list[Any]:
+    runs = []
+    for name in ("arq:urgent", "arq:queue"):
+        runs += await client.enqueue_many(note_queue.options(queue=name), [{"name": name}] * count)
+    return runs
+
+
+@pytest.mark.parametrize("order", ["weighted", "strict"])
+async def test_several_queues_are_served_by_weight_or_strictly(fast: Settings, client: Client, order: str) -> None:
+    runs = await fill_two_queues(client, 60)
+    several = with_worker(fast, queues={"arq:queue": 1, "arq:urgent": 9}, queue_order=order, max_jobs=4)
+    async with working(several, note_queue):
+        for run in runs:
+            await run.result(timeout=20)
+    first = seen["moments"][:40]
+    if order == "strict":
+        assert first == ["arq:urgent"] * 40
+    else:
+        assert 1 <= first.count("arq:queue") <= 20
+
+
+async def test_a_worker_of_several_queues_hears_of_each(fast: Settings, client: Client) -> None:
+    several = with_worker(fast, queues={"arq:queue": 1, "arq:urgent": 9})
+    async with working(several, note_queue):
+        for name in ("arq:urgent", "arq:queue"):
+            run = await client.enqueue(note_queue.options(queue=name), name)
+            await run.result(timeout=5)
+    assert seen["moments"] == ["arq:urgent", "arq:queue"]
+
+
+async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(note_queue.options(expires=0.01), "late")
+    in_time = await client.enqueue(note_queue.options(expires=60), "in time")
+    await asyncio.sleep(0.02)
+    async with working(fast, note_queue):
+        with pytest.raises(JobFailed, match=r"expired 0\.\d s before it could begin: it was not run"):
+            await run.result(timeout=5)
+        await in_time.result(timeout=5)
+    assert seen["moments"] == ["in time"]
+
+
+# --- stalls
+
+
+@job(stall=0.3, on_stall="retry", max_tries=2, backoff=0)
+async def hangs_once(ctx: JobContext) -> int:
+    """Make progress for a while, and then none, the first time."""
+    seen["tries"].append(ctx.attempt)
+    for done in range(8):
+        ctx.progress(done, 8)
+        await asyncio.sleep(0.05)
+    if len(seen["tries"]) == 1:
+        await asyncio.sleep(60)
+    return ctx.rows_done
+
+
+async def test_a_run_without_progress_is_reported_and_one_with_it_is_not(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    run = await client.enqueue(hangs_once)
+    async with working(fast, hangs_once):
+        assert await run.result(timeout=10) == 7
+    events = [(entry[b"event"].decode(), entry.get(b"run")) for _, entry in await redis.xrange("worker:events")]
+    assert [kind for kind, run_id in events if run_id == run.id.encode()].count("stalled") == 1
+    assert seen["tries"] == [1, 2]
+    line = await redis.hgetall(f"worker:run:{run.id}")
+    assert (line[b"rows"], line[b"percent"]) == (b"7", b"100.0")

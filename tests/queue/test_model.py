@@ -97,7 +97,7 @@ class QueueModel(RuleBasedStateMachine):
         ending = mine[: round(share * len(mine))]
         late = [claim for holder, claim, _ in self.stale if holder == owner]
         sent = [Ended(claim, b"{}", 60_000) for claim in (*ending, *late)]
-        turned = self.wait(self.stores[owner].turn(sent, slots, {QUEUE: slots}))
+        turned = self.wait(self.stores[owner].turn(sent, slots, [(QUEUE, slots)]))
         for claim in ending:
             del self.held[claim.run_id]
             self.ended.add(claim.run_id)

@@ -146,6 +146,7 @@ class Mirror:
             "batch_size": progress.batch_size,
             "batch_ms": round(progress.batch_seconds * 1000, 1),
             "last_key": str(progress.last_key),
+            "stalled_since": "",
             "rate": round(rate, 1),
             "updated_at": _now(),
         }
@@ -174,6 +175,13 @@ class Mirror:
             "updated_at": _now(),
         }
         line.changed = True
+
+    def stalled(self, run: RunInfo, seconds: float) -> None:
+        """The run makes no progress."""
+        line = self._told(run)
+        line.values["stalled_since"] = _at(time.time() - seconds)
+        line.changed = True
+        self._event("stalled", run, seconds=f"{seconds:.0f}")
 
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
         """The run goes back to the queue."""

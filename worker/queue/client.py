@@ -275,7 +275,8 @@ class Client:
             lock = None
             if unique is not None:
                 lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
-            return await self._put(payload_text(job.name, arguments), job.enqueue_options, job, lock)
+            text = payload_text(job.name, arguments, seconds=_expiry(job.enqueue_options))
+            return await self._put(text, job.enqueue_options, job, lock)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
             raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
@@ -311,7 +312,8 @@ class Client:
                 await asyncio.sleep(0)  # others have their turn
             try:
                 if isinstance(job, Job):
-                    texts.append(payload_text(job.name, job.encode_arguments_json((), call)))
+                    arguments = job.encode_arguments_json((), call)
+                    texts.append(payload_text(job.name, arguments, seconds=_expiry(options)))
                 else:
                     texts.append(Payload(job, [], _ANY.dump_python(dict(call), mode="json"), now_ms()).to_json())
             except (InvalidArguments, PydanticSerializationError) as error:
@@ -409,6 +411,10 @@ class Client:
 
 def _seconds(delay: float | timedelta | None) -> float:
     return delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
+
+
+def _expiry(options: EnqueueOptions) -> float | None:
+    return None if options.expires is None else _seconds(options.expires)
 
 
 def _report(state: Status, fields: dict[str, str]) -> ProgressReport:

@@ -32,6 +32,7 @@ class Payload(NamedTuple):
     pickled: bool = False
     in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
+    until_ms: int = 0  # it is not begun after this time; 0 for any
 
     @property
     def arguments(self) -> str:
@@ -50,6 +51,8 @@ class Payload(NamedTuple):
             values["ledger"] = True
         if self.only is not None:
             values["only"] = list(self.only)
+        if self.until_ms:
+            values["until"] = self.until_ms
         return _ENCODE_STRICTLY(values)
 
 
@@ -74,14 +77,17 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def payload_text(job: str, arguments: str) -> str:
+def payload_text(job: str, arguments: str, *, seconds: float | None = None) -> str:
     """Return a new payload of a job.
 
     Args:
         job: its name.
         arguments: the text of a JSON object, by name.
+        seconds: from now on, after which it is not begun any more; None for any.
     """
-    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now_ms()}}}'
+    now = now_ms()
+    until = "" if seconds is None else f',"until":{now + round(seconds * 1000)}'
+    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now}{until}}}'
 
 
 def _loads(raw: bytes) -> Any:
@@ -121,6 +127,9 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
     only = values.get("only")
     if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
         raise InvalidPayload(f"the payload's only is not a run and a step: {only!r}")
+    until = values.get("until") or 0
+    if not isinstance(until, int):
+        raise InvalidPayload(f"the payload's until is not a time in ms since 1970: {until!r}")
     return Payload(
         values["f"],
         list(args),
@@ -129,6 +138,7 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
         pickled,
         in_ledger=bool(values.get("ledger")),
         only=tuple(only) if only else None,
+        until_ms=until,
     )
 
 

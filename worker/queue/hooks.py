@@ -33,6 +33,9 @@ class Observer(Protocol):
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
         """The walk waits between two batches, and why; None when it goes on."""
 
+    def stalled(self, run: RunInfo, seconds: float) -> None:
+        """The run has made no progress for so long."""
+
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
         """The run goes back to the queue: waiting, paused or retrying."""
 
@@ -56,6 +59,9 @@ class Silent:
         """Nothing."""
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
+        """Nothing."""
+
+    def stalled(self, run: RunInfo, seconds: float) -> None:
         """Nothing."""
 
     def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:

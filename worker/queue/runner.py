@@ -27,6 +27,7 @@ from worker.errors import (
     InvalidPayload,
     LonghaulError,
     NotRetryable,
+    Stalled,
     Superseded,
 )
 from worker.host import LoopHost
@@ -41,7 +42,7 @@ from worker.registry import Job
 logger = logging.getLogger("worker.jobs")
 
 
-Reason = Literal["lost", "drain", "cancel", "timeout"]
+Reason = Literal["lost", "drain", "cancel", "timeout", "stall"]
 
 _UNKNOWN_SECONDS = 5.0
 _INTERRUPT_AGAIN_SECONDS = 1.0
@@ -63,6 +64,9 @@ class Runner(Ends):
         self._body: asyncio.Task[Any] | None = None
         #: The loop's time at which the job has taken too long; None without a limit.
         self.deadline: float | None = None
+        #: The loop's time of its last progress; None while it is not running.
+        self._moved_at: float | None = None
+        self._stalled = False
         self._reason: Reason | None = None
         self._interrupted_at = -math.inf
         self._held: str | None = None
@@ -86,6 +90,7 @@ class Runner(Ends):
 
     def throttled(self, host: LoopHost, held: Hold | None, since: datetime) -> None:
         """Pass on that the walk waits, and why; say it in the log once for each reason."""
+        self._moved()  # it waits, and knows for what
         kind = held.reason if held and held.until else "the server" if held else None
         if kind != self._held:
             if held is not None:
@@ -100,10 +105,35 @@ class Runner(Ends):
         )
 
     def report(self, host: LoopHost, progress: Progress) -> None:
-        """Pass a committed batch on."""
+        """Pass progress on: a committed batch, or what the job says of itself."""
+        self._moved()
         self.house.observer.progressed(self._info, progress, rows=host.rows_done)
 
+    def _moved(self) -> None:
+        self._moved_at, self._stalled = asyncio.get_running_loop().time(), False
+
     # --- what the worker does to it
+
+    def keep_time(self, now: float) -> None:
+        """Look whether the job has taken too long, or makes no progress.
+
+        Args:
+            now: the loop's time.
+        """
+        if self._body is None:
+            return
+        if self.deadline is not None and self.deadline < now:
+            self.interrupt("timeout")
+        job = self.job
+        if job is None or self._moved_at is None or self._stalled:
+            return
+        still = now - self._moved_at
+        if still > (job.stall or self.house.settings.worker.stall_seconds):
+            self._stalled = True
+            logger.warning("%s: no progress for %.0f s", self._name, still)
+            self.house.observer.stalled(self._info, still)
+            if job.on_stall == "retry":
+                self.interrupt("stall")
 
     def interrupt(self, reason: Reason) -> None:
         """Cancel the job's own code; its run then ends, or goes back, for that reason."""
@@ -147,6 +177,10 @@ class Runner(Ends):
         job = house.registry.get(payload.function)
         self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
         if await self._obeyed(payload):
+            return
+        if 0 < payload.until_ms < self._started_ms and claim.tries == 1 and not payload.in_ledger:
+            late = (self._started_ms - payload.until_ms) / 1000
+            await self._end_dead(f"expired {late:.1f} s before it could begin: it was not run")
             return
         if job is None:
             await self._keep_for_others(payload)
@@ -237,6 +271,7 @@ class Runner(Ends):
         house.lines.info("%s: try %d begins", self._name, claim.tries)
         limit = job.timeout or house.settings.worker.job_timeout_seconds
         self.deadline = asyncio.get_running_loop().time() + limit
+        self._moved_at = self.deadline - limit
         self._body = body = asyncio.current_task()
         try:
             result = await self._perform(job, ctx, arguments, max_tries)
@@ -262,6 +297,8 @@ class Runner(Ends):
             pass
         if self._reason == "timeout":
             return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
+        if self._reason == "stall":
+            return Stalled("no progress for too long: cancelled, to be tried again")
         if self._reason == "lost":
             return Superseded(self.claim.run_id)
         if self._reason == "drain":

@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -20,6 +20,10 @@ from worker.queue.connect import Lane
 from worker.queue.scripts import script
 
 logger = logging.getLogger("worker.queue")
+
+
+#: Queues in the order in which they are served, each with the most jobs to take from it.
+Shares = Sequence[tuple[str, int]]
 
 
 class Claim(NamedTuple):
@@ -121,22 +125,23 @@ class QueueStore:
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
-    async def turn(self, ended: Sequence[Ended], slots: int, shares: Mapping[str, int]) -> Turned:
+    async def turn(self, ended: Sequence[Ended], slots: int, shares: Shares) -> Turned:
         """End jobs, and take due ones, in one round trip.
 
         Args:
             ended: jobs that have ended.
             slots: jobs to take, at most.
-            shares: the queues in the order in which they are served, each with the most jobs to take from it.
+            shares: the queues in the order in which they are served, each with the most jobs to take from it; one can
+                come again.
         """
         places: dict[str, int] = {}
-        for queue in (*shares, *(one.claim.queue for one in ended)):
+        for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
             places.setdefault(queue, len(places) + 1)
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
         arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(ended))
         for claim, result, keep_ms in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
-        for queue, most in shares.items():
+        for queue, most in shares:
             arguments += (places[queue], most)
         names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, *places]
         refused, taken, again, ordered = await self._turn(names, arguments)
@@ -166,7 +171,7 @@ class QueueStore:
 
     async def claim(self, queue: str, slots: int) -> list[Claim]:
         """Take up to `slots` due jobs of a queue."""
-        return (await self.turn((), slots, {queue: slots})).claims
+        return (await self.turn((), slots, [(queue, slots)])).claims
 
     async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
         """Put a job back.

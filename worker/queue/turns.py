@@ -7,11 +7,11 @@ gathers for the one after: so a lone job's end is told at once, and a thousand a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from worker.queue.store import Ended, QueueStore, Turned
+from worker.queue.store import Ended, QueueStore, Shares, Turned
 
 
 class Turns:
@@ -43,7 +43,7 @@ class Turns:
         self._wake()
         return told
 
-    async def take(self, slots: int, shares: Mapping[str, int]) -> Turned:
+    async def take(self, slots: int, shares: Shares) -> Turned:
         """Tell what has ended, and claim what is due; see `QueueStore.turn`.
 
         Raises:

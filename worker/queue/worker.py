@@ -37,6 +37,7 @@ from worker.queue.lines import Lines
 from worker.queue.orders import Orders
 from worker.queue.rescue import Rescue
 from worker.queue.runner import Runner
+from worker.queue.shares import Order
 from worker.queue.store import Claim, QueueStore
 from worker.queue.turns import Turns
 from worker.queue.watch import Watch
@@ -143,8 +144,9 @@ class Worker(ArqWorker):
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
         self._restoring: set[asyncio.Task[None]] = set()
+        self._order = Order(settings.worker.queues or {settings.worker.queue: 1}, settings.worker.queue_order)
         self._may_be_due = True
-        #: The loop's time at which the first job of the queue is due; None where that has to be asked.
+        #: The loop's time at which the first job of the queues is due; None where that has to be asked.
         self._head_at: float | None = None
         self._changes = 0
 
@@ -206,7 +208,7 @@ class Worker(ArqWorker):
                 continue
             self._may_be_due = self._may_be_due and not slots
             try:
-                turned = await self._turns.take(slots, {self.queue_name: slots})
+                turned = await self._turns.take(slots, self._order.shares(slots))
             except RedisError as error:
                 if not failures:
                     logger.warning("Redis does not answer: %s; going on until it does", error)
@@ -246,12 +248,14 @@ class Worker(ArqWorker):
         if self._head_at is None:
             changes = self._changes
             try:
-                [now, head] = await self._watch.read(("TIME",), ("ZRANGE", self.queue_name, 0, 0, "WITHSCORES"))
+                heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._order.queues]
+                [now, *found] = await self._watch.read(("TIME",), *heads)
             except RedisError:
                 return  # the watch is lost: polling from now on
             if changes != self._changes:
                 return
-            left = float(head[1]) / 1000 - int(now[0]) - int(now[1]) / 1e6 if head else math.inf
+            first = min((float(head[1]) for head in found if head), default=math.inf)
+            left = first / 1000 - int(now[0]) - int(now[1]) / 1e6
             self._head_at = self.loop.time() + left
         left = self._head_at - self.loop.time()
         if left > 0:
@@ -273,7 +277,7 @@ class Worker(ArqWorker):
         """Hear of keys that were written."""
         if written is None or not _ORDERS.isdisjoint(written):
             self.house.orders.changed()
-        if written is None or self.queue_name in written:
+        if written is None or not written.isdisjoint(self._order.queues):
             self._head_at = None
             self._changes += 1
         self._wake.set()
@@ -327,8 +331,7 @@ class Worker(ArqWorker):
                 self._wake.set()
             now = self.loop.time()
             for runner in list(self._runners.values()):
-                if runner.deadline is not None and runner.deadline < now:
-                    runner.interrupt("timeout")
+                runner.keep_time(now)
 
     def _obey(self) -> None:
         for run_id, runner in self._runners.items():
