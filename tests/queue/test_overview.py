@@ -33,6 +33,7 @@ async def test_a_worker_that_died_without_a_word_is_lost_and_its_run_is_shown_on
 ) -> None:
     now = datetime.now(UTC)
     run = await client.enqueue(add.options(id="r1"), 1)
+    await redis.zincrby("arq:queue", 10_000, run.id)  # as its claim does: due again when its lease ends
     await redis.hset(keys.WORKERS, "dead", described(["r1"], now - timedelta(seconds=15)))
     await redis.hset(keys.WORKERS, "alive", described(["r1"], now))
     await redis.hset(keys.RUN + run.id, mapping={"job": "add", "state": "running", "worker": "alive"})

@@ -70,8 +70,8 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     ids = list(dict.fromkeys([*list(owners)[:_RUNS_SHOWN], *scores]))
     return Overview(
         queue=queue,
-        waiting=max(0, due - len(owners)),
-        deferred=deferred,
+        waiting=due,
+        deferred=max(0, deferred - len(owners)),  # what runs is due again when its lease ends
         running=len(owners),
         dead_letters=dead,
         paused=sorted(member.decode() for member in paused),
