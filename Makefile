@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue services worker lock clean
+.PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue bench-live services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -28,13 +28,16 @@ lint: setup  ## ruff and mypy --strict
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: bench-walk bench-queue  ## every benchmark; QUICK=1 for smaller runs
+bench: bench-walk bench-queue bench-live  ## every benchmark; QUICK=1 for smaller runs
 
 bench-walk: setup  ## our loops beside hand-written SQL, and what the checkpoint costs
 	@$(PY) -m benchmarks.walk
 
 bench-queue: setup  ## our queue beside arq, saq, streaq, taskiq and Celery; ROWS=1,4 PEERS=arq for a part
 	@$(PY) -m benchmarks.queue
+
+bench-live: setup  ## latencies of an application beside a walk, with and without a pace
+	@$(PY) -m benchmarks.live
 
 services: setup  ## PostgreSQL and Valkey in the foreground, their URLs printed
 	@$(PY) -m worker.embedded

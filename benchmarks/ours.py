@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sqlalchemy import delete, insert, select, update
 
 from benchmarks.tables import Bench, Copy, Reader
 from worker import JobContext, job
+
+Size = int | Literal["auto"]
 
 COLUMNS = select(Reader.id, Reader.name, Reader.score)
 
@@ -70,6 +74,23 @@ async def upsert_by_stream(ctx: JobContext, size: int) -> int:
     async for partition in ctx.stream(COLUMNS.order_by(Reader.id), size=size):
         rows = [{"id": key, "name": name, "score": score + 1} for key, name, score in partition]
         await partition.bulk.upsert(Copy, rows)
+    return ctx.rows_done
+
+
+@job
+async def walk_on_in_chunks(ctx: JobContext, size: Size, turns: int) -> int:
+    """Walk the table again and again, for as long as it takes to measure what goes on beside it."""
+    for turn in range(turns):
+        async for batch in ctx.chunks(COLUMNS, size=size, name=f"turn {turn}"):
+            await batch.bulk.update(Reader, [{"id": key, "score": score + len(name)} for key, name, score in batch])
+    return ctx.rows_done
+
+
+@job
+async def walk_on_by_sweep(ctx: JobContext, size: Size, turns: int) -> int:
+    """The same in the server."""
+    for turn in range(turns):
+        await ctx.sweep(update(Reader).values(score=Reader.score + 1), size=size, name=f"turn {turn}")
     return ctx.rows_done
 
 

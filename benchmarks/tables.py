@@ -43,6 +43,17 @@ class Copy(Base):
     score: Mapped[int]
 
 
+class History(Base):
+    """What the load beside a walk writes down of each of its transactions."""
+
+    __tablename__ = "bench_history"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    reader_id: Mapped[int]
+    delta: Mapped[int]
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
 @dataclass
 class Bench:
     """Where the sides work."""

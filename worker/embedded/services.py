@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from worker.embedded.home import make_home
@@ -28,8 +28,11 @@ class Services:
 
 
 @contextlib.contextmanager
-def services() -> Iterator[Services]:
+def services(settings: Mapping[str, str] | None = None) -> Iterator[Services]:
     """Start what DATABASE_URL and REDIS_URL do not name; stop and remove it on leaving.
+
+    Args:
+        settings: of the PostgreSQL that is started, over ours.
 
     Raises:
         RuntimeError: a server did not start, or its wheel is not installed.
@@ -39,7 +42,7 @@ def services() -> Iterator[Services]:
         yield Services(database_url, redis_url, None, None)
         return
     home = make_home()
-    postgres = None if database_url else EmbeddedPostgres(home)
+    postgres = None if database_url else EmbeddedPostgres(home, settings=settings)
     valkey = None if redis_url else EmbeddedValkey(home)
     try:
         for server in (valkey, postgres):
