@@ -12,7 +12,7 @@ with an application does.
 
 PACE is what an operator would set. A transaction that meets a batch shares the processors and the disk with it, and the
 p99 is that of the unluckiest hundredth: so batches are short (20 ms; a row that is locked is free again after that),
-and few (2,000 rows/s are some two of them a second: a table of 100 million rows takes 14 hours). Lock waiters and
+and few (2,000 rows/s are some four of them a second: a table of 100 million rows takes 14 hours). Lock waiters and
 active sessions stop the walk where the application is in trouble already.
 
 The worker runs with nice 10: on a machine of its own it would take nothing from the load's process, only from
