@@ -13,13 +13,14 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.models import Base
-from worker import Client, Job, Registry, Worker
+from worker import Client, Job, Registry
 from worker.context import JobContext
 from worker.control import Control
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services
 from worker.launch import work
+from worker.queue.worker import QueueWorker
 from worker.settings import Settings, load_settings
 from worker.testing import JobRunner
 
@@ -86,9 +87,9 @@ async def client(settings: Settings, redis: Redis) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False) -> AsyncIterator[Worker]:
+async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False) -> AsyncIterator[QueueWorker]:
     """Run a worker in this process; drain it at the end."""
-    ready: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    ready: asyncio.Future[QueueWorker] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(work(settings, Registry(jobs), burst=burst, on_worker=ready.set_result))
     worker = await ready
     try:

@@ -22,8 +22,9 @@ from redis.asyncio import Redis
 
 import jobs.models
 from tests.conftest import with_worker
-from worker import Client, Database, Job, Registry, Settings, Worker, discover
+from worker import Client, Database, Job, Registry, Settings, discover
 from worker.launch import work
+from worker.queue.worker import QueueWorker
 from worker.settings import describe_all
 from worker.testing import JobRunner
 
@@ -116,7 +117,7 @@ async def reader(
     monkeypatch.setenv("DATABASE_URL", fast.database.url)
     monkeypatch.setenv("REDIS_URL", fast.redis.url)
     registry = Registry(one for one in discover(["jobs"]).values() if not one.cron)
-    started: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    started: asyncio.Future[QueueWorker] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(work(with_worker(fast, name="docs"), registry, on_worker=started.set_result))
     worker = await started
     run_job = JobRunner(database, fast)

@@ -43,7 +43,6 @@ from worker.errors import (
     UnknownJob,
 )
 from worker.queue.client import Client, ProgressReport, Run
-from worker.queue.worker import Worker
 from worker.registry import Job, Registry, discover, job
 from worker.settings import Settings, load_settings
 
@@ -90,7 +89,6 @@ __all__ = [
     "UnknownJob",
     "WalRate",
     "Window",
-    "Worker",
     "discover",
     "job",
     "load_settings",

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 
 from worker.db.migrate import migrate
+from worker.errors import RegistrationError
 from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
-from worker.queue.worker import Worker, connect_redis, worker_name
+from worker.queue.worker import QueueWorker, connect_redis, worker_name
 from worker.registry import Registry, discover
 from worker.settings import Settings
 from worker.tasks import end
@@ -23,7 +24,7 @@ async def work(
     *,
     burst: bool = False,
     migrate_first: bool = False,
-    on_worker: Callable[[Worker], None] = lambda worker: None,
+    on_worker: Callable[[QueueWorker], None] = lambda worker: None,
 ) -> None:
     """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
 
@@ -40,27 +41,36 @@ async def work(
         RegistrationError: the jobs cannot be loaded.
     """
     known = discover(settings.worker.packages) if registry is None else registry
+    if not known:
+        raise RegistrationError(
+            f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
+        )
     redis = connect_redis(settings)
     mirror = Mirror(redis, settings, worker_name(settings))
-    worker = Worker(settings, known, observer=mirror, burst=burst, redis=redis)
+    worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis)
     on_worker(worker)
     try:
         if migrate_first:
             await worker.database.check()
             await migrate(worker.database)
-        mirror.worker_event("worker_started")
-        writing: asyncio.Task[None] | None = None
-        try:
-            main = asyncio.create_task(worker.main())
-            writing = asyncio.create_task(mirror.run())
-            await main
-        finally:
-            if writing is not None:
-                await end(writing)
-            mirror.worker_event("worker_stopped", "stopped")
-            await mirror.write(final=True)
+        await serve(worker, mirror)
     finally:
         await worker.close()
+
+
+async def serve(worker: QueueWorker, mirror: Mirror) -> None:
+    """Run a worker until its end, and show what it does; see `work` for what is raised."""
+    mirror.worker_event("worker_started")
+    writing: asyncio.Task[None] | None = None
+    try:
+        main = asyncio.create_task(worker.main())
+        writing = asyncio.create_task(mirror.run())
+        await main
+    finally:
+        if writing is not None:
+            await end(writing)
+        mirror.worker_event("worker_stopped", "stopped")
+        await mirror.write(final=True)
 
 
 def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False) -> None:
@@ -70,7 +80,7 @@ def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False)
     gc.collect()
     gc.freeze()
 
-    def listen(worker: Worker) -> None:
+    def listen(worker: QueueWorker) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, worker.drain, signum)

@@ -10,13 +10,14 @@ import os
 import secrets
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
 from signal import Signals
 from typing import Any
 
 from arq.connections import ArqRedis
+from arq.worker import Function, func
 from arq.worker import Worker as ArqWorker
-from arq.worker import func
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.db.engine import Database
 from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
-from worker.errors import RegistrationError, ServerUnavailable
+from worker.errors import ServerUnavailable
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
@@ -79,7 +80,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
         ) from error
 
 
-class Worker(ArqWorker):
+class QueueWorker(ArqWorker):
     """Runs jobs until SIGTERM.
 
     Args:
@@ -88,6 +89,7 @@ class Worker(ArqWorker):
         observer: hears what happens; nobody by default.
         burst: end when the queue has nothing more that is due.
         redis: connection to use; one from the settings by default.
+        others: functions that are no `@job`, for a subclass whose runners know how to run them.
     """
 
     def __init__(
@@ -98,13 +100,10 @@ class Worker(ArqWorker):
         observer: Observer | None = None,
         burst: bool = False,
         redis: ArqRedis | None = None,
+        others: Sequence[Function] = (),
     ) -> None:
-        if not registry:
-            raise RegistrationError(
-                f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
-            )
         super().__init__(
-            functions=[func(job.function, name=name) for name, job in registry.items()],  # type: ignore[arg-type]
+            functions=[*others, *(func(job.function, name=name) for name, job in registry.items())],  # type: ignore[arg-type]
             queue_name=settings.worker.queue,
             redis_pool=redis or connect_redis(settings),
             burst=burst,
@@ -160,11 +159,7 @@ class Worker(ArqWorker):
             DatabaseNotMigrated: `worker migrate` has not been run.
         """
         await check_redis(self.pool, self.settings)
-        await self.database.check()
-        await check_migrated(self.database)
-        warning = self.settings.pool_warning()
-        if warning:
-            logger.warning(warning)
+        await self.check_database()
         await self._cron.start()
         await self._watch.start()
         await self.house.orders.refresh(now=True)
@@ -181,6 +176,14 @@ class Worker(ArqWorker):
             await self._lane.close()
             self.house.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
+
+    async def check_database(self) -> None:
+        """Find out whether PostgreSQL answers, and has the ledger."""
+        await self.database.check()
+        await check_migrated(self.database)
+        warning = self.settings.pool_warning()
+        if warning:
+            logger.warning(warning)
 
     async def close(self) -> None:
         """Close what the worker has open."""
@@ -200,9 +203,9 @@ class Worker(ArqWorker):
             if self.house.draining and draining is None:
                 draining = asyncio.create_task(self._drain())
                 draining.add_done_callback(lambda _: self._wake.set())
-            slots = self._free_slots()
+            slots = self.free_slots()
             if not self._turns.waiting and not (slots and self._may_be_due):
-                if self.burst and not self._runners and not self._may_be_due:
+                if self.burst and not self._runners and await self.is_over():
                     return
                 await self._sleep(slots)
                 continue
@@ -229,7 +232,11 @@ class Worker(ArqWorker):
                 self._may_be_due = True
         await draining
 
-    def _free_slots(self) -> int:
+    async def is_over(self) -> bool:
+        """Tell whether a burst with no job at work has come to its end."""
+        return not self._may_be_due
+
+    def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
         if self.house.draining or keys.ALL in self.house.orders.paused:
             return 0
@@ -282,8 +289,12 @@ class Worker(ArqWorker):
             self._changes += 1
         self._wake.set()
 
+    def runner_of(self, claim: Claim) -> Runner:
+        """Return what runs a job."""
+        return Runner(self.house, claim)
+
     def _start(self, claim: Claim, again_ms: int) -> None:
-        runner = Runner(self.house, claim)
+        runner = self.runner_of(claim)
         self._runners[claim.run_id] = runner
         self._leases.add(claim.run_id, claim.queue, again_ms)
         task = self.loop.create_task(runner.run())
