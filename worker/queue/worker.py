@@ -148,6 +148,8 @@ class QueueWorker(ArqWorker):
         #: The loop's time at which the first job of the queues is due; None where that has to be asked.
         self._head_at: float | None = None
         self._changes = 0
+        #: Turns, one after the other, that took nothing though something was due.
+        self._barren = 0
 
     # --- its life
 
@@ -224,6 +226,7 @@ class QueueWorker(ArqWorker):
             if failures:
                 logger.info("Redis answers again")
                 failures = 0
+            self._barren = 0 if turned.claims else self._barren + 1
             if turned.claims and turned.ordered:
                 await self.house.orders.refresh(now=True)
             for claim in turned.claims:
@@ -266,7 +269,11 @@ class QueueWorker(ArqWorker):
             self._head_at = self.loop.time() + left
         left = self._head_at - self.loop.time()
         if left > 0:
+            self._barren = 0
             await self._pause(min(left, _LONGEST_SLEEP_SECONDS))
+        elif self._barren > 1:
+            # A worker of stock arq has it: there, what runs stays due. Word of a change ends the pause.
+            await self._pause(self.poll_delay_s)
         if self._head_at is not None and self._head_at <= self.loop.time():
             self._may_be_due = True
         if not self._wake.is_set():
