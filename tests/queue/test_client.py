@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from arq.worker import JobExecutionFailed
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
@@ -207,6 +209,61 @@ async def test_a_pickle_is_refused_unless_the_setting_admits_it(
     assert again is not None
     async with working(with_worker(fast, accept_pickle=True), *JOBS):
         assert await again.result(timeout=5, poll_delay=0.02) == 5
+
+
+@job
+async def wait_long(ctx: JobContext) -> None:
+    """Wait for an order."""
+    await asyncio.sleep(30)
+
+
+@job
+async def which_try(ctx: JobContext) -> int:
+    """Return the number of the try."""
+    return ctx.attempt
+
+
+async def test_a_stock_client_that_pickles_aborts_hears_of_errors_and_names_the_try(
+    fast: Settings, redis: Redis
+) -> None:
+    arq = stock_client(redis)
+    admits = with_worker(fast, accept_pickle=True, max_tries=1)
+    async with working(admits, refuse, wait_long):
+        failing = await arq.enqueue_job("refuse")
+        assert failing is not None
+        with pytest.raises(JobExecutionFailed, match="ValueError: not today"):
+            await failing.result(timeout=5, poll_delay=0.02)
+        waiting = await arq.enqueue_job("wait_long")
+        deferred = await arq.enqueue_job("wait_long", _defer_by=60)
+        assert waiting is not None
+        assert deferred is not None
+        await until(lambda: redis.exists(keys.IN_PROGRESS + waiting.job_id))
+        assert await waiting.abort(timeout=5, poll_delay=0.02)
+        assert await deferred.abort(timeout=5, poll_delay=0.02)
+    async with working(with_worker(admits, max_tries=9), which_try):
+        third = await arq.enqueue_job("which_try", _job_try=3)
+        assert third is not None
+        assert await third.result(timeout=5, poll_delay=0.02) == 3
+
+
+async def test_a_job_that_a_stock_worker_runs_is_not_asked_for_again_and_again(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    await redis.set("arq:job:theirs", '{"f": "add", "k": {"a": 1}}')
+    await redis.set("arq:in-progress:theirs", "1", px=60_000)
+    await redis.zadd("arq:queue", {"theirs": 1})  # there it stays due as long as it runs
+
+    async def turns() -> int:
+        return int((await redis.info("commandstats"))["cmdstat_evalsha"]["calls"])
+
+    async with working(fast, *JOBS):
+        assert await (await client.enqueue(add, 1)).result(timeout=5) == 3  # behind it in the queue
+        before = await turns()
+        await asyncio.sleep(1)
+        assert await turns() - before < 3 / fast.worker.poll_seconds
+        assert await (await client.enqueue(add, 2)).result(timeout=5) == 4
+        await redis.delete("arq:in-progress:theirs")
+        assert await client.run("theirs", add).result(timeout=5) == 3
 
 
 async def test_progress_reports_until_the_end(fast: Settings, client: Client) -> None:

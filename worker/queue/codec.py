@@ -1,12 +1,14 @@
 """What lies in Redis: arq's payloads and results, as JSON.
 
 arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
-the try, `et` enqueue time in ms; a result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q`
+the try, `et` enqueue time in ms; ours may add `ledger`, `only`, and `pickle` where the result has to be one because the
+client's payload was; a result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q`
 queue, `id`. Stock clients pickle that mapping; here it is JSON, and of a payload only `f` is required.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import time
@@ -29,8 +31,9 @@ class Payload(NamedTuple):
     args: list[Any]
     kwargs: dict[str, Any]
     enqueued_ms: int
-    pickled: bool = False
+    pickled: bool = False  # so is its result to be
     in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
+    tries: int | None = None  # number that its first try has at least: `_job_try` of arq's clients
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
     until_ms: int = 0  # it is not begun after this time; 0 for any
 
@@ -46,9 +49,11 @@ class Payload(NamedTuple):
         Raises:
             TypeError: an argument is no JSON value.
         """
-        values = {"t": None, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
+        values = {"t": self.tries, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
         if self.in_ledger:
             values["ledger"] = True
+        if self.pickled:
+            values["pickle"] = True
         if self.only is not None:
             values["only"] = list(self.only)
         if self.until_ms:
@@ -130,12 +135,16 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
     until = values.get("until") or 0
     if not isinstance(until, int):
         raise InvalidPayload(f"the payload's until is not a time in ms since 1970: {until!r}")
+    tries = values.get("t")
+    if tries is not None and not isinstance(tries, int):
+        raise InvalidPayload(f"the payload's t is not the number of a try: {tries!r}")
     return Payload(
         values["f"],
         list(args),
         dict(kwargs),
         enqueued,
-        pickled,
+        pickled or values.get("pickle") is True,
+        tries=tries,
         in_ledger=bool(values.get("ledger")),
         only=tuple(only) if only else None,
         until_ms=until,
@@ -180,11 +189,21 @@ def encode_result(
     if result.too_large:
         values["too_large"] = result.too_large
     if payload is not None and payload.pickled:
-        value = json.loads(result_json) if result_json is not None else result.value
-        return pickle.dumps(values | {"r": value})
+        return pickle.dumps(values | {"r": python_value(result, result_json)})
     text = to_json(values, fallback=str).decode()
     value = result_json if result_json is not None else json.dumps(result.value, ensure_ascii=False)
     return f'{text[:-1]},"r":{value}}}'.encode()
+
+
+def python_value(result: Result, result_json: str | None) -> Any:
+    """Return what stands for an end in a result that is no JSON: arq's clients raise it where it is an error."""
+    from arq.worker import JobExecutionFailed
+
+    if result.cancelled:
+        return asyncio.CancelledError(result.value)
+    if not result.success:
+        return JobExecutionFailed(result.value)
+    return json.loads(result_json) if result_json is not None else result.value
 
 
 def decode_result(raw: bytes) -> Result:

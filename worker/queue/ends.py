@@ -159,7 +159,12 @@ class Ends:
         keep = self.house.settings.worker.keep_result_seconds
         if job is not None and job.keep_result is not None:
             keep = job.keep_result
-        raw = encode_result(
+        raw = self.encode(result, result_json)
+        await self.house.turns.end(Ended(self.claim, raw, round(keep * 1000)))
+
+    def encode(self, result: Result, result_json: str | None) -> bytes:
+        """Return what the result's key gets."""
+        return encode_result(
             self.payload,
             result,
             run_id=self.claim.run_id,
@@ -168,7 +173,6 @@ class Ends:
             started_ms=self._started_ms,
             result_json=result_json,
         )
-        await self.house.turns.end(Ended(self.claim, raw, round(keep * 1000)))
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
         self.house.let_go(self.claim.run_id)
@@ -220,8 +224,8 @@ class Ends:
 
     def _marked(self, payload: Payload) -> str:
         """Return the payload as the ledger keeps it: one that comes back from there says so."""
-        plain = payload if not payload.pickled else payload._replace(pickled=False)
+        marked = payload._replace(in_ledger=True)
         try:
-            return plain._replace(in_ledger=True).to_json()
+            return marked.to_json()
         except TypeError:  # a pickle's arguments that were refused: the run ends, and needs none
-            return plain._replace(in_ledger=True, args=[], kwargs={}).to_json()
+            return marked._replace(args=[], kwargs={}).to_json()

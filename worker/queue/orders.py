@@ -31,6 +31,9 @@ _RETRY_SECONDS = 1.0
 class Orders:
     """What operators want, as last read. A walk goes on with the last known orders while Redis is away."""
 
+    #: Whether stock arq clients may abort (`allow_abort_jobs` of arq's workers).
+    heeds_aborts = True
+
     def __init__(self, redis: Redis, watch: Watch | None = None) -> None:
         self._redis = redis
         self._watch = watch
@@ -98,7 +101,7 @@ class Orders:
         self._failing = False
         self._read_at = began
         self.paused = frozenset(member.decode() for member in paused)
-        self.cancelled = frozenset(member.decode() for member in (*cancelled, *aborted))
+        self.cancelled = frozenset(member.decode() for member in (*cancelled, *(aborted if self.heeds_aborts else ())))
         self.paces = {name.decode(): pace for name, raw in paces.items() if (pace := _positive(raw)) is not None}
 
     def of(self, run_id: str, job: str) -> Order | None:

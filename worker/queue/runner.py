@@ -174,6 +174,12 @@ class Runner(Ends):
         except InvalidPayload as error:
             await self._end_dead(one_line(error))
             return
+        if payload.tries is not None and payload.tries > claim.tries:
+            self.claim = claim = await house.store.set_tries(claim, payload.tries)
+        await self._run_job(payload)
+
+    async def _run_job(self, payload: Payload) -> None:
+        claim, house = self.claim, self.house
         job = house.registry.get(payload.function)
         self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
         if await self._obeyed(payload):
@@ -187,10 +193,10 @@ class Runner(Ends):
             return
         self.job = job
         try:
-            arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
-            if payload.pickled:
-                plain = job.encode_arguments([], arguments)  # type: ignore[arg-type]
+            if payload.pickled:  # what came as Python's own values becomes JSON first
+                plain = job.encode_arguments(payload.args, payload.kwargs)
                 payload = self.payload = payload._replace(args=[], kwargs=plain)
+            arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
         except InvalidArguments as error:
             arguments = error  # raised as a job's own error: the ledger may know an earlier try
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything

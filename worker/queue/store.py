@@ -50,7 +50,7 @@ class Ended(NamedTuple):
     Attributes:
         claim: the job.
         result: what its result's key gets; None for none.
-        keep_ms: life of that.
+        keep_ms: life of that; below 0 for ever.
     """
 
     claim: Claim
@@ -112,6 +112,9 @@ class QueueStore:
         lane: connection for the turns, of which one at a time is on its way; that of `redis` by default.
     """
 
+    #: Whether a payload keeps its expiry when it is claimed: arq's rule, by which what has expired is not tried again.
+    keep_expiry = False
+
     def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: Lane | None = None) -> None:
         self.redis = redis
         self._lane = lane
@@ -138,7 +141,7 @@ class QueueStore:
         for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
             places.setdefault(queue, len(places) + 1)
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
-        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(ended))
+        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, 0 if self.keep_expiry else 1, len(ended))
         for claim, result, keep_ms in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
@@ -238,6 +241,11 @@ class QueueStore:
         known = await self._run("enqueue_many", [queue, keys.CANCELLED], arguments)
         return frozenset(place - 1 for place in known)
 
+    async def set_tries(self, claim: Claim, tries: int) -> Claim:
+        """Let a claim be a later try than it is (`_job_try` of arq's clients)."""
+        await self.redis.set(keys.RETRY + claim.run_id, tries)
+        return claim._replace(tries=tries)
+
     async def cancel(self, run_id: str, *, queue: str) -> bool:
         """Order a run to end; False where the queue does not have it."""
         return bool(await self._run("cancel", [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id], [run_id]))
@@ -249,9 +257,9 @@ class QueueStore:
         pipeline.zadd(queue, {run_id: now_ms()}, nx=True)
         await pipeline.execute()
 
-    async def fire(self, run_id: str, payload: str, *, queue: str, due: datetime, line: str) -> bool:
+    async def fire(self, run_id: str, payload: str | bytes, *, queue: str, due: datetime, line: str) -> bool:
         """Enqueue a cron job for one due time; False where somebody has."""
-        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON]
+        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line]))
 
     async def bury(self, claim: Claim, error: str) -> None:
