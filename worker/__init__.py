@@ -3,6 +3,7 @@
 What stands in `__all__` is public; jobs and other services import nothing deeper, except `worker.testing`.
 """
 
+from worker.arq_worker import Worker, create_worker, get_kwargs, run_worker
 from worker.batch import Batch, Bulk
 from worker.batch.gather import Outcome
 from worker.batch.throttle import (
@@ -89,7 +90,11 @@ __all__ = [
     "UnknownJob",
     "WalRate",
     "Window",
+    "Worker",
+    "create_worker",
     "discover",
+    "get_kwargs",
     "job",
     "load_settings",
+    "run_worker",
 ]

@@ -119,6 +119,19 @@ def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
         values = pickle.loads(raw) if pickled else _loads(raw)  # noqa: S301
     except Exception as error:  # noqa: BLE001 - pickles fail with anything
         raise InvalidPayload(f"the payload is not JSON: {error}") from None
+    return payload_of(values, pickled=pickled)
+
+
+def payload_of(values: Any, *, pickled: bool) -> Payload:
+    """Return the payload that has been read.
+
+    Args:
+        values: arq's mapping.
+        pickled: whether its arguments, and so the job's result, are Python's own values.
+
+    Raises:
+        InvalidPayload: it is none.
+    """
     if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
         raise InvalidPayload('the payload is not an object with the job\'s name: {"f": "name", "k": {"argument": 1}}')
     args, kwargs = values.get("a") or [], values.get("k") or {}

@@ -138,7 +138,7 @@ class QueueWorker(ArqWorker):
             lines=Lines(logging.getLogger("worker.jobs")),
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
-        self._rescue = Rescue(ledger, store, settings)
+        self._rescue: Rescue | None = Rescue(ledger, store, settings)
         self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone)
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
@@ -327,7 +327,8 @@ class QueueWorker(ArqWorker):
             try:
                 if not self.house.draining:
                     await self._cron.look()
-                    await self._rescue.look()
+                    if self._rescue is not None:
+                        await self._rescue.look()
                 await self.record_health()
                 failing = False
             except (RedisError, SQLAlchemyError, OSError) as error:

@@ -1,0 +1,101 @@
+"""The queue of a worker with arq's arguments: our turns, leases, watch and drain, under arq's rules for a burst."""
+
+from __future__ import annotations
+
+from arq.connections import ArqRedis
+from arq.worker import Function
+from arq.worker import Worker as ArqWorker
+from redis.exceptions import RedisError
+
+from worker.queue.arq_codec import ArqCodec
+from worker.queue.arq_cron import ArqCron
+from worker.queue.arq_jobs import ArqRunner
+from worker.queue.hooks import Observer
+from worker.queue.runner import Runner
+from worker.queue.store import Claim
+from worker.queue.worker import QueueWorker
+from worker.registry import Registry
+from worker.settings import Settings
+
+
+class ArqQueueWorker(QueueWorker):
+    """Works a queue off for a worker with arq's arguments, once.
+
+    Args:
+        settings: made from those arguments.
+        registry: the `@job` functions among its functions; without any, PostgreSQL is not needed.
+        arq: has the arguments, and counts.
+        codec: reads payloads, writes results.
+        observer: hears what happens.
+        redis: connection of its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        arq: ArqWorker,
+        codec: ArqCodec,
+        *,
+        observer: Observer,
+        redis: ArqRedis,
+    ) -> None:
+        others = [
+            one if isinstance(one, Function) else Function(name, one.coroutine, None, None, None, None)
+            for name, one in arq.functions.items()
+            if name not in registry
+        ]
+        super().__init__(settings, registry, observer=observer, burst=arq.burst, redis=redis, others=others)
+        self._arq = arq
+        self._codec = codec
+        self.tasks = arq.tasks
+        self.house.store.keep_expiry = True
+        self.house.orders.heeds_aborts = arq.allow_abort_jobs
+        house = self.house
+        self._cron = ArqCron(registry, house.ledger, house.store, settings.worker, arq, codec)
+        if not registry:
+            self._rescue = None
+
+    async def check_database(self) -> None:
+        """Find out whether PostgreSQL answers, where there is a job that needs it."""
+        if self.house.registry:
+            await super().check_database()
+
+    def runner_of(self, claim: Claim) -> Runner:
+        """Return what runs a job."""
+        return ArqRunner(self.house, claim, self._arq, self._codec)
+
+    def free_slots(self) -> int:
+        """Return how many jobs may be claimed, also by the limit of a burst."""
+        if not self._arq.allow_pick_jobs:
+            return 0
+        slots, left = super().free_slots(), self._left()
+        return slots if left is None else min(slots, left)
+
+    def _left(self) -> int | None:
+        """Return how many jobs a burst may still begin; None without a limit."""
+        if not self.burst or self._arq.max_burst_jobs < 0:
+            return None
+        return max(0, self._arq.max_burst_jobs - self._arq._jobs_started())
+
+    async def is_over(self) -> bool:
+        """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
+        if self._left() == 0:
+            return True
+        if self._may_be_due:
+            return False
+        try:
+            return not await self.pool.zcard(self.queue_name)
+        except RedisError:
+            return False
+
+    async def record_health(self) -> None:
+        """Let the worker with arq's arguments tell that it lives."""
+        await self._arq.record_health()
+
+    async def close(self) -> None:
+        """Close what was open for this run; the health check key is the other worker's."""
+        await self.database.close()
+        if self._pool is not None:
+            await self._pool.aclose(close_connection_pool=True)
+            self._pool = None
