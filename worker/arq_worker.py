@@ -99,9 +99,9 @@ class Worker(StockWorker):
         self._registry = Registry(jobs)
         for job in jobs:
             job.check()
-        self._own_settings = _settings(settings, arguments, needs_database=bool(jobs))
+        self.settings = _settings(settings, arguments, needs_database=bool(jobs))
         if arguments.get("redis_pool") is None and arguments.get("redis_settings") is None:
-            self._url = self._own_settings.redis.url
+            self._url = self.settings.redis.url
         else:
             self._url = _url(arguments.get("redis_settings"), arguments.get("redis_pool"))
         self._asked_to_stop: Signals | None = None
@@ -175,7 +175,7 @@ class Worker(StockWorker):
             await queue.close()
 
     def _settings_in_force(self) -> Settings:
-        own = self._own_settings
+        own = self.settings
         timeout = float("inf") if self.job_timeout_s is None else self.job_timeout_s
         rules = own.worker.model_copy(
             update={
