@@ -19,13 +19,14 @@ from arq.utils import import_string
 from arq.worker import Function, func
 from arq.worker import Worker as StockWorker
 from redis.asyncio import ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import RedisError
 
-from worker.errors import RegistrationError
+from worker.errors import RegistrationError, ServerUnavailable
 from worker.launch import serve
 from worker.observe.mirror import Mirror
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_queue import ArqQueueWorker
-from worker.queue.worker import connect_redis, worker_name
+from worker.queue.worker import check_redis, connect_redis, worker_name
 from worker.registry import Job, Registry
 from worker.settings import Settings, load_with_origins
 
@@ -140,20 +141,26 @@ class Worker(StockWorker):
 
     async def _connect(self) -> ArqRedis:
         if self._given_settings is not None:
-            return await create_pool(
-                self._given_settings,
-                job_serializer=self.job_serializer,
-                job_deserializer=self.job_deserializer,
-                default_queue_name=self.queue_name,
-                expires_extra_ms=self.expires_extra_ms,
-            )
-        return ArqRedis(
+            try:
+                return await create_pool(
+                    self._given_settings,
+                    job_serializer=self.job_serializer,
+                    job_deserializer=self.job_deserializer,
+                    default_queue_name=self.queue_name,
+                    expires_extra_ms=self.expires_extra_ms,
+                )
+            except (RedisError, OSError) as error:
+                shown = f"{self._given_settings.host}:{self._given_settings.port}"
+                raise ServerUnavailable(f"Redis at {shown}: {str(error).rstrip('.')}: see redis_settings") from error
+        pool = ArqRedis(
             ConnectionPool.from_url(self._url),
             job_serializer=self.job_serializer,
             job_deserializer=self.job_deserializer,
             default_queue_name=self.queue_name,
             expires_extra_ms=self.expires_extra_ms,
         )
+        await check_redis(pool, self.settings)
+        return pool
 
     async def _work(self) -> None:
         settings = self._settings_in_force()
@@ -224,7 +231,10 @@ class Worker(StockWorker):
         await self._idle.wait()
         if self._pool is None:
             return
-        await self.pool.delete(self.health_check_key)
+        try:
+            await self.pool.delete(self.health_check_key)
+        except RedisError:
+            logger.debug("the health check key stays until it expires")
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)

@@ -49,6 +49,7 @@ class ArqRunner(Runner):
         self._codec = codec
         #: What the hooks are given; None as long as the job has not begun.
         self._hook_ctx: dict[Any, Any] | None = None
+        self._ends = False
 
     async def _run(self) -> None:
         try:
@@ -257,11 +258,12 @@ class ArqRunner(Runner):
         }
 
     async def _before_end(self) -> None:
+        self._ends = True
         if self._hook_ctx is not None and self._arq.on_job_end:
             await self._hear("on_job_end", self._arq.on_job_end)
 
     async def _after_end(self) -> None:
-        if self._hook_ctx is not None and self._arq.after_job_end:
+        if self._hook_ctx is not None and self._ends and self._arq.after_job_end:
             await self._hear("after_job_end", self._arq.after_job_end)
 
     async def _hear(self, name: str, hook: Any) -> None:
