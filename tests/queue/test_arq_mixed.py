@@ -135,7 +135,7 @@ async def noted(redis: Redis, key: str = "ran") -> list[tuple[str, str]]:
 
 async def test_both_work_one_queue_off_and_each_job_runs_once(project: Project, arq: ArqRedis, redis: Redis) -> None:
     project.stock("stock")
-    project.ours("ours")
+    project.ours("ours", "--max-jobs", "2")  # with more it leaves the stock worker next to nothing
     await until(lambda: redis.hexists("worker:workers", "ours"))
     await until(lambda: redis.exists("arq:queue:health-check"))
     sent = []
