@@ -192,7 +192,8 @@ async def _runs(
             raw = await client.command(client.redis.hgetall(keys.DEAD))
     finally:
         await database.close()
-    letters = {name.decode(): json.loads(text) for name, text in raw.items()}
+    letters = {name.decode(errors="replace"): json.loads(text) for name, text in raw.items()}
+    letters = {name: letter for name, letter in letters.items() if not letter.get("ledger")}  # shown as runs
     if run_id is not None:
         letters = {name: letter for name, letter in letters.items() if name == run_id}
     elif job is not None or state_ not in (None, "dead"):

@@ -71,6 +71,20 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class DeadRun:
+    """A run that has failed for good."""
+
+    id: str
+    job: str
+    queue: str
+    attempt: int
+    error: str | None
+    traceback: str | None
+    payload: str
+    finished_at: datetime
+
+
+@dataclass(frozen=True)
 class QuarantinedRow:
     """A row that could not be done, and was set aside."""
 

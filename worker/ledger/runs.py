@@ -9,7 +9,7 @@ from datetime import datetime
 
 from worker.db.engine import Database
 from worker.ledger.queries import query
-from worker.ledger.record import QuarantinedRow, RunRecord, RunSpec, StepRecord
+from worker.ledger.record import DeadRun, QuarantinedRow, RunRecord, RunSpec, StepRecord
 from worker.ledger.run import LedgerRun
 
 
@@ -85,6 +85,25 @@ class Ledger:
                 await connection.rollback()
                 return None
             return RunSpec(run_id, row.job, row.queue, row.payload)
+
+    async def dead(
+        self,
+        *,
+        ids: list[str] | None = None,
+        job: str | None = None,
+        before: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[DeadRun]:
+        """Return runs that have failed for good, the newest first."""
+        async with self._database.connection() as connection:
+            values = {"ids": ids, "job": job, "before": before, "limit": limit}
+            rows = await connection.execute(query("list_dead"), values)
+            return [DeadRun(**row._mapping) for row in rows]
+
+    async def delete_dead(self, ids: list[str]) -> int:
+        """Forget runs that have failed for good. Returns their number."""
+        async with self._database.connection() as connection:
+            return (await connection.execute(query("delete_dead"), {"ids": ids})).rowcount
 
     async def may_quarantine(self, run: LedgerRun, step: str, limit: float) -> bool:
         """Tell whether one row more may be set aside: below a number, or a share of the rows that were seen."""

@@ -125,7 +125,7 @@ class Ends:
             logger.error("%s: dead: %s", self._name, text, exc_info=error)
             if run is not None:
                 await self._with_database(lambda: run.finish("dead", error=text, trace=trace))
-            await self._end_dead(text, bury=run is None, told=True)
+            await self._end_dead(text, trace=trace, in_ledger=run is not None, told=True)
             return
         logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
         if run is not None:
@@ -134,11 +134,11 @@ class Ends:
         await self._requeue(verdict.delay, counts=verdict.counts)
         self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
 
-    async def _end_dead(self, error: str, *, bury: bool = True, told: bool = False) -> None:
-        if bury:  # the ledger does not know it: the dead letter keeps payload and reason
-            if not told:
-                logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
-            await self._with_redis(lambda: self.house.store.bury(self.claim, error))
+    async def _end_dead(self, error: str, *, trace: str = "", in_ledger: bool = False, told: bool = False) -> None:
+        if not told:
+            logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
+        job, store = self._info.job, self.house.store
+        await self._with_redis(lambda: store.bury(self.claim, error, job=job, trace=trace, in_ledger=in_ledger))
         await self._finish(Result(False, error), job=self.job)
         self.house.observer.ended(self._info, "dead", error=error)
 

@@ -56,6 +56,9 @@ RATE = "worker:rate:"
 RESERVED = "worker:reserved:"
 UNIQUE = "worker:unique:"
 DEAD = "worker:dead"
+RETRIED = "worker:retry"
+DRAINED = "worker:drain"
+PRUNED = "worker:pruned"
 CRON = "worker:cron"
 
 #: In `worker:paused`: every job.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Awaitable
-from typing import Any, cast
+from typing import cast
 
 from redis.asyncio import Redis
 
@@ -13,6 +11,8 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.codec import decode_payload, now_ms
+from worker.queue.dead import DeadLetter
+from worker.queue.store import QueueStore
 
 _MANY = 1_000_000
 
@@ -31,26 +31,15 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
     Returns:
         False where there is neither an ended run nor a dead letter of that id.
     """
+    store = QueueStore(redis)
     spec = await ledger.retry(run_id, from_start=from_start)
-    letter = await cast(Awaitable[Any], redis.hget(keys.DEAD, run_id))
     if spec is not None:
-        queue, payload = spec.queue, spec.payload.encode()
-    elif letter is not None:
-        values = json.loads(letter)
-        queue = values["queue"]
-        payload = (
-            base64.b64decode(values["payload_base64"]) if "payload_base64" in values else values["payload"].encode()
-        )
-    else:
+        return await store.put_again(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
+    raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))
+    letter = None if raw is None else DeadLetter.read(run_id, raw)
+    if letter is None or letter.in_ledger:
         return False
-    pipeline = redis.pipeline(transaction=True)
-    pipeline.delete(keys.RESULT + run_id, keys.RETRY + run_id)
-    pipeline.set(keys.JOB + run_id, payload)
-    pipeline.srem(keys.CANCELLED, run_id)
-    pipeline.zadd(queue, {run_id: now_ms()})
-    pipeline.hdel(keys.DEAD, run_id)
-    await pipeline.execute()
-    return True
+    return await store.put_again(run_id, letter.payload, queue=letter.queue, letter=True)
 
 
 async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list[str]:

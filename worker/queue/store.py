@@ -21,6 +21,8 @@ from worker.queue.scripts import script
 
 logger = logging.getLogger("worker.queue")
 
+_SHOWN_TRACEBACK = 8_000
+
 
 #: Queues in the order in which they are served, each with the most jobs to take from it.
 Shares = Sequence[tuple[str, int]]
@@ -122,7 +124,7 @@ class QueueStore:
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
             name: redis.register_script(script(name))
-            for name in ("turn", "requeue", "restore", "enqueue", "enqueue_many", "fire", "cancel")
+            for name in ("turn", "requeue", "restore", "enqueue", "enqueue_many", "fire", "cancel", "retry")
         }
 
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
@@ -262,22 +264,49 @@ class QueueStore:
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line]))
 
-    async def bury(self, claim: Claim, error: str) -> None:
-        """Keep a job that cannot be run, with the reason, for `worker runs` and `worker retry`."""
+    async def put_again(self, run_id: str, payload: bytes, *, queue: str, letter: bool) -> bool:
+        """Put an ended run back into its queue.
+
+        Args:
+            run_id: id of the run.
+            payload: as it lay there.
+            queue: its queue.
+            letter: whether it is a dead letter.
+
+        Returns:
+            False where the letter has gone, or its id is in the queue again.
+        """
+        names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.RETRY + run_id]
+        names += [keys.CANCELLED, keys.DEAD, keys.RETRIED]
+        return bool(await self._run("retry", names, [run_id, payload, "1" if letter else "0"]))
+
+    async def bury(self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False) -> None:
+        """Keep a job that has failed for good as a dead letter: see `dead.py`.
+
+        Args:
+            claim: the job.
+            error: the reason, in one line.
+            job: its name; empty where its payload could not be read.
+            trace: the traceback, of which the end is kept.
+            in_ledger: whether the ledger has the run, so that the letter is no more than its mirror.
+        """
         raw = claim.payload or b""
         try:
             payload = {"payload": raw.decode()}
         except UnicodeDecodeError:
             payload = {"payload_base64": base64.b64encode(raw).decode()}
         letter = {
+            "job": job,
             "queue": claim.queue,
             **payload,
             "error": error,
+            "traceback": trace[-_SHOWN_TRACEBACK:],
+            "ledger": in_ledger,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "tries": claim.tries,
         }
-        text = json.dumps(letter, ensure_ascii=False)
-        await cast(Awaitable[int], self.redis.hset(keys.DEAD, claim.run_id, text))
+        text = json.dumps(letter, ensure_ascii=False).encode(errors="backslashreplace")
+        await cast(Awaitable[int], self.redis.hset(keys.DEAD, claim.run_id, text))  # type: ignore[arg-type]
 
     async def known(self, run_ids: list[str], queue: str) -> list[bool]:
         """Return for each id whether the queue has it."""

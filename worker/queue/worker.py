@@ -30,6 +30,7 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
+from worker.queue.dead import prune_dead
 from worker.queue.gates import Gates
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
@@ -54,6 +55,8 @@ _TICK_SECONDS = 0.1
 #: Longest wait for word of a change: should it have been lost, this is what it costs.
 _LONGEST_SLEEP_SECONDS = 5.0
 _ORDERS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE})
+#: Pause between two questions whether old dead letters are to be pruned.
+_PRUNE_SECONDS = 600.0
 #: What a cancelled job has at least, to roll back and go back to the queue.
 _LEAST_SECONDS = 5.0
 
@@ -150,6 +153,7 @@ class QueueWorker(ArqWorker):
         self._changes = 0
         #: Turns, one after the other, that took nothing though something was due.
         self._barren = 0
+        self._prune_at = 0.0
 
     # --- its life
 
@@ -329,6 +333,7 @@ class QueueWorker(ArqWorker):
                     await self._cron.look()
                     if self._rescue is not None:
                         await self._rescue.look()
+                    await self._prune()
                 await self.record_health()
                 failing = False
             except (RedisError, SQLAlchemyError, OSError) as error:
@@ -337,6 +342,13 @@ class QueueWorker(ArqWorker):
                 failing = True
                 await asyncio.sleep(_AWAY_SECONDS)
             await asyncio.sleep(_HOUSE_SECONDS)
+
+    async def _prune(self) -> None:
+        """Forget dead letters that are too old: asked for now and then, done by one worker once an hour."""
+        if self._prune_at > self.loop.time():
+            return
+        self._prune_at = self.loop.time() + _PRUNE_SECONDS
+        await prune_dead(self.pool, self.settings.worker.keep_dead_seconds)
 
     async def _keep_time(self) -> None:
         """Timeouts, and orders for jobs outside of a loop: one clock for all jobs."""

@@ -1,0 +1,188 @@
+"""What has failed for good, seen and steered from a terminal: walks of the ledger, and jobs outside of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select, text
+
+from tests.cli.test_cli import cli, one_line  # noqa: F401 - a fixture
+from tests.conftest import working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, JobContext, JobFailed, NotRetryable, Settings, job
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.dead import prune_dead
+from worker.queue.retry import retry_run
+
+cured = {"yes": False}
+
+
+@job
+async def brittle(ctx: JobContext, number: int = 1) -> int:
+    """Fail for good until it is cured."""
+    if not cured["yes"]:
+        raise NotRetryable(f"brittle {number}")
+    return number
+
+
+@job
+async def brittle_walk(ctx: JobContext) -> int:
+    """Fail for good in the third batch until it is cured."""
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        if batch.number == 3 and not cured["yes"]:
+            raise NotRetryable("brittle walk")
+    return ctx.rows_done
+
+
+@pytest.fixture(autouse=True)
+async def some_dead(database: Database, client: Client, fast: Settings, redis: Redis) -> None:
+    """Two jobs and a walk that have failed for good, and a payload that nobody can read."""
+    cured["yes"] = False
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(50)])
+    await redis.set("arq:job:broken", b"\xff no JSON")
+    await redis.zadd("arq:queue", {"broken": 0})
+    async with working(fast, brittle, brittle_walk):
+        for run in (
+            await client.enqueue(brittle.options(id="b1"), number=1),
+            await client.enqueue(brittle.options(id="b2"), number=2),
+            await client.enqueue(brittle_walk.options(id="w1")),
+            client.run("broken"),
+        ):
+            with pytest.raises(JobFailed):
+                await run.result(timeout=10)
+
+
+async def listed(cli: Any, *options: str) -> dict[str, dict[str, Any]]:  # noqa: F811
+    ran = await cli("dead", "list", "--json", *options)
+    assert ran.returncode == 0, ran.stderr
+    return {one["id"]: one for one in json.loads(ran.stdout)}
+
+
+async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(cli: Any, redis: Redis) -> None:  # noqa: F811
+    letters = await listed(cli)
+    assert {name: (one["job"], one["in_ledger"]) for name, one in letters.items()} == {
+        "b1": ("brittle", False),
+        "b2": ("brittle", False),
+        "w1": ("brittle_walk", True),
+        "broken": ("", False),
+    }
+    assert (letters["b2"]["arguments"], letters["b2"]["tries"]) == ({"number": 2}, 1)
+    for name, error in (("b2", "NotRetryable: brittle 2"), ("w1", "NotRetryable: brittle walk")):
+        assert letters[name]["error"].startswith(error)
+        assert 'raise NotRetryable(f"brittle' in letters[name]["traceback"] or name == "w1"
+        assert error in letters[name]["traceback"]
+    shown = (await cli("dead", "show", "b2")).stdout
+    assert 'arguments: {"number": 2}' in shown
+    assert "Traceback (most recent call last)" in shown
+    assert "w1" in (await cli("dead", "list")).stdout
+    # Redis alone shows them all, too.
+    assert sorted(await redis.hkeys(keys.DEAD)) == [b"b1", b"b2", b"broken", b"w1"]
+
+
+async def test_they_are_chosen_by_job_and_age(cli: Any, redis: Redis, database: Database) -> None:  # noqa: F811
+    assert set(await listed(cli, "--job", "brittle")) == {"b1", "b2"}
+    assert set(await listed(cli, "--older-than", "1h")) == set()
+    await age(redis, "b1", days=8)
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE worker.run SET finished_at = finished_at - interval '9 days'"))
+    assert list(await listed(cli, "--older-than", "7d")) == ["b1", "w1"]
+    assert list(await listed(cli, "--older-than", "7d", "--job", "brittle")) == ["b1"]
+    assert len(await listed(cli, "--limit", "1")) == 1
+
+
+async def test_they_go_back_one_by_one_by_job_or_all(
+    cli: Any,  # noqa: F811
+    redis: Redis,
+    client: Client,
+    fast: Settings,
+    database: Database,
+) -> None:
+    cured["yes"] = True
+    async with working(fast, brittle, brittle_walk):
+        assert "in the queue again: b1" in (await cli("dead", "retry", "b1")).stdout
+        assert await client.run("b1").result(timeout=10) == 1
+        assert "in the queue again: b2" in (await cli("dead", "retry", "--job", "brittle")).stdout
+        assert await client.run("b2").result(timeout=10) == 2
+        assert (await cli("dead", "retry", "--all")).returncode == 0
+        assert await client.run("w1").result(timeout=10) == 50
+        await until(lambda: redis.hexists(keys.DEAD, "broken"))  # it is no better than before
+    assert list(await listed(cli)) == ["broken"]
+    async with database.session() as session:  # from its checkpoint: no row twice
+        assert await session.scalar(text("SELECT min(seen) = 1 AND max(seen) = 1 FROM author"))
+
+
+async def test_they_are_forgotten(cli: Any, redis: Redis, database: Database) -> None:  # noqa: F811
+    refused = await cli("dead", "delete", "--all", stdin="n\n")
+    assert refused.returncode == 1
+    assert "deleted: b1" in (await cli("dead", "delete", "b1")).stdout
+    assert set(await listed(cli)) == {"b2", "w1", "broken"}
+    assert (await cli("dead", "delete", "--all", "--yes")).returncode == 0
+    assert await listed(cli) == {}
+    assert await redis.exists(keys.DEAD) == 0
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
+    assert "nothing has failed" in (await cli("dead", "list")).stdout
+
+
+async def test_what_cannot_be_is_one_line(cli: Any) -> None:  # noqa: F811
+    for arguments, code, message in (
+        (["retry", "nobody"], 1, "not dead: nobody"),
+        (["delete", "nobody"], 1, "not dead: nobody"),
+        (["show", "nobody"], 1, "has not failed for good"),
+        (["retry"], 2, "give run ids"),
+        (["delete", "b1", "--all"], 2, "give run ids"),
+        (["list", "--older-than", "week"], 2, "write e.g."),
+    ):
+        ran = await cli("dead", *arguments)
+        assert (ran.returncode, message in one_line(ran)) == (code, True)
+
+
+async def test_a_letter_goes_back_once_and_never_over_a_run_that_waits(
+    redis: Redis, client: Client, database: Database
+) -> None:
+    ledger = Ledger(database)
+    raw = await redis.hget(keys.DEAD, "b1")
+    assert await retry_run(redis, ledger, "b1", from_start=False)
+    assert not await retry_run(redis, ledger, "b1", from_start=False)
+    await redis.hset(keys.DEAD, "b1", raw)  # as if two had read it at the same time
+    assert not await retry_run(redis, ledger, "b1", from_start=False)
+    assert await redis.zcard("arq:queue") == 1
+
+
+async def test_old_letters_are_pruned_once_an_hour_by_one_worker(redis: Redis) -> None:
+    await redis.delete(keys.PRUNED)
+    await age(redis, "b1", days=31)
+    assert await prune_dead(redis, 30 * 86_400) == 1
+    await age(redis, "b2", days=31)
+    assert await prune_dead(redis, 30 * 86_400) == 0  # another worker has just done it
+    assert 0 < await redis.ttl(keys.PRUNED) <= 3600
+    assert sorted(await redis.hkeys(keys.DEAD)) == [b"b2", b"broken", b"w1"]
+
+
+async def test_a_worker_prunes_old_letters_by_itself(redis: Redis, fast: Settings) -> None:
+    await redis.delete(keys.PRUNED)
+    await age(redis, "b1", days=31)
+    async with working(fast, brittle):
+        await until(lambda: _gone(redis, "b1"))
+    assert await redis.hexists(keys.DEAD, "b2")
+
+
+async def _gone(redis: Redis, run_id: str) -> bool:
+    return not await redis.hexists(keys.DEAD, run_id)
+
+
+async def age(redis: Redis, run_id: str, *, days: int) -> None:
+    """Make a letter older."""
+    letter = json.loads(await redis.hget(keys.DEAD, run_id))
+    letter["at"] = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    await redis.hset(keys.DEAD, run_id, json.dumps(letter))
