@@ -1,45 +1,19 @@
 """Every key in Redis, in one place: plain types with plain names, to be read and written with `redis-cli`.
 
-arq's own keys, in its wire format:
-
-| key | type | holds |
-| --- | --- | --- |
-| `arq:queue` | sorted set | ids of the jobs that wait or run, by due time in ms |
-| `arq:job:<id>` | string | the payload, JSON: `{"f": name, "k": {arguments}}`, and more (see `codec.py`) |
-| `arq:in-progress:<id>` | string | the lease: `<worker>:<mark of its process>`; lives `worker.lease_seconds` |
-| `arq:retry:<id>` | string | number of the claim, from 1 |
-| `arq:result:<id>` | string | the end, JSON; lives `worker.keep_result_seconds` |
-| `arq:abort` | sorted set | orders of stock arq clients to abort a job |
-
-Longhaul's:
-
-| key | type | holds |
-| --- | --- | --- |
-| `worker:run:<id>` | hash | what a run does: state, rows, total, percent, rate, eta, worker, error ... |
-| `worker:jobs` | hash | how many runs of each job have ended: number by `<job>:<state>` |
-| `worker:workers` | hash | name of each worker: JSON with pid, jobs, when last seen |
-| `worker:events` | stream | what happened: started, retried, taken over, ended ... |
-| `worker:paused` | set | orders: run ids, job names, or `*` for all |
-| `worker:cancelled` | set | orders: run ids |
-| `worker:pace` | hash | orders: rows a second by run id, job name, or `*` for all |
-| `worker:limits` | hash | orders: runs at once by job name, instead of its `limit=` |
-| `worker:rates` | hash | orders: runs a second by job name, instead of its `rate=` |
-| `worker:limit:<job>` | sorted set | ids of the runs of a limited job, `:<value>` behind it with `limit_by` |
-| `worker:held:<job>` | sorted set | ids of the runs that wait for a place, the longest wait first |
-| `worker:rate:<job>` | string | moment in ms before which the next run does not conform to the rate |
-| `worker:reserved:<id>` | string | the run has its moment reserved, and passes the rate then |
-| `worker:unique:<job>:<mark>` | string | id of the run that is the one with these arguments |
-| `worker:dead` | hash | dead letters: what could not be run, JSON by id |
-| `worker:cron` | hash | last due time in ms that was enqueued, by job and cron line |
+`SCHEMA` is the table: `worker keys` and docs/operations.md print it.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
 
 JOB = "arq:job:"
 IN_PROGRESS = "arq:in-progress:"
 RETRY = "arq:retry:"
 RESULT = "arq:result:"
 ABORT = "arq:abort"
+HEALTH_SUFFIX = ":health-check"
 
 RUN = "worker:run:"
 JOBS = "worker:jobs"
@@ -55,11 +29,156 @@ HELD = "worker:held:"
 RATE = "worker:rate:"
 RESERVED = "worker:reserved:"
 UNIQUE = "worker:unique:"
-DEAD = "worker:dead"
-RETRIED = "worker:retry"
 DRAINED = "worker:drain"
+RETRIED = "worker:retry"
+DEAD = "worker:dead"
 PRUNED = "worker:pruned"
 CRON = "worker:cron"
 
 #: In `worker:paused`: every job.
 ALL = "*"
+
+Type = Literal["string", "hash", "set", "sorted set", "stream"]
+#: What TYPE answers, where that is another word.
+TYPE_ANSWERS = {"sorted set": "zset"}
+
+
+class Key(NamedTuple):
+    """A key, or all keys of one form.
+
+    Attributes:
+        name: with `<id>` and the like for what varies.
+        type: of its value.
+        holds: what.
+        lives: how long, or what makes it small again.
+        written_by: us, arq's clients and workers as well, or operators.
+    """
+
+    name: str
+    type: Type
+    holds: str
+    lives: str
+    written_by: Literal["arq", "worker", "operator"] = "worker"
+
+    def fits(self, key: str) -> bool:
+        """Tell whether a key is of this form."""
+        return re.fullmatch(re.sub(r"<[^>]*>", ".+", self.name), key, re.DOTALL) is not None
+
+
+SCHEMA = (
+    Key("arq:queue", "sorted set", "ids of the jobs that wait or run, by due time in ms", "until the job ends", "arq"),
+    Key(
+        JOB + "<id>",
+        "string",
+        'the payload, JSON: `{"f": name, "k": {arguments}}`, and more (`codec.py`)',
+        "until the job ends",
+        "arq",
+    ),
+    Key(
+        IN_PROGRESS + "<id>",
+        "string",
+        "the lease: name of the worker that has the job, and a mark of its process",
+        "`worker.lease_seconds`, renewed",
+        "arq",
+    ),
+    Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
+    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.keep_result_seconds`, or the job's `keep_result`", "arq"),
+    Key(ABORT, "sorted set", "orders of stock arq clients to abort a job", "until the job ends", "arq"),
+    Key("arq:queue" + HEALTH_SUFFIX, "string", "last word of a worker, as stock arq has it", "11 s, renewed", "arq"),
+    Key(
+        RUN + "<id>",
+        "hash",
+        "job, state, rows, total, percent, rate, eta_seconds, batch_size, batch_ms, last_key, step, worker, queue, "
+        "attempt, takeovers, throttled, throttled_since, throttled_until, error",
+        "`worker.keep_result_seconds` after its end, 60 s at least",
+    ),
+    Key(JOBS, "hash", "how many runs have ended, by `<job>:<state>`", "for good: a field for each job and state"),
+    Key(
+        WORKERS,
+        "hash",
+        "each worker's pid, host, state, queue and jobs, and when it was last seen: JSON by name",
+        "until the worker ends; 60 s after its last word",
+    ),
+    Key(
+        EVENTS,
+        "stream",
+        "started, resumed, retry, drained, paused, stalled, lost, succeeded, dead, cancelled, worker_started, "
+        "worker_stopped",
+        "the last 10,000",
+    ),
+    Key(
+        DEAD,
+        "hash",
+        "what has failed for good, with job, payload, error, traceback, tries: JSON by id",
+        "`worker.keep_dead_seconds`",
+    ),
+    Key(PRUNED, "string", "when old dead letters were last looked for", "an hour"),
+    Key(CRON, "hash", "last due time in ms that was enqueued, by job and cron line", "for good: a field for each line"),
+    Key(
+        LIMIT + "<job>",
+        "sorted set",
+        "ids of the runs of a limited job, `:<value>` behind it with `limit_by`",
+        "a run's until it ends; a week after the last began",
+    ),
+    Key(
+        HELD + "<job>",
+        "sorted set",
+        "ids of the runs that wait for a place, the longest wait first",
+        "a run's until it has one; a day after the last came",
+    ),
+    Key(
+        RATE + "<job>", "string", "moment in ms before which the next run does not conform to the rate", "1 s after it"
+    ),
+    Key(
+        RESERVED + "<id>",
+        "string",
+        "the run has its moment reserved, and passes the rate then",
+        "until it passes, a day after that moment at most",
+    ),
+    Key(
+        UNIQUE + "<job>:<mark>",
+        "string",
+        "id of the run that is the one with these arguments",
+        "as long as `unique=` says",
+    ),
+    Key(
+        PAUSED,
+        "set",
+        "orders: run ids, job names, queues, or `*` for all",
+        "until taken back; a run's until it ends",
+        "operator",
+    ),
+    Key(CANCELLED, "set", "orders: run ids", "until the run ends", "operator"),
+    Key(
+        PACE,
+        "hash",
+        "orders: rows a second by run id, job name, or `*` for all",
+        "until taken back; a run's until it ends",
+        "operator",
+    ),
+    Key(LIMITS, "hash", "orders: runs at once by job name, instead of its `limit=`", "until taken back", "operator"),
+    Key(RATES, "hash", "orders: runs a second by job name, instead of its `rate=`", "until taken back", "operator"),
+    Key(DRAINED, "set", "orders: names of workers that are to end", "until that worker has ended", "operator"),
+    Key(RETRIED, "set", "orders: ids of runs that have failed and are to be run again", "until obeyed", "operator"),
+)
+
+
+def find(key: str, queue: str = "arq:queue") -> Key | None:
+    """Return what the schema says of a key; None for one that it does not know.
+
+    Args:
+        key: as it is in Redis.
+        queue: name of the queue that `arq:queue` stands for.
+    """
+    if key == queue or key == queue + HEALTH_SUFFIX:
+        key = "arq:queue" + key.removeprefix(queue)
+    return next((one for one in SCHEMA if one.fits(key)), None)
+
+
+def as_markdown() -> str:
+    """Return the schema as a table: what docs/operations.md holds."""
+    rows = [f"| `{one.name}` | {one.type} | {one.holds} | {one.lives} |" for one in SCHEMA]
+    return "\n".join(["| key | type | holds | lives |", "| --- | --- | --- | --- |", *rows])
+
+
+__doc__ += "\n" + as_markdown()

@@ -1,8 +1,9 @@
-"""Orders of operators: pause, cancel and pace, as plain sets and a hash in Redis.
+"""Orders of operators: pause, cancel, pace, drain and retry, as plain sets and a hash in Redis.
 
-`SADD worker:paused <run id | job name | *>`, `SREM` to go on; `SADD worker:cancelled <run id>`; `HSET worker:pace
-<run id | job name | *> <rows a second>`, `HDEL` to take it back. Stock arq clients
-abort with the sorted set `arq:abort`, which counts as a cancel.
+`SADD worker:paused <run id | job name | queue | *>`, `SREM` to go on; `SADD worker:cancelled <run id>`;
+`HSET worker:pace <run id | job name | *> <rows a second>`, `HDEL` to take it back; `SADD worker:drain <worker>`;
+`SADD worker:retry <run id>`. The last two are done once: who has done one removes it. Stock arq clients abort with the
+sorted set `arq:abort`, which counts as a cancel.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 from redis.asyncio import Redis
@@ -23,6 +25,8 @@ logger = logging.getLogger("worker.orders")
 
 Order = Literal["pause", "cancel"]
 
+#: The keys of all orders: those that a watch has to tell of.
+KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED})
 #: Longest age, in seconds, of what a batch boundary looks at.
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
@@ -44,6 +48,8 @@ class Orders:
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
         self.paces: dict[str, float] = {}
+        self.drained: frozenset[str] = frozenset()
+        self.retried: frozenset[str] = frozenset()
 
     def changed(self) -> None:
         """Note that somebody has written an order."""
@@ -80,17 +86,19 @@ class Orders:
             ("SMEMBERS", keys.CANCELLED),
             ("ZRANGE", keys.ABORT, 0, -1),
             ("HGETALL", keys.PACE),
+            ("SMEMBERS", keys.DRAINED),
+            ("SMEMBERS", keys.RETRIED),
         ]
         try:
             if self._watch is not None and self._watch.active:
                 self._stale = False  # before the answer: what is written while it comes makes it stale again
-                paused, cancelled, aborted, flat = await self._watch.read(*commands)
+                paused, cancelled, aborted, flat, drained, retried = await self._watch.read(*commands)
                 paces = dict(zip(flat[::2], flat[1::2], strict=True))
             else:
                 pipeline = self._redis.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
-                paused, cancelled, aborted, paces = await pipeline.execute()
+                paused, cancelled, aborted, paces, drained, retried = await pipeline.execute()
         except RedisError as error:
             self._stale = True
             self._read_at = time.monotonic() + _RETRY_SECONDS
@@ -100,21 +108,31 @@ class Orders:
             return
         self._failing = False
         self._read_at = began
-        self.paused = frozenset(member.decode() for member in paused)
-        self.cancelled = frozenset(member.decode() for member in (*cancelled, *(aborted if self.heeds_aborts else ())))
+        self.paused = _names(paused)
+        self.cancelled = _names([*cancelled, *(aborted if self.heeds_aborts else ())])
+        self.drained = _names(drained)
+        self.retried = _names(retried)
         self.paces = {name.decode(): pace for name, raw in paces.items() if (pace := _positive(raw)) is not None}
 
-    def of(self, run_id: str, job: str) -> Order | None:
+    def holds(self, queue: str) -> bool:
+        """Return whether nothing is to be taken from a queue."""
+        return not self.paused.isdisjoint((queue, keys.ALL))
+
+    def of(self, run_id: str, job: str, queue: str) -> Order | None:
         """Return what is wanted of a run."""
         if run_id in self.cancelled:
             return "cancel"
-        if self.paused and not self.paused.isdisjoint((run_id, job, keys.ALL)):
+        if self.paused and not self.paused.isdisjoint((run_id, job, queue, keys.ALL)):
             return "pause"
         return None
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that is wanted of a run: its own, its job's, or that of all."""
         return next((self.paces[name] for name in (run_id, job, keys.ALL) if name in self.paces), None)
+
+
+def _names(members: Iterable[bytes]) -> frozenset[str]:
+    return frozenset(member.decode(errors="replace") for member in members)
 
 
 def _positive(raw: bytes) -> float | None:

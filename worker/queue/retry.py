@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable
 from typing import cast
 
@@ -13,6 +14,8 @@ from worker.queue.client import Client
 from worker.queue.codec import decode_payload, now_ms
 from worker.queue.dead import DeadLetter
 from worker.queue.store import QueueStore
+
+logger = logging.getLogger("worker.retry")
 
 _MANY = 1_000_000
 
@@ -40,6 +43,18 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
     if letter is None or letter.in_ledger:
         return False
     return await store.put_again(run_id, letter.payload, queue=letter.queue, letter=True)
+
+
+async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
+    """Obey an order of `worker:retry`; every worker may come with it.
+
+    The order goes when the run is in its queue, so that it outlives a worker that dies in between.
+    """
+    done = await retry_run(redis, ledger, run_id, from_start=False)
+    if done:
+        logger.info("run %s: in the queue again, as ordered (worker:retry)", run_id)
+    elif await cast(Awaitable[int], redis.srem(keys.RETRIED, run_id)):
+        logger.warning("worker:retry has %s, which is no ended run and no dead letter", run_id)
 
 
 async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list[str]:

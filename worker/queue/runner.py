@@ -82,7 +82,7 @@ class Runner(Ends):
         """Return what an operator wants."""
         if self.house.orders.must_ask:
             await self.house.orders.refresh()
-        return self.house.orders.of(run_id, job)
+        return self.house.orders.of(run_id, job, self.claim.queue)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that an operator wants, or None."""
@@ -232,7 +232,7 @@ class Runner(Ends):
         """Obey an order that came before the job began; False where there is none."""
         if self.house.orders.must_ask:
             await self.house.orders.refresh()
-        order = self.house.orders.of(self.claim.run_id, payload.function)
+        order = self.house.orders.of(self.claim.run_id, payload.function, self.claim.queue)
         if order == "cancel":
             text = "cancelled by order before it began"
             await self._with_database(lambda: self._end_in_ledger(payload, "cancelled", text))

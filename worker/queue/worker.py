@@ -36,8 +36,10 @@ from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
 from worker.queue.leases import Leases
 from worker.queue.lines import Lines
+from worker.queue.orders import KEYS as ORDER_KEYS
 from worker.queue.orders import Orders
 from worker.queue.rescue import Rescue
+from worker.queue.retry import retry_ordered
 from worker.queue.runner import Runner
 from worker.queue.shares import Order
 from worker.queue.store import Claim, QueueStore
@@ -54,7 +56,6 @@ _HOUSE_SECONDS = 0.2
 _TICK_SECONDS = 0.1
 #: Longest wait for word of a change: should it have been lost, this is what it costs.
 _LONGEST_SLEEP_SECONDS = 5.0
-_ORDERS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE})
 #: Pause between two questions whether old dead letters are to be pruned.
 _PRUNE_SECONDS = 600.0
 #: What a cancelled job has at least, to roll back and go back to the queue.
@@ -180,6 +181,7 @@ class QueueWorker(ArqWorker):
             await self._leases.stop()
             await self._watch.stop()
             await self._lane.close()
+            await self._forget_drain()
             self.house.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
 
@@ -245,7 +247,7 @@ class QueueWorker(ArqWorker):
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
-        if self.house.draining or keys.ALL in self.house.orders.paused:
+        if self.house.draining or self.house.orders.holds(self.queue_name):
             return 0
         return max(0, self.max_jobs - len(self._runners) + self._turns.waiting)
 
@@ -293,7 +295,7 @@ class QueueWorker(ArqWorker):
 
     def _changed(self, written: frozenset[str] | None) -> None:
         """Hear of keys that were written."""
-        if written is None or not _ORDERS.isdisjoint(written):
+        if written is None or not ORDER_KEYS.isdisjoint(written):
             self.house.orders.changed()
         if written is None or not written.isdisjoint(self._order.queues):
             self._head_at = None
@@ -334,6 +336,7 @@ class QueueWorker(ArqWorker):
                     if self._rescue is not None:
                         await self._rescue.look()
                     await self._prune()
+                    await self._retry()
                 await self.record_health()
                 failing = False
             except (RedisError, SQLAlchemyError, OSError) as error:
@@ -350,6 +353,11 @@ class QueueWorker(ArqWorker):
         self._prune_at = self.loop.time() + _PRUNE_SECONDS
         await prune_dead(self.pool, self.settings.worker.keep_dead_seconds)
 
+    async def _retry(self) -> None:
+        """Put back what an operator wants again; whichever worker comes first does it."""
+        for run_id in self.house.orders.retried:
+            await retry_ordered(self.pool, self.house.ledger, run_id)
+
     async def _keep_time(self) -> None:
         """Timeouts, and orders for jobs outside of a loop: one clock for all jobs."""
         paused = False
@@ -357,7 +365,7 @@ class QueueWorker(ArqWorker):
             await asyncio.sleep(_TICK_SECONDS)
             await self.house.orders.refresh()
             self._obey()
-            if (keys.ALL in self.house.orders.paused) != paused:
+            if self.house.orders.holds(self.queue_name) != paused:
                 paused = not paused
                 self._wake.set()
             now = self.loop.time()
@@ -365,6 +373,8 @@ class QueueWorker(ArqWorker):
                 runner.keep_time(now)
 
     def _obey(self) -> None:
+        if self.name in self.house.orders.drained and not self.house.draining:
+            self.drain(why="ordered (worker:drain)")
         for run_id, runner in self._runners.items():
             if run_id in self.house.orders.cancelled and runner.between_batches:
                 runner.interrupt("cancel")
@@ -397,9 +407,9 @@ class QueueWorker(ArqWorker):
 
     # --- the end
 
-    def drain(self, signum: int = signal.SIGTERM) -> None:
+    def drain(self, signum: int = signal.SIGTERM, *, why: str | None = None) -> None:
         """Stop: the first time at the next boundaries, the second time at once."""
-        name = Signals(signum).name
+        name = why or Signals(signum).name
         if not self.house.draining:
             logger.info("%s: draining %d jobs; again to hasten", name, len(self._runners))
             self.house.draining = True
@@ -409,6 +419,14 @@ class QueueWorker(ArqWorker):
             for runner in list(self._runners.values()):
                 runner.interrupt("drain")
         self._wake.set()
+
+    async def _forget_drain(self) -> None:
+        """Take the order to drain back: it is done, and not for the next worker of this name."""
+        if self.name in self.house.orders.drained:
+            try:
+                await self.pool.srem(keys.DRAINED, self.name)  # type: ignore[misc]
+            except RedisError as error:
+                logger.warning("worker:drain still has %s: %s", self.name, error)
 
     async def _drain(self) -> None:
         running = list(self.tasks.values())

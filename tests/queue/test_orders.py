@@ -1,0 +1,100 @@
+"""Orders that are one command of redis-cli: drain one worker, run again what has failed, hold a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.conftest import with_worker, working
+from tests.waiting import until
+from worker import Client, JobContext, NotRetryable, Settings, job
+from worker.db.engine import Database
+from worker.embedded import Services
+from worker.queue import keys
+
+pytestmark = pytest.mark.usefixtures("database")
+tries: list[int] = []
+
+
+@job
+async def once_bad(ctx: JobContext) -> str:
+    """Fail for good at first."""
+    tries.append(ctx.attempt)
+    if len(tries) == 1:
+        raise NotRetryable("at first")
+    return "fine"
+
+
+@job
+async def quick(ctx: JobContext) -> str:
+    """Succeed."""
+    return "done"
+
+
+async def test_one_worker_of_two_is_drained_exits_with_0_and_takes_its_order_back(
+    redis: Redis, database: Database, servers: Services
+) -> None:
+    command = [sys.executable, "-m", "worker", "run", "--name"]
+    south, west = (
+        subprocess.Popen([*command, name], env=servers.environment(), stderr=subprocess.PIPE, text=True)
+        for name in ("south", "west")
+    )
+    try:
+        await until(lambda: _alive(redis, 2))
+        await redis.sadd(keys.DRAINED, "south", "nobody")
+        assert await asyncio.to_thread(south.wait, 20) == 0
+        assert await redis.smembers(keys.DRAINED) == {b"nobody"}
+        assert await redis.hkeys(keys.WORKERS) == [b"west"]
+        assert west.poll() is None
+    finally:
+        for process in (south, west):
+            process.terminate()
+            _, told = await asyncio.to_thread(process.communicate)
+            assert process is west or "ordered (worker:drain): draining" in told
+
+
+async def _alive(redis: Redis, number: int) -> bool:
+    return bool(await redis.hlen(keys.WORKERS) == number)
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["told of changes", "asking"])
+async def test_a_dead_letter_is_run_again_by_order(
+    redis: Redis, client: Client, fast: Settings, watched: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries.clear()
+    caplog.set_level(logging.INFO)
+    run = await client.enqueue(once_bad)
+    async with working(fast, once_bad) as worker:
+        await until(lambda: redis.hexists(keys.DEAD, run.id))
+        if not watched:
+            await worker._watch.stop()
+        await redis.sadd(keys.RETRIED, run.id, "nobody")
+        await until(lambda: _is(run, "succeeded"))
+        await until(lambda: _empty(redis, keys.RETRIED))
+        assert not await redis.exists(keys.DEAD)
+    assert "worker:retry has nobody, which is no ended run" in caplog.text
+    assert caplog.text.count("worker:retry has") == 1
+
+
+async def test_a_paused_queue_is_not_served_and_another_one_is(redis: Redis, client: Client, fast: Settings) -> None:
+    await redis.sadd(keys.PAUSED, "slow")
+    held = await client.enqueue(quick.options(queue="slow"))
+    free = await client.enqueue(quick)
+    async with working(with_worker(fast, queue="slow", name="slow"), quick), working(fast, quick):
+        assert await free.result(timeout=10) == "done"
+        assert await redis.exists(keys.RETRY + held.id) == 0  # not even claimed
+        await redis.srem(keys.PAUSED, "slow")
+        assert await held.result(timeout=10) == "done"
+
+
+async def _is(run: object, state: str) -> bool:
+    return bool(await run.status() == state)  # type: ignore[attr-defined]
+
+
+async def _empty(redis: Redis, key: str) -> bool:
+    return not await redis.exists(key)

