@@ -1,5 +1,5 @@
 """The command line: `worker run | enqueue | status | runs | watch | pause | resume | pace | cancel | retry | migrate |
-settings | jobs | quarantine | dead`.
+settings | jobs | keys | quarantine | dead`.
 
 Exit codes: 0 done; 1 what was asked for failed, or there is no such run; 2 wrong usage, unknown job or wrong
 arguments; 69 a server does not answer; 78 wrong settings, or a database that is not migrated (EX_UNAVAILABLE and

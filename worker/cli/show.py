@@ -1,4 +1,4 @@
-"""Commands that only look: status, runs, watch, jobs, settings."""
+"""Commands that only look: status, runs, watch, jobs, settings, keys."""
 
 from __future__ import annotations
 
@@ -159,6 +159,18 @@ def settings(as_json: Json = False) -> None:
     table = _table("setting", "value", "from", "type")
     for name, value, origin, kind in rows:
         table.add_row(name, "" if value is None else str(value), origin, kind)
+    out.print(table)
+
+
+@app.command(name="keys")
+def keys_(as_json: Json = False) -> None:
+    """Print every key in Redis: its type, what it holds, and how long it lives."""
+    if as_json:
+        print_json([one._asdict() for one in keys.SCHEMA])
+        return
+    table = _table("key", "type", "written by", "holds", "lives")
+    for one in keys.SCHEMA:
+        table.add_row(one.name, one.type, one.written_by, one.holds, one.lives)
     out.print(table)
 
 

@@ -1,0 +1,117 @@
+"""The table of keys, and what a worker really leaves in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, JobContext, NotRetryable, Settings, job
+from worker.db.engine import Database
+from worker.queue import keys
+
+go = {"on": asyncio.Event()}
+
+
+@job
+async def fine(ctx: JobContext) -> int:
+    """Succeed."""
+    return 1
+
+
+@job
+async def fatal(ctx: JobContext) -> None:
+    """Fail for good."""
+    raise NotRetryable("no")
+
+
+@job
+async def flaky(ctx: JobContext) -> None:
+    """Fail, and be tried again."""
+    raise ValueError("not yet")
+
+
+@job
+async def walk(ctx: JobContext) -> None:
+    """Stand in the first batch until the test is over."""
+    async for _ in ctx.chunks(select(Author), size=10):
+        await go["on"].wait()
+
+
+async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
+    client: Client, redis: Redis, database: Database, fast: Settings
+) -> None:
+    go["on"] = asyncio.Event()
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(20)])
+    await redis.zadd(keys.ABORT, {"stranger": 1})
+    await redis.sadd(keys.PAUSED, "paused-one")
+    await redis.hset(keys.PACE, "walk", "1000")
+    await redis.sadd(keys.CANCELLED, "nobody")
+    await redis.sadd(keys.DRAINED, "somebody-else")
+    settings = with_worker(fast, backoff_base_seconds=5.0, backoff_max_seconds=5.0)
+    async with working(settings, fine, fatal, flaky, walk) as worker:
+        for one in (fine, fatal, flaky, walk):
+            await client.enqueue(one.options(id=one.name))
+        await client.enqueue(fine.options(id="paused-one"))
+        await client.enqueue(fine.options(id="deferred", delay=60))
+        await worker.house.store.fire(
+            "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"
+        )
+        for run_id, state in (("fine", b"succeeded"), ("fatal", b"dead"), ("flaky", b"waiting"), ("walk", b"running")):
+            await until(lambda run_id=run_id, state=state: _is(redis, run_id, state))
+        for name in ("arq:retry:flaky", "arq:in-progress:walk", keys.CRON, keys.PRUNED, "arq:queue:health-check"):
+            await until(lambda name=name: redis.exists(name))
+        await redis.sadd(keys.RETRIED, "fine")  # a succeeded one does not go again
+        seen = set()
+        async for raw in redis.scan_iter(count=1000):
+            kind = (await redis.type(raw)).decode()
+            if kind == "none":
+                continue  # has gone meanwhile
+            known = keys.find(raw.decode())
+            assert known is not None, f"{raw!r} is in Redis, and keys.SCHEMA does not know it"
+            assert keys.TYPE_ANSWERS.get(known.type, known.type) == kind, raw
+            seen.add(known.name)
+            if "keep_result" in known.lives and raw.decode().endswith(":fine"):
+                assert await redis.ttl(raw) > 0, raw
+        assert {one.name for one in keys.SCHEMA} - seen <= {keys.RETRIED}, "the table has keys that nobody writes"
+        go["on"].set()
+
+
+def worker_time() -> datetime:
+    """Return now."""
+    return datetime.now(UTC)
+
+
+async def _is(redis: Redis, run_id: str, state: bytes) -> bool:
+    return await redis.hget(keys.RUN + run_id, "state") == state
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("arq:queue", "arq:queue"),
+        ("arq:job:arq:queue", "arq:job:<id>"),
+        ("worker:run:cron:a:1", "worker:run:<id>"),
+        ("worker:runs", None),
+        ("strange", None),
+    ],
+)
+def test_a_key_is_found_by_its_form(key: str, name: str | None) -> None:
+    found = keys.find(key)
+    assert (found.name if found else None) == name
+
+
+def test_another_queue_is_a_queue() -> None:
+    assert keys.find("slow", queue="slow") == keys.find("arq:queue")
+    assert keys.find("slow:health-check", queue="slow") == keys.find("arq:queue:health-check")
+
+
+def test_the_docstring_has_the_table() -> None:
+    assert keys.as_markdown() in (keys.__doc__ or "")
