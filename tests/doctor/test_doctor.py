@@ -1,0 +1,158 @@
+"""`worker doctor`: each check finds what it is there for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_cli import cli  # noqa: F401 - a fixture
+from worker import Settings, load_settings
+from worker.db.engine import Database
+from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
+from worker.doctor.facts import Facts, PostgresFacts, RedisFacts, gather
+from worker.embedded import Services
+from worker.embedded.valkey import EmbeddedValkey
+
+REDIS = RedisFacts(
+    info={"redis_version": "7.2.4", "role": "master", "redis_mode": "standalone", "maxmemory_policy": "noeviction"},
+    config={"save": "3600 1"},
+    no_tracking="",
+    clock_ahead=0.0,
+    workers=2,
+)
+POSTGRES = PostgresFacts(
+    version=180_001,
+    version_name="18.1",
+    max_connections=100,
+    reserved_connections=3,
+    autovacuum=True,
+    fsync=True,
+    in_recovery=False,
+    may_see_sessions=True,
+    pooled=False,
+    not_migrated="",
+    clock_ahead=0.0,
+)
+GOOD = Facts(load_settings(environment={}), REDIS, POSTGRES, 5)
+
+
+def settings(**sections: dict[str, Any]) -> Callable[[Facts], Facts]:
+    return lambda facts: replace(facts, settings=load_settings(environment={}, overrides=sections))
+
+
+def redis(**values: Any) -> Callable[[Facts], Facts]:
+    return lambda facts: replace(facts, redis=replace(REDIS, **values))
+
+
+def info(**values: Any) -> Callable[[Facts], Facts]:
+    return redis(info={**REDIS.info, **values})
+
+
+def postgres(**values: Any) -> Callable[[Facts], Facts]:
+    return lambda facts: replace(facts, postgres=replace(POSTGRES, **values))
+
+
+def both(*changes: Callable[[Facts], Facts]) -> Callable[[Facts], Facts]:
+    def change(facts: Facts) -> Facts:
+        for one in changes:
+            facts = one(facts)
+        return facts
+
+    return change
+
+
+FAILURES = [
+    ("jobs", "wrong", lambda facts: replace(facts, jobs="there is no package 'nojobs'")),
+    ("jobs", "wrong", lambda facts: replace(facts, jobs=0)),
+    ("pool", "warning", settings(database={"pool_size": 2, "max_overflow": 0})),
+    ("lock timeout", "wrong", settings(database={"lock_timeout_seconds": 300, "statement_timeout_seconds": 300})),
+    ("statement timeout", "wrong", settings(database={"statement_timeout_seconds": 1})),
+    ("lease", "wrong", settings(worker={"lease_seconds": 5})),
+    ("blocked loop", "warning", settings(worker={"blocked_loop_seconds": 5})),
+    ("results", "warning", settings(worker={"keep_result_seconds": 0})),
+    ("pickles", "warning", settings(worker={"accept_pickle": True})),
+    ("redis", "wrong", lambda facts: replace(facts, redis="Redis at redis://x: refused")),
+    ("redis version", "wrong", info(redis_version="6.0.16")),
+    ("redis role", "wrong", info(role="slave")),
+    ("redis role", "wrong", info(redis_mode="cluster")),
+    ("redis eviction", "wrong", info(maxmemory_policy="allkeys-lru", maxmemory=10**8)),
+    ("redis eviction", "warning", info(maxmemory_policy="allkeys-lru", maxmemory=0)),
+    ("redis memory", "wrong", info(maxmemory=100, used_memory=95)),
+    ("redis persistence", "warning", redis(config={"save": ""})),
+    ("redis persistence", "wrong", info(rdb_last_bgsave_status="err")),
+    ("redis tracking", "warning", redis(no_tracking="NOPERM")),
+    ("redis idle clients", "wrong", redis(config={"save": "3600 1", "timeout": "5"})),
+    ("redis clock", "wrong", redis(clock_ahead=-3.0)),
+    ("postgres", "wrong", lambda facts: replace(facts, postgres="PostgreSQL at x: refused")),
+    ("postgres version", "wrong", postgres(version=130_010)),
+    ("postgres version", "warning", postgres(version=190_000)),
+    ("postgres role", "wrong", postgres(in_recovery=True)),
+    ("postgres ledger", "wrong", postgres(not_migrated="the database has ledger schema none")),
+    ("postgres connections", "wrong", postgres(max_connections=20)),
+    ("connections of all workers", "warning", redis(workers=10)),
+    ("postgres frozen workers", "warning", settings(database={"idle_in_transaction_timeout_seconds": 0})),
+    (
+        "postgres frozen workers",
+        "wrong",
+        both(settings(database={"idle_in_transaction_timeout_seconds": 0}), postgres(pooled=True)),
+    ),
+    ("postgres throttles", "wrong", settings(throttle={"min_free_connections": 100})),
+    (
+        "postgres throttles",
+        "warning",
+        both(settings(throttle={"max_active_sessions": 5}), postgres(may_see_sessions=False)),
+    ),
+    ("postgres upkeep", "warning", postgres(fsync=False)),
+    ("postgres upkeep", "warning", postgres(autovacuum=False)),
+    ("postgres clock", "wrong", postgres(clock_ahead=60.0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "level", "change"), FAILURES, ids=[f"{name}: {level}" for name, level, _ in FAILURES]
+)
+def test_a_check_finds_what_it_is_there_for_and_says_what_to_do(
+    check: str, level: str, change: Callable[[Facts], Facts]
+) -> None:
+    found = findings(change(GOOD))
+    assert (found[check].level, bool(found[check].advice)) == (level, True)
+    assert "wrong" not in {one.level for name, one in found.items() if name != check}
+
+
+def test_what_is_good_is_fine_and_every_check_has_a_test() -> None:
+    assert {one.level for one in findings(GOOD).values()} == {"fine"}
+    assert len(findings(GOOD)) == 2 + len(OF_SETTINGS) + len(OF_REDIS) + len(OF_POSTGRES)
+    assert set(findings(GOOD)) <= {name for name, *_ in FAILURES}
+
+
+async def test_the_facts_are_those_of_the_servers(tmp_path: Path, settings: Settings, database: Database) -> None:
+    wrongly = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "timeout": "7"}
+    valkey = EmbeddedValkey(tmp_path, settings=wrongly)
+    valkey.start()
+    try:
+        there = settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": valkey.url})})
+        facts = await gather(there)
+    finally:
+        valkey.stop()
+    found = findings(facts)
+    assert (found["redis eviction"].level, found["redis idle clients"].level) == ("wrong", "wrong")
+    assert found["redis persistence"].level == "warning"
+    for name in ("redis tracking", "redis clock", "redis role", "postgres ledger", "postgres role", "postgres clock"):
+        assert found[name].level == "fine", (name, found[name])
+
+
+async def test_what_is_wrong_is_the_exit_code(cli: Any, servers: Services, database: Database) -> None:  # noqa: F811
+    ran = await cli("doctor", "--json")
+    assert ran.returncode == 0, ran.stdout
+    assert json.loads(ran.stdout)["postgres ledger"]["level"] == "fine"
+    ran = await cli("--set", "worker.lease_seconds=2", "doctor")
+    assert ran.returncode == 1
+    assert "lower the former, or raise the latter" in ran.stdout
+    away = await cli("doctor", "--json", REDIS_URL="redis://127.0.0.1:1/0", DATABASE_URL="postgresql://127.0.0.1:1/x")
+    found = json.loads(away.stdout)
+    assert (away.returncode, found["redis"]["level"], found["postgres"]["level"]) == (1, "wrong", "wrong")
