@@ -1,0 +1,60 @@
+"""Cron, seen from a terminal."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis.asyncio import Redis
+
+from jobs.users import deactivate_dormant_users
+from tests.cli.test_cli import cli, one_line  # noqa: F401 - a fixture
+from worker import Registry, Settings
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue.cron import Cron
+from worker.queue.store import QueueStore
+
+
+async def test_due_times_last_runs_and_one_run_now(
+    cli: Any,  # noqa: F811
+    redis: Redis,
+    database: Database,
+    settings: Settings,
+) -> None:
+    [line] = await listed(cli)
+    assert (line["job"], line["line"]) == ("deactivate_dormant_users", "0 3 * * * Europe/London")
+    assert datetime.now(UTC) < datetime.fromisoformat(line["next"]) < datetime.now(UTC) + timedelta(hours=26)
+    assert (line["last"], line["run"], line["state"]) == (None, None, None)
+
+    worker = Cron(Registry([deactivate_dormant_users]), Ledger(database), QueueStore(redis), settings.worker)
+    now = datetime.now(UTC)
+    await worker.start(now - timedelta(hours=30))
+    [line] = await listed(cli)
+    assert line["last"] is None  # first seen, not fired
+    [run_id] = await worker.look(now)
+    [line] = await listed(cli)
+    assert (line["run"], line["state"]) == (run_id, "waiting")
+    assert datetime.fromisoformat(line["last"]) <= now
+    await redis.flushall()
+    assert (await listed(cli))[0]["state"] == "not known any more"
+    assert "deactivate_dormant_users" in (await cli("cron")).stdout
+
+    by_hand = await cli("cron", "run", "deactivate_dormant_users")
+    assert await redis.zrange("arq:queue", 0, -1) == [by_hand.stdout.strip().encode()]
+    assert (await listed(cli))[0]["run"] == run_id  # the due times are what they were
+
+
+async def listed(cli: Any) -> list[dict[str, Any]]:  # noqa: F811
+    ran = await cli("cron", "--json")
+    assert ran.returncode == 0, ran.stderr
+    lines: list[dict[str, Any]] = json.loads(ran.stdout)
+    return lines
+
+
+async def test_a_job_without_a_line_or_an_unknown_one_is_refused(cli: Any) -> None:  # noqa: F811
+    plain = await cli("cron", "run", "retire_hamlets")
+    assert (plain.returncode, "worker enqueue retire_hamlets" in one_line(plain)) == (2, True)
+    unknown = await cli("cron", "run", "nobody")
+    assert unknown.returncode == 2
