@@ -58,6 +58,22 @@ async def test_one_worker_of_two_is_drained_exits_with_0_and_takes_its_order_bac
             assert process is west or "ordered (worker:drain): draining" in told
 
 
+@pytest.mark.parametrize("watched", [True, False], ids=["told of changes", "asking"])
+async def test_a_worker_at_work_hears_that_it_is_to_drain(
+    redis: Redis, client: Client, fast: Settings, watched: bool
+) -> None:
+    async with working(with_worker(fast, name="north"), quick) as worker:
+        assert await (await client.enqueue(quick)).result(timeout=10) == "done"
+        if not watched:
+            await worker._watch.stop()
+        await redis.sadd(keys.DRAINED, "north")
+        await until(lambda: _empty(redis, keys.DRAINED), seconds=10)
+        assert worker.house.draining
+        left = await client.enqueue(quick)
+        await until(lambda: _alive(redis, 0), seconds=10)
+    assert await left.status() == "waiting"
+
+
 async def _alive(redis: Redis, number: int) -> bool:
     return bool(await redis.hlen(keys.WORKERS) == number)
 
