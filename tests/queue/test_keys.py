@@ -44,6 +44,12 @@ async def walk(ctx: JobContext) -> None:
         await go["on"].wait()
 
 
+@job(limit=1, rate="1/minute", unique=["number"])
+async def bounded(ctx: JobContext, number: int) -> None:
+    """Keep its place until the test is over."""
+    await go["on"].wait()
+
+
 async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     client: Client, redis: Redis, database: Database, fast: Settings
 ) -> None:
@@ -55,11 +61,17 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     await redis.hset(keys.PACE, "walk", "1000")
     await redis.sadd(keys.CANCELLED, "nobody")
     await redis.sadd(keys.DRAINED, "somebody-else")
+    await redis.hset(keys.LIMITS, "somebody", "5")
+    await redis.hset(keys.RATES, "somebody", "5")
     settings = with_worker(fast, backoff_base_seconds=5.0, backoff_max_seconds=5.0)
-    async with working(settings, fine, fatal, flaky, walk) as worker:
+    async with working(settings, fine, fatal, flaky, walk, bounded) as worker:
         for one in (fine, fatal, flaky, walk):
             await client.enqueue(one.options(id=one.name))
         await client.enqueue(fine.options(id="paused-one"))
+        await client.enqueue(bounded.options(id="bounded"), number=1)
+        await until(lambda: redis.exists(keys.LIMIT + "bounded"))
+        await client.enqueue(bounded, number=2)
+        await until(lambda: redis.exists(keys.HELD + "bounded"))
         await client.enqueue(fine.options(id="deferred", delay=60))
         await worker.house.store.fire(
             "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"
@@ -80,7 +92,9 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
             seen.add(known.name)
             if "keep_result" in known.lives and raw.decode().endswith(":fine"):
                 assert await redis.ttl(raw) > 0, raw
-        assert {one.name for one in keys.SCHEMA} - seen <= {keys.RETRIED}, "the table has keys that nobody writes"
+        assert {one.name for one in keys.SCHEMA} - seen <= {keys.RETRIED, keys.RESERVED + "<id>"}, (
+            "the table has keys that nobody writes"
+        )
         go["on"].set()
 
 

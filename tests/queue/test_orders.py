@@ -108,6 +108,17 @@ async def test_a_paused_queue_is_not_served_and_another_one_is(redis: Redis, cli
         assert await held.result(timeout=10) == "done"
 
 
+async def test_of_several_queues_of_one_worker_one_is_paused(redis: Redis, client: Client, fast: Settings) -> None:
+    await redis.sadd(keys.PAUSED, "slow")
+    held = await client.enqueue(quick.options(queue="slow"))
+    async with working(with_worker(fast, queues={"slow": 9, "arq:queue": 1}), quick):
+        for _ in range(3):
+            assert await (await client.enqueue(quick)).result(timeout=10) == "done"
+        assert await redis.exists(keys.RETRY + held.id) == 0
+        await redis.srem(keys.PAUSED, "slow")
+        assert await held.result(timeout=10) == "done"
+
+
 async def _is(run: object, state: str) -> bool:
     return bool(await run.status() == state)  # type: ignore[attr-defined]
 

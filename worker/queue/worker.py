@@ -219,7 +219,7 @@ class QueueWorker(ArqWorker):
                 continue
             self._may_be_due = self._may_be_due and not slots
             try:
-                turned = await self._turns.take(slots, self._order.shares(slots))
+                turned = await self._turns.take(slots, self._shares(slots))
             except RedisError as error:
                 if not failures:
                     logger.warning("Redis does not answer: %s; going on until it does", error)
@@ -247,9 +247,22 @@ class QueueWorker(ArqWorker):
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
-        if self.house.draining or self.house.orders.holds(self.queue_name):
+        if self.house.draining or not self._served():
             return 0
         return max(0, self.max_jobs - len(self._runners) + self._turns.waiting)
+
+    def _shares(self, slots: int) -> list[tuple[str, int]]:
+        shares = self._order.shares(slots)
+        if not self.house.orders.paused:
+            return shares
+        served = self._served()
+        return [(queue, most) for queue, most in shares if queue in served]
+
+    def _served(self) -> list[str]:
+        """Return the queues that are not paused."""
+        if not self.house.orders.paused:
+            return self._order.queues
+        return [queue for queue in self._order.queues if not self.house.orders.holds(queue)]
 
     async def _sleep(self, slots: int) -> None:
         """Wait until something is due, has ended, or was ordered."""
@@ -264,7 +277,7 @@ class QueueWorker(ArqWorker):
         if self._head_at is None:
             changes = self._changes
             try:
-                heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._order.queues]
+                heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._served()]
                 [now, *found] = await self._watch.read(("TIME",), *heads)
             except RedisError:
                 return  # the watch is lost: polling from now on
@@ -360,13 +373,15 @@ class QueueWorker(ArqWorker):
 
     async def _keep_time(self) -> None:
         """Timeouts, and orders for jobs outside of a loop: one clock for all jobs."""
-        paused = False
+        served = self._order.queues
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             await self.house.orders.refresh()
             self._obey()
-            if self.house.orders.holds(self.queue_name) != paused:
-                paused = not paused
+            if self._served() != served:
+                served, self._head_at = self._served(), None
+                self._may_be_due = True
+                self._changes += 1
                 self._wake.set()
             now = self.loop.time()
             for runner in list(self._runners.values()):
