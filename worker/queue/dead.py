@@ -124,8 +124,9 @@ async def dead_letters(redis: Redis, ledger: Ledger, chosen: Chosen, limit: int 
     ids = None if chosen.ids is None else list(chosen.ids)
     runs = await ledger.dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)
     found = [DeadLetter.of_run(run) for run in runs]
+    in_ledger = {run.id for run in runs}
     async for letter in _letters(redis, chosen.ids):
-        if not letter.in_ledger and chosen.has(letter):
+        if not letter.in_ledger and letter.id not in in_ledger and chosen.has(letter):
             found.append(letter)
             if limit is not None and len(found) > 2 * limit + _AT_ONCE:
                 found = _newest(found, limit)
