@@ -59,7 +59,7 @@ class ArqRunner(Runner):
                 await self._end_unbegun(JobExecutionFailed("job expired"))
             else:
                 text = one_line(error)
-                await self._with_redis(lambda: self.house.store.bury(self.claim, text))
+                await self._with_redis(lambda: self.house.store.bury(self.claim, text, job=""))
                 await self._end_unbegun(DeserializationError(text))
             return
         if payload.tries is not None and payload.tries > self.claim.tries:
@@ -92,7 +92,7 @@ class ArqRunner(Runner):
     async def _ordered(self) -> bool:
         if self.house.orders.must_ask:
             await self.house.orders.refresh()
-        order = self.house.orders.of(self.claim.run_id, self._info.job)
+        order = self.house.orders.of(self.claim.run_id, self._info.job, self.claim.queue)
         if order == "cancel":
             logger.info("%s: aborted before start", self._name)
             await self._end_unbegun(asyncio.CancelledError())
