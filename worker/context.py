@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from sqlalchemy import Delete, Insert, Select, Update
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.batch import Batch, Bulk, Chunks, Progress, Stream, Sweep
 from worker.batch.entry import OnError
+from worker.batch.lines import Lines
 from worker.batch.options import ChunkOptions, Count, StreamOptions
 from worker.batch.pace import Size
 from worker.batch.skipping import SkippingChunks
@@ -250,6 +252,26 @@ class JobContext(LoopHost):
             StatementRefused: the statement cannot be walked.
         """
         return await Sweep(self, statement, size=size, by=by, name=name, count=count).run_to_end()
+
+    def lines(
+        self, path: str | Path, *, size: Size | None = None, encoding: str = "utf-8", name: str | None = None
+    ) -> Lines:
+        """Read a text file by batches of lines: `async for batch in ctx.lines("users.csv")`.
+
+        What is written through `batch.session` and `batch.bulk` is committed with the place in the file; a restart goes
+        on behind it, on any worker that sees the same file.
+
+        Args:
+            path: of the file.
+            size: lines a batch, or "auto"; `batch.size` of the settings by default.
+            encoding: of the text.
+            name: name of the step in the ledger.
+
+        Raises:
+            StatementRefused: the file cannot be read, or is not in that encoding.
+            CursorMismatch: what was done of it is not there any more, or has changed: it was cut off or replaced.
+        """
+        return Lines(self, Path(path), size=size, encoding=encoding, name=name)
 
     @property
     def bulk(self) -> Bulk:

@@ -1,0 +1,81 @@
+"""`ctx.lines`: a file by lines, over restarts; one that was cut off or changed is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from tests.conftest import MakeContext
+from tests.models import Author
+from worker import CursorMismatch, JobContext, StatementRefused
+from worker.db.engine import Database
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of fifty lines, of which the last has no end."""
+    found = tmp_path / "authors.csv"
+    found.write_bytes("\r\n".join(f"{n},ä{n}" for n in range(1, 51)).encode())
+    return found
+
+
+async def load(ctx: JobContext, path: Path, *, die_in: int | None = None) -> list[int]:
+    sizes = []
+    async for batch in ctx.lines(path, size=20):
+        rows = [line.split(",") for line in batch]
+        await batch.bulk.insert(
+            Author, [{"id": int(n), "name": name, "region": 0, "code": n, "seen": 0} for n, name in rows]
+        )
+        if batch.number == die_in:
+            raise RuntimeError("died")
+        sizes.append(len(batch))
+    await ctx.succeed()
+    return sizes
+
+
+async def begun(context: MakeContext, path: Path) -> None:
+    """Commit one batch of the run, and die in the second."""
+    first = context("run")
+    with pytest.raises(RuntimeError):
+        await load(first, path, die_in=2)
+    await first.fail()
+    await first.close()
+
+
+async def test_each_line_is_done_once_over_a_restart(context: MakeContext, database: Database, path: Path) -> None:
+    await begun(context, path)
+    path.write_bytes(path.read_bytes() + b"\r\n51,new")  # it may grow
+    assert await load(context("run"), path) == [20, 11]
+    async with database.session() as session:
+        found = (await session.execute(select(Author.id, Author.name).order_by(Author.id))).all()
+    assert [tuple(row) for row in found] == [*((n, f"ä{n}") for n in range(1, 51)), (51, "new")]
+
+
+async def test_a_file_that_was_cut_off_or_changed_is_refused(context: MakeContext, path: Path) -> None:
+    await begun(context, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    with pytest.raises(CursorMismatch, match=r"was cut off since then; .* --from-start"):
+        await load(context("run"), path)
+    path.write_bytes(whole.replace(b"7,", b"8,"))
+    with pytest.raises(CursorMismatch, match="are not what they were: it was changed"):
+        await load(context("run"), path)
+    path.write_bytes(whole)
+    assert await load(context("run"), path) == [20, 10]
+
+
+async def test_a_file_that_cannot_be_read_is_refused(context: MakeContext, path: Path, tmp_path: Path) -> None:
+    with pytest.raises(StatementRefused, match="cannot be read: No such file"):
+        await load(context(), tmp_path / "none.csv")
+    path.write_bytes(b"1,a\n2,\xff\n")
+    with pytest.raises(StatementRefused, match="the line that ends at byte 8, is not utf-8"):
+        await load(context(), path)
+
+
+async def test_an_empty_file_has_no_lines(context: MakeContext, path: Path) -> None:
+    path.write_bytes(b"")
+    assert await load(context(), path) == []
