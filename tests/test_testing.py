@@ -34,6 +34,7 @@ async def fail_once(ctx: JobContext, at: int | None) -> int:
     return ctx.rows_done
 
 
+@pytest.mark.usefixtures("database")  # with tables that no other test has left rows in
 @pytest.mark.parametrize("time", [1, 2])
 async def test_a_commit_in_the_postgresql_session_is_gone_in_the_next_test(pg_session: AsyncSession, time: int) -> None:
     pg_session.add(Author(name="mine", region=-1, code="a"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping
 from typing import Literal
@@ -31,5 +30,5 @@ class Order:
         if self._strict:
             return [(queue, slots) for queue in self.queues]
         drawn = sorted(self.queues, key=lambda queue: random.random() ** (1 / self._weights[queue]), reverse=True)  # noqa: S311
-        parts = [(queue, math.ceil(slots * self._weights[queue] / self._whole)) for queue in drawn]
+        parts = [(queue, max(1, slots * self._weights[queue] // self._whole)) for queue in drawn]
         return parts + [(queue, slots) for queue in drawn]
