@@ -48,7 +48,6 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
         self._lock = lock
         self._statement = statement
         self._keyset: Keyset = key_of_select(statement, by, kind=self.kind)
-        self._upper: list[Any] = []
 
     def __aiter__(self) -> AsyncIterator[Batch[T]]:
         iterator = LoopIterator[Batch[T]](self, caller())
@@ -136,12 +135,6 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
     def _is_last(self) -> bool:
         """Whether the open batch is known to be the last."""
         return bool(self._page.cursor) and self._page.cursor == self.step.upper_bound
-
-    def _values(self) -> dict[str, Any]:
-        values = self._keyset.values("upper", self._upper) | {SIZE.key: self.size}
-        if self.step.cursor is not None:
-            values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
-        return values
 
     def _keys(self, columns: Sequence[Any], *, reverse: bool = False) -> Select[Any]:
         """Return the keys that the statement has, in the order of the walk."""

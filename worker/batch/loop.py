@@ -17,7 +17,7 @@ from worker.batch.batch import Batch, unwrap
 from worker.batch.bulk import Bulk
 from worker.batch.catalog import estimate_rows, table_name
 from worker.batch.entry import Entry, Failure
-from worker.batch.keyset import Keyset
+from worker.batch.keyset import SIZE, Keyset
 from worker.batch.options import Count
 from worker.batch.pace import Fixed, Pace, Size, pace_of
 from worker.batch.position import Position
@@ -113,6 +113,7 @@ class Loop(ABC):
         self._given_name = name
         self._exact = count == "exact"
         self._position: Position | None = None
+        self._upper: list[Any] = []  # the walk's last key, where it has one
         self._pace: Pace = pace_of(size, host.settings.batch, kind=self.kind)
         self._asked = 0  # rows that were asked for in the open batch
         self._entry: Entry | None = None
@@ -221,6 +222,17 @@ class Loop(ABC):
     def size(self) -> int:
         """Rows of the next batch."""
         return self._pace.size if self._entry is None else min(self._pace.size, self._entry.limit)
+
+    def _behind(self) -> dict[str, Any]:
+        """Return the parameters of "behind the cursor"; none before the first batch."""
+        if self._keyset is None or self.step.cursor is None:
+            return {}
+        return self._keyset.values("after", self._keyset.decode(self.step.cursor))
+
+    def _values(self) -> dict[str, Any]:
+        """Return the parameters of "behind the cursor, up to the walk's last key, so many rows"."""
+        assert self._keyset is not None  # noqa: S101
+        return self._keyset.values("upper", self._upper) | {SIZE.key: self.size} | self._behind()
 
     def open_batch(self) -> BatchTransaction:
         """Return the transaction of a new batch."""

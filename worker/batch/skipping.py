@@ -49,9 +49,7 @@ class SkippingChunks(Chunks[T]):
         keys = [self._keyset.encode(row[:width]) for row in await raw.fetch(sql, *arguments)]
         if not keys:
             return await self._second_visit(transaction)
-        values = {name: value for name, value in self._values().items() if name.find("upper") < 0}
-        values.pop(SIZE.key, None)
-        values |= self._keyset.values("last", self._keyset.decode(keys[-1]))
+        values = self._keyset.values("last", self._keyset.decode(keys[-1])) | self._behind()
         page = await (self._next if begun else self._first).read(transaction, values)
         got = {json.dumps(key) for key in page.row_cursors()}
         self._skipped = [key for key in keys if json.dumps(key) not in got]

@@ -155,7 +155,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         statement, values = shape.statement, {}
         if self._keyset is not None and self.step.cursor is not None:
             statement = statement.where(self._keyset.after())
-            values = self._keyset.values("after", self._keyset.decode(self.step.cursor))
+            values = self._behind()
         # A commit of the writer must not close the cursor, so the reader has a connection of its own.
         connection = await (self._replica or self._host.database).engine.connect()
         source = Source(connection, shape)

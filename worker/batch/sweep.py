@@ -49,7 +49,6 @@ class Sweep(Loop):
         self._statement = statement
         self._keyset: Keyset = _resolve_key(statement, by)
         self._refuse_moving_key()
-        self._upper: list[Any] = []
 
     async def run_to_end(self) -> int:
         """Walk the table. Returns the rows changed, in earlier tries of the run too."""
@@ -95,9 +94,7 @@ class Sweep(Loop):
         return self.step.cursor is not None
 
     async def _change(self, transaction: BatchTransaction, last: list[Any]) -> int:
-        values = self._keyset.values("last", last)
-        if self.step.cursor is not None:
-            values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
+        values = self._keyset.values("last", last) | self._behind()
         write = self._write_next if self._resumed else self._write_first
         if not write.needs_context:
             raw = await transaction.driver()
@@ -146,12 +143,6 @@ class Sweep(Loop):
         keys = select(*self._keyset.columns)
         where = self._statement.whereclause
         return keys if where is None or _other_tables(self._statement, self._keyset) else keys.where(where)
-
-    def _values(self) -> dict[str, Any]:
-        values = self._keyset.values("upper", self._upper) | {SIZE.key: self.size}
-        if self.step.cursor is not None:
-            values |= self._keyset.values("after", self._keyset.decode(self.step.cursor))
-        return values
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
         """Return the key of the last row of a range, in Python's types and as it goes into the cursor."""

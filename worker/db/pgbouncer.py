@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import asyncpg
 
+from worker.db.literal import literal
+
 
 class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
     """asyncpg's connection, through PgBouncer.
@@ -34,7 +36,7 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
         """Send a command; BEGIN together with the transaction's settings."""
         if query.startswith("BEGIN") and not args:
             settings = self.local_settings().items()
-            query += "".join(f";SET LOCAL {name} TO '{_quoted(value)}'" for name, value in settings)
+            query += "".join(f";SET LOCAL {name} TO {literal(value)}" for name, value in settings)
         status: str = await super().execute(query, *args, timeout=timeout)
         return status
 
@@ -86,7 +88,3 @@ async def _answers_for_another(raw: asyncpg.Connection) -> bool:
     """
     async with raw.transaction(readonly=True):
         return bool(await raw.fetchval("SELECT pg_backend_pid()") != raw.get_server_pid())
-
-
-def _quoted(value: str) -> str:
-    return value.replace("'", "''")

@@ -48,8 +48,6 @@ class LedgerRun:
         self._connection: AsyncConnection | None = None
         self._driver: Driver | None = None
         self._fence = 0
-        self._quarantine = source("quarantine_row")
-        self._out_of_quarantine = source("out_of_quarantine")
         self.spec = spec
         self.attempt = 1
         self.takeovers = 0
@@ -251,7 +249,7 @@ class LedgerRun:
         """Set a row aside, in the transaction that `raw` has open."""
         trace = "".join(traceback.format_exception(error))
         values = (json.dumps(key), _storable(one_line(error)), _tail(trace), _without_nul(json.dumps(row)))
-        await raw.execute(self._quarantine, self.spec.id, step.name, *values)
+        await raw.execute(source("quarantine_row"), self.spec.id, step.name, *values)
 
     async def quarantined_keys(self) -> list[list[Any]]:
         """Return the keys of the rows that this run is to do again, of the run that set them aside."""
@@ -263,7 +261,7 @@ class LedgerRun:
     async def take_out_of_quarantine(self, raw: Any, key: list[Any]) -> None:
         """Forget a row that was done again, in the transaction that `raw` has open."""
         assert self.spec.only is not None  # noqa: S101
-        await raw.execute(self._out_of_quarantine, *self.spec.only, json.dumps(key))
+        await raw.execute(source("out_of_quarantine"), *self.spec.only, json.dumps(key))
 
     async def remember_skipped(self, raw: Any, step: StepRecord, keys: list[list[Any]]) -> None:
         """Note rows that somebody else has locked, in the transaction that `raw` has open."""

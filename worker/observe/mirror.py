@@ -195,15 +195,14 @@ class Mirror:
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """The run has ended."""
         self._counts[run.job, state] += 1
+        self._done += 1
         known = self._lines.get(run.run_id)
         if known is not None and state == "succeeded" and not known.shown and not known.values:
             del self._lines[run.run_id]
-            self._done += 1
             if len(self._brief) < _BRIEF_SHOWN:
                 self._brief.append((known, time.time()))
             return
         line = self._end(run, state, error)
-        self._done += 1
         if state == "succeeded":
             line.values.pop("eta_seconds", None)
             if "percent" in line.values:

@@ -24,6 +24,11 @@ def connection_pool(settings: Settings) -> ConnectionPool:
     return pool
 
 
+def one_connection(settings: Settings) -> Any:
+    """Return a connection that no pool hands to others; it is to be opened, and closed, by the caller."""
+    return connection_pool(settings).make_connection()  # type: ignore[no-untyped-call]
+
+
 @cache
 def _packing(plain: Any) -> Any:
     """Return a class of connections that makes commands in C, as they are read; redis-py's asyncio side does not."""
@@ -62,7 +67,7 @@ class Lane:
             RedisError: it failed, or the connection did: the next command opens another one.
         """
         if self._connection is None:
-            connection: Any = connection_pool(self._settings).make_connection()  # type: ignore[no-untyped-call]
+            connection = one_connection(self._settings)
             await connection.connect()
             self._connection = connection
         connection = self._connection

@@ -280,20 +280,19 @@ class Runner(Ends):
         self._moved_at = self.deadline - limit
         self._body = body = asyncio.current_task()
         try:
-            result = await self._perform(job, ctx, arguments, max_tries)
+            try:
+                result = await self._perform(job, ctx, arguments, max_tries)
+            finally:
+                self._body = None  # what follows is not the job's own code, and not interrupted
         except asyncio.CancelledError:
-            self._body = None
             if self._reason is None and body is not None and body.cancelling():
                 raise  # the worker itself is at its end
             await self._settle(job, self._why_cancelled(limit))
         except BaseExceptionGroup as group:
-            self._body = None
             await self._settle(job, _the_interruption(group) or group)
         except (Exception, Interruption) as error:  # noqa: BLE001 - a job raises anything
-            self._body = None
             await self._settle(job, error)
         else:
-            self._body = None
             await self._succeed(job, result)
 
     def _why_cancelled(self, limit: float) -> BaseException:

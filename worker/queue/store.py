@@ -226,8 +226,7 @@ class QueueStore:
             replace: take the place of the run that waits under this id, or lock.
             lock: of which there is one run.
         """
-        due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
-        arguments = [run_id, payload, due, "0" if at is None else "1", keys.JOB, keys.RESULT, keys.IN_PROGRESS]
+        arguments = [run_id, payload, *_due(delay, at), keys.JOB, keys.RESULT, keys.IN_PROGRESS]
         arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0))]
         names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else ""]
         how, known = await self._run("enqueue", names, arguments)
@@ -237,8 +236,7 @@ class QueueStore:
         self, jobs: Sequence[tuple[str, str]], *, queue: str, delay: float = 0.0, at: datetime | None = None
     ) -> frozenset[int]:
         """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
-        due = round(delay * 1000) if at is None else round(at.timestamp() * 1000)
-        arguments: list[Any] = [keys.JOB, keys.RESULT, due, "0" if at is None else "1"]
+        arguments: list[Any] = [keys.JOB, keys.RESULT, *_due(delay, at)]
         arguments += chain.from_iterable(jobs)
         known = await self._run("enqueue_many", [queue, keys.CANCELLED], arguments)
         return frozenset(place - 1 for place in known)
@@ -314,3 +312,8 @@ class QueueStore:
             return []
         scores = await self.redis.zmscore(queue, run_ids)
         return [score is not None for score in scores]
+
+
+def _due(delay: float, at: datetime | None) -> tuple[int, str]:
+    """Return when a job is due, as the scripts take it: ms from now on, or since 1970 where "1" follows."""
+    return (round(delay * 1000), "0") if at is None else (round(at.timestamp() * 1000), "1")

@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from worker.queue.connect import connection_pool
+from worker.queue.connect import one_connection
 from worker.settings import Settings
 
 logger = logging.getLogger("worker.watch")
@@ -101,9 +101,7 @@ class Watch:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _hear(self) -> None:
-        pool = connection_pool(self._settings)
-        hearer: Any = pool.make_connection()  # type: ignore[no-untyped-call]
-        reader: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+        hearer, reader = one_connection(self._settings), one_connection(self._settings)
         try:
             await hearer.connect()
             await reader.connect()
