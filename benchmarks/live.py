@@ -38,7 +38,7 @@ from sqlalchemy import text
 
 from benchmarks.ours import Size, walk_on_by_sweep, walk_on_in_chunks
 from benchmarks.report import Report, Row, quick
-from benchmarks.tables import Bench, prepare
+from benchmarks.tables import Bench, prepare, server_version
 from worker import Client, Database, Job, JobCancelled, Run, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import Services, services
@@ -284,10 +284,9 @@ async def main() -> int:
         report = Report("live", setting)
         async for row in comparisons(Live(bench, running, settings, scale), scale):
             report.add([row])
-        async with database.connection() as connection:
-            server = str(await connection.scalar(text("SHOW server_version")))
+        versions = {"postgresql": await server_version(database)}
         await database.close()
-    return report.finish({"postgresql": server})
+    return report.finish(versions)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,9 @@ async def empty_copy(bench: Bench) -> None:
     """Empty the table that is inserted into."""
     async with bench.database.connection() as connection:
         await connection.execute(text("TRUNCATE bench_copy"))
+
+
+async def server_version(database: Database) -> str:
+    """Return the version of PostgreSQL, for the report."""
+    async with database.connection() as connection:
+        return str(await connection.scalar(text("SHOW server_version")))

@@ -13,11 +13,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from sqlalchemy import text
-
 from benchmarks import byhand, ours
 from benchmarks.report import Report, Row, at_least, at_most, quick
-from benchmarks.tables import Bench, empty_copy, prepare, vacuum
+from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
 from worker import Database, load_settings
 from worker.db.driver import Driver
 from worker.db.migrate import migrate
@@ -247,10 +245,9 @@ async def main() -> int:
         report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds} alternated runs")
         async for row in comparisons(bench, scale):
             report.add([row])
-        async with database.connection() as connection:
-            server = str(await connection.scalar(text("SHOW server_version")))
+        versions = {"postgresql": await server_version(database)}
         await database.close()
-    return report.finish({"postgresql": server})
+    return report.finish(versions)
 
 
 if __name__ == "__main__":

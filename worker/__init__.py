@@ -19,6 +19,7 @@ from worker.batch.throttle import (
 )
 from worker.context import JobContext
 from worker.db.engine import Database
+from worker.definition import Job, job
 from worker.errors import (
     BatchKilledWorker,
     BulkError,
@@ -43,8 +44,9 @@ from worker.errors import (
     StatementRefused,
     UnknownJob,
 )
-from worker.queue.client import Client, ProgressReport, Run
-from worker.registry import Job, Registry, discover, job
+from worker.queue.client import Client
+from worker.queue.run import ProgressReport, Run
+from worker.registry import Registry, discover
 from worker.settings import Settings, load_settings
 
 __all__ = [

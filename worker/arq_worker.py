@@ -21,13 +21,14 @@ from arq.worker import Worker as StockWorker
 from redis.asyncio import ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
+from worker.definition import Job
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.launch import serve
 from worker.observe.mirror import Mirror
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_queue import ArqQueueWorker
 from worker.queue.worker import check_redis, connect_redis, worker_name
-from worker.registry import Job, Registry
+from worker.registry import Registry
 from worker.settings import Settings, load_with_origins
 
 logger = logging.getLogger("worker")

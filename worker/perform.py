@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.context import JobContext
 from worker.db.engine import current_job
-from worker.registry import Job
+from worker.definition import Job
 
 
 async def perform(job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, Any]) -> Any:

@@ -13,10 +13,10 @@ from tests.conftest import with_worker, working
 from tests.waiting import until
 from worker import Client, Job, JobContext, RegistrationError, Registry, Settings, job
 from worker.db.engine import Database
+from worker.definition import CronLine
 from worker.ledger import Ledger
 from worker.queue.cron import Cron, firing_id
 from worker.queue.store import QueueStore
-from worker.registry import CronLine
 
 
 @job(cron=["30 1 * * *", "0 12 * * *"], timezone="Europe/London")

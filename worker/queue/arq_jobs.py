@@ -18,6 +18,7 @@ from arq.worker import Retry as ArqRetry
 from arq.worker import Worker as ArqWorker
 
 from worker.db.failure import one_line
+from worker.definition import Job
 from worker.errors import InvalidArguments, InvalidPayload, Retry
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.codec import Payload, Result, now_ms, python_value
@@ -26,7 +27,6 @@ from worker.queue.hooks import RunInfo
 from worker.queue.house import House
 from worker.queue.runner import Runner
 from worker.queue.store import Claim, Ended
-from worker.registry import Job
 
 logger = logging.getLogger("worker.jobs")
 

@@ -15,10 +15,11 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from worker.definition import CronLine, Job
 from worker.ledger import Ledger
 from worker.queue.codec import Payload, now_ms
 from worker.queue.store import QueueStore
-from worker.registry import CronLine, Job, Registry
+from worker.registry import Registry
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger("worker.cron")

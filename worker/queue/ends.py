@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.context import JobContext
 from worker.db.failure import is_away, one_line, sqlstate
+from worker.definition import Job
 from worker.errors import AlreadyFinished
 from worker.ledger import LedgerRun, RunSpec
 from worker.queue.codec import Payload, Result, encode_result, now_ms
@@ -23,7 +24,6 @@ from worker.queue.hooks import RunInfo
 from worker.queue.house import House
 from worker.queue.store import Claim, Ended
 from worker.queue.verdict import judge
-from worker.registry import Job
 
 logger = logging.getLogger("worker.jobs")
 

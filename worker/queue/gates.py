@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
 
+from worker.definition import Job
 from worker.queue import keys
 from worker.queue.scripts import script
 from worker.queue.store import Claim
-from worker.registry import Job
 
 #: Longest wait for a place: its owner may have died without giving it back.
 _PLACE_SECONDS = 5.0

@@ -18,6 +18,7 @@ from worker.batch.throttle import Hold
 from worker.context import JobContext
 from worker.control import JobRules
 from worker.db.failure import one_line
+from worker.definition import Job
 from worker.errors import (
     AlreadyFinished,
     Cancelled,
@@ -37,7 +38,6 @@ from worker.queue.ends import PAUSED_SECONDS, Ends
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
 from worker.queue.store import Claim
-from worker.registry import Job
 
 logger = logging.getLogger("worker.jobs")
 

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 
 from worker.db.failure import is_away, one_line, sqlstate
+from worker.definition import Job
 from worker.errors import LonghaulError, Retry, Snooze
-from worker.registry import Job
 from worker.settings import WorkerSettings
 
 #: Class 42: syntax, unknown table or column, missing privilege. Another try cannot cure it; a person can.
