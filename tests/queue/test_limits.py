@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import text
 
 from tests.conftest import with_worker, working
 from tests.waiting import until
 from worker import Client, JobContext, JobFailed, RegistrationError, Settings, Snooze, job
+from worker.db.engine import Database
+from worker.ledger import Ledger
 from worker.limits import Rate
 from worker.queue import keys
+from worker.queue.codec import Payload, decode_payload
 from worker.queue.gates import Gates
+from worker.queue.retry import retry_quarantined
 from worker.queue.store import Claim
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -435,3 +440,23 @@ async def test_a_run_without_progress_is_reported_and_one_with_it_is_not(
     assert seen["tries"] == [1, 2]
     line = await redis.hgetall(f"worker:run:{run.id}")
     assert (line[b"rows"], line[b"percent"]) == (b"7", b"100.0")
+
+
+async def test_rows_in_quarantine_are_tried_again_after_the_expiry_of_their_run(
+    client: Client, redis: Redis, database: Database
+) -> None:
+    late = Payload("narrow", [], {}, 1, until_ms=1).to_json()
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before) "
+                "VALUES ('old', 'narrow', 'arq:queue', :payload, '[]', 'succeeded', 1, 1, 0)"
+            ),
+            {"payload": late},
+        )
+        await session.execute(
+            text("INSERT INTO worker.quarantine (run_id, step, key, error) VALUES ('old', '1-chunks', '[1]', 'no')")
+        )
+    [new] = await retry_quarantined(client, Ledger(database), "old")
+    raw = await redis.get(keys.JOB + new)
+    assert decode_payload(raw, accept_pickle=False).until_ms == 0

@@ -72,7 +72,9 @@ async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list
     steps = sorted({row.step for row in await ledger.quarantined(run_id=run_id, limit=_MANY)})
     made = []
     for step in steps:
-        again = payload._replace(in_ledger=False, pickled=False, tries=None, only=(run_id, step), enqueued_ms=now_ms())
+        again = payload._replace(
+            in_ledger=False, pickled=False, tries=None, only=(run_id, step), enqueued_ms=now_ms(), until_ms=0
+        )
         new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
         await client.command(client.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
