@@ -21,7 +21,7 @@ from worker.db.failure import one_line
 from worker.definition import Job
 from worker.errors import InvalidArguments, InvalidPayload, Retry
 from worker.queue.arq_codec import ArqCodec
-from worker.queue.codec import Payload, Result, now_ms, python_value
+from worker.queue.codec import Payload, Result, now_ms, python_value, result_values
 from worker.queue.ends import PAUSED_SECONDS
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
@@ -197,20 +197,16 @@ class ArqRunner(Runner):
         self.house.observer.ended(self._info, state, error=error)
 
     def _result(self, value: Any, *, success: bool, cancelled: bool) -> dict[str, Any]:
-        payload, claim = self.payload, self.claim
-        values = {
-            "t": claim.tries,
-            "f": payload.function if payload else "<unknown>",
-            "a": tuple(payload.args) if payload else (),
-            "k": payload.kwargs if payload else {},
-            "et": payload.enqueued_ms if payload else 0,
-            "s": success,
-            "r": value,
-            "st": self._started_ms,
-            "ft": now_ms(),
-            "q": claim.queue,
-            "id": claim.run_id,
-        }
+        claim = self.claim
+        values = result_values(
+            self.payload,
+            success=success,
+            run_id=claim.run_id,
+            queue=claim.queue,
+            tries=claim.tries,
+            started_ms=self._started_ms,
+        )
+        values |= {"f": values["f"] or "<unknown>", "a": tuple(values["a"]), "r": value}
         return values | {"cancelled": True} if cancelled else values
 
     # --- a `@job` beside arq's functions: the worker's hooks and counts are for it, too

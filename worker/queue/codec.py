@@ -164,6 +164,24 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
     )
 
 
+def result_values(
+    payload: Payload | None, *, success: bool, run_id: str, queue: str, tries: int, started_ms: int
+) -> dict[str, Any]:
+    """Return what arq's format says of a job that ends now, but for its result; see `encode_result`."""
+    return {
+        "t": tries,
+        "f": payload.function if payload else "",
+        "a": payload.args if payload else [],
+        "k": payload.kwargs if payload else {},
+        "et": payload.enqueued_ms if payload else 0,
+        "s": success,
+        "st": started_ms,
+        "ft": now_ms(),
+        "q": queue,
+        "id": run_id,
+    }
+
+
 def encode_result(
     payload: Payload | None,
     result: Result,
@@ -185,18 +203,9 @@ def encode_result(
         started_ms: begin of this try.
         result_json: `result.value` as JSON text already, to spare a second encoding.
     """
-    values: dict[str, Any] = {
-        "t": tries,
-        "f": payload.function if payload else "",
-        "a": payload.args if payload else [],
-        "k": payload.kwargs if payload else {},
-        "et": payload.enqueued_ms if payload else 0,
-        "s": result.success,
-        "st": started_ms,
-        "ft": now_ms(),
-        "q": queue,
-        "id": run_id,
-    }
+    values = result_values(
+        payload, success=result.success, run_id=run_id, queue=queue, tries=tries, started_ms=started_ms
+    )
     if result.cancelled:
         values["cancelled"] = True
     if result.too_large:
