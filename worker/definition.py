@@ -80,6 +80,17 @@ class EnqueueOptions:
     queue: str | None = None
     replace: bool = False
     expires: float | timedelta | None = None
+    priority: int | None = None
+
+
+#: The highest priority: each that is in use costs a look in each turn of a worker.
+MAX_PRIORITY = 9
+
+
+def checked_priority(whose: str, priority: int | None) -> None:
+    """Raise `InvalidArguments` unless a priority is one, or None."""
+    if priority is not None and (type(priority) is not int or not 0 <= priority <= MAX_PRIORITY):
+        raise InvalidArguments(f"{whose}: priority={priority!r}: give a whole number from 0 to {MAX_PRIORITY}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +110,7 @@ class Job(Generic[P, R]):
     backoff: Backoff | None = None
     stall: float | None = None
     on_stall: OnStall = "report"
+    priority: int = 0
     enqueue_options: EnqueueOptions = EnqueueOptions()
 
     async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -114,6 +126,7 @@ class Job(Generic[P, R]):
         queue: str | None = None,
         replace: bool = False,
         expires: float | timedelta | None = None,
+        priority: int | None = None,
     ) -> Job[P, R]:
         """Return this job to be enqueued under conditions: `client.enqueue(job.options(delay=60), days=90)`.
 
@@ -125,12 +138,21 @@ class Job(Generic[P, R]):
             replace: take the place of the run that waits under this id (or, for a unique job, with these arguments):
                 its arguments and its due time. With a delay, a run that comes again and again is put off each time.
             expires: seconds from now on after which the run is not begun any more: it ends as dead, and says so.
+            priority: 0 to 9, instead of the job's own.
         """
         if delay is not None and at is not None:
             raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
         if at is not None and at.tzinfo is None:
             raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
-        return dataclasses.replace(self, enqueue_options=EnqueueOptions(id, delay, at, queue, replace, expires))
+        checked_priority(f"job {self.name}", priority)
+        options = EnqueueOptions(id, delay, at, queue, replace, expires, priority)
+        return dataclasses.replace(self, enqueue_options=options)
+
+    @property
+    def priority_now(self) -> int:
+        """The priority with which it is enqueued: that of the options, else the job's own."""
+        given = self.enqueue_options.priority
+        return self.priority if given is None else given
 
     @property
     def summary(self) -> str:
@@ -283,6 +305,7 @@ class JobOptions(TypedDict, total=False):
     backoff: Backoff | None
     stall: float | None
     on_stall: OnStall
+    priority: int
 
 
 class JobDecorator(Protocol):
@@ -322,6 +345,7 @@ def job(
     backoff: Backoff | None = None,
     stall: float | None = None,
     on_stall: OnStall = "report",
+    priority: int = 0,
 ) -> Any:
     """Make a function a job.
 
@@ -349,6 +373,7 @@ def job(
         stall: seconds without progress (no batch, no `ctx.progress`) after which the run is reported as stalled;
             `worker.stall_seconds` by default. A run that does progress is never ended for its age.
         on_stall: "retry": it is cancelled, too, and tried again.
+        priority: 0 to 9; of the jobs of a queue that are due, those with the highest are taken first.
 
     A plain `def` runs in a thread, of which there are `worker.threads`; it cannot be cancelled in its middle.
 
@@ -371,6 +396,7 @@ def job(
             backoff=backoff,
             stall=stall,
             on_stall=on_stall,
+            priority=priority,
         )
     return job_of(function, name=None, cron=[], timezone="UTC")
 
@@ -398,6 +424,10 @@ def job_of(
         if cron and parameter.default is parameter.empty:
             raise RegistrationError(f"job {called}: cron has no value for {parameter.name}; give it a default")
     _check_names(called, [parameter.name for parameter in parameters[1:]], rules)
+    try:
+        checked_priority(f"job {called}", rules.get("priority"))
+    except InvalidArguments as error:
+        raise RegistrationError(str(error)) from None
     lines = tuple(_cron_line(called, expression, timezone) for expression in cron)
     if len(set(lines)) != len(lines):
         raise RegistrationError(f"job {called}: a cron line stands twice")

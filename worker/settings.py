@@ -163,6 +163,9 @@ class WorkerSettings(_Section):
     queue_order: Literal["weighted", "strict"] = Field(
         "weighted", description="Serve several queues by their weights, or the heavier one first, always."
     )
+    queue_limits: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="Jobs of a queue that run at the same time, over all workers, e.g. `{ 'arq:heavy' = 2 }`."
+    )
     max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
     max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
     threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
@@ -472,6 +475,8 @@ def _described(annotation: Any) -> str:
         return _described(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return " | ".join(_described(part) for part in get_args(annotation))
+    if origin is dict:
+        return f"dict[{', '.join(_described(part) for part in get_args(annotation))}]"
     return getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation)
 
 

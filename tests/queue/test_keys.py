@@ -63,7 +63,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     await redis.sadd(keys.DRAINED, "somebody-else")
     await redis.hset(keys.LIMITS, "somebody", "5")
     await redis.hset(keys.RATES, "somebody", "5")
-    settings = with_worker(fast, backoff_base_seconds=5.0, backoff_max_seconds=5.0)
+    settings = with_worker(fast, backoff_base_seconds=5.0, backoff_max_seconds=5.0, queue_limits={"arq:queue": 100})
     async with working(settings, fine, fatal, flaky, walk, bounded) as worker:
         for one in (fine, fatal, flaky, walk):
             await client.enqueue(one.options(id=one.name))
@@ -72,7 +72,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
         await until(lambda: redis.exists(keys.LIMIT + "bounded"))
         await client.enqueue(bounded, number=2)
         await until(lambda: redis.exists(keys.HELD + "bounded"))
-        await client.enqueue(fine.options(id="deferred", delay=60))
+        await client.enqueue(fine.options(id="deferred", delay=60, priority=5))
         await worker.house.store.fire(
             "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"
         )

@@ -364,43 +364,13 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
         assert await waiting == 3
 
 
-# --- several queues, and jobs that come too late
+# --- jobs that come too late
 
 
 @job
 async def note_queue(ctx: JobContext, name: str) -> None:
     """Note whose turn it was."""
     seen["moments"].append(name)
-
-
-async def fill_two_queues(client: Client, count: int) -> list[Any]:
-    runs = []
-    for name in ("arq:urgent", "arq:queue"):
-        runs += await client.enqueue_many(note_queue.options(queue=name), [{"name": name}] * count)
-    return runs
-
-
-@pytest.mark.parametrize("order", ["weighted", "strict"])
-async def test_several_queues_are_served_by_weight_or_strictly(fast: Settings, client: Client, order: str) -> None:
-    runs = await fill_two_queues(client, 60)
-    several = with_worker(fast, queues={"arq:queue": 1, "arq:urgent": 9}, queue_order=order, max_jobs=4)
-    async with working(several, note_queue):
-        for run in runs:
-            await run.result(timeout=20)
-    first = seen["moments"][:40]
-    if order == "strict":
-        assert first == ["arq:urgent"] * 40
-    else:
-        assert 1 <= first.count("arq:queue") <= 20
-
-
-async def test_a_worker_of_several_queues_hears_of_each(fast: Settings, client: Client) -> None:
-    several = with_worker(fast, queues={"arq:queue": 1, "arq:urgent": 9})
-    async with working(several, note_queue):
-        for name in ("arq:urgent", "arq:queue"):
-            run = await client.enqueue(note_queue.options(queue=name), name)
-            await run.result(timeout=5)
-    assert seen["moments"] == ["arq:urgent", "arq:queue"]
 
 
 async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, client: Client) -> None:

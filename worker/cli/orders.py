@@ -31,6 +31,7 @@ def enqueue(
     delay: Annotated[float | None, typer.Option(help="Seconds until it is due.")] = None,
     at: Annotated[datetime | None, typer.Option(help="Due time (ISO 8601); without a zone the local one.")] = None,
     queue: Annotated[str | None, typer.Option(help="Another queue.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; the higher, the sooner.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -44,7 +45,7 @@ def enqueue(
     async def put() -> None:
         async with Client(settings) as client:
             due = at.astimezone() if at is not None else None
-            run = await client.enqueue_by_name(job, values, id=id_, delay=delay, at=due, queue=queue)
+            run = await client.enqueue_by_name(job, values, id=id_, delay=delay, at=due, queue=queue, priority=priority)
             told = {"id": run.id, "new": run.is_new}
             if not wait:
                 if as_json:

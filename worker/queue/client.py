@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.definition import EnqueueOptions, Job
+from worker.definition import EnqueueOptions, Job, checked_priority
 from worker.errors import InvalidArguments, ServerUnavailable
 from worker.queue.codec import Payload, now_ms, payload_text
 from worker.queue.connect import connection_pool
@@ -146,7 +146,11 @@ class Client:
             ids = [marks[at : at + 32] for at in range(0, len(marks), 32)]
             known = await self.command(
                 self.store.enqueue_many(
-                    list(zip(ids, part, strict=True)), queue=queue, delay=_seconds(options.delay), at=options.at
+                    list(zip(ids, part, strict=True)),
+                    queue=queue,
+                    delay=_seconds(options.delay),
+                    at=options.at,
+                    priority=job.priority_now if isinstance(job, Job) else 0,
                 )
             )
             runs += [Run(self, run_id, queue, known_job, is_new=place not in known) for place, run_id in enumerate(ids)]
@@ -161,10 +165,13 @@ class Client:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         queue: str | None = None,
+        priority: int | None = None,
     ) -> Run[Any]:
         """Put a job into the queue by its name, with JSON values by argument; see `enqueue` and `Job.options`."""
+        checked_priority(f"job {name}", priority)
         plain = _ANY.dump_python(arguments or {}, mode="json")
-        return await self._put(Payload(name, [], plain, now_ms()).to_json(), EnqueueOptions(id, delay, at, queue), None)
+        options = EnqueueOptions(id, delay, at, queue, priority=priority)
+        return await self._put(Payload(name, [], plain, now_ms()).to_json(), options, None)
 
     def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
         """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""
@@ -183,6 +190,7 @@ class Client:
                 at=options.at,
                 replace=options.replace,
                 lock=lock,
+                priority=job.priority_now if job else options.priority or 0,
             )
         )
         return Run(self, put.run_id, queue, job, is_new=put.is_new, replaced=put.replaced)

@@ -108,7 +108,8 @@ class Cron:
         run_id = firing_id(job.name, line, due)
         payload = Payload(job.name, [], {}, now_ms()).to_json()
         guard = f"{job.name} {line}"
-        if not await self._store.fire(run_id, payload, queue=self._rules.queue, due=due, line=guard):
+        queue, priority = self._rules.queue, job.priority
+        if not await self._store.fire(run_id, payload, queue=queue, due=due, line=guard, priority=priority):
             return None
         logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
         return run_id

@@ -29,11 +29,20 @@ HELD = "worker:held:"
 RATE = "worker:rate:"
 RESERVED = "worker:reserved:"
 UNIQUE = "worker:unique:"
+PRIORITIES = "worker:priorities:"
+PRIORITY = "worker:priority:"
+RUNNING = "worker:running:"
 DRAINED = "worker:drain"
 RETRIED = "worker:retry"
 DEAD = "worker:dead"
 PRUNED = "worker:pruned"
 CRON = "worker:cron"
+
+
+def priority_line(queue: str, priority: int) -> str:
+    """Return the key of the line of the jobs of a queue that have a priority."""
+    return f"{PRIORITY}{priority}:{queue}"
+
 
 #: In `worker:paused`: every job.
 ALL = "*"
@@ -142,6 +151,19 @@ SCHEMA = (
         "as long as `unique=` says",
     ),
     Key(
+        PRIORITY + "<n>:<queue>",
+        "sorted set",
+        "ids of the queue's jobs that have this priority, by due time in ms; the queue has them, too",
+        "until the job ends",
+    ),
+    Key(PRIORITIES + "<queue>", "sorted set", "the priorities in use, each its own score", "until its line is empty"),
+    Key(
+        RUNNING + "<queue>",
+        "sorted set",
+        "ids of the runs of a queue with a limit, by the time in ms at which they began",
+        "a run's until it ends; a week after the last began",
+    ),
+    Key(
         PAUSED,
         "set",
         "orders: run ids, job names, queues, or `*` for all",
@@ -156,7 +178,13 @@ SCHEMA = (
         "until taken back; a run's until it ends",
         "operator",
     ),
-    Key(LIMITS, "hash", "orders: runs at once by job name, instead of its `limit=`", "until taken back", "operator"),
+    Key(
+        LIMITS,
+        "hash",
+        "orders: runs at once by job name, instead of its `limit=`, or by queue",
+        "until taken back",
+        "operator",
+    ),
     Key(RATES, "hash", "orders: runs a second by job name, instead of its `rate=`", "until taken back", "operator"),
     Key(DRAINED, "set", "orders: names of workers that are to end", "until that worker has ended", "operator"),
     Key(RETRIED, "set", "orders: ids of runs that have failed and are to be run again", "until obeyed", "operator"),

@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -116,6 +116,8 @@ class QueueStore:
 
     #: Whether a payload keeps its expiry when it is claimed: arq's rule, by which what has expired is not tried again.
     keep_expiry = False
+    #: How many jobs of a queue may run at the same time, over all workers; without an entry any number.
+    queue_limits: Mapping[str, int] = {}
 
     def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: Lane | None = None) -> None:
         self.redis = redis
@@ -143,12 +145,13 @@ class QueueStore:
         for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
             places.setdefault(queue, len(places) + 1)
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
-        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, 0 if self.keep_expiry else 1, len(ended))
+        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
+        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self.keep_expiry else 1, len(ended))
         for claim, result, keep_ms in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
-            arguments += (places[queue], most)
-        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, *places]
+            arguments += (places[queue], most, self.queue_limits.get(queue, 0))
+        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
         refused, taken, again, ordered = await self._turn(names, arguments)
         queues = list(places)
         claims = []
@@ -190,8 +193,8 @@ class QueueStore:
             False where another worker has it.
         """
         i = claim.run_id
-        names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i]
-        arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b""]
+        names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
+        arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b"", keys.PRIORITY]
         return bool(await self._run("requeue", names, arguments))
 
     async def restore(self, claim: Claim) -> int:
@@ -214,6 +217,7 @@ class QueueStore:
         at: datetime | None = None,
         replace: bool = False,
         lock: Lock | None = None,
+        priority: int = 0,
     ) -> Enqueued:
         """Put a job into the queue.
 
@@ -225,20 +229,27 @@ class QueueStore:
             at: or when.
             replace: take the place of the run that waits under this id, or lock.
             lock: of which there is one run.
+            priority: the higher, the sooner, among those that are due.
         """
         arguments = [run_id, payload, *_due(delay, at), keys.JOB, keys.RESULT, keys.IN_PROGRESS]
-        arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0))]
-        names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else ""]
+        arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0)), priority, keys.PRIORITY]
+        names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else "", keys.PRIORITIES + queue]
         how, known = await self._run("enqueue", names, arguments)
         return Enqueued(known.decode(), is_new=how == 1, replaced=how == 2)
 
     async def enqueue_many(
-        self, jobs: Sequence[tuple[str, str]], *, queue: str, delay: float = 0.0, at: datetime | None = None
+        self,
+        jobs: Sequence[tuple[str, str]],
+        *,
+        queue: str,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        priority: int = 0,
     ) -> frozenset[int]:
         """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
-        arguments: list[Any] = [keys.JOB, keys.RESULT, *_due(delay, at)]
+        arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at)]
         arguments += chain.from_iterable(jobs)
-        known = await self._run("enqueue_many", [queue, keys.CANCELLED], arguments)
+        known = await self._run("enqueue_many", [queue, keys.CANCELLED, *_line(queue, priority)], arguments)
         return frozenset(place - 1 for place in known)
 
     async def set_tries(self, claim: Claim, tries: int) -> Claim:
@@ -257,10 +268,13 @@ class QueueStore:
         pipeline.zadd(queue, {run_id: now_ms()}, nx=True)
         await pipeline.execute()
 
-    async def fire(self, run_id: str, payload: str | bytes, *, queue: str, due: datetime, line: str) -> bool:
+    async def fire(
+        self, run_id: str, payload: str | bytes, *, queue: str, due: datetime, line: str, priority: int = 0
+    ) -> bool:
         """Enqueue a cron job for one due time; False where somebody has."""
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
-        return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line]))
+        names += _line(queue, priority)
+        return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line, priority]))
 
     async def put_again(self, run_id: str, payload: bytes, *, queue: str, letter: bool) -> bool:
         """Put an ended run back into its queue.
@@ -312,6 +326,11 @@ class QueueStore:
             return []
         scores = await self.redis.zmscore(queue, run_ids)
         return [score is not None for score in scores]
+
+
+def _line(queue: str, priority: int) -> tuple[str, str]:
+    """Return the keys of the levels in use, and of one level's line ('' for none)."""
+    return keys.PRIORITIES + queue, keys.priority_line(queue, priority) if priority else ""
 
 
 def _due(delay: float, at: datetime | None) -> tuple[int, str]:

@@ -124,6 +124,7 @@ class QueueWorker(ArqWorker):
         self.database = Database(settings, self.name)
         self._lane = Lane(settings)
         store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds, self._lane)
+        store.queue_limits = settings.worker.queue_limits
         ledger = Ledger(self.database, self.name)
         self._wake = asyncio.Event()
         self._watch = Watch(settings, self._changed)

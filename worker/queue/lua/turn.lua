@@ -8,72 +8,142 @@
 -- unless the worker keeps arq's own rule, by which what has expired is not tried again.
 -- Orders for a job are done with when it ends.
 --
--- KEYS cancelled, paused, abort, pace, queues
--- ARGV owner, lease in ms, slots, prefixes of lease, payload, try, result, 1 where payloads lose their expiry, number of
---      jobs that have ended, then for each of them: id, place of its queue among the queues from 1, result ('' for
---      none), life of the result in ms (below 0: for ever); then, for each queue in the order in which they are served,
---      its place and the most jobs to take from it
+-- A queue with priorities has a set of the levels in use, and for each a line of its jobs, by due time: hints, that say
+-- which of the queue's due jobs to take first. The queue has the truth; what a line says else is mended here, so that
+-- clients and workers of stock arq need not know of them.
+-- A queue with a limit has the set of those that run; one whose lease is gone has died, and its place is free.
+--
+-- KEYS cancelled, paused, abort, pace, limits by order, queues
+-- ARGV owner, lease in ms, slots, prefixes of lease, payload, try, result, levels, line, and those that run of a queue,
+--      1 where payloads lose their expiry, number of jobs that have ended, then for each of them: id, place of its queue
+--      among the queues from 1, result ('' for none), life of the result in ms (below 0: for ever); then, for each
+--      queue in the order in which they are served, its place, the most jobs to take from it, and its limit (0 for none)
 -- returns {ids of ended jobs that another worker has}, {place, id, due time in ms, payload or false, try} for each claim,
 --         the time in ms at which those are due again, and 1 where there are orders, which may be for them
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local persist, ended, at = ARGV[8] == '1', tonumber(ARGV[9]), 10
+local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
+local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[12]), 13
+local first_queue = 5
 local refused, claimed, again = {}, {}, 0
 
+local known = {}
+local function levels(queue)
+    if not known[queue] then known[queue] = redis.call('ZRANGE', priorities .. queue, 0, -1, 'REV') end
+    return known[queue]
+end
+
 local ordered = redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) > 0
-if ended > 0 then
-    for _ = 1, ended do
-        local id, queue, result, keep = ARGV[at], KEYS[4 + ARGV[at + 1]], ARGV[at + 2], tonumber(ARGV[at + 3])
-        at = at + 4
-        local holder = redis.call('GET', held .. id)
-        if holder and holder ~= owner then
-            refused[#refused + 1] = id
-        else
-            redis.call('DEL', held .. id, payloads .. id, tries .. id)
-            redis.call('ZREM', queue, id)
-            if result ~= '' and keep > 0 then
-                redis.call('SET', results .. id, result, 'PX', keep)
-            elseif result ~= '' and keep < 0 then
-                redis.call('SET', results .. id, result)
-            end
-            if ordered then
-                redis.call('SREM', KEYS[1], id)
-                redis.call('SREM', KEYS[2], id)
-                redis.call('ZREM', KEYS[3], id)
-                redis.call('HDEL', KEYS[4], id)
-            end
+for _ = 1, ended do
+    local id, queue, result, keep = ARGV[at], KEYS[first_queue + ARGV[at + 1]], ARGV[at + 2], tonumber(ARGV[at + 3])
+    at = at + 4
+    local holder = redis.call('GET', held .. id)
+    if holder and holder ~= owner then
+        refused[#refused + 1] = id
+    else
+        redis.call('DEL', held .. id, payloads .. id, tries .. id)
+        redis.call('ZREM', queue, id)
+        for _, level in ipairs(levels(queue)) do redis.call('ZREM', priority .. level .. ':' .. queue, id) end
+        redis.call('ZREM', running .. queue, id)
+        if result ~= '' and keep > 0 then
+            redis.call('SET', results .. id, result, 'PX', keep)
+        elseif result ~= '' and keep < 0 then
+            redis.call('SET', results .. id, result)
+        end
+        if ordered then
+            redis.call('SREM', KEYS[1], id)
+            redis.call('SREM', KEYS[2], id)
+            redis.call('ZREM', KEYS[3], id)
+            redis.call('HDEL', KEYS[4], id)
         end
     end
 end
+if slots <= 0 then return {refused, claimed, again, ordered and 1 or 0} end
 
-if slots > 0 then
-    local now = redis.call('TIME')
-    local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-    again = now_ms + lease
-    while at < #ARGV and #claimed < slots do
-        local place, most = ARGV[at], math.min(tonumber(ARGV[at + 1]), slots - #claimed)
-        local queue = KEYS[4 + place]
-        at = at + 2
-        local offset, taken = 0, {}
-        while most > 0 do
-            local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now_ms, 'WITHSCORES', 'LIMIT', offset, most)
-            for one = 1, #due, 2 do
-                local id = due[one]
-                if redis.call('SET', held .. id, owner, 'NX', 'PX', lease) then
-                    local payload = persist and redis.call('GETEX', payloads .. id, 'PERSIST') or redis.call('GET', payloads .. id)
-                    local try = redis.call('INCR', tries .. id)
-                    claimed[#claimed + 1] = {place, id, due[one + 1], payload, try}
-                    taken[#taken + 1] = again
-                    taken[#taken + 1] = id
-                else
-                    offset = offset + 1
-                end
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+again = now_ms + lease
+
+local function claim(place, id, due)
+    if not redis.call('SET', held .. id, owner, 'NX', 'PX', lease) then return false end
+    local payload = persist and redis.call('GETEX', payloads .. id, 'PERSIST') or redis.call('GET', payloads .. id)
+    claimed[#claimed + 1] = {place, id, due, payload, redis.call('INCR', tries .. id)}
+    return true
+end
+
+-- Claims jobs of one line of a queue; returns how many.
+local function claim_of_line(place, queue, line, most)
+    local offset, left = 0, most
+    while left > 0 do
+        local asked = left
+        local due = redis.call('ZRANGEBYSCORE', line, '-inf', now_ms, 'LIMIT', offset, asked)
+        for _, id in ipairs(due) do
+            local score = redis.call('ZSCORE', queue, id)
+            if not score then
+                redis.call('ZREM', line, id)
+            elseif tonumber(score) > now_ms then
+                redis.call('ZADD', line, score, id)
+            elseif claim(place, id, score) then
+                redis.call('ZADD', queue, again, id)
+                redis.call('ZADD', line, again, id)
+                left = left - 1
+            else
+                offset = offset + 1
             end
-            local got = #taken / 2
-            if got > 0 then redis.call('ZADD', queue, unpack(taken)) end
-            if #due < most * 2 then break end
-            most, taken = most - got, {}
         end
+        if #due < asked then break end
+    end
+    return most - left
+end
+
+local function claim_of_queue(place, queue, most)
+    local offset, left, taken = 0, most, {}
+    while left > 0 do
+        local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now_ms, 'WITHSCORES', 'LIMIT', offset, left)
+        for one = 1, #due, 2 do
+            local id = due[one]
+            if claim(place, id, due[one + 1]) then
+                taken[#taken + 1] = again
+                taken[#taken + 1] = id
+            else
+                offset = offset + 1
+            end
+        end
+        local got = #taken / 2
+        if got > 0 then redis.call('ZADD', queue, unpack(taken)) end
+        if #due < left * 2 then break end
+        left, taken = left - got, {}
+    end
+end
+
+-- Returns how many more jobs of a queue may run.
+local function room(queue, limit)
+    local busy = running .. queue
+    if redis.call('ZCARD', busy) >= limit then
+        for _, id in ipairs(redis.call('ZRANGE', busy, 0, -1)) do
+            if redis.call('EXISTS', held .. id) == 0 then redis.call('ZREM', busy, id) end
+        end
+    end
+    return limit - redis.call('ZCARD', busy)
+end
+
+local limits_ordered = redis.call('EXISTS', KEYS[5]) == 1
+while at < #ARGV and #claimed < slots do
+    local place, most, limit = ARGV[at], math.min(tonumber(ARGV[at + 1]), slots - #claimed), tonumber(ARGV[at + 2])
+    local queue = KEYS[first_queue + place]
+    at = at + 3
+    if limits_ordered then limit = tonumber(redis.call('HGET', KEYS[5], queue) or limit) or limit end
+    if limit > 0 then most = math.min(most, room(queue, limit)) end
+    local before = #claimed
+    for _, level in ipairs(levels(queue)) do
+        local line = priority .. level .. ':' .. queue
+        most = most - claim_of_line(place, queue, line, most)
+        if redis.call('EXISTS', line) == 0 then redis.call('ZREM', priorities .. queue, level) end
+    end
+    claim_of_queue(place, queue, most)
+    if limit > 0 and #claimed > before then
+        for one = before + 1, #claimed do redis.call('ZADD', running .. queue, now_ms, claimed[one][2]) end
+        redis.call('PEXPIRE', running .. queue, 604800000)
     end
 end
 return {refused, claimed, again, ordered and 1 or 0}
