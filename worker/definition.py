@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import typing
@@ -34,6 +35,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
 from worker.errors import InvalidArguments, RegistrationError
@@ -196,6 +198,15 @@ class Job(Generic[P, R]):
         return TypeAdapter(
             hints.get("return", Any), config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
         )
+
+    @cached_property
+    def version(self) -> str:
+        """Mark of the signature: the same where the arguments have the same names, types and rules."""
+        try:
+            schema = json.dumps(self._arguments.model_json_schema(), sort_keys=True)
+        except PydanticInvalidForJsonSchema:
+            schema = str(self.signature)
+        return hashlib.sha256(schema.encode()).hexdigest()[:8]
 
     def check(self) -> None:
         """Build what validates arguments and results.

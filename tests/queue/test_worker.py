@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import time
@@ -14,7 +15,7 @@ from sqlalchemy import func, select, text, update
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, JobCancelled, JobContext, JobFailed, NotRetryable, Retry, Settings, job
+from worker import Client, Job, JobCancelled, JobContext, JobFailed, NotRetryable, Retry, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
 
@@ -223,6 +224,49 @@ async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
     await client.redis.zadd("arq:queue", {run.id: 0})  # now, not in five seconds
     async with working(fast, fail_twice):
         assert await run.result(timeout=5) == 3
+
+
+def renamed(**annotations: type) -> Job[..., int]:
+    """Return a job of one name, whose arguments are those of some version of it."""
+
+    async def function(ctx: JobContext, **arguments: int) -> int:
+        """Say how many arguments came."""
+        return len(arguments)
+
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in annotations]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = dict(annotations)
+    return job(name="versioned")(function)
+
+
+async def test_arguments_of_another_signature_are_kept_for_a_worker_that_has_it(
+    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = renamed(days=int), renamed(days=int, limit=int)
+    run = await client.enqueue(new, days=1, limit=2)
+    async with working(fast, old):
+        await until(lambda: _logged(caplog, "kept in the queue for a worker that has the signature of its client"))
+    assert await run.status() == "deferred"
+    assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no try
+    await client.redis.zadd("arq:queue", {run.id: 0})
+    async with working(fast, new):
+        assert await run.result(timeout=5) == 2
+
+
+async def test_arguments_that_fit_are_taken_whatever_the_signature_was(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(renamed(days=int), days=1)
+    async with working(fast, renamed(days=str | int)):  # type: ignore[arg-type]
+        assert await run.result(timeout=5) == 1
+
+
+async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Settings, client: Client) -> None:
+    mine = renamed(days=int)
+    raw = {"f": "versioned", "k": {"days": "many"}, "v": mine.version}
+    await client.store.enqueue("bent", json.dumps(raw), queue="arq:queue")
+    async with working(fast, mine):
+        with pytest.raises(JobFailed, match="days: input should be a valid integer"):
+            await client.run("bent").result(timeout=5)
 
 
 async def _logged(caplog: pytest.LogCaptureFixture, words: str) -> bool:

@@ -94,7 +94,7 @@ class Client:
             lock = None
             if unique is not None:
                 lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
-            text = payload_text(job.name, arguments, seconds=_expiry(job.enqueue_options))
+            text = payload_text(job.name, arguments, version=job.version, seconds=_expiry(job.enqueue_options))
             return await self._put(text, job.enqueue_options, job, lock)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
@@ -132,7 +132,7 @@ class Client:
             try:
                 if isinstance(job, Job):
                     arguments = job.encode_arguments_json((), call)
-                    texts.append(payload_text(job.name, arguments, seconds=_expiry(options)))
+                    texts.append(payload_text(job.name, arguments, version=job.version, seconds=_expiry(options)))
                 else:
                     texts.append(Payload(job, [], _ANY.dump_python(dict(call), mode="json"), now_ms()).to_json())
             except (InvalidArguments, PydanticSerializationError) as error:

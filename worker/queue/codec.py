@@ -1,9 +1,10 @@
 """What lies in Redis: arq's payloads and results, as JSON.
 
 arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
-the try, `et` enqueue time in ms; ours may add `ledger`, `only`, and `pickle` where the result has to be one because the
-client's payload was; a result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q`
-queue, `id`. Stock clients pickle that mapping; here it is JSON, and of a payload only `f` is required.
+the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in ms
+after which it is not begun; `ledger`, `only`; and `pickle` where the result has to be one because the client's payload
+was. A result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`. Stock clients pickle
+that mapping; here it is JSON, and of a payload only `f` is required.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Payload(NamedTuple):
     tries: int | None = None  # number that its first try has at least: `_job_try` of arq's clients
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
     until_ms: int = 0  # it is not begun after this time; 0 for any
+    version: str = ""  # mark of the signature that its arguments were validated by; '' where the client knew none
 
     @property
     def arguments(self) -> str:
@@ -58,6 +60,8 @@ class Payload(NamedTuple):
             values["only"] = list(self.only)
         if self.until_ms:
             values["until"] = self.until_ms
+        if self.version:
+            values["v"] = self.version
         return _ENCODE_STRICTLY(values)
 
 
@@ -82,17 +86,18 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def payload_text(job: str, arguments: str, *, seconds: float | None = None) -> str:
+def payload_text(job: str, arguments: str, *, version: str, seconds: float | None = None) -> str:
     """Return a new payload of a job.
 
     Args:
         job: its name.
         arguments: the text of a JSON object, by name.
+        version: mark of the job's signature.
         seconds: from now on, after which it is not begun any more; None for any.
     """
     now = now_ms()
     until = "" if seconds is None else f',"until":{now + round(seconds * 1000)}'
-    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now}{until}}}'
+    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{until}}}'
 
 
 def _loads(raw: bytes) -> Any:
@@ -161,6 +166,7 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
         in_ledger=bool(values.get("ledger")),
         only=tuple(only) if only else None,
         until_ms=until,
+        version=str(values.get("v") or ""),
     )
 
 

@@ -189,7 +189,10 @@ class Runner(Ends):
             await self._end_dead(f"expired {late:.1f} s before it could begin: it was not run")
             return
         if job is None:
-            await self._keep_for_others(payload)
+            near = difflib.get_close_matches(payload.function, house.registry, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
+            await self._keep_for_others(payload, text)
             return
         self.job = job
         try:
@@ -198,6 +201,10 @@ class Runner(Ends):
                 payload = self.payload = payload._replace(args=[], kwargs=plain)
             arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
         except InvalidArguments as error:
+            if payload.version not in ("", job.version):  # validated by another signature than ours
+                text = f"{error}; kept in the queue for a worker that has the signature of its client"
+                await self._keep_for_others(payload, text)
+                return
             arguments = error  # raised as a job's own error: the ledger may know an earlier try
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
             arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {one_line(error)}")
@@ -245,11 +252,8 @@ class Runner(Ends):
             return True
         return False
 
-    async def _keep_for_others(self, payload: Payload) -> None:
+    async def _keep_for_others(self, payload: Payload, text: str) -> None:
         """Another version of the worker may know this job: it stays in the queue."""
-        near = difflib.get_close_matches(payload.function, self.house.registry, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
         said_at = self.house.said.get(payload.function, -math.inf)
         if time.monotonic() - said_at > _SAY_AGAIN_SECONDS:
             self.house.said[payload.function] = time.monotonic()
