@@ -17,6 +17,7 @@ from worker.batch.throttle import (
     WalRate,
     Window,
 )
+from worker.calls import RESULT, Call
 from worker.context import JobContext
 from worker.db.engine import Database
 from worker.definition import Job, job
@@ -45,21 +46,26 @@ from worker.errors import (
     UnknownJob,
 )
 from worker.queue.client import Client
+from worker.queue.group import Group, GroupProgress
 from worker.queue.run import ProgressReport, Run
 from worker.registry import Registry, discover
 from worker.settings import Settings, load_settings
 
 __all__ = [
+    "RESULT",
     "Batch",
     "BatchKilledWorker",
     "Bulk",
     "BulkError",
+    "Call",
     "Client",
     "CursorMismatch",
     "Custom",
     "Database",
     "DatabaseNotMigrated",
     "ForcedCheckpoints",
+    "Group",
+    "GroupProgress",
     "Hold",
     "InvalidArguments",
     "InvalidPayload",

@@ -38,6 +38,7 @@ from pydantic import (
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
+from worker.calls import Call, call_of
 from worker.errors import InvalidArguments, RegistrationError
 from worker.limits import Limits, Rate, Unique, UniqueWhile, unique_of
 from worker.threads import in_thread
@@ -83,6 +84,7 @@ class EnqueueOptions:
     replace: bool = False
     expires: float | timedelta | None = None
     priority: int | None = None
+    then: tuple[Call[Any], ...] = ()
 
 
 #: The highest priority: each that is in use costs a look in each turn of a worker.
@@ -129,6 +131,7 @@ class Job(Generic[P, R]):
         replace: bool = False,
         expires: float | timedelta | None = None,
         priority: int | None = None,
+        then: Call[Any] | Sequence[Call[Any]] = (),
     ) -> Job[P, R]:
         """Return this job to be enqueued under conditions: `client.enqueue(job.options(delay=60), days=90)`.
 
@@ -141,14 +144,30 @@ class Job(Generic[P, R]):
                 its arguments and its due time. With a delay, a run that comes again and again is put off each time.
             expires: seconds from now on after which the run is not begun any more: it ends as dead, and says so.
             priority: 0 to 9, instead of the job's own.
+            then: what follows it, once it has succeeded: `job.call(...)`, or several, one after the other.
         """
         if delay is not None and at is not None:
             raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
         if at is not None and at.tzinfo is None:
             raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
         checked_priority(f"job {self.name}", priority)
-        options = EnqueueOptions(id, delay, at, queue, replace, expires, priority)
+        calls = (then,) if isinstance(then, Call) else tuple(then)
+        if not all(isinstance(call, Call) for call in calls):
+            raise InvalidArguments(f"job {self.name}: then= takes calls: other_job.call(argument=1)")
+        options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, calls)
         return dataclasses.replace(self, enqueue_options=options)
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Return this job with its arguments, to follow a run (`options(then=...)`) or to stand in a group.
+
+        Args:
+            args: as for `Client.enqueue`.
+            kwargs: as well; one of them may be `RESULT`: what the run before returns, or the results of a group.
+
+        Raises:
+            InvalidArguments: they do not fit the signature, or the job is unique.
+        """
+        return call_of(self, args, kwargs)
 
     @property
     def priority_now(self) -> int:
@@ -229,16 +248,23 @@ class Job(Generic[P, R]):
         values: dict[str, Any] = json.loads(self.encode_arguments_json(args, kwargs))
         return values
 
-    def encode_arguments_json(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def encode_arguments_json(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, without: Sequence[str] = ()
+    ) -> str:
         """Return the arguments as the text of a JSON object, validated.
+
+        Args:
+            args: by place.
+            kwargs: by name.
+            without: names of those that are not known yet.
 
         Raises:
             InvalidArguments: they do not fit the signature.
         """
         if not args and not kwargs and not self._arguments.model_fields:
             return "{}"
-        model = self._validated(args, kwargs, from_json=False)
-        return model.model_dump_json(exclude_unset=True)
+        model = self._validated(args, kwargs, from_json=False, without=without)
+        return model.model_dump_json(exclude_unset=True, exclude=set(without))
 
     def decode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, made from JSON values of a payload into the signature's types.
@@ -251,7 +277,9 @@ class Job(Generic[P, R]):
         model = self._validated(args, kwargs, from_json=True)
         return {name: getattr(model, name) for name in type(model).model_fields}
 
-    def _validated(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool) -> BaseModel:
+    def _validated(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool, without: Sequence[str] = ()
+    ) -> BaseModel:
         try:
             named = self.signature.bind_partial(*args).arguments if args else {}
         except TypeError:
@@ -262,10 +290,17 @@ class Job(Generic[P, R]):
         if twice:
             raise InvalidArguments(f"job {self.name}: {', '.join(twice)} was given by place and by name")
         values = {**named, **kwargs}
+        arguments = self._arguments
+        if without:
+            unknown = sorted(set(without) - arguments.model_fields.keys())
+            if unknown:
+                raise InvalidArguments(f"job {self.name}{self.signature}: it has no argument {', '.join(unknown)}")
+            # Any for those that are not known yet.
+            arguments = create_model(f"{self.name}_call", __base__=arguments, **dict.fromkeys(without, (Any, None)))  # type: ignore[call-overload]
         try:
             if from_json:
-                return self._arguments.model_validate_json(json.dumps(values))
-            return self._arguments.model_validate(values)
+                return arguments.model_validate_json(json.dumps(values))
+            return arguments.model_validate(values)
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()

@@ -72,6 +72,8 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
         await until(lambda: redis.exists(keys.LIMIT + "bounded"))
         await client.enqueue(bounded, number=2)
         await until(lambda: redis.exists(keys.HELD + "bounded"))
+        await client.group([fine.call(), fine.options(delay=60).call()], id="g", then=fine.options(delay=60).call())
+        await until(lambda: redis.exists(keys.GROUP + "g:done"))
         await client.enqueue(fine.options(id="deferred", delay=60, priority=5))
         await worker.house.store.fire(
             "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -16,11 +16,14 @@ from pydantic_core import PydanticSerializationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from worker.calls import Call
 from worker.definition import EnqueueOptions, Job, checked_priority
 from worker.errors import InvalidArguments, ServerUnavailable
 from worker.queue.codec import Payload, now_ms, payload_text
 from worker.queue.connect import connection_pool
+from worker.queue.group import Group, Need, form
 from worker.queue.run import Run
+from worker.queue.sequels import then_of
 from worker.queue.store import Lock, QueueStore
 from worker.queue.watch import Watch
 from worker.settings import Settings, load_settings, mask_passwords
@@ -94,8 +97,8 @@ class Client:
             lock = None
             if unique is not None:
                 lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
-            text = payload_text(job.name, arguments, version=job.version, seconds=_expiry(job.enqueue_options))
-            return await self._put(text, job.enqueue_options, job, lock)
+            text, follows = self._payload(job, arguments)
+            return await self._put(text, job.enqueue_options, job, lock, follows)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
             raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
@@ -126,13 +129,16 @@ class Client:
         if isinstance(job, Job) and job.unique is not None:
             return [await self.enqueue(job, **call) for call in calls]
         texts: list[str] = []
+        followers: list[list[Run[Any]]] = []
         for place, call in enumerate(calls):
             if place % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)  # others have their turn
             try:
                 if isinstance(job, Job):
                     arguments = job.encode_arguments_json((), call)
-                    texts.append(payload_text(job.name, arguments, version=job.version, seconds=_expiry(options)))
+                    text, follows = self._payload(job, arguments)
+                    texts.append(text)
+                    followers.append(follows)
                 else:
                     texts.append(Payload(job, [], _ANY.dump_python(dict(call), mode="json"), now_ms()).to_json())
             except (InvalidArguments, PydanticSerializationError) as error:
@@ -153,8 +159,49 @@ class Client:
                     priority=job.priority_now if isinstance(job, Job) else 0,
                 )
             )
-            runs += [Run(self, run_id, queue, known_job, is_new=place not in known) for place, run_id in enumerate(ids)]
+            for place, run_id in enumerate(ids):
+                then = followers[first + place] if followers and place not in known else ()
+                runs.append(Run(self, run_id, queue, known_job, is_new=place not in known, then=then))
         return runs
+
+    async def group(
+        self,
+        calls: Iterable[Call[Any]],
+        /,
+        *,
+        then: Call[R] | None = None,
+        need: Need = "succeeded",
+        id: str | None = None,  # noqa: A002 - the name that callers expect
+    ) -> Group[R]:
+        """Enqueue many runs, and one that follows when all of them are done:
+        `client.group([resize.call(id=n) for n in ids], then=publish.call(sizes=RESULT))`.
+
+        Args:
+            calls: the members; one that has a `then` of its own is done when its last one is.
+            then: what follows, once; its `RESULT` is the list of the members' results, in their order, null for one
+                that has none.
+            need: "succeeded": a member that fails for good keeps it waiting, until an operator's retry of that one
+                succeeds; "ended": one that has failed, or was cancelled, is done as well.
+            id: of the group; again with the same one, after an error for example, no member is enqueued twice.
+
+        Raises:
+            InvalidArguments: there are no members, or one of them or the callback makes no sense; nothing was enqueued.
+            ServerUnavailable: Redis does not answer; a part may have been enqueued: repeat it with its id.
+        """
+        return await form(self, list(calls), then, need=need, group_id=id, queue=self._settings.worker.queue)
+
+    def _payload(self, job: Job[..., Any], arguments: str) -> tuple[str, list[Run[Any]]]:
+        """Return the payload of a job, and the runs that follow it."""
+        options = job.enqueue_options
+        if not options.then:
+            return payload_text(job.name, arguments, version=job.version, seconds=_expiry(options)), []
+        then = then_of(options.then)
+        text = payload_text(job.name, arguments, version=job.version, seconds=_expiry(options), then=then)
+        queue, follows = options.queue or self._settings.worker.queue, []
+        for plain, call in zip(then, (later for first in options.then for later in first.chain), strict=True):
+            queue = plain.get("q", queue)  # that of the one before, unless it says another
+            follows.append(Run(self, plain["id"], queue, call.job))
+        return text, follows
 
     async def enqueue_by_name(
         self,
@@ -178,7 +225,12 @@ class Client:
         return Run(self, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
     async def _put(
-        self, payload: str, options: EnqueueOptions, job: Job[..., Any] | None, lock: Lock | None = None
+        self,
+        payload: str,
+        options: EnqueueOptions,
+        job: Job[..., Any] | None,
+        lock: Lock | None = None,
+        follows: Sequence[Run[Any]] = (),
     ) -> Run[Any]:
         queue = options.queue or self._settings.worker.queue
         put = await self.command(
@@ -193,7 +245,8 @@ class Client:
                 priority=job.priority_now if job else options.priority or 0,
             )
         )
-        return Run(self, put.run_id, queue, job, is_new=put.is_new, replaced=put.replaced)
+        then = follows if put.is_new or put.replaced else ()
+        return Run(self, put.run_id, queue, job, is_new=put.is_new, replaced=put.replaced, then=then)
 
     async def look(self, key: str) -> tuple[bytes | None, asyncio.Event | None]:
         """Return a string, and an event that is set when it is written; None where one has to look again by oneself.

@@ -1,10 +1,10 @@
 """What lies in Redis: arq's payloads and results, as JSON.
 
 arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
-the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in ms
-after which it is not begun; `ledger`, `only`; and `pickle` where the result has to be one because the client's payload
-was. A result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`. Stock clients pickle
-that mapping; here it is JSON, and of a payload only `f` is required.
+the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in
+ms after which it is not begun; `then` and `g`, what follows it (`sequels.py`); `ledger`, `only`; and `pickle` where the
+result has to be one because the client's payload was. A result adds `s` success, `r` result, `st` and `ft` start and
+finish in ms, `q` queue, `id`. Stock clients pickle that mapping; here it is JSON. Of a payload only `f` is required.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import asyncio
 import json
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from worker.errors import InvalidPayload
+from worker.queue.then import Member, check_then
 
 _PICKLE = b"\x80"
 _ENCODE_STRICTLY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -37,6 +38,8 @@ class Payload(NamedTuple):
     tries: int | None = None  # number that its first try has at least: `_job_try` of arq's clients
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
     until_ms: int = 0  # it is not begun after this time; 0 for any
+    then: tuple[dict[str, Any], ...] = ()  # what follows it: see sequels.py
+    group: Member | None = None
     version: str = ""  # mark of the signature that its arguments were validated by; '' where the client knew none
 
     @property
@@ -62,6 +65,10 @@ class Payload(NamedTuple):
             values["until"] = self.until_ms
         if self.version:
             values["v"] = self.version
+        if self.then:
+            values["then"] = list(self.then)
+        if self.group is not None:
+            values["g"] = list(self.group)
         return _ENCODE_STRICTLY(values)
 
 
@@ -86,7 +93,15 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def payload_text(job: str, arguments: str, *, version: str, seconds: float | None = None) -> str:
+def payload_text(
+    job: str,
+    arguments: str,
+    *,
+    version: str,
+    seconds: float | None = None,
+    then: Sequence[Mapping[str, Any]] = (),
+    group: Member | None = None,
+) -> str:
     """Return a new payload of a job.
 
     Args:
@@ -94,10 +109,16 @@ def payload_text(job: str, arguments: str, *, version: str, seconds: float | Non
         arguments: the text of a JSON object, by name.
         version: mark of the job's signature.
         seconds: from now on, after which it is not begun any more; None for any.
+        then: what follows it.
+        group: its place in a group.
     """
     now = now_ms()
-    until = "" if seconds is None else f',"until":{now + round(seconds * 1000)}'
-    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{until}}}'
+    more = "" if seconds is None else f',"until":{now + round(seconds * 1000)}'
+    if then:
+        more += f',"then":{_ENCODE_STRICTLY(list(then))}'
+    if group is not None:
+        more += f',"g":{_ENCODE_STRICTLY(list(group))}'
+    return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{more}}}'
 
 
 def _loads(raw: bytes) -> Any:
@@ -167,6 +188,8 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
         only=tuple(only) if only else None,
         until_ms=until,
         version=str(values.get("v") or ""),
+        then=check_then(values["then"]) if values.get("then") else (),
+        group=Member.read(values.get("g")),
     )
 
 

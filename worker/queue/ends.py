@@ -6,6 +6,7 @@ Each step is idempotent, and repeated while its server is away: what was done st
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from worker.ledger import LedgerRun, RunSpec
 from worker.queue.codec import Payload, Result, encode_result, now_ms
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
+from worker.queue.sequels import sequel
 from worker.queue.store import Claim, Ended
 from worker.queue.verdict import judge
 
@@ -160,7 +162,25 @@ class Ends:
         if job is not None and job.keep_result is not None:
             keep = job.keep_result
         raw = self.encode(result, result_json)
-        await self.house.turns.end(Ended(self.claim, raw, round(keep * 1000)))
+        keep_ms = round(keep * 1000)
+        payload, claim = self.payload, self.claim
+        if payload is None or not (payload.then or payload.group):
+            await self.house.turns.end(Ended(claim, raw, keep_ms))
+            return
+        text = result_json if result_json is not None else json.dumps(result.value)
+        next_ = sequel(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
+        mine = await self.house.turns.end(Ended(claim, raw, keep_ms, next_))
+        if mine and not result.success and keep_ms > 0:
+            await self._call_off(payload, result, keep_ms)
+
+    async def _call_off(self, payload: Payload, result: Result, keep_ms: int) -> None:
+        """Tell those who wait for what was to follow that it does not."""
+        ids = [call["id"] for call in payload.then if "id" in call]
+        if payload.group is not None:
+            ids.append(f"{payload.group.group}:then")
+        why = Result(False, f"not begun: {self._info.job} {self.claim.run_id}: {result.value}", result.cancelled)
+        raw = encode_result(None, why, run_id="", queue=self.claim.queue, tries=0, started_ms=now_ms())
+        await self._with_redis(lambda: self.house.store.call_off(ids, raw, keep_ms))
 
     def encode(self, result: Result, result_json: str | None) -> bytes:
         """Return what the result's key gets."""

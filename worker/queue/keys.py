@@ -32,6 +32,7 @@ UNIQUE = "worker:unique:"
 PRIORITIES = "worker:priorities:"
 PRIORITY = "worker:priority:"
 RUNNING = "worker:running:"
+GROUP = "worker:group:"
 DRAINED = "worker:drain"
 RETRIED = "worker:retry"
 DEAD = "worker:dead"
@@ -157,6 +158,18 @@ SCHEMA = (
         "until the job ends",
     ),
     Key(PRIORITIES + "<queue>", "sorted set", "the priorities in use, each its own score", "until its line is empty"),
+    Key(
+        GROUP + "<id>:done",
+        "hash",
+        "the members of a group that are done: results, if they are wanted, by place",
+        "until the callback is in its queue, 30 days after the last change at most",
+    ),
+    Key(
+        GROUP + "<id>",
+        "hash",
+        "a group: size, need, and its callback: id, job, queue, delay, priority, payload, called",
+        "30 days after the last member was done",
+    ),
     Key(
         RUNNING + "<queue>",
         "sorted set",

@@ -73,7 +73,14 @@ async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list
     made = []
     for step in steps:
         again = payload._replace(
-            in_ledger=False, pickled=False, tries=None, only=(run_id, step), enqueued_ms=now_ms(), until_ms=0
+            in_ledger=False,
+            pickled=False,
+            tries=None,
+            only=(run_id, step),
+            enqueued_ms=now_ms(),
+            until_ms=0,
+            then=(),
+            group=None,
         )
         new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
         await client.command(client.store.enqueue(new_id, again.to_json(), queue=known.queue))

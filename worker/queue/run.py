@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from worker.definition import Job
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
@@ -63,6 +63,7 @@ class Run(Generic[R]):
         is_new: False when the id was in the queue, or its result still known, or the job is unique and there: it is
             the run that is there.
         replaced: True when it took the place of the run that waited there.
+        then: the runs that follow it, in their order; none where it is not new.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Run(Generic[R]):
         queue: str,
         job: Job[..., R] | None,
         *,
-        is_new: bool,
+        is_new: bool = False,
         replaced: bool = False,
+        then: Sequence[Run[Any]] = (),
     ) -> None:
         self._client = client
         self._job = job
@@ -81,6 +83,7 @@ class Run(Generic[R]):
         self.id = run_id
         self.is_new = is_new
         self.replaced = replaced
+        self.then = tuple(then)
 
     def __repr__(self) -> str:
         return f"<Run {self.id}>"

@@ -1,7 +1,8 @@
-"""The Lua scripts, each a file that says what it does."""
+"""The Lua scripts, each a file that says what it does; a line `-- include <name>.lua` stands for that part."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -9,4 +10,5 @@ from importlib.resources import files
 @cache
 def script(name: str) -> str:
     """Return the text of `lua/<name>.lua`."""
-    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    return re.sub(r"^-- include (\w+)\.lua$", lambda found: script(found[1]), text, flags=re.MULTILINE)

@@ -22,6 +22,7 @@ from worker.queue.scripts import script
 logger = logging.getLogger("worker.queue")
 
 _SHOWN_TRACEBACK = 8_000
+_KEEP_GROUP_MS = 30 * 86_400_000
 
 
 #: Queues in the order in which they are served, each with the most jobs to take from it.
@@ -53,11 +54,13 @@ class Ended(NamedTuple):
         claim: the job.
         result: what its result's key gets; None for none.
         keep_ms: life of that; below 0 for ever.
+        sequel: what follows it: see `sequels.py`.
     """
 
     claim: Claim
     result: bytes | None
     keep_ms: int
+    sequel: dict[str, Any] | None = None
 
 
 class Turned(NamedTuple):
@@ -146,8 +149,10 @@ class QueueStore:
             places.setdefault(queue, len(places) + 1)
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
         arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
-        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self.keep_expiry else 1, len(ended))
-        for claim, result, keep_ms in ended:
+        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self.keep_expiry else 1)
+        sequels = {one.claim.run_id: one.sequel for one in ended if one.sequel is not None}
+        arguments += (keys.GROUP, _KEEP_GROUP_MS, json.dumps(sequels) if sequels else "", len(ended))
+        for claim, result, keep_ms, _ in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
             arguments += (places[queue], most, self.queue_limits.get(queue, 0))
@@ -245,12 +250,37 @@ class QueueStore:
         delay: float = 0.0,
         at: datetime | None = None,
         priority: int = 0,
+        group: str | None = None,
     ) -> frozenset[int]:
         """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
         arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at)]
         arguments += chain.from_iterable(jobs)
-        known = await self._run("enqueue_many", [queue, keys.CANCELLED, *_line(queue, priority)], arguments)
+        names = [queue, keys.CANCELLED, *_line(queue, priority), "" if group is None else keys.GROUP + group]
+        known = await self._run("enqueue_many", names, arguments)
         return frozenset(place - 1 for place in known)
+
+    async def form_group(self, group_id: str, size: int, *, need: str, callback: Mapping[str, str] | None) -> None:
+        """Keep what a group needs before its first member is enqueued; again for a group that is there already."""
+        key = keys.GROUP + group_id
+        pipeline = self.redis.pipeline(transaction=True)
+        pipeline.hset(key, mapping={"size": str(size), "need": need, **(callback or {})})
+        pipeline.pexpire(key, _KEEP_GROUP_MS)
+        await pipeline.execute()
+
+    async def group(self, group_id: str) -> tuple[int, int, bool] | None:
+        """Return size of a group, how many of it are done, and whether all were; None where there is none."""
+        pipeline = self.redis.pipeline(transaction=True)
+        pipeline.hmget(keys.GROUP + group_id, ["size", "called"])
+        pipeline.hlen(keys.GROUP + group_id + ":done")
+        [[size, called], done] = await pipeline.execute()
+        return None if size is None else (int(size), int(size) if called else done, called is not None)
+
+    async def call_off(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
+        """Let runs that follow one which failed end, for those who wait for them; a retry of that one voids it."""
+        pipeline = self.redis.pipeline(transaction=True)
+        for run_id in run_ids:
+            pipeline.set(keys.RESULT + run_id, result, px=keep_ms, nx=True)
+        await pipeline.execute()
 
     async def set_tries(self, claim: Claim, tries: int) -> Claim:
         """Let a claim be a later try than it is (`_job_try` of arq's clients)."""

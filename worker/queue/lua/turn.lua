@@ -6,7 +6,7 @@
 -- Only its holder may end a job. A lease that has expired and that nobody took counts as held.
 -- The payload loses its expiry, if an arq client gave it one: what is claimed must outlive its own time in the queue;
 -- unless the worker keeps arq's own rule, by which what has expired is not tried again.
--- Orders for a job are done with when it ends.
+-- Orders for a job are done with when it ends, and what follows it is put into its queue, once: as it leaves its own.
 --
 -- A queue with priorities has a set of the levels in use, and for each a line of its jobs, by due time: hints, that say
 -- which of the queue's due jobs to take first. The queue has the truth; what a line says else is mended here, so that
@@ -15,7 +15,8 @@
 --
 -- KEYS cancelled, paused, abort, pace, limits by order, queues
 -- ARGV owner, lease in ms, slots, prefixes of lease, payload, try, result, levels, line, and those that run of a queue,
---      1 where payloads lose their expiry, number of jobs that have ended, then for each of them: id, place of its queue
+--      1 where payloads lose their expiry, prefix of groups, ms for which they are kept, what follows the ended jobs
+--      (JSON by id; '' for nothing), number of jobs that have ended, then for each of them: id, place of its queue
 --      among the queues from 1, result ('' for none), life of the result in ms (below 0: for ever); then, for each
 --      queue in the order in which they are served, its place, the most jobs to take from it, and its limit (0 for none)
 -- returns {ids of ended jobs that another worker has}, {place, id, due time in ms, payload or false, try} for each claim,
@@ -23,9 +24,16 @@
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
-local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[12]), 13
+local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[15]), 16
 local first_queue = 5
 local refused, claimed, again = {}, {}, 0
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+
+-- include follow.lua
+local sequels = ARGV[14] ~= '' and cjson.decode(ARGV[14]) or {}
+local names = {payload = payloads, result = results, priorities = priorities, priority = priority, group = ARGV[12],
+    keep_group = ARGV[13]}
 
 local known = {}
 local function levels(queue)
@@ -42,7 +50,7 @@ for _ = 1, ended do
         refused[#refused + 1] = id
     else
         redis.call('DEL', held .. id, payloads .. id, tries .. id)
-        redis.call('ZREM', queue, id)
+        local was_there = redis.call('ZREM', queue, id) == 1
         for _, level in ipairs(levels(queue)) do redis.call('ZREM', priority .. level .. ':' .. queue, id) end
         redis.call('ZREM', running .. queue, id)
         if result ~= '' and keep > 0 then
@@ -56,12 +64,10 @@ for _ = 1, ended do
             redis.call('ZREM', KEYS[3], id)
             redis.call('HDEL', KEYS[4], id)
         end
+        if was_there and sequels[id] then follow(sequels[id], now_ms, names) end
     end
 end
 if slots <= 0 then return {refused, claimed, again, ordered and 1 or 0} end
-
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 again = now_ms + lease
 
 local function claim(place, id, due)

@@ -1,0 +1,429 @@
+"""What follows a run: chains, and the callbacks of groups; each once, whatever is repeated, lost or retried."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from tests.conftest import working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import (
+    RESULT,
+    Call,
+    Client,
+    InvalidArguments,
+    JobCancelled,
+    JobContext,
+    JobFailed,
+    NotRetryable,
+    Settings,
+    job,
+)
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.codec import decode_payload
+from worker.queue.retry import retry_run
+from worker.queue.sequels import sequel
+from worker.queue.store import Claim, Ended, QueueStore
+
+pytestmark = pytest.mark.usefixtures("database")
+
+QUEUE = "arq:queue"
+
+calls: list[Any] = []
+fail: dict[str, bool] = {}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """Forget what the jobs of the test before have done."""
+    calls.clear()
+    fail["now"] = False
+
+
+@job
+async def double(ctx: JobContext, number: int) -> int:
+    """Double a number."""
+    calls.append(("double", number))
+    if fail["now"]:
+        raise NotRetryable("not today")
+    return 2 * number
+
+
+@job
+async def add(ctx: JobContext, number: int, more: int = 1) -> int:
+    """Add to a number."""
+    calls.append(("add", number, more))
+    return number + more
+
+
+@job
+async def total(ctx: JobContext, numbers: list[int | None], name: str = "") -> str:
+    """Sum up."""
+    calls.append(("total", numbers))
+    return f"{name}{sum(number or 0 for number in numbers)}"
+
+
+@job
+async def done(ctx: JobContext) -> str:
+    """Say so."""
+    calls.append(("done",))
+    return "done"
+
+
+@job
+async def walk(ctx: JobContext) -> int:
+    """Walk a table."""
+    rows = 0
+    async for batch in ctx.chunks(select(Author), size=10):
+        rows += len(batch)
+    calls.append(("walk", rows))
+    return rows
+
+
+@job(unique=True)
+async def alone(ctx: JobContext) -> None:
+    """Be the only one."""
+
+
+ALL = (double, add, total, done, walk)
+
+# --- chains
+
+
+async def test_a_chain_runs_one_after_the_other_and_hands_results_on(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(
+        double.options(then=[add.call(number=RESULT, more=5), done.call(), double.call(21)]), number=4
+    )
+    async with working(fast, *ALL):
+        assert await run.result(timeout=10) == 8
+        assert [await one.result(timeout=10) for one in run.then] == [13, "done", 42]
+    assert calls == [("double", 4), ("add", 8, 5), ("done",), ("double", 21)]
+
+
+async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    last = done.options(queue="arq:other", priority=4, delay=0.2)
+    run = await client.enqueue(double.options(then=add.options(then=last.call()).call(3)), number=4)
+    async with working(fast, *ALL):
+        await run.then[0].result(timeout=10)
+    # Nobody serves that queue.
+    assert await redis.zscore(keys.priority_line("arq:other", 4), run.then[1].id)
+    due = await redis.zscore("arq:other", run.then[1].id)
+    ended = json.loads(await redis.get(keys.RESULT + run.then[0].id))["ft"]
+    assert 100 <= due - ended <= 400
+    assert (await run.then[1].status()) in ("deferred", "waiting")
+
+
+async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(25)])
+    run = await client.enqueue(walk.options(then=add.call(number=RESULT)))
+    async with working(fast, *ALL):
+        assert await run.then[0].result(timeout=10) == 26
+
+
+async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    fail["now"] = True
+    run = await client.enqueue(double.options(then=[add.call(number=RESULT), done.call()]), number=1)
+    async with working(fast, *ALL):
+        for one in run.then:
+            with pytest.raises(JobFailed, match=f"not begun: double {run.id}: .*not today"):
+                await one.result(timeout=10)
+        fail["now"] = False
+        assert await retry_run(redis, Ledger(database, "north"), run.id, from_start=False)
+        await until(lambda: _called(("done",)))
+        assert await run.then[1].result(timeout=10) == "done"
+    assert calls == [("double", 1), ("double", 1), ("add", 2, 1), ("done",)]
+
+
+async def _called(what: Any) -> bool:
+    return what in calls
+
+
+async def test_a_cancellation_ends_the_chain(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(double.options(then=done.call(), delay=60), number=1)
+    await run.cancel()
+    async with working(fast, *ALL):
+        with pytest.raises(JobCancelled, match="not begun"):
+            await run.then[0].result(timeout=10)
+    assert calls == []
+
+
+async def test_each_run_of_enqueue_many_has_its_own_followers(fast: Settings, client: Client) -> None:
+    runs = await client.enqueue_many(double.options(then=add.call(number=RESULT)), [{"number": n} for n in range(3)])
+    async with working(fast, *ALL):
+        assert [await run.then[0].result(timeout=10) for run in runs] == [1, 3, 5]
+
+
+async def test_a_run_that_is_known_has_no_new_followers(client: Client) -> None:
+    first = await client.enqueue(double.options(id="one", then=done.call()), number=1)
+    second = await client.enqueue(double.options(id="one", then=done.call()), number=1)
+    assert len(first.then) == 1
+    assert second.then == ()
+
+
+async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Redis) -> None:
+    payload = {"f": "double", "k": {"number": 2}, "then": [{"f": "add", "k": {"more": 3}, "r": "number"}]}
+    await redis.set("arq:job:by-hand", json.dumps(payload))
+    await redis.zadd("arq:queue", {"by-hand": 0})
+    async with working(fast, *ALL):
+        assert await client.run("by-hand:then").result(timeout=10) == 7
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ({}, "then is not a list"),
+        ([{"k": {}}], "what is no call"),
+        ([{"f": "add", "d": "soon"}], "whose d cannot be 'soon'"),
+        ([{"f": "add", "p": 12}], "not from 0 to 9"),
+        ([{"f": "add", "surprise": 1}], "whose surprise cannot be 1"),
+    ],
+)
+async def test_a_chain_that_cannot_be_read_is_refused_before_its_first_run(
+    fast: Settings, client: Client, redis: Redis, then: Any, message: str
+) -> None:
+    await redis.set("arq:job:bent", json.dumps({"f": "double", "k": {"number": 2}, "then": then or {"f": 1}}))
+    await redis.zadd("arq:queue", {"bent": 0})
+    async with working(fast, *ALL):
+        with pytest.raises(JobFailed, match=message):
+            await client.run("bent").result(timeout=10)
+    assert calls == []
+
+
+def test_calls_that_make_no_sense_are_refused_where_they_are_made() -> None:
+    with pytest.raises(InvalidArguments, match="number: input should be a valid integer"):
+        add.call(number="much")
+    with pytest.raises(InvalidArguments, match="it has no argument size"):
+        add.call(number=1, size=RESULT)
+    with pytest.raises(InvalidArguments, match="cannot both be RESULT"):
+        add.call(number=RESULT, more=RESULT)
+    with pytest.raises(InvalidArguments, match="give RESULT by name"):
+        add.call(RESULT)
+    with pytest.raises(InvalidArguments, match="unique"):
+        alone.call()
+    with pytest.raises(InvalidArguments, match="no id="):
+        done.options(id="x").call()
+    with pytest.raises(InvalidArguments, match="no id="):
+        done.options(at=datetime.now(UTC)).call()
+    with pytest.raises(InvalidArguments, match="then= takes calls"):
+        done.options(then=[done])  # type: ignore[list-item]
+
+
+# --- once, whatever is repeated
+
+
+async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ended]:
+    """Claim a run, and return its successful end."""
+    store = QueueStore(redis, "north")
+    [claim] = [claim for claim in await store.claim(QUEUE, 10) if claim.run_id == run_id]
+    assert claim.payload is not None
+    payload = decode_payload(claim.payload, accept_pickle=False)
+    next_ = sequel(payload, run_id=run_id, queue=QUEUE, success=True, result="2")
+    return store, claim, Ended(claim, b"{}", 0, next_)
+
+
+async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Client, redis: Redis) -> None:
+    run = await client.enqueue(double.options(then=done.call()), number=1)
+    store, _, ended = await ending(redis, run.id)
+    turned = await store.turn([ended], 1, [(QUEUE, 1)])
+    assert [one.run_id for one in turned.claims] == [run.then[0].id]  # taken in the very turn
+    await store.turn([Ended(turned.claims[0], None, 0)], 0, [])  # it has run, and nothing is known of it any more
+    assert await redis.keys("*") == []
+    await store.turn([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
+    assert await redis.keys("*") == []
+
+
+async def test_the_end_of_a_run_that_another_worker_has_puts_nothing_there(client: Client, redis: Redis) -> None:
+    run = await client.enqueue(double.options(then=done.call()), number=1)
+    store, _, ended = await ending(redis, run.id)
+    await redis.set(keys.IN_PROGRESS + run.id, "south")
+    turned = await store.turn([ended], 0, [])
+    assert turned.refused == {run.id}
+    assert await redis.exists(keys.JOB + run.then[0].id) == 0
+
+
+async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis) -> None:
+    group = await client.group([double.call(1), double.call(2)], then=done.call())
+    assert group.then is not None
+    first = await ending(redis, group.runs[0].id)
+    await first[0].turn([first[2]], 0, [])
+    await first[0].turn([first[2]], 0, [])
+    # It runs once more, e.g. since an operator wanted it, with nothing left of its first time.
+    await redis.set(keys.JOB + group.runs[0].id, first[1].payload or b"")
+    await redis.zadd(QUEUE, {group.runs[0].id: 1})
+    again = await ending(redis, group.runs[0].id)
+    await again[0].turn([again[2]], 0, [])
+    assert await group.progress() == (2, 1, False)
+    assert await redis.exists(keys.JOB + group.then.id) == 0
+
+
+async def test_the_word_that_a_run_was_not_begun_is_void_when_it_is(client: Client, redis: Redis) -> None:
+    run = await client.enqueue(double.options(then=done.call()), number=1)
+    store, _, ended = await ending(redis, run.id)
+    await store.call_off([run.then[0].id], b"not begun", 60_000)
+    await store.turn([ended], 0, [])
+    assert await redis.exists(keys.RESULT + run.then[0].id) == 0
+    assert await run.then[0].status() == "waiting"
+
+
+async def test_a_group_that_has_called_back_does_not_again(client: Client, redis: Redis) -> None:
+    group = await client.group([double.call(1)], then=done.call())
+    for times in (1, 0):
+        store, claim, ended = await ending(redis, group.runs[0].id)
+        await store.turn([ended], 0, [])
+        claims = await store.claim(QUEUE, 5)
+        assert len(claims) == times
+        await store.turn([Ended(one, None, 0) for one in claims], 0, [])
+        await redis.set(keys.JOB + group.runs[0].id, claim.payload or b"")
+        await redis.zadd(QUEUE, {group.runs[0].id: 1})
+
+
+# --- groups
+
+
+async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Settings, client: Client) -> None:
+    members: list[Call[int]] = [double.call(number) for number in range(600)]
+    group = await client.group(members, then=total.call(numbers=RESULT, name="sum "))
+    assert group.then is not None
+    assert await group.progress() == (600, 0, False)
+    async with working(fast, *ALL), working(fast, *ALL):
+        assert await group.then.result(timeout=30) == f"sum {sum(2 * n for n in range(600))}"
+    assert await group.progress() == (600, 600, True)
+    assert [call for call in calls if call[0] == "total"] == [("total", [2 * n for n in range(600)])]
+    assert len(calls) == 601
+
+
+async def test_members_may_be_chains_and_the_callback_may_be_followed(fast: Settings, client: Client) -> None:
+    then = total.options(then=done.call()).call(numbers=RESULT)
+    chain = double.options(then=add.call(number=RESULT, more=100)).call(1)
+    group = await client.group([chain, add.call(1), chain], then=then)
+    async with working(fast, *ALL):
+        await until(lambda: _called(("done",)))
+    assert ("total", [102, 2, 102]) in calls
+    assert len({run.id for run in group.runs}) == 3
+
+
+async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    fail["now"] = True
+    group = await client.group([double.call(1), add.call(2)], then=total.call(numbers=RESULT))
+    assert group.then is not None
+    async with working(fast, *ALL):
+        with pytest.raises(JobFailed, match="not today"):
+            await group.runs[0].result(timeout=10)
+        with pytest.raises(JobFailed, match=f"not begun: double {group.id}:1"):
+            await group.then.result(timeout=10)
+        await group.runs[1].result(timeout=10)
+        assert await group.progress() == (2, 1, False)
+        fail["now"] = False
+        assert await retry_run(redis, Ledger(database, "north"), group.runs[0].id, from_start=False)
+        await until(lambda: _called(("total", [2, 3])))
+        assert await group.then.result(timeout=10) == "5"
+
+
+async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
+    fail["now"] = True
+    chain = double.options(then=done.call()).call(7)
+    group = await client.group([double.call(1), add.call(2), chain], then=total.call(numbers=RESULT), need="ended")
+    async with working(fast, *ALL):
+        await until(lambda: _called(("total", [None, 3, None])))
+    assert ("done",) not in calls
+    assert await group.progress() == (3, 3, True)
+
+
+async def test_a_group_that_is_enqueued_again_with_its_id_enqueues_no_member_twice(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    brief = double.options()
+    members = [brief.call(number) for number in range(3)]
+    await client.group(members, then=done.call(), id="nightly")
+    # The client died in its middle: the last member is not there. The first one has run, and is forgotten.
+    store, _, ended = await ending(redis, "nightly:1")
+    await store.turn([ended], 0, [])
+    for place in (2, 3):
+        await redis.delete(keys.IN_PROGRESS + f"nightly:{place}", keys.RETRY + f"nightly:{place}")
+        await redis.zadd(QUEUE, {f"nightly:{place}": 1})
+    await redis.delete(keys.JOB + "nightly:3")
+    await redis.zrem(QUEUE, "nightly:3")
+    again = await client.group(members, then=done.call(), id="nightly")
+    assert [run.is_new for run in again.runs] == [False, False, True]
+    async with working(fast, *ALL):
+        await until(lambda: _called(("done",)))
+        assert sorted(calls) == [("done",), ("double", 1), ("double", 2)]
+        await redis.delete(*[keys.RESULT + f"nightly:{place}" for place in (2, 3, "then")])
+        once_more = await client.group(members, then=done.call(), id="nightly")
+        assert [run.is_new for run in once_more.runs] == [False] * 3
+    assert await once_more.progress() == (3, 3, True)
+
+
+async def test_a_group_without_a_callback_says_how_far_it_is(fast: Settings, client: Client) -> None:
+    group = await client.group([double.call(n) for n in range(4)])
+    assert group.then is None
+    async with working(fast, *ALL):
+        for run in group.runs:
+            await run.result(timeout=10)
+    assert await group.progress() == (4, 4, True)
+
+
+async def test_members_go_where_their_options_say(client: Client, redis: Redis) -> None:
+    other = double.options(queue="arq:other", priority=3)
+    await client.group([double.call(1), other.call(2), other.call(3), double.call(4)], id="g")
+    assert await redis.zrange(QUEUE, 0, -1) == [b"g:1", b"g:4"]
+    assert await redis.zrange(keys.priority_line("arq:other", 3), 0, -1) == [b"g:2", b"g:3"]
+
+
+async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redis) -> None:
+    with pytest.raises(InvalidArguments, match="no members"):
+        await client.group([])
+    with pytest.raises(InvalidArguments, match="no RESULT for them"):
+        await client.group([add.call(number=RESULT)])
+    with pytest.raises(InvalidArguments, match="cannot have expires="):
+        await client.group([done.call()], then=done.options(expires=5).call())
+    with pytest.raises(InvalidArguments, match="of 10,000 at most"):
+        await client.group([done.call()] * 10_001, then=total.call(numbers=RESULT))
+    assert await redis.keys("*") == []
+    with pytest.raises(InvalidArguments, match="there is no group"):
+        group = await client.group([done.call()])
+        await redis.flushall()
+        await group.progress()
+
+
+async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client: Client, redis: Redis) -> None:
+    """Leases end, turns are repeated, members run again: the callback is there once."""
+    group = await client.group([double.call(n) for n in range(20)], then=total.call(numbers=RESULT))
+    assert group.then is not None
+    stores = [QueueStore(redis, owner) for owner in ("north", "south")]
+    called = 0
+    late: list[Ended] = []
+    for step in range(200):
+        store = stores[step % 2]
+        turned = await store.turn(late if step % 3 else [], 3, [(QUEUE, 3)])
+        for claim in turned.claims:
+            assert claim.payload is not None
+            if claim.run_id == group.then.id:
+                called += 1
+                continue
+            payload = decode_payload(claim.payload, accept_pickle=False)
+            next_ = sequel(payload, run_id=claim.run_id, queue=QUEUE, success=True, result=str(claim.tries))
+            if step % 4 == 0:  # this worker dies, and its lease ends
+                await redis.delete(keys.IN_PROGRESS + claim.run_id)
+                await redis.zadd(QUEUE, {claim.run_id: 1})
+            else:
+                late.append(Ended(claim, None, 0, next_))
+    assert called == 1
+    assert (await group.progress()).called
