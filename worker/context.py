@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
+from weakref import WeakSet
 
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +20,7 @@ from worker.batch.pace import Size
 from worker.batch.skipping import SkippingChunks
 from worker.control import Alone, Control, JobRules
 from worker.db.engine import Database
-from worker.db.scopes import ScopedSession, savepoint_scope
+from worker.db.scopes import ScopedSession, savepoint_scope, session_scope, transaction_scope
 from worker.errors import StatementRefused
 from worker.host import LoopHost
 from worker.ledger import Ledger, RunSpec
@@ -73,6 +74,7 @@ class JobContext(LoopHost):
         )
         self.enqueued_at = enqueued_at
         self.redis = redis
+        self._sessions: WeakSet[ScopedSession] | None = None
 
     def progress(self, done: int, total: int | None = None) -> None:
         """Say how far a job without a durable loop is; it shows where the rows of a walk do, and counts as progress.
@@ -90,15 +92,29 @@ class JobContext(LoopHost):
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:
         """Open a session: `async with ctx.session() as session`. Commit in it as often as you like; what is
         open at the end is committed, or rolled back when the block raises."""
-        return self.database.session()
+        return session_scope(self._new_session)
 
     def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
         """Open a session in one transaction, committed once, at the end; rolled back when the block raises."""
-        return self.database.transaction()
+        return transaction_scope(self._new_session)
 
     def savepoint(self, session: AsyncSession) -> AbstractAsyncContextManager[AsyncSession]:
         """Open a savepoint in a session's transaction; catch the error outside of it, and go on."""
         return savepoint_scope(session)
+
+    def _new_session(self) -> ScopedSession:
+        self.refuse_given_up()
+        if self._sessions is None:
+            self._sessions = WeakSet()
+        session = self.database.sessions()
+        self._sessions.add(session)
+        return session
+
+    async def give_up(self) -> list[str]:
+        """Refuse whatever the job does from now on; what it has open in sessions cannot be committed."""
+        for session in self._sessions or ():
+            session.refuse_commit()
+        return await super().give_up()
 
     # --- loops
 
@@ -276,6 +292,7 @@ class JobContext(LoopHost):
     @property
     def bulk(self) -> Bulk:
         """Bulk operations outside of a batch: each call is one transaction."""
+        self.refuse_given_up()
         return Bulk(None, self.settings.batch, self.database)
 
 

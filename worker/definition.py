@@ -105,6 +105,7 @@ class Job(Generic[P, R]):
     name: str
     cron: tuple[CronLine, ...] = ()
     timeout: float | None = None
+    grace: float | None = None
     max_tries: int | None = None
     no_retry: tuple[type[BaseException], ...] = ()
     keep_result: float | None = None
@@ -337,6 +338,7 @@ class JobOptions(TypedDict, total=False):
     cron: str | Sequence[str] | None
     timezone: str
     timeout: float | None
+    grace: float | None
     max_tries: int | None
     no_retry: Iterable[type[BaseException]]
     keep_result: float | None
@@ -377,6 +379,7 @@ def job(
     cron: str | Sequence[str] | None = None,
     timezone: str = "UTC",
     timeout: float | None = None,
+    grace: float | None = None,
     max_tries: int | None = None,
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
@@ -400,7 +403,10 @@ def job(
         name: name in the queue; the function's by default.
         cron: one or several cron lines of five fields, e.g. `"0 3 * * *"`; the arguments must have defaults.
         timezone: zone of the cron lines, e.g. `Europe/London`.
-        timeout: seconds; for jobs without a durable loop; `worker.job_timeout_seconds` by default.
+        timeout: seconds; for jobs without a durable loop; `worker.job_timeout_seconds` by default. Then an exception is
+            raised inside the job, which may clean up.
+        grace: seconds that it has for that, and after a cancellation; `worker.grace_seconds` by default. One that has
+            not ended by then is given up: the run ends, or is tried again, and its slot is free.
         max_tries: `worker.max_tries` by default.
         no_retry: errors that another try cannot cure.
         keep_result: seconds that the result stays in Redis; `worker.keep_result_seconds` by default.
@@ -421,7 +427,7 @@ def job(
         on_stall: "retry": it is cancelled, too, and tried again.
         priority: 0 to 9; of the jobs of a queue that are due, those with the highest are taken first.
 
-    A plain `def` runs in a thread, of which there are `worker.threads`; it cannot be cancelled in its middle.
+    A plain `def` runs in a thread, of which there are `worker.threads`; what interrupts it is `worker.Interrupted`.
 
     Raises:
         RegistrationError: no function, a cron line or a zone that is none.
@@ -433,6 +439,7 @@ def job(
             cron=[cron] if isinstance(cron, str) else list(cron or ()),
             timezone=timezone,
             timeout=timeout,
+            grace=grace,
             max_tries=max_tries,
             no_retry=tuple(no_retry),
             keep_result=keep_result,

@@ -169,6 +169,12 @@ class Stalled(LonghaulError):
     """The run has made no progress for too long, and was cancelled to be tried again."""
 
 
+class Interrupted(BaseException):
+    """Raised inside of a plain function, in a thread or a process, whose time is over, or that is cancelled: clean up,
+    and let it pass. What `asyncio.CancelledError` is to an async function.
+    """
+
+
 class Interruption(BaseException):
     """A run leaves its worker for a reason that is not a failure of the job.
 

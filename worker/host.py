@@ -10,7 +10,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -30,13 +30,17 @@ from worker.errors import (
     Misuse,
     Retry,
     StatementRefused,
+    Superseded,
 )
 from worker.ledger import Ledger, LedgerRun, RunSpec
+from worker.outside import Outside
 from worker.settings import Settings
 
 logger = logging.getLogger("worker.jobs")
 
 _POLL_SECONDS = 0.5
+#: Longest wait for a run that is just being begun in the ledger when its job is given up.
+_BEGINNING_SECONDS = 5.0
 #: Entries for errors that should pass and do not, until that is a failed try.
 _ENTRIES_WITHOUT_PROGRESS = 12
 #: Errors that no row is to blame for, and no smaller batch cures.
@@ -94,6 +98,9 @@ class LoopHost:
         self._entries = self._batches_then = 0
         self._walks: set[str] = set()
         self.on_durable: Callable[[], None] = lambda: None
+        self._given_up = False
+        #: What runs for the job in threads and processes.
+        self.outside: set[Outside] = set()
 
     @cached_property
     def _throttles(self) -> Throttles:
@@ -132,6 +139,7 @@ class LoopHost:
     async def durable_run(self) -> LedgerRun:
         """Begin the run in the ledger, at the first call."""
         async with self._opening:
+            self.refuse_given_up()
             if self._run is None:
                 self._run = await self._ledger.begin(self._spec())
                 self.attempt = self._run.attempt
@@ -181,6 +189,7 @@ class LoopHost:
         of a pause where it cannot be gone on with elsewhere."""
         since: datetime | None = None
         while True:
+            self.refuse_given_up()
             order = await self._control.order(self.run_id, self.job)
             held: Hold | None = None
             if order is None and not self._control.draining:
@@ -239,7 +248,7 @@ class LoopHost:
             False where the error is the run's.
         """
         failure, run = self.failure, self._run
-        if failure is None or run is None or not isinstance(error, Exception) or is_away(error):
+        if self._given_up or failure is None or run is None or not isinstance(error, Exception) or is_away(error):
             return False
         if isinstance(error, _NO_ROWS_FAULT):
             return False
@@ -290,3 +299,25 @@ class LoopHost:
         """Give the run's connection back."""
         if self._run is not None:
             await self._run.release()
+
+    async def give_up(self) -> list[str]:
+        """Refuse whatever the job does from now on: it was given up, and goes on by itself.
+
+        The connection of its run is closed, with what it has open; nobody else may have it as long as the job's batch
+        could still use it.
+
+        Returns:
+            What is to be said of it in the log.
+        """
+        self._given_up = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BEGINNING_SECONDS), self._opening:
+                pass
+        if self._run is not None:
+            await self._run.release(discard=True)
+        return [call.give_up() for call in self.outside]
+
+    def refuse_given_up(self) -> None:
+        """Raise `Superseded` in a job that was given up."""
+        if self._given_up:
+            raise Superseded(f"run {self.run_id} was given up here: it did not end when it was interrupted")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from worker.queue.worker import QueueWorker, connect_redis, worker_name
 from worker.registry import Registry, discover
 from worker.settings import Settings
 from worker.tasks import end
+
+logger = logging.getLogger("worker")
 
 
 async def work(
@@ -74,18 +78,33 @@ async def serve(worker: QueueWorker, mirror: Mirror) -> None:
 
 
 def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False) -> None:
-    """Run a worker as this process: its log, its signals, its event loop. See `work` for what is raised."""
+    """Run a worker as this process: its log, its signals, its event loop. See `work` for what is raised.
+
+    Jobs that were given up, and still go on when the worker ends, do not hold the end of the process.
+    """
     configure(settings.log)
     # What is loaded by now stays: each full garbage collection in a walk would look at all of it again.
     gc.collect()
     gc.freeze()
 
+    known: list[QueueWorker] = []
+
     def listen(worker: QueueWorker) -> None:
+        known.append(worker)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, worker.drain, signum)
 
-    job = work(settings, burst=burst, migrate_first=migrate_first, on_worker=listen)
+    async def work_and_leave() -> None:
+        await work(settings, burst=burst, migrate_first=migrate_first, on_worker=listen)
+        left = sum(worker.left_behind for worker in known)
+        if left:  # the loop would wait for them for ever
+            logger.warning("the process ends without %d jobs that were given up", left)
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
+
+    job = work_and_leave()
     if settings.worker.uvloop and sys.platform != "win32":
         import uvloop
 

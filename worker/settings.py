@@ -172,6 +172,12 @@ class WorkerSettings(_Section):
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
     )
+    grace_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Time that a job has to clean up once it was interrupted (timeout, cancel, stall); then it is "
+        "given up, and its slot is free.",
+    )
     stall_seconds: float = Field(
         600.0,
         gt=0,

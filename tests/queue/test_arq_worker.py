@@ -9,6 +9,7 @@ import logging
 import pickle
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -85,6 +86,14 @@ async def hang(ctx: dict[Any, Any]) -> str:
     seen.append(ctx["job_try"])
     await gate["go"].wait()
     return "went"
+
+
+async def deaf(ctx: dict[Any, Any]) -> None:
+    """Swallow what interrupts it."""
+    while not gate["go"].is_set():
+        with suppress(asyncio.CancelledError):
+            await gate["go"].wait()
+    seen.append("ended")
 
 
 async def leave(ctx: dict[Any, Any]) -> None:
@@ -306,6 +315,23 @@ async def test_job_timeout(arq: ArqRedis, make: MakeWorker, way: str) -> None:
     with pytest.raises(asyncio.TimeoutError):
         await sent.result(timeout=1)
     assert seen == [1]
+
+
+async def test_a_function_that_does_not_end_is_given_up(arq: ArqRedis, make: MakeWorker, settings: Settings) -> None:
+    quick = settings.model_copy(update={"worker": settings.worker.model_copy(update={"grace_seconds": 0.1})})
+    sent = await arq.enqueue_job("deaf")
+    worker = make([deaf, add], burst=True, job_timeout=0.1, max_jobs=1, settings=quick)
+    await worker.main()
+    with pytest.raises(TimeoutError):
+        await sent.result(timeout=1)
+    assert worker.jobs_failed == 1 and not seen
+    gate["go"].set()
+    await until(lambda: _seen("ended"))
+    assert worker.jobs_failed == 1 and not worker.jobs_complete
+
+
+async def _seen(what: str) -> bool:
+    return what in seen
 
 
 async def test_what_a_function_says_of_itself_wins(arq: ArqRedis, make: MakeWorker) -> None:

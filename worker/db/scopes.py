@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from worker.errors import LazyLoadError, Misuse
+from worker.errors import LazyLoadError, Misuse, Superseded
 
 logger = logging.getLogger("worker.db")
 
@@ -71,6 +71,8 @@ class GuardedSession(Session):
     """
 
     ends_with: str | None = None
+    #: Whether its job was given up: then nothing of it is committed any more.
+    given_up = False
 
     def _refuse(self, verb: str) -> None:
         if self.ends_with is not None:
@@ -107,6 +109,12 @@ class GuardedSession(Session):
         if self.ends_with is not None and is_autocommit(execution_options):
             raise Misuse(f"{self.ends_with} {AUTOCOMMIT}; ctx.session() may be, for VACUUM and its like")
         return super().connection(bind_arguments, execution_options)
+
+
+@event.listens_for(GuardedSession, "before_commit")
+def _refuse_given_up(session: GuardedSession) -> None:
+    if session.given_up:
+        raise Superseded("the job was given up: what it has open is not committed")
 
 
 @event.listens_for(GuardedSession, "do_orm_execute")
@@ -146,6 +154,10 @@ class ScopedSession(AsyncSession):
     def bind_to_scope(self, scope: str) -> None:
         """Refuse `commit`, `rollback`, `close` and `reset` until the scope ends itself; `scope` names it in errors."""
         self.sync_session.ends_with = scope
+
+    def refuse_commit(self) -> None:
+        """Refuse each commit from now on: the session's job was given up, and still goes on."""
+        self.sync_session.given_up = True
 
     async def end_read(self) -> None:
         """End the transaction that has only read; the objects stay, and the next statement begins another."""

@@ -320,12 +320,16 @@ class LedgerRun:
             if (await connection.execute(query(name), values)).rowcount == 0:
                 raise Superseded(self.spec.id)
 
-    async def release(self) -> None:
-        """Give the connection back; what it had open is rolled back."""
+    async def release(self, *, discard: bool = False) -> None:
+        """Give the connection back; what it had open is rolled back.
+
+        Args:
+            discard: close it: somebody who is not to be trusted any more may still use it.
+        """
         connection, self._connection = self._connection, None
         driver, self._driver = self._driver, None
         if connection is not None:
-            if driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction()):
+            if discard or (driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction())):
                 # Gone, or still in use by a task that the job has left behind: the pool must not hand it out again.
                 await settle(connection.invalidate())
             await settle(connection.close())

@@ -49,6 +49,8 @@ class ArqRunner(Runner):
         self._codec = codec
         #: What the hooks are given; None as long as the job has not begun.
         self._hook_ctx: dict[Any, Any] | None = None
+        #: The function of arq's form that has begun.
+        self._function: Function | CronJob | None = None
         self._ends = False
 
     async def _run(self) -> None:
@@ -107,23 +109,44 @@ class ArqRunner(Runner):
         self.house.observer.started(self._info)
         self._hook_ctx = ctx = self._new_ctx(payload)
         limit = self._arq.job_timeout_s if function.timeout_s is None else function.timeout_s
+        self._function = function
+        result: Any = None
+        error: BaseException | None = None
         try:
             if self._arq.on_job_start:
                 await self._arq.on_job_start(ctx)
             self._say_begin(payload)
+            self.deadline = None if limit is None else asyncio.get_running_loop().time() + limit
             self._body = asyncio.create_task(_guarded(function, ctx, payload))
-            result = await asyncio.wait_for(self._body, limit)
-        except asyncio.CancelledError as error:
-            self._body = None
+            try:
+                result = await self._body
+            finally:
+                self._body = None
+        except asyncio.CancelledError as raised:
             this = asyncio.current_task()
             if self._reason is None and this is not None and this.cancelling():
                 raise  # the worker itself is at its end
+            error = TimeoutError() if self._reason == "timeout" else raised
+        except Exception as raised:  # noqa: BLE001 - a job raises anything
+            error = raised
+        if not self._given_up:
+            await self._end_call(function, result, error)
+
+    async def _end_given_up(self) -> None:
+        function = self._function
+        if function is None:
+            await super()._end_given_up()
+            await self._after_end()
+            return
+        error = TimeoutError() if self._reason == "timeout" else asyncio.CancelledError()
+        await self._end_call(function, None, error)
+
+    async def _end_call(self, function: Function | CronJob, result: Any, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
             await self._cancelled(function, error)
-        except Exception as error:  # noqa: BLE001 - a job raises anything
-            self._body = None
+        elif isinstance(error, Exception):
             await self._failed(function, error)
         else:
-            self._body = None
             shown = "" if result is None or not self._arq.log_results else _shown(result)
             self.house.lines.info("%6.2fs ← %s ● %s", self._seconds, self._name, shown)
             await self._end_begun(function, result, state="succeeded")
@@ -219,7 +242,8 @@ class ArqRunner(Runner):
         except Exception as error:  # noqa: BLE001 - it is somebody's own
             arguments = InvalidArguments(f"on_job_start: {one_line(error)}")
         await super()._try(job, payload, arguments)
-        await self._after_end()
+        if not self._given_up:
+            await self._after_end()
 
     async def _finish(
         self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None

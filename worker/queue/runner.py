@@ -7,6 +7,7 @@ import difflib
 import logging
 import math
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -37,15 +38,13 @@ from worker.queue.codec import Payload, Result, decode_payload
 from worker.queue.ends import PAUSED_SECONDS, Ends
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
+from worker.queue.interrupt import Interrupt, Reason
 from worker.queue.store import Claim
+from worker.standing import stack_of
 
 logger = logging.getLogger("worker.jobs")
 
-
-Reason = Literal["lost", "drain", "cancel", "timeout", "stall"]
-
 _UNKNOWN_SECONDS = 5.0
-_INTERRUPT_AGAIN_SECONDS = 1.0
 _WORTH_A_LINE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
 
@@ -67,8 +66,12 @@ class Runner(Ends):
         #: The loop's time of its last progress; None while it is not running.
         self._moved_at: float | None = None
         self._stalled = False
-        self._reason: Reason | None = None
-        self._interrupted_at = -math.inf
+        self._limit = 0.0
+        self._interrupt: Interrupt | None = None
+        #: Whether the job's own code did not end in its time: nothing of what it does counts any more.
+        self._given_up = False
+        #: The arguments under which it has a place among the limits of its job.
+        self._place: dict[str, Any] | None = None
         self._held: str | None = None
 
     # --- the control that the loops see
@@ -106,6 +109,8 @@ class Runner(Ends):
 
     def report(self, host: LoopHost, progress: Progress) -> None:
         """Pass progress on: a committed batch, or what the job says of itself."""
+        if self._given_up:
+            return
         self._moved()
         self.house.observer.progressed(self._info, progress, rows=host.rows_done)
 
@@ -115,12 +120,15 @@ class Runner(Ends):
     # --- what the worker does to it
 
     def keep_time(self, now: float) -> None:
-        """Look whether the job has taken too long, or makes no progress.
+        """Look whether the job has taken too long, or makes no progress, and whether it hears that.
 
         Args:
             now: the loop's time.
         """
         if self._body is None:
+            return
+        if self._interrupt is not None:
+            self._interrupt.look(now)
             return
         if self.deadline is not None and self.deadline < now:
             self.interrupt("timeout")
@@ -136,16 +144,31 @@ class Runner(Ends):
                 self.interrupt("stall")
 
     def interrupt(self, reason: Reason) -> None:
-        """Cancel the job's own code; its run then ends, or goes back, for that reason."""
-        if self._body is None:
+        """Cancel the job's own code, once: its run then ends, or goes back, for the first reason that there is."""
+        if self._body is None or self._interrupt is not None:
             return
-        if self._reason is None:
-            self._reason = reason
-        # Said again each second while it lasts: asyncio.wait_for of CPython 3.11, which pools use, can swallow a
-        # cancellation that comes together with its result.
-        if time.monotonic() - self._interrupted_at > _INTERRUPT_AGAIN_SECONDS:
-            self._interrupted_at = time.monotonic()
-            self._body.cancel()
+        grace = self.house.settings.worker.grace_seconds
+        if self.job is not None and self.job.grace is not None:
+            grace = self.job.grace
+        now = asyncio.get_running_loop().time()
+        self._interrupt = Interrupt(self._body, reason, now=now, grace=grace)
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the job's own code was interrupted, and has not ended in its time.
+
+        Args:
+            now: the loop's time.
+        """
+        return self._body is not None and self._interrupt is not None and self._interrupt.is_overdue(now)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the job's own code runs: what follows it is the worker's."""
+        return self._body is not None
+
+    @property
+    def _reason(self) -> Reason | None:
+        return None if self._interrupt is None else self._interrupt.reason
 
     @property
     def between_batches(self) -> bool:
@@ -157,15 +180,52 @@ class Runner(Ends):
     async def run(self) -> None:
         """Run the try to its end. Raises nothing but a cancellation of the worker itself."""
         try:
-            await self._run()
+            await self._patiently(self._run())
+        finally:
+            if self.ctx is not None:
+                await self.ctx.close()
+
+    async def give_up(self) -> None:
+        """End the try without the job's own code, which does not end: whatever that does from now on is refused.
+
+        It cannot be killed, and may end later: then it finds its run's connection closed, and no way to the queue.
+        """
+        body, interrupt = self._body, self._interrupt
+        if body is None:
+            return
+        self._given_up, self._body = True, None
+        reason = "the drain" if interrupt is None else f"its {interrupt.reason}"
+        inside = None if self.job is None else self.job.function
+        beside = [] if self.ctx is None else await self.ctx.give_up()
+        logger.error(
+            "%s: given up: it has not ended since %s; its slot is free, and what it does from now on is refused. %s",
+            self._name,
+            reason,
+            "".join([*beside, f"It stands at\n{stack_of(body, inside=inside)}"]),
+        )
+        await self._patiently(self._end_given_up())
+
+    async def _end_given_up(self) -> None:
+        """End the try as its interruption has it."""
+        job = self.job
+        assert job is not None  # noqa: S101
+        error = self._why_cancelled()
+        if isinstance(error, TimeoutError) and self._interrupt is not None:
+            error = TimeoutError(f"{error}; it did not end within {self._interrupt.grace:g} s of that: given up")
+        try:
+            await self._settle(job, error)
+        finally:
+            await self._leave_place()
+
+    async def _patiently(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Leave the job to its lease where a server is away for too long."""
+        try:
+            await ending
         except (RedisError, SQLAlchemyError, OSError) as error:
             # The lease runs out by itself, and the job is claimed again.
             logger.error("%s: %s; left to its lease", self._name, one_line(error))
         except Superseded:
             self._lost()
-        finally:
-            if self.ctx is not None:
-                await self.ctx.close()
 
     async def _run(self) -> None:
         claim, house = self.claim, self.house
@@ -216,10 +276,22 @@ class Runner(Ends):
             await self._requeue(held.seconds, counts=False)
             house.observer.left(self._info, "waiting", delay=held.seconds)
             return
+        self._place = arguments
         try:
             await self._try(job, payload, arguments)
         finally:
-            await house.gates.leave(job, claim, arguments)
+            await self._leave_place()
+
+    async def _leave_place(self) -> None:
+        """Give the place among the limits back, once: later, it may be that of another try of the same run."""
+        arguments, self._place = self._place, None
+        job, gates = self.job, self.house.gates
+        if arguments is not None and job is not None:
+            await self._with_redis(lambda: gates.leave(job, self.claim, arguments))
+
+    async def _requeue(self, delay: float, *, counts: bool) -> None:
+        await self._leave_place()
+        await super()._requeue(delay, counts=counts)
 
     async def _read_payload(self) -> Payload:
         raw = self.claim.payload
@@ -279,10 +351,12 @@ class Runner(Ends):
         )
         house.observer.started(self._info)
         house.lines.info("%s: try %d begins", self._name, claim.tries)
-        limit = job.timeout or house.settings.worker.job_timeout_seconds
-        self.deadline = asyncio.get_running_loop().time() + limit
-        self._moved_at = self.deadline - limit
+        self._limit = job.timeout or house.settings.worker.job_timeout_seconds
+        self._moved_at = asyncio.get_running_loop().time()
+        self.deadline = self._moved_at + self._limit
         self._body = body = asyncio.current_task()
+        error: BaseException | None = None
+        result: Any = None
         try:
             try:
                 result = await self._perform(job, ctx, arguments, max_tries)
@@ -291,21 +365,24 @@ class Runner(Ends):
         except asyncio.CancelledError:
             if self._reason is None and body is not None and body.cancelling():
                 raise  # the worker itself is at its end
-            await self._settle(job, self._why_cancelled(limit))
+            while self._reason is not None and body is not None and body.uncancel():
+                pass  # what follows is not cancelled
+            error = self._why_cancelled()
         except BaseExceptionGroup as group:
-            await self._settle(job, _the_interruption(group) or group)
-        except (Exception, Interruption) as error:  # noqa: BLE001 - a job raises anything
+            error = _the_interruption(group) or group
+        except (Exception, Interruption) as raised:  # noqa: BLE001 - a job raises anything
+            error = raised
+        if self._given_up:
+            logger.warning("%s: ended after it was given up: nothing of it counts", self._name)
+        elif error is not None:
             await self._settle(job, error)
         else:
             await self._succeed(job, result)
 
-    def _why_cancelled(self, limit: float) -> BaseException:
-        """Return what a cancellation of the job's code means; what follows it is not cancelled."""
-        body = asyncio.current_task()
-        while self._reason is not None and body is not None and body.uncancel():
-            pass
+    def _why_cancelled(self) -> BaseException:
+        """Return what a cancellation of the job's code means."""
         if self._reason == "timeout":
-            return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
+            return TimeoutError(f"took longer than {self._limit:g} s; give @job(timeout=...) or walk in batches")
         if self._reason == "stall":
             return Stalled("no progress for too long: cancelled, to be tried again")
         if self._reason == "lost":

@@ -147,6 +147,8 @@ class QueueWorker(ArqWorker):
         self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone)
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
+        #: What was given up and has not ended: jobs that take no slot, and whose runs are not theirs any more.
+        self._left_behind: set[asyncio.Task[None]] = set()
         self._restoring: set[asyncio.Task[None]] = set()
         self._order = Order(settings.worker.queues or {settings.worker.queue: 1}, settings.worker.queue_order)
         self._may_be_due = True
@@ -328,7 +330,23 @@ class QueueWorker(ArqWorker):
         self.tasks[claim.run_id] = task
         task.add_done_callback(partial(self._ended, claim.run_id))
 
+    def give_up(self, run_id: str) -> None:
+        """Wait for a job's own code no more: its run ends, or is tried again, without it."""
+        left = self.tasks[run_id]
+        self._left_behind.add(left)
+        left.add_done_callback(self._left_behind.discard)
+        ending = self.loop.create_task(self._runners[run_id].give_up())
+        self.tasks[run_id] = ending
+        ending.add_done_callback(partial(self._ended, run_id))
+
+    @property
+    def left_behind(self) -> int:
+        """Number of jobs that were given up, and still go on."""
+        return len(self._left_behind)
+
     def _ended(self, run_id: str, task: asyncio.Task[Any]) -> None:
+        if self.tasks.get(run_id) is not task:
+            return  # it was given up before, and the run is another task's
         self._leases.remove(run_id)
         self._runners.pop(run_id, None)
         self.tasks.pop(run_id, None)
@@ -385,8 +403,10 @@ class QueueWorker(ArqWorker):
                 self._changes += 1
                 self._wake.set()
             now = self.loop.time()
-            for runner in list(self._runners.values()):
+            for run_id, runner in list(self._runners.items()):
                 runner.keep_time(now)
+                if runner.is_overdue(now):
+                    self.give_up(run_id)
 
     def _obey(self) -> None:
         if self.name in self.house.orders.drained and not self.house.draining:
@@ -445,23 +465,29 @@ class QueueWorker(ArqWorker):
                 logger.warning("worker:drain still has %s: %s", self.name, error)
 
     async def _drain(self) -> None:
-        running = list(self.tasks.values())
-        if not running:
-            return
-        late = set(running)
         deadline = self.loop.time() + self.settings.worker.drain_seconds
-        while late and self.loop.time() < deadline and not self.house.hastened:
-            left = min(0.2, deadline - self.loop.time())
-            _, late = await asyncio.wait(late, timeout=max(0.0, left))
-        if late:
-            logger.warning("drain: %d jobs are cancelled after worker.drain_seconds", len(late))
+        while self.tasks and self.loop.time() < deadline and not self.house.hastened:
+            await self._wait_for_jobs(min(0.2, deadline - self.loop.time()))
+        if self.tasks:
+            logger.warning("drain: %d jobs are cancelled after worker.drain_seconds", len(self.tasks))
             deadline = self.loop.time() + max(self.settings.worker.drain_seconds, _LEAST_SECONDS)
-            while late and self.loop.time() < deadline:
+            while self.tasks and self.loop.time() < deadline:
                 for runner in list(self._runners.values()):
                     runner.interrupt("drain")
-                _, late = await asyncio.wait(late, timeout=1.0)
-        for task in late:  # e.g. Redis does not answer: their leases run out by themselves
+                await self._wait_for_jobs(1.0)
+        for run_id, runner in list(self._runners.items()):
+            if runner.runs_code:
+                self.give_up(run_id)
+        if self.tasks:
+            await self._wait_for_jobs(_LEAST_SECONDS)
+        for task in list(self.tasks.values()):  # e.g. Redis does not answer: their leases run out by themselves
             await end(task)
+
+    async def _wait_for_jobs(self, seconds: float) -> None:
+        """Wait until those that run now have ended, given up or not, or for the time."""
+        _, late = await asyncio.wait(set(self.tasks.values()), timeout=max(0.0, seconds))
+        if not late:
+            await asyncio.sleep(0)  # what is called when they have ended
 
 
 def worker_name(settings: Settings) -> str:
