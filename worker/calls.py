@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from worker.errors import InvalidArguments
@@ -60,6 +61,8 @@ def call_of(job: Job[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         raise InvalidArguments(f"job {job.name}: a unique job can neither follow another run nor stand in a group")
     if options.id is not None or options.at is not None or options.replace:
         raise InvalidArguments(f"job {job.name}: a call has no id=, at= or replace= of its own; delay= is possible")
+    if options.deadline is not None or isinstance(options.expires, datetime):
+        raise InvalidArguments(f"job {job.name}: a call has no deadline=, and its expires= counts from when it is due")
     named = dict(kwargs)
     if any(value is RESULT for value in args):
         raise InvalidArguments(f"job {job.name}: give RESULT by name")

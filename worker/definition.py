@@ -82,8 +82,9 @@ class EnqueueOptions:
     at: datetime | None = None
     queue: str | None = None
     replace: bool = False
-    expires: float | timedelta | None = None
+    expires: float | timedelta | datetime | None = None
     priority: int | None = None
+    deadline: float | timedelta | datetime | None = None
     then: tuple[Call[Any], ...] = ()
 
 
@@ -130,7 +131,8 @@ class Job(Generic[P, R]):
         at: datetime | None = None,
         queue: str | None = None,
         replace: bool = False,
-        expires: float | timedelta | None = None,
+        expires: float | timedelta | datetime | None = None,
+        deadline: float | timedelta | datetime | None = None,
         priority: int | None = None,
         then: Call[Any] | Sequence[Call[Any]] = (),
     ) -> Job[P, R]:
@@ -143,19 +145,25 @@ class Job(Generic[P, R]):
             queue: name of another queue.
             replace: take the place of the run that waits under this id (or, for a unique job, with these arguments):
                 its arguments and its due time. With a delay, a run that comes again and again is put off each time.
-            expires: seconds from now on after which the run is not begun any more: it ends as dead, and says so.
+            expires: seconds from now on, or aware time, after which the run is not begun any more: it ends as dead, and
+                says so. One that has begun goes on.
+            deadline: seconds from now on, or aware time, by which it has to have ended: it is cancelled then, also a
+                walk, and not tried again.
             priority: 0 to 9, instead of the job's own.
             then: what follows it, once it has succeeded: `job.call(...)`, or several, one after the other.
         """
         if delay is not None and at is not None:
             raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
-        if at is not None and at.tzinfo is None:
-            raise InvalidArguments(f"job {self.name}: at={at} has no time zone; use datetime.now(UTC) and the like")
+        for what, moment in (("at", at), ("expires", expires), ("deadline", deadline)):
+            if isinstance(moment, datetime) and moment.tzinfo is None:
+                raise InvalidArguments(
+                    f"job {self.name}: {what}={moment} has no time zone; use datetime.now(UTC) and the like"
+                )
         checked_priority(f"job {self.name}", priority)
         calls = (then,) if isinstance(then, Call) else tuple(then)
         if not all(isinstance(call, Call) for call in calls):
             raise InvalidArguments(f"job {self.name}: then= takes calls: other_job.call(argument=1)")
-        options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, calls)
+        options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, deadline, calls)
         return dataclasses.replace(self, enqueue_options=options)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:

@@ -364,7 +364,7 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
         assert await waiting == 3
 
 
-# --- jobs that come too late
+# --- jobs that come too late, or take too long
 
 
 @job

@@ -193,10 +193,15 @@ class Client:
     def _payload(self, job: Job[..., Any], arguments: str) -> tuple[str, list[Run[Any]]]:
         """Return the payload of a job, and the runs that follow it."""
         options = job.enqueue_options
-        if not options.then:
-            return payload_text(job.name, arguments, version=job.version, seconds=_expiry(options)), []
-        then = then_of(options.then)
-        text = payload_text(job.name, arguments, version=job.version, seconds=_expiry(options), then=then)
+        then = then_of(options.then) if options.then else []
+        text = payload_text(
+            job.name,
+            arguments,
+            version=job.version,
+            until_ms=_moment_ms(options.expires),
+            deadline_ms=_moment_ms(options.deadline),
+            then=then,
+        )
         queue, follows = options.queue or self._settings.worker.queue, []
         for plain, call in zip(then, (later for first in options.then for later in first.chain), strict=True):
             queue = plain.get("q", queue)  # that of the one before, unless it says another
@@ -293,5 +298,8 @@ def _seconds(delay: float | timedelta | None) -> float:
     return delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
 
 
-def _expiry(options: EnqueueOptions) -> float | None:
-    return None if options.expires is None else _seconds(options.expires)
+def _moment_ms(when: float | timedelta | datetime | None) -> int:
+    """Return a time in ms since 1970: that of an aware datetime, or so long from now on; 0 for None."""
+    if when is None:
+        return 0
+    return round(when.timestamp() * 1000) if isinstance(when, datetime) else now_ms() + round(_seconds(when) * 1000)

@@ -2,9 +2,10 @@
 
 arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
 the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in
-ms after which it is not begun; `then` and `g`, what follows it (`sequels.py`); `ledger`, `only`; and `pickle` where the
-result has to be one because the client's payload was. A result adds `s` success, `r` result, `st` and `ft` start and
-finish in ms, `q` queue, `id`. Stock clients pickle that mapping; here it is JSON. Of a payload only `f` is required.
+ms after which it is not begun; `deadline`, that by which it has to have ended; `then` and `g`, what follows it
+(`then.py`); `ledger`, `only`; and `pickle` where the result has to be one because the client's payload was. A result
+adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`. Stock clients pickle that mapping;
+here it is JSON. Of a payload only `f` is required.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Payload(NamedTuple):
     tries: int | None = None  # number that its first try has at least: `_job_try` of arq's clients
     only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
     until_ms: int = 0  # it is not begun after this time; 0 for any
+    deadline_ms: int = 0  # it has to have ended by this time; 0 for any
     then: tuple[dict[str, Any], ...] = ()  # what follows it: see sequels.py
     group: Member | None = None
     version: str = ""  # mark of the signature that its arguments were validated by; '' where the client knew none
@@ -63,6 +65,8 @@ class Payload(NamedTuple):
             values["only"] = list(self.only)
         if self.until_ms:
             values["until"] = self.until_ms
+        if self.deadline_ms:
+            values["deadline"] = self.deadline_ms
         if self.version:
             values["v"] = self.version
         if self.then:
@@ -98,7 +102,8 @@ def payload_text(
     arguments: str,
     *,
     version: str,
-    seconds: float | None = None,
+    until_ms: int = 0,
+    deadline_ms: int = 0,
     then: Sequence[Mapping[str, Any]] = (),
     group: Member | None = None,
 ) -> str:
@@ -108,12 +113,15 @@ def payload_text(
         job: its name.
         arguments: the text of a JSON object, by name.
         version: mark of the job's signature.
-        seconds: from now on, after which it is not begun any more; None for any.
+        until_ms: time after which it is not begun any more; 0 for any.
+        deadline_ms: time by which it has to have ended; 0 for any.
         then: what follows it.
         group: its place in a group.
     """
     now = now_ms()
-    more = "" if seconds is None else f',"until":{now + round(seconds * 1000)}'
+    more = f',"until":{until_ms}' if until_ms else ""
+    if deadline_ms:
+        more += f',"deadline":{deadline_ms}'
     if then:
         more += f',"then":{_ENCODE_STRICTLY(list(then))}'
     if group is not None:
@@ -171,9 +179,9 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
     only = values.get("only")
     if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
         raise InvalidPayload(f"the payload's only is not a run and a step: {only!r}")
-    until = values.get("until") or 0
-    if not isinstance(until, int):
-        raise InvalidPayload(f"the payload's until is not a time in ms since 1970: {until!r}")
+    for name in ("until", "deadline"):
+        if not isinstance(values.get(name) or 0, int):
+            raise InvalidPayload(f"the payload's {name} is not a time in ms since 1970: {values[name]!r}")
     tries = values.get("t")
     if tries is not None and not isinstance(tries, int):
         raise InvalidPayload(f"the payload's t is not the number of a try: {tries!r}")
@@ -186,7 +194,8 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
         tries=tries,
         in_ledger=bool(values.get("ledger")),
         only=tuple(only) if only else None,
-        until_ms=until,
+        until_ms=values.get("until") or 0,
+        deadline_ms=values.get("deadline") or 0,
         version=str(values.get("v") or ""),
         then=check_then(values["then"]) if values.get("then") else (),
         group=Member.read(values.get("g")),

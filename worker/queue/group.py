@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from worker.calls import Call
 from worker.errors import InvalidArguments
-from worker.queue.codec import payload_text
+from worker.queue.codec import now_ms, payload_text
 from worker.queue.run import Run
 from worker.queue.sequels import callback_of, delay_ms, then_of
 from worker.queue.then import Member
@@ -104,12 +104,12 @@ async def _enqueue(
     where, delay, priority = _where(members[0][0], queue)
     jobs = []
     for call, place in members:
-        expires = delay_ms(call.job.enqueue_options.expires) / 1000 or None
+        expires = delay_ms(call.job.enqueue_options.expires)
         text = payload_text(
             call.job.name,
             call.arguments,
             version=call.job.version,
-            seconds=expires,
+            until_ms=now_ms() + expires if expires else 0,
             then=then_of(call.then),
             group=Member(group, place, wanted),
         )

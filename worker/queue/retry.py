@@ -79,6 +79,7 @@ async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list
             only=(run_id, step),
             enqueued_ms=now_ms(),
             until_ms=0,
+            deadline_ms=0,
             then=(),
             group=None,
         )

@@ -34,7 +34,7 @@ from worker.errors import (
 )
 from worker.host import LoopHost
 from worker.perform import perform
-from worker.queue.codec import Payload, Result, decode_payload
+from worker.queue.codec import Payload, Result, decode_payload, now_ms
 from worker.queue.ends import PAUSED_SECONDS, Ends
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
@@ -45,6 +45,7 @@ from worker.standing import stack_of
 logger = logging.getLogger("worker.jobs")
 
 _UNKNOWN_SECONDS = 5.0
+_DEADLINE = "its deadline has passed"
 _WORTH_A_LINE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
 
@@ -67,6 +68,8 @@ class Runner(Ends):
         self._moved_at: float | None = None
         self._stalled = False
         self._limit = 0.0
+        #: The loop's time by which the run has to have ended.
+        self._last_moment = math.inf
         self._interrupt: Interrupt | None = None
         #: Whether the job's own code did not end in its time: nothing of what it does counts any more.
         self._given_up = False
@@ -248,6 +251,11 @@ class Runner(Ends):
             late = (self._started_ms - payload.until_ms) / 1000
             await self._end_dead(f"expired {late:.1f} s before it could begin: it was not run")
             return
+        if 0 < payload.deadline_ms < self._started_ms:
+            text = f"{_DEADLINE}; it was not begun"
+            await self._with_database(lambda: self._end_in_ledger(payload, "dead", text))
+            await self._end_dead(text)
+            return
         if job is None:
             near = difflib.get_close_matches(payload.function, house.registry, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -353,7 +361,9 @@ class Runner(Ends):
         house.lines.info("%s: try %d begins", self._name, claim.tries)
         self._limit = job.timeout or house.settings.worker.job_timeout_seconds
         self._moved_at = asyncio.get_running_loop().time()
-        self.deadline = self._moved_at + self._limit
+        if payload.deadline_ms:
+            self._last_moment = self._moved_at + (payload.deadline_ms - now_ms()) / 1000
+        self.deadline = min(self._moved_at + self._limit, self._last_moment)
         self._body = body = asyncio.current_task()
         error: BaseException | None = None
         result: Any = None
@@ -381,6 +391,8 @@ class Runner(Ends):
 
     def _why_cancelled(self) -> BaseException:
         """Return what a cancellation of the job's code means."""
+        if self._reason == "timeout" and asyncio.get_running_loop().time() >= self._last_moment:
+            return NotRetryable(f"{_DEADLINE}: cancelled")
         if self._reason == "timeout":
             return TimeoutError(f"took longer than {self._limit:g} s; give @job(timeout=...) or walk in batches")
         if self._reason == "stall":
@@ -422,7 +434,7 @@ class Runner(Ends):
             raise NotRetryable(f"the job raised {type(error).__name__}, which would end the worker") from error
 
     def _became_durable(self) -> None:
-        self.deadline = None  # a walk has no total timeout
+        self.deadline = self._last_moment  # a walk has no total timeout
         run = self.ctx.ledger_run if self.ctx else None
         if run is not None:
             # From now on the payload says so, wherever it is put back from: the next try asks the ledger first.

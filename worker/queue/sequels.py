@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from worker.calls import Call, with_argument
@@ -130,7 +130,8 @@ def callback_of(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]
     }
 
 
-def delay_ms(time: float | timedelta | None) -> int:
-    """Return a time that was given in seconds, or as a timedelta, in ms; 0 for None."""
+def delay_ms(time: float | timedelta | datetime | None) -> int:
+    """Return a time that was given in seconds, or as a timedelta, in ms; 0 for None. Calls have no absolute ones."""
+    assert not isinstance(time, datetime)  # noqa: S101 - `call_of` refuses it
     seconds = time.total_seconds() if isinstance(time, timedelta) else time or 0.0
     return round(seconds * 1000)
