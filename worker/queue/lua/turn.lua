@@ -35,10 +35,11 @@ local sequels = ARGV[14] ~= '' and cjson.decode(ARGV[14]) or {}
 local names = {payload = payloads, result = results, priorities = priorities, priority = priority, group = ARGV[12],
     keep_group = ARGV[13]}
 
-local known = {}
-local function levels(queue)
-    if not known[queue] then known[queue] = redis.call('ZRANGE', priorities .. queue, 0, -1, 'REV') end
-    return known[queue]
+-- By queue: its levels of priority, highest first; whether there is a set of those that run.
+local levels, limited = {}, {}
+for at = first_queue + 1, #KEYS do
+    levels[KEYS[at]] = redis.call('ZRANGE', priorities .. KEYS[at], 0, -1, 'REV')
+    limited[KEYS[at]] = redis.call('EXISTS', running .. KEYS[at]) == 1
 end
 
 local ordered = redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) > 0
@@ -51,8 +52,8 @@ for _ = 1, ended do
     else
         redis.call('DEL', held .. id, payloads .. id, tries .. id)
         local was_there = redis.call('ZREM', queue, id) == 1
-        for _, level in ipairs(levels(queue)) do redis.call('ZREM', priority .. level .. ':' .. queue, id) end
-        redis.call('ZREM', running .. queue, id)
+        for _, level in ipairs(levels[queue]) do redis.call('ZREM', priority .. level .. ':' .. queue, id) end
+        if limited[queue] then redis.call('ZREM', running .. queue, id) end
         if result ~= '' and keep > 0 then
             redis.call('SET', results .. id, result, 'PX', keep)
         elseif result ~= '' and keep < 0 then
@@ -141,7 +142,7 @@ while at < #ARGV and #claimed < slots do
     if limits_ordered then limit = tonumber(redis.call('HGET', KEYS[5], queue) or limit) or limit end
     if limit > 0 then most = math.min(most, room(queue, limit)) end
     local before = #claimed
-    for _, level in ipairs(levels(queue)) do
+    for _, level in ipairs(levels[queue]) do
         local line = priority .. level .. ':' .. queue
         most = most - claim_of_line(place, queue, line, most)
         if redis.call('EXISTS', line) == 0 then redis.call('ZREM', priorities .. queue, level) end
