@@ -86,7 +86,6 @@ class LoopHost:
         self._control = control
         self._run: LedgerRun | None = None
         self._said_done = 0
-        self._opening = asyncio.Lock()
         self._loop: Loop | None = None
         self._names: set[str] = set()
         self._count = 0
@@ -101,6 +100,10 @@ class LoopHost:
         self._given_up = False
         #: What runs for the job in threads and processes.
         self.outside: set[Outside] = set()
+
+    @cached_property
+    def _opening(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     @cached_property
     def _throttles(self) -> Throttles:

@@ -187,6 +187,8 @@ class Runner(Ends):
         finally:
             if self.ctx is not None:
                 await self.ctx.close()
+            if not self._given_up:
+                self.ctx = None  # it knows us, too: without that circle no garbage collector is needed for either
 
     async def give_up(self) -> None:
         """End the try without the job's own code, which does not end: whatever that does from now on is refused.
