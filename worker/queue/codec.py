@@ -24,6 +24,8 @@ from worker.queue.then import Member, check_then
 
 _PICKLE = b"\x80"
 _ENCODE_STRICTLY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+#: What every payload may have, and nearly all have nothing else.
+_PLAIN = frozenset({"t", "f", "a", "k", "et", "v"})
 _LAST_MS = 253_402_300_800_000  # the year 10,000
 
 
@@ -176,27 +178,28 @@ def payload_of(values: Any, *, pickled: bool) -> Payload:
         raise InvalidPayload("the payload's k has a name that is not a string")
     if not isinstance(enqueued, int) or not 0 <= enqueued < _LAST_MS:
         raise InvalidPayload(f"the payload's et is not a time in ms since 1970: {enqueued!r}")
+    tries = values.get("t")
+    if tries is not None and not isinstance(tries, int):
+        raise InvalidPayload(f"the payload's t is not the number of a try: {tries!r}")
+    version = str(values.get("v") or "")
+    payload = Payload(values["f"], list(args), dict(kwargs), enqueued, pickled, tries=tries, version=version)
+    return payload if values.keys() <= _PLAIN else _with_extras(payload, values)
+
+
+def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
+    """Return a payload with what few have, checked."""
     only = values.get("only")
     if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
         raise InvalidPayload(f"the payload's only is not a run and a step: {only!r}")
     for name in ("until", "deadline"):
         if not isinstance(values.get(name) or 0, int):
             raise InvalidPayload(f"the payload's {name} is not a time in ms since 1970: {values[name]!r}")
-    tries = values.get("t")
-    if tries is not None and not isinstance(tries, int):
-        raise InvalidPayload(f"the payload's t is not the number of a try: {tries!r}")
-    return Payload(
-        values["f"],
-        list(args),
-        dict(kwargs),
-        enqueued,
-        pickled or values.get("pickle") is True,
-        tries=tries,
+    return payload._replace(
+        pickled=payload.pickled or values.get("pickle") is True,
         in_ledger=bool(values.get("ledger")),
         only=tuple(only) if only else None,
         until_ms=values.get("until") or 0,
         deadline_ms=values.get("deadline") or 0,
-        version=str(values.get("v") or ""),
         then=check_then(values["then"]) if values.get("then") else (),
         group=Member.read(values.get("g")),
     )
