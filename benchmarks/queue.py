@@ -28,6 +28,7 @@ from worker.queue import keys
 _RUN_SECONDS = 540
 _SETTLE_SECONDS = 0.5
 _WARM = 10
+_MIRROR_ROUNDS = 7
 _HOUR = 3600.0
 #: Where a job stays until its end is written down: only then is it done.
 _WAITING = {OURS: "arq:queue", "arq": "arq:queue", "saq": "saq:default:incomplete"}
@@ -63,12 +64,12 @@ class Ran:
     used: Counters
 
 
-def run_jobs(side: Side, job: str, slots: int, count: int) -> Ran:
+def run_jobs(side: Side, job: str, slots: int, count: int, *, bare: bool = False) -> Ran:
     """Let one worker run jobs that wait for it."""
     side.flush()
     side.enqueue(job, count)
     before = side.counters()
-    with side.work(slots, job, expect=count) as working:
+    with side.work(slots, job, expect=count, bare=bare) as working:
         working.hear("count", _RUN_SECONDS)
         time.sleep(_SETTLE_SECONDS)  # what the last ones leave behind
         used = side.counters().since(before)
@@ -345,6 +346,24 @@ class Bench:
         yield _limited("an idle worker with 1,000 deferred jobs", "% of a core", cpu, 1)
         yield _limited("the same", "commands/s", commands, 5)
 
+    def mirror(self) -> Iterable[Row]:
+        """12: what it costs that operators can see all of it."""
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for round_ in range(_MIRROR_ROUNDS):
+            for bare in (False, True) if round_ % 2 == 0 else (True, False):
+                rates[bare].append(run_jobs(self.ours, "empty", 100, self.scale.ours, bare=bare).rate)
+        seen, unseen = (statistics.median(rates[bare]) for bare in (False, True))
+        ratio = seen / unseen
+        yield Row(
+            "empty jobs, beside a worker without the mirror",
+            "jobs/s",
+            seen,
+            {"without": unseen},
+            ratio,
+            "≥ 0.97",
+            ratio >= 0.97,
+        )
+
 
 ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
     1: Bench.empty_100,
@@ -358,6 +377,7 @@ ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
     9: Bench.memory,
     10: Bench.depth,
     11: Bench.idle,
+    12: Bench.mirror,
 }
 
 

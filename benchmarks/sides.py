@@ -211,9 +211,17 @@ class Side:
         return Enqueued(told["count"], told["seconds"], told["longest_block_ms"])
 
     @contextlib.contextmanager
-    def work(self, slots: int, job: str = "empty", *, expect: int = 0) -> Iterator[Working]:
-        """Run a worker, from the time that it is ready."""
+    def work(self, slots: int, job: str = "empty", *, expect: int = 0, bare: bool = False) -> Iterator[Working]:
+        """Run a worker, from the time that it is ready.
+
+        Args:
+            slots: jobs at the same time.
+            job: what it runs.
+            expect: after how many it tells its tally; 0 for never.
+            bare: without what shows it to operators; ours alone.
+        """
         command = ["work", "--url", self._url, "--job", job, "--slots", str(slots), "--expect", str(expect)]
+        command += ["--bare"] if bare else []
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(
                 [*self._script, *command], env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True

@@ -15,9 +15,9 @@ import redis
 from arq.connections import ArqRedis
 from protocol import SLEEP_SECONDS, TALLY, ready, speak
 
-from worker import Client, JobContext, job, load_settings
-from worker.launch import run
+from worker import Client, JobContext, job, launch, load_settings
 from worker.queue import keys
+from worker.queue.hooks import Silent
 
 _TOGETHER = 50
 
@@ -59,8 +59,28 @@ def work(options: argparse.Namespace) -> None:
             "log": {"level": "WARNING"},
         },
     )
+    if options.bare:
+        launch.Mirror = Unseen  # type: ignore[assignment, misc]
     threading.Thread(target=_tell_when_ready, args=(options.url,), daemon=True).start()
-    run(settings)
+    launch.run(settings)
+
+
+class Unseen(Silent):
+    """Stands for the mirror: shows that there is a worker, and nothing else."""
+
+    def __init__(self, redis: Any, *_: object) -> None:
+        self._redis = redis
+
+    def worker_event(self, *_: object) -> None:
+        """Tell nobody."""
+
+    async def write(self, *, final: bool = False) -> None:
+        """Write nothing."""
+
+    async def run(self) -> None:
+        """Say once that the worker is there."""
+        await self._redis.hset(keys.WORKERS, "bare", "{}")
+        await asyncio.Event().wait()
 
 
 class Sender:

@@ -116,6 +116,7 @@ def speak(
         each.add_argument("--job", choices=("empty", "sleep", "stamp"), default="empty")
     working.add_argument("--slots", type=int, default=100)
     working.add_argument("--expect", type=int, default=0)
+    working.add_argument("--bare", action="store_true", help="without what shows it to operators; ours alone")
     sending.add_argument("--count", type=int, required=True)
     sending.add_argument("--way", choices=("one", "many", *ways), default="one")
     sending.add_argument("--delay", type=float, default=0.0, help="seconds until the jobs are due")

@@ -106,6 +106,7 @@ async def test_what_could_not_be_written_is_written_later(
         return made
 
     mirror.started(RUN)
+    mirror.progressed(RUN, batch(10), rows=10)
     with monkeypatch.context() as patched:
         patched.setattr(redis, "pipeline", broken)
         await mirror.write()
@@ -115,6 +116,21 @@ async def test_what_could_not_be_written_is_written_later(
     await mirror.write()
     assert (await shown(redis))["state"] == "running"
     assert await redis.xlen("worker:events") == 1
+
+
+async def test_a_run_with_nothing_to_tell_is_shown_when_it_has_lasted_a_moment(
+    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_800_000_000.0]
+    monkeypatch.setattr("worker.observe.mirror.time.time", lambda: now[0])
+    mirror.started(RUN)
+    now[0] += 0.09
+    await mirror.write()
+    assert await shown(redis) == {}
+    assert json.loads(await redis.hget("worker:workers", "north"))["jobs"] == ["r1"]
+    now[0] += 0.02
+    await mirror.write()
+    assert (await shown(redis))["state"] == "running"
 
 
 async def test_workers_that_died_without_a_word_are_forgotten(mirror: Mirror, redis: Redis) -> None:

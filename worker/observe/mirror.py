@@ -15,8 +15,10 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -37,6 +39,8 @@ _SHOWN_ERROR = 1_000
 _RATE_SECONDS = 5.0
 #: Runs that begin and succeed between two writes are shown up to this number; all of them are counted.
 _BRIEF_SHOWN = 25
+#: A run that has nothing to tell is shown at the first write after this time: most have ended by then.
+_YOUNG_SECONDS = 0.1
 #: Longest time, in seconds, for which a worker that does nothing says nothing.
 _SEEN_SECONDS = 2.0
 
@@ -44,20 +48,29 @@ _SEEN_SECONDS = 2.0
 class _Line:
     """One run as the mirror shows it; made into values only when it is written."""
 
-    __slots__ = ("changed", "ended", "marks", "run", "shown", "started", "throttled_at", "throttled_seconds", "values")
+    # What holds for nearly all is held by the class: most runs have ended before anybody looks.
+    values: Mapping[str, str | int | float] = MappingProxyType({})
+    changed = True
+    ended = False
+    #: Whether Redis has it.
+    shown = False
+    throttled_seconds = 0.0
+    throttled_at: float | None = None
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
         self.started = time.time()
-        self.values: dict[str, str | int | float] = {}
-        self.changed = True
-        self.ended = False
-        #: Whether Redis has it.
-        self.shown = False
-        #: Moments with the rows and the share that were done: seconds at work, without those that a throttle took.
-        self.marks: deque[tuple[float, int, float | None]] = deque(maxlen=40)
-        self.throttled_seconds = 0.0
-        self.throttled_at: float | None = None
+
+    @cached_property
+    def marks(self) -> deque[tuple[float, int, float | None]]:
+        """Moments with the rows and the share that were done: seconds at work, without those that a throttle took."""
+        return deque(maxlen=40)
+
+    @property
+    def told(self) -> dict[str, str | int | float]:
+        """The values of one that has some."""
+        assert isinstance(self.values, dict)  # noqa: S101
+        return self.values
 
     def first_values(self, worker: str) -> dict[str, str | int | float]:
         """Return what a run shows from its beginning on."""
@@ -119,7 +132,7 @@ class Mirror:
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """The run is in the ledger."""
         line = self._told(run)
-        line.values |= {"attempt": attempt, "takeovers": takeovers, "rows": rows}
+        line.told.update({"attempt": attempt, "takeovers": takeovers, "rows": rows})
         line.marks.append((line.at_work(), rows, 0.0 if rows == 0 else None))
         line.changed = True
         if takeovers:
@@ -138,25 +151,27 @@ class Mirror:
             line.marks.append((now, rows, share))
         began, rows_then, _ = line.marks[0]
         rate = (rows - rows_then) / (now - began) if now > began else 0.0
-        line.values |= {
-            "rows": rows,
-            "step": progress.step,
-            "step_rows": progress.rows,
-            "batches": progress.batches,
-            "batch_size": progress.batch_size,
-            "batch_ms": round(progress.batch_seconds * 1000, 1),
-            "last_key": str(progress.last_key),
-            "stalled_since": "",
-            "rate": round(rate, 1),
-            "updated_at": _now(),
-        }
+        line.told.update(
+            {
+                "rows": rows,
+                "step": progress.step,
+                "step_rows": progress.rows,
+                "batches": progress.batches,
+                "batch_size": progress.batch_size,
+                "batch_ms": round(progress.batch_seconds * 1000, 1),
+                "last_key": str(progress.last_key),
+                "stalled_since": "",
+                "rate": round(rate, 1),
+                "updated_at": _now(),
+            }
+        )
         if progress.total:
-            line.values["total"] = max(progress.total, progress.rows)
+            line.told["total"] = max(progress.total, progress.rows)
         if share is not None:
-            line.values["percent"] = round(100 * share, 1)
+            line.told["percent"] = round(100 * share, 1)
             left = line.seconds_left(now, share)
             if left is not None:
-                line.values["eta_seconds"] = round(left)
+                line.told["eta_seconds"] = round(left)
         line.changed = True
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
@@ -167,19 +182,21 @@ class Mirror:
         elif not reason and line.throttled_at is not None:
             line.throttled_seconds += time.monotonic() - line.throttled_at
             line.throttled_at = None
-            line.values["throttled_seconds"] = round(line.throttled_seconds, 1)
-        line.values |= {
-            "throttled": reason or "",
-            "throttled_since": since.isoformat(timespec="seconds") if reason else "",
-            "throttled_until": until.isoformat(timespec="seconds") if reason and until else "",
-            "updated_at": _now(),
-        }
+            line.told["throttled_seconds"] = round(line.throttled_seconds, 1)
+        line.told.update(
+            {
+                "throttled": reason or "",
+                "throttled_since": since.isoformat(timespec="seconds") if reason else "",
+                "throttled_until": until.isoformat(timespec="seconds") if reason and until else "",
+                "updated_at": _now(),
+            }
+        )
         line.changed = True
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """The run makes no progress."""
         line = self._told(run)
-        line.values["stalled_since"] = _at(time.time() - seconds)
+        line.told["stalled_since"] = _at(time.time() - seconds)
         line.changed = True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
@@ -204,10 +221,10 @@ class Mirror:
             return
         line = self._end(run, state, error)
         if state == "succeeded":
-            line.values.pop("eta_seconds", None)
+            line.told.pop("eta_seconds", None)
             if "percent" in line.values:
-                line.values["percent"] = 100.0
-        line.values["finished_at"] = _now()
+                line.told["percent"] = 100.0
+        line.told["finished_at"] = _now()
         self._event(state, run, error=error or "")
 
     def lost(self, run: RunInfo) -> None:
@@ -227,12 +244,17 @@ class Mirror:
         """Write what has changed, and that this worker lives."""
         pipeline = self._redis.pipeline(transaction=False)
         keep = max(60, round(self._settings.worker.keep_result_seconds))
-        written = [(run_id, line) for run_id, line in self._lines.items() if line.changed]
+        young = time.time() - (0.0 if final else _YOUNG_SECONDS)
+        written = [
+            (run_id, line)
+            for run_id, line in self._lines.items()
+            if line.changed and (line.values or line.started <= young)
+        ]
         for _, line in written:
             self._tell(line)
         for run_id, line in written:
             key = keys.RUN + run_id
-            pipeline.hset(key, mapping=line.values)
+            pipeline.hset(key, mapping=line.told)
             if line.ended:
                 pipeline.hdel(key, "eta_seconds")
                 pipeline.expire(key, keep)
@@ -331,10 +353,10 @@ class Mirror:
 
     def _end(self, run: RunInfo, state: str, error: str | None) -> _Line:
         line = self._told(run)
-        line.values |= {"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()}
-        line.values["rate"] = 0
+        line.told.update({"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()})
+        line.told["rate"] = 0
         if line.values.get("throttled"):
-            line.values |= {"throttled": "", "throttled_since": "", "throttled_until": ""}
+            line.told.update({"throttled": "", "throttled_since": "", "throttled_until": ""})
         line.ended = True  # for this worker; the next owner's writes keep the line in Redis
         line.changed = True
         return line
