@@ -137,6 +137,11 @@ class Ledger:
             rows = await connection.execute(query("last_firings"))
             return {(row.job, row.line): row.due_at for row in rows}
 
+    async def begin_line(self, job: str, line: str, moment: datetime) -> None:
+        """Write down that a cron line begins at a moment: what was due before is not missed. A known one stays."""
+        async with self._database.connection() as connection:
+            await connection.execute(query("begin_cron"), {"job": job, "line": line, "moment": moment})
+
     @asynccontextmanager
     async def firing(self, job: str, line: str, due_at: datetime) -> AsyncIterator[bool]:
         """Take a due time of a cron line, written down when the block ends; rolled back when it raises.

@@ -5,6 +5,10 @@ enqueues the job before he commits, while the others wait for that row, and then
 dies in between leaves the row as it was; a hash in Redis, compared and set by the script that enqueues (fire.lua),
 keeps the next one from doing it again. So neither a crash nor a Redis that lost its data repeats a due time, and one
 that no worker saw can be caught up.
+
+Redis says what time it is, by whose clock all jobs are due, and not the machine of a worker: one whose clock is fast,
+or was set, would else take due times before they come, and keep all others from those in between. It is asked when the
+next due time should have come, by a clock that nobody sets.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ logger = logging.getLogger("worker.cron")
 
 #: A due time that is seen within this time, in seconds, is on time and not missed.
 _ON_TIME_SECONDS = 60.0
-_LOOK_SECONDS = 0.5
+#: Longest and shortest pause between two questions what time it is: the server's clock may be set.
+_LONGEST_SECONDS = 10.0
+_LEAST_SECONDS = 0.05
 
 
 @dataclass
@@ -52,21 +58,22 @@ class Cron:
         self._rules = rules
         self._lines = [(job, line) for job in registry.values() for line in job.cron]
         self._entries: list[_Entry] = []
-        self._looked_at = 0.0
+        #: When to ask for the time again, by the monotonic clock.
+        self._ask_at = 0.0
 
     async def start(self, now: datetime | None = None) -> None:
         """Read the last firings; a line that is new begins now."""
         if not self._lines:
             return
-        moment = now or datetime.now(UTC)
         last = await self._ledger.last_firings()
+        new = [(job, line) for job, line in self._lines if (job.name, str(line)) not in last]
+        if new:
+            moment = now or await self._store.time()
+            for job, line in new:
+                await self._ledger.begin_line(job.name, str(line), moment)
+            last = await self._ledger.last_firings()  # others begin at the same time: one moment counts
         for job, line in self._lines:
-            since = last.get((job.name, str(line)))
-            if since is None:
-                since = moment
-                async with self._ledger.firing(job.name, str(line), moment):
-                    pass  # what is due from now on is not missed
-            self._entries.append(_Entry(job, line, line.next_after(since)))
+            self._entries.append(_Entry(job, line, line.next_after(last[job.name, str(line)])))
 
     async def look(self, now: datetime | None = None) -> list[str]:
         """Enqueue what is due; called by the worker at each turn, and cheap when nothing is.
@@ -74,16 +81,18 @@ class Cron:
         Returns:
             The ids of the runs that this worker enqueued.
         """
-        if not self._entries or (now is None and time.monotonic() - self._looked_at < _LOOK_SECONDS):
+        began = time.monotonic()
+        if not self._entries or (now is None and began < self._ask_at):
             return []
-        self._looked_at = time.monotonic()
-        moment = now or datetime.now(UTC)
+        moment = now or await self._store.time()
         fired = []
         for entry in self._entries:
             if entry.next_due <= moment:
                 run_id = await self._fire(entry, moment)
                 if run_id is not None:
                     fired.append(run_id)
+        left = (min(entry.next_due for entry in self._entries) - moment).total_seconds()
+        self._ask_at = began + min(_LONGEST_SECONDS, max(_LEAST_SECONDS, left))
         return fired
 
     async def _fire(self, entry: _Entry, moment: datetime) -> str | None:

@@ -306,6 +306,11 @@ class QueueStore:
         names += _line(queue, priority)
         return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line, priority]))
 
+    async def time(self) -> datetime:
+        """Return the time by the server's clock, by which jobs are due."""
+        seconds, microseconds = cast(tuple[int, int], await self.redis.time())
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
     async def put_again(self, run_id: str, payload: bytes, *, queue: str, letter: bool) -> bool:
         """Put an ended run back into its queue.
 
