@@ -28,7 +28,7 @@ RUNS = "test:runs"
 @job(cron="* * * * *", keep_result=0)
 async def each_minute(ctx: JobContext) -> None:
     """Note that it has run."""
-    await ctx.redis.rpush(RUNS, f"{ctx.run_id} {ctx.attempt}")  # type: ignore[misc]
+    await ctx.redis.rpush(RUNS, f"{ctx.run_id} {ctx.attempt}")
 
 
 def skewed(text: str) -> Callable[[], float]:
@@ -55,7 +55,7 @@ def shift_the_clock(name: str, error: Callable[[], float]) -> None:
     async def looked(self: Cron, now: datetime | None = None) -> list[str]:
         raw, moment = await read(self)
         fired = await look(self, moment)
-        await self._store.redis.hset(LOOKED, name, raw)  # type: ignore[misc,arg-type]
+        await self._store.redis.hset(LOOKED, name, raw)
         return fired
 
     Cron.start, Cron.look = started, looked  # type: ignore[method-assign]

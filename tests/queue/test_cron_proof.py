@@ -68,7 +68,7 @@ class Clocks:
 
         async def looked() -> bool:
             assert all(process.poll() is None for process in self.processes.values()), "a worker has ended"
-            seen = await self.redis.hmget(LOOKED, list(self.processes))  # type: ignore[misc]
+            seen = await self.redis.hmget(LOOKED, list(self.processes))
             return all(each == clock for each in seen) and not await self.redis.exists("arq:queue")
 
         await until(looked)
@@ -102,7 +102,7 @@ async def test_five_processes_with_wrong_clocks_run_each_due_time_once(clocks: C
                 clocks.end("right", signal.SIGTERM)
                 clocks.start("right-again", "0")
             await clocks.all_have_looked()
-    runs = [raw.decode().split() for raw in await clocks.redis.lrange(RUNS, 0, -1)]  # type: ignore[misc]
+    runs = [raw.decode().split() for raw in await clocks.redis.lrange(RUNS, 0, -1)]
     expected = [firing_id("each_minute", str(each_minute.cron[0]), due) for due in due_times]
     assert [run_id for run_id, _ in runs if run_id not in expected] == []
     assert [run_id for run_id in expected if run_id not in {run_id for run_id, _ in runs}] == []
