@@ -7,20 +7,40 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from worker.queue.gates import Gates
 from worker.queue.scripts import script
+from worker.queue.store import QueueStore
 
 #: The time in ms at which scripts run here.
 NOW = 1_800_000_000_123
 QUEUE = "arq:queue"
 _TIME = "redis.call('TIME')"
-_STANDING = f"{{'{NOW // 1000}', '{NOW % 1000 * 1000 + 999}'}}"
 
 
-def at_standing_clock(name: str) -> str:
-    """Return a script for which it is always `NOW`, so that due times are exact; it has to ask the server."""
+def at_standing_clock(name: str, now: int = NOW) -> str:
+    """Return a script for which it is always `now`, so that due times are exact; it has to ask the server."""
     text = script(name)
     assert _TIME in text, f"{name}.lua does not go by the server's clock"
-    return text.replace(_TIME, _STANDING)
+    return text.replace(_TIME, f"{{'{now // 1000}', '{now % 1000 * 1000 + 999}'}}")
+
+
+class StandingStore(QueueStore):
+    """A store whose scripts run at `NOW`: for those with many arguments."""
+
+    def __init__(self, redis: Redis, owner: str = "north") -> None:
+        super().__init__(redis, owner, lease_seconds=60)
+        for name in self._scripts:
+            if _TIME in script(name):
+                self._scripts[name] = redis.register_script(at_standing_clock(name))
+
+
+class StandingGates(Gates):
+    """The limits of jobs at some time."""
+
+    def __init__(self, redis: Redis, now: int = NOW) -> None:
+        super().__init__(redis)
+        self._enter = redis.register_script(at_standing_clock("enter", now))
+        self._leave = redis.register_script(at_standing_clock("leave", now))
 
 
 class Scripts:
@@ -28,14 +48,12 @@ class Scripts:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self.store = StandingStore(redis)
+        self.gates = StandingGates(redis)
 
     async def run(self, name: str, keys: list[str], *arguments: Any) -> Any:
         """Run a script that goes by the clock."""
         return await self.redis.eval(at_standing_clock(name), len(keys), *keys, *arguments)
-
-    async def run_as_it_is(self, name: str, keys: list[str], *arguments: Any) -> Any:
-        """Run a script that needs no clock."""
-        return await self.redis.eval(script(name), len(keys), *keys, *arguments)
 
     async def due(self, run_id: str, queue: str = QUEUE) -> float | None:
         """Return when a job is due."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
@@ -13,10 +14,10 @@ LINE = "report * * * * * UTC"
 DUE = 1_700_000_000_000
 
 
-async def fire(scripts: Scripts, due: int = DUE, line: str = LINE) -> int:
-    run_id = f"cron:{due}"
-    names = [QUEUE, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
-    return int(await scripts.run_as_it_is("fire", names, run_id, "payload", due, line))
+async def fire(scripts: Scripts, due: int = DUE, line: str = LINE, priority: int = 0) -> int:
+    moment = datetime.fromtimestamp(due / 1000, UTC)
+    fired = scripts.store.fire(f"cron:{due}", "payload", queue=QUEUE, due=moment, line=line, priority=priority)
+    return int(await fired)
 
 
 async def test_the_first_one_enqueues_it_for_its_due_time(scripts: Scripts) -> None:
@@ -65,3 +66,20 @@ async def test_what_a_stock_worker_has_enqueued_is_not_enqueued_again(scripts: S
     assert await scripts.redis.get(f"{known_by}cron:{DUE}") == b"arq's"
     await scripts.redis.delete(f"{known_by}cron:{DUE}")
     assert await fire(scripts) == 0  # also when that has gone
+
+
+async def test_one_with_a_priority_stands_in_the_line_of_its_level(scripts: Scripts) -> None:
+    await fire(scripts, priority=3)
+    assert await scripts.due(f"cron:{DUE}", keys.priority_line(QUEUE, 3)) == DUE
+    assert await scripts.due("3", keys.PRIORITIES + QUEUE) == 3
+
+
+async def test_one_without_a_priority_stands_in_no_line(scripts: Scripts) -> None:
+    await fire(scripts)
+    assert await scripts.redis.keys("worker:priorit*") == []
+
+
+async def test_one_that_is_not_enqueued_stands_in_no_line(scripts: Scripts) -> None:
+    await scripts.redis.set(f"{keys.RESULT}cron:{DUE}", "arq's")
+    await fire(scripts, priority=3)
+    assert await scripts.redis.keys("worker:priorit*") == []

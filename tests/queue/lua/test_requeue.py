@@ -6,14 +6,15 @@ import pytest
 
 from tests.queue.lua.conftest import NOW, QUEUE, Scripts
 from worker.queue import keys
+from worker.queue.store import Claim
 
 LEASE, PAYLOAD, TRY = keys.IN_PROGRESS + "r", keys.JOB + "r", keys.RETRY + "r"
 
 
 async def requeue(scripts: Scripts, *, delay: int = 0, uncounted: bool = False, payload: str = "") -> int:
-    """Put `r` back, for `north`."""
-    arguments = ("r", "north", delay, "1" if uncounted else "0", payload)
-    return int(await scripts.run("requeue", [QUEUE, LEASE, PAYLOAD, TRY], *arguments))
+    """Put `r` back, for `north`; the delay is in ms."""
+    claim = Claim("r", QUEUE, 0, payload.encode(), 1)
+    return int(await scripts.store.requeue(claim, delay=delay / 1000, counts=not uncounted))
 
 
 async def claimed(scripts: Scripts, tries: int = 1, owner: str = "north") -> None:
@@ -74,3 +75,13 @@ async def test_its_due_time_is_another_one_than_that_of_its_claim(scripts: Scrip
     assert await scripts.due("r") == NOW + 10_001
     renewed = await scripts.run("renew", [QUEUE], "north", 60_000, keys.IN_PROGRESS, keys.RESULT, "r", 1, NOW + 10_000)
     assert renewed[1] == b"lost"
+
+
+async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scripts: Scripts) -> None:
+    await claimed(scripts)
+    await scripts.redis.zadd(keys.PRIORITIES + QUEUE, {"3": 3, "5": 5})
+    await scripts.redis.zadd(keys.priority_line(QUEUE, 3), {"r": 1})
+    await scripts.redis.zadd(keys.priority_line(QUEUE, 5), {"another": 1})
+    await requeue(scripts, delay=250)
+    assert await scripts.due("r", keys.priority_line(QUEUE, 3)) == NOW + 250
+    assert await scripts.due("r", keys.priority_line(QUEUE, 5)) is None
