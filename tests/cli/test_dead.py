@@ -159,6 +159,18 @@ async def test_a_letter_goes_back_once_and_never_over_a_run_that_waits(
     assert await redis.zcard("arq:queue") == 1
 
 
+async def test_what_died_as_it_was_too_late_is_run_when_an_operator_wants_it(
+    redis: Redis, client: Client, fast: Settings, database: Database
+) -> None:
+    cured["yes"] = True
+    late = await client.enqueue(brittle.options(id="late", delay=0.05, expires=0.01), number=7)
+    async with working(fast, brittle):
+        with pytest.raises(JobFailed, match="expired"):
+            await late.result(timeout=10)
+        assert await retry_run(redis, Ledger(database), "late", from_start=False)
+        assert await client.run("late").result(timeout=10) == 7
+
+
 async def test_old_letters_are_pruned_once_an_hour_by_one_worker(redis: Redis) -> None:
     await redis.delete(keys.PRUNED)
     await age(redis, "b1", days=31)

@@ -131,6 +131,19 @@ def payload_text(
     return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{more}}}'
 
 
+def without_expiry(raw: bytes) -> bytes:
+    """Return a payload that may begin at any time; what is no payload of ours comes back as it is."""
+    if raw[:1] == _PICKLE:
+        return raw
+    try:
+        values = json.loads(raw)
+    except ValueError:
+        return raw
+    if not isinstance(values, dict) or values.pop("until", None) is None:
+        return raw
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
 def _loads(raw: bytes) -> Any:
     """Read JSON: in Rust, unless it is of the kind that only Python's own reader takes, e.g. half a surrogate pair."""
     try:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.client import Client
-from worker.queue.codec import decode_payload, now_ms
+from worker.queue.codec import decode_payload, now_ms, without_expiry
 from worker.queue.dead import DeadLetter
 from worker.queue.store import QueueStore
 
@@ -42,7 +42,9 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
     letter = None if raw is None else DeadLetter.read(run_id, raw)
     if letter is None or letter.in_ledger:
         return False
-    return await store.put_again(run_id, letter.payload, queue=letter.queue, letter=True)
+    # What an operator wants again is not too late, though it may have died of that.
+    payload = without_expiry(letter.payload)
+    return await store.put_again(run_id, payload, queue=letter.queue, letter=True)
 
 
 async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
