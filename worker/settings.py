@@ -193,8 +193,12 @@ class WorkerSettings(_Section):
     poll_seconds: float = Field(0.2, gt=0, le=5, description="Pause between two looks at an empty queue.")
     rescue_seconds: float = Field(10.0, gt=0, description="Pause between two searches for orphaned runs.")
     keep_result_seconds: float = Field(3600.0, ge=0, description="Life of results and mirrors in Redis.")
-    keep_dead_seconds: float = Field(
-        2_592_000.0, ge=0, description="Life of dead letters in Redis (30 days); what the ledger has stays there."
+    keep_dead_seconds: float = Field(2_592_000.0, ge=0, description="Life of dead letters in Redis (30 days).")
+    keep_runs_days: float = Field(
+        30.0,
+        ge=0,
+        description="Life of ended runs in the ledger, also of dead ones, unless they have rows in quarantine; "
+        "0: for ever.",
     )
     result_max_bytes: int = Field(1_048_576, ge=1, description="Largest JSON of a result that is kept.")
     cron_catch_up: Literal["once", "skip"] = Field(

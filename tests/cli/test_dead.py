@@ -171,13 +171,9 @@ async def test_what_died_as_it_was_too_late_is_run_when_an_operator_wants_it(
         assert await client.run("late").result(timeout=10) == 7
 
 
-async def test_old_letters_are_pruned_once_an_hour_by_one_worker(redis: Redis) -> None:
-    await redis.delete(keys.PRUNED)
+async def test_old_letters_are_pruned(redis: Redis) -> None:
     await age(redis, "b1", days=31)
     assert await prune_dead(redis, 30 * 86_400) == 1
-    await age(redis, "b2", days=31)
-    assert await prune_dead(redis, 30 * 86_400) == 0  # another worker has just done it
-    assert 0 < await redis.ttl(keys.PRUNED) <= 3600
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"b2", b"broken", b"w1"]
 
 

@@ -56,7 +56,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     go["on"] = asyncio.Event()
     async with database.transaction() as session:
         session.add_all([Author(**row) for row in authors(20)])
-    await redis.zadd(keys.ABORT, {"stranger": 1})
+    await redis.zadd(keys.ABORT, {"stranger": worker_time().timestamp() * 1000})
     await redis.sadd(keys.PAUSED, "paused-one")
     await redis.hset(keys.PACE, "walk", "1000")
     await redis.sadd(keys.CANCELLED, "nobody")

@@ -57,6 +57,7 @@ run = Table(
 )
 Index("run_unfinished_idx", run.c.updated_at, postgresql_where=text("finished_at IS NULL"))
 Index("run_created_at_idx", run.c.created_at)
+Index("run_ended_idx", run.c.finished_at, run.c.id, postgresql_where=text("finished_at IS NOT NULL"))
 
 step = Table(
     "step",

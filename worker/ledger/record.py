@@ -84,6 +84,15 @@ class DeadRun:
     finished_at: datetime
 
 
+@dataclass(frozen=True, order=True)
+class EndedRun:
+    """A run that has been forgotten; in the order in which that is done."""
+
+    finished_at: datetime
+    id: str
+    state: str
+
+
 @dataclass(frozen=True)
 class QuarantinedRow:
     """A row that could not be done, and was set aside."""

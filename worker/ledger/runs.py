@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from worker.db.engine import Database
 from worker.ledger.queries import query
-from worker.ledger.record import DeadRun, QuarantinedRow, RunRecord, RunSpec, StepRecord
+from worker.ledger.record import DeadRun, EndedRun, QuarantinedRow, RunRecord, RunSpec, StepRecord
 from worker.ledger.run import LedgerRun
 
 
@@ -104,6 +104,23 @@ class Ledger:
         """Forget runs that have failed for good. Returns their number."""
         async with self._database.connection() as connection:
             return (await connection.execute(query("delete_dead"), {"ids": ids})).rowcount
+
+    async def forget_ended(self, *, keep_seconds: float, after: EndedRun | None, limit: int) -> list[EndedRun]:
+        """Forget runs that ended long ago, with their steps; not those that have rows in quarantine.
+
+        Args:
+            keep_seconds: how long ago.
+            after: the last one that was forgotten before; None to begin.
+            limit: how many, at most.
+
+        Returns:
+            Them, in their order; fewer than `limit` where there are no more.
+        """
+        at, id_ = (after.finished_at, after.id) if after else (datetime.min.replace(tzinfo=UTC), "")
+        values = {"keep_seconds": keep_seconds, "after_at": at, "after_id": id_, "limit": limit}
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("forget_ended"), values)
+            return sorted(EndedRun(row.finished_at, row.id, row.state) for row in rows)
 
     async def may_quarantine(self, run: LedgerRun, step: str, limit: float) -> bool:
         """Tell whether one row more may be set aside: below a number, or a share of the rows that were seen."""

@@ -11,6 +11,7 @@ from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_cron import ArqCron
 from worker.queue.arq_jobs import ArqRunner
 from worker.queue.hooks import Observer
+from worker.queue.prune import Prune
 from worker.queue.runner import Runner
 from worker.queue.store import Claim
 from worker.queue.worker import QueueWorker
@@ -55,6 +56,7 @@ class ArqQueueWorker(QueueWorker):
         self._cron = ArqCron(registry, house.ledger, house.store, settings.worker, arq, codec)
         if not registry:
             self._rescue = None
+            self._prune = Prune(house.store, None, settings.worker)
 
     async def check_database(self) -> None:
         """Find out whether PostgreSQL answers, where there is a job that needs it."""

@@ -22,7 +22,6 @@ from worker.queue import keys
 from worker.queue.codec import decode_payload
 
 _AT_ONCE = 100
-_PRUNE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,7 @@ async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -
 
 
 async def prune_dead(redis: Redis, keep_seconds: float) -> int:
-    """Forget letters of `worker:dead` that are older; one worker of all does it, once an hour.
-
-    Returns:
-        Their number.
-    """
-    if not await redis.set(keys.PRUNED, datetime.now(UTC).isoformat(timespec="seconds"), nx=True, ex=_PRUNE_SECONDS):
-        return 0
+    """Forget letters of `worker:dead` that are older. Returns their number."""
     before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
     old = [letter.id async for letter in _letters(redis, None) if letter.at < before]
     for first in range(0, len(old), _AT_ONCE):

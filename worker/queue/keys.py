@@ -93,7 +93,13 @@ SCHEMA = (
     ),
     Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
     Key(RESULT + "<id>", "string", "the end, JSON", "`worker.keep_result_seconds`, or the job's `keep_result`", "arq"),
-    Key(ABORT, "sorted set", "orders of stock arq clients to abort a job", "until the job ends", "arq"),
+    Key(
+        ABORT,
+        "sorted set",
+        "orders of stock arq clients to abort a job",
+        "until the job ends; a day where there is no such job",
+        "arq",
+    ),
     Key("arq:queue" + HEALTH_SUFFIX, "string", "last word of a worker, as stock arq has it", "11 s, renewed", "arq"),
     Key(
         RUN + "<id>",
@@ -122,7 +128,7 @@ SCHEMA = (
         "what has failed for good, with job, payload, error, traceback, tries: JSON by id",
         "`worker.keep_dead_seconds`",
     ),
-    Key(PRUNED, "string", "when old dead letters were last looked for", "an hour"),
+    Key(PRUNED, "string", "when what is too old was last looked for", "an hour"),
     Key(CRON, "hash", "last due time in ms that was enqueued, by job and cron line", "for good: a field for each line"),
     Key(
         LIMIT + "<job>",

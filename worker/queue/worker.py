@@ -30,7 +30,6 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
-from worker.queue.dead import prune_dead
 from worker.queue.gates import Gates
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
@@ -38,6 +37,7 @@ from worker.queue.leases import Leases
 from worker.queue.lines import Lines
 from worker.queue.orders import KEYS as ORDER_KEYS
 from worker.queue.orders import Orders
+from worker.queue.prune import Prune
 from worker.queue.rescue import Rescue
 from worker.queue.retry import retry_ordered
 from worker.queue.runner import Runner
@@ -56,8 +56,6 @@ _HOUSE_SECONDS = 0.2
 _TICK_SECONDS = 0.1
 #: Longest wait for word of a change: should it have been lost, this is what it costs.
 _LONGEST_SLEEP_SECONDS = 5.0
-#: Pause between two questions whether old dead letters are to be pruned.
-_PRUNE_SECONDS = 600.0
 #: What a cancelled job has at least, to roll back and go back to the queue.
 _LEAST_SECONDS = 5.0
 
@@ -144,6 +142,7 @@ class QueueWorker(ArqWorker):
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
         self._rescue: Rescue | None = Rescue(ledger, store, settings)
+        self._prune = Prune(store, ledger, settings.worker)
         self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone)
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
@@ -157,7 +156,6 @@ class QueueWorker(ArqWorker):
         self._changes = 0
         #: Turns, one after the other, that took nothing though something was due.
         self._barren = 0
-        self._prune_at = 0.0
 
     # --- its life
 
@@ -359,7 +357,7 @@ class QueueWorker(ArqWorker):
     # --- beside the jobs
 
     async def _keep_house(self) -> None:
-        """Cron, rescue and the health check, one after the other."""
+        """Cron, rescue, pruning and the health check, one after the other."""
         failing = False
         while True:
             try:
@@ -367,7 +365,7 @@ class QueueWorker(ArqWorker):
                     await self._cron.look()
                     if self._rescue is not None:
                         await self._rescue.look()
-                    await self._prune()
+                    await self._prune.look()
                     await self._retry()
                 await self.record_health()
                 failing = False
@@ -377,13 +375,6 @@ class QueueWorker(ArqWorker):
                 failing = True
                 await asyncio.sleep(_AWAY_SECONDS)
             await asyncio.sleep(_HOUSE_SECONDS)
-
-    async def _prune(self) -> None:
-        """Forget dead letters that are too old: asked for now and then, done by one worker once an hour."""
-        if self._prune_at > self.loop.time():
-            return
-        self._prune_at = self.loop.time() + _PRUNE_SECONDS
-        await prune_dead(self.pool, self.settings.worker.keep_dead_seconds)
 
     async def _retry(self) -> None:
         """Put back what an operator wants again; whichever worker comes first does it."""
