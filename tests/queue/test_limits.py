@@ -242,6 +242,29 @@ async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
         assert [await first.result(timeout=10), await second.result(timeout=10)] == ["first", "second"]
 
 
+async def test_the_mark_of_a_unique_job_goes_with_its_run_unless_it_may_come_again(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    @job(unique=True, max_tries=1)
+    async def numbered(ctx: JobContext, n: int) -> None:
+        """Fail, or not."""
+        if n == 13:
+            raise ValueError("unlucky")
+
+    runs = [await client.enqueue(numbered, n=n) for n in range(12, 15)]
+    cancelled = await client.enqueue(numbered.options(delay=60), n=15)
+    await cancelled.cancel()
+    marks = {raw: await redis.get(raw) for raw in await redis.keys("worker:unique:*")}
+    assert sorted(marks.values()) == sorted(run.id.encode() for run in [*runs, cancelled])
+    stolen = next(raw for raw, run_id in marks.items() if run_id == runs[2].id.encode())
+    await redis.set(stolen, "another run")
+    async with working(fast, numbered):
+        for run in (*runs, cancelled):
+            await until(lambda run=run: redis.exists(keys.RESULT + run.id))
+    left = {raw: await redis.get(raw) for raw in await redis.keys("worker:unique:*")}
+    assert sorted(left.values()) == sorted([b"another run", runs[1].id.encode()])
+
+
 async def test_unique_for_a_time(fast: Settings, client: Client, redis: Redis) -> None:
     async with working(fast, once_a_while):
         first = await client.enqueue(once_a_while)

@@ -20,6 +20,7 @@ from worker.db.failure import is_away, one_line, sqlstate
 from worker.definition import Job
 from worker.errors import AlreadyFinished
 from worker.ledger import LedgerRun, RunSpec
+from worker.queue import keys
 from worker.queue.codec import Payload, Result, encode_result, now_ms
 from worker.queue.hooks import RunInfo
 from worker.queue.house import House
@@ -164,14 +165,26 @@ class Ends:
         raw = self.encode(result, result_json)
         keep_ms = round(keep * 1000)
         payload, claim = self.payload, self.claim
-        if payload is None or not (payload.then or payload.group):
-            await self.house.turns.end(Ended(claim, raw, keep_ms))
-            return
-        text = result_json if result_json is not None else json.dumps(result.value)
-        next_ = sequel(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
+        follows = payload is not None and bool(payload.then or payload.group)
+        next_: dict[str, Any] | None = None
+        if payload is not None and follows:
+            text = result_json if result_json is not None else json.dumps(result.value)
+            next_ = sequel(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
+        lock = self._lock()
+        if lock is not None and (
+            result.success or result.cancelled
+        ):  # what has failed may be put back, and has it then
+            next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
         mine = await self.house.turns.end(Ended(claim, raw, keep_ms, next_))
-        if mine and not result.success and keep_ms > 0:
+        if payload is not None and follows and mine and not result.success and keep_ms > 0:
             await self._call_off(payload, result, keep_ms)
+
+    def _lock(self) -> str | None:
+        """Return the lock that a unique job has for as long as it is in the queue, by what its client took."""
+        job, payload = self.house.registry.get(self._info.job), self.payload
+        if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
+            return None
+        return keys.UNIQUE + job.unique.key(job.name, payload.kwargs)
 
     async def _call_off(self, payload: Payload, result: Result, keep_ms: int) -> None:
         """Tell those who wait for what was to follow that it does not."""

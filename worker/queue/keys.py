@@ -155,7 +155,7 @@ SCHEMA = (
         UNIQUE + "<job>:<mark>",
         "string",
         "id of the run that is the one with these arguments",
-        "as long as `unique=` says",
+        "until that run ends well, or as long as `unique_for=` says; a week at most otherwise",
     ),
     Key(
         PRIORITY + "<n>:<queue>",

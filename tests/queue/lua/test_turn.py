@@ -247,6 +247,7 @@ async def test_no_more_of_a_queue_run_than_its_limit_over_all_workers(scripts: S
     assert sorted(await scripts.redis.zrange(keys.RUNNING + QUEUE, 0, -1)) == [b"a", b"b", b"c"]
     assert 0 < await scripts.redis.pttl(keys.RUNNING + QUEUE) <= 604_800_000
     await end(scripts, "c")
+    assert sorted(await scripts.redis.zrange(keys.RUNNING + QUEUE, 0, -1)) == [b"a", b"b"]
     assert ids(await take(scripts)) == ["d"]
 
 

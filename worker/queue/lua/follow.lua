@@ -3,6 +3,7 @@
 -- It is called once for each end: by the script that takes the job out of its queue, and only where it was there.
 -- The next one of a chain is put into its queue. A member of a group is marked as done; the last one puts the callback
 -- there, with the results of all in their order, if it wants them. A result that says that it was not begun is void.
+-- The lock of a unique job that counts while it is in the queue goes with it, where it is still its own.
 --
 -- The hash of a group: size, need (succeeded or ended), id, queue, delay, priority, payload, payload_after_results of its
 -- callback, and called, the time in ms at which that was put there; beside it, `:done`, a hash of results by place.
@@ -47,5 +48,6 @@ end
 
 local function follow(sequel, now_ms, names)
     if sequel.put then put_next(sequel.put, now_ms, names) end
+    if sequel.lock and redis.call('GET', sequel.lock[1]) == sequel.lock[2] then redis.call('DEL', sequel.lock[1]) end
     if sequel.group then member_done(sequel.group, now_ms, names) end
 end
