@@ -91,6 +91,58 @@ async def test_an_ended_run_stays_for_a_while(mirror: Mirror, redis: Redis, sett
     assert events == ["started", "succeeded"]
 
 
+def crowd(mirror: Mirror) -> None:
+    """Let as many short runs begin and succeed as are shown between two writes."""
+    for n in range(30):
+        one = RunInfo(f"other {n}", "walk", "arq:queue", 1, 0)
+        mirror.started(one)
+        mirror.ended(one, "succeeded")
+
+
+async def test_a_next_try_that_is_too_short_to_be_shown_ends_what_the_one_before_has_shown(
+    mirror: Mirror, redis: Redis
+) -> None:
+    mirror.started(RUN)
+    await mirror.write()
+    assert (await shown(redis))["state"] == "running"
+    mirror.left(RUN, "waiting", error="not yet")
+    crowd(mirror)
+    again = RUN._replace(attempt=2)
+    mirror.started(again)  # before that was written
+    mirror.ended(again, "succeeded")
+    await mirror.write()
+    assert (await shown(redis))["state"] == "succeeded"
+    assert await redis.ttl("worker:run:r1") > 0
+
+
+async def test_a_run_that_was_put_back_uncounted_ends_what_it_has_shown(mirror: Mirror, redis: Redis) -> None:
+    mirror.started(RUN)
+    await mirror.write()
+    mirror.left(RUN, "paused")
+    crowd(mirror)
+    mirror.started(RUN)
+    mirror.ended(RUN, "succeeded")
+    await mirror.write()
+    assert (await shown(redis))["state"] == "succeeded"
+    assert await redis.ttl("worker:run:r1") > 0
+
+
+async def test_what_a_worker_has_shown_that_died_ends_with_the_next_one(
+    mirror: Mirror, redis: Redis, settings: Settings
+) -> None:
+    mirror.started(RUN)
+    await mirror.write()
+    other = Mirror(redis, settings, "south")
+    crowd(other)
+    again = RUN._replace(attempt=2)
+    other.started(again)
+    other.ended(again, "succeeded")
+    await other.write()
+    line = await shown(redis)
+    assert (line["state"], line["worker"]) == ("succeeded", "south")
+    assert await redis.ttl("worker:run:r1") > 0
+
+
 async def test_what_could_not_be_written_is_written_later(
     mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

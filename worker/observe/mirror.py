@@ -52,7 +52,7 @@ class _Line:
     values: Mapping[str, str | int | float] = MappingProxyType({})
     changed = True
     ended = False
-    #: Whether Redis has it.
+    #: Whether Redis has it, or may have it of another try.
     shown = False
     throttled_seconds = 0.0
     throttled_at: float | None = None
@@ -127,7 +127,10 @@ class Mirror:
 
     def started(self, run: RunInfo) -> None:
         """A try begins."""
-        self._lines[run.run_id] = _Line(run)
+        known = self._lines.get(run.run_id)
+        self._lines[run.run_id] = line = _Line(run)
+        # What an earlier try has shown, here or in a worker that has died, stays until the end of this one is written.
+        line.shown = run.attempt > 1 or (known is not None and known.shown)
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """The run is in the ledger."""
