@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue bench-live services worker lock clean
+.PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue bench-live soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -38,6 +38,9 @@ bench-queue: setup  ## our queue beside arq, saq, streaq, taskiq and Celery; ROW
 
 bench-live: setup  ## latencies of an application beside a walk, with and without a pace
 	@$(PY) -m benchmarks.live
+
+soak: setup  ## a million jobs of all kinds through one worker: what grows? JOBS=200000 for a part
+	@$(PY) -m benchmarks.soak
 
 services: setup  ## PostgreSQL and Valkey in the foreground, their URLs printed
 	@$(PY) -m worker.embedded

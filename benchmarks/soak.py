@@ -1,0 +1,307 @@
+"""`python -m benchmarks.soak` (`make soak`): a million jobs through one worker; what grows?
+
+JOBS=200000 takes fewer. They end in all ways there are (`soak_jobs.py`): well, for good, tried again, cancelled,
+expired, unique, limited, rated, deferred, with a priority, in chains and groups, in the ledger. Servers of its own are
+used. At each tenth one looks at all that is there when the queue is empty; and at the end, when all results have
+expired and what is too old was pruned, as the hourly prune does it. It ends with 1, and says why, where something has
+grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from benchmarks.report import Report, Row, at_most
+from benchmarks.soak_jobs import BLOCK, enqueue_block
+from benchmarks.tables import Bench, prepare
+from worker import Client, Database, Settings, load_settings
+from worker.db.migrate import migrate
+from worker.embedded import EmbeddedPostgres, EmbeddedValkey
+from worker.embedded.home import make_home
+from worker.queue import keys
+from worker.testing import JobRunner
+
+_MARKS = 10
+_BACKLOG = 20_000
+_LOOK_SECONDS = 0.05
+_LONGEST_SECONDS = 1800.0
+#: Mirrors live for a minute after the end of their runs.
+_PATIENCE_SECONDS = 120.0
+_KEEP_RESULT_SECONDS = 2
+_WORKER_MB = 10.0
+_SERVER_MB = 5.0
+#: What may be there when all is over, and how much of it: each has its rule (docs/operations.md).
+_BY_RULE = {
+    "arq:queue:health-check": 1,  # the last word of a worker
+    keys.JOBS: 1,  # a field for each job and state
+    keys.WORKERS: 1,
+    keys.EVENTS: 1,  # the last 10,000
+    keys.PRUNED: 1,
+}
+
+
+@dataclass
+class Seen:
+    """What was there at one moment.
+
+    Attributes:
+        jobs: how many had been enqueued.
+        keys: DBSIZE.
+        used_mb: memory of the server.
+        worker_mb: resident memory of the worker.
+        counts: keys of each form of `keys.SCHEMA`.
+        bytes: MEMORY USAGE of them together.
+        unknown: keys that the schema does not know.
+    """
+
+    jobs: int
+    keys: int
+    used_mb: float
+    worker_mb: float
+    counts: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    unknown: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        forms = ", ".join(f"{name} {self.counts[name]:,} ({size:,} B)" for name, size in self.bytes.most_common())
+        return (
+            f"{self.jobs:>9,} jobs: DBSIZE {self.keys:,}, used_memory {self.used_mb:.1f} MB, worker "
+            f"{self.worker_mb:.1f} MB: {forms or 'nothing'}"
+        )
+
+
+async def look(redis: Redis, jobs: int, pid: int | None) -> Seen:
+    """Look at every key, and at the worker."""
+    memory = await redis.info("memory")
+    seen = Seen(jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else _rss_mb(pid))
+    batch: list[bytes] = []
+
+    async def weigh() -> None:
+        pipeline = redis.pipeline(transaction=False)
+        for name in batch:
+            pipeline.memory_usage(name, samples=0)
+        for name, size in zip(batch, await pipeline.execute(), strict=True):
+            known = keys.find(name.decode())
+            if known is None:
+                seen.unknown.append(name.decode())
+            elif size is not None:  # else it has just expired
+                seen.counts[known.name] += 1
+                seen.bytes[known.name] += size
+        batch.clear()
+
+    async for name in redis.scan_iter(count=1_000):
+        batch.append(name)
+        if len(batch) >= 1_000:
+            await weigh()
+    await weigh()
+    return seen
+
+
+def _rss_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1024
+
+
+@contextmanager
+def worker(environment: dict[str, str], log: IO[str], **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a worker process; drain it at the end."""
+    values = {"packages": '["benchmarks.soak_jobs"]', "max_jobs": 100, "keep_result_seconds": _KEEP_RESULT_SECONDS}
+    more = {f"LONGHAUL_WORKER__{name.upper()}": str(value) for name, value in (values | settings).items()}
+    more |= {"LONGHAUL_LOG__LEVEL": "ERROR", "LONGHAUL_DATABASE__POOL_SIZE": "20"}
+    command = [sys.executable, "-m", "worker", "run"]
+    process = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log, text=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+class Soak:
+    """One soak.
+
+    Args:
+        settings: of both servers.
+        jobs: how many.
+        say: takes a line as it comes.
+    """
+
+    def __init__(self, settings: Settings, jobs: int, say: Any) -> None:
+        self.settings = settings
+        self.jobs = jobs
+        self.redis: Redis = Redis.from_url(settings.redis.url)
+        self.database = Database(settings, "soak")
+        self.rate = 0.0
+        self._environment = os.environ | {"DATABASE_URL": settings.database.url, "REDIS_URL": settings.redis.url}
+        self._say = say
+
+    async def run(self, log: IO[str]) -> list[Seen]:
+        """Let all jobs run. Returns what was seen before, at each tenth, and when all was over."""
+        await migrate(self.database)
+        await prepare(Bench(self.database, JobRunner(self.database, self.settings), 30))
+        await self.redis.flushall()
+        seen = []
+        with worker(self._environment, log) as process:
+            await self._until(lambda: self.redis.exists(keys.WORKERS), process)
+            seen.append(await self._seen(0, process.pid))
+            # Orders of arq's clients for what is no job, two days old: nobody takes them back.
+            await self.redis.zadd(keys.ABORT, {f"nobody {n}": 1_000 * (time.time() - 172_800) for n in range(1_000)})
+            async with Client(self.settings) as client:
+                began = time.monotonic()
+                for first in range(0, self.jobs, BLOCK):
+                    await self._until(self._has_room, process)
+                    await enqueue_block(client, first)
+                    if (first + BLOCK) % (self.jobs // _MARKS) < BLOCK:
+                        await self._until(self._is_over, process)
+                        seen.append(await self._seen(first + BLOCK, process.pid))
+                self.rate = self.jobs / (time.monotonic() - began)
+            await self._patiently(self._is_expired, process)
+            seen.append(await self._seen(self.jobs, process.pid))
+        return seen
+
+    async def prune(self, log: IO[str]) -> Seen:
+        """Let a worker prune, as if all were too old, and an hour had gone by."""
+        await self.redis.delete(keys.PRUNED)
+        with worker(self._environment, log, keep_dead_seconds=0, keep_runs_days=1e-9) as process:
+            await self._patiently(self._is_pruned, process)
+            await self._patiently(self._is_expired, process)
+            return await self._seen(self.jobs, process.pid)
+
+    async def runs(self) -> int:
+        """Return how many runs the ledger has."""
+        async with self.database.session() as session:
+            return int(await session.scalar(text("SELECT count(*) FROM worker.run")) or 0)
+
+    async def close(self) -> None:
+        """Close both connections."""
+        await self.redis.aclose()
+        await self.database.close()
+
+    async def _seen(self, jobs: int, pid: int) -> Seen:
+        seen = await look(self.redis, jobs, pid)
+        self._say(str(seen))
+        return seen
+
+    async def _has_room(self) -> bool:
+        return await self.redis.zcard("arq:queue") < _BACKLOG
+
+    async def _is_over(self) -> bool:
+        return not await self.redis.exists("arq:queue")
+
+    async def _patiently(self, look: Any, process: subprocess.Popen[str]) -> None:
+        """Wait for what should go by itself; what stays is seen then, and judged."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._until(look, process)
+
+    async def _is_expired(self) -> bool:
+        names = (keys.RESULT, keys.RUN, keys.UNIQUE + "is_unique_for_a_time:")
+        for name in names:
+            async for _ in self.redis.scan_iter(match=f"{name}*", count=10_000):
+                return False
+        return True
+
+    async def _is_pruned(self) -> bool:
+        return not await self.redis.exists(keys.DEAD, keys.ABORT) and not await self.runs()
+
+    async def _until(self, look: Any, process: subprocess.Popen[str]) -> None:
+        async with asyncio.timeout(_LONGEST_SECONDS):
+            while not await look():
+                if process.poll() is not None:
+                    raise RuntimeError("the worker has ended")
+                await asyncio.sleep(_LOOK_SECONDS)
+
+
+def judged(seen: list[Seen], pruned: Seen, runs: tuple[int, int], jobs: int) -> Iterator[Row]:
+    """Return what was looked at, each with its bar.
+
+    Args:
+        seen: before, at each tenth, and when all was over.
+        pruned: after the prune.
+        runs: of the ledger before the prune and after it.
+        jobs: how many there were.
+    """
+    before, first, last, over = seen[0], seen[1], seen[-2], seen[-1]
+    grown = over.worker_mb - first.worker_mb
+    yield at_most(f"memory of the worker, grown from {first.jobs:,} jobs on", "MB", grown, _WORKER_MB)
+    most = max(one.worker_mb for one in seen[1:])
+    yield Row("memory of the worker, at most", "MB", most)
+    yield Row(f"keys after {first.jobs:,} jobs, queue empty, results alive", "", first.keys)
+    yield Row(f"keys after {last.jobs:,} jobs, queue empty, results alive", "", last.keys)
+    letters = f"dead letters of {jobs:,} jobs (worker.keep_dead_seconds: 30 days), MEMORY USAGE"
+    yield Row(letters, "MB", over.bytes[keys.DEAD] / 2**20)
+    groups = sum(over.counts[name] for name in (f"{keys.GROUP}<id>", f"{keys.GROUP}<id>:done"))
+    yield Row("groups (30 days)", "", groups)
+    yield at_most("dead letters after the prune", "", pruned.counts[keys.DEAD], 0)
+    yield at_most("orders to abort what is no job, after the prune", "", pruned.counts[keys.ABORT], 0)
+    yield Row("runs of the ledger (worker.keep_runs_days: 30)", "", runs[0])
+    yield at_most("runs of the ledger after the prune", "", runs[1], 0)
+    for name, count in pruned.counts.items():
+        if not name.startswith(keys.GROUP) and count > _BY_RULE.get(name, 0):
+            yield at_most(f"left: {name}", "keys", count, _BY_RULE.get(name, 0))
+    for name in pruned.unknown[:5]:
+        yield Row(f"left: {name}, which no table of keys has", "", 1, held=False)
+    kept = sum(pruned.bytes.values()) / 2**20
+    yield Row("what is left by its rule, MEMORY USAGE", "MB", kept)
+    yield at_most("memory of the server, grown, beside that", "MB", pruned.used_mb - before.used_mb - kept, _SERVER_MB)
+
+
+async def soak(settings: Settings, jobs: int, report: Report) -> int:
+    """Run it. Returns the exit code."""
+    one = Soak(settings, jobs, report.say)
+    try:
+        with tempfile.TemporaryFile("w+") as log:
+            try:
+                seen = await one.run(log)
+                before = await one.runs()
+                pruned = await one.prune(log)
+            except RuntimeError as error:
+                log.seek(0)
+                report.say(f"{error}: {log.read()[-2_000:]}")
+                return 1
+        report.say(f"{one.rate:,.0f} jobs a second, their enqueueing and {_MARKS} looks at all keys included")
+        report.add(judged(seen, pruned, (before, await one.runs()), jobs))
+        version = str((await one.redis.info("server")).get("valkey_version"))
+        return report.finish({"valkey": version}, keep=jobs >= 1_000_000)
+    finally:
+        await one.close()
+
+
+def main() -> int:
+    """Soak. Returns the exit code."""
+    jobs = max(_MARKS * BLOCK, int(os.environ.get("JOBS") or 1_000_000) // (_MARKS * BLOCK) * _MARKS * BLOCK)
+    home = make_home()
+    valkey, postgres = EmbeddedValkey(home), EmbeddedPostgres(home)
+    try:
+        valkey.start()
+        postgres.start()
+        settings = load_settings(environment={"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url})
+        return asyncio.run(soak(settings, jobs, Report("soak", f"{jobs:,} jobs through one worker")))
+    finally:
+        postgres.stop()
+        valkey.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
