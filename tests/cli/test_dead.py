@@ -171,6 +171,26 @@ async def test_what_died_as_it_was_too_late_is_run_when_an_operator_wants_it(
         assert await client.run("late").result(timeout=10) == 7
 
 
+async def test_a_walk_whose_deadline_has_passed_goes_on_when_an_operator_wants_it(
+    redis: Redis, client: Client, fast: Settings, database: Database
+) -> None:
+    late = await client.enqueue(brittle_walk.options(id="late"))
+    async with working(fast, brittle_walk):
+        with pytest.raises(JobFailed):
+            await late.result(timeout=10)
+    cured["yes"] = True
+    payload = json.dumps({"f": "brittle_walk", "k": {}, "ledger": True, "deadline": 1})
+    async with database.transaction() as session:
+        its_payload = text("UPDATE worker.run SET payload = :payload WHERE id = 'late'")
+        await session.execute(its_payload, {"payload": payload})
+    ledger = Ledger(database)
+    assert await retry_run(redis, ledger, "late", from_start=False)
+    known = await ledger.find("late")
+    assert known is not None and "deadline" not in known.payload  # by which a rescue would put it back
+    async with working(fast, brittle_walk):
+        assert await client.run("late").result(timeout=10) == 50
+
+
 async def test_old_letters_are_pruned(redis: Redis) -> None:
     await age(redis, "b1", days=31)
     assert await prune_dead(redis, 30 * 86_400) == 1

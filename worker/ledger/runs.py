@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,8 +75,19 @@ class Ledger:
             rows = await connection.execute(query("orphans"), {"idle_seconds": idle_seconds, "limit": limit})
             return [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
 
-    async def retry(self, run_id: str, *, from_start: bool) -> RunSpec | None:
-        """Make an ended run ready to go on; the caller puts it into the queue. None: not an ended run."""
+    async def retry(
+        self, run_id: str, *, from_start: bool, revise: Callable[[str], str] = lambda payload: payload
+    ) -> RunSpec | None:
+        """Make an ended run ready to go on; the caller puts it into the queue.
+
+        Args:
+            run_id: id of the run.
+            from_start: forget its checkpoints.
+            revise: what becomes of its payload.
+
+        Returns:
+            The run; None where it has not ended.
+        """
         async with self._database.connection() as connection:
             if from_start:
                 await connection.execute(query("forget_steps"), {"id": run_id})
@@ -84,7 +95,10 @@ class Ledger:
             if row is None:
                 await connection.rollback()
                 return None
-            return RunSpec(run_id, row.job, row.queue, row.payload)
+            payload = revise(row.payload)
+            if payload != row.payload:
+                await connection.execute(query("revise_payload"), {"id": run_id, "payload": payload})
+            return RunSpec(run_id, row.job, row.queue, payload)
 
     async def dead(
         self,

@@ -131,17 +131,15 @@ def payload_text(
     return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{more}}}'
 
 
-def without_expiry(raw: bytes) -> bytes:
-    """Return a payload that may begin at any time; what is no payload of ours comes back as it is."""
-    if raw[:1] == _PICKLE:
-        return raw
+def without_expiry(raw: str) -> str:
+    """Return a payload that may begin, and end, at any time; what is no payload of ours comes back as it is."""
     try:
         values = json.loads(raw)
     except ValueError:
         return raw
-    if not isinstance(values, dict) or values.pop("until", None) is None:
+    if not isinstance(values, dict) or not {"until", "deadline"} & values.keys():
         return raw
-    return json.dumps(values, separators=(",", ":")).encode()
+    return json.dumps({name: value for name, value in values.items() if name not in ("until", "deadline")})
 
 
 def _loads(raw: bytes) -> Any:

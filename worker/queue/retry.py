@@ -35,15 +35,18 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
         False where there is neither an ended run nor a dead letter of that id.
     """
     store = QueueStore(redis)
-    spec = await ledger.retry(run_id, from_start=from_start)
+    # What an operator wants again is not too late, though it may have died of that.
+    spec = await ledger.retry(run_id, from_start=from_start, revise=without_expiry)
     if spec is not None:
         return await store.put_again(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
     raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))
     letter = None if raw is None else DeadLetter.read(run_id, raw)
     if letter is None or letter.in_ledger:
         return False
-    # What an operator wants again is not too late, though it may have died of that.
-    payload = without_expiry(letter.payload)
+    try:
+        payload = without_expiry(letter.payload.decode()).encode()
+    except UnicodeDecodeError:
+        payload = letter.payload  # a pickle, or nothing that one can read
     return await store.put_again(run_id, payload, queue=letter.queue, letter=True)
 
 
