@@ -243,7 +243,7 @@ async def test_no_more_of_a_queue_run_than_its_limit_over_all_workers(scripts: S
     south = StandingStore(scripts.redis, "south")
     scripts.store.queue_limits = south.queue_limits = {QUEUE: 3}
     assert ids(await south.turn((), 2, [(QUEUE, 2)])) == ["a", "b"]
-    assert ids(await take(scripts, 10, (QUEUE, 10), (SLOW, 10))) == ["c", "s"]
+    assert ids(await take(scripts, 10, (SLOW, 10), (QUEUE, 10))) == ["s", "c"]
     assert sorted(await scripts.redis.zrange(keys.RUNNING + QUEUE, 0, -1)) == [b"a", b"b", b"c"]
     assert 0 < await scripts.redis.pttl(keys.RUNNING + QUEUE) <= 604_800_000
     await end(scripts, "c")
