@@ -66,3 +66,24 @@ async def test_they_stand_in_the_line_of_their_level(scripts: Scripts) -> None:
     line = await scripts.redis.zrange(keys.priority_line(QUEUE, 3), 0, -1, withscores=True)
     assert line == [(b"a", NOW + 1_000), (b"b", NOW + 1_000)]
     assert await scripts.redis.zrange(keys.PRIORITIES + QUEUE, 0, -1, withscores=True) == [(b"3", 3)]
+
+
+# --- members of a group
+
+
+async def enqueue_members(scripts: Scripts) -> frozenset[int]:
+    jobs = [(f"g:{place}", "{}") for place in (1, 2)]
+    return await scripts.store.enqueue_many(jobs, queue=QUEUE, group="g")
+
+
+async def test_a_member_that_is_done_is_known_also_when_its_result_is_forgotten(scripts: Scripts) -> None:
+    await scripts.redis.hset(keys.GROUP + "g:done", "2", "")
+    await scripts.redis.hset(keys.GROUP + "another:done", "1", "")
+    assert await enqueue_members(scripts) == {1}
+    assert await scripts.redis.zrange(QUEUE, 0, -1) == [b"g:1"]
+
+
+async def test_of_a_group_that_has_called_back_all_are_known(scripts: Scripts) -> None:
+    await scripts.redis.hset(keys.GROUP + "g", "called", 1)
+    assert await enqueue_members(scripts) == {0, 1}
+    assert await scripts.redis.exists(QUEUE) == 0
