@@ -195,6 +195,11 @@ async def letter(scene: Scene, answer: str) -> bool:
     )
 
 
+async def failed_just_now(scene: Scene, answer: str) -> bool:
+    [(run_id, at)] = pairs(answer).items()
+    return run_id == "mail-1" and 0 <= time.time() - int(at) / 1000 < 60
+
+
 async def fired(scene: Scene, answer: str) -> bool:
     [(line, due)] = pairs(answer).items()
     return line.startswith("nightly 0 3 * * *") and 0 <= time.time() - int(due) / 1000 < 86_400 + 60
@@ -266,6 +271,7 @@ CHECKS: dict[str, Check] = {
     "HLEN worker:dead": says("1"),
     "HKEYS worker:dead": says("mail-1"),
     "HGET worker:dead mail-1": letter,
+    "ZRANGE worker:dead:at 0 9 REV WITHSCORES": failed_just_now,
     "GET arq:result:mail-0": says('"r":"sent to anne"'),
     "HGETALL worker:jobs": says("send_mail:succeeded\n1", "send_mail:dead\n1", "nightly:succeeded\n1"),
     "XREVRANGE worker:events": says("worker_started", "mail-1", "NotRetryable: bob has moved", "dead"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -87,6 +88,9 @@ async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(c
     assert "w1" in (await cli("dead", "list")).stdout
     # Redis alone shows them all, too.
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"b1", b"b2", b"broken", b"w1"]
+    times = await redis.zrange(keys.DEAD_AT, 0, -1, withscores=True)
+    assert sorted(name for name, _ in times) == [b"b1", b"b2", b"broken", b"w1"]
+    assert all(0 <= time.time() - at / 1000 < 60 for _, at in times)
 
 
 async def test_they_are_chosen_by_job_and_age(cli: Any, redis: Redis, database: Database) -> None:  # noqa: F811
@@ -128,7 +132,7 @@ async def test_they_are_forgotten(cli: Any, redis: Redis, database: Database) ->
     assert set(await listed(cli)) == {"b2", "w1", "broken"}
     assert (await cli("dead", "delete", "--all", "--yes")).returncode == 0
     assert await listed(cli) == {}
-    assert await redis.exists(keys.DEAD) == 0
+    assert await redis.exists(keys.DEAD, keys.DEAD_AT) == 0
     async with database.session() as session:
         assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
     assert "nothing has failed" in (await cli("dead", "list")).stdout
@@ -153,6 +157,7 @@ async def test_a_letter_goes_back_once_and_never_over_a_run_that_waits(
     ledger = Ledger(database)
     raw = await redis.hget(keys.DEAD, "b1")
     assert await retry_run(redis, ledger, "b1", from_start=False)
+    assert await redis.zscore(keys.DEAD_AT, "b1") is None
     assert not await retry_run(redis, ledger, "b1", from_start=False)
     await redis.hset(keys.DEAD, "b1", raw)  # as if two had read it at the same time
     assert not await retry_run(redis, ledger, "b1", from_start=False)
@@ -195,6 +200,18 @@ async def test_old_letters_are_pruned(redis: Redis) -> None:
     await age(redis, "b1", days=31)
     assert await prune_dead(redis, 30 * 86_400) == 1
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"b2", b"broken", b"w1"]
+    assert sorted(await redis.zrange(keys.DEAD_AT, 0, -1)) == [b"b2", b"broken", b"w1"]
+
+
+async def test_pruning_notes_the_times_of_letters_that_have_none(redis: Redis) -> None:
+    await redis.delete(keys.PRUNED, keys.DEAD_AT)
+    await age(redis, "b2", days=2)
+    await redis.zadd(keys.DEAD_AT, {"no letter": 1, "w1": (time.time() + 9) * 1000})
+    assert await prune_dead(redis, 30 * 86_400) == 0
+    oldest, *others = await redis.zrange(keys.DEAD_AT, 0, -1, withscores=True)
+    assert (oldest[0], round((time.time() - oldest[1] / 1000) / 86_400)) == (b"b2", 2)
+    assert sorted(name for name, _ in others) == [b"b1", b"broken", b"w1"]
+    assert others[-1][0] == b"w1"  # a time that was noted stays
 
 
 async def test_a_worker_prunes_old_letters_by_itself(redis: Redis, fast: Settings) -> None:

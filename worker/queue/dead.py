@@ -1,7 +1,8 @@
 """Dead letters: what has failed for good stays, with arguments, error, traceback and tries.
 
 Runs with a durable loop are in the ledger, where they stay; all other jobs are in the hash `worker:dead`, for
-`worker.keep_dead_seconds`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything.
+`worker.keep_dead_seconds`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
+sorted set `worker:dead:at` has their times: who wants the newest of very many reads no more than those.
 """
 
 from __future__ import annotations
@@ -137,16 +138,40 @@ async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -
     for first in range(0, len(letters), _AT_ONCE):
         part = letters[first : first + _AT_ONCE]
         await ledger.delete_dead([letter.id for letter in part if letter.in_ledger])
-        await cast(Awaitable[int], redis.hdel(keys.DEAD, *(letter.id for letter in part)))
+        await _forget(redis, [letter.id for letter in part])
 
 
 async def prune_dead(redis: Redis, keep_seconds: float) -> int:
-    """Forget letters of `worker:dead` that are older. Returns their number."""
+    """Forget letters of `worker:dead` that are older.
+
+    It also notes the times of letters that have none in `worker:dead:at`: those of workers of an older version.
+
+    Returns:
+        Their number.
+    """
     before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
-    old = [letter.id async for letter in _letters(redis, None) if letter.at < before]
+    old, times = [], {}
+    async for letter in _letters(redis, None):
+        if letter.at < before:
+            old.append(letter.id)
+        else:
+            times[letter.id] = round(letter.at.timestamp() * 1000)
+        if len(times) >= _AT_ONCE:
+            await redis.zadd(keys.DEAD_AT, times, nx=True)
+            times = {}
+    if times:
+        await redis.zadd(keys.DEAD_AT, times, nx=True)
     for first in range(0, len(old), _AT_ONCE):
-        await cast(Awaitable[int], redis.hdel(keys.DEAD, *old[first : first + _AT_ONCE]))
+        await _forget(redis, old[first : first + _AT_ONCE])
+    await redis.zremrangebyscore(keys.DEAD_AT, "-inf", round(before.timestamp() * 1000))
     return len(old)
+
+
+async def _forget(redis: Redis, ids: list[str]) -> None:
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.hdel(keys.DEAD, *ids)
+    pipeline.zrem(keys.DEAD_AT, *ids)
+    await pipeline.execute()
 
 
 async def _letters(redis: Redis, ids: tuple[str, ...] | None) -> AsyncIterator[DeadLetter]:

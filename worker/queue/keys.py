@@ -36,6 +36,7 @@ GROUP = "worker:group:"
 DRAINED = "worker:drain"
 RETRIED = "worker:retry"
 DEAD = "worker:dead"
+DEAD_AT = "worker:dead:at"
 PRUNED = "worker:pruned"
 CRON = "worker:cron"
 
@@ -128,6 +129,7 @@ SCHEMA = (
         "what has failed for good, with job, payload, error, traceback, tries: JSON by id",
         "`worker.keep_dead_seconds`",
     ),
+    Key(DEAD_AT, "sorted set", "ids of what has failed for good, by the time in ms when it did", "as they do there"),
     Key(PRUNED, "string", "when what is too old was last looked for", "an hour"),
     Key(CRON, "hash", "last due time in ms that was enqueued, by job and cron line", "for good: a field for each line"),
     Key(

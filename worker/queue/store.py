@@ -324,7 +324,7 @@ class QueueStore:
             False where the letter has gone, or its id is in the queue again.
         """
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.RETRY + run_id]
-        names += [keys.CANCELLED, keys.DEAD, keys.RETRIED]
+        names += [keys.CANCELLED, keys.DEAD, keys.RETRIED, keys.DEAD_AT]
         return bool(await self._run("retry", names, [run_id, payload, "1" if letter else "0"]))
 
     async def bury(self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False) -> None:
@@ -353,7 +353,10 @@ class QueueStore:
             "tries": claim.tries,
         }
         text = json.dumps(letter, ensure_ascii=False).encode(errors="backslashreplace")
-        await cast(Awaitable[int], self.redis.hset(keys.DEAD, claim.run_id, text))  # type: ignore[arg-type]
+        pipeline = self.redis.pipeline(transaction=True)
+        pipeline.hset(keys.DEAD, claim.run_id, text)  # type: ignore[arg-type]
+        pipeline.zadd(keys.DEAD_AT, {claim.run_id: now_ms()})
+        await pipeline.execute()
 
     async def known(self, run_ids: list[str], queue: str) -> list[bool]:
         """Return for each id whether the queue has it."""
