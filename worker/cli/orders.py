@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from worker.cli.app import EXIT_FAILED, Json, app, fail, open_database, out, print_json, run_async, state
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError
 from worker.ledger import Ledger
-from worker.queue import keys
+from worker.queue import keys, ordering
 from worker.queue.client import Client
 from worker.queue.retry import retry_run
 from worker.registry import discover
 from worker.settings import Settings
+
+T = TypeVar("T")
 
 Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, or * for every job.")]
 RunIds = Annotated[list[str], typer.Argument(help="Run ids.")]
@@ -67,7 +68,7 @@ def pause(targets: Targets) -> None:
     """Pause runs, jobs, or all: running ones at their next batch boundary."""
     settings, _ = state.load()
     unknown = run_async(_unknown(settings, targets), settings)
-    _change_set(keys.PAUSED, targets, add=True)
+    _give(settings, lambda client: ordering.pause(client, targets))
     out.print(f"paused: {', '.join(targets)}")
     if unknown:
         out.print(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the order is kept")
@@ -76,8 +77,8 @@ def pause(targets: Targets) -> None:
 @app.command()
 def resume(targets: Targets) -> None:
     """Take back a pause."""
-    taken = _change_set(keys.PAUSED, targets, add=False)
-    if not taken:
+    settings, _ = state.load()
+    if not _give(settings, lambda client: ordering.resume(client, targets)):
         raise fail(f"not paused: {', '.join(targets)}; `worker status` shows what is")
     out.print(f"resumed: {', '.join(targets)}")
 
@@ -92,16 +93,7 @@ def pace(
     if (max_rows_per_second is None) is not none:
         raise InvalidArguments("pace: give --max-rows-per-second, or --none to take it back")
     settings, _ = state.load()
-
-    async def order() -> None:
-        async with Client(settings) as client:
-            if max_rows_per_second is None:
-                operation = client.redis.hdel(keys.PACE, *targets)
-            else:
-                operation = client.redis.hset(keys.PACE, mapping=dict.fromkeys(targets, f"{max_rows_per_second:g}"))
-            await client.command(cast(Awaitable[int], operation))
-
-    asyncio.run(order())
+    _give(settings, lambda client: ordering.pace(client, targets, max_rows_per_second))
     shown = "as settings and job say" if max_rows_per_second is None else f"{max_rows_per_second:g} rows/s"
     out.print(f"pace of {', '.join(targets)}: {shown}")
 
@@ -110,12 +102,7 @@ def pace(
 def cancel(runs: RunIds) -> None:
     """Cancel runs: running ones at their next batch boundary, waiting ones at once."""
     settings, _ = state.load()
-
-    async def order() -> list[str]:
-        async with Client(settings) as client:
-            return [run_id for run_id in runs if not await client.run(run_id).cancel()]
-
-    ended = run_async(order(), settings)
+    ended = _give(settings, lambda client: ordering.cancel(client, runs))
     if ended:
         raise fail(f"neither waiting nor running: {', '.join(ended)}")
     out.print(f"cancelled: {', '.join(runs)}")
@@ -180,12 +167,9 @@ async def _unknown(settings: Settings, targets: list[str]) -> list[str]:
     return [name for name, is_there in zip(asked, there, strict=True) if not is_there]
 
 
-def _change_set(key: str, members: list[str], *, add: bool) -> int:
-    settings, _ = state.load()
-
-    async def change() -> int:
+def _give(settings: Settings, order: Callable[[Client], Awaitable[T]]) -> T:
+    async def give() -> T:
         async with Client(settings) as client:
-            operation = client.redis.sadd(key, *members) if add else client.redis.srem(key, *members)
-            return int(await client.command(cast(Awaitable[int], operation)))
+            return await order(client)
 
-    return asyncio.run(change())
+    return run_async(give(), settings)
