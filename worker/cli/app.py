@@ -100,11 +100,19 @@ def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
     try:
         return asyncio.run(operation)
     except (SQLAlchemyError, OSError) as error:
-        if sqlstate(error) in _UNDEFINED_TABLE:
-            raise DatabaseNotMigrated("the database has no ledger: run `worker migrate`") from error
-        if is_away(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
-            raise unavailable(error, settings) from error
-        raise
+        explained = explain(error, settings)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
+    """Return what an error of the database means to an operator; itself where that is no more than it says."""
+    if sqlstate(error) in _UNDEFINED_TABLE:
+        return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
+    if is_away(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
+        return unavailable(error, settings)
+    return error
 
 
 def open_database(settings: Settings) -> Database:

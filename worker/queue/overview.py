@@ -56,10 +56,7 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     pipeline.hgetall(keys.WORKERS)
     pipeline.zrange(queue, 0, _RUNS_SHOWN - 1, withscores=True)
     due, deferred, dead, paused, cancelled, raw_workers, entries = await pipeline.execute()
-    workers = {name.decode(): json.loads(text) for name, text in sorted(raw_workers.items())}
-    for worker in workers.values():
-        if _age_seconds(worker["seen_at"]) > settings.worker.lease_seconds:
-            worker["state"] = "lost"  # it died without a word; its jobs are somebody else's, or nobody's yet
+    workers = workers_of(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
     owners = {
         run_id: name
         for name, worker in workers.items()
@@ -79,6 +76,29 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
         workers=workers,
         runs=await _runs(redis, ids, owners, scores),
     )
+
+
+def workers_of(raw: dict[bytes, bytes], lease_seconds: float, now: datetime) -> dict[str, dict[str, Any]]:
+    """Return workers by name, as they describe themselves; what none of ours has written is left out.
+
+    Args:
+        raw: fields of `worker:workers`.
+        lease_seconds: how long one may say nothing before it is `lost`: it has died without a word, and its jobs are
+            somebody else's, or nobody's yet.
+        now: the moment.
+    """
+    workers: dict[str, dict[str, Any]] = {}
+    for name, text in sorted(raw.items()):
+        try:
+            worker = json.loads(text)
+            silent = (now - datetime.fromisoformat(worker["seen_at"])).total_seconds()
+            _ = worker["state"], worker["queue"], worker["jobs"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if silent > lease_seconds:
+            worker["state"] = "lost"
+        workers[name.decode(errors="replace")] = worker
+    return workers
 
 
 async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[dict[str, str]]:
@@ -109,7 +129,3 @@ def _job_of(payload: bytes | None) -> str:
         return str(json.loads(payload or b"")["f"])
     except (ValueError, KeyError, TypeError):
         return "?"
-
-
-def _age_seconds(moment: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

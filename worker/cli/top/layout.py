@@ -1,0 +1,85 @@
+"""How wide columns are, and which have room at all: a terminal over ssh may have 80 cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+from worker.cli.top.drawing import Cell, Sheet
+
+_GAP = 2
+_TITLE = 4  # cells of a title that stay
+_NAME = 8  # and of a name
+_LAST = 12  # and of the last column
+
+
+def natural(sheet: Sheet) -> list[int]:
+    """Return how wide each column would like to be, without its title."""
+    widths = [0] * len(sheet.columns)
+    for row in sheet.rows:
+        for place, cell in enumerate(row.cells):
+            widths[place] = max(widths[place], cell_len(cell.text))
+    last = len(widths) - 1
+    return [width if place == last else min(width, sheet.columns[place].most) for place, width in enumerate(widths)]
+
+
+def fit(sheet: Sheet, wanted: Sequence[int], room: int) -> list[int]:
+    """Return the width of each column; 0 for one that is left out. The last one takes what is left.
+
+    Args:
+        sheet: whose columns.
+        wanted: what `natural` said.
+        room: cells that there are.
+    """
+    firm = [max(width, _shortest(one.title)) for width, one in zip(wanted, sheet.columns, strict=True)]
+    widths = [max(width, len(one.title)) for width, one in zip(wanted, sheet.columns, strict=True)]
+    last = len(widths) - 1
+    least = min(widths[last], _LAST)
+
+    def lacking() -> int:
+        return sum(width + _GAP for width in widths[:last] if width) + least - room
+
+    for place in range(last):  # first, titles that are longer than what is below them are cut
+        widths[place] -= max(0, min(lacking(), widths[place] - firm[place]))
+    for rank in sorted({column.rank for column in sheet.columns if column.rank}, reverse=True):
+        for place, column in enumerate(sheet.columns):
+            if column.rank == rank and lacking() > 0:
+                widths[place] = 0
+    soft = [place for place in range(last) if sheet.columns[place].soft and widths[place]]
+    while soft and lacking() > 0:  # then, the widest names
+        place = max(soft, key=lambda one: widths[one])
+        if widths[place] <= _NAME:
+            break
+        widths[place] -= 1
+    widths[last] = max(0, least - lacking())
+    return widths
+
+
+def _shortest(title: str) -> int:
+    """Return how far a title may be cut: `done/s` is another thing than `done`."""
+    return len(title) if "/" in title else min(_TITLE, len(title))
+
+
+def line(sheet: Sheet, cells: Sequence[Cell], widths: Sequence[int]) -> list[Cell]:
+    """Return a row as pieces that together are as wide as its columns."""
+    pieces = []
+    for column, cell, width in zip(sheet.columns, cells, widths, strict=True):
+        if not width:
+            continue
+        length = cell_len(cell.text)
+        if length > width and cell.text == column.title:
+            text = set_cell_size(cell.text, width)
+        elif length > width:
+            text = set_cell_size(cell.text, width - 1) + "…"
+        elif column.right:
+            text = " " * (width - length) + cell.text
+        else:
+            text = cell.text + " " * (width - length)
+        pieces.append(Cell(text + " " * _GAP, cell.tone))
+    return pieces
+
+
+def titles(sheet: Sheet, widths: Sequence[int]) -> list[Cell]:
+    """Return the line over the columns."""
+    return line(sheet, [Cell(column.title, "dim") for column in sheet.columns], widths)
