@@ -204,9 +204,8 @@ def _runs(frame: Frame) -> Sheet:
         Column("state"),
         Column(""),
     )
-    idle = len(frame.runs) - frame.working
-    title = f"runs · {number(frame.working)} at work" + (f" · {number(idle)} paused or waiting again" if idle else "")
-    return Sheet("runs", title, columns, [_run(one) for one in frame.runs], "nothing is running")
+    # Without their number, which the header has: another title means that the whole table is drawn anew.
+    return Sheet("runs", "runs", columns, [_run(one) for one in frame.runs], "nothing is running")
 
 
 def _run(one: RunLine) -> Row:

@@ -103,8 +103,7 @@ class Grid(ScrollView, can_focus=True):
         if self.has_focus or at > 0:  # what nobody has touched goes on showing its first rows
             self._cursor = next((place for place, row in enumerate(sheet.rows) if row.key == was), self._cursor)
         wanted = [max(pair) for pair in zip(self._wanted, natural(sheet), strict=True)]
-        if len(before) != len(sheet.rows):
-            self.virtual_size = Size(self.size.width, len(sheet.rows) + 1)
+        self._measure()
         if wanted != self._wanted:
             self._wanted = wanted
             self._fit()
@@ -128,9 +127,13 @@ class Grid(ScrollView, can_focus=True):
     def on_resize(self, event: Resize) -> None:
         """Fit the columns into the new width."""
         self._wanted = natural(self._sheet)
-        self.virtual_size = Size(self.size.width, len(self.rows) + 1)
+        self._measure()
         self._fit()
         self._keep_in_sight()
+
+    def _measure(self) -> None:
+        """Say how high it is; the same for all that fits, since another height means that the page is laid out anew."""
+        self.virtual_size = Size(self.size.width, max(len(self.rows) + 1, self.size.height))
 
     def _fit(self) -> None:
         self._widths = fit(self._sheet, self._wanted, self.size.width)
@@ -153,7 +156,7 @@ class Grid(ScrollView, can_focus=True):
         style = base + _SELECTED if selected else base
         tones = {} if selected else STYLES
         strip = Strip([Segment(cell.text, style + tones.get(cell.tone, style)) for cell in cells])
-        return strip.adjust_cell_length(self.size.width, style)
+        return strip.adjust_cell_length(self.size.width, style).simplify()
 
     def watch_has_focus(self, focused: bool) -> None:
         """Show the cursor, or hide it."""

@@ -186,7 +186,11 @@ class Page(App[None]):
         letter, pane = self._letter(self._grids["failures"].selected), self._letter_pane
         if pane.display:
             size = pane.scrollable_content_region
-            _put(self._letter_text, Text() if letter is None else letter_text(letter, size.width, size.height))
+            _put(
+                self._letter_text,
+                Text() if letter is None else letter_text(letter, size.width, size.height),
+                layout=True,
+            )
 
     def _make_room(self) -> None:
         focused = self._focused()
@@ -313,10 +317,10 @@ class Page(App[None]):
         self.push_screen(Details("keys", Text(KEYS)))
 
 
-def _put(place: Static, text: Text) -> None:
+def _put(place: Static, text: Text, *, layout: bool = False) -> None:
     """Show a text, where it is another one than before: what stays is not written again."""
     if place.content != text:
-        place.update(text)
+        place.update(text, layout=layout)
 
 
 def letter_text(letter: DeadLetter, width: int | None = None, height: int | None = None) -> Text:

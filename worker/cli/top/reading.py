@@ -143,7 +143,7 @@ class Reader:
         unread = [run_id for run_id, at in letters.items() if self._letters.get(run_id, (None,))[0] != at]
         if unread:
             second.ask("letters").hmget(keys.DEAD, unread)
-        self._jobs = sorted({job for job, _ in counts} | {one.get("job", "") for one in self._mirrors.values()} - {""})
+        self._jobs = self._known_jobs(counts)
         if self._looks == 1:
             scopes = self._jobs[:_SCOPES_FIRST]
             _ask_for_scopes(second, scopes)
@@ -155,6 +155,7 @@ class Reader:
             for run_id, raw in zip(unread, more.get("letters", ()), strict=True):
                 self._letters[run_id] = (letters[run_id], None if raw is None else DeadLetter.read(run_id, raw))
             got |= more
+            self._jobs = self._known_jobs(counts)
         self._letters = {run_id: self._letters[run_id] for run_id in letters}
         self._forget(owners)
         self._queues = self._queues_of(workers)
@@ -254,6 +255,10 @@ class Reader:
             }
             self._read_at[run_id] = self._looks
 
+    def _known_jobs(self, counts: Collection[tuple[str, str]]) -> list[str]:
+        """Return the jobs of which a run has ended, works or waits: a paused one, too, is there to be resumed."""
+        return sorted({job for job, _ in counts} | {one["job"] for one in self._mirrors.values() if one.get("job")})
+
     def _is_fresh(self, run_id: str) -> bool:
         return self._read_at[run_id] == self._looks
 
@@ -332,8 +337,6 @@ class Reader:
         for run_id in owners:
             if job := self._mirrors.get(run_id, {}).get("job"):
                 running[job] = running.get(job, 0) + 1
-        # A paused job, too, is there to be resumed: its runs wait, and perhaps none has ended yet.
-        names = sorted({job for job, _ in counts} | {one["job"] for one in self._mirrors.values() if one.get("job")})
         return [
             JobLine(
                 name=name,
@@ -345,7 +348,7 @@ class Reader:
                 cancelled=counts.get((name, "cancelled"), 0),
                 paused=not orders.paused.isdisjoint((name, keys.ALL)),
             )
-            for name in names
+            for name in self._jobs
         ]
 
     def _holds(self, got: dict[Any, Any], scopes: list[str], orders: Orders, now: float) -> list[Hold]:
