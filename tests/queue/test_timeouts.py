@@ -118,7 +118,7 @@ async def brief(ctx: JobContext) -> str:
     return "brief"
 
 
-@job(stall=0.2, on_stall="retry", grace=0.1, backoff=0)
+@job(grace=0.1, backoff=0)
 async def deaf_walk(ctx: JobContext, lock: bool) -> int:
     """Swallow what interrupts it in the second batch, at the first try."""
     seen["tries"].append(ctx.attempt)
@@ -129,6 +129,7 @@ async def deaf_walk(ctx: JobContext, lock: bool) -> int:
                 for author in batch:
                     author.seen += 1
             if mine == 1 and batch.number == 2:
+                seen["begun"].set()
                 await swallow(seen["go"])
             if not lock:  # until now, this batch has no transaction open
                 await batch.bulk.update(Author, [{"id": author.id, "seen": author.seen + 1} for author in batch])
@@ -307,6 +308,8 @@ async def test_a_given_up_walk_commits_no_batch_more(
         session.add_all([Author(**row) for row in authors(30)])
     run = await client.enqueue(deaf_walk, lock=lock)
     async with working(fast, deaf_walk) as worker:
+        await asyncio.wait_for(seen["begun"].wait(), 20)
+        worker._runners[run.id].interrupt("stall")
         assert await run.result(timeout=10) == 30
         assert worker.left_behind == 1
         seen["go"].set()
