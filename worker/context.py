@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -83,6 +84,9 @@ class JobContext(LoopHost):
             done: so many of what the job counts.
             total: of so many; None where that is not known.
         """
+        if self.home is not None and asyncio._get_running_loop() is None:  # from a thread
+            self.home.call_soon_threadsafe(self.progress, done, total)
+            return
         share = None if not total else min(1.0, done / total)
         self._said_done = done
         self._control.report(self, Progress("", "job", done, total, share, 0, 0, 0.0, None))

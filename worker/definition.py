@@ -31,6 +31,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     PydanticSchemaGenerationError,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     create_model,
@@ -41,6 +42,7 @@ from pydantic_core import to_jsonable_python
 from worker.calls import Call, call_of
 from worker.errors import InvalidArguments, RegistrationError
 from worker.limits import Limits, Rate, Unique, UniqueWhile, unique_of
+from worker.processes import in_process
 from worker.threads import in_thread
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class Job(Generic[P, R]):
     stall: float | None = None
     on_stall: OnStall = "report"
     priority: int = 0
+    process: bool = False
     enqueue_options: EnqueueOptions = EnqueueOptions()
 
     async def __call__(self, ctx: JobContext, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -223,9 +226,11 @@ class Job(Generic[P, R]):
         from worker.context import JobContext
 
         hints = typing.get_type_hints(self.function, localns={"JobContext": JobContext}, include_extras=True)
-        return TypeAdapter(
-            hints.get("return", Any), config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
-        )
+        hint = hints.get("return", Any)
+        try:
+            return TypeAdapter(hint, config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+        except PydanticUserError:  # a model, a dataclass or a TypedDict, whose own configuration holds
+            return TypeAdapter(hint)
 
     @cached_property
     def version(self) -> str:
@@ -362,6 +367,7 @@ class JobOptions(TypedDict, total=False):
     stall: float | None
     on_stall: OnStall
     priority: int
+    process: bool
 
 
 class JobDecorator(Protocol):
@@ -403,6 +409,7 @@ def job(
     stall: float | None = None,
     on_stall: OnStall = "report",
     priority: int = 0,
+    process: bool = False,
 ) -> Any:
     """Make a function a job.
 
@@ -434,6 +441,8 @@ def job(
             `worker.stall_seconds` by default. A run that does progress is never ended for its age.
         on_stall: "retry": it is cancelled, too, and tried again.
         priority: 0 to 9; of the jobs of a queue that are due, those with the highest are taken first.
+        process: a plain `def` runs in a process of its own, of which there are `worker.job_processes`: for what
+            computes for long. Its context has `run_id`, `job`, `attempt`, `enqueued_at`, `settings` and `progress`.
 
     A plain `def` runs in a thread, of which there are `worker.threads`; what interrupts it is `worker.Interrupted`.
 
@@ -458,6 +467,7 @@ def job(
             stall=stall,
             on_stall=on_stall,
             priority=priority,
+            process=process,
         )
     return job_of(function, name=None, cron=[], timezone="UTC")
 
@@ -467,11 +477,12 @@ def job_of(
 ) -> Job[..., Any]:
     """Return the job of a function, checked; see `job`."""
     called = name or str(getattr(function, "__name__", ""))
-    if not inspect.iscoroutinefunction(function):
-        if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
-            raise RegistrationError(
-                f"job {called}: {place_of(function)} is not an `async def` function, nor a `def` one"
-            )
+    is_async = inspect.iscoroutinefunction(function)
+    if not is_async and (not inspect.isfunction(function) or inspect.isgeneratorfunction(function)):
+        raise RegistrationError(f"job {called}: {place_of(function)} is not an `async def` function, nor a `def` one")
+    if rules.get("process"):
+        function = in_process(called, function)
+    elif not is_async:
         function = in_thread(function)
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (

@@ -169,6 +169,10 @@ class Stalled(LonghaulError):
     """The run has made no progress for too long, and was cancelled to be tried again."""
 
 
+class ProcessDied(LonghaulError):
+    """The process of a job (`@job(process=True)`) ended in the middle of it, e.g. for want of memory."""
+
+
 class Interrupted(BaseException):
     """Raised inside of a plain function, in a thread or a process, whose time is over, or that is cancelled: clean up,
     and let it pass. What `asyncio.CancelledError` is to an async function.

@@ -98,8 +98,9 @@ class LoopHost:
         self._walks: set[str] = set()
         self.on_durable: Callable[[], None] = lambda: None
         self._given_up = False
-        #: What runs for the job in threads and processes.
+        #: What runs for the job in threads and processes, and the loop in which that is waited for.
         self.outside: set[Outside] = set()
+        self.home: asyncio.AbstractEventLoop | None = None
 
     @cached_property
     def _opening(self) -> asyncio.Lock:
@@ -318,7 +319,7 @@ class LoopHost:
                 pass
         if self._run is not None:
             await self._run.release(discard=True)
-        return [call.give_up() for call in self.outside]
+        return [await call.give_up() for call in list(self.outside)]
 
     def refuse_given_up(self) -> None:
         """Raise `Superseded` in a job that was given up."""

@@ -24,7 +24,7 @@ class Outside(Protocol):
     def interrupt(self) -> None:
         """Raise `Interrupted` in the function, once; one that has not begun does not begin."""
 
-    def give_up(self) -> str:
+    async def give_up(self) -> str:
         """Wait for it no more: it has not ended when it was interrupted. Returns what became of it, in sentences."""
 
 
@@ -43,6 +43,7 @@ async def outcome_of(call: Outside, host: LoopHost) -> Any:
         BaseException: what the function raised.
     """
     host.outside.add(call)
+    host.home = asyncio.get_running_loop()
     try:
         waiting = asyncio.wrap_future(call.future)
         cancelled: asyncio.CancelledError | None = None

@@ -169,6 +169,11 @@ class WorkerSettings(_Section):
     max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
     max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
     threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
+    job_processes: int | None = Field(
+        None,
+        ge=1,
+        description="Jobs of `@job(process=True)` that run at the same time, each in a process. Default: one a CPU.",
+    )
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
     )

@@ -77,7 +77,7 @@ class ThreadCall:
                 self._interrupted = True
                 _raise_in(self._thread, Interrupted)
 
-    def give_up(self) -> str:
+    async def give_up(self) -> str:
         """Leave the thread to itself, and let another one take its place. Returns where it stands."""
         self._pool.replace(self)
         frame = sys._current_frames().get(self._thread or 0)

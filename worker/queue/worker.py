@@ -27,6 +27,7 @@ from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
 from worker.errors import ServerUnavailable
 from worker.ledger import Ledger
+from worker.processes import end_idle_processes
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
@@ -182,6 +183,7 @@ class QueueWorker(ArqWorker):
             await self._leases.stop()
             await self._watch.stop()
             await self._lane.close()
+            await asyncio.to_thread(end_idle_processes)
             await self._forget_drain()
             self.house.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)

@@ -1,0 +1,25 @@
+"""Numbers: work that computes for long, in a process of its own."""
+
+from __future__ import annotations
+
+from worker import Interrupted, JobContext, job
+
+_REPORT_EVERY = 10_000
+
+
+@job(process=True, timeout=600)
+def count_primes(ctx: JobContext, below: int) -> int:
+    """Count the primes below a number, by the sieve of Eratosthenes; interrupted, say how far it came."""
+    composite = bytearray(below)
+    count = 0
+    try:
+        for number in range(2, below):
+            if number % _REPORT_EVERY == 0:
+                ctx.progress(number, below)
+            if not composite[number]:
+                count += 1
+                composite[number * number :: number] = b"\x01" * len(range(number * number, below, number))
+    except Interrupted:
+        ctx.progress(number, below)
+        raise
+    return count

@@ -1,0 +1,145 @@
+"""Jobs that run in processes: in a module of their own, which a process imports."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from worker import Interrupted, JobContext, NotRetryable, Retry, job
+
+
+@dataclass
+class Order:
+    """Something that goes through JSON and comes back as it was."""
+
+    price: Decimal
+    lead: timedelta
+
+
+class Declined(NotRetryable):
+    """An error of the job's own, made in another way than errors are."""
+
+    def __init__(self, reason: str, *, code: int) -> None:
+        super().__init__(f"{reason} ({code})")
+        self.code = code
+
+
+class Odd(ValueError):
+    """An error that cannot be made again from what it says."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = [object(), what]
+
+    def __str__(self) -> str:
+        return f"odd {self.what[1]}"
+
+
+@job(process=True)
+def double(ctx: JobContext, order: Order, factor: Decimal = Decimal(2)) -> Order:
+    """Types there and back."""
+    assert isinstance(order, Order)
+    return Order(order.price * factor, order.lead)
+
+
+@job(process=True, name="tell-context", timeout=60)
+def tell(ctx: JobContext) -> dict[str, Any]:
+    """What the context says."""
+    logging.getLogger("my.log").warning("in process %d", os.getpid())
+    return {
+        "pid": os.getpid(),
+        "run": ctx.run_id,
+        "job": ctx.job,
+        "attempt": ctx.attempt,
+        "at": ctx.enqueued_at.timestamp(),
+        "tries": ctx.settings.worker.max_tries,
+        "stdin": sys.stdin.read(),
+    }
+
+
+@job(process=True)
+def report(ctx: JobContext, file: str) -> int:
+    """Say how far it is, and wait for word."""
+    ctx.progress(3, 4)
+    while not Path(file).exists():
+        time.sleep(0.01)
+    return 4
+
+
+@job(process=True)
+def wants_session(ctx: JobContext) -> None:
+    """Ask for what there is not."""
+    ctx.transaction()
+
+
+@job(process=True, max_tries=2, backoff=0, no_retry=[Odd])
+def fail(ctx: JobContext, how: str) -> None:
+    """Raise."""
+    if how == "declined":
+        raise Declined("no", code=7)
+    if how == "odd":
+        raise Odd("thing")
+    if how == "retry" and ctx.attempt == 1:
+        raise Retry(after=0.01)
+    if how == "exit":
+        sys.exit(3)
+    if how == "value":
+        raise ValueError("in there")
+
+
+@job(process=True, max_tries=1)
+def die(ctx: JobContext, how: str) -> None:
+    """End the process."""
+    if how == "segfault":
+        ctypes.string_at(0)
+    elif how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(3)
+
+
+@job(process=True, timeout=0.3, max_tries=1)
+def spin(ctx: JobContext, file: str, answer: bool = False) -> str:
+    """Compute until it is interrupted, and clean up for longer than the clock's tick."""
+    Path(file).write_text("begun")
+    try:
+        while True:
+            pass
+    except Interrupted:
+        time.sleep(0.3)
+        Path(file).write_text("cleaned up")
+        if answer:
+            return "a part"
+        raise
+
+
+@job(process=True)
+def sleep(ctx: JobContext, file: str) -> None:
+    """Wait in the kernel."""
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@job(process=True, max_tries=1)
+def hold_the_lock(ctx: JobContext, file: str) -> None:
+    """Hold the interpreter's lock, as a regular expression does, for longer than anybody waits."""
+    Path(file).write_text(str(os.getpid()))
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+@job(process=True, max_tries=1)
+def deaf(ctx: JobContext) -> None:
+    """Swallow the interruption."""
+    while True:
+        with suppress(Interrupted):
+            time.sleep(60)
