@@ -11,7 +11,7 @@ from datetime import time
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from worker.errors import SettingsError
+from worker.redis_url import redis_place
 
 DEFAULT_FILE = "settings.toml"
 ENV_PREFIX = "LONGHAUL_"
@@ -134,15 +135,18 @@ class DatabaseSettings(_Section):
 class RedisSettings(_Section):
     """Redis or Valkey: where it is."""
 
-    url: str = Field("redis://localhost:6379/0", description="`redis://`, `rediss://` (TLS) or `unix://` URL.")
+    url: str = Field(
+        "redis://localhost:6379/0",
+        description="`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL: "
+        "[operations.md](operations.md#urls-of-redis).",
+    )
     connect_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     command_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for an answer.")
 
     @field_validator("url")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    def _of_a_kind_that_is_known(cls, value: str) -> str:
+        redis_place(value)
         return value
 
 
@@ -387,8 +391,9 @@ def mask_passwords(value: str) -> str:
     if parts.password:
         userinfo, _, host = netloc.rpartition("@")
         netloc = f"{userinfo.split(':', 1)[0]}:***@{host}"
-    query = re.sub(r"(?i)\b(password|passwd|sslpassword)=[^&]*", r"\1=***", parts.query)
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    query = re.sub(r"(?i)\b(\w*passw(?:or)?d)=[^&]*", r"\1=***", parts.query)
+    # urlunsplit drops the empty authority of unix:///path.
+    return f"{parts.scheme}://{netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
 def _sections() -> dict[str, type[BaseModel]]:

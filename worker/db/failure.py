@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from asyncpg.exceptions import InterfaceError, PostgresConnectionError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import DBAPIError
 
 #: SQLSTATEs of a server that is away or about to be: the job is not to blame, so the try does not count.
@@ -12,6 +14,7 @@ _AWAY = ("08", "57P", "53300")
 #: Of a batch that another moment, or a smaller batch, can cure: serialization failure, deadlock, a lock or a statement
 #: that took too long.
 _PASSING = frozenset({"40001", "40P01", "55P03", "57014"})
+_REDIS_AWAY = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
 
 
 def one_line(error: BaseException) -> str:
@@ -44,7 +47,7 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return any(
-        isinstance(one, PostgresConnectionError | RedisConnectionError)
+        isinstance(one, PostgresConnectionError | _REDIS_AWAY)
         or (isinstance(one, InterfaceError) and "closed" in str(one))
         or (isinstance(one, OSError) and _raised_by_driver(one))
         for one in _causes(error)

@@ -18,15 +18,16 @@ from redis.exceptions import RedisError
 
 from worker.calls import Call
 from worker.definition import EnqueueOptions, Job, checked_priority
-from worker.errors import InvalidArguments, ServerUnavailable
+from worker.errors import InvalidArguments
 from worker.queue.codec import Payload, now_ms, payload_text
 from worker.queue.connect import connection_pool
 from worker.queue.group import Group, Need, form
+from worker.queue.outage import unavailable
 from worker.queue.run import Run
 from worker.queue.sequels import then_of
 from worker.queue.store import Lock, QueueStore
 from worker.queue.watch import Watch
-from worker.settings import Settings, load_settings, mask_passwords
+from worker.settings import Settings, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,7 +90,8 @@ class Client:
 
         Raises:
             InvalidArguments: they do not fit the signature; nothing was enqueued.
-            ServerUnavailable: Redis does not answer; nothing was enqueued.
+            ServerUnavailable: Redis refuses, as a replica, or with its memory full: nothing was enqueued. Or it does
+                not answer: where it was cut off in between, the job may be there. With an id, enqueue it again.
         """
         if isinstance(job, Job):
             arguments = job.encode_arguments_json(args, kwargs)
@@ -288,10 +290,7 @@ class Client:
         try:
             return await cast(Awaitable[Any], operation)
         except (RedisError, OSError) as error:
-            url = mask_passwords(self._settings.redis.url)
-            raise ServerUnavailable(
-                f"Redis at {url}: {str(error).rstrip('.')}: start it there, or set REDIS_URL"
-            ) from error
+            raise unavailable(self._settings, error, "start it there, or set REDIS_URL") from error
 
 
 def _seconds(delay: float | timedelta | None) -> float:

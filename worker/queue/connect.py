@@ -1,26 +1,38 @@
-"""Connections to Redis: of one kind for worker, client and watch."""
+"""Connections to Redis: of one kind for worker, client and watch, and a plain one for the thread of the leases.
+
+Where Sentinels know the primary, each new connection asks them first. A connection whose server says that it takes no
+writes (READONLY) is not used again: the name of the primary, or a proxy, may lead to another server by now.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import hiredis
+import redis as blocking
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
+from worker.queue.outage import kind_of
+from worker.queue.sentinels import asked_of, of_sentinels
+from worker.redis_url import redis_place
 from worker.settings import Settings
 
 
 def connection_pool(settings: Settings) -> ConnectionPool:
     """Return a pool of connections; nothing is sent yet."""
+    place = redis_place(settings.redis.url)
     pool: ConnectionPool = ConnectionPool.from_url(
-        settings.redis.url,
+        place.url,
         socket_connect_timeout=settings.redis.connect_timeout_seconds,
         socket_timeout=settings.redis.command_timeout_seconds,
     )
-    kind: Any = pool.connection_class
-    pool.connection_class = _packing(kind)
+    pool.connection_class = _packing(cast(Hashable, pool.connection_class))
+    if place.sentinels is not None:
+        pool.connection_class = of_sentinels(cast(Hashable, pool.connection_class))
+        pool.connection_kwargs["asked"] = asked_of(place.sentinels, settings.redis.connect_timeout_seconds)
     return pool
 
 
@@ -29,11 +41,54 @@ def one_connection(settings: Settings) -> Any:
     return connection_pool(settings).make_connection()  # type: ignore[no-untyped-call]
 
 
+def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.Redis:
+    """Return a client for a thread; where Sentinels know the primary, they are asked now.
+
+    Args:
+        settings: for Redis.
+        command_timeout: seconds for an answer, at most.
+
+    Raises:
+        RedisError: no Sentinel knows the primary.
+    """
+    place = redis_place(settings.redis.url)
+    limits: dict[str, Any] = {
+        "socket_connect_timeout": settings.redis.connect_timeout_seconds,
+        "socket_timeout": command_timeout,
+    }
+    if place.sentinels is None:
+        return blocking.Redis.from_url(place.url, **limits)
+    host, port = asked_of(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
+    return blocking.Redis.from_url(place.at(host, port), **limits)
+
+
 @cache
 def _packing(plain: Any) -> Any:
-    """Return a class of connections that makes commands in C, as they are read; redis-py's asyncio side does not."""
+    """Return a class of connections that makes commands in C, as they are read; redis-py's asyncio side does not.
+
+    One of a server that takes no writes is opened anew.
+    """
 
     class Packing(plain):  # type: ignore[misc]
+        refused = False
+
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            if self.refused:
+                await self.disconnect(nowait=True)
+            await super().send_packed_command(command, check_health)
+
+        async def on_connect(self) -> None:
+            self.refused = False
+            await super().on_connect()
+
+        async def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().read_response(*args, **options)
+            except ResponseError as error:
+                if kind_of(error) == "READONLY":
+                    self.refused = True
+                raise
+
         def pack_command(self, *args: Any) -> list[bytes]:
             if type(args[0]) is str and " " in args[0]:
                 args = (*args[0].split(), *args[1:])  # SCRIPT LOAD and the like are two words
