@@ -27,6 +27,7 @@ from worker.launch import serve
 from worker.observe.mirror import Mirror
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_queue import ArqQueueWorker
+from worker.queue.outage import Outage
 from worker.queue.worker import check_redis, connect_redis, worker_name
 from worker.registry import Registry
 from worker.settings import Settings, load_with_origins
@@ -166,9 +167,11 @@ class Worker(StockWorker):
     async def _work(self) -> None:
         settings = self._settings_in_force()
         redis = connect_redis(settings)
-        mirror = Mirror(redis, settings, worker_name(settings))
+        outage = Outage()
+        mirror = Mirror(redis, settings, worker_name(settings), outage)
         codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
-        self._queue = queue = ArqQueueWorker(settings, self._registry, self, codec, observer=mirror, redis=redis)
+        queue = ArqQueueWorker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
+        self._queue = queue
         if self._asked_to_stop is not None:
             queue.drain(self._asked_to_stop)
         try:

@@ -14,6 +14,7 @@ from worker.db.migrate import migrate
 from worker.errors import RegistrationError
 from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
+from worker.queue.outage import Outage
 from worker.queue.worker import QueueWorker, connect_redis, worker_name
 from worker.registry import Registry, discover
 from worker.settings import Settings
@@ -50,8 +51,9 @@ async def work(
             f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
         )
     redis = connect_redis(settings)
-    mirror = Mirror(redis, settings, worker_name(settings))
-    worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis)
+    outage = Outage()
+    mirror = Mirror(redis, settings, worker_name(settings), outage)
+    worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis, outage=outage)
     on_worker(worker)
     try:
         if migrate_first:

@@ -81,9 +81,9 @@ class Fleet:
         del self.processes[name]
         return process.returncode
 
-    def log(self) -> str:
-        """Return what all workers have written."""
-        return "\n".join(path.read_text() for path in sorted(self._logs.glob("*.log")))
+    def log(self, name: str = "*") -> str:
+        """Return what all workers, or one, have written."""
+        return "\n".join(path.read_text() for path in sorted(self._logs.glob(f"{name}.log")))
 
     def stop(self) -> None:
         """End all."""

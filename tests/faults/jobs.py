@@ -41,6 +41,21 @@ async def touch_by_sweep(ctx: JobContext, size: int = 10) -> int:
 
 
 @job
+async def outlives_its_worker(ctx: JobContext, stubborn: bool = False) -> str:
+    """Wait, in the first worker that has it, until the test lets it go; end at once in the next. No ledger."""
+    me = (await ctx.redis.get(f"arq:in-progress:{ctx.run_id}")).decode()
+    tries = await ctx.redis.rpush(f"begun:{ctx.run_id}", me)
+    try:
+        while tries == 1 and not await ctx.redis.exists(f"let-go:{ctx.run_id}"):
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        await ctx.redis.rpush(f"cancelled:{ctx.run_id}", me)
+        if not stubborn:
+            raise
+    return str(me)
+
+
+@job
 async def killed_by_its_data(ctx: JobContext, deadly: int) -> None:
     """Die at one row, as of hunger for memory."""
     async for batch in ctx.chunks(select(Target), size=10):

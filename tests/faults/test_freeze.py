@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
-from tests.faults.jobs import touch_by_chunks
+from tests.faults.gated import ends_told
+from tests.faults.jobs import outlives_its_worker, touch_by_chunks
 from tests.waiting import until
 from worker import Client
 from worker.db.engine import Database
@@ -87,3 +88,51 @@ async def test_a_drained_run_goes_on_elsewhere_and_costs_no_attempt(
     assert await effects(database) == {1: ROWS}
     row = await ledger_row(database, run.id)
     assert (row.state, row.attempt, row.takeovers) == ("succeeded", 1, 0)
+
+
+async def names(redis: Redis, key: str) -> list[str]:
+    """Return which workers have written themselves there."""
+    found: list[bytes] = await redis.lrange(key, 0, -1)  # type: ignore[misc]
+    return [name.decode().split(":")[0] for name in found]
+
+
+async def test_a_frozen_worker_neither_ends_nor_keeps_jobs_that_no_ledger_knows(
+    fleet: Fleet, client: Client, database: Database, redis: Redis
+) -> None:
+    frozen = fleet.start(LONGHAUL_WORKER__MAX_JOBS="3")
+    runs = [
+        await client.enqueue(outlives_its_worker.options(id="cancelled")),
+        await client.enqueue(outlives_its_worker.options(id="stubborn"), stubborn=True),
+        await client.enqueue(outlives_its_worker.options(id="let-go")),
+    ]
+
+    async def all_begun(workers: list[str]) -> bool:
+        return all([await names(redis, f"begun:{run.id}") == workers for run in runs])
+
+    await until(lambda: all_begun([frozen]))
+    fleet.kill(frozen, signal.SIGSTOP)
+    successor = fleet.start()
+    for run in runs:
+        assert (await run.result(timeout=30)).split(":")[0] == successor
+        assert await ends_told(redis, run.id) == ["succeeded"]
+        assert f"job {run.id}: taken over: its lease had run out; try 2" in fleet.log(successor)
+    results = [await redis.get(f"arq:result:{run.id}") for run in runs]
+    await redis.set("let-go:let-go", 1)
+    fleet.kill(frozen, signal.SIGCONT)
+
+    async def has_noticed() -> bool:
+        return fleet.log(frozen).count("another worker has it") == 3
+
+    await until(has_noticed)
+    for name in ("cancelled", "stubborn"):
+        assert await names(redis, f"cancelled:{name}") == [frozen]
+    fleet.kill(frozen, signal.SIGTERM)
+    assert await fleet.ended(frozen) == 0
+    assert "succeeded" not in fleet.log(frozen)
+    assert await all_begun([frozen, successor])
+    assert [await redis.get(f"arq:result:{run.id}") for run in runs] == results
+    for run in runs:
+        assert await ends_told(redis, run.id) == ["succeeded"]
+        assert await redis.exists(*(f"arq:{kind}:{run.id}" for kind in ("job", "in-progress", "retry"))) == 0
+    assert await redis.zcard("arq:queue") == 0
+    assert await redis.hget("worker:jobs", "outlives_its_worker:succeeded") == b"3"  # type: ignore[misc]

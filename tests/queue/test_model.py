@@ -46,9 +46,10 @@ class QueueModel(RuleBasedStateMachine):
         self.renew = self.redis.register_script(script("renew"))
         self.waiting: list[str] = []  # in the order in which they are due
         self.deferred: set[str] = set()
-        self.held: dict[str, tuple[str, Claim, int]] = {}  # whose lease lives: owner, claim, due again
-        self.stale: list[tuple[str, Claim, int]] = []  # of owners that believe they have what they have lost
-        self.ended: set[str] = set()
+        self.held: dict[str, tuple[str, Claim]] = {}  # whose lease lives: owner, claim
+        self.stale: list[tuple[str, Claim]] = []  # of owners that believe they have what they have lost
+        self.expired: set[str] = set()  # of those that wait: whose lease has run out
+        self.ended: dict[str, str] = {}  # by whom
 
     async def _connect(self) -> Redis:
         redis = Redis.from_url(self.url)
@@ -93,34 +94,36 @@ class QueueModel(RuleBasedStateMachine):
     @rule(owner=OWNER, slots=strategies.integers(0, 4), share=strategies.floats(0, 1))
     def turn(self, owner: str, slots: int, share: float) -> None:
         """A worker ends some of what it has, and takes what is due."""
-        mine = [claim for holder, claim, _ in self.held.values() if holder == owner]
+        mine = [claim for holder, claim in self.held.values() if holder == owner]
         ending = mine[: round(share * len(mine))]
-        late = [claim for holder, claim, _ in self.stale if holder == owner]
-        sent = [Ended(claim, b"{}", 60_000) for claim in (*ending, *late)]
+        late = [claim for holder, claim in self.stale if holder == owner]
+        sent = [Ended(claim, owner.encode(), 60_000) for claim in (*ending, *late)]
         turned = self.wait(self.stores[owner].turn(sent, slots, [(QUEUE, slots)]))
         for claim in ending:
             del self.held[claim.run_id]
-            self.ended.add(claim.run_id)
+            self.ended[claim.run_id] = owner
         for claim in late:
-            # What nobody has taken since counts as held; what another one has is refused.
+            # What nobody has taken since counts as held; what another one has, or has ended, is refused.
             holder = self.held.get(claim.run_id)
-            taken = holder is not None and holder[0] != owner
+            taken = (holder is not None and holder[0] != owner) or self.ended.get(claim.run_id, owner) != owner
             assert (claim.run_id in turned.refused) == taken
             if not taken:
                 self.held.pop(claim.run_id, None)
                 self._leave_line(claim.run_id)
-                self.ended.add(claim.run_id)
+                self.ended[claim.run_id] = owner
         self.stale = [each for each in self.stale if each[0] != owner]
         taken_ids = [claim.run_id for claim in turned.claims]
         assert taken_ids == self.waiting[:slots]
         for claim in turned.claims:
-            self.waiting.remove(claim.run_id)
-            self.held[claim.run_id] = (owner, claim, turned.again_ms)
+            assert claim.expired == (claim.run_id in self.expired)
+            self._leave_line(claim.run_id)
+            self.held[claim.run_id] = (owner, claim)
 
     def _leave_line(self, run_id: str) -> None:
         if run_id in self.waiting:
             self.waiting.remove(run_id)
         self.deferred.discard(run_id)
+        self.expired.discard(run_id)
 
     def _tick(self) -> int:
         self._now = getattr(self, "_now", 0) + 1
@@ -130,7 +133,7 @@ class QueueModel(RuleBasedStateMachine):
     @rule(data=strategies.data(), later=strategies.booleans())
     def requeue(self, data: Any, later: bool) -> None:
         run_id = data.draw(strategies.sampled_from(sorted(self.held)))
-        owner, claim, _ = self.held.pop(run_id)
+        owner, claim = self.held.pop(run_id)
         assert self.wait(self.stores[owner].requeue(claim, delay=3600 if later else 0, counts=True))
         if later:
             self.deferred.add(run_id)
@@ -143,52 +146,52 @@ class QueueModel(RuleBasedStateMachine):
     def worker_dies_or_freezes(self, data: Any) -> None:
         """A lease ends: the job is due, and its owner, if it lives, does not know it."""
         run_id = data.draw(strategies.sampled_from(sorted(self.held)))
-        owner, claim, again = self.held.pop(run_id)
+        owner, claim = self.held.pop(run_id)
         due = 1_000_000 + self._tick()
         self.wait(self.redis.delete(keys.IN_PROGRESS + run_id))
-        self.wait(self.redis.zadd(QUEUE, {run_id: due}))
+        self.wait(self.redis.zadd(QUEUE, {run_id: due + 0.5}))  # as turn.lua marks what runs
         self.waiting.append(run_id)
-        self.stale.append((owner, claim, again))
+        self.expired.add(run_id)
+        self.stale.append((owner, claim))
 
     @precondition(lambda self: self.stale)
     @rule()
     def stale_requeue(self) -> None:
-        owner, claim, _ = self.stale.pop()
+        owner, claim = self.stale.pop()
         now = self.held.get(claim.run_id)
         done = self.wait(self.stores[owner].requeue(claim, delay=3600, counts=False))
-        assert done == (now is None or now[0] == owner)
-        if done and claim.run_id not in self.ended:
+        assert done == ((now is None or now[0] == owner) and claim.run_id not in self.ended)
+        if done:
             self.held.pop(claim.run_id, None)
             self._leave_line(claim.run_id)
             self.deferred.add(claim.run_id)
-        elif done:
-            self.ended.discard(claim.run_id)  # it was ended by another one, and comes again: at least once
-            self.deferred.add(claim.run_id)
-            self.wait(self.redis.delete(keys.RESULT + claim.run_id))
 
     @rule(owner=OWNER)
     def renew_leases(self, owner: str) -> None:
-        mine = {run_id: each for run_id, each in self.held.items() if each[0] == owner}
-        lost = {claim.run_id: again for holder, claim, again in self.stale if holder == owner}
-        lost = {run_id: again for run_id, again in lost.items() if run_id not in mine}
+        mine = [run_id for run_id, (holder, _) in self.held.items() if holder == owner]
+        lost = {claim.run_id: claim for holder, claim in self.stale if holder == owner and claim.run_id not in mine}
         asked: list[Any] = [owner, LEASE_MS, keys.IN_PROGRESS, keys.RESULT]
-        for run_id, again in [*((run_id, each[2]) for run_id, each in mine.items()), *lost.items()]:
-            asked += (run_id, 1, again)
-        again_ms, *answers = self.wait(self.renew(keys=[QUEUE], args=asked))
-        for run_id, answer in zip([*mine, *lost], answers, strict=True):
+        for run_id in (*mine, *lost):
+            asked += (run_id, 1)
+        answers = self.wait(self.renew(keys=[QUEUE], args=asked))
+        for run_id, answer in zip((*mine, *lost), answers, strict=True):
             if run_id in mine:
                 assert answer == b"held"
-                self.held[run_id] = (owner, mine[run_id][1], int(again_ms))
+            elif run_id in self.expired:  # nobody has taken it since: it is this worker's again
+                assert answer == b"held"
+                self._leave_line(run_id)
+                self.held[run_id] = (owner, lost[run_id])
+                self.stale.remove((owner, lost[run_id]))
             else:
                 assert answer in (b"lost", b"gone")
 
     @rule(run_id=IDS)
     def cancel(self, run_id: str) -> None:
         ordered = self.wait(self.stores[OWNERS[0]].cancel(run_id, queue=QUEUE))
-        assert ordered == (run_id in self.known - self.ended)
+        assert ordered == (run_id in self.known - self.ended.keys())
         self.wait(self.redis.delete(keys.CANCELLED))
         if run_id in self.deferred:  # it is due now, to end now
-            self.deferred.discard(run_id)
+            self._leave_line(run_id)
             self.waiting.append(run_id)
             self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
 
@@ -196,7 +199,7 @@ class QueueModel(RuleBasedStateMachine):
     def forget_a_result(self, run_id: str) -> None:
         if run_id in self.ended:
             self.wait(self.redis.delete(keys.RESULT + run_id))
-            self.ended.discard(run_id)
+            del self.ended[run_id]
             self.stale = [each for each in self.stale if each[1].run_id != run_id]
 
     @invariant()
@@ -209,7 +212,7 @@ class QueueModel(RuleBasedStateMachine):
             raw.decode().removeprefix(keys.IN_PROGRESS): self.wait(self.redis.get(raw)).decode()
             for raw in self.wait(self.redis.keys(keys.IN_PROGRESS + "*"))
         }
-        assert leases == {run_id: owner for run_id, (owner, _, _) in self.held.items()}
+        assert leases == {run_id: owner for run_id, (owner, _) in self.held.items()}
 
     @invariant()
     def nothing_is_left_of_what_has_ended(self) -> None:

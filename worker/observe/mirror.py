@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from worker.batch import Progress
 from worker.queue import keys
 from worker.queue.hooks import RunInfo
+from worker.queue.outage import Outage
 from worker.settings import Settings
 
 logger = logging.getLogger("worker.mirror")
@@ -34,6 +35,7 @@ logger = logging.getLogger("worker.mirror")
 WRITE_SECONDS = 0.5
 _EVENTS_KEPT = 10_000
 _EVENTS_WAITING = 5_000
+_WRITING = "the mirror cannot be written"
 _DEAD_WORKER_SECONDS = 60.0
 _SHOWN_ERROR = 1_000
 _RATE_SECONDS = 5.0
@@ -105,9 +107,10 @@ class Mirror:
         redis: its connection.
         settings: for the life of what it writes.
         name: name of this worker.
+        outage: says that Redis is away.
     """
 
-    def __init__(self, redis: Redis, settings: Settings, name: str) -> None:
+    def __init__(self, redis: Redis, settings: Settings, name: str, outage: Outage | None = None) -> None:
         self._redis = redis
         self._settings = settings
         self._name = name
@@ -118,7 +121,7 @@ class Mirror:
         self._started_at = _now()
         self._done = 0
         self._state = "running"
-        self._failing = False
+        self._outage = outage or Outage()
         self._pruned_at = 0.0
         self._told_of_self = ""
         self._seen_at = 0.0
@@ -245,7 +248,7 @@ class Mirror:
 
     async def write(self, *, final: bool = False) -> None:
         """Write what has changed, and that this worker lives."""
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._redis.pipeline(transaction=True)  # all of it, or nothing: counts are not told twice
         keep = max(60, round(self._settings.worker.keep_result_seconds))
         young = time.time() - (0.0 if final else _YOUNG_SECONDS)
         written = [
@@ -283,20 +286,19 @@ class Mirror:
             return
         try:
             await pipeline.execute()
-            await self._prune()
-            self._failing = False
         except RedisError as error:
-            if not self._failing:
-                logger.warning("the mirror cannot be written: %s", error)
-            self._failing = True
+            self._outage.failed(_WRITING, error)
             self._counts += counts
             for _, line in written:
                 line.changed = True
+            self._told_of_self = ""
             self._events.extendleft(reversed(events))
             return
+        self._outage.answered(_WRITING)
         for run_id, line in written:
             if line.ended and not line.changed and self._lines.get(run_id) is line:
                 del self._lines[run_id]
+        await self._prune()
 
     def worker_event(self, kind: str, state: str | None = None) -> None:
         """Note that this worker starts, drains or stops."""
@@ -322,6 +324,12 @@ class Mirror:
         if time.monotonic() - self._pruned_at < _DEAD_WORKER_SECONDS:
             return
         self._pruned_at = time.monotonic()
+        try:
+            await self._prune_workers()
+        except RedisError as error:
+            logger.debug("workers that have died stay in the mirror: %s", error)
+
+    async def _prune_workers(self) -> None:
         known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))
         for name, raw in known.items():
             try:

@@ -65,7 +65,8 @@ class ArqRunner(Runner):
                 await self._end_unbegun(DeserializationError(text))
             return
         if payload.tries is not None and payload.tries > self.claim.tries:
-            self.claim = await self.house.store.set_tries(self.claim, payload.tries)
+            tries = payload.tries
+            self.claim = await self._with_redis(lambda: self.house.store.set_tries(self.claim, tries))
         if payload.function in self.house.registry:
             await self._run_job(payload)
             return
@@ -215,7 +216,7 @@ class ArqRunner(Runner):
         self._count(success)
         raw = self._codec.write(self._result(value, success=success, cancelled=state == "cancelled"), self.payload)
         await self._before_end()
-        await self.house.turns.end(Ended(self.claim, raw, keep_ms if raw else 0))
+        await self._tell_end(Ended(self.claim, raw, keep_ms if raw else 0))
         error = None if success else one_line(value) if str(value) else type(value).__name__
         self.house.observer.ended(self._info, state, error=error)
 

@@ -11,6 +11,7 @@ from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_cron import ArqCron
 from worker.queue.arq_jobs import ArqRunner
 from worker.queue.hooks import Observer
+from worker.queue.outage import Outage
 from worker.queue.prune import Prune
 from worker.queue.runner import Runner
 from worker.queue.store import Claim
@@ -29,6 +30,7 @@ class ArqQueueWorker(QueueWorker):
         codec: reads payloads, writes results.
         observer: hears what happens.
         redis: connection of its own.
+        outage: says that Redis is away.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class ArqQueueWorker(QueueWorker):
         *,
         observer: Observer,
         redis: ArqRedis,
+        outage: Outage,
     ) -> None:
         others = [
             one if isinstance(one, Function) else Function(name, one.coroutine, None, None, None, None)
             for name, one in arq.functions.items()
             if name not in registry
         ]
-        super().__init__(settings, registry, observer=observer, burst=arq.burst, redis=redis, others=others)
+        super().__init__(
+            settings, registry, observer=observer, burst=arq.burst, redis=redis, outage=outage, others=others
+        )
         self._arq = arq
         self._codec = codec
         self.tasks = arq.tasks

@@ -10,6 +10,7 @@ import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from worker.context import JobContext
 from worker.db.failure import is_away, one_line, sqlstate
 from worker.definition import Job
-from worker.errors import AlreadyFinished
+from worker.errors import AlreadyFinished, Superseded
 from worker.ledger import LedgerRun, RunSpec
 from worker.queue import keys
 from worker.queue.codec import Payload, Result, encode_result, now_ms
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 PAUSED_SECONDS = 1.0
 _AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
-_REDIS_PAUSE = 0.5
+_REDIS_PAUSES = (0.2, 0.5, 1.0)
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
@@ -175,9 +176,18 @@ class Ends:
             result.success or result.cancelled
         ):  # what has failed may be put back, and has it then
             next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
-        mine = await self.house.turns.end(Ended(claim, raw, keep_ms, next_))
-        if payload is not None and follows and mine and not result.success and keep_ms > 0:
+        await self._tell_end(Ended(claim, raw, keep_ms, next_))
+        if payload is not None and follows and not result.success and keep_ms > 0:
             await self._call_off(payload, result, keep_ms)
+
+    async def _tell_end(self, ended: Ended) -> None:
+        """Tell the end.
+
+        Raises:
+            Superseded: it is not this worker's to tell: its lease has run out, and another one has the job.
+        """
+        if not await self.house.turns.end(ended):
+            raise Superseded(self.claim.run_id)
 
     def _lock(self) -> str | None:
         """Return the lock that a unique job has for as long as it is in the queue, by what its client took."""
@@ -209,21 +219,24 @@ class Ends:
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
         self.house.let_go(self.claim.run_id)
-        await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts))
+        if not await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts)):
+            raise Superseded(self.claim.run_id)
 
     async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step until Redis has taken it: the job is over, only Redis does not know. Each is idempotent."""
-        failing = False
-        while True:
-            try:
-                return await operation()
-            except RedisError as error:
-                if self.house.hastened:
-                    raise
-                if not failing:
-                    logger.warning("%s: Redis: %s; going on until it answers", self._name, error)
-                failing = True
-                await asyncio.sleep(_REDIS_PAUSE)
+        """Repeat a step until Redis has taken it. Each is idempotent."""
+        who, outage = f"{self._name} cannot go on", self.house.outage
+        try:
+            for pause in chain(_REDIS_PAUSES, repeat(_REDIS_PAUSES[-1])):
+                try:
+                    return await operation()
+                except RedisError as error:
+                    if self.house.hastened:
+                        raise
+                    outage.failed(who, error)
+                    await asyncio.sleep(pause)
+            raise AssertionError
+        finally:
+            outage.answered(who)
 
     async def _with_database(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step of the ledger for some seconds while the database is away. Each is idempotent."""

@@ -11,6 +11,7 @@ from worker.queue.gates import Gates
 from worker.queue.hooks import Observer
 from worker.queue.lines import Lines
 from worker.queue.orders import Orders
+from worker.queue.outage import Outage
 from worker.queue.store import QueueStore
 from worker.queue.turns import Turns
 from worker.registry import Registry
@@ -35,6 +36,8 @@ class House:
     gates: Gates
     #: Lines of the log that come with each job.
     lines: Lines
+    #: What is said of a Redis that is away.
+    outage: Outage
     #: Renew the lease of a job no more: it is on its way back to the queue.
     let_go: Callable[[str], None] = lambda run_id: None
     #: When something that comes again and again was last said.

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import redis
+from redis.exceptions import RedisError
 
 from worker.queue import keys
+from worker.queue.connect import blocking_client
+from worker.queue.outage import Outage
 from worker.queue.scripts import script
 from worker.settings import Settings
 from worker.tasks import end
@@ -26,6 +28,7 @@ from worker.tasks import end
 logger = logging.getLogger("worker.leases")
 
 _PULSE_SECONDS = 0.5
+_RENEWING = "leases cannot be renewed"
 
 
 class Leases:
@@ -36,6 +39,7 @@ class Leases:
         owner: value of the leases.
         on_lost: called in the event loop with the id of a job that another worker has.
         on_gone: called in the event loop with the id of a job that Redis does not know any more.
+        outage: says that Redis is away.
     """
 
     def __init__(
@@ -45,14 +49,19 @@ class Leases:
         *,
         on_lost: Callable[[str], None],
         on_gone: Callable[[str], None],
+        outage: Outage,
     ) -> None:
         self._settings = settings
         self._owner = owner
         self._on_lost = on_lost
         self._on_gone = on_gone
-        self._held: dict[str, tuple[str, int]] = {}  # queue and due time of each
+        self._outage = outage
+        self._held: dict[str, str] = {}  # the queue of each
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._stopped = False
+        self._now = threading.Event()
+        self._renewed_at = time.monotonic()
+        self._away = False
         self._pulse = time.monotonic()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="leases", daemon=True)
         self._heart: asyncio.Task[None] | None = None
@@ -66,21 +75,25 @@ class Leases:
 
     async def stop(self) -> None:
         """End both."""
-        self._stop.set()
+        self._stopped = True
+        self._now.set()
         if self._heart is not None:
             await end(self._heart)
         await asyncio.to_thread(self._thread.join)
 
-    def add(self, run_id: str, queue: str, due_ms: int) -> None:
+    def renew_now(self) -> None:
+        """Do not wait for the next time: Redis was away."""
+        self._now.set()
+
+    def add(self, run_id: str, queue: str) -> None:
         """Renew the lease of a job from now on.
 
         Args:
             run_id: its id.
             queue: where it is.
-            due_ms: when it is due again, which tells it from one that was put back meanwhile.
         """
         with self._lock:
-            self._held[run_id] = (queue, due_ms)
+            self._held[run_id] = queue
 
     def holds(self, run_id: str) -> bool:
         """Whether the lease of a job is still renewed."""
@@ -98,48 +111,50 @@ class Leases:
             await asyncio.sleep(_PULSE_SECONDS)
 
     def _renew_until_stopped(self) -> None:
-        settings = self._settings
-        connection = redis.Redis.from_url(
-            settings.redis.url,
-            socket_connect_timeout=settings.redis.connect_timeout_seconds,
-            socket_timeout=min(settings.redis.command_timeout_seconds, settings.worker.lease_seconds / 3),
-        )
-        renew = connection.register_script(script("renew"))
-        failing = False
-        while not self._stop.wait(settings.worker.lease_seconds / 3):
+        pause = self._settings.worker.lease_seconds / 3
+        connection: Any = None
+        renew: Any = None
+        while True:
+            self._now.wait(pause)
+            self._now.clear()
+            if self._stopped:
+                break
             blocked = time.monotonic() - self._pulse
-            if blocked > settings.worker.blocked_loop_seconds:
+            if blocked > self._settings.worker.blocked_loop_seconds:
                 logger.error("the event loop has been blocked for %.0f s: its jobs' leases are given up", blocked)
                 continue
             with self._lock:
                 held = dict(self._held)
-            if not held:
-                continue
-            arguments: list[Any] = [
-                self._owner,
-                round(settings.worker.lease_seconds * 1000),
-                keys.IN_PROGRESS,
-                keys.RESULT,
-            ]
-            queues = sorted({queue for queue, _ in held.values()})
-            for run_id, (queue, due_ms) in held.items():
-                arguments += (run_id, queues.index(queue) + 1, due_ms)
             try:
-                again, *answers = renew(keys=queues, args=arguments)
-                failing = False
-            except redis.RedisError as error:
-                if not failing:
-                    logger.warning("leases cannot be renewed: %s", error)
-                failing = True
+                if held:
+                    if connection is None:
+                        timeout = min(self._settings.redis.command_timeout_seconds, pause)
+                        connection = blocking_client(self._settings, command_timeout=timeout)
+                        renew = connection.register_script(script("renew"))
+                    self._renew(renew, held)
+                self._outage.answered(_RENEWING)
+            except (RedisError, OSError) as error:
+                self._outage.failed(_RENEWING, error)
+                if connection is not None:
+                    connection.close()  # the next one may lead to another server
+                connection = None
+                self._away = True
                 continue
-            for run_id, answer in zip(held, answers, strict=True):
-                if answer == b"held":
-                    with self._lock:
-                        if self._held.get(run_id) == held[run_id]:
-                            self._held[run_id] = (held[run_id][0], int(again))
-                else:
-                    self._tell(self._on_lost if answer == b"lost" else self._on_gone, run_id)
-        connection.close()
+            self._away, self._renewed_at = False, time.monotonic()
+        if connection is not None:
+            connection.close()
+
+    def _renew(self, renew: Any, held: dict[str, str]) -> None:
+        # Frozen, or the loop was blocked, and Redis was there all the time: what it does not know, others have ended.
+        late = not self._away and time.monotonic() - self._renewed_at > self._settings.worker.lease_seconds
+        arguments: list[Any] = [self._owner, round(self._settings.worker.lease_seconds * 1000)]
+        arguments += (keys.IN_PROGRESS, keys.RESULT)
+        queues = sorted(set(held.values()))
+        for run_id, queue in held.items():
+            arguments += (run_id, queues.index(queue) + 1)
+        for run_id, answer in zip(held, renew(keys=queues, args=arguments), strict=True):
+            if answer != b"held":
+                self._tell(self._on_lost if answer == b"lost" or late else self._on_gone, run_id)
 
     def _tell(self, hear: Callable[[str], None], run_id: str) -> None:
         if self.holds(run_id) and self._loop is not None and not self._loop.is_closed():

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.queue import keys
+from worker.queue.outage import Outage
 from worker.queue.watch import Watch
 
 logger = logging.getLogger("worker.orders")
@@ -30,6 +31,7 @@ KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAIN
 #: Longest age, in seconds, of what a batch boundary looks at.
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
+_READING = "orders cannot be read"
 
 
 class Orders:
@@ -38,13 +40,14 @@ class Orders:
     #: Whether stock arq clients may abort (`allow_abort_jobs` of arq's workers).
     heeds_aborts = True
 
-    def __init__(self, redis: Redis, watch: Watch | None = None) -> None:
+    def __init__(self, redis: Redis, watch: Watch | None = None, outage: Outage | None = None) -> None:
         self._redis = redis
         self._watch = watch
         self._stale = True
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
         self._failing = False
+        self._outage = outage or Outage()
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
         self.paces: dict[str, float] = {}
@@ -64,8 +67,8 @@ class Orders:
 
     @property
     def must_ask(self) -> bool:
-        """Whether nobody tells of changes, so that who wants to know has to ask."""
-        return (self._watch is None or not self._watch.active) and not self.known
+        """Whether nobody tells of changes, so that who wants to know has to ask; not while Redis is away."""
+        return not self._failing and (self._watch is None or not self._watch.active) and not self.known
 
     async def refresh(self, *, now: bool = False) -> None:
         """Read the orders again unless they are known.
@@ -102,11 +105,11 @@ class Orders:
         except RedisError as error:
             self._stale = True
             self._read_at = time.monotonic() + _RETRY_SECONDS
-            if not self._failing:
-                logger.warning("orders cannot be read: %s", error)
             self._failing = True
+            self._outage.failed(_READING, error)
             return
         self._failing = False
+        self._outage.answered(_READING)
         self._read_at = began
         self.paused = _names(paused)
         self.cancelled = _names([*cancelled, *(aborted if self.heeds_aborts else ())])

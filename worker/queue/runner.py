@@ -240,7 +240,8 @@ class Runner(Ends):
             await self._end_dead(one_line(error))
             return
         if payload.tries is not None and payload.tries > claim.tries:
-            self.claim = claim = await house.store.set_tries(claim, payload.tries)
+            tries = payload.tries
+            self.claim = await self._with_redis(lambda: house.store.set_tries(claim, tries))
         await self._run_job(payload)
 
     async def _run_job(self, payload: Payload) -> None:
@@ -281,7 +282,7 @@ class Runner(Ends):
         if job.limits is None or isinstance(arguments, InvalidArguments):
             await self._try(job, payload, arguments)
             return
-        held = await house.gates.enter(job, claim, arguments)
+        held = await self._with_redis(lambda: house.gates.enter(job, claim, arguments))
         if held is not None:
             await self._requeue(held.seconds, counts=False)
             house.observer.left(self._info, "waiting", delay=held.seconds)

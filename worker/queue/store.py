@@ -38,6 +38,7 @@ class Claim(NamedTuple):
         due_ms: its due time.
         payload: as it lay there; None when it had gone.
         tries: number of this claim, from 1.
+        expired: whether another worker had it, whose lease has run out.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class Claim(NamedTuple):
     due_ms: int
     payload: bytes | None
     tries: int
+    expired: bool = False
 
 
 class Ended(NamedTuple):
@@ -69,13 +71,11 @@ class Turned(NamedTuple):
     Attributes:
         refused: ids of ended jobs that another worker has.
         claims: jobs that are this worker's now.
-        again_ms: when they are due again, unless their leases are renewed.
         ordered: whether there are orders, which may be for them.
     """
 
     refused: frozenset[str]
     claims: list[Claim]
-    again_ms: int
     ordered: bool
 
 
@@ -157,7 +157,7 @@ class QueueStore:
         for queue, most in shares:
             arguments += (places[queue], most, self.queue_limits.get(queue, 0))
         names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
-        refused, taken, again, ordered = await self._turn(names, arguments)
+        refused, taken, ordered = await self._turn(names, arguments)
         queues = list(places)
         claims = []
         for place, raw_id, due, payload, tries in taken:
@@ -169,8 +169,9 @@ class QueueStore:
                 await self.redis.zrem(queue, raw_id)
                 continue
             at = float(due)
-            claims.append(Claim(run_id, queue, int(at) if math.isfinite(at) else 0, payload, tries))
-        return Turned(frozenset(raw_id.decode() for raw_id in refused), claims, again, bool(ordered))
+            due_ms = int(at) if math.isfinite(at) else 0
+            claims.append(Claim(run_id, queue, due_ms, payload, tries, expired=tries > 1 and at - due_ms == 0.5))
+        return Turned(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
 
     async def _turn(self, names: list[str], arguments: list[Any]) -> Any:
         if self._lane is None:
@@ -195,22 +196,23 @@ class QueueStore:
             counts: whether this claim counts as a try.
 
         Returns:
-            False where another worker has it.
+            False where another worker has it, or has ended it.
         """
         i = claim.run_id
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
+        names.append(keys.RESULT + i)
         arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b"", keys.PRIORITY]
         return bool(await self._run("requeue", names, arguments))
 
-    async def restore(self, claim: Claim) -> int:
+    async def restore(self, claim: Claim) -> bool:
         """Put a job that runs here back into a Redis that lost it.
 
         Returns:
-            The time in ms at which it is due again, or 0 where another worker has it.
+            False where another worker has it.
         """
         names = [claim.queue, keys.IN_PROGRESS + claim.run_id, keys.JOB + claim.run_id]
         arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b""]
-        return int(await self._run("restore", names, arguments))
+        return bool(await self._run("restore", names, arguments))
 
     async def enqueue(
         self,

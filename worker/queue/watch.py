@@ -18,6 +18,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from worker.queue.connect import one_connection
+from worker.queue.outage import Outage
 from worker.settings import Settings
 
 logger = logging.getLogger("worker.watch")
@@ -25,6 +26,7 @@ logger = logging.getLogger("worker.watch")
 _CHANNEL = "__redis__:invalidate"
 _PING_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
+_HEARING = "changes are not heard of"
 
 
 class Watch:
@@ -33,11 +35,19 @@ class Watch:
     Args:
         settings: for Redis.
         on_change: called with the names of keys that were written; with None for any of them.
+        outage: says that Redis is away.
     """
 
-    def __init__(self, settings: Settings, on_change: Callable[[frozenset[str] | None], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_change: Callable[[frozenset[str] | None], None],
+        outage: Outage | None = None,
+    ) -> None:
         self._settings = settings
         self._on_change = on_change
+        self._outage = outage or Outage()
+        self._reopening = False
         self._reader: Any = None
         self._hearer: Any = None
         self._reading = asyncio.Lock()
@@ -56,6 +66,14 @@ class Watch:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+
+    async def reopen(self) -> None:
+        """Begin again: behind the name of the server there may be another one by now."""
+        if self.active:
+            self._reopening, self.active = True, False
+            hearer = self._hearer
+            self._reader = None
+            await hearer.disconnect(nowait=True)
 
     async def read(self, *commands: Sequence[Any]) -> list[Any]:
         """Read keys, and hear of their next change.
@@ -80,7 +98,6 @@ class Watch:
                 raise
 
     async def _run(self) -> None:
-        failing = False
         while True:
             try:
                 await self._hear()
@@ -92,12 +109,14 @@ class Watch:
                 )
                 return
             except (RedisError, OSError) as error:
-                if not failing:
-                    logger.warning("the watch over Redis: %s; asking until it is back", error)
-                failing = True
+                if not self._reopening:
+                    self._outage.failed(_HEARING, error)
             finally:
                 self.active = False
                 self._ready.set()
+            if self._reopening:
+                self._reopening = False
+                continue
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _hear(self) -> None:
@@ -112,6 +131,7 @@ class Watch:
             await reader.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", number)
             await reader.read_response()
             self._reader, self._hearer, self.active = reader, hearer, True
+            self._outage.answered(_HEARING)
             self._on_change(None)
             self._ready.set()
             asked = False

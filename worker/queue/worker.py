@@ -25,7 +25,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.db.engine import Database
 from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
-from worker.errors import ServerUnavailable
 from worker.ledger import Ledger
 from worker.processes import end_idle_processes
 from worker.queue import keys
@@ -38,6 +37,7 @@ from worker.queue.leases import Leases
 from worker.queue.lines import Lines
 from worker.queue.orders import KEYS as ORDER_KEYS
 from worker.queue.orders import Orders
+from worker.queue.outage import Outage, unavailable
 from worker.queue.prune import Prune
 from worker.queue.rescue import Rescue
 from worker.queue.retry import retry_ordered
@@ -47,12 +47,13 @@ from worker.queue.store import Claim, QueueStore
 from worker.queue.turns import Turns
 from worker.queue.watch import Watch
 from worker.registry import Registry
-from worker.settings import Settings, mask_passwords
+from worker.settings import Settings
 from worker.tasks import end
 
 logger = logging.getLogger("worker")
 
 _AWAY_SECONDS = 1.0
+_ASKING, _KEEPING = "the queue cannot be asked", "housekeeping cannot go on"
 _HOUSE_SECONDS = 0.2
 _TICK_SECONDS = 0.1
 #: Longest wait for word of a change: should it have been lost, this is what it costs.
@@ -77,10 +78,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
     try:
         await redis.ping()
     except (RedisError, OSError) as error:
-        raise ServerUnavailable(
-            f"Redis at {mask_passwords(settings.redis.url)}: {str(error).rstrip('.')}: start Redis or Valkey there, or "
-            f"set REDIS_URL"
-        ) from error
+        raise unavailable(settings, error, "start Redis or Valkey there, or set REDIS_URL") from error
 
 
 class QueueWorker(ArqWorker):
@@ -92,6 +90,7 @@ class QueueWorker(ArqWorker):
         observer: hears what happens; nobody by default.
         burst: end when the queue has nothing more that is due.
         redis: connection to use; one from the settings by default.
+        outage: says that Redis is away; to be shared with the observer.
         others: functions that are no `@job`, for a subclass whose runners know how to run them.
     """
 
@@ -103,6 +102,7 @@ class QueueWorker(ArqWorker):
         observer: Observer | None = None,
         burst: bool = False,
         redis: ArqRedis | None = None,
+        outage: Outage | None = None,
         others: Sequence[Function] = (),
     ) -> None:
         super().__init__(
@@ -126,7 +126,8 @@ class QueueWorker(ArqWorker):
         store.queue_limits = settings.worker.queue_limits
         ledger = Ledger(self.database, self.name)
         self._wake = asyncio.Event()
-        self._watch = Watch(settings, self._changed)
+        self._outage = outage or Outage()
+        self._watch = Watch(settings, self._changed, self._outage)
         self._turns = Turns(store, self._wake.set)
         self.house = House(
             settings=settings,
@@ -134,17 +135,18 @@ class QueueWorker(ArqWorker):
             database=self.database,
             ledger=ledger,
             store=store,
-            orders=Orders(self.pool, self._watch),
+            orders=Orders(self.pool, self._watch, self._outage),
             observer=observer or Silent(),
             name=self.name,
             turns=self._turns,
             gates=Gates(self.pool),
             lines=Lines(logging.getLogger("worker.jobs")),
+            outage=self._outage,
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
         self._rescue: Rescue | None = Rescue(ledger, store, settings)
         self._prune = Prune(store, ledger, settings.worker)
-        self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone)
+        self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone, outage=self._outage)
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
         #: What was given up and has not ended: jobs that take no slot, and whose runs are not theirs any more.
@@ -157,6 +159,8 @@ class QueueWorker(ArqWorker):
         self._changes = 0
         #: Turns, one after the other, that took nothing though something was due.
         self._barren = 0
+        #: The loop's time before which nothing is claimed: who has what runs renews it first.
+        self._claims_at = 0.0
 
     # --- its life
 
@@ -174,7 +178,8 @@ class QueueWorker(ArqWorker):
         await self.house.orders.refresh(now=True)
         self._leases.start()
         logger.info("worker %s: %d jobs known: %s", self.name, len(self.functions), ", ".join(self.functions))
-        beside = [asyncio.create_task(self._keep_house()), asyncio.create_task(self._keep_time())]
+        keepers = (self._keep_house(), self._keep_orders(), self._keep_time())
+        beside = [asyncio.create_task(keeper) for keeper in keepers]
         try:
             await self._work()
         finally:
@@ -209,13 +214,13 @@ class QueueWorker(ArqWorker):
 
     async def _work(self) -> None:
         draining: asyncio.Task[None] | None = None
-        failures = 0
+        failures, away_since = 0, 0.0
         while draining is None or not draining.done() or self._turns.waiting:
             if self.house.draining and draining is None:
                 draining = asyncio.create_task(self._drain())
                 draining.add_done_callback(lambda _: self._wake.set())
-            slots = self.free_slots()
-            if not self._turns.waiting and not (slots and self._may_be_due):
+            slots = 0 if failures else self.free_slots()
+            if not failures and not self._turns.waiting and not (slots and self._may_be_due):
                 if self.burst and not self._runners and await self.is_over():
                     return
                 await self._sleep(slots)
@@ -224,25 +229,36 @@ class QueueWorker(ArqWorker):
             try:
                 turned = await self._turns.take(slots, self._shares(slots))
             except RedisError as error:
-                if not failures:
-                    logger.warning("Redis does not answer: %s; going on until it does", error)
+                self._outage.failed(_ASKING, error)
+                away_since = away_since if failures else self.loop.time()
                 failures += 1
                 self._may_be_due = True
                 if self.house.hastened:
                     self._turns.give_up(error)
-                await self._pause(min(_AWAY_SECONDS, 0.1 * 2 ** min(failures, 10)))
+                # Not a pause that something ends: whatever happens meanwhile, Redis is not asked more often.
+                await asyncio.sleep(min(_AWAY_SECONDS, 0.1 * 2 ** min(failures, 10)))
                 continue
             if failures:
-                logger.info("Redis answers again")
                 failures = 0
+                await self._come_back(self.loop.time() - away_since)
             self._barren = 0 if turned.claims else self._barren + 1
             if turned.claims and turned.ordered:
                 await self.house.orders.refresh(now=True)
             for claim in turned.claims:
-                self._start(claim, turned.again_ms)
+                self._start(claim)
             if slots and len(turned.claims) >= slots:
                 self._may_be_due = True
         await draining
+
+    async def _come_back(self, seconds: float) -> None:
+        """Go on after a time without Redis, in which leases may have run out whose workers live: they come first."""
+        self._outage.answered(_ASKING)
+        self._leases.renew_now()
+        await self._watch.reopen()
+        if seconds > self.settings.worker.lease_seconds / 3:
+            patience = self.settings.worker.lease_seconds / 2
+            self._claims_at = self.loop.time() + patience
+            self.loop.call_later(patience, self._wake.set)
 
     async def is_over(self) -> bool:
         """Tell whether a burst with no job at work has come to its end."""
@@ -250,7 +266,7 @@ class QueueWorker(ArqWorker):
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
-        if self.house.draining or not self._served():
+        if self.house.draining or not self._served() or self.loop.time() < self._claims_at:
             return 0
         return max(0, self.max_jobs - len(self._runners) + self._turns.waiting)
 
@@ -322,34 +338,42 @@ class QueueWorker(ArqWorker):
         """Return what runs a job."""
         return Runner(self.house, claim)
 
-    def _start(self, claim: Claim, again_ms: int) -> None:
+    def _start(self, claim: Claim) -> None:
+        run_id = claim.run_id
+        if claim.expired:
+            if self._leases.holds(run_id):
+                logger.warning("job %s: its lease had run out, and nobody had taken it; it goes on here", run_id)
+                return
+            logger.warning("job %s: taken over: its lease had run out; try %d", run_id, claim.tries)
         runner = self.runner_of(claim)
-        self._runners[claim.run_id] = runner
-        self._leases.add(claim.run_id, claim.queue, again_ms)
+        self._runners[run_id] = runner
+        self._leases.add(run_id, claim.queue)
         task = self.loop.create_task(runner.run())
-        self.tasks[claim.run_id] = task
-        task.add_done_callback(partial(self._ended, claim.run_id))
+        self.tasks[run_id] = task
+        task.add_done_callback(partial(self._ended, runner))
 
     def give_up(self, run_id: str) -> None:
         """Wait for a job's own code no more: its run ends, or is tried again, without it."""
-        left = self.tasks[run_id]
+        left, runner = self.tasks[run_id], self._runners[run_id]
         self._left_behind.add(left)
         left.add_done_callback(self._left_behind.discard)
-        ending = self.loop.create_task(self._runners[run_id].give_up())
+        ending = self.loop.create_task(runner.give_up())
         self.tasks[run_id] = ending
-        ending.add_done_callback(partial(self._ended, run_id))
+        ending.add_done_callback(partial(self._ended, runner))
 
     @property
     def left_behind(self) -> int:
         """Number of jobs that were given up, and still go on."""
         return len(self._left_behind)
 
-    def _ended(self, run_id: str, task: asyncio.Task[Any]) -> None:
-        if self.tasks.get(run_id) is not task:
+    def _ended(self, runner: Runner, task: asyncio.Task[Any]) -> None:
+        run_id = runner.claim.run_id
+        if task in self._left_behind:
             return  # it was given up before, and the run is another task's
-        self._leases.remove(run_id)
-        self._runners.pop(run_id, None)
-        self.tasks.pop(run_id, None)
+        if self._runners.get(run_id) is runner:  # else it went back to the queue, and has been claimed again
+            self._leases.remove(run_id)
+            del self._runners[run_id]
+            del self.tasks[run_id]
         self.jobs_complete += 1
         self._may_be_due = self._may_be_due or self.burst
         self._wake.set()
@@ -370,8 +394,12 @@ class QueueWorker(ArqWorker):
                     await self._prune.look()
                     await self._retry()
                 await self.record_health()
+                self._outage.answered(_KEEPING)
                 failing = False
-            except (RedisError, SQLAlchemyError, OSError) as error:
+            except RedisError as error:
+                self._outage.failed(_KEEPING, error)
+                await asyncio.sleep(_AWAY_SECONDS)
+            except (SQLAlchemyError, OSError) as error:
                 if not failing:
                     logger.warning("housekeeping: %s; going on", one_line(error))
                 failing = True
@@ -383,8 +411,8 @@ class QueueWorker(ArqWorker):
         for run_id in self.house.orders.retried:
             await retry_ordered(self.pool, self.house.ledger, run_id)
 
-    async def _keep_time(self) -> None:
-        """Timeouts, and orders for jobs outside of a loop: one clock for all jobs."""
+    async def _keep_orders(self) -> None:
+        """Orders for jobs outside of a loop, and for this worker. Redis may take its time: the clock does not wait."""
         served = self._order.queues
         while True:
             await asyncio.sleep(_TICK_SECONDS)
@@ -395,6 +423,11 @@ class QueueWorker(ArqWorker):
                 self._may_be_due = True
                 self._changes += 1
                 self._wake.set()
+
+    async def _keep_time(self) -> None:
+        """Timeouts and stalls: one clock for all jobs."""
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
             now = self.loop.time()
             for run_id, runner in list(self._runners.items()):
                 runner.keep_time(now)
@@ -420,15 +453,12 @@ class QueueWorker(ArqWorker):
 
         async def restore() -> None:
             try:
-                again_ms = await self.house.store.restore(runner.claim)
-                if again_ms:
-                    if self._leases.holds(run_id):
-                        self._leases.add(run_id, runner.claim.queue, again_ms)
+                if await self.house.store.restore(runner.claim):
                     logger.warning("job %s: Redis had lost it; put back, it goes on here", run_id)
                 else:
                     self._lost(run_id)
             except RedisError as error:
-                logger.warning("job %s: cannot be put back: %s", run_id, error)
+                logger.debug("job %s: cannot be put back: %s: the next renewal tries it again", run_id, error)
 
         task = self.loop.create_task(restore())
         self._restoring.add(task)

@@ -48,8 +48,8 @@ if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
     end
     return {0, id}
 end
+redis.call('SET', payloads .. id, ARGV[2])  -- first: it is refused where the memory is full, and nothing was done
 redis.call('SREM', KEYS[2], id)
-redis.call('SET', payloads .. id, ARGV[2])
 redis.call('ZADD', KEYS[1], due, id)
 stand_in_line(id)
 if KEYS[3] ~= '' then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end

@@ -3,7 +3,11 @@
 -- A job that runs stays in its queue, due again when its lease ends: so the due jobs are those that nobody has, the
 -- front of the queue is never full of running ones, and a job whose worker has died is due by itself. Its lease is the
 -- key in-progress:<id>, which workers of stock arq respect, too; it holds who has the job.
--- Only its holder may end a job. A lease that has expired and that nobody took counts as held.
+-- Only its holder may end a job. A lease that has expired and that nobody took counts as held; where another worker took
+-- it and ended it, there is a result that is not the one told here (a call whose answer was lost is made again).
+-- The due time of a job that runs ends in half a millisecond, that of no other one does: who claims such a job knows that
+-- its lease has expired, and a renewal that comes late, whether it was put back meanwhile.
+-- A Redis whose memory is full lets a script go on that has begun to write: so a full queue is worked off.
 -- The payload loses its expiry, if an arq client gave it one: what is claimed must outlive its own time in the queue;
 -- unless the worker keeps arq's own rule, by which what has expired is not tried again.
 -- Orders for a job are done with when it ends, and what follows it is put into its queue, once: as it leaves its own.
@@ -19,14 +23,14 @@
 --      (JSON by id; '' for nothing), number of jobs that have ended, then for each of them: id, place of its queue
 --      among the queues from 1, result ('' for none), life of the result in ms (below 0: for ever); then, for each
 --      queue in the order in which they are served, its place, the most jobs to take from it, and its limit (0 for none)
--- returns {ids of ended jobs that another worker has}, {place, id, due time in ms, payload or false, try} for each claim,
---         the time in ms at which those are due again, and 1 where there are orders, which may be for them
+-- returns {ids of ended jobs that another worker has, or has ended}, {place, id, due time in ms, payload or false, try} for
+--         each claim, and 1 where there are orders, which may be for them
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
 local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[15]), 16
 local first_queue = 5
-local refused, claimed, again = {}, {}, 0
+local refused, claimed = {}, {}
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 
@@ -47,7 +51,8 @@ for _ = 1, ended do
     local id, queue, result, keep = ARGV[at], KEYS[first_queue + ARGV[at + 1]], ARGV[at + 2], tonumber(ARGV[at + 3])
     at = at + 4
     local holder = redis.call('GET', held .. id)
-    if holder and holder ~= owner then
+    local told = not holder and redis.call('GET', results .. id)
+    if holder and holder ~= owner or told and told ~= result then
         refused[#refused + 1] = id
     else
         redis.call('DEL', held .. id, payloads .. id, tries .. id)
@@ -68,8 +73,9 @@ for _ = 1, ended do
         if was_there and sequels[id] then follow(sequels[id], now_ms, names) end
     end
 end
-if slots <= 0 then return {refused, claimed, again, ordered and 1 or 0} end
-again = now_ms + lease
+if ended == 0 then redis.call('DEL', tries) end  -- the key of no job: so it has begun to write; a replica refuses it
+if slots <= 0 then return {refused, claimed, ordered and 1 or 0} end
+local again = now_ms + lease + 0.5
 
 local function claim(place, id, due)
     if not redis.call('SET', held .. id, owner, 'NX', 'PX', lease) then return false end
@@ -153,4 +159,4 @@ while at < #ARGV and #claimed < slots do
         redis.call('PEXPIRE', running .. queue, 604800000)
     end
 end
-return {refused, claimed, again, ordered and 1 or 0}
+return {refused, claimed, ordered and 1 or 0}

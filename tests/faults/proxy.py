@@ -1,0 +1,69 @@
+"""A TCP proxy before a server: slow, cut, moved to another server, or with TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Proxy:
+    """Passes bytes on.
+
+    Attributes:
+        target: port of the server behind it; connections that are open stay where they are.
+        delay: seconds that each answer comes later.
+        opened: number of connections that were asked for.
+    """
+
+    def __init__(self, target: int, *, delay: float = 0.0) -> None:
+        self.target = target
+        self.delay = delay
+        self.opened = 0
+        self.port = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """End every connection."""
+        for writer in list(self._writers):
+            writer.close()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.opened += 1
+        self._writers.add(writer)
+        with contextlib.suppress(OSError):
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            self._writers.add(inner_writer)
+            there = asyncio.create_task(self._pass_on(reader, inner_writer, 0.0))
+            await self._pass_on(inner_reader, writer, self.delay)
+            there.cancel()
+            await asyncio.wait({there})
+            inner_writer.close()
+            self._writers.discard(inner_writer)
+        writer.close()
+        self._writers.discard(writer)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if delay:
+                    await asyncio.sleep(delay)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def proxied(target: int, *, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+    """Stand before the server of a port."""
+    proxy = Proxy(target, delay=delay)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.cut()

@@ -1,0 +1,323 @@
+"""Valkey goes away, forgets, refuses and is slow: the worker waits, says so once, keeps its jobs, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from tests.conftest import with_worker, working
+from tests.faults import gated as jobs
+from tests.faults.gated import begun, cancelled, complaints, ends_told, gated, let_go, over, run_one, start, told
+from tests.faults.proxy import proxied
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, JobContext, Settings, job
+from worker.db.engine import Database
+from worker.embedded.home import make_home
+from worker.embedded.valkey import EmbeddedValkey
+from worker.errors import ServerUnavailable
+
+#: Seconds that a server is away: longer than leases live.
+AWAY_SECONDS = float(os.environ.get("AWAY_SECONDS", "2"))
+#: Connections that are tried in a second of it, by all that speak with Redis.
+TRIED_A_SECOND = 20
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder for servers of one test."""
+    made = make_home()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def valkey(home: Path) -> Iterator[EmbeddedValkey]:
+    """A server of this test, whose data outlive it."""
+    server = EmbeddedValkey(home, settings={"appendonly": "yes", "appendfsync": "always"})
+    server.start()
+    yield server
+    server.stop(immediate=True)
+
+
+@pytest_asyncio.fixture
+async def here(
+    valkey: EmbeddedValkey, fast: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Settings]:
+    """Settings with that server."""
+    jobs.forget()
+    caplog.set_level(logging.INFO, "worker")
+    yield at(fast, valkey.port)
+
+
+@pytest_asyncio.fixture
+async def admin(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+    """A connection to it."""
+    async with Redis.from_url(valkey.url) as connection:
+        yield connection
+
+
+def at(settings: Settings, port: int) -> Settings:
+    """Return settings with the server of a port."""
+    redis = settings.redis.model_copy(update={"url": f"redis://127.0.0.1:{port}/0"})
+    return settings.model_copy(update={"redis": redis})
+
+
+async def passed(seconds: float) -> None:
+    """Let the time of a fault pass."""
+    await asyncio.sleep(seconds)
+
+
+async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_they_are(
+    valkey: EmbeddedValkey, here: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with proxied(valkey.port) as proxy:
+        seen = at(here, proxy.port)
+        async with (
+            working(with_worker(seen, name="one"), gated) as one,
+            working(with_worker(seen, name="other"), gated),
+            Client(seen) as client,
+            Redis.from_url(seen.redis.url) as redis,
+        ):
+            runs = [await start(client, "goes-on"), await start(client, "ends-meanwhile")]
+            holders = await redis.mget(*(f"arq:in-progress:{run.id}" for run in runs))
+            valkey.stop(immediate=True)
+            proxy.cut()
+            before = proxy.opened
+            await told(caplog, ["Redis: ", "asked until it is well"])
+            let_go("ends-meanwhile")
+            await passed(AWAY_SECONDS)
+            # Two workers, and what they tried at once when it went.
+            assert proxy.opened - before < 2 * TRIED_A_SECOND * (AWAY_SECONDS + 1)
+            with pytest.raises(ServerUnavailable, match="start it there"):
+                await client.enqueue(gated, name="in-vain")
+            valkey.start()
+            assert await runs[1].result(timeout=10) == "ends-meanwhile"
+            await until(lambda: redis.exists("arq:in-progress:goes-on"), 10)
+            assert await redis.get("arq:in-progress:goes-on") == holders[0]
+            let_go("goes-on")
+            assert await runs[0].result(timeout=10) == "goes-on"
+            await run_one(client, "afterwards")
+            for run in runs:
+                assert await ends_told(redis, run.id) == ["succeeded"]
+            await over(caplog, 2)
+            assert not one.house.draining
+    assert set(begun.values()) == {1}
+    assert len(complaints(caplog)) == 2  # each worker's one
+
+
+@job
+async def fails_once(ctx: JobContext) -> int:
+    """Be in the ledger, and wait there for another try."""
+    async for batch in ctx.chunks(select(Author), size=4):
+        for author in batch:
+            author.seen += 1
+        begun["fails_once"] += 1
+        if begun["fails_once"] == 2:
+            raise RuntimeError("once")
+    return ctx.rows_done
+
+
+async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_has(
+    valkey: EmbeddedValkey, here: Settings, home: Path, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(12)])
+    patient = with_worker(here, backoff_base_seconds=60.0, backoff_max_seconds=60.0)
+    async with working(patient, gated, fails_once), Client(here) as client:
+        running = await start(client, "running")
+        waiting = await client.enqueue(gated.options(delay=600), name="waiting")
+        durable = await client.enqueue(fails_once)
+
+        async def waits() -> bool:
+            return await durable.status() == "deferred"
+
+        await until(waits, 10)
+        valkey.stop(immediate=True)
+        for file in (home / "valkey").glob("appendonlydir/*"):
+            file.unlink()
+        valkey.start()
+        await told(caplog, ["running: Redis had lost it; put back"])
+        assert await until(lambda: result_of(client, durable.id), 15) == 12
+        assert await waiting.status() == "unknown"
+        let_go("running")
+        assert await running.result(timeout=10) == "running"
+        async with Redis.from_url(here.redis.url) as redis:
+            assert await ends_told(redis, "running") == ["succeeded"]
+        await run_one(client, "afterwards")
+        await over(caplog)
+    assert begun["running"] == 1
+    assert len([line for line in complaints(caplog) if line.startswith("Redis: ")]) == 1
+    async with database.session() as session:
+        assert set(await session.scalars(select(Author.seen))) == {1}
+
+
+async def result_of(client: Client, run_id: str) -> object:
+    """Return a result, through a Redis that may not know of the run yet."""
+    run = client.run(run_id)
+    return await run.result(timeout=10) if await run.status() == "succeeded" else None
+
+
+async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
+    valkey: EmbeddedValkey, here: Settings, home: Path, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await admin.config_set("repl-diskless-sync-delay", 0)
+    second = EmbeddedValkey(home, settings={"replicaof": f"127.0.0.1 {valkey.port}"}, name="second")
+    second.start()
+    try:
+        async with (
+            proxied(valkey.port) as proxy,
+            Redis.from_url(second.url) as replica,
+            working(at(here, proxy.port), gated),
+            Client(at(here, proxy.port)) as client,
+        ):
+            known = await start(client, "known-there")
+            await until(lambda: replica.exists("arq:in-progress:known-there"), 10)
+            await replica.replicaof("NO", "ONE")  # what is written from now on, it does not have
+            lost = await start(client, "lost-there")
+            waiting = await client.enqueue(gated.options(delay=600), name="waiting")
+
+            async def lease_has_run_out_there() -> bool:
+                return not await replica.exists("arq:in-progress:known-there")
+
+            await until(lease_has_run_out_there, 10)
+            proxy.target = second.port
+            proxy.cut()
+            await told(caplog, ["lost-there: Redis had lost it; put back"])
+            await until(lambda: replica.exists("arq:in-progress:known-there"), 10)
+            for run in (known, lost):
+                let_go(run.id)
+                assert await run.result(timeout=10) == run.id
+                assert await ends_told(replica, run.id) == ["succeeded"]
+            assert await waiting.status() == "unknown"
+            await run_one(client, "afterwards")
+            assert not await admin.exists("arq:job:afterwards")
+    finally:
+        second.stop(immediate=True)
+    assert set(begun.values()) == {1}
+    assert len([line for line in complaints(caplog) if line.startswith("Redis: ")]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow", "code"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "READONLY"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "NOREPLICAS"),
+    ],
+    ids=["read-only", "too few replicas"],
+)
+async def test_a_server_that_takes_no_writes_is_waited_for(
+    here: Settings, admin: Redis, caplog: pytest.LogCaptureFixture, refuse: str, allow: str, code: str
+) -> None:
+    async with working(here, gated), Client(here) as client:
+        runs = [await start(client, "goes-on"), await start(client, "ends-meanwhile")]
+        await admin.execute_command(*refuse.split())
+        with pytest.raises(ServerUnavailable, match=code):
+            await client.enqueue(gated.options(id="in-vain"), name="in-vain")
+        let_go("ends-meanwhile")
+        await told(caplog, ["Redis: "])
+        await passed(AWAY_SECONDS)
+        assert await runs[0].status() in ("running", "waiting")
+        await admin.execute_command(*allow.split())
+        assert await runs[1].result(timeout=10) == "ends-meanwhile"
+        let_go("goes-on")
+        assert await runs[0].result(timeout=10) == "goes-on"
+        for run in runs:
+            assert await ends_told(admin, run.id) == ["succeeded"]
+        assert not await admin.exists("arq:job:in-vain")
+        await run_one(client, "in-vain")
+        await over(caplog)
+    assert set(begun.values()) == {1}
+    assert len(complaints(caplog)) == 1
+
+
+async def test_a_full_server_takes_no_jobs_and_is_worked_off(
+    here: Settings, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = with_worker(here, max_jobs=1)
+    async with working(one, gated), Client(here) as client:
+        running = await start(client, "running")
+        queued = await client.enqueue(gated.options(id="queued"), name="queued")
+        await admin.config_set("maxmemory", "100kb")
+        with pytest.raises(ServerUnavailable, match="memory is full"):
+            await client.enqueue(gated.options(id="in-vain"), name="in-vain")
+        with pytest.raises(ServerUnavailable, match="memory is full"):
+            await client.enqueue_many(gated, [{"name": "in-vain"}] * 3)
+        assert await admin.zcard("arq:queue") == 2
+        await told(caplog, ["Redis: the mirror cannot be written", "maxmemory"])
+        for run in (running, queued):  # both end while it is full
+            let_go(run.id)
+            assert await run.result(timeout=10) == run.id
+        await passed(AWAY_SECONDS / 2)
+        await admin.config_set("maxmemory", "0")
+        for run in (running, queued):
+            assert await ends_told(admin, run.id) == ["succeeded"]
+        await run_one(client, "in-vain")
+        await over(caplog)
+    assert set(begun.values()) == {1}
+    assert len(complaints(caplog)) == 1
+
+
+async def test_a_slow_server_is_no_trouble(
+    valkey: EmbeddedValkey, here: Settings, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with proxied(valkey.port, delay=0.2) as proxy:
+        slow = with_worker(at(here, proxy.port), lease_seconds=1.5)
+        async with working(slow, gated), Client(slow) as client:
+            run = await start(client, "goes-on")
+            first = await admin.zscore("arq:queue", run.id)
+
+            async def was_renewed() -> bool:
+                due = await admin.zscore("arq:queue", run.id)
+                return bool(first and due and due > first + 1500)
+
+            await until(was_renewed, 10)
+            let_go("goes-on")
+            assert await run.result(timeout=10) == "goes-on"
+            await run_one(client, "afterwards")
+            assert await ends_told(admin, run.id) == ["succeeded"]
+    assert set(begun.values()) == {1}
+    assert complaints(caplog) == []
+
+
+@job(timeout=0.5)
+async def has_little_time(ctx: JobContext) -> None:
+    """Take too long."""
+    begun["has_little_time"] += 1
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        cancelled["has_little_time"] += 1
+        raise
+
+
+async def test_the_clock_of_jobs_does_not_wait_for_a_server_that_hangs(
+    valkey: EmbeddedValkey, here: Settings, admin: Redis
+) -> None:
+    await admin.execute_command("ACL", "SETUSER", "default", "-client|tracking")  # so that orders are asked for
+    assert valkey.pid is not None
+    async with working(here, has_little_time), Client(here) as client:
+        await client.enqueue(has_little_time)
+
+        async def begins() -> bool:
+            return bool(begun["has_little_time"])
+
+        async def is_cancelled() -> bool:
+            return bool(cancelled["has_little_time"])
+
+        await until(begins, 10)
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            await until(is_cancelled, 5)
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
