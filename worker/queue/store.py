@@ -240,7 +240,7 @@ class QueueStore:
         """
         arguments = [run_id, payload, *_due(delay, at), keys.JOB, keys.RESULT, keys.IN_PROGRESS]
         arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0)), priority, keys.PRIORITY]
-        names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else "", keys.PRIORITIES + queue]
+        names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else queue, keys.PRIORITIES + queue]
         how, known = await self._run("enqueue", names, arguments)
         return Enqueued(known.decode(), is_new=how == 1, replaced=how == 2)
 
@@ -257,7 +257,7 @@ class QueueStore:
         """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
         arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at)]
         arguments += chain.from_iterable(jobs)
-        names = [queue, keys.CANCELLED, *_line(queue, priority), "" if group is None else keys.GROUP + group]
+        names = [queue, keys.CANCELLED, *_line(queue, priority), queue if group is None else keys.GROUP + group]
         known = await self._run("enqueue_many", names, arguments)
         return frozenset(place - 1 for place in known)
 
@@ -369,8 +369,8 @@ class QueueStore:
 
 
 def _line(queue: str, priority: int) -> tuple[str, str]:
-    """Return the keys of the levels in use, and of one level's line ('' for none)."""
-    return keys.PRIORITIES + queue, keys.priority_line(queue, priority) if priority else ""
+    """Return the keys of the levels in use, and of one level's line (the queue for none)."""
+    return keys.PRIORITIES + queue, keys.priority_line(queue, priority) if priority else queue
 
 
 def _due(delay: float, at: datetime | None) -> tuple[int, str]:

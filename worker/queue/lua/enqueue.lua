@@ -8,7 +8,7 @@
 --
 -- One with a priority stands in the line of its level as well (turn.lua), and in no other one.
 --
--- KEYS queue, cancelled, lock ('' for none), levels of priority that are in use
+-- KEYS queue, cancelled, lock (the queue for none: an ACL admits no other name), levels of priority that are in use
 -- ARGV id, payload, delay in ms, or due time in ms where the next is 1, whether it is, prefixes of payload, result, lease,
 --      1 to replace, how the lock counts (time, active, waiting), its life in ms, level (0 for none), prefix of lines
 -- returns {1 where it was put there, 2 where it took another one's place, 0 where it is known; id of the run}
@@ -28,7 +28,7 @@ local function stand_in_line(id)
     end
 end
 local known = false
-if KEYS[3] ~= '' then
+if KEYS[3] ~= KEYS[1] then
     local holder = redis.call('GET', KEYS[3])
     if holder and holder ~= id then
         local there = redis.call('EXISTS', payloads .. holder) == 1
@@ -52,5 +52,5 @@ redis.call('SET', payloads .. id, ARGV[2])  -- first: it is refused where the me
 redis.call('SREM', KEYS[2], id)
 redis.call('ZADD', KEYS[1], due, id)
 stand_in_line(id)
-if KEYS[3] ~= '' then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end
+if KEYS[3] ~= KEYS[1] then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end
 return {1, id}

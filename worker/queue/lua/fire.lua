@@ -2,7 +2,8 @@
 -- come with it, however late, one enqueues it; also after its result has gone. A stock arq worker, which knows nothing
 -- of the hash, leaves the lease of a cron job for a minute after its end.
 --
--- KEYS queue, payload, result, guard, lease, levels of priority that are in use, line of this level ('' for none)
+-- KEYS queue, payload, result, guard, lease, levels of priority that are in use, line of this level
+--      (the queue for none)
 -- ARGV id, payload, due time in ms, job and line, level
 -- returns 1 when this call enqueued it
 local last = redis.call('HGET', KEYS[4], ARGV[4])
@@ -11,7 +12,7 @@ redis.call('HSET', KEYS[4], ARGV[4], ARGV[3])
 if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[5]) > 0 then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-if KEYS[7] ~= '' then
+if KEYS[7] ~= KEYS[1] then
     redis.call('ZADD', KEYS[7], ARGV[3], ARGV[1])
     redis.call('ZADD', KEYS[6], ARGV[5], ARGV[5])
 end
