@@ -213,7 +213,8 @@ async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
     valkey: EmbeddedValkey, here: Settings, home: Path, admin: Redis, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     await admin.config_set("repl-diskless-sync-delay", 0)
-    second = EmbeddedValkey(home, settings={"replicaof": f"127.0.0.1 {valkey.port}", "repl-diskless-sync-delay": "0"}, name="second")
+    replica = {"replicaof": f"127.0.0.1 {valkey.port}", "repl-diskless-sync-delay": "0"}
+    second = EmbeddedValkey(home, settings=replica, name="second")
     second.start()
     try:
         async with (

@@ -72,9 +72,9 @@ async def test_its_due_time_is_another_one_than_that_of_its_claim(scripts: Scrip
     """A renewal that is on its way would take it for the one that it renews (renew.lua)."""
     await claimed(scripts)
     await requeue(scripts, delay=10_000)
-    assert await scripts.due("r") == NOW + 10_001
-    renewed = await scripts.run("renew", [QUEUE], "north", 60_000, keys.IN_PROGRESS, keys.RESULT, "r", 1, NOW + 10_000)
-    assert renewed[1] == b"lost"
+    assert await scripts.due("r") == NOW + 10_000
+    renewed = await scripts.run("renew", [QUEUE], "north", 60_000, keys.IN_PROGRESS, keys.RESULT, "r", 1)
+    assert renewed == [b"lost"]
 
 
 async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scripts: Scripts) -> None:
@@ -85,3 +85,12 @@ async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scri
     await requeue(scripts, delay=250)
     assert await scripts.due("r", keys.priority_line(QUEUE, 3)) == NOW + 250
     assert await scripts.due("r", keys.priority_line(QUEUE, 5)) is None
+
+
+async def test_what_another_worker_has_taken_and_ended_is_not_put_back(scripts: Scripts) -> None:
+    await claimed(scripts)
+    await scripts.redis.delete(keys.IN_PROGRESS + "r")
+    await scripts.redis.zrem(QUEUE, "r")
+    await scripts.redis.set(keys.RESULT + "r", "the end")
+    assert await requeue(scripts) == 0
+    assert await scripts.due("r") is None

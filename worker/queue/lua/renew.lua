@@ -2,8 +2,9 @@
 --
 -- A lease that has expired is taken back where nobody else has the job, and its due time is still one of a job that runs
 -- (turn.lua): one that was put back meanwhile, by a requeue that overtook this call, is for whoever comes. The time need
--- not be ours: a replica that has become the primary may have an older one. One that is another worker's is lost. Where the queue does not know the job any more, it was ended by somebody else, or Redis
--- has lost its data: the worker puts it back (restore.lua), and its fence in the ledger makes either harmless.
+-- not be ours: a replica that has become the primary may have an older one. One that is another worker's is lost. Where
+-- the queue does not know the job any more, it was ended by somebody else, or Redis has lost its data: the worker puts it
+-- back (restore.lua), and its fence in the ledger makes either harmless.
 --
 -- KEYS queues
 -- ARGV owner, lease in ms, prefixes of lease, result, then for each job: id, place of its queue from 1
