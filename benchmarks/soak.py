@@ -222,7 +222,7 @@ class Soak:
         return True
 
     async def _is_pruned(self) -> bool:
-        return not await self.redis.exists(keys.DEAD, keys.ABORT) and not await self.runs()
+        return not await self.redis.exists(keys.DEAD, keys.DEAD_AT, keys.ABORT) and not await self.runs()
 
     async def _until(self, look: Any, process: subprocess.Popen[str]) -> None:
         async with asyncio.timeout(_LONGEST_SECONDS):

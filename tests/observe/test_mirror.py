@@ -91,6 +91,12 @@ async def test_an_ended_run_stays_for_a_while(mirror: Mirror, redis: Redis, sett
     assert events == ["started", "succeeded"]
 
 
+@pytest.fixture
+def shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show runs at the first write, however young they are."""
+    monkeypatch.setattr("worker.observe.mirror._YOUNG_SECONDS", 0.0)
+
+
 def crowd(mirror: Mirror) -> None:
     """Let as many short runs begin and succeed as are shown between two writes."""
     for n in range(30):
@@ -99,6 +105,7 @@ def crowd(mirror: Mirror) -> None:
         mirror.ended(one, "succeeded")
 
 
+@pytest.mark.usefixtures("shown_at_once")
 async def test_a_next_try_that_is_too_short_to_be_shown_ends_what_the_one_before_has_shown(
     mirror: Mirror, redis: Redis
 ) -> None:
@@ -115,6 +122,7 @@ async def test_a_next_try_that_is_too_short_to_be_shown_ends_what_the_one_before
     assert await redis.ttl("worker:run:r1") > 0
 
 
+@pytest.mark.usefixtures("shown_at_once")
 async def test_a_run_that_was_put_back_uncounted_ends_what_it_has_shown(mirror: Mirror, redis: Redis) -> None:
     mirror.started(RUN)
     await mirror.write()
@@ -127,6 +135,7 @@ async def test_a_run_that_was_put_back_uncounted_ends_what_it_has_shown(mirror: 
     assert await redis.ttl("worker:run:r1") > 0
 
 
+@pytest.mark.usefixtures("shown_at_once")
 async def test_what_a_worker_has_shown_that_died_ends_with_the_next_one(
     mirror: Mirror, redis: Redis, settings: Settings
 ) -> None:

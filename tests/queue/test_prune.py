@@ -170,7 +170,7 @@ async def test_what_redis_shows_of_a_forgotten_run_goes_with_it(
     await redis.hset(keys.DEAD, mapping={name: json.dumps(letter) for name in ("r", "another")})
     await pruning.look()
     await pruning.look()
-    assert await redis.hkeys(keys.DEAD) == [b"another"]
+    assert await redis.hkeys(keys.DEAD) == await redis.zrange(keys.DEAD_AT, 0, -1) == [b"another"]
 
 
 async def test_orders_to_abort_go_after_a_day_where_there_is_no_such_job(pruning: Prune, redis: Redis) -> None:

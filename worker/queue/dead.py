@@ -138,7 +138,7 @@ async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -
     for first in range(0, len(letters), _AT_ONCE):
         part = letters[first : first + _AT_ONCE]
         await ledger.delete_dead([letter.id for letter in part if letter.in_ledger])
-        await _forget(redis, [letter.id for letter in part])
+        await forget_letters(redis, [letter.id for letter in part])
 
 
 async def prune_dead(redis: Redis, keep_seconds: float) -> int:
@@ -162,12 +162,13 @@ async def prune_dead(redis: Redis, keep_seconds: float) -> int:
     if times:
         await redis.zadd(keys.DEAD_AT, times, nx=True)
     for first in range(0, len(old), _AT_ONCE):
-        await _forget(redis, old[first : first + _AT_ONCE])
+        await forget_letters(redis, old[first : first + _AT_ONCE])
     await redis.zremrangebyscore(keys.DEAD_AT, "-inf", round(before.timestamp() * 1000))
     return len(old)
 
 
-async def _forget(redis: Redis, ids: list[str]) -> None:
+async def forget_letters(redis: Redis, ids: list[str]) -> None:
+    """Forget letters of `worker:dead`, and when they were written."""
     pipeline = redis.pipeline(transaction=True)
     pipeline.hdel(keys.DEAD, *ids)
     pipeline.zrem(keys.DEAD_AT, *ids)

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import cast
 
 from redis.exceptions import WatchError
 
 from worker.ledger import Ledger
 from worker.ledger.record import EndedRun
 from worker.queue import keys
-from worker.queue.dead import prune_dead
+from worker.queue.dead import forget_letters, prune_dead
 from worker.queue.store import QueueStore
 from worker.settings import WorkerSettings
 
@@ -88,7 +86,7 @@ class Prune:
         forgotten = await self._ledger.forget_ended(keep_seconds=keep, after=self._last, limit=_RUNS_AT_ONCE)
         dead = [run.id for run in forgotten if run.state == "dead"]
         if dead:
-            await cast(Awaitable[int], self._store.redis.hdel(keys.DEAD, *dead))
+            await forget_letters(self._store.redis, dead)
         if forgotten:
             logger.info("forgot %d runs of the ledger that ended until %s", len(forgotten), forgotten[-1].finished_at)
             self._last = forgotten[-1]
