@@ -11,18 +11,19 @@ from worker.queue import keys
 
 LEASE_MS = 60_000
 AGAIN = NOW + LEASE_MS + 0.5
-DUE = 5_000.5  # that of a job that runs
+#: Of a job that runs.
+DUE = 5_000.5
 
 
 async def renew(scripts: Scripts, *jobs: tuple[str, int], queues: tuple[str, ...] = (QUEUE,)) -> list[Any]:
-    """Renew for `north`; each job is its id and the place of its queue."""
+    """Renew for `north`; each job is its id, and the place of its queue."""
     flat = [value for job in jobs for value in job]
     return await scripts.run("renew", list(queues), "north", LEASE_MS, keys.IN_PROGRESS, keys.RESULT, *flat)
 
 
-async def hold(scripts: Scripts, run_id: str, owner: str = "north", due: float = DUE, queue: str = QUEUE) -> None:
+async def hold(scripts: Scripts, run_id: str, owner: str = "north", queue: str = QUEUE) -> None:
     await scripts.redis.set(keys.IN_PROGRESS + run_id, owner, px=1_000)
-    await scripts.redis.zadd(queue, {run_id: due})
+    await scripts.redis.zadd(queue, {run_id: DUE})
 
 
 async def test_a_lease_of_ours_lives_on_and_its_job_is_due_when_it_ends(scripts: Scripts) -> None:
@@ -46,15 +47,17 @@ async def test_what_another_worker_has_is_lost_and_stays_his(scripts: Scripts) -
     assert await scripts.redis.pttl(keys.IN_PROGRESS + "r") <= 1_000
 
 
-async def test_an_expired_lease_that_nobody_took_is_taken_back(scripts: Scripts) -> None:
-    await scripts.redis.zadd(QUEUE, {"r": DUE})
+@pytest.mark.parametrize("due", [DUE, NOW + 1_000.5])
+async def test_an_expired_lease_that_nobody_took_is_taken_back(scripts: Scripts, due: float) -> None:
+    """Also where its time is not the one that its worker gave it: that of a replica that has become the primary."""
+    await scripts.redis.zadd(QUEUE, {"r": due})
     assert await renew(scripts, ("r", 1)) == [b"held"]
     assert await scripts.redis.get(keys.IN_PROGRESS + "r") == b"north"
     assert LEASE_MS - 5_000 < await scripts.redis.pttl(keys.IN_PROGRESS + "r") <= LEASE_MS
     assert await scripts.due("r") == AGAIN
 
 
-@pytest.mark.parametrize("put_back_for", [DUE - 0.5, DUE + 0.5])
+@pytest.mark.parametrize("put_back_for", [4_000, 5_000, 6_000])
 async def test_what_a_requeue_put_back_before_this_call_came_is_for_whoever_comes(
     scripts: Scripts, put_back_for: float
 ) -> None:

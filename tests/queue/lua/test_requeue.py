@@ -18,7 +18,7 @@ async def requeue(scripts: Scripts, *, delay: int = 0, uncounted: bool = False, 
 
 
 async def claimed(scripts: Scripts, tries: int = 1, owner: str = "north") -> None:
-    await scripts.redis.zadd(QUEUE, {"r": NOW + 10_000})
+    await scripts.redis.zadd(QUEUE, {"r": NOW + 10_000.5})
     await scripts.redis.mset({LEASE: owner, PAYLOAD: "first", TRY: tries})
 
 
@@ -68,13 +68,25 @@ async def test_a_claim_that_counts_stays(scripts: Scripts) -> None:
     assert await scripts.redis.get(TRY) == b"3"
 
 
-async def test_its_due_time_is_another_one_than_that_of_its_claim(scripts: Scripts) -> None:
-    """A renewal that is on its way would take it for the one that it renews (renew.lua)."""
+async def test_its_due_time_is_none_of_a_job_that_runs(scripts: Scripts) -> None:
+    """A renewal that is on its way would take it back (renew.lua)."""
     await claimed(scripts)
     await requeue(scripts, delay=10_000)
     assert await scripts.due("r") == NOW + 10_000
-    renewed = await scripts.run("renew", [QUEUE], "north", 60_000, keys.IN_PROGRESS, keys.RESULT, "r", 1)
-    assert renewed == [b"lost"]
+    assert await scripts.run("renew", [QUEUE], "north", 60_000, keys.IN_PROGRESS, keys.RESULT, "r", 1) == [b"lost"]
+
+
+async def test_what_another_worker_has_taken_and_ended_is_not_put_back(scripts: Scripts) -> None:
+    await scripts.redis.set(keys.RESULT + "r", "{}")
+    before = await scripts.everything()
+    assert await requeue(scripts, payload="second") == 0
+    assert await scripts.everything() == before
+
+
+async def test_a_result_of_an_earlier_run_does_not_keep_its_owner_from_it(scripts: Scripts) -> None:
+    await claimed(scripts)
+    await scripts.redis.set(keys.RESULT + "r", "{}")
+    assert await requeue(scripts) == 1
 
 
 async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scripts: Scripts) -> None:

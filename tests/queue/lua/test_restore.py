@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from tests.queue.lua.conftest import NOW, QUEUE, Scripts
+from tests.queue.lua.conftest import NOW, QUEUE, Scripts, StandingStore
 from worker.queue import keys
+from worker.queue.store import Claim
 
 LEASE_MS = 60_000
 LEASE, PAYLOAD = keys.IN_PROGRESS + "r", keys.JOB + "r"
 
 
-async def restore(scripts: Scripts, owner: str = "north") -> int:
-    return int(await scripts.run("restore", [QUEUE, LEASE, PAYLOAD], "r", owner, LEASE_MS, "mine"))
+async def restore(scripts: Scripts, owner: str = "north") -> bool:
+    return await StandingStore(scripts.redis, owner).restore(Claim("r", QUEUE, 0, b"mine", 1))
 
 
 async def test_an_empty_redis_has_job_lease_and_payload_again(scripts: Scripts) -> None:
-    assert await restore(scripts) == 1
-    assert await scripts.due("r") == NOW + LEASE_MS + 0.5  # as one that runs
+    assert await restore(scripts)
+    assert await scripts.due("r") == NOW + LEASE_MS + 0.5  # as that of a job that runs
     assert await scripts.redis.mget(LEASE, PAYLOAD) == [b"north", b"mine"]
     assert LEASE_MS - 5_000 < await scripts.redis.pttl(LEASE) <= LEASE_MS
 
@@ -23,20 +24,20 @@ async def test_an_empty_redis_has_job_lease_and_payload_again(scripts: Scripts) 
 async def test_what_another_worker_has_by_now_is_his(scripts: Scripts) -> None:
     await scripts.redis.set(LEASE, "south", px=1_000)
     before = await scripts.everything()
-    assert await restore(scripts) == 0
+    assert not await restore(scripts)
     assert await scripts.everything() == before
 
 
 async def test_of_two_workers_that_have_lost_it_the_first_has_it(scripts: Scripts) -> None:
-    assert await restore(scripts, "south") > 0
-    assert await restore(scripts, "north") == 0
+    assert await restore(scripts, "south")
+    assert not await restore(scripts, "north")
     assert await scripts.redis.get(LEASE) == b"south"
 
 
 async def test_it_may_be_said_twice(scripts: Scripts) -> None:
     """The answer to the first call was lost."""
     await restore(scripts)
-    assert await restore(scripts) == 1
+    assert await restore(scripts)
 
 
 async def test_a_payload_that_is_there_is_newer(scripts: Scripts) -> None:

@@ -11,6 +11,7 @@ from worker.queue import keys
 from worker.queue.store import Claim, Ended, Turned
 
 LEASE_MS = 60_000
+#: When a job that runs is due again: no other one is due at half a millisecond.
 AGAIN = NOW + LEASE_MS + 0.5
 SLOW = "arq:slow"
 
@@ -73,6 +74,23 @@ async def test_a_lease_that_expired_and_that_nobody_took_counts_as_held(scripts:
     await put(scripts, "r")
     await take(scripts)
     await scripts.redis.delete(keys.IN_PROGRESS + "r")
+    assert (await end(scripts, "r")).refused == frozenset()
+    assert await scripts.redis.keys("*") == [b"arq:result:r"]
+
+
+async def test_what_another_worker_took_and_ended_is_refused(scripts: Scripts) -> None:
+    await put(scripts, "r")
+    await scripts.redis.set(keys.RESULT + "r", "another one's")
+    before = await scripts.everything()
+    assert (await end(scripts, "r")).refused == {"r"}
+    assert await scripts.everything() == before
+
+
+async def test_an_end_may_be_told_twice(scripts: Scripts) -> None:
+    """The answer to the first call was lost."""
+    await put(scripts, "r")
+    await take(scripts)
+    await end(scripts, "r")
     assert (await end(scripts, "r")).refused == frozenset()
     assert await scripts.redis.keys("*") == [b"arq:result:r"]
 
@@ -162,6 +180,17 @@ async def test_a_due_job_that_somebody_has_is_passed_over(scripts: Scripts) -> N
     assert ids(await take(scripts, 2)) == ["f", "g"]
     assert [await scripts.due(run_id) for run_id in "ab"] == [1, 2]
     assert ids(await take(scripts, 2)) == ["h"]
+
+
+async def test_who_claims_one_whose_lease_has_expired_knows_it(scripts: Scripts) -> None:
+    await put(scripts, "r")
+    await put(scripts, "put back", due=2)
+    await scripts.redis.mset({keys.RETRY + "r": 1, keys.RETRY + "put back": 1})
+    await scripts.redis.zadd(QUEUE, {"r": 1.5})
+    assert [(claim.run_id, claim.expired) for claim in (await take(scripts)).claims] == [
+        ("r", True),
+        ("put back", False),
+    ]
 
 
 async def test_of_workers_that_come_together_each_job_has_one(scripts: Scripts) -> None:
