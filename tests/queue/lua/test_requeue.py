@@ -97,12 +97,3 @@ async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scri
     await requeue(scripts, delay=250)
     assert await scripts.due("r", keys.priority_line(QUEUE, 3)) == NOW + 250
     assert await scripts.due("r", keys.priority_line(QUEUE, 5)) is None
-
-
-async def test_what_another_worker_has_taken_and_ended_is_not_put_back(scripts: Scripts) -> None:
-    await claimed(scripts)
-    await scripts.redis.delete(keys.IN_PROGRESS + "r")
-    await scripts.redis.zrem(QUEUE, "r")
-    await scripts.redis.set(keys.RESULT + "r", "the end")
-    assert await requeue(scripts) == 0
-    assert await scripts.due("r") is None

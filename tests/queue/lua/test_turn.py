@@ -78,14 +78,6 @@ async def test_a_lease_that_expired_and_that_nobody_took_counts_as_held(scripts:
     assert await scripts.redis.keys("*") == [b"arq:result:r"]
 
 
-async def test_what_another_worker_took_and_ended_is_refused(scripts: Scripts) -> None:
-    await put(scripts, "r")
-    await scripts.redis.set(keys.RESULT + "r", "another one's")
-    before = await scripts.everything()
-    assert (await end(scripts, "r")).refused == {"r"}
-    assert await scripts.everything() == before
-
-
 async def test_an_end_may_be_told_twice(scripts: Scripts) -> None:
     """The answer to the first call was lost."""
     await put(scripts, "r")
