@@ -10,13 +10,16 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from worker import Interrupted, JobContext, NotRetryable, Retry, job
+from worker import Interrupted, JobContext, NotRetryable, Retry, carry, job, traceparent, tracestate
+
+tenant = carry(ContextVar("tenant", default=""))
 
 
 @dataclass
@@ -75,6 +78,19 @@ def report(ctx: JobContext, file: str) -> int:
     while not Path(file).exists():
         time.sleep(0.01)
     return 4
+
+
+def context() -> dict[str, str]:
+    """What came along."""
+    return {"tenant": tenant.get(), "traceparent": traceparent.get(), "tracestate": tracestate.get()}
+
+
+@job(process=True)
+def context_in_process(ctx: JobContext) -> dict[str, str]:
+    """What came along to a process."""
+    found = context() | {"mark": ctx.headers.get("mark", "")}
+    tenant.set("left behind")
+    return found
 
 
 @job(process=True)

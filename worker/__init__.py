@@ -18,6 +18,7 @@ from worker.batch.throttle import (
     Window,
 )
 from worker.calls import RESULT, Call
+from worker.carried import carry
 from worker.context import JobContext
 from worker.db.engine import Database
 from worker.definition import Job, job
@@ -47,11 +48,13 @@ from worker.errors import (
     StatementRefused,
     UnknownJob,
 )
+from worker.middleware import EnqueueCall, Middleware
 from worker.queue.client import Client
 from worker.queue.group import Group, GroupProgress
 from worker.queue.run import ProgressReport, Run
 from worker.registry import Registry, discover
 from worker.settings import Settings, load_settings
+from worker.trace import traceparent, tracestate
 
 __all__ = [
     "RESULT",
@@ -65,6 +68,7 @@ __all__ = [
     "Custom",
     "Database",
     "DatabaseNotMigrated",
+    "EnqueueCall",
     "ForcedCheckpoints",
     "Group",
     "GroupProgress",
@@ -78,6 +82,7 @@ __all__ = [
     "JobFailed",
     "LazyLoadError",
     "LonghaulError",
+    "Middleware",
     "Misuse",
     "NotRetryable",
     "Outcome",
@@ -103,10 +108,13 @@ __all__ = [
     "WalRate",
     "Window",
     "Worker",
+    "carry",
     "create_worker",
     "discover",
     "get_kwargs",
     "job",
     "load_settings",
     "run_worker",
+    "traceparent",
+    "tracestate",
 ]

@@ -9,6 +9,7 @@ expression does, the kernel does: standard input is a pipe that only the parent 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import fcntl
 import importlib
 import json
@@ -30,6 +31,7 @@ from worker.definition import Job
 from worker.errors import Interrupted, Misuse
 from worker.remote import describe_error, describe_record
 from worker.settings import Settings
+from worker.trace import enter
 
 _INTERRUPT = signal.SIGUSR1
 
@@ -46,6 +48,7 @@ class Call:
         run_id: id of the run.
         attempt: number of the try.
         enqueued_at: ISO 8601.
+        headers: of the run, and of the context variables that are carried, as they are now.
         settings: the worker's; None where they are those of the call before.
         begun: whether the function runs.
         interrupted: whether it is to be interrupted.
@@ -59,6 +62,7 @@ class Call:
     run_id: str
     attempt: int
     enqueued_at: str
+    headers: dict[str, str]
     settings: dict[str, Any] | None = None
     begun: bool = False
     interrupted: bool = False
@@ -73,6 +77,7 @@ class ChildContext:
         job: name of the job.
         attempt: 1 for the first try.
         enqueued_at: aware time.
+        headers: texts by name that came with the run.
         settings: the worker's.
     """
 
@@ -81,6 +86,7 @@ class ChildContext:
         self.job = call.job
         self.attempt = call.attempt
         self.enqueued_at = datetime.fromisoformat(call.enqueued_at)
+        self.headers = call.headers
         self._settings = settings
         self._tell = tell
 
@@ -97,8 +103,8 @@ class ChildContext:
         if name.startswith("_"):
             raise AttributeError(name)
         raise Misuse(
-            f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, settings and progress(); sessions "
-            f"and loops are the event loop's: have an async job read and write"
+            f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, headers, settings and progress(); "
+            f"sessions and loops are the event loop's: have an async job read and write"
         )
 
 
@@ -162,7 +168,7 @@ class Child:
             try:
                 call.begun = True
                 self._raise_if_asked()
-                value = function(ctx, **arguments)
+                value = contextvars.copy_context().run(_in_context, call, function, ctx, arguments)
             finally:
                 call.begun = False
             return {"result": job.encode_result(value)}
@@ -186,7 +192,7 @@ class Child:
     def _where(self) -> str:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         lines = [] if frame is None else traceback.format_stack(frame)
-        inside = [place for place, line in enumerate(lines) if "in _outcome" in line]
+        inside = [place for place, line in enumerate(lines) if "in _in_context" in line]
         return "".join(lines[inside[-1] + 1 :] if inside else lines).rstrip()
 
 
@@ -214,6 +220,11 @@ def _found(call: Call) -> tuple[Job[..., Any], Callable[..., Any]]:
     if isinstance(found, Job):
         return found, vars(found.function)["__wrapped__"]
     return Job(function=found, name=call.job), found
+
+
+def _in_context(call: Call, function: Callable[..., Any], ctx: ChildContext, arguments: dict[str, Any]) -> Any:
+    enter(call.headers)
+    return function(ctx, **arguments)
 
 
 def _end_with_parent() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ class JobContext(LoopHost):
         job: name of the job.
         attempt: 1 for the first try.
         enqueued_at: aware time.
+        headers: texts by name that came with the run, of its middleware and the variables that are carried.
         settings: the worker's.
         database: the worker's engine and scopes, for what the context does not offer.
         redis: the worker's connection to Redis; None without a worker.
@@ -61,6 +62,7 @@ class JobContext(LoopHost):
         rules: JobRules,
         control: Control | None = None,
         redis: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             run_id=run_id,
@@ -75,6 +77,7 @@ class JobContext(LoopHost):
         )
         self.enqueued_at = enqueued_at
         self.redis = redis
+        self.headers: Mapping[str, str] = {} if headers is None else headers
         self._sessions: WeakSet[ScopedSession] | None = None
 
     def progress(self, done: int, total: int | None = None) -> None:

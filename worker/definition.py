@@ -442,7 +442,8 @@ def job(
         on_stall: "retry": it is cancelled, too, and tried again.
         priority: 0 to 9; of the jobs of a queue that are due, those with the highest are taken first.
         process: a plain `def` runs in a process of its own, of which there are `worker.job_processes`: for what
-            computes for long. Its context has `run_id`, `job`, `attempt`, `enqueued_at`, `settings` and `progress`.
+            computes for long. Its context has `run_id`, `job`, `attempt`, `enqueued_at`, `headers`,
+            `settings` and `progress`.
 
     A plain `def` runs in a thread, of which there are `worker.threads`; what interrupts it is `worker.Interrupted`.
 

@@ -8,10 +8,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worker.db.migrate import migrate
 from worker.errors import RegistrationError
+from worker.middleware import Middleware, load_middleware
 from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
 from worker.queue.outage import Outage
@@ -30,6 +31,7 @@ async def work(
     burst: bool = False,
     migrate_first: bool = False,
     on_worker: Callable[[QueueWorker], None] = lambda worker: None,
+    middleware: Sequence[Middleware] | None = None,
 ) -> None:
     """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
 
@@ -38,6 +40,7 @@ async def work(
         registry: jobs; those found in `worker.packages` by default.
         burst: end when nothing is due.
         migrate_first: bring the ledger's schema up to date first.
+        middleware: around each run; that of `worker.middleware` by default.
         on_worker: called with the worker before it starts.
 
     Raises:
@@ -53,7 +56,8 @@ async def work(
     redis = connect_redis(settings)
     outage = Outage()
     mirror = Mirror(redis, settings, worker_name(settings), outage)
-    worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis, outage=outage)
+    around = load_middleware(settings.worker.middleware) if middleware is None else middleware
+    worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis, outage=outage, middleware=around)
     on_worker(worker)
     try:
         if migrate_first:

@@ -30,6 +30,7 @@ from worker.errors import Interrupted, ProcessDied, RegistrationError
 from worker.outside import outcome_of
 from worker.remote import error_of, handle_record
 from worker.threads import Threads
+from worker.trace import headers_here
 
 if TYPE_CHECKING:
     from worker.context import JobContext
@@ -317,6 +318,7 @@ def in_process(job: str, function: Callable[..., Any]) -> Callable[..., Awaitabl
             "run_id": ctx.run_id,
             "attempt": ctx.attempt,
             "enqueued_at": ctx.enqueued_at.isoformat(),
+            "headers": {**ctx.headers, **headers_here()},
         }
         call = ProcessCall(_pool(ctx.settings.worker.job_processes), request, ctx)
         return codec().decode_result_json(await outcome_of(call, ctx))

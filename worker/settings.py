@@ -160,6 +160,9 @@ class WorkerSettings(_Section):
         description="Name of this worker; default: host and process id.",
     )
     packages: list[str] = Field(["jobs"], min_length=1, description="Packages in which `@job` functions are found.")
+    middleware: list[str] = Field(
+        [], description="Middleware around each enqueueing and each run, `module:name`; the first is the outermost."
+    )
     queue: str = Field("arq:queue", min_length=1, description="Sorted set that jobs are taken from (arq's own).")
     queues: dict[str, Annotated[int, Field(ge=1)]] = Field(
         {}, description="Several queues with their weights, e.g. `{ 'arq:urgent' = 9, 'arq:queue' = 1 }`; else `queue`."

@@ -149,13 +149,15 @@ class JobRunner:
 
     async def attempt(self, job: Job[P, R], run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one try of a run; the same id again is its next try, which goes on after the last checkpoint."""
+        from worker.middleware import load_middleware, run_hooks, through
         from worker.perform import perform
 
         ctx = self.context(job.name, run_id, throttles=job.throttle)
         try:
             arguments = job.decode_arguments([], job.encode_arguments(args, kwargs))
             try:
-                value = await perform(job, ctx, arguments)
+                hooks = run_hooks(load_middleware(self.settings.worker.middleware))
+                value = await through(hooks, ctx, lambda: perform(job, ctx, arguments))
             except BaseException as error:
                 if ctx.ledger_run is not None:
                     await ctx.ledger_run.hand_back("waiting", failed=True, error=str(error))

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 from worker.db.engine import current_job
 from worker.settings import LogSettings
+from worker.trace import traceparent
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: at, level, logger, message, and the job where there is one."""
+    """One JSON object a line: at, level, logger, message, the job where there is one, and its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         values = {
@@ -24,6 +25,9 @@ class JsonFormatter(logging.Formatter):
         job = current_job.get()
         if job:
             values["job"] = job
+        trace = traceparent.get()
+        if trace:
+            values["traceparent"] = trace
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)
         return json.dumps(values, ensure_ascii=False)

@@ -7,6 +7,7 @@ from arq.worker import Function
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError
 
+from worker.middleware import load_middleware
 from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_cron import ArqCron
 from worker.queue.arq_jobs import ArqRunner
@@ -49,8 +50,16 @@ class ArqQueueWorker(QueueWorker):
             for name, one in arq.functions.items()
             if name not in registry
         ]
+        around = load_middleware(settings.worker.middleware)
         super().__init__(
-            settings, registry, observer=observer, burst=arq.burst, redis=redis, outage=outage, others=others
+            settings,
+            registry,
+            observer=observer,
+            burst=arq.burst,
+            redis=redis,
+            outage=outage,
+            others=others,
+            middleware=around,
         )
         self._arq = arq
         self._codec = codec

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from worker.calls import Call
 from worker.definition import EnqueueOptions, Job, checked_priority
 from worker.errors import InvalidArguments
+from worker.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
 from worker.queue.codec import Payload, now_ms, payload_text
 from worker.queue.connect import connection_pool
 from worker.queue.group import Group, Need, form
@@ -28,6 +29,7 @@ from worker.queue.sequels import then_of
 from worker.queue.store import Lock, QueueStore
 from worker.queue.watch import Watch
 from worker.settings import Settings, load_settings
+from worker.trace import headers_here
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,10 +48,19 @@ class Client:
     Args:
         settings: or those of `settings.toml` and the environment.
         redis: a connection of yours (returning bytes) to use instead of one of its own.
+        middleware: around each enqueueing, the first outermost; that of `worker.middleware` by default.
     """
 
-    def __init__(self, settings: Settings | None = None, *, redis: Redis | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        redis: Redis | None = None,
+        middleware: Sequence[Middleware] | None = None,
+    ) -> None:
         self._settings = settings or load_settings()
+        around = load_middleware(self._settings.worker.middleware) if middleware is None else middleware
+        self._hooks = enqueue_hooks(around)
         self._owns = redis is None
         self.redis = redis or Redis.from_pool(connection_pool(self._settings))
         self.store = QueueStore(self.redis)
@@ -93,14 +104,14 @@ class Client:
             ServerUnavailable: Redis refuses, as a replica, or with its memory full: nothing was enqueued. Or it does
                 not answer: where it was cut off in between, the job may be there. With an id, enqueue it again.
         """
+        headers = headers_here()
         if isinstance(job, Job):
             arguments = job.encode_arguments_json(args, kwargs)
-            unique = job.unique
-            lock = None
-            if unique is not None:
-                lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
-            text, follows = self._payload(job, arguments)
-            return await self._put(text, job.enqueue_options, job, lock, follows)
+            if self._hooks:
+                queue = job.enqueue_options.queue or self._settings.worker.queue
+                call = EnqueueCall(job.name, arguments, queue, headers)
+                return await self._through(call, lambda: self._enqueue(job, arguments, headers))
+            return await self._enqueue(job, arguments, headers)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
             raise InvalidArguments(f"{name} is no job: decorate its function with @job, or give the name of one")
@@ -109,7 +120,32 @@ class Client:
             plain = _ANY.dump_python(values, mode="json")
         except PydanticSerializationError as error:
             raise InvalidArguments(f"job {job}: {error}") from None
-        return await self._put(Payload(job, plain["args"], plain["kwargs"], now_ms()).to_json(), EnqueueOptions(), None)
+        payload = Payload(job, plain["args"], plain["kwargs"], now_ms(), headers=headers)
+        return await self._put_plain(payload, EnqueueOptions())
+
+    async def _enqueue(self, job: Job[..., Any], arguments: str, headers: Mapping[str, str]) -> Run[Any]:
+        """Enqueue a job with validated arguments."""
+        unique = job.unique
+        lock = None
+        if unique is not None:
+            lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
+        text, follows = self._payload(job, arguments, headers)
+        return await self._put(text, job.enqueue_options, job, lock, follows)
+
+    async def _put_plain(self, payload: Payload, options: EnqueueOptions) -> Run[Any]:
+        """Enqueue a job by its name."""
+        if not self._hooks:
+            return await self._put(payload.to_json(), options, None)
+        # What hooks add, they add to the payload's own headers.
+        payload = payload._replace(headers=dict(payload.headers))
+        text = json.dumps(payload.args or payload.kwargs)
+        queue = options.queue or self._settings.worker.queue
+        call = EnqueueCall(payload.function, text, queue, cast(dict[str, str], payload.headers))
+        return await self._through(call, lambda: self._put(payload.to_json(), options, None))
+
+    async def _through(self, call: EnqueueCall, put: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
+        run: Run[Any] = await through(self._hooks, call, put)
+        return run
 
     async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /) -> list[Run[R]]:
         """Put a job into the queue many times, in a few round trips: `client.enqueue_many(resize, [{"id": 1}, ...])`.
@@ -128,8 +164,9 @@ class Client:
         options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
         if options.id is not None:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
-        if isinstance(job, Job) and job.unique is not None:
+        if self._hooks or (isinstance(job, Job) and job.unique is not None):
             return [await self.enqueue(job, **call) for call in calls]
+        headers = headers_here()
         texts: list[str] = []
         followers: list[list[Run[Any]]] = []
         for place, call in enumerate(calls):
@@ -138,11 +175,12 @@ class Client:
             try:
                 if isinstance(job, Job):
                     arguments = job.encode_arguments_json((), call)
-                    text, follows = self._payload(job, arguments)
+                    text, follows = self._payload(job, arguments, headers)
                     texts.append(text)
                     followers.append(follows)
                 else:
-                    texts.append(Payload(job, [], _ANY.dump_python(dict(call), mode="json"), now_ms()).to_json())
+                    plain = _ANY.dump_python(dict(call), mode="json")
+                    texts.append(Payload(job, [], plain, now_ms(), headers=headers).to_json())
             except (InvalidArguments, PydanticSerializationError) as error:
                 raise InvalidArguments(f"enqueue_many: call {place}: {error}") from None
         queue = options.queue or self._settings.worker.queue
@@ -192,7 +230,7 @@ class Client:
         """
         return await form(self, list(calls), then, need=need, group_id=id, queue=self._settings.worker.queue)
 
-    def _payload(self, job: Job[..., Any], arguments: str) -> tuple[str, list[Run[Any]]]:
+    def _payload(self, job: Job[..., Any], arguments: str, headers: Mapping[str, str]) -> tuple[str, list[Run[Any]]]:
         """Return the payload of a job, and the runs that follow it."""
         options = job.enqueue_options
         then = then_of(options.then) if options.then else []
@@ -203,6 +241,7 @@ class Client:
             until_ms=_moment_ms(options.expires),
             deadline_ms=_moment_ms(options.deadline),
             then=then,
+            headers=headers,
         )
         queue, follows = options.queue or self._settings.worker.queue, []
         for plain, call in zip(then, (later for first in options.then for later in first.chain), strict=True):
@@ -225,7 +264,7 @@ class Client:
         checked_priority(f"job {name}", priority)
         plain = _ANY.dump_python(arguments or {}, mode="json")
         options = EnqueueOptions(id, delay, at, queue, priority=priority)
-        return await self._put(Payload(name, [], plain, now_ms()).to_json(), options, None)
+        return await self._put_plain(Payload(name, [], plain, now_ms(), headers=headers_here()), options)
 
     def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
         """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""

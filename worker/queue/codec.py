@@ -3,9 +3,9 @@
 arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
 the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in
 ms after which it is not begun; `deadline`, that by which it has to have ended; `then` and `g`, what follows it
-(`then.py`); `ledger`, `only`; and `pickle` where the result has to be one because the client's payload was. A result
-adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`. Stock clients pickle that mapping;
-here it is JSON. Of a payload only `f` is required.
+(`then.py`); `h`, headers: texts by name; `ledger`, `only`; and `pickle` where the result has to be one because the
+client's payload was. A result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`.
+Stock clients pickle that mapping; here it is JSON. Of a payload only `f` is required.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Payload(NamedTuple):
     deadline_ms: int = 0  # it has to have ended by this time; 0 for any
     then: tuple[dict[str, Any], ...] = ()  # what follows it: see sequels.py
     group: Member | None = None
+    headers: Mapping[str, str] = {}
     version: str = ""  # mark of the signature that its arguments were validated by; '' where the client knew none
 
     @property
@@ -58,7 +59,8 @@ class Payload(NamedTuple):
         Raises:
             TypeError: an argument is no JSON value.
         """
-        values = {"t": self.tries, "f": self.function, "a": self.args, "k": self.kwargs, "et": self.enqueued_ms}
+        values: dict[str, Any] = {"t": self.tries, "f": self.function, "a": self.args, "k": self.kwargs}
+        values["et"] = self.enqueued_ms
         if self.in_ledger:
             values["ledger"] = True
         if self.pickled:
@@ -75,6 +77,8 @@ class Payload(NamedTuple):
             values["then"] = list(self.then)
         if self.group is not None:
             values["g"] = list(self.group)
+        if self.headers:
+            values["h"] = self.headers
         return _ENCODE_STRICTLY(values)
 
 
@@ -108,6 +112,7 @@ def payload_text(
     deadline_ms: int = 0,
     then: Sequence[Mapping[str, Any]] = (),
     group: Member | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> str:
     """Return a new payload of a job.
 
@@ -119,6 +124,7 @@ def payload_text(
         deadline_ms: time by which it has to have ended; 0 for any.
         then: what follows it.
         group: its place in a group.
+        headers: texts that travel with the run.
     """
     now = now_ms()
     more = f',"until":{until_ms}' if until_ms else ""
@@ -128,6 +134,8 @@ def payload_text(
         more += f',"then":{_ENCODE_STRICTLY(list(then))}'
     if group is not None:
         more += f',"g":{_ENCODE_STRICTLY(list(group))}'
+    if headers:
+        more += f',"h":{_ENCODE_STRICTLY(headers)}'
     return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{more}}}'
 
 
@@ -205,6 +213,9 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
     for name in ("until", "deadline"):
         if not isinstance(values.get(name) or 0, int):
             raise InvalidPayload(f"the payload's {name} is not a time in ms since 1970: {values[name]!r}")
+    headers = values.get("h") or {}
+    if not isinstance(headers, Mapping) or not all(isinstance(v, str) for pair in headers.items() for v in pair):
+        raise InvalidPayload(f"the payload's h is not an object of texts: {headers!r}")
     return payload._replace(
         pickled=payload.pickled or values.get("pickle") is True,
         in_ledger=bool(values.get("ledger")),
@@ -213,6 +224,7 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
         deadline_ms=values.get("deadline") or 0,
         then=check_then(values["then"]) if values.get("then") else (),
         group=Member.read(values.get("g")),
+        headers=headers,
     )
 
 

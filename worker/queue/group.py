@@ -14,6 +14,7 @@ from worker.queue.codec import now_ms, payload_text
 from worker.queue.run import Run
 from worker.queue.sequels import callback_of, delay_ms, then_of
 from worker.queue.then import Member
+from worker.trace import headers_here
 
 if TYPE_CHECKING:
     from worker.queue.client import Client
@@ -102,6 +103,7 @@ async def _enqueue(
 ) -> list[Run[Any]]:
     """Enqueue members that go to one queue, with one delay and one priority."""
     where, delay, priority = _where(members[0][0], queue)
+    headers = headers_here()
     jobs = []
     for call, place in members:
         expires = delay_ms(call.job.enqueue_options.expires)
@@ -112,6 +114,7 @@ async def _enqueue(
             until_ms=now_ms() + expires if expires else 0,
             then=then_of(call.then),
             group=Member(group, place, wanted),
+            headers=headers,
         )
         jobs.append((f"{group}:{place}", text))
     known = await client.command(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from worker.db.engine import Database
 from worker.ledger import Ledger
+from worker.middleware import RunHook
 from worker.queue.gates import Gates
 from worker.queue.hooks import Observer
 from worker.queue.lines import Lines
@@ -38,6 +39,8 @@ class House:
     lines: Lines
     #: What is said of a Redis that is away.
     outage: Outage
+    #: What is to be done around each try, outermost first.
+    run_hooks: tuple[RunHook, ...] = ()
     #: Renew the lease of a job no more: it is on its way back to the queue.
     let_go: Callable[[str], None] = lambda run_id: None
     #: When something that comes again and again was last said.

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from redis.exceptions import RedisError
@@ -33,6 +34,7 @@ from worker.errors import (
     Superseded,
 )
 from worker.host import LoopHost
+from worker.middleware import through
 from worker.perform import perform
 from worker.queue.codec import Payload, Result, decode_payload, now_ms
 from worker.queue.ends import PAUSED_SECONDS, Ends
@@ -41,6 +43,7 @@ from worker.queue.house import House
 from worker.queue.interrupt import Interrupt, Reason
 from worker.queue.store import Claim
 from worker.standing import stack_of
+from worker.trace import enter
 
 logger = logging.getLogger("worker.jobs")
 
@@ -359,7 +362,10 @@ class Runner(Ends):
             rules=JobRules(max_tries, job.throttle),
             control=self,
             redis=house.store.redis,
+            headers=payload.headers,
         )
+        if payload.headers:
+            enter(payload.headers)  # the context is this task's own
         house.observer.started(self._info)
         house.lines.info("%s: try %d begins", self._name, claim.tries)
         self._limit = job.timeout or house.settings.worker.job_timeout_seconds
@@ -432,7 +438,9 @@ class Runner(Ends):
                 await self._resume(ctx, max_tries)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
-            return await perform(job, ctx, arguments)
+            if not self.house.run_hooks:
+                return await perform(job, ctx, arguments)
+            return await through(self.house.run_hooks, ctx, partial(perform, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
             raise NotRetryable(f"the job raised {type(error).__name__}, which would end the worker") from error
 

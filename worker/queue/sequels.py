@@ -15,6 +15,7 @@ from typing import Any
 from worker.calls import Call, with_argument
 from worker.queue.codec import Payload, now_ms
 from worker.queue.then import Member
+from worker.trace import headers_here
 
 _MARK = "<results of the group>"
 
@@ -66,7 +67,7 @@ def _put(
     arguments = json.dumps(call.get("k") or {}, ensure_ascii=False)
     if call.get("r"):
         arguments = with_argument(arguments, call["r"], result)
-    text = payload_of_call(call, arguments, then=rest, group=before.group)
+    text = payload_of_call(call, arguments, then=rest, group=before.group, headers=before.headers)
     return {
         "id": call.get("id") or f"{run_id}:then",
         "queue": call.get("q") or queue,
@@ -82,6 +83,7 @@ def payload_of_call(
     *,
     then: Sequence[Mapping[str, Any]] = (),
     group: Member | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> str:
     """Return the payload of a call's run.
 
@@ -90,6 +92,7 @@ def payload_of_call(
         arguments: its arguments, the text of a JSON object.
         then: what follows it.
         group: its place in a group.
+        headers: texts that travel with the run: those of the one before.
     """
     now = now_ms()
     values: dict[str, Any] = {"t": None, "f": call["f"], "a": [], "et": now}
@@ -101,6 +104,8 @@ def payload_of_call(
         values["then"] = list(then)
     if group is not None:
         values["g"] = list(group)
+    if headers:
+        values["h"] = dict(headers)
     return with_argument(json.dumps(values, ensure_ascii=False), "k", arguments)
 
 
@@ -116,7 +121,7 @@ def callback_of(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]
     arguments = json.dumps(first["k"], ensure_ascii=False)
     if call.result_as:
         arguments = with_argument(arguments, call.result_as, json.dumps(_MARK))
-    before, after = payload_of_call(first, arguments, then=rest), ""
+    before, after = payload_of_call(first, arguments, then=rest, headers=headers_here()), ""
     if call.result_as:
         before, _, after = before.rpartition(json.dumps(_MARK))
     return {

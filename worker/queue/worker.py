@@ -26,6 +26,7 @@ from worker.db.engine import Database
 from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
 from worker.ledger import Ledger
+from worker.middleware import Middleware, run_hooks
 from worker.processes import end_idle_processes
 from worker.queue import keys
 from worker.queue.connect import Lane, connection_pool
@@ -91,6 +92,7 @@ class QueueWorker(ArqWorker):
         burst: end when the queue has nothing more that is due.
         redis: connection to use; one from the settings by default.
         outage: says that Redis is away; to be shared with the observer.
+        middleware: around each try of a `@job`, the first outermost.
         others: functions that are no `@job`, for a subclass whose runners know how to run them.
     """
 
@@ -104,6 +106,7 @@ class QueueWorker(ArqWorker):
         redis: ArqRedis | None = None,
         outage: Outage | None = None,
         others: Sequence[Function] = (),
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         super().__init__(
             functions=[*others, *(func(job.function, name=name) for name, job in registry.items())],  # type: ignore[arg-type]
@@ -142,6 +145,7 @@ class QueueWorker(ArqWorker):
             gates=Gates(self.pool),
             lines=Lines(logging.getLogger("worker.jobs")),
             outage=self._outage,
+            run_hooks=run_hooks(middleware),
         )
         self._cron = Cron(registry, ledger, store, settings.worker)
         self._rescue: Rescue | None = Rescue(ledger, store, settings)
