@@ -172,6 +172,18 @@ async def test_hooks_are_around_each_other_in_their_order(fast: Settings, client
         assert seen.count("job for outer, inner") == 4
 
 
+async def test_hooks_are_around_each_member_of_a_group(fast: Settings, settings: Settings, redis: Redis) -> None:
+    async with Client(settings, middleware=[outer, Inner()]) as around:
+        group = await around.group([greet.call(name) for name in ("a", "b")], then=greet.call("c"))
+        assert [run.id for run in group.runs] == [f"{group.id}:1", f"{group.id}:2"]
+        for name in ("a", "b"):
+            assert ("outer", "greet", {"name": name}, "arq:queue") in seen
+        async with working(fast, greet):
+            assert group.then is not None
+            assert await group.then.result(timeout=10) == "c"
+    assert seen.count("job for outer, inner") == 2
+
+
 async def test_an_error_around_an_enqueueing_is_the_callers_and_nothing_is_enqueued(
     settings: Settings, redis: Redis
 ) -> None:

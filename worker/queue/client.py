@@ -60,7 +60,7 @@ class Client:
     ) -> None:
         self._settings = settings or load_settings()
         around = load_middleware(self._settings.worker.middleware) if middleware is None else middleware
-        self._hooks = enqueue_hooks(around)
+        self.hooks = enqueue_hooks(around)
         self._owns = redis is None
         self.redis = redis or Redis.from_pool(connection_pool(self._settings))
         self.store = QueueStore(self.redis)
@@ -107,10 +107,10 @@ class Client:
         headers = headers_here()
         if isinstance(job, Job):
             arguments = job.encode_arguments_json(args, kwargs)
-            if self._hooks:
+            if self.hooks:
                 queue = job.enqueue_options.queue or self._settings.worker.queue
                 call = EnqueueCall(job.name, arguments, queue, headers)
-                return await self._through(call, lambda: self._enqueue(job, arguments, headers))
+                return await self.around(call, lambda: self._enqueue(job, arguments, headers))
             return await self._enqueue(job, arguments, headers)
         if not isinstance(job, str):
             name = getattr(job, "__name__", repr(job))
@@ -134,17 +134,18 @@ class Client:
 
     async def _put_plain(self, payload: Payload, options: EnqueueOptions) -> Run[Any]:
         """Enqueue a job by its name."""
-        if not self._hooks:
+        if not self.hooks:
             return await self._put(payload.to_json(), options, None)
         # What hooks add, they add to the payload's own headers.
         payload = payload._replace(headers=dict(payload.headers))
         text = json.dumps(payload.args or payload.kwargs)
         queue = options.queue or self._settings.worker.queue
         call = EnqueueCall(payload.function, text, queue, cast(dict[str, str], payload.headers))
-        return await self._through(call, lambda: self._put(payload.to_json(), options, None))
+        return await self.around(call, lambda: self._put(payload.to_json(), options, None))
 
-    async def _through(self, call: EnqueueCall, put: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
-        run: Run[Any] = await through(self._hooks, call, put)
+    async def around(self, call: EnqueueCall, put: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
+        """Enqueue a run within the hooks of the middleware."""
+        run: Run[Any] = await through(self.hooks, call, put)
         return run
 
     async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /) -> list[Run[R]]:
@@ -164,7 +165,7 @@ class Client:
         options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
         if options.id is not None:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
-        if self._hooks or (isinstance(job, Job) and job.unique is not None):
+        if self.hooks or (isinstance(job, Job) and job.unique is not None):
             return [await self.enqueue(job, **call) for call in calls]
         headers = headers_here()
         texts: list[str] = []

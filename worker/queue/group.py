@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from worker.calls import Call
 from worker.errors import InvalidArguments
+from worker.middleware import EnqueueCall
 from worker.queue.codec import now_ms, payload_text
 from worker.queue.run import Run
 from worker.queue.sequels import callback_of, delay_ms, then_of
@@ -91,19 +92,42 @@ async def form(
     members = [(call, place) for place, call in enumerate(calls, 1)]
     for _, alike in itertools.groupby(members, key=lambda member: _where(member[0], queue)):
         rest = list(alike)
+        if client.hooks:
+            runs += [await _enqueue_within_hooks(client, one, name, wanted=wanted, queue=queue) for one in rest]
+            continue
+        headers = headers_here()
         while rest:
             part, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
-            runs += await _enqueue(client, part, name, wanted=wanted, queue=queue)
+            runs += await _enqueue(client, part, name, wanted=wanted, queue=queue, headers=headers)
     last = None if then is None or callback is None else Run(client, callback["id"], callback["queue"], then.job)
     return Group(client, name, runs, last)
 
 
+async def _enqueue_within_hooks(
+    client: Client, member: tuple[Call[Any], int], group: str, *, wanted: bool, queue: str
+) -> Run[Any]:
+    """Enqueue a member as the middleware wants it."""
+    call = member[0]
+    told = EnqueueCall(call.job.name, call.arguments, _where(call, queue)[0], headers_here())
+
+    async def put() -> Run[Any]:
+        [run] = await _enqueue(client, [member], group, wanted=wanted, queue=queue, headers=told.headers)
+        return run
+
+    return await client.around(told, put)
+
+
 async def _enqueue(
-    client: Client, members: Sequence[tuple[Call[Any], int]], group: str, *, wanted: bool, queue: str
+    client: Client,
+    members: Sequence[tuple[Call[Any], int]],
+    group: str,
+    *,
+    wanted: bool,
+    queue: str,
+    headers: Mapping[str, str],
 ) -> list[Run[Any]]:
     """Enqueue members that go to one queue, with one delay and one priority."""
     where, delay, priority = _where(members[0][0], queue)
-    headers = headers_here()
     jobs = []
     for call, place in members:
         expires = delay_ms(call.job.enqueue_options.expires)
