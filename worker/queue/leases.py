@@ -28,6 +28,8 @@ from worker.tasks import end
 logger = logging.getLogger("worker.leases")
 
 _PULSE_SECONDS = 0.5
+#: Pause between two tries while Redis is away: who comes back late finds his jobs taken.
+_AGAIN_SECONDS = 0.5
 _RENEWING = "leases cannot be renewed"
 
 
@@ -115,7 +117,7 @@ class Leases:
         connection: Any = None
         renew: Any = None
         while True:
-            self._now.wait(pause)
+            self._now.wait(min(pause, _AGAIN_SECONDS) if self._away else pause)
             self._now.clear()
             if self._stopped:
                 break
