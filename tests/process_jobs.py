@@ -19,7 +19,7 @@ from typing import Any
 
 from worker import Interrupted, JobContext, NotRetryable, Retry, carry, job, traceparent, tracestate
 
-tenant = carry(ContextVar("tenant", default=""))
+tenant = carry(ContextVar("tenant-of-tests", default=""))
 
 
 @dataclass
