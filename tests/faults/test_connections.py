@@ -366,7 +366,7 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
                 await run.result(timeout=10)
             failed = await client.enqueue(fails.options(id="failed"))
             await until(lambda: admin.hexists("worker:dead", "failed"), 10)
-            [fired] = await worker._cron.look(now=worker._cron._entries[0].next_due)
+            [fired] = await worker.housekeeping.cron.look(now=worker.housekeeping.cron._entries[0].next_due)
             await admin.zadd("arq:queue", {fired: 0})  # now, and not when the next minute begins
             assert await client.run(fired).result(timeout=10) is None
             assert [report.state async for report in failed.progress()][-1] == "dead"

@@ -78,7 +78,7 @@ async def rescued(fast: Settings) -> None:
     """Let the rescue of a worker look some times, with nothing to wait for."""
     async with working(fast, walk) as worker:
         for _ in range(3):
-            await worker._rescue.look(now=True)
+            await worker.housekeeping.rescue.look(now=True)
             await asyncio.sleep(0.1)
 
 

@@ -12,8 +12,10 @@ from worker.queue.arq_codec import ArqCodec
 from worker.queue.arq_cron import ArqCron
 from worker.queue.arq_jobs import ArqRunner
 from worker.queue.hooks import Observer
+from worker.queue.housekeeping import Housekeeping
 from worker.queue.outage import Outage
 from worker.queue.prune import Prune
+from worker.queue.rescue import Rescue
 from worker.queue.runner import Runner
 from worker.queue.store import Claim
 from worker.queue.worker import QueueWorker
@@ -51,6 +53,8 @@ class ArqQueueWorker(QueueWorker):
             if name not in registry
         ]
         around = load_middleware(settings.worker.middleware)
+        self._arq = arq
+        self._codec = codec
         super().__init__(
             settings,
             registry,
@@ -61,16 +65,20 @@ class ArqQueueWorker(QueueWorker):
             others=others,
             middleware=around,
         )
-        self._arq = arq
-        self._codec = codec
         self.tasks = arq.tasks
         self.house.store.keep_expiry = True
         self.house.orders.heeds_aborts = arq.allow_abort_jobs
-        house = self.house
-        self._cron = ArqCron(registry, house.ledger, house.store, settings.worker, arq, codec)
-        if not registry:
-            self._rescue = None
-            self._prune = Prune(house.store, None, settings.worker)
+
+    def keep_house(self, registry: Registry) -> Housekeeping:
+        """Return what is done beside the jobs: cron by arq's rules, and nothing in a ledger that nobody needs."""
+        house, rules = self.house, self.settings.worker
+        return Housekeeping(
+            house,
+            cron=ArqCron(registry, house.ledger, house.store, rules, self._arq, self._codec),
+            rescue=Rescue(house.ledger, house.store, self.settings) if registry else None,
+            prune=Prune(house.store, house.ledger if registry else None, rules),
+            record_health=self.record_health,
+        )
 
     async def check_database(self) -> None:
         """Find out whether PostgreSQL answers, where there is a job that needs it."""
@@ -98,7 +106,7 @@ class ArqQueueWorker(QueueWorker):
         """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
         if self._left() == 0:
             return True
-        if self._may_be_due:
+        if self._alarm.may_be_due:
             return False
         try:
             return not await self.pool.zcard(self.queue_name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import secrets
 import signal
@@ -20,20 +19,20 @@ from arq.worker import Function, func
 from arq.worker import Worker as ArqWorker
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database
-from worker.db.failure import one_line
 from worker.db.migrate import check_migrated
 from worker.ledger import Ledger
 from worker.middleware import Middleware, run_hooks
 from worker.processes import end_idle_processes
 from worker.queue import keys
+from worker.queue.alarm import Alarm
 from worker.queue.connect import Lane, connection_pool
 from worker.queue.cron import Cron
 from worker.queue.gates import Gates
 from worker.queue.hooks import Observer, Silent
 from worker.queue.house import House
+from worker.queue.housekeeping import Housekeeping
 from worker.queue.leases import Leases
 from worker.queue.lines import Lines
 from worker.queue.orders import KEYS as ORDER_KEYS
@@ -41,7 +40,6 @@ from worker.queue.orders import Orders
 from worker.queue.outage import Outage, unavailable
 from worker.queue.prune import Prune
 from worker.queue.rescue import Rescue
-from worker.queue.retry import retry_ordered
 from worker.queue.runner import Runner
 from worker.queue.shares import Order
 from worker.queue.store import Claim, QueueStore
@@ -54,11 +52,8 @@ from worker.tasks import end
 logger = logging.getLogger("worker")
 
 _AWAY_SECONDS = 1.0
-_ASKING, _KEEPING = "the queue cannot be asked", "housekeeping cannot go on"
-_HOUSE_SECONDS = 0.2
+_ASKING = "the queue cannot be asked"
 _TICK_SECONDS = 0.1
-#: Longest wait for word of a change: should it have been lost, this is what it costs.
-_LONGEST_SLEEP_SECONDS = 5.0
 #: What a cancelled job has at least, to roll back and go back to the queue.
 _LEAST_SECONDS = 5.0
 
@@ -128,10 +123,10 @@ class QueueWorker(ArqWorker):
         store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds, self._lane)
         store.queue_limits = settings.worker.queue_limits
         ledger = Ledger(self.database, self.name)
-        self._wake = asyncio.Event()
         self._outage = outage or Outage()
         self._watch = Watch(settings, self._changed, self._outage)
-        self._turns = Turns(store, self._wake.set)
+        self._alarm = Alarm(self._watch, self._served, settings.worker.poll_seconds)
+        self._turns = Turns(store, self._alarm.ring)
         self.house = House(
             settings=settings,
             registry=registry,
@@ -147,9 +142,7 @@ class QueueWorker(ArqWorker):
             outage=self._outage,
             run_hooks=run_hooks(middleware),
         )
-        self._cron = Cron(registry, ledger, store, settings.worker)
-        self._rescue: Rescue | None = Rescue(ledger, store, settings)
-        self._prune = Prune(store, ledger, settings.worker)
+        self.housekeeping = self.keep_house(registry)
         self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone, outage=self._outage)
         self.house.let_go = self._leases.remove
         self._runners: dict[str, Runner] = {}
@@ -157,14 +150,19 @@ class QueueWorker(ArqWorker):
         self._left_behind: set[asyncio.Task[None]] = set()
         self._restoring: set[asyncio.Task[None]] = set()
         self._order = Order(settings.worker.queues or {settings.worker.queue: 1}, settings.worker.queue_order)
-        self._may_be_due = True
-        #: The loop's time at which the first job of the queues is due; None where that has to be asked.
-        self._head_at: float | None = None
-        self._changes = 0
-        #: Turns, one after the other, that took nothing though something was due.
-        self._barren = 0
         #: The loop's time before which nothing is claimed: who has what runs renews it first.
         self._claims_at = 0.0
+
+    def keep_house(self, registry: Registry) -> Housekeeping:
+        """Return what is done beside the jobs."""
+        house, rules = self.house, self.settings.worker
+        return Housekeeping(
+            house,
+            cron=Cron(registry, house.ledger, house.store, rules),
+            rescue=Rescue(house.ledger, house.store, self.settings),
+            prune=Prune(house.store, house.ledger, rules),
+            record_health=self.record_health,
+        )
 
     # --- its life
 
@@ -177,12 +175,12 @@ class QueueWorker(ArqWorker):
         """
         await check_redis(self.pool, self.settings)
         await self.check_database()
-        await self._cron.start()
+        await self.housekeeping.cron.start()
         await self._watch.start()
         await self.house.orders.refresh(now=True)
         self._leases.start()
         logger.info("worker %s: %d jobs known: %s", self.name, len(self.functions), ", ".join(self.functions))
-        keepers = (self._keep_house(), self._keep_orders(), self._keep_time())
+        keepers = (self.housekeeping.run(), self._keep_orders(), self._keep_time())
         beside = [asyncio.create_task(keeper) for keeper in keepers]
         try:
             await self._work()
@@ -222,21 +220,21 @@ class QueueWorker(ArqWorker):
         while draining is None or not draining.done() or self._turns.waiting:
             if self.house.draining and draining is None:
                 draining = asyncio.create_task(self._drain())
-                draining.add_done_callback(lambda _: self._wake.set())
+                draining.add_done_callback(lambda _: self._alarm.ring())
             slots = 0 if failures else self.free_slots()
-            if not failures and not self._turns.waiting and not (slots and self._may_be_due):
+            if not failures and not self._turns.waiting and not (slots and self._alarm.may_be_due):
                 if self.burst and not self._runners and await self.is_over():
                     return
-                await self._sleep(slots)
+                await self._alarm.wait(slots)
                 continue
-            self._may_be_due = self._may_be_due and not slots
+            self._alarm.may_be_due = self._alarm.may_be_due and not slots
             try:
                 turned = await self._turns.take(slots, self._shares(slots))
             except RedisError as error:
                 self._outage.failed(_ASKING, error)
                 away_since = away_since if failures else self.loop.time()
                 failures += 1
-                self._may_be_due = True
+                self._alarm.may_be_due = True
                 if self.house.hastened:
                     self._turns.give_up(error)
                 # Not a pause that something ends: whatever happens meanwhile, Redis is not asked more often.
@@ -245,13 +243,13 @@ class QueueWorker(ArqWorker):
             if failures:
                 failures = 0
                 await self._come_back(self.loop.time() - away_since)
-            self._barren = 0 if turned.claims else self._barren + 1
+            self._alarm.turned(len(turned.claims))
             if turned.claims and turned.ordered:
                 await self.house.orders.refresh(now=True)
             for claim in turned.claims:
                 self._start(claim)
             if slots and len(turned.claims) >= slots:
-                self._may_be_due = True
+                self._alarm.may_be_due = True
         await draining
 
     async def _come_back(self, seconds: float) -> None:
@@ -262,11 +260,11 @@ class QueueWorker(ArqWorker):
         if seconds > self.settings.worker.lease_seconds / 3:
             patience = self.settings.worker.lease_seconds / 2
             self._claims_at = self.loop.time() + patience
-            self.loop.call_later(patience, self._wake.set)
+            self.loop.call_later(patience, self._alarm.ring)
 
     async def is_over(self) -> bool:
         """Tell whether a burst with no job at work has come to its end."""
-        return not self._may_be_due
+        return not self._alarm.may_be_due
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
@@ -287,56 +285,13 @@ class QueueWorker(ArqWorker):
             return self._order.queues
         return [queue for queue in self._order.queues if not self.house.orders.holds(queue)]
 
-    async def _sleep(self, slots: int) -> None:
-        """Wait until something is due, has ended, or was ordered."""
-        self._wake.clear()
-        if not self._watch.active:
-            await self._pause(self.poll_delay_s)
-            self._may_be_due = True
-            return
-        if not slots:
-            await self._pause(_LONGEST_SLEEP_SECONDS)
-            return
-        if self._head_at is None:
-            changes = self._changes
-            try:
-                heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._served()]
-                [now, *found] = await self._watch.read(("TIME",), *heads)
-            except RedisError:
-                return  # the watch is lost: polling from now on
-            if changes != self._changes:
-                return
-            first = min((float(head[1]) for head in found if head), default=math.inf)
-            left = first / 1000 - int(now[0]) - int(now[1]) / 1e6
-            self._head_at = self.loop.time() + left
-        left = self._head_at - self.loop.time()
-        if left > 0:
-            self._barren = 0
-            await self._pause(min(left, _LONGEST_SLEEP_SECONDS))
-        elif self._barren > 1:
-            # A worker of stock arq has it: there, what runs stays due. Word of a change ends the pause.
-            await self._pause(self.poll_delay_s)
-        if self._head_at is not None and self._head_at <= self.loop.time():
-            self._may_be_due = True
-        if not self._wake.is_set():
-            self._head_at = None  # by then it is another one; and word of a change may have been lost
-
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait to be woken, or for the time."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-
     def _changed(self, written: frozenset[str] | None) -> None:
         """Hear of keys that were written."""
         if written is None or not ORDER_KEYS.isdisjoint(written):
             self.house.orders.changed()
         if written is None or not written.isdisjoint(self._order.queues):
-            self._head_at = None
-            self._changes += 1
-        self._wake.set()
+            self._alarm.queues_changed()
+        self._alarm.ring()
 
     def runner_of(self, claim: Claim) -> Runner:
         """Return what runs a job."""
@@ -379,41 +334,12 @@ class QueueWorker(ArqWorker):
             del self._runners[run_id]
             del self.tasks[run_id]
         self.jobs_complete += 1
-        self._may_be_due = self._may_be_due or self.burst
-        self._wake.set()
+        self._alarm.may_be_due = self._alarm.may_be_due or self.burst
+        self._alarm.ring()
         if not task.cancelled() and task.exception() is not None:
             logger.error("job %s: its runner failed: left to its lease", run_id, exc_info=task.exception())
 
     # --- beside the jobs
-
-    async def _keep_house(self) -> None:
-        """Cron, rescue, pruning and the health check, one after the other."""
-        failing = False
-        while True:
-            try:
-                if not self.house.draining:
-                    await self._cron.look()
-                    if self._rescue is not None:
-                        await self._rescue.look()
-                    await self._prune.look()
-                    await self._retry()
-                await self.record_health()
-                self._outage.answered(_KEEPING)
-                failing = False
-            except RedisError as error:
-                self._outage.failed(_KEEPING, error)
-                await asyncio.sleep(_AWAY_SECONDS)
-            except (SQLAlchemyError, OSError) as error:
-                if not failing:
-                    logger.warning("housekeeping: %s; going on", one_line(error))
-                failing = True
-                await asyncio.sleep(_AWAY_SECONDS)
-            await asyncio.sleep(_HOUSE_SECONDS)
-
-    async def _retry(self) -> None:
-        """Put back what an operator wants again; whichever worker comes first does it."""
-        for run_id in self.house.orders.retried:
-            await retry_ordered(self.pool, self.house.ledger, run_id)
 
     async def _keep_orders(self) -> None:
         """Orders for jobs outside of a loop, and for this worker. Redis may take its time: the clock does not wait."""
@@ -423,10 +349,10 @@ class QueueWorker(ArqWorker):
             await self.house.orders.refresh()
             self._obey()
             if self._served() != served:
-                served, self._head_at = self._served(), None
-                self._may_be_due = True
-                self._changes += 1
-                self._wake.set()
+                served = self._served()
+                self._alarm.may_be_due = True
+                self._alarm.queues_changed()
+                self._alarm.ring()
 
     async def _keep_time(self) -> None:
         """Timeouts and stalls: one clock for all jobs."""
@@ -481,7 +407,7 @@ class QueueWorker(ArqWorker):
             self.house.hastened = True
             for runner in list(self._runners.values()):
                 runner.interrupt("drain")
-        self._wake.set()
+        self._alarm.ring()
 
     async def _forget_drain(self) -> None:
         """Take the order to drain back: it is done, and not for the next worker of this name."""
