@@ -169,7 +169,7 @@ class Client:
             return [await self.enqueue(job, **call) for call in calls]
         headers = headers_here()
         texts: list[str] = []
-        followers: list[list[Run[Any]]] = []
+        followers: dict[int, Sequence[Run[Any]]] = {}
         for place, call in enumerate(calls):
             if place % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)  # others have their turn
@@ -178,7 +178,8 @@ class Client:
                     arguments = job.encode_arguments_json((), call)
                     text, follows = self._payload(job, arguments, headers)
                     texts.append(text)
-                    followers.append(follows)
+                    if follows:
+                        followers[place] = follows
                 else:
                     plain = _ANY.dump_python(dict(call), mode="json")
                     texts.append(Payload(job, [], plain, now_ms(), headers=headers).to_json())
@@ -201,7 +202,7 @@ class Client:
                 )
             )
             for place, run_id in enumerate(ids):
-                then = followers[first + place] if followers and place not in known else ()
+                then = followers.get(first + place, ()) if place not in known else ()
                 runs.append(Run(self, run_id, queue, known_job, is_new=place not in known, then=then))
         return runs
 
@@ -231,10 +232,12 @@ class Client:
         """
         return await form(self, list(calls), then, need=need, group_id=id, queue=self._settings.worker.queue)
 
-    def _payload(self, job: Job[..., Any], arguments: str, headers: Mapping[str, str]) -> tuple[str, list[Run[Any]]]:
+    def _payload(
+        self, job: Job[..., Any], arguments: str, headers: Mapping[str, str]
+    ) -> tuple[str, Sequence[Run[Any]]]:
         """Return the payload of a job, and the runs that follow it."""
         options = job.enqueue_options
-        then = then_of(options.then) if options.then else []
+        then = then_of(options.then) if options.then else ()
         text = payload_text(
             job.name,
             arguments,
@@ -244,7 +247,10 @@ class Client:
             then=then,
             headers=headers,
         )
-        queue, follows = options.queue or self._settings.worker.queue, []
+        if not then:
+            return text, ()
+        queue = options.queue or self._settings.worker.queue
+        follows: list[Run[Any]] = []
         for plain, call in zip(then, (later for first in options.then for later in first.chain), strict=True):
             queue = plain.get("q", queue)  # that of the one before, unless it says another
             follows.append(Run(self, plain["id"], queue, call.job))
