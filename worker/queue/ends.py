@@ -171,10 +171,9 @@ class Ends:
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
             next_ = sequel(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
-        lock = self._lock()
-        if lock is not None and (
-            result.success or result.cancelled
-        ):  # what has failed may be put back, and has it then
+        # What has failed keeps its lock: it may be put back, and is the one with its arguments then.
+        lock = self._lock() if result.success or result.cancelled else None
+        if lock is not None:
             next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
         await self._tell_end(Ended(claim, raw, keep_ms, next_))
         if payload is not None and follows and not result.success and keep_ms > 0:
