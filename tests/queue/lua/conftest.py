@@ -18,7 +18,7 @@ _TIME = "redis.call('TIME')"
 
 
 def at_standing_clock(name: str, now: int = NOW) -> str:
-    """Return a script for which it is always `now`, so that due times are exact; it has to ask the server."""
+    """Return a script for which it is always `now`, so that due times are exact; it has to ask (clock.lua)."""
     text = script(name)
     assert _TIME in text, f"{name}.lua does not go by the server's clock"
     return text.replace(_TIME, f"{{'{now // 1000}', '{now % 1000 * 1000 + 999}'}}")

@@ -4,10 +4,11 @@
 -- KEYS queue, cancelled, lease
 -- ARGV id
 -- returns 1, or 0 where the queue does not have it
+
+-- include clock.lua
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not due then return 0 end
 redis.call('SADD', KEYS[2], ARGV[1])
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local now_ms = time_ms()
 if tonumber(due) > now_ms and redis.call('EXISTS', KEYS[3]) == 0 then redis.call('ZADD', KEYS[1], now_ms, ARGV[1]) end
 return 1

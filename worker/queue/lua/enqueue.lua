@@ -5,26 +5,24 @@
 -- be tried again, never comes here: its own lock cannot keep it out.
 -- One that replaces takes the place of the run that waits: its arguments and its due time.
 -- An order to cancel that is left of an earlier run of this id is not for this one.
---
 -- One with a priority stands in the line of its level as well (turn.lua), and in no other one.
 --
 -- KEYS queue, cancelled, lock (the queue for none: an ACL admits no other name), levels of priority that are in use
 -- ARGV id, payload, delay in ms, or due time in ms where the next is 1, whether it is, prefixes of payload, result, lease,
 --      1 to replace, how the lock counts (time, active, waiting), its life in ms, level (0 for none), prefix of lines
 -- returns {1 where it was put there, 2 where it took another one's place, 0 where it is known; id of the run}
+
+-- include clock.lua
+-- include line.lua
 local id, payloads, leases = ARGV[1], ARGV[5], ARGV[7]
-local due = tonumber(ARGV[3])
-if ARGV[4] ~= '1' then
-    local now = redis.call('TIME')
-    due = now[1] * 1000 + math.floor(now[2] / 1000) + due
-end
-local function stand_in_line(id)
+local due = due_ms(ARGV[3], ARGV[4])
+local function take_place(id)
+    redis.call('ZADD', KEYS[1], due, id)
     for _, level in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
         if level ~= ARGV[11] then redis.call('ZREM', ARGV[12] .. level .. ':' .. KEYS[1], id) end
     end
     if ARGV[11] ~= '0' then
-        redis.call('ZADD', ARGV[12] .. ARGV[11] .. ':' .. KEYS[1], due, id)
-        redis.call('ZADD', KEYS[4], ARGV[11], ARGV[11])
+        stand_in_line(KEYS[4], ARGV[12] .. ARGV[11] .. ':' .. KEYS[1], ARGV[11], due, id)
     end
 end
 local known = false
@@ -42,15 +40,13 @@ local waits = redis.call('EXISTS', payloads .. id) == 1
 if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
     if ARGV[8] == '1' and waits and redis.call('EXISTS', leases .. id) == 0 then
         redis.call('SET', payloads .. id, ARGV[2])
-        redis.call('ZADD', KEYS[1], due, id)
-        stand_in_line(id)
+        take_place(id)
         return {2, id}
     end
     return {0, id}
 end
 redis.call('SET', payloads .. id, ARGV[2])  -- first: it is refused where the memory is full, and nothing was done
 redis.call('SREM', KEYS[2], id)
-redis.call('ZADD', KEYS[1], due, id)
-stand_in_line(id)
+take_place(id)
 if KEYS[3] ~= KEYS[1] then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end
 return {1, id}

@@ -7,11 +7,9 @@
 -- ARGV prefixes of payload and result, level, delay in ms, or due time in ms where the next is 1, whether it is, then id
 --      and payload of each job
 -- returns the places, from 1, of those whose id is known
-local due = tonumber(ARGV[4])
-if ARGV[5] ~= '1' then
-    local now = redis.call('TIME')
-    due = now[1] * 1000 + math.floor(now[2] / 1000) + due
-end
+
+-- include clock.lua
+local due = due_ms(ARGV[4], ARGV[5])
 local ordered = redis.call('EXISTS', KEYS[2]) == 1
 local known, added = {}, {}
 local called = KEYS[5] ~= KEYS[1] and redis.call('HEXISTS', KEYS[5], 'called') == 1

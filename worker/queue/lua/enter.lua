@@ -9,9 +9,10 @@
 -- ARGV id, job, prefix of leases, limit (0 for none), ms between two by rate (0 for none), ms of tolerance, ms to wait for a
 --      place at most
 -- returns {ms to wait, 0 to enter; limit or rate}
+
+-- include clock.lua
 local id = ARGV[1]
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local now_ms = time_ms()
 local limit = tonumber(redis.call('HGET', KEYS[5], ARGV[2]) or ARGV[4]) or tonumber(ARGV[4])
 local between = tonumber(ARGV[5])
 local ordered = tonumber(redis.call('HGET', KEYS[6], ARGV[2]) or '')

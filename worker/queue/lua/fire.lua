@@ -6,6 +6,8 @@
 --      (the queue for none)
 -- ARGV id, payload, due time in ms, job and line, level
 -- returns 1 when this call enqueued it
+
+-- include line.lua
 local last = redis.call('HGET', KEYS[4], ARGV[4])
 if last and tonumber(last) >= tonumber(ARGV[3]) then return 0 end
 redis.call('HSET', KEYS[4], ARGV[4], ARGV[3])
@@ -13,7 +15,6 @@ if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[5]) > 0 then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 if KEYS[7] ~= KEYS[1] then
-    redis.call('ZADD', KEYS[7], ARGV[3], ARGV[1])
-    redis.call('ZADD', KEYS[6], ARGV[5], ARGV[5])
+    stand_in_line(KEYS[6], KEYS[7], ARGV[5], ARGV[3], ARGV[1])
 end
 return 1

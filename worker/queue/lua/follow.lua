@@ -7,14 +7,17 @@
 --
 -- The hash of a group: size, need (succeeded or ended), id, queue, delay, priority, payload, payload_after_results of its
 -- callback, and called, the time in ms at which that was put there; beside it, `:done`, a hash of results by place.
+
+-- include line.lua
+
 local function put_next(run, now_ms, names)
     if redis.call('SET', names.payload .. run.id, run.payload, 'NX') then
         local due = now_ms + run.delay
         redis.call('DEL', names.result .. run.id)
         redis.call('ZADD', run.queue, due, run.id)
         if tonumber(run.priority) > 0 then
-            redis.call('ZADD', names.priority .. run.priority .. ':' .. run.queue, due, run.id)
-            redis.call('ZADD', names.priorities .. run.queue, run.priority, run.priority)
+            local line = names.priority .. run.priority .. ':' .. run.queue
+            stand_in_line(names.priorities .. run.queue, line, run.priority, due, run.id)
         end
     end
 end

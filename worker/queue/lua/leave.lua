@@ -3,9 +3,10 @@
 -- KEYS who runs, who stands in line, queue
 -- ARGV id
 -- returns the id of the one that is due, or nothing
+
+-- include clock.lua
 redis.call('ZREM', KEYS[1], ARGV[1])
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local now_ms = time_ms()
 while true do
     local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
     if not first then return false end

@@ -9,8 +9,9 @@
 -- KEYS queues
 -- ARGV owner, lease in ms, prefixes of lease, result, then for each job: id, place of its queue from 1
 -- returns for each id: held, lost, gone
-local now = redis.call('TIME')
-local again = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
+
+-- include clock.lua
+local again = time_ms() + ARGV[2]
 local told = {}
 for at = 5, #ARGV, 2 do
     local id, queue = ARGV[at], KEYS[tonumber(ARGV[at + 1])]

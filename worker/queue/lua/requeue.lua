@@ -7,11 +7,12 @@
 -- ARGV id, owner, delay in ms, 1 when this claim is not to count as a try, payload (a Redis may have lost it; a run in
 --      the ledger says so there), prefix of lines
 -- returns 1, or 0 where another worker has the job, or has ended it
+
+-- include clock.lua
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] or not holder and redis.call('EXISTS', KEYS[6]) == 1 then return 0 end
 redis.call('DEL', KEYS[2])
-local now = redis.call('TIME')
-local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
+local due = time_ms() + ARGV[3]
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 for _, level in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do
     redis.call('ZADD', ARGV[6] .. level .. ':' .. KEYS[1], 'XX', due, ARGV[1])

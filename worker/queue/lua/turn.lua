@@ -25,16 +25,17 @@
 --      queue in the order in which they are served, its place, the most jobs to take from it, and its limit (0 for none)
 -- returns {ids of ended jobs that another worker has, or has ended}, {place, id, due time in ms, payload or false, try} for
 --         each claim, and 1 where there are orders, which may be for them
+
+-- include clock.lua
+-- include follow.lua
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
 local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[15]), 16
 local first_queue = 5
 local refused, claimed = {}, {}
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local now_ms = time_ms()
 
--- include follow.lua
 local sequels = ARGV[14] ~= '' and cjson.decode(ARGV[14]) or {}
 local names = {payload = payloads, result = results, priorities = priorities, priority = priority, group = ARGV[12],
     keep_group = ARGV[13]}
