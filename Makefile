@@ -49,6 +49,7 @@ worker: setup  ## migrate and run a worker (embedded servers unless DATABASE_URL
 	@$(PY) -m worker.embedded -- $(PY) -m worker run --migrate
 
 lock: setup  ## pin the newest versions that pyproject.toml admits
+	@$(PY) -m pip install -q --disable-pip-version-check uv
 	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-package longhaul --no-header --upgrade -q -o requirements.lock
 

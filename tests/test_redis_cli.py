@@ -25,12 +25,14 @@ from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.test_docs import ROOT, blocks
 from tests.waiting import until
-from worker import Client, JobContext, JobFailed, NotRetryable, Registry, Settings, Worker, job
+from worker import Client, Job, JobContext, JobFailed, NotRetryable, Registry, Settings, Worker, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
+from worker.limits import Limits, Rate
 from worker.queue import keys
 from worker.queue.cron import Cron
-from worker.queue.store import QueueStore
+from worker.queue.gates import Gates
+from worker.queue.store import Claim, QueueStore
 
 COMMANDS = [
     line
@@ -61,6 +63,27 @@ async def send_mail(ctx: JobContext, to: str) -> str:
 @job(cron="0 3 * * *")
 async def nightly(ctx: JobContext) -> None:
     """Run each night."""
+
+
+PRINTING = "arq:printing"
+printed: dict[str, asyncio.Event] = {}
+
+
+@job(limit=1, rate="600/minute")
+async def print_page(ctx: JobContext) -> None:
+    """Hold its place until the test is over."""
+    await printed["all"].wait()
+
+
+@job
+async def hold_press(ctx: JobContext) -> None:
+    """Run until the test is over."""
+    await printed["all"].wait()
+
+
+@job
+async def fold(ctx: JobContext) -> None:
+    """Be done."""
 
 
 def find_redis_cli() -> str | None:
@@ -121,7 +144,12 @@ async def scene(
     cron = Cron(Registry([nightly]), Ledger(database), QueueStore(redis), settings.worker)
     await cron.start(yesterday)
     [fired] = await cron.look(datetime.now(UTC))
-    async with working(settings, index_names, send_mail, nightly) as worker:
+    printed["all"] = asyncio.Event()
+    press = with_worker(fast, name="south", queue=PRINTING, max_jobs=8)
+    async with (
+        working(settings, index_names, send_mail, nightly) as worker,
+        working(press, print_page, hold_press, fold),
+    ):
         assert await (await client.enqueue(send_mail.options(id="mail-0"), to="anne")).result(timeout=20)
         await client.run(fired).result(timeout=20)
         with pytest.raises(JobFailed):
@@ -130,7 +158,15 @@ async def scene(
         here = Scene(worker, redis, client, str(tmp_path))
         await until(lambda: here.night("throttled"))
         await client.enqueue(send_mail.options(id="mail-2"), to="carl")
+        for page in ("page-1", "page-2"):
+            await client.enqueue(print_page.options(id=page, queue=PRINTING))
+            await until(lambda page=page: redis.exists(f"arq:retry:{page}"))
+        folded = fold.options(queue=PRINTING)
+        await client.group(
+            [folded.call(), fold.options(queue=PRINTING, delay=3600).call()], then=folded.call(), id="book"
+        )
         yield here
+        printed["all"].set()
 
 
 Check = Callable[[Scene, str], Awaitable[bool]]
@@ -256,6 +292,46 @@ async def is_drained(scene: Scene, answer: str) -> bool:
     return gone and scene.worker.house.draining and not await scene.redis.exists(keys.DRAINED)
 
 
+async def who_prints(scene: Scene, *pages: str) -> bool:
+    return set(await scene.redis.zrange(keys.LIMIT + "print_page", 0, -1)) == {page.encode() for page in pages}
+
+
+async def both_print(scene: Scene, answer: str) -> bool:
+    return await who_prints(scene, "page-1", "page-2")
+
+
+async def is_no_more_ordered(scene: Scene, answer: str) -> bool:
+    return not await scene.redis.exists(keys.LIMITS, keys.RATES)
+
+
+async def rate_is_ordered(scene: Scene, answer: str) -> bool:
+    """Of jobs that come at once, the second one has its moment 20 ms later, and not 100."""
+    gates = Gates(scene.redis)
+    limited = Job(function=print_page.function, name="print_page", limits=Limits(rate=Rate.parse("600/minute")))
+    for number in range(20):
+        await gates.enter(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
+    after = float(await scene.redis.get(keys.RATE + "print_page"))
+    await scene.redis.delete(*[keys.RESERVED + f"r{number}" for number in range(20)], keys.RATE + "print_page")
+    return 200 < after - time.time() * 1000 < 600
+
+
+async def queue_has_one_more(scene: Scene, answer: str) -> bool:
+    """Of two more, one runs."""
+    await scene.client.enqueue_many(hold_press.options(queue=PRINTING), [{}] * (0 if await held_presses(scene) else 2))
+    await until(lambda: held_presses(scene))
+    await asyncio.sleep(0.5)  # nothing more happens
+    return await held_presses(scene) == 1
+
+
+async def queue_has_all(scene: Scene, answer: str) -> bool:
+    return await held_presses(scene) == 2
+
+
+async def held_presses(scene: Scene) -> int:
+    south = json.loads(await scene.redis.hget(keys.WORKERS, "south"))
+    return len(set(south["jobs"]) - {"page-1", "page-2"})
+
+
 CHECKS: dict[str, Check] = {
     "ZRANGE arq:queue": says("night", "mail-2"),
     "ZCOUNT arq:queue": due_ones,
@@ -268,6 +344,12 @@ CHECKS: dict[str, Check] = {
     "HMGET worker:run:night throttled": waits,
     "SMEMBERS worker:paused": nothing,
     "HGETALL worker:pace": says("index_names\n5"),
+    "ZRANGE worker:limit:print_page": says("page-1"),
+    "ZRANGE worker:held:print_page": says("page-2"),
+    "HGETALL worker:limits": nothing,
+    "HGETALL worker:rates": nothing,
+    "HGETALL worker:group:book": says("size\n2", "job\nfold", "id\nbook:then"),
+    "HLEN worker:group:book:done": says("1"),
     "HLEN worker:dead": says("1"),
     "HKEYS worker:dead": says("mail-1"),
     "HGET worker:dead mail-1": letter,
@@ -287,6 +369,12 @@ CHECKS: dict[str, Check] = {
     "SREM worker:paused '*'": runs,
     "HSET worker:pace night 60": is_faster,
     "HDEL worker:pace night": is_slow_again,
+    "HSET worker:limits print_page 2": both_print,
+    "HDEL worker:limits print_page": is_no_more_ordered,
+    "HSET worker:rates print_page 50": rate_is_ordered,
+    "HDEL worker:rates print_page": is_no_more_ordered,
+    "HSET worker:limits arq:printing 1": queue_has_one_more,
+    "HDEL worker:limits arq:printing": queue_has_all,
     "SADD worker:cancelled night": is_cancelled,
     "SADD worker:retry mail-1": is_sent,
     "SET arq:job:mail-3": is_enqueued,

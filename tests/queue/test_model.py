@@ -1,4 +1,5 @@
-"""A model of the queue against a real Valkey: whatever comes, no job is lost, and none has two owners.
+"""A model of the queue against a real Valkey: whatever comes, no job is lost, none has two owners, the order is kept,
+and no limit is passed.
 
 Two workers, whose leases end when the test says so; the scripts are those that workers and clients use.
 """
@@ -31,6 +32,8 @@ OWNERS = ("north:1", "south:2")
 LEASE_MS = 3_600_000
 IDS = strategies.sampled_from([f"r{n}" for n in range(6)])
 OWNER = strategies.sampled_from(OWNERS)
+LEVELS = strategies.sampled_from([0, 0, 4, 9])
+LIMIT = 3
 
 
 class QueueModel(RuleBasedStateMachine):
@@ -51,6 +54,11 @@ class QueueModel(RuleBasedStateMachine):
         self.expired: set[str] = set()  # of those that wait: whose lease has run out
         self.ended: dict[str, str] = {}  # by whom
 
+        self.levels: dict[str, int] = {}  # the priority of each
+        self.counted: set[str] = set()  # those that Redis counts under the limit of the queue
+        for store in self.stores.values():
+            store.queue_limits = {QUEUE: LIMIT}
+
     async def _connect(self) -> Redis:
         redis = Redis.from_url(self.url)
         await redis.flushall()
@@ -69,27 +77,41 @@ class QueueModel(RuleBasedStateMachine):
     @initialize()
     def fill(self) -> None:
         """Some jobs wait, and north has two of them."""
-        self.enqueue_many(["r0", "r1", "r2", "r3"])
+        self.enqueue_many(["r0", "r1", "r2", "r3"], 0)
         self.turn(OWNERS[0], 2, 0.0)
 
-    @rule(run_id=IDS, later=strategies.booleans())
-    def enqueue(self, run_id: str, later: bool) -> None:
-        put = self.wait(self.stores[OWNERS[0]].enqueue(run_id, "{}", queue=QUEUE, delay=3600 if later else 0))
+    @rule(run_id=IDS, later=strategies.booleans(), level=LEVELS)
+    def enqueue(self, run_id: str, later: bool, level: int) -> None:
+        store = self.stores[OWNERS[0]]
+        put = self.wait(store.enqueue(run_id, "{}", queue=QUEUE, delay=3600 if later else 0, priority=level))
         assert put.is_new == (run_id not in self.known)
         if put.is_new:
-            self.deferred.add(run_id) if later else self.waiting.append(run_id)
-            # Due in the order in which they came: milliseconds apart, as the test's clock.
-            if not later:
-                self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+            self.levels[run_id] = level
+            self.deferred.add(run_id) if later else self._wait_in_line(run_id)
 
-    @rule(run_ids=strategies.lists(IDS, unique=True))
-    def enqueue_many(self, run_ids: list[str]) -> None:
-        known = self.wait(self.stores[OWNERS[0]].enqueue_many([(run_id, "{}") for run_id in run_ids], queue=QUEUE))
+    @rule(run_ids=strategies.lists(IDS, unique=True), level=LEVELS)
+    def enqueue_many(self, run_ids: list[str], level: int) -> None:
+        jobs = [(run_id, "{}") for run_id in run_ids]
+        known = self.wait(self.stores[OWNERS[0]].enqueue_many(jobs, queue=QUEUE, priority=level))
         assert {run_ids[place] for place in known} == set(run_ids) & self.known
         for run_id in run_ids:
             if run_id not in self.known:
-                self.waiting.append(run_id)
-                self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+                self.levels[run_id] = level
+                self._wait_in_line(run_id)
+
+    def _wait_in_line(self, run_id: str, *, ran: bool = False) -> None:
+        """It is due after all that are due, milliseconds apart: as the test's clock has it."""
+        due = 1_000_000 + self._tick() + (0.5 if ran else 0)  # as turn.lua marks what runs
+        self.waiting.append(run_id)
+        self.wait(self.redis.zadd(QUEUE, {run_id: due}))
+        self.wait(self.redis.zadd(keys.priority_line(QUEUE, self.levels[run_id]), {run_id: due}, xx=True))
+
+    def _may_run(self, wanted: int) -> list[str]:
+        """Return what the next turn takes: the highest first, equals by their due times, and not over the limit."""
+        if len(self.counted) + wanted > LIMIT:
+            self.counted &= self.held.keys()
+        order = sorted(self.waiting, key=lambda run_id: -self.levels[run_id])
+        return order[: min(wanted, max(0, LIMIT - len(self.counted)))]
 
     @rule(owner=OWNER, slots=strategies.integers(0, 4), share=strategies.floats(0, 1))
     def turn(self, owner: str, slots: int, share: float) -> None:
@@ -101,6 +123,7 @@ class QueueModel(RuleBasedStateMachine):
         turned = self.wait(self.stores[owner].turn(sent, slots, [(QUEUE, slots)]))
         for claim in ending:
             del self.held[claim.run_id]
+            self.counted.discard(claim.run_id)
             self.ended[claim.run_id] = owner
         for claim in late:
             # What nobody has taken since counts as held; what another one has, or has ended, is refused.
@@ -110,10 +133,12 @@ class QueueModel(RuleBasedStateMachine):
             if not taken:
                 self.held.pop(claim.run_id, None)
                 self._leave_line(claim.run_id)
+                self.counted.discard(claim.run_id)
                 self.ended[claim.run_id] = owner
         self.stale = [each for each in self.stale if each[0] != owner]
         taken_ids = [claim.run_id for claim in turned.claims]
-        assert taken_ids == self.waiting[:slots]
+        assert taken_ids == self._may_run(slots)
+        self.counted.update(taken_ids)
         for claim in turned.claims:
             assert claim.expired == (claim.run_id in self.expired)
             self._leave_line(claim.run_id)
@@ -138,8 +163,7 @@ class QueueModel(RuleBasedStateMachine):
         if later:
             self.deferred.add(run_id)
         else:
-            self.waiting.append(run_id)
-            self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+            self._wait_in_line(run_id)
 
     @precondition(lambda self: self.held)
     @rule(data=strategies.data())
@@ -147,10 +171,8 @@ class QueueModel(RuleBasedStateMachine):
         """A lease ends: the job is due, and its owner, if it lives, does not know it."""
         run_id = data.draw(strategies.sampled_from(sorted(self.held)))
         owner, claim = self.held.pop(run_id)
-        due = 1_000_000 + self._tick()
         self.wait(self.redis.delete(keys.IN_PROGRESS + run_id))
-        self.wait(self.redis.zadd(QUEUE, {run_id: due + 0.5}))  # as turn.lua marks what runs
-        self.waiting.append(run_id)
+        self._wait_in_line(run_id, ran=True)
         self.expired.add(run_id)
         self.stale.append((owner, claim))
 
@@ -192,8 +214,7 @@ class QueueModel(RuleBasedStateMachine):
         self.wait(self.redis.delete(keys.CANCELLED))
         if run_id in self.deferred:  # it is due now, to end now
             self._leave_line(run_id)
-            self.waiting.append(run_id)
-            self.wait(self.redis.zadd(QUEUE, {run_id: 1_000_000 + self._tick()}))
+            self._wait_in_line(run_id)
 
     @rule(run_id=IDS)
     def forget_a_result(self, run_id: str) -> None:
@@ -213,6 +234,13 @@ class QueueModel(RuleBasedStateMachine):
             for raw in self.wait(self.redis.keys(keys.IN_PROGRESS + "*"))
         }
         assert leases == {run_id: owner for run_id, (owner, _) in self.held.items()}
+
+    @invariant()
+    def each_stands_in_the_line_of_its_priority(self) -> None:
+        there = {*self.waiting, *self.deferred, *self.held}
+        for level in (4, 9):
+            line = {raw.decode() for raw in self.wait(self.redis.zrange(keys.priority_line(QUEUE, level), 0, -1))}
+            assert line == {run_id for run_id in there if self.levels[run_id] == level}
 
     @invariant()
     def nothing_is_left_of_what_has_ended(self) -> None:

@@ -57,8 +57,8 @@ class Gates:
         limits = job.limits
         if limits is not None and limits.limit:
             scope = _scope(job.name, limits.limit_by, arguments)
-            names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue]
-            await cast(Awaitable[Any], self._leave(keys=names, args=[claim.run_id]))
+            names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
+            await cast(Awaitable[Any], self._leave(keys=names, args=[claim.run_id, keys.PRIORITY]))
 
 
 def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:

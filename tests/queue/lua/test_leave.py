@@ -49,3 +49,14 @@ async def test_where_nobody_waits_nothing_is_due(scripts: Scripts) -> None:
     await scripts.redis.zadd(QUEUE, {"another": NOW + 5_000})
     await leave(scripts)
     assert await scripts.redis.zrange(QUEUE, 0, -1, withscores=True) == [(b"another", NOW + 5_000)]
+
+
+async def test_the_one_that_is_due_has_its_priority_still(scripts: Scripts) -> None:
+    line = keys.priority_line(QUEUE, 5)
+    await scripts.redis.zadd(keys.PRIORITIES + QUEUE, {"5": 5})
+    for where in (QUEUE, line):
+        await scripts.redis.zadd(where, {"first": NOW + 5_000, "second": NOW + 5_000})
+    await scripts.redis.zadd(LINE, {"first": 1})
+    await leave(scripts)
+    assert await scripts.due("first", line) == NOW
+    assert await scripts.due("second", line) == NOW + 5_000

@@ -130,10 +130,10 @@ local function claim_of_queue(place, queue, most)
     end
 end
 
--- Returns how many more jobs of a queue may run.
-local function room(queue, limit)
+-- Returns how many more jobs of a queue may run; those that have died or gone back are looked for where it matters.
+local function room(queue, limit, wanted)
     local busy = running .. queue
-    if redis.call('ZCARD', busy) >= limit then
+    if redis.call('ZCARD', busy) + wanted > limit then
         for _, id in ipairs(redis.call('ZRANGE', busy, 0, -1)) do
             if redis.call('EXISTS', held .. id) == 0 then redis.call('ZREM', busy, id) end
         end
@@ -147,7 +147,7 @@ while at < #ARGV and #claimed < slots do
     local queue = KEYS[first_queue + place]
     at = at + 3
     if limits_ordered then limit = tonumber(redis.call('HGET', KEYS[5], queue) or limit) or limit end
-    if limit > 0 then most = math.min(most, room(queue, limit)) end
+    if limit > 0 then most = math.min(most, room(queue, limit, most)) end
     local before = #claimed
     for _, level in ipairs(levels[queue]) do
         local line = priority .. level .. ':' .. queue
