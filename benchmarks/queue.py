@@ -28,7 +28,6 @@ from worker.queue import keys
 _RUN_SECONDS = 540
 _SETTLE_SECONDS = 0.5
 _WARM = 10
-_MIRROR_ROUNDS = 7
 _HOUR = 3600.0
 #: Where a job stays until its end is written down: only then is it done.
 _WAITING = {OURS: "arq:queue", "arq": "arq:queue", "saq": "saq:default:incomplete"}
@@ -49,6 +48,7 @@ class Scale:
         self.waiting = 100_000 if small else 1_000_000
         self.depth_runs = 3 if small else 5
         self.idle_seconds = 5 if small else 10
+        self.mirror_rounds = 3 if small else 7
 
     def jobs(self, side: Side) -> int:
         """Return how many jobs a side is to run: about as long for the fast as for the slow."""
@@ -349,7 +349,7 @@ class Bench:
     def mirror(self) -> Iterable[Row]:
         """12: what it costs that operators can see all of it."""
         rates: dict[bool, list[float]] = {False: [], True: []}
-        for round_ in range(_MIRROR_ROUNDS):
+        for round_ in range(self.scale.mirror_rounds):
             for bare in (False, True) if round_ % 2 == 0 else (True, False):
                 rates[bare].append(run_jobs(self.ours, "empty", 100, self.scale.ours, bare=bare).rate)
         seen, unseen = (statistics.median(rates[bare]) for bare in (False, True))
