@@ -339,9 +339,12 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
 async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
     fail["now"] = True
     chain = double.options(then=done.call()).call(7)
-    group = await client.group([double.call(1), add.call(2), chain], then=total.call(numbers=RESULT), need="ended")
+    then = total.options(delay=0.5).call(numbers=RESULT)
+    group = await client.group([double.call(1), add.call(2), chain], then=then, need="ended")
     async with working(fast, *ALL):
-        await until(lambda: _called(("total", [None, 3, None])))
+        assert group.then is not None
+        assert await group.then.result(timeout=10) == "3"  # nobody is told meanwhile that it does not begin
+    assert ("total", [None, 3, None]) in calls
     assert ("done",) not in calls
     assert await group.progress() == (3, 3, True)
 

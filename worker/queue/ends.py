@@ -198,11 +198,12 @@ class Ends:
     async def _call_off(self, payload: Payload, result: Result, keep_ms: int) -> None:
         """Tell those who wait for what was to follow that it does not."""
         ids = [call["id"] for call in payload.then if "id" in call]
-        if payload.group is not None:
-            ids.append(f"{payload.group.group}:then")
+        group, store = payload.group, self.house.store
+        if group is not None and await self._with_redis(lambda: store.needs_success(group.group)):
+            ids.append(f"{group.group}:then")
         why = Result(False, f"not begun: {self._info.job} {self.claim.run_id}: {result.value}", result.cancelled)
         raw = encode_result(None, why, run_id="", queue=self.claim.queue, tries=0, started_ms=now_ms())
-        await self._with_redis(lambda: self.house.store.call_off(ids, raw, keep_ms))
+        await self._with_redis(lambda: store.call_off(ids, raw, keep_ms))
 
     def encode(self, result: Result, result_json: str | None) -> bytes:
         """Return what the result's key gets."""

@@ -277,8 +277,15 @@ class QueueStore:
         [[size, called], done] = await pipeline.execute()
         return None if size is None else (int(size), int(size) if called else done, called is not None)
 
+    async def needs_success(self, group_id: str) -> bool:
+        """Tell whether the callback of a group waits for a member that has failed; False for a group that has gone."""
+        need = await cast(Awaitable[bytes | None], self.redis.hget(keys.GROUP + group_id, "need"))
+        return need == b"succeeded"
+
     async def call_off(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
         """Let runs that follow one which failed end, for those who wait for them; a retry of that one voids it."""
+        if not run_ids:
+            return
         pipeline = self.redis.pipeline(transaction=True)
         for run_id in run_ids:
             pipeline.set(keys.RESULT + run_id, result, px=keep_ms, nx=True)
