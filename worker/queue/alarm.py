@@ -43,11 +43,7 @@ class Alarm:
         self._wake.set()
 
     def queues_changed(self) -> None:
-        """Hear that a queue was written, or that others are served: what is due first may be another job.
-
-        Asking for jobs at once spares one that is due the question when it is.
-        """
-        self.may_be_due = True
+        """Hear that a queue was written, or that others are served: what is due first may be another job."""
         self._head_at = None
         self._changes += 1
 

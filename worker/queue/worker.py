@@ -350,6 +350,7 @@ class QueueWorker(ArqWorker):
             self._obey()
             if self._served() != served:
                 served = self._served()
+                self._alarm.may_be_due = True
                 self._alarm.queues_changed()
                 self._alarm.ring()
 
