@@ -133,7 +133,8 @@ class Mirror:
         known = self._lines.get(run.run_id)
         self._lines[run.run_id] = line = _Line(run)
         # What an earlier try has shown, here or in a worker that has died, stays until the end of this one is written.
-        line.shown = run.attempt > 1 or (known is not None and known.shown)
+        if run.attempt > 1 or (known is not None and known.shown):
+            line.shown = True
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """The run is in the ledger."""

@@ -20,7 +20,7 @@ from worker.calls import Call
 from worker.definition import EnqueueOptions, Job, checked_priority
 from worker.errors import InvalidArguments
 from worker.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
-from worker.queue.codec import Payload, now_ms, payload_text
+from worker.queue.codec import Payload, now_ms, payload_text, seconds_of
 from worker.queue.connect import connection_pool
 from worker.queue.group import Group, Need, form
 from worker.queue.outage import unavailable
@@ -196,7 +196,7 @@ class Client:
                 self.store.enqueue_many(
                     list(zip(ids, part, strict=True)),
                     queue=queue,
-                    delay=_seconds(options.delay),
+                    delay=seconds_of(options.delay),
                     at=options.at,
                     priority=job.priority_now if isinstance(job, Job) else 0,
                 )
@@ -291,7 +291,7 @@ class Client:
                 options.id or uuid.uuid4().hex,
                 payload,
                 queue=queue,
-                delay=_seconds(options.delay),
+                delay=seconds_of(options.delay),
                 at=options.at,
                 replace=options.replace,
                 lock=lock,
@@ -339,12 +339,8 @@ class Client:
             raise unavailable(self._settings, error, "start it there, or set REDIS_URL") from error
 
 
-def _seconds(delay: float | timedelta | None) -> float:
-    return delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
-
-
 def _moment_ms(when: float | timedelta | datetime | None) -> int:
     """Return a time in ms since 1970: that of an aware datetime, or so long from now on; 0 for None."""
     if when is None:
         return 0
-    return round(when.timestamp() * 1000) if isinstance(when, datetime) else now_ms() + round(_seconds(when) * 1000)
+    return round(when.timestamp() * 1000) if isinstance(when, datetime) else now_ms() + round(seconds_of(when) * 1000)

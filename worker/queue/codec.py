@@ -15,6 +15,7 @@ import json
 import pickle
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
@@ -101,6 +102,11 @@ class Result(NamedTuple):
 def now_ms() -> int:
     """Return the time in ms since 1970, as arq counts it."""
     return int(time.time() * 1000)
+
+
+def seconds_of(time: float | timedelta | None) -> float:
+    """Return a time that was given in seconds, or as a timedelta, in seconds; 0 for None."""
+    return time.total_seconds() if isinstance(time, timedelta) else time or 0.0
 
 
 def payload_text(

@@ -13,11 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.calls import Call, with_argument
-from worker.queue.codec import Payload, now_ms
+from worker.queue.codec import Payload, now_ms, payload_text, seconds_of
 from worker.queue.then import Member
 from worker.trace import headers_here
-
-_MARK = "<results of the group>"
 
 
 def then_of(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
@@ -67,7 +65,7 @@ def _put(
     arguments = json.dumps(call.get("k") or {}, ensure_ascii=False)
     if call.get("r"):
         arguments = with_argument(arguments, call["r"], result)
-    text = payload_of_call(call, arguments, then=rest, group=before.group, headers=before.headers)
+    text = _payload_of(call, arguments, then=rest, group=before.group, headers=before.headers)
     return {
         "id": call.get("id") or f"{run_id}:then",
         "queue": call.get("q") or queue,
@@ -77,15 +75,15 @@ def _put(
     }
 
 
-def payload_of_call(
+def _payload_of(
     call: Mapping[str, Any],
     arguments: str,
     *,
-    then: Sequence[Mapping[str, Any]] = (),
+    then: Sequence[Mapping[str, Any]],
     group: Member | None = None,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str],
 ) -> str:
-    """Return the payload of a call's run.
+    """Return the payload of a call's run, which begins now.
 
     Args:
         call: as payloads carry it.
@@ -94,19 +92,10 @@ def payload_of_call(
         group: its place in a group.
         headers: texts that travel with the run: those of the one before.
     """
-    now = now_ms()
-    values: dict[str, Any] = {"t": None, "f": call["f"], "a": [], "et": now}
-    if call.get("v"):
-        values["v"] = call["v"]
-    if call.get("x"):
-        values["until"] = now + call["x"]
-    if then:
-        values["then"] = list(then)
-    if group is not None:
-        values["g"] = list(group)
-    if headers:
-        values["h"] = dict(headers)
-    return with_argument(json.dumps(values, ensure_ascii=False), "k", arguments)
+    until = now_ms() + call["x"] if call.get("x") else 0
+    return payload_text(
+        call["f"], arguments, version=call.get("v", ""), until_ms=until, then=then, group=group, headers=headers
+    )
 
 
 def callback_of(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]:
@@ -119,11 +108,10 @@ def callback_of(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]
     """
     first, *rest = then_of([call])
     arguments = json.dumps(first["k"], ensure_ascii=False)
+    mark = json.dumps(f"results of {uuid.uuid4().hex}")
     if call.result_as:
-        arguments = with_argument(arguments, call.result_as, json.dumps(_MARK))
-    before, after = payload_of_call(first, arguments, then=rest, headers=headers_here()), ""
-    if call.result_as:
-        before, _, after = before.rpartition(json.dumps(_MARK))
+        arguments = with_argument(arguments, call.result_as, mark)
+    before, _, after = _payload_of(first, arguments, then=rest, headers=headers_here()).partition(mark)
     return {
         "id": f"{group_id}:then",
         "job": first["f"],
@@ -138,5 +126,4 @@ def callback_of(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]
 def delay_ms(time: float | timedelta | datetime | None) -> int:
     """Return a time that was given in seconds, or as a timedelta, in ms; 0 for None. Calls have no absolute ones."""
     assert not isinstance(time, datetime)  # noqa: S101 - `call_of` refuses it
-    seconds = time.total_seconds() if isinstance(time, timedelta) else time or 0.0
-    return round(seconds * 1000)
+    return round(seconds_of(time) * 1000)
