@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -21,8 +20,7 @@ from benchmarks.report import Report, Row, at_most, quick
 from benchmarks.sides import OURS, PEERS, Counters, Failed, Side, pinned_version
 from worker import Database, load_settings
 from worker.db.migrate import migrate
-from worker.embedded import EmbeddedPostgres, EmbeddedValkey
-from worker.embedded.home import make_home
+from worker.embedded import services
 from worker.queue import keys
 
 _RUN_SECONDS = 540
@@ -430,13 +428,10 @@ def main() -> int:
     scale = Scale()
     wanted = [int(number) for number in _chosen("ROWS", map(str, ROWS))]
     # Servers of our own, whatever the environment names: they are emptied all the time.
-    home = make_home()
-    valkey, postgres = EmbeddedValkey(home), EmbeddedPostgres(home)
-    try:
-        valkey.start()
-        postgres.start()
-        asyncio.run(_migrate(postgres.url, valkey.url))
-        sides = {name: Side(name, valkey.url, postgres.url) for name in (OURS, *_chosen("PEERS", PEERS))}
+    with services(environment={}) as running:
+        asyncio.run(_migrate(running.database_url, running.redis_url))
+        names = (OURS, *_chosen("PEERS", PEERS))
+        sides = {name: Side(name, running.redis_url, running.database_url) for name in names}
         peers = [name for name in sides if name != OURS]
         setting = f"{scale.ours:,} jobs (peers: {scale.peers:,}), medians of {scale.rounds} alternated runs"
         report = Report("queue", setting, peers=peers)
@@ -445,10 +440,6 @@ def main() -> int:
         server = str(sides[OURS].redis.info("server").get("valkey_version"))
         versions = {"valkey": server} | {f"peer {name}": pinned_version(name) for name in peers}
         return report.finish(versions, keep=len(wanted) == len(ROWS) and len(peers) == len(PEERS))
-    finally:
-        postgres.stop()
-        valkey.stop()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

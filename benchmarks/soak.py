@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +32,7 @@ from benchmarks.soak_jobs import BLOCK, enqueue_block
 from benchmarks.tables import Bench, prepare
 from worker import Client, Database, Settings, load_settings
 from worker.db.migrate import migrate
-from worker.embedded import EmbeddedPostgres, EmbeddedValkey
-from worker.embedded.home import make_home
+from worker.embedded import services
 from worker.queue import keys
 from worker.testing import JobRunner
 
@@ -290,17 +288,9 @@ async def soak(settings: Settings, jobs: int, report: Report) -> int:
 def main() -> int:
     """Soak. Returns the exit code."""
     jobs = max(_MARKS * BLOCK, int(os.environ.get("JOBS") or 1_000_000) // (_MARKS * BLOCK) * _MARKS * BLOCK)
-    home = make_home()
-    valkey, postgres = EmbeddedValkey(home), EmbeddedPostgres(home)
-    try:
-        valkey.start()
-        postgres.start()
-        settings = load_settings(environment={"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url})
+    with services(environment={}) as running:
+        settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})
         return asyncio.run(soak(settings, jobs, Report("soak", f"{jobs:,} jobs through one worker")))
-    finally:
-        postgres.stop()
-        valkey.stop()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,19 @@ class Services:
 
 
 @contextlib.contextmanager
-def services(settings: Mapping[str, str] | None = None) -> Iterator[Services]:
+def services(
+    settings: Mapping[str, str] | None = None, *, environment: Mapping[str, str] = os.environ
+) -> Iterator[Services]:
     """Start what DATABASE_URL and REDIS_URL do not name; stop and remove it on leaving.
 
     Args:
         settings: of the PostgreSQL that is started, over ours.
+        environment: where these two are looked for; an empty one for servers that are nobody else's.
 
     Raises:
         RuntimeError: a server did not start, or its wheel is not installed.
     """
-    database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    database_url, redis_url = environment.get("DATABASE_URL"), environment.get("REDIS_URL")
     if database_url and redis_url:
         yield Services(database_url, redis_url, None, None)
         return
