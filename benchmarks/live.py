@@ -43,7 +43,7 @@ from worker import Client, Database, Job, JobCancelled, Run, Settings, load_sett
 from worker.db.migrate import migrate
 from worker.embedded import Services, services
 from worker.ledger import Ledger
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 RATE = 200
 #: What an operator would set for walks beside an application.

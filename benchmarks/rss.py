@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from benchmarks.ours import COLUMNS
 from benchmarks.tables import Reader
 from worker import Database, JobContext, load_settings
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 async def walk_chunks(ctx: JobContext, rows: int) -> None:

@@ -34,7 +34,7 @@ from worker import Client, Database, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.queue import keys
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 _MARKS = 10
 _BACKLOG = 20_000

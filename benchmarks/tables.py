@@ -9,7 +9,7 @@ from sqlalchemy import DateTime, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from worker import Database
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 class Base(DeclarativeBase):

@@ -20,7 +20,7 @@ from worker import Database, load_settings
 from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 Side = Callable[[], Awaitable[int]]
 Before = Callable[[Bench], Awaitable[None]]

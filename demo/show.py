@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from worker import ProgressReport
-from worker.ledger.record import RunRecord
+from worker.ledger.records import RunRecord
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 

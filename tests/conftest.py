@@ -14,15 +14,15 @@ from sqlalchemy import text
 
 from tests.models import Base
 from worker import Client, Job, Registry
-from worker.context import JobContext
-from worker.control import Control
+from worker.attempt.context import JobContext
+from worker.attempt.control import Control
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services
-from worker.launch import work
-from worker.queue.worker import QueueWorker
-from worker.settings import Settings, load_settings
-from worker.testing import JobRunner
+from worker.runtime.launch import work
+from worker.runtime.worker import QueueWorker
+from worker.settings.model import Settings, load_settings
+from worker.testing.plugin import JobRunner
 
 
 @pytest.fixture(scope="session")

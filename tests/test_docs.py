@@ -23,11 +23,11 @@ from redis.asyncio import Redis
 import jobs.models
 from tests.conftest import with_worker
 from worker import Client, Database, Job, Registry, Settings, discover
-from worker.launch import work
 from worker.queue import keys
-from worker.queue.worker import QueueWorker
-from worker.settings import describe_all
-from worker.testing import JobRunner
+from worker.runtime.launch import work
+from worker.runtime.worker import QueueWorker
+from worker.settings.model import describe_all
+from worker.testing.plugin import JobRunner
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

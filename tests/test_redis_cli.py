@@ -27,12 +27,12 @@ from tests.test_docs import ROOT, blocks
 from tests.waiting import until
 from worker import Client, Job, JobContext, JobFailed, NotRetryable, Registry, Settings, Worker, job
 from worker.db.engine import Database
+from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger
-from worker.limits import Limits, Rate
 from worker.queue import keys
-from worker.queue.cron import Cron
-from worker.queue.gates import Gates
 from worker.queue.store import Claim, QueueStore
+from worker.runtime.limiter import Gates
+from worker.runtime.scheduler import Cron
 
 COMMANDS = [
     line

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from worker.embedded import EmbeddedValkey
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.services import Services
 

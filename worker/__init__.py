@@ -3,7 +3,8 @@
 What stands in `__all__` is public; jobs and other services import nothing deeper, except `worker.testing`.
 """
 
-from worker.arq_worker import Worker, create_worker, get_kwargs, run_worker
+from worker.arq_compat.worker import Worker, create_worker, get_kwargs, run_worker
+from worker.attempt.context import JobContext
 from worker.batch import Batch, Bulk
 from worker.batch.gather import Outcome
 from worker.batch.throttle import (
@@ -17,11 +18,7 @@ from worker.batch.throttle import (
     WalRate,
     Window,
 )
-from worker.calls import RESULT, Call
-from worker.carried import carry
-from worker.context import JobContext
 from worker.db.engine import Database
-from worker.definition import Job, job
 from worker.errors import (
     BatchKilledWorker,
     BulkError,
@@ -48,13 +45,16 @@ from worker.errors import (
     StatementRefused,
     UnknownJob,
 )
-from worker.middleware import EnqueueCall, Middleware
+from worker.job.call import RESULT, Call
+from worker.job.definition import Job, job
+from worker.job.middleware import EnqueueCall, Middleware
+from worker.job.propagation import carry
+from worker.job.registry import Registry, discover
+from worker.job.trace_context import traceparent, tracestate
 from worker.queue.client import Client
 from worker.queue.group import Group, GroupProgress
 from worker.queue.run import ProgressReport, Run
-from worker.registry import Registry, discover
-from worker.settings import Settings, load_settings
-from worker.trace import traceparent, tracestate
+from worker.settings.model import Settings, load_settings
 
 __all__ = [
     "RESULT",

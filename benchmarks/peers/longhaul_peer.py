@@ -17,7 +17,7 @@ from protocol import SLEEP_SECONDS, TALLY, ready, speak
 
 from worker import Client, JobContext, job, launch, load_settings
 from worker.queue import keys
-from worker.queue.hooks import Silent
+from worker.runtime.observer import Silent
 
 _TOGETHER = 50
 

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from tests.models import Target
 from worker import Database, JobContext, load_settings
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 async def walk_chunks(ctx: JobContext, rows: int) -> None:

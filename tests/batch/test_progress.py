@@ -10,9 +10,9 @@ from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, sele
 
 from tests.conftest import MakeContext
 from tests.models import Author, authors
+from worker.attempt.context import JobContext
+from worker.attempt.control import Alone
 from worker.batch import Progress
-from worker.context import JobContext
-from worker.control import Alone
 from worker.db.engine import Database
 
 pytestmark = pytest.mark.asyncio

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select, text
 from tests.models import Author, authors
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 read_at: list[bool] = []
 fail_once: list[str] = []

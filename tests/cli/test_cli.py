@@ -15,10 +15,10 @@ from redis.asyncio import Redis
 
 from tests.conftest import working
 from tests.models import Author, authors
-from tests.queue.test_worker import gate, walk
+from tests.runtime.test_worker import gate, walk
 from tests.waiting import until
 from worker import Client, NotRetryable, Settings, job
-from worker.context import JobContext
+from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.embedded import Services
 

@@ -13,8 +13,8 @@ from tests.cli.test_cli import cli, one_line  # noqa: F401 - a fixture
 from worker import Registry, Settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
-from worker.queue.cron import Cron
 from worker.queue.store import QueueStore
+from worker.runtime.scheduler import Cron
 
 
 async def test_due_times_last_runs_and_one_run_now(

@@ -19,8 +19,8 @@ from worker import Client, JobContext, JobFailed, NotRetryable, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.dead import prune_dead
-from worker.queue.retry import retry_run
+from worker.queue.dead_letters import prune_dead
+from worker.queue.retry_command import retry_run
 
 cured = {"yes": False}
 

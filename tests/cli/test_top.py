@@ -31,18 +31,18 @@ from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
 from worker import Client, JobContext, JobFailed, NotRetryable, Settings, Worker, job
+from worker.cli.top.app import Page
 from worker.cli.top.command import top
 from worker.cli.top.dialogs import Details, Question
-from worker.cli.top.drawing import Cell, Column, Name, Row, Sheet
+from worker.cli.top.format import bar, duration, per_second, plain
 from worker.cli.top.layout import fit, line, natural
-from worker.cli.top.page import Page
 from worker.cli.top.rates import Rates
-from worker.cli.top.reading import LETTERS, MIRRORS, Reader
+from worker.cli.top.reader import LETTERS, MIRRORS, Reader
 from worker.cli.top.room import heights
-from worker.cli.top.words import bar, duration, per_second, plain
+from worker.cli.top.tables import Cell, Column, Name, Row, Sheet
 from worker.db.engine import Database
 from worker.embedded import Services
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
 from worker.errors import ServerUnavailable
 from worker.queue import keys

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.literal import TextStatement, literal
+from worker.db.simple_query import TextStatement, literal
 
 pytestmark = pytest.mark.asyncio
 

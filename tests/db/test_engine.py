@@ -10,8 +10,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.conftest import MakeContext
 from worker import JobContext, Settings, job, load_settings
+from worker.attempt.perform import perform
 from worker.db.engine import Database
-from worker.perform import perform
 
 names: list[str] = []
 

@@ -14,7 +14,7 @@ from tests.models import Author, Mood, Sample
 from worker import Settings, load_settings
 from worker.db.driver import Driver
 from worker.db.engine import Database, current_job, unavailable
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 NAMES = ("application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "jit")
 SHOW = "SELECT " + ", ".join(f"current_setting('{name}')" for name in NAMES)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from worker.embedded import EmbeddedValkey, services
-from worker.embedded.home import make_home, others_may_enter
+from worker.embedded.directories import make_home, others_may_enter
 
 
 def test_nothing_is_started_where_the_environment_names_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,10 @@ from tests.waiting import until
 from worker import Client, JobCancelled, JobContext, NotRetryable, Settings, job, load_settings
 from worker.db.engine import Database
 from worker.embedded import process
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
 from worker.errors import ServerUnavailable, SettingsError
-from worker.redis_url import redis_place
+from worker.settings.urls import redis_place
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import SAWarning
 from tests.conftest import MakeContext
 from tests.models import Author, authors
 from worker import JobContext, job
+from worker.attempt.perform import perform
 from worker.db.engine import Database
-from worker.perform import perform
 
 JOBS = 1000
 AT_ONCE = 10

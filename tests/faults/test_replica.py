@@ -15,11 +15,11 @@ from tests.replica import Replica
 from tests.waiting import until
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
-from worker.db.failure import is_away, will_pass
+from worker.db.errors import is_away, will_pass
 from worker.embedded import Services
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 pytestmark = pytest.mark.long
 

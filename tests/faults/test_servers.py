@@ -16,7 +16,7 @@ from tests.waiting import until
 from worker import Client, Run
 from worker.db.engine import Database
 from worker.embedded import Services
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.valkey import EmbeddedValkey
 

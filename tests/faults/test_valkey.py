@@ -23,7 +23,7 @@ from tests.models import Author, authors
 from tests.waiting import until
 from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
 from worker.errors import ServerUnavailable
 

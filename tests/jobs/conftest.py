@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from jobs.models import Base
 from worker import Database, Settings
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 @pytest_asyncio.fixture

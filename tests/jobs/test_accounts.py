@@ -12,7 +12,7 @@ from sqlalchemy import select
 from jobs.accounts import TransferRefused, transfer_funds
 from jobs.models import Account
 from worker import Database
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 async def balances(database: Database) -> dict[int, Decimal]:

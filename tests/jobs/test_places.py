@@ -9,7 +9,7 @@ import jobs.places
 from jobs.models import CountrySummary, Place, PlaceName
 from jobs.places import fold, index_place_names, purge_place_names, retire_hamlets, summarise_countries
 from worker import Database
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 
 async def add_places(database: Database, count: int) -> None:

@@ -21,7 +21,7 @@ from jobs.users import (
     stream_partitioned,
 )
 from worker import Database
-from worker.testing import JobRunner
+from worker.testing.plugin import JobRunner
 
 NOW = datetime.now(UTC)
 

@@ -15,7 +15,7 @@ from worker.batch import Progress
 from worker.db.engine import current_job
 from worker.observe.logs import JsonFormatter
 from worker.observe.mirror import Mirror
-from worker.queue.hooks import RunInfo
+from worker.runtime.observer import RunInfo
 
 RUN = RunInfo("r1", "walk", "arq:queue", 1, 0)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.conftest import fleet  # noqa: F401 - a fixture
 from tests.pgbouncer.pooler import PgBouncer, program, version
 from worker.embedded import Services
-from worker.embedded.home import make_home
+from worker.embedded.directories import make_home
 
 #: The first version that follows prepared statements through transactions.
 _FOLLOWS_STATEMENTS = (1, 21)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from worker.embedded import process
-from worker.embedded.home import make_data_dir, server_user
+from worker.embedded.directories import make_data_dir, server_user
 
 
 def program() -> str | None:

@@ -28,9 +28,9 @@ from worker import (
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.codec import decode_payload
-from worker.queue.retry import retry_run
-from worker.queue.sequels import sequel
+from worker.queue.next_runs import sequel
+from worker.queue.payload import decode_payload
+from worker.queue.retry_command import retry_run
 from worker.queue.store import Claim, Ended, QueueStore
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -3,8 +3,8 @@
 from worker.batch.batch import Batch
 from worker.batch.bulk import Bulk
 from worker.batch.chunks import Chunks
-from worker.batch.loop import Host, Loop, Progress, went_on_after
 from worker.batch.stream import Stream
 from worker.batch.sweep import Sweep
+from worker.batch.walk import Host, Loop, Progress, went_on_after
 
 __all__ = ["Batch", "Bulk", "Chunks", "Host", "Loop", "Progress", "Stream", "Sweep", "went_on_after"]

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from worker.batch.bulk import Bulk
 from worker.batch.gather import Outcome, gather_rows
 from worker.batch.transaction import BatchTransaction
-from worker.db.scopes import ScopedSession
+from worker.db.sessions import ScopedSession
 from worker.errors import Misuse
 
 T_co = TypeVar("T_co", covariant=True)

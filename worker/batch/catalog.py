@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
+from worker.batch.compiled import DriverStatement
 from worker.batch.keyset import Keyset
-from worker.batch.statement import DriverStatement
 from worker.errors import StatementRefused
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]

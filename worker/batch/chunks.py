@@ -8,17 +8,17 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ARRAY, Select, any_, func, tuple_
 
 from worker.batch.batch import Batch
+from worker.batch.batch_retry import OnError
 from worker.batch.catalog import checked_key, sql_text
-from worker.batch.entry import OnError
+from worker.batch.key_choice import entity_of, key_of_select, refuse_unwalkable
 from worker.batch.keyset import SIZE, Keyset
-from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
-from worker.batch.loop import Host, Loop
+from worker.batch.loop_exit import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.options import Count
-from worker.batch.pace import Size
-from worker.batch.reader import PageReader
-from worker.batch.rows import Page, RowShape
+from worker.batch.page import Page, RowShape
+from worker.batch.page_reader import PageReader
+from worker.batch.sizing import Size
 from worker.batch.transaction import BatchTransaction
-from worker.batch.walkable import entity_of, key_of_select, refuse_unwalkable
+from worker.batch.walk import Host, Loop
 from worker.ledger import StepRecord
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from worker.batch.batch import Batch
-from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
-from worker.batch.loop import Host, Loop
-from worker.batch.pace import Size
-from worker.batch.rows import Page
+from worker.batch.loop_exit import LoopIterator, OnlyAsyncFor, caller
+from worker.batch.page import Page
+from worker.batch.sizing import Size
+from worker.batch.walk import Host, Loop
 from worker.errors import CursorMismatch, StatementRefused
 from worker.ledger import StepRecord, StepSpec
 

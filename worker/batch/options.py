@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-from worker.batch.entry import OnError
-from worker.batch.pace import Size
+from worker.batch.batch_retry import OnError
+from worker.batch.sizing import Size
 
 #: How a walk's number of rows is found out: by the planner's statistics, or by counting them.
 Count = Literal["estimate", "exact"]

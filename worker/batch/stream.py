@@ -16,22 +16,22 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Join
 
 from worker.batch.batch import Batch
+from worker.batch.batch_retry import OnError
 from worker.batch.catalog import column_types, look_key_up, refuse_missing_table, returns_sets, sql_text
 from worker.batch.collector import suspended
-from worker.batch.entry import OnError
+from worker.batch.compiled import DriverStatement
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
-from worker.batch.left import LoopIterator, OnlyAsyncFor, caller
-from worker.batch.loop import Host, Loop, OwnTransaction
+from worker.batch.loop_exit import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.options import Count
-from worker.batch.pace import Size
+from worker.batch.page import Page, Row, RowShape
 from worker.batch.replica import has_replayed, written
-from worker.batch.rows import Page, Row, RowShape
-from worker.batch.statement import DriverStatement
+from worker.batch.sizing import Size
+from worker.batch.walk import Host, Loop, OwnTransaction
+from worker.cancellation import end
 from worker.db.driver import Driver
-from worker.db.scopes import ScopedSession, roll_back, settle
+from worker.db.sessions import ScopedSession, roll_back, settle
 from worker.errors import Misuse, StatementRefused
 from worker.ledger import StepRecord
-from worker.tasks import end
 
 logger = logging.getLogger("worker.batch")
 

@@ -11,19 +11,19 @@ from sqlalchemy import Delete, Insert, Select, Table, Update, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, sql_text
+from worker.batch.compiled import DriverStatement
+from worker.batch.key_choice import key_of_select, refuse_unwalkable
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
-from worker.batch.loop import Host, Loop
 from worker.batch.options import Count
-from worker.batch.pace import Size
-from worker.batch.rows import Page
-from worker.batch.statement import DriverStatement
+from worker.batch.page import Page
+from worker.batch.sizing import Size
 from worker.batch.transaction import BatchTransaction
-from worker.batch.walkable import key_of_select, refuse_unwalkable
+from worker.batch.walk import Host, Loop
+from worker.cancellation import end
 from worker.db.driver import Driver
-from worker.db.scopes import settle
+from worker.db.sessions import settle
 from worker.errors import StatementRefused
 from worker.ledger import StepRecord
-from worker.tasks import end
 
 Sweepable = Update | Delete | Insert
 

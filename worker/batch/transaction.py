@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from worker.batch.flush import flush_changes
+from worker.batch.bulk_flush import flush_changes
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.scopes import ScopedSession, roll_back, settle
+from worker.db.sessions import ScopedSession, roll_back, settle
 from worker.errors import LonghaulError
 from worker.ledger import LedgerRun
 

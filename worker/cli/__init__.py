@@ -6,8 +6,8 @@ arguments; 69 a server does not answer; 78 wrong settings, or a database that is
 EX_CONFIG of sysexits.h).
 """
 
-from worker.cli import cron, dead, doctor, orders, quarantine, serve, show
+from worker.cli import commands, cron, dead, doctor, info, quarantine, run
 from worker.cli.app import app, main
 from worker.cli.top import command as top
 
-__all__ = ["app", "cron", "dead", "doctor", "main", "orders", "quarantine", "serve", "show", "top"]
+__all__ = ["app", "commands", "cron", "dead", "doctor", "info", "main", "quarantine", "run", "top"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database, unavailable
-from worker.db.failure import is_away, one_line, sqlstate
+from worker.db.errors import is_away, one_line, sqlstate
 from worker.errors import (
     DatabaseNotMigrated,
     InvalidArguments,
@@ -23,7 +23,7 @@ from worker.errors import (
     SettingsError,
     UnknownJob,
 )
-from worker.settings import Origins, Settings, load_with_origins
+from worker.settings.model import Origins, Settings, load_with_origins
 
 T = TypeVar("T")
 

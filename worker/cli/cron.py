@@ -10,11 +10,11 @@ from rich.table import Table
 
 from worker.cli.app import Json, app, open_database, out, print_json, run_async, state
 from worker.errors import InvalidArguments
+from worker.job.registry import discover
 from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.cron import firing_id
-from worker.registry import discover
-from worker.settings import Settings
+from worker.runtime.scheduler import firing_id
+from worker.settings.model import Settings
 
 cron = typer.Typer(help="When jobs are due, and what became of their last runs.", invoke_without_command=True)
 app.add_typer(cron, name="cron")

@@ -15,8 +15,8 @@ from rich.table import Table
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, out, print_json, run_async, state
 from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.dead import Chosen, DeadLetter, dead_letters, delete_dead
-from worker.queue.retry import retry_run
+from worker.queue.dead_letters import Chosen, DeadLetter, dead_letters, delete_dead
+from worker.queue.retry_command import retry_run
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from worker.cli.app import Json, app, fail, open_database, out, print_json, run_async, state
 from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.retry import retry_quarantined
-from worker.settings import Settings
+from worker.queue.retry_command import retry_quarantined
+from worker.settings.model import Settings
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from typing import Any
 from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.db.literal import TextStatement, Value
 from worker.db.pgbouncer import PooledConnection
-from worker.db.scopes import AUTOCOMMIT, roll_back, settle
+from worker.db.sessions import AUTOCOMMIT, roll_back, settle
+from worker.db.simple_query import TextStatement, Value
 from worker.errors import Misuse
 
 

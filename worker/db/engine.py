@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
 from worker.db.pgbouncer import Route
-from worker.db.scopes import (
+from worker.db.sessions import (
     AUTOCOMMIT,
     ScopedSession,
     is_autocommit,
@@ -29,7 +29,7 @@ from worker.db.scopes import (
 )
 from worker.db.tls import take_tls
 from worker.errors import Misuse, ServerUnavailable
-from worker.settings import Settings, mask_passwords
+from worker.settings.model import Settings, mask_passwords
 
 #: Name of the job that runs in this context; it ends `application_name` on the connections it uses.
 current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import asyncpg
 
-from worker.db.literal import literal
+from worker.db.simple_query import literal
 
 
 class PooledConnection(asyncpg.Connection):  # type: ignore[misc]

@@ -15,10 +15,10 @@ from sqlalchemy import text
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
 from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavailable
+from worker.job.registry import discover
 from worker.queue import keys
-from worker.queue.connect import connection_pool
-from worker.registry import discover
-from worker.settings import Settings, mask_passwords
+from worker.queue.connection import connection_pool
+from worker.settings.model import Settings, mask_passwords
 
 _CONFIG: Any = ("save", "timeout")
 _POSTGRES = """

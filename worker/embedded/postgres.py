@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from worker.embedded import process
-from worker.embedded.home import make_data_dir, others_may_enter, server_user
+from worker.embedded.directories import make_data_dir, others_may_enter, server_user
 
 _SETTINGS = {
     # The data lives as long as the demo or the tests: what a crash of the machine leaves does not matter.

@@ -8,8 +8,8 @@ import sys
 from datetime import UTC, datetime
 
 from worker.db.engine import current_job
-from worker.settings import LogSettings
-from worker.trace import traceparent
+from worker.job.trace_context import traceparent
+from worker.settings.model import LogSettings
 
 
 class JsonFormatter(logging.Formatter):

@@ -26,9 +26,9 @@ from redis.exceptions import RedisError
 
 from worker.batch import Progress
 from worker.queue import keys
-from worker.queue.hooks import RunInfo
-from worker.queue.outage import Outage
-from worker.settings import Settings
+from worker.queue.outage_log import Outage
+from worker.runtime.observer import RunInfo
+from worker.settings.model import Settings
 
 logger = logging.getLogger("worker.mirror")
 

@@ -16,20 +16,20 @@ from pydantic_core import PydanticSerializationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.calls import Call
-from worker.definition import EnqueueOptions, Job, checked_priority
 from worker.errors import InvalidArguments
-from worker.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
-from worker.queue.codec import Payload, now_ms, payload_text, seconds_of
-from worker.queue.connect import connection_pool
+from worker.job.call import Call
+from worker.job.definition import EnqueueOptions, Job, checked_priority
+from worker.job.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
+from worker.job.trace_context import headers_here
+from worker.queue.connection import connection_pool
 from worker.queue.group import Group, Need, form
-from worker.queue.outage import unavailable
+from worker.queue.invalidations import Watch
+from worker.queue.next_runs import then_of
+from worker.queue.outage_log import unavailable
+from worker.queue.payload import Payload, now_ms, payload_text, seconds_of
 from worker.queue.run import Run
-from worker.queue.sequels import then_of
 from worker.queue.store import Lock, QueueStore
-from worker.queue.watch import Watch
-from worker.settings import Settings, load_settings
-from worker.trace import headers_here
+from worker.settings.model import Settings, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")

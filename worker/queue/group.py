@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
-from worker.calls import Call
 from worker.errors import InvalidArguments
-from worker.middleware import EnqueueCall
-from worker.queue.codec import now_ms, payload_text
+from worker.job.call import Call
+from worker.job.middleware import EnqueueCall
+from worker.job.trace_context import headers_here
+from worker.queue.chain import Member
+from worker.queue.next_runs import callback_of, delay_ms, then_of
+from worker.queue.payload import now_ms, payload_text
 from worker.queue.run import Run
-from worker.queue.sequels import callback_of, delay_ms, then_of
-from worker.queue.then import Member
-from worker.trace import headers_here
 
 if TYPE_CHECKING:
     from worker.queue.client import Client

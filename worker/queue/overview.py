@@ -10,8 +10,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from worker.queue import keys
-from worker.queue.codec import now_ms
-from worker.settings import Settings
+from worker.queue.payload import now_ms
+from worker.settings.model import Settings
 
 _RUNS_SHOWN = 100
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from worker.definition import Job
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
+from worker.job.definition import Job
 from worker.queue import keys
-from worker.queue.codec import decode_result, now_ms
+from worker.queue.payload import decode_result, now_ms
 
 if TYPE_CHECKING:
     from worker.queue.client import Client

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from worker.queue import keys
-from worker.queue.codec import now_ms
-from worker.queue.connect import Lane
+from worker.queue.connection import Lane
+from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
 logger = logging.getLogger("worker.queue")
@@ -129,7 +129,16 @@ class QueueStore:
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
             name: redis.register_script(script(name))
-            for name in ("turn", "requeue", "restore", "enqueue", "enqueue_many", "fire", "cancel", "retry")
+            for name in (
+                "ack_and_claim",
+                "requeue",
+                "restore",
+                "enqueue",
+                "enqueue_many",
+                "fire_cron",
+                "cancel",
+                "retry",
+            )
         }
 
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
@@ -175,8 +184,8 @@ class QueueStore:
 
     async def _turn(self, names: list[str], arguments: list[Any]) -> Any:
         if self._lane is None:
-            return await self._run("turn", names, arguments)
-        turn = self._scripts["turn"]
+            return await self._run("ack_and_claim", names, arguments)
+        turn = self._scripts["ack_and_claim"]
         try:
             return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
         except NoScriptError:
@@ -313,7 +322,9 @@ class QueueStore:
         """Enqueue a cron job for one due time; False where somebody has."""
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         names += _line(queue, priority)
-        return bool(await self._run("fire", names, [run_id, payload, round(due.timestamp() * 1000), line, priority]))
+        return bool(
+            await self._run("fire_cron", names, [run_id, payload, round(due.timestamp() * 1000), line, priority])
+        )
 
     async def time(self) -> datetime:
         """Return the time by the server's clock, by which jobs are due."""

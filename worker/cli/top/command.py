@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.app import EXIT_USAGE, app, fail, out, run_async, state
 from worker.queue.client import Client
-from worker.settings import Settings
+from worker.settings.model import Settings
 
 # Textual, and what draws, are loaded when the command runs: no other command waits for them.
 
@@ -32,8 +32,8 @@ def top(
 
 
 async def _print(settings: Settings, every: float) -> None:
-    from worker.cli.top.once import printed
-    from worker.cli.top.reading import Reader
+    from worker.cli.top.reader import Reader
+    from worker.cli.top.text import printed
 
     async with Client(settings) as client:
         reader = Reader(client, settings)
@@ -44,7 +44,7 @@ async def _print(settings: Settings, every: float) -> None:
 
 
 async def _show(settings: Settings, every: float) -> None:
-    from worker.cli.top.page import Page
+    from worker.cli.top.app import Page
 
     async with Client(settings) as client:
         page = Page(client, settings, every)

@@ -17,8 +17,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from worker.cli.top.drawing import Cell, Row, Sheet
 from worker.cli.top.layout import fit, line, natural, titles
+from worker.cli.top.tables import Cell, Row, Sheet
 
 STYLES = {
     "": Style(),

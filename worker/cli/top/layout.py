@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from worker.cli.top.drawing import Cell, Sheet
+from worker.cli.top.tables import Cell, Sheet
 
 _GAP = 2
 _TITLE = 4  # cells of a title that stay

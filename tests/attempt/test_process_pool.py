@@ -1,0 +1,294 @@
+"""`@job(process=True)`: plain functions in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+
+from tests.attempt.process_jobs import (
+    Order,
+    deaf,
+    die,
+    double,
+    fail,
+    hold_the_lock,
+    report,
+    sleep,
+    spin,
+    tell,
+    wants_session,
+)
+from tests.conftest import with_worker, working
+from tests.waiting import until
+from worker import Client, JobCancelled, JobContext, JobFailed, RegistrationError, Settings, job
+from worker.attempt import process_pool
+from worker.attempt.process_protocol import describe_error, error_of
+from worker.db.errors import one_line
+from worker.embedded import Services
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def children() -> set[int]:
+    """Return the processes for jobs that this one has."""
+    return {one.pid for one in psutil.Process().children() if "worker.attempt.process_main" in " ".join(one.cmdline())}
+
+
+async def _written(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+async def warm(client: Client) -> None:
+    """Have a process started: what follows does not wait for that."""
+    await (await client.enqueue(tell)).result(timeout=20)
+
+
+@job
+async def apart(ctx: JobContext) -> int:
+    """A job that needs no process."""
+    return os.getpid()
+
+
+async def test_types_go_there_and_back_and_processes_are_kept_and_ended(fast: Settings, client: Client) -> None:
+    order = Order(Decimal("2.50"), timedelta(minutes=3))
+    one = with_worker(fast, job_processes=1)
+    async with working(one, double, tell, apart):
+        assert await (await client.enqueue(apart)).result(timeout=5) == os.getpid()
+        assert not children(), "nothing is started before it is needed"
+        run = await client.enqueue(double, order=order, factor=Decimal(3))
+        assert await run.result(timeout=20) == Order(Decimal("7.50"), timedelta(minutes=3))
+        pids = {(await (await client.enqueue(tell)).result(timeout=5))["pid"] for _ in range(3)}
+        assert pids == children() and len(pids) == 1
+    assert not children(), "the end of the worker is theirs"
+
+
+async def test_the_context_says_what_it_does_anywhere(
+    fast: Settings, client: Client, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.time()
+    async with working(with_worker(fast, max_tries=3), tell, report, wants_session):
+        run = await client.enqueue(tell)
+        told: Any = await run.result(timeout=20)
+        refused = await client.enqueue(wants_session)
+        with pytest.raises(JobFailed, match=r"Misuse: ctx.transaction: a job in a process has run_id"):
+            await refused.result(timeout=5)
+        assert (told["run"], told["job"], told["attempt"], told["tries"]) == (run.id, "tell-context", 1, 3)
+        assert began - 1 < told["at"] < time.time() and told["pid"] != os.getpid() and told["stdin"] == ""
+        run = await client.enqueue(report, str(tmp_path / "file"))
+        await until(lambda: _mirrored(redis, run.id, (b"3", b"75.0")))
+        (tmp_path / "file").touch()
+        assert await run.result(timeout=5) == 4
+    [record] = [record for record in caplog.records if record.name == "my.log"]
+    assert (record.getMessage(), record.levelno) == (f"in process {told['pid']}", logging.WARNING)
+    assert (record.funcName, record.process) == ("tell", told["pid"])
+
+
+async def _mirrored(redis: Redis, run_id: str, expected: tuple[bytes, bytes]) -> bool:
+    line = await redis.hgetall(f"worker:run:{run_id}")
+    return (line.get(b"rows"), line.get(b"percent")) == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("declined", r"^Declined: no \(7\)$"),
+        ("odd", r"^Odd: odd thing$"),
+        ("exit", r"NotRetryable: the job raised SystemExit"),
+        ("value", r"^ValueError: in there \(try 2, the last\)$"),
+    ],
+)
+async def test_an_exception_is_judged_as_that_of_any_job(
+    fast: Settings, client: Client, redis: Redis, how: str, message: str
+) -> None:
+    async with working(fast, fail):
+        run = await client.enqueue(fail, how)
+        with pytest.raises(JobFailed) as failed:
+            await run.result(timeout=20)
+        assert re.search(message, str(failed.value).removeprefix(f"run {run.id}: ")), failed.value
+        assert await (await client.enqueue(fail, "retry")).result(timeout=5) is None
+    letter = (await redis.hget("worker:dead", run.id)).decode()
+    assert "process_jobs.py" in letter, "the traceback of the process"
+
+
+def test_an_exception_is_made_again_without_running_its_class() -> None:
+    class Local(Exception):
+        def __init__(self) -> None:
+            raise AssertionError("nobody calls this")
+
+    told = describe_error(KeyError("k"))
+    again = error_of(told)
+    assert (type(again), again.args) == (KeyError, ("k",)) and "KeyError" in str(again.__cause__)
+    told = describe_error(Local.__new__(Local, "x"))
+    again = error_of(told)
+    assert (type(again).__name__, str(again)) == ("Local", "x"), "it is not in this process's modules"
+    for error in (FileNotFoundError(2, "No such file", "name"), _raised(lambda: b"\xff".decode())):
+        again = error_of(describe_error(error))
+        assert isinstance(again, type(error)) and str(again) == str(error)
+    invalid = _raised(lambda: TypeAdapter(int).validate_python("x"))  # a class from which none can be derived
+    again = error_of(describe_error(invalid))
+    assert isinstance(again, ValueError) and one_line(again) == one_line(invalid)
+
+
+def _raised(call: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as raised:
+        call()
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("segfault", r"its process \d+ was ended by SIGSEGV in the middle of die"),
+        ("killed", r"its process \d+ was ended by SIGKILL in the middle of die, perhaps for want of memory"),
+        ("exits", r"its process \d+ ended with exit status 3 in the middle of die"),
+    ],
+)
+async def test_a_process_that_dies_fails_its_own_job_alone(
+    fast: Settings, client: Client, tmp_path: Path, how: str, message: str
+) -> None:
+    file = tmp_path / "file"
+    async with working(with_worker(fast, job_processes=2), die, report, double):
+        beside = await client.enqueue(report, str(file))
+        run = await client.enqueue(die, how)
+        with pytest.raises(JobFailed, match=message + r".* \(try 1, the last\)"):
+            await run.result(timeout=20)
+        file.touch()
+        assert await beside.result(timeout=20) == 4
+        after = await client.enqueue(double, order=Order(Decimal(1), timedelta(0)))
+        assert (await after.result(timeout=20)).price == 2
+
+
+async def test_one_that_dies_without_a_job_is_replaced(fast: Settings, client: Client) -> None:
+    async with working(with_worker(fast, job_processes=1), tell):
+        first: Any = await (await client.enqueue(tell)).result(timeout=20)
+        os.kill(first["pid"], signal.SIGKILL)
+        await until(lambda: _gone(first["pid"]))
+        second: Any = await (await client.enqueue(tell)).result(timeout=20)
+        assert second["pid"] != first["pid"] and children() == {second["pid"]}
+        assert second["attempt"] == 1, "no job was lost on the dead one"
+
+
+async def test_a_timeout_is_raised_inside_with_time_to_clean_up(fast: Settings, client: Client, tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    async with working(with_worker(fast, job_processes=1), spin, tell):
+        await warm(client)
+        before = children()
+        run = await client.enqueue(spin, str(file))
+        with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.3 s"):
+            await run.result(timeout=20)
+        assert file.read_text() == "cleaned up"
+        part = await client.enqueue(spin, str(other), answer=True)
+        assert await part.result(timeout=20) == "a part"
+        assert other.read_text() == "cleaned up"
+        await warm(client)
+        assert children() == before, "the process is as good as before"
+
+
+@pytest.mark.parametrize("way", ["lock", "deaf"])
+async def test_what_does_not_end_is_killed(
+    fast: Settings, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    quick = with_worker(fast, job_processes=1, job_timeout_seconds=0.3, grace_seconds=0.2)
+    async with working(quick, hold_the_lock, deaf, tell) as worker:
+        await warm(client)
+        if way == "lock":
+            run = await client.enqueue(hold_the_lock, str(tmp_path / "file"))
+        else:
+            run = await client.enqueue(deaf)
+        with pytest.raises(JobFailed, match=r"did not end within 0\.2 s of that: given up"):
+            await run.result(timeout=20)
+        told: Any = await (await client.enqueue(tell)).result(timeout=20)
+        assert children() == {told["pid"]}
+        assert worker.left_behind == 0
+    if way == "deaf":  # one that holds the lock cannot answer
+        assert re.search(r"Its process \d+ was killed, where it stood at\n.*in deaf\n +time\.sleep", caplog.text, re.S)
+    else:
+        assert re.search(r"Its process \d+ was killed, which did not answer", caplog.text)
+
+
+async def test_an_order_to_cancel_is_obeyed_within_a_second(fast: Settings, client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    async with working(fast, sleep):
+        run = await client.enqueue(sleep, str(file))
+        await until(lambda: _written(file))
+        began = time.monotonic()
+        await run.cancel()
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+        assert time.monotonic() - began < 5  # 0.2 s on a quiet machine; its grace is 30 s, and its sleep 60
+
+
+async def test_a_drain_hands_it_back(fast: Settings, client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    run = await client.enqueue(sleep, str(file))
+    async with working(with_worker(fast, drain_seconds=0.1), sleep):
+        await until(lambda: _written(file))
+    assert await run.status() == "waiting"
+    assert not children()
+
+
+@pytest.mark.parametrize("name", ["sleep", "hold_the_lock"])
+async def test_no_process_outlives_a_worker_that_is_killed(
+    servers: Services, client: Client, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "file"
+    await client.enqueue(name, str(file))
+    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.process_jobs"]']
+    command += ["--set", "worker.grace_seconds=60", "run"]
+    worker = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=servers.environment())
+    try:
+        pid = int(await until(lambda: _written(file)))
+        assert psutil.pid_exists(pid)
+    finally:
+        worker.kill()
+        await asyncio.to_thread(worker.wait)
+    await until(lambda: _gone(pid), 5)
+
+
+async def _gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:
+    with pytest.raises(RegistrationError, match=r"process=True is for plain functions, and .* is an `async def`: make"):
+
+        @job(process=True)
+        async def wrong(ctx: JobContext) -> None:
+            """Not plain."""
+
+    with pytest.raises(RegistrationError, match="define it at the top of a module"):
+
+        @job(process=True)
+        def local(ctx: JobContext) -> None:
+            """Nobody else can find it."""
+
+    def main(ctx: JobContext) -> None:
+        """In a script."""
+
+    main.__module__ = "__main__"
+    with pytest.raises(RegistrationError, match=r"the script that was started.*move it to a module"):
+        job(process=True)(main)
+
+
+def test_the_processes_are_as_many_as_the_machine_has() -> None:
+    pool = process_pool._pool(None)
+    assert pool is process_pool._pool(len(os.sched_getaffinity(0)))

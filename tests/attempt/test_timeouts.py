@@ -1,0 +1,498 @@
+"""Jobs that are interrupted: time to clean up, and what becomes of those that do not end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import func, insert, select, text
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, Interrupted, InvalidArguments, JobCancelled, JobContext, JobFailed, Settings, job
+from worker.attempt import cancellation
+from worker.attempt.cancellation import Interrupt
+from worker.db.engine import Database
+from worker.embedded import Services
+from worker.queue import keys
+
+pytestmark = pytest.mark.usefixtures("database")
+
+seen: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> None:
+    """Forget what the last test has seen."""
+    seen.clear()
+    seen.update(tries=[], cleaned=[], ended=[], go=asyncio.Event(), second=asyncio.Event(), begun=asyncio.Event())
+    seen.update(thread=threading.Event())
+
+
+async def _true(look: Any) -> bool:
+    return bool(look())
+
+
+async def swallow(until_set: asyncio.Event) -> None:
+    """Wait, whatever cancels that."""
+    while not until_set.is_set():
+        with suppress(asyncio.CancelledError):
+            await until_set.wait()
+
+
+@asynccontextmanager
+async def cleaning_exit() -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await clean_up()
+
+
+async def clean_up() -> None:
+    try:
+        await asyncio.sleep(0.5)  # longer than several looks of the clock, and times to say it again
+    except asyncio.CancelledError:
+        seen["cleaned"].append("interrupted again")
+        raise
+    seen["cleaned"].append("in peace")
+
+
+@job(timeout=0.1, max_tries=1)
+async def tidy(ctx: JobContext, how: str) -> None:
+    """Clean up when the time is over: where wait_for stands, which may swallow that."""
+    if how == "with":
+        async with cleaning_exit():
+            await asyncio.wait_for(asyncio.Event().wait(), 60)
+    elif how == "except":
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 60)
+        except asyncio.CancelledError as error:
+            seen["tries"].append(str(error))
+            await clean_up()
+            raise
+    elif how == "child":
+        await asyncio.gather(in_finally(), asyncio.sleep(0))
+    else:
+        await in_finally()
+
+
+async def in_finally() -> None:
+    try:
+        await asyncio.wait_for(asyncio.Event().wait(), 60)
+    finally:
+        await clean_up()
+
+
+@job(timeout=0.1, grace=0.2, backoff=0, max_tries=2)
+async def deaf(ctx: JobContext) -> str:
+    """Swallow what interrupts it, at its first try."""
+    seen["tries"].append(ctx.attempt)
+    if len(seen["tries"]) == 1:
+        await swallow(seen["go"])
+        seen["ended"].append("first")
+        ctx.progress(5, 5)
+        return "too late"
+    return "second"
+
+
+@job
+async def deaf_for_long(ctx: JobContext) -> None:
+    """Swallow what interrupts it."""
+    seen["tries"].append(ctx.attempt)
+    await swallow(seen["go"])
+
+
+@job
+async def brief(ctx: JobContext) -> str:
+    """Return at once."""
+    return "brief"
+
+
+@job(grace=0.1, backoff=0)
+async def deaf_walk(ctx: JobContext, lock: bool) -> int:
+    """Swallow what interrupts it in the second batch, at the first try."""
+    seen["tries"].append(ctx.attempt)
+    mine = len(seen["tries"])
+    try:
+        async for batch in ctx.chunks(select(Author), size=10, lock=lock):
+            if lock:
+                for author in batch:
+                    author.seen += 1
+            if mine == 1 and batch.number == 2:
+                seen["begun"].set()
+                await swallow(seen["go"])
+            if not lock:  # until now, this batch has no transaction open
+                await batch.bulk.update(Author, [{"id": author.id, "seen": author.seen + 1} for author in batch])
+    except BaseException as error:
+        seen["ended"].append(f"{type(error).__name__}: {error}")
+        raise
+    return ctx.rows_done
+
+
+@job(grace=0.1)
+async def deaf_in_transaction(ctx: JobContext) -> None:
+    """Write, swallow a cancellation, and want to commit; then try everything else that a job can do."""
+    try:
+        async with ctx.transaction() as session:
+            await session.execute(insert(Author).values(authors(1)))
+            seen["begun"].set()
+            await swallow(seen["go"])
+    except BaseException as error:
+        seen["ended"].append(type(error).__name__)
+    for attempt in (_session(ctx), _walk(ctx), _bulk(ctx)):
+        try:
+            await attempt
+        except BaseException as error:
+            seen["ended"].append(type(error).__name__)
+
+
+async def _session(ctx: JobContext) -> None:
+    async with ctx.session():
+        pass
+
+
+async def _walk(ctx: JobContext) -> None:
+    async for _ in ctx.chunks(select(Author)):
+        pass
+
+
+async def _bulk(ctx: JobContext) -> None:
+    await ctx.bulk.insert(Author, authors(1))
+
+
+@job(limit=1, grace=0.1, backoff=0)
+async def deaf_and_alone(ctx: JobContext) -> None:
+    """Swallow what interrupts it, at its first try; at the second, wait for word."""
+    seen["tries"].append(ctx.attempt)
+    if len(seen["tries"]) == 1:
+        await swallow(seen["go"])
+        return
+    seen["begun"].set()
+    await seen["second"].wait()
+
+
+@job(timeout=0.1, max_tries=1)
+def busy_thread(ctx: JobContext) -> None:
+    """Compute until it is interrupted, and clean up."""
+    try:
+        while True:
+            pass
+    except Interrupted:
+        seen["cleaned"].append(threading.current_thread().name)
+        raise
+
+
+@job(timeout=0.1, max_tries=1)
+def stubborn_thread(ctx: JobContext) -> str:
+    """Make the best of it when it is interrupted."""
+    try:
+        while True:
+            pass
+    except Interrupted:
+        return "a part"
+
+
+@job(timeout=0.1, grace=0.1, max_tries=1)
+def deaf_thread(ctx: JobContext) -> None:
+    """Wait where nothing can be raised."""
+    seen["thread"].wait()
+    seen["ended"].append("thread")
+
+
+@job
+def brief_thread(ctx: JobContext) -> int:
+    """Return at once."""
+    return threading.get_ident()
+
+
+@pytest.mark.parametrize("how", ["finally", "except", "with", "child"])
+async def test_a_cleanup_is_not_interrupted_again(
+    fast: Settings, client: Client, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(cancellation, "_AGAIN_SECONDS", 0.05)
+    run = await client.enqueue(tidy, how)
+    async with working(fast, tidy):
+        with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.1 s"):
+            await run.result(timeout=10)
+    assert seen["cleaned"] == ["in peace"]
+    assert seen["tries"] == (["timeout"] if how == "except" else [])
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="wait_for of later versions swallows nothing")
+async def test_what_wait_for_swallows_is_said_again_and_once_it_is_heard_never() -> None:
+    loop = asyncio.get_running_loop()
+    arrived = loop.create_future()
+    second = asyncio.Event()
+    heard = []
+
+    async def body() -> None:
+        await asyncio.wait_for(arrived, 60)
+        try:
+            await asyncio.wait_for(second.wait(), 60)
+        except asyncio.CancelledError:
+            heard.append("once")
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.2)
+            heard.append("cleaned up outside of the handler")
+
+    task = asyncio.create_task(body())
+    await until(lambda: _true(lambda: task.get_coro().cr_await is not None))
+    arrived.set_result("with the cancellation")
+    now = loop.time()
+    one = Interrupt(task, "timeout", now=now, grace=10)
+    for _ in range(5):
+        await asyncio.sleep(0)
+        one.look(now + 0.1)
+    assert not task.done() and not heard, "wait_for swallowed it"
+    one.look(now + 1.1)
+    for _ in range(5):
+        await asyncio.sleep(0)
+        one.look(now + 1.2)
+    await task
+    assert heard == ["once", "cleaned up outside of the handler"]
+    assert not one.is_overdue(now + 9) and one.is_overdue(now + 11)
+
+
+async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
+    fast: Settings, client: Client, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await client.enqueue(deaf)
+    other = await client.enqueue(brief)
+    one_slot = with_worker(fast, max_jobs=1)
+    async with working(one_slot, deaf, brief) as worker:
+        assert await run.result(timeout=10) == "second"
+        assert await other.result(timeout=5) == "brief"
+        assert worker.left_behind == 1
+        assert await redis.keys("arq:in-progress:*") == []
+        seen["go"].set()
+        await until(lambda: _true(lambda: not worker.left_behind))
+        assert await run.result(timeout=5) == "second"
+        assert worker.jobs_complete == 3
+    assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
+    assert await redis.zcard("arq:queue") == 0
+    line = await redis.hgetall(f"worker:run:{run.id}")
+    assert b"percent" not in line, "what it says of its progress counts no more"
+    [told] = [record.getMessage() for record in caplog.records if "given up: it has not ended" in record.getMessage()]
+    assert re.search(r"since its timeout; its slot is free.*in deaf\n.*in swallow\n +await until_set.wait", told, re.S)
+    assert "in _perform" not in told  # the stack begins at the job's own function
+    assert "ended after it was given up: nothing of it counts" in caplog.text
+
+
+async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(deaf)
+    await redis.set(f"arq:retry:{run.id}", 1)
+    async with working(fast, deaf):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*try 2, the last"):
+            await run.result(timeout=10)
+        assert await redis.hexists(keys.DEAD, run.id)
+        seen["go"].set()
+        await until(lambda: _true(lambda: seen["ended"]))
+        assert not (await client.store.redis.exists(f"arq:job:{run.id}"))
+
+
+@pytest.mark.parametrize("lock", [True, False])
+async def test_a_given_up_walk_commits_no_batch_more(
+    fast: Settings, client: Client, database: Database, lock: bool
+) -> None:
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(30)])
+    run = await client.enqueue(deaf_walk, lock=lock)
+    async with working(fast, deaf_walk) as worker:
+        await asyncio.wait_for(seen["begun"].wait(), 20)
+        worker._runners[run.id].interrupt("stall")
+        assert await run.result(timeout=10) == 30
+        assert worker.left_behind == 1
+        seen["go"].set()
+        await until(lambda: _true(lambda: not worker.left_behind))
+    async with database.session() as session:
+        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
+        assert [tuple(row) for row in rows] == [(1, 30)]
+    [error] = seen["ended"]
+    assert re.search("closed|deassociated", error), "its connection is closed, and nobody else has it"
+
+
+async def test_what_a_given_up_job_has_open_is_not_committed(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    run = await client.enqueue(deaf_in_transaction)
+    async with working(fast, deaf_in_transaction) as worker:
+        await asyncio.wait_for(seen["begun"].wait(), 5)
+        await run.cancel()
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+        seen["go"].set()
+        await until(lambda: _true(lambda: not worker.left_behind))
+    assert seen["ended"] == ["Superseded"] * 4
+    async with database.session() as session:
+        assert await session.scalar(select(func.count()).select_from(Author)) == 0
+
+
+async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(deaf_and_alone)
+    async with working(fast, deaf_and_alone) as worker:
+        await until(lambda: _true(lambda: seen["tries"]))
+        worker._runners[run.id].interrupt("timeout")
+        await asyncio.wait_for(seen["begun"].wait(), 5)
+        seen["go"].set()
+        await until(lambda: _true(lambda: not worker.left_behind))
+        assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
+        seen["second"].set()
+        await run.result(timeout=5)
+    assert await redis.keys("worker:limit:*") == []
+
+
+async def test_a_drain_gives_up_what_does_not_end(
+    fast: Settings, client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime.worker._LEAST_SECONDS", 0.2)
+    run = await client.enqueue(deaf_for_long)
+    async with working(with_worker(fast, drain_seconds=0.05, grace_seconds=60), deaf_for_long) as worker:
+        await until(lambda: _true(lambda: seen["tries"]))
+    assert worker.left_behind == 1
+    assert (await run.status(), await redis.get(f"arq:retry:{run.id}")) == ("waiting", None)
+    assert await redis.keys("arq:in-progress:*") == []
+    seen["go"].set()
+    await until(lambda: _true(lambda: not worker.left_behind))
+    assert await run.status() == "waiting"
+
+
+async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(busy_thread)
+    other = await client.enqueue(stubborn_thread)
+    async with working(with_worker(fast, threads=2), busy_thread, stubborn_thread, brief_thread):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
+            await run.result(timeout=10)
+        assert await other.result(timeout=10) == "a part"
+        after = await client.enqueue_many(brief_thread, [{}] * 20)
+        for one in after:  # nothing is raised in those that come after it in its thread
+            assert await one.result(timeout=5)
+    assert seen["cleaned"] == ["job"]
+
+
+async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
+    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await client.enqueue(deaf_thread)
+    async with working(with_worker(fast, threads=1), deaf_thread, brief_thread) as worker:
+        with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: given up"):
+            await run.result(timeout=10)
+        other = await client.enqueue(brief_thread)
+        assert await other.result(timeout=5)
+        assert worker.left_behind == 1 and not seen["ended"]
+        seen["thread"].set()
+        await until(lambda: _true(lambda: not worker.left_behind))
+        again = [await client.enqueue(brief_thread) for _ in range(3)]
+        assert len({await one.result(timeout=5) for one in again}) == 1, "one thread again"
+    assert re.search(r"A thread cannot be killed.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
+
+
+_DEAF = """
+import asyncio
+from worker import JobContext, job
+
+@job(timeout=0.1, grace=0.1, max_tries=1)
+async def deaf(ctx: JobContext) -> None:
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "deaf_jobs.py").write_text(_DEAF)
+    run = await client.enqueue("deaf")
+    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["deaf_jobs"]', "run", "--burst"]
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        cwd=Path(__file__).parents[2],
+        env={**servers.environment(), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "the process ends without 1 jobs that were given up" in ran.stderr
+    with pytest.raises(JobFailed, match="given up"):
+        await run.result(timeout=1)
+
+
+# --- deadlines
+
+
+@job(backoff=0)
+async def wait_for_go(ctx: JobContext) -> str:
+    """Wait."""
+    seen["tries"].append(ctx.attempt)
+    seen["begun"].set()
+    await seen["go"].wait()
+    return "gone"
+
+
+@job(backoff=0)
+async def walk_slowly(ctx: JobContext) -> int:
+    """Walk, and stand in the second batch."""
+    async for _ in ctx.chunks(select(Author), size=10):
+        seen["tries"].append(ctx.rows_done)
+        if ctx.rows_done:
+            await seen["go"].wait()
+    return ctx.rows_done
+
+
+async def test_a_run_that_has_not_ended_by_its_deadline_is_cancelled_and_not_tried_again(
+    fast: Settings, client: Client
+) -> None:
+    run = await client.enqueue(wait_for_go.options(deadline=0.3))
+    async with working(fast, wait_for_go):
+        with pytest.raises(JobFailed, match="its deadline has passed: cancelled"):
+            await run.result(timeout=10)
+    assert seen["tries"] == [1]
+
+
+async def test_a_walk_has_a_deadline_too_and_keeps_what_it_has_committed(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(insert(Author), authors(30))
+    run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=1)))
+    async with working(fast, walk_slowly):
+        with pytest.raises(JobFailed, match="its deadline has passed"):
+            await run.result(timeout=10)
+    assert seen["tries"] == [0, 10]
+    async with database.session() as session:
+        state, rows = (
+            await session.execute(text("SELECT state, rows FROM worker.run JOIN worker.step ON run_id = id"))
+        ).one()
+    assert (state, rows) == ("dead", 10)
+
+
+async def test_a_run_whose_deadline_has_passed_is_not_begun(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(wait_for_go.options(deadline=datetime.now(UTC) - timedelta(seconds=1)))
+    in_time = await client.enqueue(wait_for_go.options(deadline=60, expires=datetime.now(UTC) + timedelta(seconds=60)))
+    seen["go"].set()
+    async with working(fast, wait_for_go):
+        with pytest.raises(JobFailed, match="its deadline has passed; it was not begun"):
+            await run.result(timeout=10)
+        assert await in_time.result(timeout=10) == "gone"
+    assert seen["tries"] == [1]
+
+
+def test_moments_without_a_zone_are_refused() -> None:
+    for name in ("deadline", "expires"):
+        with pytest.raises(InvalidArguments, match=f"{name}=.* has no time zone"):
+            wait_for_go.options(**{name: datetime(2030, 1, 1)})
+    with pytest.raises(InvalidArguments, match="a call has no deadline="):
+        wait_for_go.options(deadline=5).call()

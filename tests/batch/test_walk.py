@@ -1,0 +1,610 @@
+"""The rules of the loop, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, delete, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import aliased, selectinload
+
+from tests.conftest import MakeContext
+from tests.models import Author, Book, authors
+from worker.attempt.context import JobContext
+from worker.db.engine import Database
+from worker.errors import (
+    AlreadyFinished,
+    BatchKilledWorker,
+    CursorMismatch,
+    Drained,
+    LazyLoadError,
+    LonghaulError,
+    Misuse,
+    RunIdTaken,
+    StatementRefused,
+    Superseded,
+)
+from worker.ledger import Ledger, RunSpec
+from worker.settings.model import Settings
+from worker.testing.plugin import JobRunner
+
+
+async def fill(ctx: JobContext, count: int) -> None:
+    await ctx.bulk.insert(Author, authors(count))
+
+
+async def seen(database: Database) -> dict[int, int]:
+    """Return how many rows were done how often."""
+    async with database.session() as session:
+        found = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
+        return {row[0]: row[1] for row in found}
+
+
+async def mark(ctx: JobContext, *, stop_after: int | None = None, size: int = 10, **options: Any) -> None:
+    """Walk all authors and count each; raise inside of the batch after `stop_after`."""
+    async for batch in ctx.chunks(select(Author), size=size, **options):
+        for author in batch:
+            author.seen += 1
+        if stop_after is not None and batch.number > stop_after:
+            raise RuntimeError("the job dies in the middle of a batch")
+    await ctx.succeed()
+
+
+async def test_each_row_is_done_once(context: MakeContext, database: Database) -> None:
+    ctx = context()
+    await fill(ctx, 105)
+    await mark(ctx)
+    assert await seen(database) == {1: 105}
+    assert ctx.rows_done == 105
+
+
+async def test_a_batch_that_raises_is_rolled_back_and_done_again_with_the_same_number(
+    context: MakeContext, database: Database
+) -> None:
+    first = context("run")
+    await fill(first, 100)
+    with pytest.raises(RuntimeError):
+        await mark(first, stop_after=4)
+    await first.fail()
+    await first.close()
+    assert await seen(database) == {0: 60, 1: 40}
+    second = context("run")
+    numbers = []
+    async for batch in second.chunks(select(Author), size=10):
+        numbers.append((batch.number, batch.first_key, batch.idempotency_key))
+        for author in batch:
+            author.seen += 1
+    assert numbers[0] == (5, 41, "run:1-chunks:5")
+    assert await seen(database) == {1: 100}
+
+
+async def test_a_finished_loop_is_skipped_and_a_finished_run_answers(context: MakeContext, database: Database) -> None:
+    first = context("run")
+    await fill(first, 30)
+    await mark(first)
+    await first.close()
+    second = context("run")
+    await mark(second)
+    assert await seen(database) == {1: 30}
+    assert second.ledger_run is not None
+    await second.ledger_run.finish("succeeded", result="30")
+    third = context("run")
+    with pytest.raises(AlreadyFinished) as caught:
+        await mark(third)
+    assert caught.value.result == 30
+
+
+async def test_a_run_id_is_of_one_job(context: MakeContext, database: Database, settings: Settings) -> None:
+    ctx = context("run")
+    await fill(ctx, 5)
+    await mark(ctx)
+    other = JobRunner(database, settings).context("another_job", "run")
+    with pytest.raises(RunIdTaken, match="'run' is that of an unfinished run of test"):
+        await mark(other)
+    await other.close()
+
+
+async def test_break_commits_the_batch_and_ends_the_step(context: MakeContext, database: Database) -> None:
+    ctx = context("run")
+    await fill(ctx, 30)
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        break
+    changed = await ctx.sweep(update(Author).where(Author.seen == 1).values(seen=2))
+    assert changed == 10
+    assert await seen(database) == {0: 20, 2: 10}
+    assert ctx.ledger_run is not None
+    assert [step.done for step in ctx.ledger_run.steps.values()] == [True, True]
+
+
+async def test_a_worker_that_was_replaced_cannot_commit(context: MakeContext, database: Database) -> None:
+    slow = context("run")
+    await fill(slow, 40)
+    loop = aiter(slow.chunks(select(Author), size=10))
+    batch = await anext(loop)
+    for author in batch:
+        author.seen += 1
+    # Keep the successor from ending the slow one's connection: here it is the fence alone that has to hold.
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE worker.run SET backend_pid = NULL"))
+    other = context("run")
+    await other.durable_run()
+    with pytest.raises(Superseded):
+        await anext(loop)
+    await slow.fail()
+    await mark(other)
+    assert await seen(database) == {1: 40}
+
+
+async def test_a_successor_ends_the_connection_of_a_frozen_worker(context: MakeContext, database: Database) -> None:
+    frozen = context("run")
+    await fill(frozen, 40)
+    loop = aiter(frozen.chunks(select(Author), size=10))
+    for author in await anext(loop):
+        author.seen += 1
+    assert frozen.ledger_run is not None
+    # Its rows are locked: without the end of that connection this would wait for ever.
+    await asyncio.wait_for(mark(context("run")), 10)
+    assert await seen(database) == {1: 40}
+    await frozen.fail()
+
+
+async def test_rows_that_others_insert_do_not_keep_a_walk_going(context: MakeContext, database: Database) -> None:
+    ctx = context()
+    await fill(ctx, 30)
+    next_id = 1000
+    async for batch in ctx.chunks(select(Author), size=10):
+        next_id += 1
+        await ctx.bulk.insert(
+            Author, [{"id": next_id, "name": "late", "region": 1, "code": f"late{next_id}", "seen": 0}]
+        )
+        for author in batch:
+            author.seen += 1
+    assert await seen(database) == {0: 3, 1: 30}
+
+
+async def test_rows_that_others_delete_beside_a_walk_are_left_out(context: MakeContext, database: Database) -> None:
+    ctx = context()
+    await fill(ctx, 60)
+    walked: list[int] = []
+    async for batch in ctx.chunks(select(Author), size=10):
+        walked += [author.id for author in batch]
+        if batch.number <= 2:  # of the next batch, of one after it, and the row at which the walk was to end
+            await ctx.bulk.delete(Author, [batch.number * 10 + 3, batch.number * 10 + 25, 61 - batch.number])
+    gone = {13, 23, 35, 45, 60, 59}
+    assert walked == [number for number in range(1, 61) if number not in gone]
+
+
+async def test_a_locked_walk_loses_no_update_of_others(context: MakeContext, database: Database) -> None:
+    ctx = context()
+    await fill(ctx, 50)
+
+    async def write_beside() -> None:
+        for id_ in range(1, 51):
+            async with database.transaction() as session:
+                await session.execute(update(Author).where(Author.id == id_).values(seen=Author.seen + 100))
+
+    writer = asyncio.create_task(write_beside())
+    await mark(ctx, size=5)
+    await writer
+    assert await seen(database) == {101: 50}
+
+
+async def test_a_row_whose_key_moves_while_we_wait_for_it_carries_the_cursor_past_no_row(
+    context: MakeContext, database: Database
+) -> None:
+    ctx = context()
+    await fill(ctx, 30)
+    async with database.session() as mover:
+        await mover.execute(update(Author).where(Author.id == 10).values(id=25_000))
+        walk = asyncio.create_task(mark(ctx, size=10))
+        async with database.session() as watcher:
+            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            while not await watcher.scalar(waiting):
+                await watcher.rollback()
+    await walk
+    async with database.session() as session:
+        left = (await session.scalars(select(Author.id).where(Author.seen != 1))).all()
+    assert list(left) in ([], [25_000])  # "may be done or not"; every other row once
+
+
+@pytest.mark.parametrize(
+    ("by", "first"),
+    [
+        ([Author.region, Author.code], (0, "c14")),
+        ([Author.region.desc(), Author.code], (6, "c13")),
+        ([Author.region.desc(), Author.code.desc()], (6, "c97")),
+        (Author.id.desc(), 100),
+    ],
+)
+async def test_composite_and_descending_keys_walk_every_row_once_and_resume(
+    context: MakeContext, database: Database, by: Any, first: Any
+) -> None:
+    ctx = context("run")
+    await fill(ctx, 100)
+    keys = []
+    with pytest.raises(RuntimeError):
+        async for batch in ctx.chunks(select(Author), by=by, size=9):
+            keys.append(batch.first_key)
+            for author in batch:
+                author.seen += 1
+            if batch.number == 4:
+                raise RuntimeError
+    await ctx.fail()
+    await ctx.close()
+    assert keys[0] == first
+    await mark(context("run"), by=by, size=9)
+    assert await seen(database) == {1: 100}
+
+
+async def test_core_columns_come_as_their_rows(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 12)
+    rows = []
+    async for batch in ctx.chunks(select(Author.name, Author.region).where(Author.id > 2), size=5):
+        rows.extend(batch)
+    assert rows[0] == ("n3", 3)
+    assert rows[0].name == "n3"  # type: ignore[attr-defined]
+    assert len(rows) == 10
+
+
+async def test_a_join_that_repeats_rows_does_not_part_them(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 6)
+    await ctx.bulk.insert(Book, [{"id": i, "author_id": i % 3 + 1, "title": f"t{i}"} for i in range(30)])
+    titles = []
+    async for batch in ctx.chunks(select(Author.id, Book.title).join(Author.books), size=2, lock=False):
+        titles.extend(title for _, title in batch)
+    assert sorted(titles) == sorted(f"t{i}" for i in range(30))
+
+
+async def test_rows_of_a_join_that_look_alike_are_all_handed_out(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    await ctx.bulk.insert(Book, [{"id": i, "author_id": i % 3 + 1, "title": "same"} for i in range(12)])
+    for columns in ((Author, Book.title), (Author.id, Book.title), (Book.title, Author.id)):
+        rows = 0
+        statement = select(*columns).join(Book, Book.author_id == Author.id)
+        async for batch in context().chunks(statement, by=Author.id, size=2, lock=False):
+            rows += len(batch)
+        assert rows == 12
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (lambda other: select(Author.id).join(other, other.region == Author.region), "more than one plain table"),
+        (lambda other: select(Author.id, func.generate_series(1, 2)), "returns several rows"),
+        (lambda other: select(Author.id).where(Author.id == other.id), "more than one plain table"),
+    ],
+)
+async def test_a_stream_whose_key_can_repeat_does_not_resume(context: MakeContext, statement: Any, reason: str) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    with pytest.raises(StatementRefused, match=reason):
+        async for _ in ctx.stream(statement(aliased(Author)).order_by(Author.id)):
+            pytest.fail("a partition was read")
+    await ctx.fail()
+
+
+async def test_groups_behind_an_outer_join_can_be_of_null_and_do_not_resume(context: MakeContext) -> None:
+    ctx = context()
+    groups = select(Book.author_id, func.count()).select_from(Author).outerjoin(Book).group_by(Book.author_id)
+    with pytest.raises(StatementRefused, match="outer join"):
+        async for _ in ctx.stream(groups.order_by(Book.author_id)):
+            pytest.fail("a partition was read")
+    await ctx.fail()
+
+
+async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
+    database: Database, settings: Settings, context: MakeContext
+) -> None:
+    await fill(context(), 30)
+    ledger = Ledger(database)
+    first = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    await first.finish("succeeded", result="1")
+    await first.release()
+    with pytest.raises(AlreadyFinished):  # the same one, come again
+        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    second = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
+    assert (second.rows, second.attempt) == (0, 1)
+    with pytest.raises(RunIdTaken, match=r"with arguments \[3\]; test with arguments \[4\]"):
+        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
+    await second.release()
+
+
+async def test_a_loop_that_took_another_ones_place_is_refused(context: MakeContext) -> None:
+    ctx = context("run")
+    await fill(ctx, 30)
+    await mark(ctx)
+    await ctx.close()
+    after_deploy = context("run")
+    with pytest.raises(CursorMismatch, match="is the end of another walk"):
+        async for _ in after_deploy.chunks(select(Author).where(Author.region == 1)):
+            pytest.fail("a batch was read")
+    await after_deploy.fail()
+
+
+async def test_loader_options_work_and_a_lazy_load_says_what_to_do(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    await ctx.bulk.insert(Book, [{"id": 1, "author_id": 1, "title": "t"}])
+    async for batch in ctx.chunks(select(Author).options(selectinload(Author.books))):
+        assert [len(author.books) for author in batch] == [1, 0, 0]
+    with pytest.raises(LazyLoadError, match=r"Author\.books.*selectinload.*joinedload.*AsyncAttrs"):
+        async for batch in ctx.chunks(select(Author), name="lazy"):
+            batch[0].books  # noqa: B018
+    await ctx.fail()
+
+
+async def test_without_lock_no_transaction_is_open_while_the_body_runs(
+    context: MakeContext, database: Database
+) -> None:
+    ctx = context()
+    await fill(ctx, 10)
+    async for batch in ctx.chunks(select(Author), lock=False, size=5):
+        async with database.session() as session:
+            open_ = await session.scalar(
+                text("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+            )
+        assert open_ == 0
+        for author in batch:
+            author.seen += 1
+    assert await seen(database) == {1: 10}
+
+
+@pytest.mark.parametrize("verb", ["commit", "rollback", "close"])
+async def test_a_batch_cannot_be_ended_by_its_body(context: MakeContext, verb: str) -> None:
+    ctx = context()
+    await fill(ctx, 10)
+    with pytest.raises(LonghaulError, match=verb):
+        async for batch in ctx.chunks(select(Author)):
+            await getattr(batch.session, verb)()
+    await ctx.fail()
+
+
+async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
+    for loop in (context().chunks(select(Author)), context().stream(select(Author.id).order_by(Author.id))):
+        with pytest.raises(Misuse, match="walked by `async for`, not by `for`"):
+            for _ in loop:
+                pass
+        with pytest.raises(Misuse, match="walked by `async for`, not awaited"):
+            await loop
+
+
+@pytest.mark.parametrize("kind", ["chunks", "stream", "groups", "sweep"])
+async def test_a_table_that_is_not_there_is_said_to_be_missing(context: MakeContext, kind: str) -> None:
+    nowhere = Table("nowhere", MetaData(), Column("id", Integer, primary_key=True))
+    ctx = context()
+    with pytest.raises(StatementRefused, match="there is no table nowhere in the database: make it with your own"):
+        if kind == "sweep":
+            await ctx.sweep(delete(nowhere))
+        elif kind == "chunks":
+            async for _ in ctx.chunks(select(nowhere.c.id)):
+                pass
+        else:
+            statement = select(nowhere.c.id).order_by(nowhere.c.id)
+            async for _ in ctx.stream(statement.group_by(nowhere.c.id) if kind == "groups" else statement):
+                pass
+    await ctx.fail()
+
+
+async def test_a_loop_inside_a_loop_is_refused(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 10)
+    with pytest.raises(LonghaulError, match="inside the body of another"):
+        async for _ in ctx.chunks(select(Author)):
+            async for _ in ctx.chunks(select(Author)):
+                pass
+    await ctx.fail()
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (select(Author).limit(1), "LIMIT"),
+        (select(Author).offset(1), "OFFSET"),
+        (select(Author).order_by(Author.name), "ORDER BY"),
+        (select(Author).group_by(Author.id), "GROUP BY"),
+        (select(Author).ext(distinct_on(Author.name)), "DISTINCT"),
+        (select(Author).distinct(), "DISTINCT"),
+    ],
+)
+async def test_statements_that_cannot_be_walked_are_refused(context: MakeContext, statement: Any, reason: str) -> None:
+    with pytest.raises(StatementRefused, match=reason):
+        context().chunks(statement)
+
+
+@pytest.mark.parametrize(("by", "reason"), [(Author.name, "no unique index"), (Author.nickname, "can be null")])
+async def test_a_key_that_cannot_order_a_walk_is_refused_before_the_first_batch(
+    context: MakeContext, by: Any, reason: str
+) -> None:
+    ctx = context()
+    await fill(ctx, 3)
+    with pytest.raises(StatementRefused, match=reason):
+        async for _ in ctx.chunks(select(Author), by=by):
+            pytest.fail("a batch was read")
+    await ctx.fail()
+
+
+async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) -> None:
+    ctx = context("run")
+    await fill(ctx, 30)
+    with pytest.raises(RuntimeError):
+        await mark(ctx, stop_after=1)
+    await ctx.fail()
+    await ctx.close()
+    after_deploy = context("run")
+    with pytest.raises(CursorMismatch, match="--from-start"):
+        async for _ in after_deploy.chunks(select(Author).where(Author.region == 1), size=10):
+            pytest.fail("a batch was read")
+    await after_deploy.fail()
+
+
+async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContext, database: Database) -> None:
+    ctx = context("run", control=StopsAfter(2))
+    await fill(ctx, 50)
+    with pytest.raises(Drained):
+        await mark(ctx)
+    await ctx.fail()
+    assert ctx.ledger_run is not None
+    assert await ctx.ledger_run.hand_back("waiting", failed=False) == 1
+    await ctx.close()
+    again = context("run")
+    await mark(again)
+    assert await seen(database) == {1: 50}
+    assert again.ledger_run is not None
+    assert (again.ledger_run.attempt, again.ledger_run.takeovers) == (1, 0)
+
+
+async def test_a_batch_that_ends_its_worker_each_time_is_named_with_its_keys(context: MakeContext) -> None:
+    first = context("run", max_tries=2)
+    await fill(first, 50)
+    for _ in range(3):
+        ctx = context("run", max_tries=2)
+        loop = aiter(ctx.chunks(select(Author), size=10))
+        if ctx.attempt <= 2:
+            try:
+                await anext(loop)
+            except BatchKilledWorker as error:
+                assert error.keys == [1, 10]
+                await ctx.fail()
+                return
+        await ctx.fail()
+        await ctx.close()
+    pytest.fail("the deadly batch was run without end")
+
+
+async def test_a_sweep_changes_what_matches_in_ranges(context: MakeContext, database: Database) -> None:
+    ctx = context()
+    await fill(ctx, 100)
+    assert await ctx.sweep(update(Author).where(Author.region == 3).values(seen=1), size=30) == 14
+    assert await ctx.sweep(delete(Author).where(Author.seen == 1), size=30) == 14
+    assert await seen(database) == {0: 86}
+
+
+async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, database: Database) -> None:
+    ctx = context("copy")
+    await fill(ctx, 100)
+    source = aliased(Author)
+    titles = select(source.id, source.name + "!").where(source.region != 3)
+    copy = insert(Book).from_select(["author_id", "title"], titles)
+    with pytest.raises(Drained):
+        ctx._control = StopsAfter(2)
+        await ctx.sweep(copy, size=30)
+    await ctx.fail()
+    await ctx.close()
+    assert await context("copy").sweep(copy, size=30) == 86
+    async with database.session() as session:
+        books = (await session.execute(select(Book.author_id, Book.title).order_by(Book.author_id))).all()
+    assert books == [(n, f"n{n}!") for n in range(1, 101) if n % 7 != 3]
+    into_itself = pg_insert(Author).from_select(
+        ["id", "name", "region", "code", "seen"],
+        select(Author.id + 1000, Author.name, Author.region, Author.code + "x", 5),
+    )
+    assert await context().sweep(into_itself.on_conflict_do_nothing(), size=7) == 100
+    with pytest.raises(StatementRefused, match="LIMIT"):
+        await context().sweep(insert(Book).from_select(["author_id"], select(Author.id).limit(5)))
+    with pytest.raises(StatementRefused, match="takes a select"):
+        await context().sweep(insert(Book).values(title="x"))
+
+
+class StopsAfter:
+    """A control that drains after so many batches."""
+
+    draining = False
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+
+    async def order(self, run_id: str, job: str) -> None:
+        return None
+
+    def rows_per_second(self, run_id: str, job: str) -> None:
+        return None
+
+    def throttled(self, host: Any, held: Any, since: Any) -> None:
+        pass
+
+    def report(self, host: Any, progress: Any) -> None:
+        self.draining = progress.batches >= self._batches
+
+
+async def test_a_sweep_that_moves_its_own_key_is_refused(context: MakeContext) -> None:
+    with pytest.raises(StatementRefused, match="walks by"):
+        await context().sweep(update(Author).values(id=Author.id + 1))
+
+
+async def test_a_stream_of_groups_resumes_after_the_last_committed_partition(
+    context: MakeContext, database: Database
+) -> None:
+    statement = select(Author.region, func.count()).group_by(Author.region).order_by(Author.region)
+    first = context("run")
+    await fill(first, 70)
+    with pytest.raises(RuntimeError):
+        async for partition in first.stream(statement, size=2):
+            await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
+            if partition.number == 3:
+                raise RuntimeError
+    await first.fail()
+    await first.close()
+    second = context("run")
+    regions = []
+    async for partition in second.stream(statement, size=2):
+        regions.extend(region for region, _ in partition)
+        await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
+    assert regions == [4, 5, 6]
+    assert await seen(database) == {0: 63, 10: 7}
+
+
+async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
+    context: MakeContext, database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    ctx = context()
+    await fill(ctx, 40)
+    ctx.settings = settings.model_copy(
+        update={"batch": settings.batch.model_copy(update={"max_snapshot_seconds": 1e-9})}
+    )
+    found: list[int] = []
+    with caplog.at_level("INFO"):
+        async for partition in ctx.stream(select(Author.id).order_by(Author.id), size=10):
+            found += partition
+            if partition.number == 1:
+                async with database.transaction() as session:
+                    await session.execute(delete(Author).where(Author.id == 15))
+    assert found == [id_ for id_ in range(1, 41) if id_ != 15]  # seen, as its snapshot is not the first one
+    assert "a new snapshot after" in caplog.text
+    caplog.clear()
+    rows = 0
+    without_key = context()
+    without_key.settings = ctx.settings
+    async for partition in without_key.stream(select(Author.id), size=10, restart="from_start"):
+        rows += len(partition)
+    assert rows == 39
+    assert caplog.text.count("holds VACUUM back") == 1
+
+
+async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 30)
+    with pytest.raises(StatementRefused, match="from_start"):
+        async for _ in ctx.stream(select(Author)):
+            pytest.fail("a partition was read")
+    await ctx.fail()
+    rows = 0
+    async for partition in context().stream(select(Author.id), size=10, restart="from_start"):
+        rows += len(partition)
+    assert rows == 30
+
+
+async def test_objects_of_a_stream_that_were_changed_are_an_error_and_not_lost(context: MakeContext) -> None:
+    ctx = context()
+    await fill(ctx, 30)
+    with pytest.raises(LonghaulError, match="read-only"):
+        async for partition in ctx.stream(select(Author).order_by(Author.id), size=10):
+            partition[0].seen = 5
+    await ctx.fail()

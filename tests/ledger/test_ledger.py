@@ -1,0 +1,156 @@
+"""What the ledger answers: runs listed, put back, retried, cancelled."""
+
+from __future__ import annotations
+
+import pytest
+from asyncpg.exceptions import DivisionByZeroError
+from sqlalchemy import select, text, update
+
+from tests.conftest import MakeContext
+from tests.models import Author, authors
+from tests.waiting import until
+from worker.attempt.context import JobContext
+from worker.db.engine import Database
+from worker.errors import AlreadyFinished, Superseded
+from worker.ledger import Ledger, LedgerRun
+
+
+async def walk(ctx: JobContext, batches: int) -> LedgerRun:
+    """Commit so many batches of ten rows, and leave the next one open."""
+    loop = aiter(ctx.chunks(select(Author), size=10))
+    for _ in range(batches + 1):
+        await anext(loop)
+    await ctx.fail()
+    return await ctx.durable_run()
+
+
+@pytest.fixture
+async def rows(context: MakeContext) -> None:
+    """Fifty rows to walk."""
+    await context().bulk.insert(Author, authors(50))
+
+
+@pytest.mark.usefixtures("rows")
+async def test_runs_are_listed_with_the_sums_of_their_steps(context: MakeContext, database: Database) -> None:
+    run = await walk(context("one"), 3)
+    await walk(context("two"), 1)
+    await run.finish("dead", error="no")
+    ledger = Ledger(database)
+    assert [(one.id, one.rows, one.batches) for one in await ledger.find_all()] == [("two", 10, 1), ("one", 30, 3)]
+    assert [one.id for one in await ledger.find_all(state="dead")] == ["one"]
+    assert [one.id for one in await ledger.find_all(limit=1)] == ["two"]
+    assert await ledger.find_all(job="nobody") == []
+    [shown] = await ledger.find_all(run_id="one")
+    assert [(step.name, step.cursor, step.upper_bound) for step in shown.steps] == [("1-chunks", [30], [50])]
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeContext) -> None:
+    first = context("run")
+    await walk(first, 1)
+    await first.close()  # without a word: it died
+    second = await walk(context("run"), 0)
+    assert (second.takeovers, second.attempt) == (1, 1)  # there was progress
+    third = await walk(context("run"), 0)
+    assert (third.takeovers, third.attempt) == (2, 2)  # and none this time
+    assert await third.hand_back("waiting", failed=True) == 3
+    fourth = await walk(context("run"), 0)
+    assert (fourth.takeovers, fourth.attempt) == (2, 3)
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_division_by_zero_at_commit_is_no_fence(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        for sql in (
+            "CREATE FUNCTION divide() RETURNS trigger AS 'BEGIN PERFORM 1 / 0; END' LANGUAGE plpgsql",
+            "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON author DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION divide()",
+        ):
+            await session.execute(text(sql))
+    try:
+        ctx = context("run")
+        with pytest.raises(DivisionByZeroError):
+            await ctx.sweep(update(Author).values(seen=1), size=10)
+        await ctx.close()
+    finally:
+        async with database.transaction() as session:
+            await session.execute(text("DROP FUNCTION divide CASCADE"))
+    replaced = context("run")
+    with pytest.raises(Superseded):
+        async for batch in replaced.chunks(select(Author), size=10):
+            if batch.number == 2:
+                async with database.transaction() as session:
+                    await session.execute(text("UPDATE worker.run SET fence = fence + 1"))
+                    await session.execute(text("UPDATE worker.step SET fence = fence + 1"))
+    await replaced.close()
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_connection_that_is_still_in_use_does_not_go_back_to_the_pool(
+    context: MakeContext, database: Database
+) -> None:
+    ctx = context("run")
+    run = await ctx.durable_run()
+    raw = run.driver.raw
+    await raw.execute("BEGIN")  # as a task does that the job has left behind
+    await ctx.close()
+    async with database.engine.connect() as connection:
+        assert (await connection.get_raw_connection()).driver_connection is not raw
+        await connection.execute(text("SELECT 1"))
+
+
+@pytest.mark.usefixtures("rows")
+async def test_only_runs_that_nobody_touches_are_orphans(context: MakeContext, database: Database) -> None:
+    await walk(context("quiet"), 1)
+    await walk(context("busy"), 1)
+    ended = await walk(context("ended"), 1)
+    await ended.finish("succeeded", result="1")
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE worker.run SET updated_at = now() - interval '1 hour'"))
+        await session.execute(
+            text("UPDATE worker.step SET updated_at = now() - interval '1 hour' WHERE run_id <> 'busy'")
+        )
+    assert [spec.id for spec in await Ledger(database).orphans(idle_seconds=60)] == ["quiet"]
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_retry_goes_on_from_the_checkpoint_or_from_the_start(context: MakeContext, database: Database) -> None:
+    ledger = Ledger(database)
+    run = await walk(context("run"), 3)
+    assert await ledger.retry("run", from_start=False) is None  # it has not ended
+    await run.finish("dead", error="no")
+    with pytest.raises(AlreadyFinished):
+        await context("run").durable_run()
+    spec = await ledger.retry("run", from_start=False)
+    assert spec is not None
+    again = context("run")
+    assert again.rows_done == 0
+    run = await walk(again, 0)
+    assert (run.rows, run.attempt) == (30, 1)
+    await run.finish("dead", error="no")
+    await ledger.retry("run", from_start=True)
+    assert (await context("run").durable_run()).rows == 0
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Database) -> None:
+    async def updates() -> tuple[int, int]:
+        async with database.session() as session:
+            if int(await session.scalar(text("SHOW server_version_num")) or 0) >= 150_000:
+                await session.execute(text("SELECT pg_stat_force_next_flush()"))
+        query = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'step'"
+        async with database.session() as session:
+            all_, hot = (await session.execute(text(query))).one()
+            return all_, hot
+
+    before = await updates()
+    ctx = context("run")
+    await walk(ctx, 4)
+    await ctx.close()  # its backend tells of its updates when it is idle
+
+    async def told() -> bool:
+        return (await updates())[0] - before[0] >= 4
+
+    await until(told, seconds=10)
+    after = await updates()
+    assert after[0] - before[0] == after[1] - before[1]

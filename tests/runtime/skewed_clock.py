@@ -1,0 +1,78 @@
+"""`python -m tests.queue.skewed NAME SKEW`: a worker whose cron reads a clock that the test moves, wrong by seconds.
+
+The clock is a string in Redis, in seconds since 1970; it stands in the past, so that what is enqueued is due at once,
+and has run, and is forgotten, before the clocks of others come to its due time. `SKEW` is in seconds; `jumps` is a
+clock that is up to two seconds fast or slow, another time at each look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import worker.runtime.worker as worker_module
+from worker import JobContext, job, load_settings
+from worker.runtime.launch import run
+from worker.runtime.scheduler import Cron
+
+CLOCK = "test:clock"
+#: What each worker's last look at its cron lines has seen: the clock, by its name.
+LOOKED = "test:looked"
+#: The runs that have begun: id and number of the try.
+RUNS = "test:runs"
+
+
+@job(cron="* * * * *", keep_result=0)
+async def each_minute(ctx: JobContext) -> None:
+    """Note that it has run."""
+    await ctx.redis.rpush(RUNS, f"{ctx.run_id} {ctx.attempt}")
+
+
+def skewed(text: str) -> Callable[[], float]:
+    """Return what gives the error of a clock, in seconds."""
+    if text == "jumps":
+        chance = random.Random(7)
+        return lambda: chance.uniform(-2.0, 2.0)
+    return lambda: float(text)
+
+
+def shift_the_clock(name: str, error: Callable[[], float]) -> None:
+    """Let the cron of this process live by the test's clock."""
+    start, look = Cron.start, Cron.look
+
+    async def read(cron: Cron) -> tuple[bytes, datetime]:
+        while (raw := await cron._store.redis.get(CLOCK)) is None:
+            await asyncio.sleep(0.01)
+        return raw, datetime.fromtimestamp(float(raw), UTC) + timedelta(seconds=error())
+
+    async def started(self: Cron, now: datetime | None = None) -> None:
+        _, moment = await read(self)
+        await start(self, moment)
+
+    async def looked(self: Cron, now: datetime | None = None) -> list[str]:
+        raw, moment = await read(self)
+        fired = await look(self, moment)
+        await self._store.redis.hset(LOOKED, name, raw)
+        return fired
+
+    Cron.start, Cron.look = started, looked  # type: ignore[method-assign]
+    worker_module._HOUSE_SECONDS = 0.01
+
+
+def main(name: str, skew: str) -> None:
+    """Work until SIGTERM."""
+    shift_the_clock(name, skewed(skew))
+    settings = load_settings(
+        overrides={
+            "worker": {"name": name, "packages": ["tests.queue.skewed"], "lease_seconds": 1, "keep_result_seconds": 0},
+            "database": {"pool_size": 2, "max_overflow": 2},
+        }
+    )
+    run(settings)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,343 @@
+"""However a run ends, it ends once, in the ledger and in Redis; nothing that lies in the queue stops a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BeforeValidator
+from redis.asyncio import Redis
+from sqlalchemy import func, select, text
+
+from tests.conftest import with_worker, working
+from tests.models import Author, authors
+from tests.waiting import until
+from worker import Client, Job, JobCancelled, JobContext, JobFailed, NotRetryable, Settings, job
+from worker.db.engine import Database
+from worker.ledger import Ledger, RunSpec
+from worker.queue import keys
+from worker.queue.payload import decode_payload
+from worker.queue.store import QueueStore
+from worker.runtime.retry_policy import judge
+
+pytestmark = pytest.mark.usefixtures("rows")
+
+tries: list[int] = []
+gate: dict[str, Any] = {}
+
+
+@pytest.fixture
+async def rows(database: Database) -> None:
+    """Fifty rows to walk, and nothing known of the test before."""
+    tries.clear()
+    gate.clear()
+    gate.update(begun=asyncio.Event(), go=asyncio.Event(), end=None)
+    async with database.transaction() as session:
+        session.add_all([Author(**row) for row in authors(50)])
+
+
+@job
+async def walk(ctx: JobContext, start: int = 0) -> str:
+    """Walk, unless the gate says how to end before."""
+    tries.append(ctx.attempt)
+    if gate["end"] == "return":
+        return "early"
+    if gate["end"] == "raise":
+        raise NotRetryable("for good")
+    async for batch in ctx.chunks(select(Author).where(Author.id > start), size=10):
+        for author in batch:
+            author.seen += 1
+        if batch.number == 2:
+            gate["begun"].set()
+            await gate["go"].wait()
+    return "walked"
+
+
+async def seen(database: Database) -> dict[int, int]:
+    async with database.session() as session:
+        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
+        return {row.seen: row.count for row in rows}
+
+
+async def states(database: Database) -> list[str]:
+    async with database.session() as session:
+        return list(await session.scalars(text("SELECT state FROM worker.run")))
+
+
+async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, by_name: bool = False) -> Any:
+    """Enqueue a walk, and drain its worker in the second batch. Returns the run."""
+    run = await (client.enqueue(one.name) if by_name else client.enqueue(one))
+    async with working(with_worker(fast, drain_seconds=0.1), one):
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+    assert await run.status() == "waiting"
+    return run
+
+
+async def rescued(fast: Settings) -> None:
+    """Let the rescue of a worker look some times, with nothing to wait for."""
+    async with working(fast, walk) as worker:
+        for _ in range(3):
+            await worker.housekeeping.rescue.look(now=True)
+            await asyncio.sleep(0.1)
+
+
+async def age(database: Database) -> None:
+    """Make every run of the ledger look as if nobody had touched it for long."""
+    async with database.transaction() as session:
+        for table in ("run", "step"):
+            await session.execute(text(f"UPDATE worker.{table} SET updated_at = now() - interval '1 hour'"))
+
+
+@pytest.mark.parametrize(("end", "state"), [("return", "succeeded"), ("raise", "dead"), ("cancel", "cancelled")])
+async def test_a_run_of_the_ledger_that_ends_before_its_loop_has_ended_there_too(
+    fast: Settings, client: Client, database: Database, redis: Redis, end: str, state: str
+) -> None:
+    run = await drained(fast, client)
+    tries.clear()
+    gate["end"] = end
+    if end == "cancel":
+        await run.cancel()
+    async with working(fast, walk):
+        await until(lambda: _status(run, state))
+    assert await states(database) == [state]
+    await age(database)
+    await rescued(fast)
+    assert len(tries) == (0 if end == "cancel" else 1)
+    assert await redis.zcard("arq:queue") == 0
+    assert await seen(database) == {0: 40, 1: 10}
+
+
+@job(name="walk")
+async def deployed(ctx: JobContext, must: int) -> None:
+    """Needs an argument that the old one had not."""
+
+
+async def test_arguments_of_an_old_signature_wait_for_a_worker_that_has_it(
+    fast: Settings, client: Client, database: Database, redis: Redis
+) -> None:
+    run = await drained(fast, client)
+    async with working(fast, deployed):
+        await until(lambda: _status(run, "deferred"))
+    assert await states(database) == ["waiting"]
+    await redis.zadd("arq:queue", {run.id: 0})
+    gate["go"].set()
+    async with working(fast, walk):
+        assert await run.result(timeout=10) == "walked"
+    assert await seen(database) == {1: 50}
+
+
+async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledger(
+    fast: Settings, client: Client, database: Database, redis: Redis
+) -> None:
+    run = await drained(fast, client, by_name=True)
+    async with working(fast, deployed):
+        with pytest.raises(JobFailed, match="must: field required"):
+            await run.result(timeout=5)
+    assert await states(database) == ["dead"]
+    await age(database)
+    await rescued(fast)
+    assert await redis.zcard("arq:queue") == 0
+
+
+async def _status(run: Any, state: str) -> bool:
+    return bool(await run.status() == state)
+
+
+async def test_a_run_whose_worker_died_is_cancelled_for_good(
+    fast: Settings, client: Client, database: Database, redis: Redis
+) -> None:
+    run = await drained(fast, client)
+    async with database.transaction() as session:  # as its worker's death would leave it
+        await session.execute(text("UPDATE worker.run SET state = 'running'"))
+    await run.cancel()
+    async with working(fast, walk):
+        with pytest.raises(JobCancelled):
+            await run.result(timeout=5)
+    assert await states(database) == ["cancelled"]
+    await age(database)
+    await rescued(fast)
+    assert await redis.zcard("arq:queue") == 0
+    assert await seen(database) == {0: 40, 1: 10}
+
+
+@job
+async def in_a_task_group(ctx: JobContext) -> str:
+    """Walk inside of a TaskGroup."""
+    tries.append(ctx.attempt)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(walk.function(ctx))
+    return task.result()
+
+
+async def test_a_drain_gets_out_of_a_task_group(fast: Settings, client: Client, database: Database) -> None:
+    run = await client.enqueue(in_a_task_group)
+    async with working(fast, in_a_task_group) as worker:
+        await asyncio.wait_for(gate["begun"].wait(), 5)
+        worker.drain()
+        gate["go"].set()
+    assert await run.status() == "waiting"
+    assert await states(database) == ["waiting"]
+    async with working(fast, in_a_task_group):
+        assert await run.result(timeout=5) == "walked"
+    assert await seen(database) == {1: 50}
+
+
+@job
+async def return_nul(ctx: JobContext) -> str:
+    """Return what PostgreSQL cannot keep."""
+    await ctx.sweep(select_nothing())
+    return "a\x00b"
+
+
+@job(max_tries=1)
+async def raise_nul(ctx: JobContext) -> None:
+    """Raise what PostgreSQL cannot keep."""
+    await ctx.sweep(select_nothing())
+    raise ValueError("a\x00b\ud800")
+
+
+def select_nothing() -> Any:
+    from sqlalchemy import update
+
+    return update(Author).where(Author.id < 0).values(seen=0)
+
+
+async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    good, bad = await client.enqueue(return_nul), await client.enqueue(raise_nul)
+    async with working(fast, return_nul, raise_nul):
+        assert await good.result(timeout=5) == "a\x00b"
+        with pytest.raises(JobFailed, match="ValueError: a"):
+            await bad.result(timeout=5)
+    assert sorted(await states(database)) == ["dead", "succeeded"]
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT error FROM worker.run WHERE state = 'dead'")) == (
+            r"ValueError: a\x00b\ud800 (try 1, the last)"
+        )
+
+
+def explode(value: object) -> int:
+    """A validator that raises what pydantic lets pass."""
+    raise KeyError(value)
+
+
+@job
+async def with_validator(ctx: JobContext, value: Annotated[int, BeforeValidator(explode)]) -> None:
+    """Never begins."""
+
+
+async def test_no_entry_of_the_queue_stops_a_worker(fast: Settings, client: Client, redis: Redis) -> None:
+    await redis.set("arq:job:late", '{"f": "walk", "et": 1764000000000000000}')  # nanoseconds
+    await redis.set("arq:job:negative", '{"f": "walk", "et": -1}')
+    await redis.set("arq:job:exploding", '{"f": "with_validator", "k": {"value": 1}}')
+    await redis.set("arq:job:first", '{"f": "walk", "k": {"start": 1000}}')
+    await redis.zadd("arq:queue", {"late": 0, "negative": 0, "exploding": 0, b"\xff\xfe": 0, "first": "-inf"})
+    run = client.run("first")
+    async with working(fast, walk, with_validator):
+        assert await run.result(timeout=5) == "walked"
+        for name, message in (("late", "et is not a time"), ("negative", "et is not a time"), ("exploding", "'1'|: 1")):
+            with pytest.raises(JobFailed, match=message):
+                await client.run(name).result(timeout=5)
+        await until(lambda: _empty(redis))
+    assert sorted(await redis.hkeys(keys.DEAD)) == [b"exploding", b"late", b"negative"]
+
+
+async def _empty(redis: Redis) -> bool:
+    return await redis.zcard("arq:queue") == 0
+
+
+def test_an_error_that_is_declared_final_is_final_whatever_it_came_from(settings: Settings) -> None:
+    rules = settings.worker
+    try:
+        try:
+            raise ConnectionError from OSError("gone")
+        except ConnectionError:
+            raise NotRetryable("and so no more") from None
+    except NotRetryable as error:
+        assert not judge(error, walk, attempt=1, progressed=False, rules=rules).again
+    try:
+        try:
+            from redis.exceptions import ConnectionError as RedisAway
+
+            raise RedisAway("away")
+        except RedisAway:
+            raise ValueError("of the job's own") from None
+    except ValueError as error:
+        assert judge(error, walk, attempt=1, progressed=False, rules=rules).counts
+
+
+async def test_a_cancel_for_nobody_does_not_wait_for_the_next_one(client: Client, redis: Redis, fast: Settings) -> None:
+    gate["go"].set()
+    assert not await client.run("later").cancel()
+    assert await redis.scard(keys.CANCELLED) == 0
+    await redis.sadd(keys.CANCELLED, "later")  # by hand, and too early
+    run = await client.enqueue(walk.options(id="later"))
+    async with working(fast, walk):
+        assert await run.result(timeout=5) == "walked"
+
+
+async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Redis, client: Client) -> None:
+    from worker.queue.scripts import script
+
+    store = QueueStore(redis, "north:1", 10)
+    run = await client.enqueue(walk)
+    [claim] = await store.claim("arq:queue", 5)
+    assert await store.requeue(claim, delay=0.0, counts=True)
+    renew = redis.register_script(script("renew"))
+    arguments = ["north:1", 10_000, keys.IN_PROGRESS, keys.RESULT, run.id, 1]
+    assert await renew(keys=["arq:queue"], args=arguments) == [b"lost"]
+    assert await redis.exists(keys.IN_PROGRESS + run.id) == 0
+    await until(lambda: store.claim("arq:queue", 5))
+    await redis.delete(keys.IN_PROGRESS + run.id)  # a lease that ran out, and that nobody took
+    assert await renew(keys=["arq:queue"], args=arguments) == [b"held"]
+    assert await redis.get(keys.IN_PROGRESS + run.id) == b"north:1"
+
+
+async def test_two_processes_of_one_name_are_two_owners(fast: Settings, client: Client, database: Database) -> None:
+    named = with_worker(fast, name="same")
+    async with working(named, walk) as one, working(named, walk) as two:
+        assert one.owner != two.owner
+        assert one.owner.split(":")[0] == two.owner.split(":")[0] == "same"
+
+
+async def test_the_payload_of_a_run_in_the_ledger_says_so(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await drained(fast, client)
+    assert decode_payload(await redis.get(f"arq:job:{run.id}"), accept_pickle=False).in_ledger
+
+
+async def test_an_owner_frozen_while_it_opened_a_step_is_ended(database: Database, client: Client) -> None:
+    spec = RunSpec("frozen", "walk", "arq:queue", "{}", "[]")
+    first = await Ledger(database, "first").begin(spec)
+    # In the middle of open_step, whose lock on the run makes a takeover wait.
+    await first.connection.execute(text("SELECT id FROM worker.run WHERE id = 'frozen' FOR NO KEY UPDATE"))
+    second = await asyncio.wait_for(Ledger(database, "second").begin(spec), 10)
+    assert second.takeovers == 1
+    await second.release()
+    await first.release()
+
+
+async def test_a_late_word_of_the_last_owner_does_not_undo_a_retry(database: Database) -> None:
+    ledger = Ledger(database, "first")
+    run = await ledger.begin(RunSpec("retried", "walk", "arq:queue", "{}", "[]"))
+    await run.finish("dead", error="no")
+    assert await ledger.retry("retried", from_start=False) is not None
+    from worker.errors import Superseded
+
+    with pytest.raises(Superseded):
+        await run.finish("dead", error="no")
+    assert await states(database) == ["waiting"]
+    await run.release()
+
+
+async def test_a_foreign_entry_among_the_workers_does_not_stop_the_mirror(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    await redis.hset(keys.WORKERS, "foreign", "not JSON")
+    await redis.hset(keys.WORKERS, "other", '{"no": "time"}')
+    gate["go"].set()
+    run = await client.enqueue(walk)
+    async with working(fast, walk):
+        await run.result(timeout=5)
+        await until(lambda: redis.hget(keys.RUN + run.id, "finished_at"))

@@ -1,0 +1,455 @@
+"""Limits over all workers: runs at once, runs a time, one run with the same arguments; and who is told what."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from tests.conftest import with_worker, working
+from tests.waiting import until
+from worker import Client, JobContext, JobFailed, RegistrationError, Settings, Snooze, job
+from worker.db.engine import Database
+from worker.job.limits import Rate
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.payload import Payload, decode_payload
+from worker.queue.retry_command import retry_quarantined
+from worker.queue.store import Claim
+from worker.runtime.limiter import Gates
+
+pytestmark = pytest.mark.usefixtures("database")
+
+seen: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> None:
+    """Forget what the last test has seen."""
+    seen.clear()
+    seen.update(now=0, most=0, by={}, gate=asyncio.Event(), tries=[], moments=[])
+
+
+async def count(tenant: str = "") -> None:
+    seen["now"] += 1
+    seen["most"] = max(seen["most"], seen["now"])
+    here = seen["by"].setdefault(tenant, [0, 0])
+    here[0] += 1
+    here[1] = max(here)
+    await asyncio.sleep(0.01)
+    seen["now"] -= 1
+    here[0] -= 1
+
+
+@job(limit=3)
+async def narrow(ctx: JobContext) -> None:
+    """Three at once."""
+    await count()
+
+
+@job(limit=1, limit_by="tenant")
+async def one_each(ctx: JobContext, tenant: str) -> None:
+    """One at once for each tenant."""
+    await count(tenant)
+
+
+@job(limit=1)
+async def waits(ctx: JobContext) -> None:
+    """Until it may end."""
+    await seen["gate"].wait()
+
+
+@job(rate="20/second")
+async def paced(ctx: JobContext) -> None:
+    """Note when."""
+    seen["moments"].append(time.monotonic())
+
+
+@job
+async def free(ctx: JobContext) -> None:
+    """Nothing."""
+
+
+@job(unique=True)
+async def alone(ctx: JobContext, n: int = 0, note: str = "") -> int:
+    """One with the same arguments."""
+    await seen["gate"].wait()
+    return n
+
+
+@job(unique="n", unique_while="waiting")
+async def next_one(ctx: JobContext, n: int, note: str = "") -> str:
+    """One that waits for each n."""
+    await seen["gate"].wait()
+    return note
+
+
+@job(unique=True, unique_for=0.4)
+async def once_a_while(ctx: JobContext) -> None:
+    """One in 0.4 seconds."""
+
+
+async def test_no_more_run_at_once_than_the_limit_over_two_workers(fast: Settings, client: Client) -> None:
+    runs = await client.enqueue_many(narrow, [{}] * 40)
+    async with working(fast, narrow, free), working(with_worker(fast, name="other"), narrow, free):
+        other = await client.enqueue(free)
+        await other.result(timeout=10)  # who is not limited does not wait behind them
+        for run in runs:
+            await run.result(timeout=20)
+    assert seen["most"] == 3
+
+
+async def test_a_limit_for_each_value_of_an_argument(fast: Settings, client: Client, redis: Redis) -> None:
+    runs = await client.enqueue_many(one_each, [{"tenant": f"t{n % 3}"} for n in range(18)])
+    async with working(fast, one_each):
+        for run in runs:
+            await run.result(timeout=20)
+    assert {tenant: most for tenant, (_, most) in seen["by"].items()} == {"t0": 1, "t1": 1, "t2": 1}
+    assert seen["most"] > 1
+    assert await redis.keys("worker:limit:*") == await redis.keys("worker:held:*") == []
+
+
+async def test_a_place_whose_worker_has_died_is_free_with_its_lease(redis: Redis) -> None:
+    gates = Gates(redis)
+    dead, alive = (Claim(run_id, "arq:queue", 0, b"", 1) for run_id in ("dead", "alive"))
+    await redis.set(keys.IN_PROGRESS + "dead", "w", px=10_000)
+    assert await gates.enter(waits, dead, {}) is None
+    assert await gates.enter(waits, dead, {}) is None  # a try of the same run has its place
+    held = await gates.enter(waits, alive, {})
+    assert held is not None
+    assert held.why == "limit"
+    await redis.delete(keys.IN_PROGRESS + "dead")
+    assert await gates.enter(waits, alive, {}) is None
+
+
+async def test_the_first_in_line_is_due_when_a_place_becomes_free(redis: Redis, client: Client) -> None:
+    gates = Gates(redis)
+    runs = [await client.enqueue(waits) for _ in range(3)]
+    claims = await client.store.claim("arq:queue", 3)
+    assert await gates.enter(waits, claims[0], {}) is None
+    for claim in claims[1:]:
+        assert await gates.enter(waits, claim, {}) is not None
+        await client.store.requeue(claim, delay=60, counts=False)
+    line = await redis.zrange("worker:held:waits", 0, -1)
+    assert {run_id.decode() for run_id in line} == {run.id for run in runs} - {claims[0].run_id}
+    await gates.leave(waits, claims[0], {})
+    [again] = await client.store.claim("arq:queue", 3)
+    assert again.run_id == line[0].decode()
+
+
+async def test_an_operator_changes_a_limit_while_it_holds(fast: Settings, client: Client, redis: Redis) -> None:
+    await redis.hset("worker:limits", "narrow", 1)
+    runs = await client.enqueue_many(narrow, [{}] * 6)
+    async with working(fast, narrow):
+        for run in runs:
+            await run.result(timeout=20)
+    assert seen["most"] == 1
+
+
+async def test_a_rate_spaces_runs_evenly_and_holds_nobody_else_up(fast: Settings, client: Client) -> None:
+    runs = await client.enqueue_many(paced, [{}] * 10)
+    async with working(with_worker(fast, max_jobs=2), paced, free):
+        other = await client.enqueue(free)
+        await other.result(timeout=10)
+        assert len(seen["moments"]) < 10
+        for run in runs:
+            await run.result(timeout=20)
+    moments = seen["moments"]
+    assert len(moments) == 10
+    assert moments[-1] - moments[0] >= 9 * 0.05 - 0.02
+
+
+async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> None:
+    gates = Gates(redis)
+
+    @job(rate="100/minute burst 5")
+    async def bursty(ctx: JobContext) -> None:
+        """Five at once, and then one in 600 ms."""
+
+    waits_ms = []
+    for n in range(8):
+        held = await gates.enter(bursty, Claim(f"r{n}", "q", 0, b"", 1), {})
+        waits_ms.append(0 if held is None else round(held.seconds * 1000))
+    assert waits_ms[:5] == [0] * 5
+    for place, wait in enumerate(waits_ms[5:], start=1):
+        assert 600 * place - 100 <= wait <= 600 * place
+    # Its moment was reserved: when it comes then, it passes, and asks for no other.
+    assert await gates.enter(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
+
+
+@pytest.mark.parametrize("text", ["", "100", "100/fortnight", "0/second", "x/minute", "1/second burst 0"])
+def test_what_is_no_rate_is_refused_at_import(text: str) -> None:
+    with pytest.raises(RegistrationError, match="100/minute"):
+        Rate.parse(text)
+
+
+def test_names_of_arguments_that_are_not_there_are_refused_at_import() -> None:
+    for rules in ({"limit": 1, "limit_by": "nope"}, {"rate": "1/second", "rate_by": "nope"}, {"unique": "nope"}):
+        with pytest.raises(RegistrationError, match="it has no argument 'nope'; it has n"):
+
+            @job(**rules)  # type: ignore[call-overload]
+            async def wrong(ctx: JobContext, n: int) -> None:
+                """Never made."""
+
+
+async def test_a_unique_job_is_one_run_as_long_as_it_is_in_the_queue(fast: Settings, client: Client) -> None:
+    first = await client.enqueue(alone, 1)
+    again = await client.enqueue(alone, n=1)
+    other = await client.enqueue(alone, 2)
+    assert (first.is_new, again.is_new, other.is_new) == (True, False, True)
+    assert again.id == first.id != other.id
+    async with working(fast, alone):
+        await until(lambda: _state(first, "running"))
+        assert (await client.enqueue(alone, 1)).id == first.id
+        seen["gate"].set()
+        assert await again.result(timeout=10) == 1
+        new = await client.enqueue(alone, 1)  # its result is known, and it is over
+        assert new.is_new
+        assert new.id != first.id
+        assert await new.result(timeout=10) == 1
+
+
+async def _state(run: Any, state: str) -> bool:
+    return bool(await run.status() == state)
+
+
+async def test_a_unique_job_that_is_drained_is_not_kept_out_by_its_own_mark(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(alone, 5)
+    async with working(with_worker(fast, drain_seconds=0), alone):
+        await until(lambda: _state(run, "running"))
+    assert await run.status() == "waiting"
+    assert (await client.enqueue(alone, 5)).id == run.id
+    seen["gate"].set()
+    async with working(fast, alone):
+        assert await run.result(timeout=10) == 5
+
+
+async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
+    first = await client.enqueue(next_one, 1, note="first")
+    assert (await client.enqueue(next_one, 1, note="other")).id == first.id  # the note does not count
+    async with working(with_worker(fast, max_jobs=1), next_one):
+        await until(lambda: _state(first, "running"))
+        second = await client.enqueue(next_one, 1, note="second")
+        assert second.is_new
+        assert not (await client.enqueue(next_one, 1)).is_new
+        seen["gate"].set()
+        assert [await first.result(timeout=10), await second.result(timeout=10)] == ["first", "second"]
+
+
+async def test_the_mark_of_a_unique_job_goes_with_its_run_unless_it_may_come_again(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    @job(unique=True, max_tries=1)
+    async def numbered(ctx: JobContext, n: int) -> None:
+        """Fail, or not."""
+        if n == 13:
+            raise ValueError("unlucky")
+
+    runs = [await client.enqueue(numbered, n=n) for n in range(12, 15)]
+    cancelled = await client.enqueue(numbered.options(delay=60), n=15)
+    await cancelled.cancel()
+    marks = {raw: await redis.get(raw) for raw in await redis.keys("worker:unique:*")}
+    assert sorted(marks.values()) == sorted(run.id.encode() for run in [*runs, cancelled])
+    stolen = next(raw for raw, run_id in marks.items() if run_id == runs[2].id.encode())
+    await redis.set(stolen, "another run")
+    async with working(fast, numbered):
+        for run in (*runs, cancelled):
+            await until(lambda run=run: redis.exists(keys.RESULT + run.id))
+    left = {raw: await redis.get(raw) for raw in await redis.keys("worker:unique:*")}
+    assert sorted(left.values()) == sorted([b"another run", runs[1].id.encode()])
+
+
+async def test_unique_for_a_time(fast: Settings, client: Client, redis: Redis) -> None:
+    async with working(fast, once_a_while):
+        first = await client.enqueue(once_a_while)
+        await first.result(timeout=10)
+        assert not (await client.enqueue(once_a_while)).is_new
+
+        async def is_new() -> bool:
+            return (await client.enqueue(once_a_while)).is_new
+
+        await until(is_new, seconds=5)
+
+
+async def test_one_that_waits_is_replaced_and_one_that_runs_is_not(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    first = await client.enqueue(next_one.options(id="d", delay=60), 1, note="first")
+    again = await client.enqueue(next_one.options(id="d", delay=0, replace=True), 1, note="again")
+    assert (again.id, again.is_new, again.replaced) == (first.id, False, True)
+    async with working(fast, next_one):
+        await until(lambda: _state(first, "running"))
+        late = await client.enqueue(next_one.options(id="d", replace=True), 1, note="late")
+        assert (late.is_new, late.replaced) == (False, False)
+        seen["gate"].set()
+        assert await first.result(timeout=10) == "again"
+    put_off = await client.enqueue(alone.options(delay=30), 7)
+    moved = await client.enqueue(alone.options(delay=60, replace=True), 7)
+    assert moved.id == put_off.id
+    assert await redis.zscore("arq:queue", moved.id) > time.time() * 1000 + 50_000
+
+
+# --- tries
+
+
+@job(backoff=lambda attempt: attempt / 100, max_tries=4)
+async def stubborn(ctx: JobContext) -> None:
+    """Fail each time."""
+    seen["tries"].append(datetime.now(UTC))
+    raise RuntimeError("no")
+
+
+@job(max_tries=1)
+async def sleepy(ctx: JobContext) -> int:
+    """Ask for more time, twice."""
+    seen["tries"].append(ctx.attempt)
+    if len(seen["tries"]) < 3:
+        raise Snooze(0.01, "the file is not there yet")
+    return len(seen["tries"])
+
+
+async def test_a_job_has_its_own_backoff(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(stubborn)
+    async with working(fast, stubborn):
+        with pytest.raises(JobFailed, match="try 4, the last"):
+            await run.result(timeout=10)
+    pauses = [(after - before).total_seconds() for before, after in zip(seen["tries"], seen["tries"][1:], strict=False)]
+    assert [pause >= least for pause, least in zip(pauses, (0.01, 0.02, 0.03), strict=True)] == [True] * 3
+    assert sum(pauses) < 5
+
+
+async def test_a_snooze_costs_no_try(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(sleepy)
+    async with working(fast, sleepy):
+        assert await run.result(timeout=10) == 3
+    assert seen["tries"] == [1, 1, 1]
+
+
+# --- plain functions
+
+
+@job
+def plain(ctx: JobContext, n: int) -> dict[str, int]:
+    """Block a thread for a moment."""
+    time.sleep(0.05)
+    return {"n": n, "thread": threading.get_ident()}
+
+
+@job
+def breaks(ctx: JobContext) -> None:
+    """Raise."""
+    raise ValueError(f"in {ctx.job}")
+
+
+async def test_plain_functions_run_in_threads(fast: Settings, client: Client) -> None:
+    runs = await client.enqueue_many(plain, [{"n": n} for n in range(4)])
+    async with working(with_worker(fast, max_tries=1), plain, breaks):
+        found = [await run.result(timeout=10) for run in runs]
+        failing = await client.enqueue(breaks)
+        with pytest.raises(JobFailed, match="ValueError: in breaks"):
+            await failing.result(timeout=10)
+    assert [each["n"] for each in found] == [0, 1, 2, 3]
+    assert threading.get_ident() not in {each["thread"] for each in found}
+
+
+# --- many at once, and word of results
+
+
+async def test_enqueue_many_is_validated_whole_before_anything_is_sent(client: Client, redis: Redis) -> None:
+    from worker import InvalidArguments
+
+    with pytest.raises(InvalidArguments, match="call 2"):
+        await client.enqueue_many(plain, [{"n": 1}, {"n": 2}, {"n": "x"}])
+    assert await redis.zcard("arq:queue") == 0
+    runs = await client.enqueue_many(plain.options(delay=60), ({"n": n} for n in range(1_234)))
+    assert await redis.zcard("arq:queue") == len({run.id for run in runs}) == 1_234
+    assert all(run.is_new for run in runs)
+    named = await client.enqueue_many("plain", [{"n": 5}])
+    assert await named[0].status() == "waiting"
+
+
+async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client, redis: Redis) -> None:
+    run = await client.enqueue(alone, 3)
+    async with working(fast, alone):
+        waiting = asyncio.create_task(run.result(timeout=10))
+        await until(lambda: _state(run, "running"))
+        before = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
+        await asyncio.sleep(0.3)  # a time in which nothing may be asked
+        after = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
+        assert after - before <= 1
+        seen["gate"].set()
+        assert await waiting == 3
+
+
+# --- jobs that come too late, or take too long
+
+
+@job
+async def note_queue(ctx: JobContext, name: str) -> None:
+    """Note whose turn it was."""
+    seen["moments"].append(name)
+
+
+async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(note_queue.options(expires=0.01), "late")
+    in_time = await client.enqueue(note_queue.options(expires=60), "in time")
+    await asyncio.sleep(0.02)
+    async with working(fast, note_queue):
+        with pytest.raises(JobFailed, match=r"expired 0\.\d s before it could begin: it was not run"):
+            await run.result(timeout=5)
+        await in_time.result(timeout=5)
+    assert seen["moments"] == ["in time"]
+
+
+# --- stalls
+
+
+@job(stall=0.3, on_stall="retry", max_tries=2, backoff=0)
+async def hangs_once(ctx: JobContext) -> int:
+    """Make progress for a while, and then none, the first time."""
+    seen["tries"].append(ctx.attempt)
+    for done in range(8):
+        ctx.progress(done, 8)
+        await asyncio.sleep(0.05)
+    if len(seen["tries"]) == 1:
+        await asyncio.sleep(60)
+    return ctx.rows_done
+
+
+async def test_a_run_without_progress_is_reported_and_one_with_it_is_not(
+    fast: Settings, client: Client, redis: Redis
+) -> None:
+    run = await client.enqueue(hangs_once)
+    async with working(fast, hangs_once):
+        assert await run.result(timeout=10) == 7
+    events = [(entry[b"event"].decode(), entry.get(b"run")) for _, entry in await redis.xrange("worker:events")]
+    assert [kind for kind, run_id in events if run_id == run.id.encode()].count("stalled") == 1
+    assert seen["tries"] == [1, 2]
+    line = await redis.hgetall(f"worker:run:{run.id}")
+    assert (line[b"rows"], line[b"percent"]) == (b"7", b"100.0")
+
+
+async def test_rows_in_quarantine_are_tried_again_after_the_expiry_of_their_run(
+    client: Client, redis: Redis, database: Database
+) -> None:
+    late = Payload("narrow", [], {}, 1, until_ms=1).to_json()
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before) "
+                "VALUES ('old', 'narrow', 'arq:queue', :payload, '[]', 'succeeded', 1, 1, 0)"
+            ),
+            {"payload": late},
+        )
+        await session.execute(
+            text("INSERT INTO worker.quarantine (run_id, step, key, error) VALUES ('old', '1-chunks', '[1]', 'no')")
+        )
+    [new] = await retry_quarantined(client, Ledger(database), "old")
+    raw = await redis.get(keys.JOB + new)
+    assert decode_payload(raw, accept_pickle=False).until_ms == 0

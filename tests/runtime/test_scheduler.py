@@ -1,0 +1,173 @@
+"""Cron: exactly one run for each due time, with any number of workers, over both changes of the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.conftest import with_worker, working
+from tests.waiting import until
+from worker import Client, Job, JobContext, RegistrationError, Registry, Settings, job
+from worker.db.engine import Database
+from worker.job.definition import CronLine
+from worker.ledger import Ledger
+from worker.queue.store import QueueStore
+from worker.runtime.scheduler import Cron, firing_id
+
+
+@job(cron=["30 1 * * *", "0 12 * * *"], timezone="Europe/London")
+async def nightly(ctx: JobContext) -> None:
+    """Due twice a day."""
+
+
+@job(cron="* * * * *")
+async def each_minute(ctx: JobContext) -> None:
+    """Due each minute."""
+
+
+async def scheduler(
+    database: Database, redis: Redis, settings: Settings, one: Job[..., Any], now: datetime, **rules: Any
+) -> Cron:
+    """Return the cron of one worker, started at a given time."""
+    store = QueueStore(redis, "test")
+    cron = Cron(Registry([one]), Ledger(database), store, with_worker(settings, **rules).worker)
+    await cron.start(now)
+    return cron
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+async def test_of_many_workers_one_enqueues(database: Database, redis: Redis, settings: Settings) -> None:
+    began = at("2026-11-23 10:00:30")
+    crons = [await scheduler(database, redis, settings, each_minute, began) for _ in range(5)]
+    fired: list[str] = []
+    for minute in range(1, 11):
+        moment = began + timedelta(minutes=minute)
+        for ids in await asyncio.gather(*(cron.look(moment) for cron in crons)):
+            fired += ids
+    assert len(fired) == len(set(fired)) == 10
+    assert await redis.zcard("arq:queue") == 10
+
+
+async def test_a_worker_that_comes_late_repeats_nothing(database: Database, redis: Redis, settings: Settings) -> None:
+    began = at("2026-11-23 10:00:30")
+    punctual = await scheduler(database, redis, settings, each_minute, began)
+    late = await scheduler(database, redis, settings, each_minute, began)
+    assert len(await punctual.look(began + timedelta(minutes=1))) == 1
+    await redis.delete(*await redis.keys("arq:*"))  # it has run, and its result was not kept
+    assert await late.look(began + timedelta(minutes=1)) == []
+
+
+async def test_a_redis_that_has_lost_its_data_repeats_nothing(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    first = await scheduler(database, redis, settings, each_minute, began)
+    assert len(await first.look(began + timedelta(minutes=1))) == 1
+    await redis.flushall()
+    restarted = await scheduler(database, redis, settings, each_minute, began + timedelta(seconds=40))
+    assert await restarted.look(began + timedelta(seconds=50)) == []
+
+
+async def test_a_redis_that_forgets_between_two_workers_looks_repeats_nothing(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    one, two = [await scheduler(database, redis, settings, each_minute, began) for _ in range(2)]
+    assert len(await one.look(began + timedelta(minutes=1))) == 1
+    await redis.flushall()
+    assert await two.look(began + timedelta(minutes=1)) == []
+    assert len(await two.look(began + timedelta(minutes=2))) == 1
+
+
+async def test_a_worker_that_dies_between_redis_and_ledger_repeats_nothing(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    dying, other = [await scheduler(database, redis, settings, each_minute, began) for _ in range(2)]
+    fire = dying._store.fire
+
+    async def fire_and_die(*args: Any, **options: Any) -> bool:
+        await fire(*args, **options)
+        raise OSError("dead")
+
+    dying._store.fire = fire_and_die  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="dead"):
+        await dying.look(began + timedelta(minutes=1))
+    await redis.delete(*await redis.keys("arq:*"))  # it has run, and its result was not kept
+    assert await other.look(began + timedelta(minutes=1)) == []
+    assert len(await other.look(began + timedelta(minutes=2))) == 1
+
+
+@pytest.mark.parametrize(("catch_up", "runs"), [("once", 1), ("skip", 0)])
+async def test_missed_times_are_caught_up_once_or_skipped(
+    database: Database, redis: Redis, settings: Settings, catch_up: str, runs: int
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    before = await scheduler(database, redis, settings, nightly, began)
+    assert await before.look(began) == []
+    later = at("2026-11-26 18:00:00")  # three nights without a worker
+    after = await scheduler(database, redis, settings, nightly, later, cron_catch_up=catch_up)
+    fired = await after.look(later)
+    assert len(fired) == 2 * runs  # one for each of its two lines
+    if runs:
+        assert firing_id("nightly", str(nightly.cron[0]), at("2026-11-26 01:30:00")) in fired
+    assert await after.look(later + timedelta(minutes=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("day", "due"),
+    [
+        # 01:30 is skipped on 29 March 2026 in London (01:00 becomes 02:00): it runs at once after the change.
+        ("2026-03-28 12:30:00", ["2026-03-29 01:00:00", "2026-03-30 00:30:00"]),
+        # 01:30 comes twice on 25 October 2026 (02:00 becomes 01:00): it runs the first time.
+        ("2026-10-24 12:30:00", ["2026-10-25 00:30:00", "2026-10-26 01:30:00"]),
+    ],
+)
+def test_both_changes_of_the_clock_have_one_due_time(day: str, due: list[str]) -> None:
+    line = CronLine("30 1 * * *", "Europe/London")
+    first = line.next_after(at(day))
+    second = line.next_after(first)
+    assert [moment.astimezone(UTC) for moment in (first, second)] == [at(text) for text in due]
+
+
+async def test_several_workers_run_a_due_job_once(
+    fast: Settings, client: Client, database: Database, redis: Redis
+) -> None:
+    async with database.connection() as connection:  # last seen two minutes ago: there is one to catch up
+        from worker.ledger.queries import query
+
+        due = datetime.now(UTC) - timedelta(minutes=2)
+        values = {"job": "each_minute", "line": str(each_minute.cron[0]), "due_at": due}
+        await connection.execute(query("fire_cron"), values)
+    async with working(fast, each_minute), working(with_worker(fast, name="two"), each_minute):
+        results = await until(lambda: redis.keys("arq:result:cron:each_minute:*"))
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(
+    ("cron", "timezone", "message"),
+    [
+        ("61 * * * *", "UTC", "write five fields"),
+        ("* * *", "UTC", "write five fields"),
+        ("* * * * *", "Europe/Lundon", "there is no time zone"),
+    ],
+)
+def test_wrong_cron_lines_are_refused_at_import(cron: str, timezone: str, message: str) -> None:
+    with pytest.raises(RegistrationError, match=message):
+
+        @job(cron=cron, timezone=timezone)
+        async def wrong(ctx: JobContext) -> None: ...
+
+
+def test_a_cron_job_needs_defaults() -> None:
+    with pytest.raises(RegistrationError, match="give it a default"):
+
+        @job(cron="* * * * *")
+        async def wrong(ctx: JobContext, days: int) -> None: ...

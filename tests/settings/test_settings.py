@@ -1,0 +1,53 @@
+"""settings.toml, environment and command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings.model import load_settings, load_with_origins, mask_passwords
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[worker]\nmax_jobs = 3\nmax_tries = 4\nlease_seconds = 7\n")
+    settings, origins = load_with_origins(
+        file, {"worker": {"max_tries": 6}}, {"LONGHAUL_WORKER__MAX_TRIES": "5", "LONGHAUL_WORKER__LEASE_SECONDS": "8"}
+    )
+    assert (settings.worker.max_jobs, settings.worker.lease_seconds, settings.worker.max_tries) == (3, 8, 6)
+    assert origins["worker.max_jobs"] == str(file)
+    assert origins["worker.lease_seconds"] == "environment LONGHAUL_WORKER__LEASE_SECONDS"
+    assert origins["worker.max_tries"] == "command line"
+    assert origins["worker.queue"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[worker]\nmax_job = 3", "worker.max_job; did you mean worker.max_jobs"),
+        ("[workr]\nmax_jobs = 3", "workr.*did you mean worker"),
+        ("[worker]\nmax_jobs = 'many'", "worker.max_jobs = 'many'"),
+        ("[worker\n", "not valid TOML"),
+    ],
+)
+def test_a_typing_error_names_file_key_and_the_nearest_key(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings(file, environment={})
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_postgresql_urls_become_those_of_asyncpg(scheme: str) -> None:
+    settings = load_settings(environment={"DATABASE_URL": f"{scheme}://u:p@h:1/d?sslmode=require"})
+    assert settings.database.url == "postgresql+asyncpg://u:p@h:1/d?ssl=require"
+    assert "p@" not in mask_passwords(settings.database.url)
+
+
+def test_a_pool_that_is_too_small_is_a_warning() -> None:
+    assert load_settings(environment={}).pool_warning() is None
+    small = load_settings(environment={}, overrides={"database": {"pool_size": 2, "max_overflow": 0}})
+    assert "worker.max_jobs" in (small.pool_warning() or "")

@@ -1,0 +1,375 @@
+"""`Worker`: takes what `arq.Worker` takes, and runs it on our queue; docs/from-arq.md says what differs, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta, tzinfo
+from signal import Signals
+from typing import Any, TypedDict, Unpack
+from urllib.parse import quote, urlencode
+
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.cron import CronJob
+from arq.jobs import Deserializer, Serializer
+from arq.utils import import_string
+from arq.worker import Function, func
+from arq.worker import Worker as StockWorker
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import RedisError
+
+from worker.arq_compat.codec import ArqCodec
+from worker.arq_compat.queue_worker import ArqQueueWorker
+from worker.errors import RegistrationError, ServerUnavailable
+from worker.job.definition import Job
+from worker.job.registry import Registry
+from worker.observe.mirror import Mirror
+from worker.queue.connection import connection_pool
+from worker.queue.outage_log import Outage
+from worker.runtime.launch import serve
+from worker.runtime.worker import check_redis, connect_redis, worker_name
+from worker.settings.model import Settings, load_with_origins
+
+logger = logging.getLogger("worker")
+
+Seconds = int | float | timedelta
+Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
+_A_HUNDRED_YEARS = 3.2e9
+
+
+class ArqArguments(TypedDict, total=False):
+    """Arguments of `arq.Worker`, as arq documents them."""
+
+    queue_name: str | None
+    cron_jobs: Sequence[CronJob] | None
+    redis_settings: RedisSettings | None
+    redis_pool: ArqRedis | None
+    burst: bool
+    on_startup: Hook | None
+    on_shutdown: Hook | None
+    on_job_start: Hook | None
+    on_job_end: Hook | None
+    after_job_end: Hook | None
+    handle_signals: bool
+    job_completion_wait: int
+    max_jobs: int
+    job_timeout: Seconds
+    keep_result: Seconds
+    keep_result_forever: bool
+    poll_delay: Seconds
+    queue_read_limit: int | None
+    max_tries: int
+    health_check_interval: Seconds
+    health_check_key: str | None
+    ctx: dict[Any, Any] | None
+    retry_jobs: bool
+    allow_abort_jobs: bool
+    max_burst_jobs: int
+    job_serializer: Serializer | None
+    job_deserializer: Deserializer | None
+    expires_extra_ms: int
+    timezone: tzinfo | None
+    log_results: bool
+
+
+class Worker(StockWorker):
+    """Runs arq's functions, and `@job` functions beside them.
+
+    Args:
+        functions: coroutine functions of arq's form, results of `arq.worker.func`, dotted names, or jobs of `@job`.
+        settings: for what arq has no argument for: leases, Redis's timeouts, PostgreSQL. By default those of
+            `settings.toml` and the environment where there is a `@job`, and of the variables `LONGHAUL_*` and
+            `REDIS_URL` alone where there is none: no PostgreSQL is needed then.
+        accept_pickle: whether pickles are read, as arq does: whoever can write to Redis can then run any code here.
+            False refuses them; it is the default where `job_deserializer` is given, which then reads all.
+        arguments: those of `arq.Worker`.
+
+    Raises:
+        RegistrationError: nobody can tell where Redis is, or a `@job` has no database.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Function | Job[..., Any] | Callable[..., Awaitable[Any]] | str] = (),
+        *,
+        settings: Settings | None = None,
+        accept_pickle: bool | None = None,
+        **arguments: Unpack[ArqArguments],
+    ) -> None:
+        jobs, others = _sorted(functions)
+        self._registry = Registry(jobs)
+        for job in jobs:
+            job.check()
+        self.settings = _settings(settings, arguments, needs_database=bool(jobs))
+        if arguments.get("redis_pool") is None and arguments.get("redis_settings") is None:
+            self._url = self.settings.redis.url
+        else:
+            self._url = _url(arguments.get("redis_settings"), arguments.get("redis_pool"))
+        self._asked_to_stop: Signals | None = None
+        self._queue: ArqQueueWorker | None = None
+        named = [func(job.function, name=job.name) for job in jobs]  # type: ignore[arg-type]
+        super().__init__(functions=[*others, *named], **arguments)  # type: ignore[arg-type]
+        self._given_settings = arguments.get("redis_settings")
+        self._accepts_pickle = self.job_deserializer is None if accept_pickle is None else accept_pickle
+        self._warns = accept_pickle is None and self._accepts_pickle
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def main(self) -> None:
+        """Run until a signal, or, in a burst, until the queue is empty. Leaves the connection open for `close`.
+
+        Raises:
+            ServerUnavailable: Redis does not answer, or PostgreSQL, where a `@job` needs it.
+            DatabaseNotMigrated: a `@job` needs it, and `worker migrate` has not been run.
+        """
+        self._idle.clear()
+        try:
+            if self._pool is None:
+                self._pool = await self._connect()
+            if self._warns:
+                logger.warning(
+                    "pickles from Redis are read, as arq does: whoever can write there can run any code here. "
+                    "accept_pickle=True says that this is wanted; job_serializer and job_deserializer end it"
+                )
+            self.ctx["redis"] = self.pool
+            if self.on_startup:
+                await self.on_startup(self.ctx)
+            await self._work()
+        finally:
+            self._queue = None
+            self._idle.set()
+
+    async def _connect(self) -> ArqRedis:
+        if self._given_settings is not None:
+            try:
+                return await create_pool(
+                    self._given_settings,
+                    job_serializer=self.job_serializer,
+                    job_deserializer=self.job_deserializer,
+                    default_queue_name=self.queue_name,
+                    expires_extra_ms=self.expires_extra_ms,
+                )
+            except (RedisError, OSError) as error:
+                shown = f"{self._given_settings.host}:{self._given_settings.port}"
+                raise ServerUnavailable(f"Redis at {shown}: {str(error).rstrip('.')}: see redis_settings") from error
+        pool = ArqRedis(
+            connection_pool(self._settings_in_force()),
+            job_serializer=self.job_serializer,
+            job_deserializer=self.job_deserializer,
+            default_queue_name=self.queue_name,
+            expires_extra_ms=self.expires_extra_ms,
+        )
+        await check_redis(pool, self.settings)
+        return pool
+
+    async def _work(self) -> None:
+        settings = self._settings_in_force()
+        redis = connect_redis(settings)
+        outage = Outage()
+        mirror = Mirror(redis, settings, worker_name(settings), outage)
+        codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
+        queue = ArqQueueWorker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
+        self._queue = queue
+        if self._asked_to_stop is not None:
+            queue.drain(self._asked_to_stop)
+        try:
+            working = asyncio.create_task(serve(queue, mirror))
+            try:
+                await asyncio.shield(working)
+            except asyncio.CancelledError:
+                queue.drain()  # its jobs go back to the queue before this ends
+                await working
+                raise
+        finally:
+            await queue.close()
+
+    def _settings_in_force(self) -> Settings:
+        own = self.settings
+        timeout = float("inf") if self.job_timeout_s is None else self.job_timeout_s
+        rules = own.worker.model_copy(
+            update={
+                "queue": self.queue_name,
+                "max_jobs": self.max_jobs,
+                "max_tries": self.max_tries,
+                "job_timeout_seconds": timeout,
+                "keep_result_seconds": _A_HUNDRED_YEARS if self.keep_result_forever else self.keep_result_s,
+                "drain_seconds": float(self._job_completion_wait),
+                "poll_seconds": min(max(self.poll_delay_s, 0.01), 5.0),
+                # A job that blocks the event loop has its lease as long as a stock worker would leave it to it.
+                "blocked_loop_seconds": max(own.worker.blocked_loop_seconds, self.in_progress_timeout_s),
+            }
+        )
+        redis = own.redis.model_copy(update={"url": self._url})
+        return own.model_copy(update={"worker": rules, "redis": redis})
+
+    # --- the end
+
+    def handle_sig(self, signum: Signals) -> None:
+        """Stop: running jobs are given `job_completion_wait` seconds, and then cancelled; the second time at once."""
+        known = Signals(signum)
+        logger.info(
+            "shutdown on %s ◆ %d jobs complete ◆ %d failed ◆ %d retries ◆ %d ongoing",
+            known.name,
+            self.jobs_complete,
+            self.jobs_failed,
+            self.jobs_retried,
+            len(self.tasks),
+        )
+        self._asked_to_stop = known
+        if self._queue is not None:
+            self._queue.drain(known)
+        if self.on_stop:
+            self.on_stop(known)
+
+    def handle_sig_wait_for_completion(self, signum: Signals) -> None:
+        """Stop; see `handle_sig`."""
+        self.allow_pick_jobs = False
+        self.handle_sig(signum)
+
+    async def close(self) -> None:
+        """Stop, if it still runs, and close the connection; `on_shutdown` comes before that."""
+        if self._queue is not None and not self._queue.house.draining:
+            self.handle_sig(signal.SIGUSR1)
+        await self._idle.wait()
+        if self._pool is None:
+            return
+        try:
+            await self.pool.delete(self.health_check_key)
+        except RedisError:
+            logger.debug("the health check key stays until it expires")
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.pool.aclose(close_connection_pool=True)
+        self._pool = None
+
+
+def get_kwargs(settings_cls: Any) -> dict[str, Any]:
+    """Return the arguments of `Worker` that a class `WorkerSettings`, or a dictionary, has."""
+    known = {*ArqArguments.__annotations__, "functions", "settings", "accept_pickle"}
+    values = settings_cls if isinstance(settings_cls, Mapping) else settings_cls.__dict__
+    return {name: value for name, value in values.items() if name in known}
+
+
+def create_worker(settings_cls: Any, **arguments: Any) -> Worker:
+    """Return the worker of a class `WorkerSettings`; `arguments` win over it."""
+    return Worker(**{**get_kwargs(settings_cls), **arguments})
+
+
+def run_worker(settings_cls: Any, **arguments: Any) -> Worker:
+    """Run the worker of a class `WorkerSettings` until its end; see `create_worker`."""
+    worker = create_worker(settings_cls, **arguments)
+    worker.run()
+    return worker
+
+
+def _sorted(functions: Sequence[Any]) -> tuple[list[Job[..., Any]], list[Function]]:
+    """Return our jobs and arq's functions."""
+    jobs: list[Job[..., Any]] = []
+    others: list[Function] = []
+    for one in functions:
+        found = import_string(one) if isinstance(one, str) else one
+        if isinstance(found, Job):
+            jobs.append(found)
+        else:
+            others.append(func(one))
+    return jobs, others
+
+
+def _settings(given: Settings | None, arguments: ArqArguments, *, needs_database: bool) -> Settings:
+    if given is not None:
+        return given
+    if needs_database:
+        found, origins = load_with_origins()
+        if origins["database.url"] == "default":
+            raise RegistrationError("a @job needs PostgreSQL: set DATABASE_URL, or database.url in settings.toml")
+        return found
+    # A project that has only arq's functions may have a DATABASE_URL and a settings.toml of its own.
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    if arguments.get("redis_settings") is not None or arguments.get("redis_pool") is not None:
+        environment.pop("REDIS_URL", None)
+    return load_with_origins(environment.get("LONGHAUL_SETTINGS") or os.devnull, environment=environment)[0]
+
+
+def _url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
+    """Return the URL of what arq's settings, or a pool, connect to."""
+    if pool is not None:
+        return _url_of_pool(pool.connection_pool)
+    assert given is not None  # noqa: S101
+    if given.sentinel == isinstance(given.host, str):
+        raise RegistrationError("redis_settings: with sentinel=True, host is a list of Sentinels; else it is one name")
+    options: dict[str, Any] = {}
+    if given.ssl:
+        options = {
+            "ssl_cert_reqs": given.ssl_cert_reqs,
+            "ssl_keyfile": given.ssl_keyfile,
+            "ssl_certfile": given.ssl_certfile,
+            "ssl_ca_certs": given.ssl_ca_certs,
+            "ssl_ca_data": given.ssl_ca_data,
+            "ssl_check_hostname": given.ssl_check_hostname,
+        }
+    return _joined(
+        ssl=given.ssl,
+        path=given.unix_socket_path,
+        hosts=[(given.host, given.port)] if isinstance(given.host, str) else given.host,
+        service=given.sentinel_master if given.sentinel else None,
+        database=given.database,
+        username=given.username,
+        password=given.password,
+        # arq has TLS to the servers alone
+        options=options | ({"sentinel_ssl": False} if given.sentinel and given.ssl else {}),
+    )
+
+
+def _url_of_pool(pool: Any) -> str:
+    values, kind = pool.connection_kwargs, pool.connection_class
+    by_sentinel = isinstance(pool, SentinelConnectionPool)
+    is_unix = issubclass(kind, UnixDomainSocketConnection)
+    if not is_unix and not by_sentinel and "host" not in values:
+        raise RegistrationError(f"redis_pool: {kind.__name__} is no connection to a server by host and port")
+    ssl = issubclass(kind, SSLConnection)
+    options = {name: value for name, value in values.items() if name.startswith("ssl_")} if ssl else {}
+    hosts = [(values.get("host", "localhost"), values.get("port", 6379))]
+    if by_sentinel:
+        asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
+        hosts = [(one["host"], one["port"]) for one in asked]
+        options |= {f"sentinel_{name}": asked[0].get(name) for name in ("username", "password")}
+        if ssl and not issubclass(pool.sentinel_manager.sentinels[0].connection_pool.connection_class, SSLConnection):
+            options["sentinel_ssl"] = False
+    return _joined(
+        ssl=ssl,
+        path=values.get("path") if is_unix else None,
+        hosts=hosts,
+        service=pool.service_name if by_sentinel else None,
+        database=values.get("db") or 0,
+        username=values.get("username"),
+        password=values.get("password"),
+        options=options,
+    )
+
+
+def _joined(
+    *,
+    ssl: bool,
+    path: str | None,
+    hosts: Sequence[tuple[str, int]],
+    service: str | None,
+    database: int,
+    username: str | None,
+    password: str | None,
+    options: Mapping[str, Any],
+) -> str:
+    who = quote(username or "", safe="")
+    if password:
+        who += f":{quote(password, safe='')}"
+    who += "@" if who else ""
+    query = {name: value for name, value in options.items() if value is not None}
+    if path:
+        return f"unix://{who}{path}?{urlencode({'db': database, **query})}"
+    scheme = f"{'rediss' if ssl else 'redis'}{'' if service is None else '+sentinel'}"
+    shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
+    path = f"/{database}" if service is None else f"/{quote(service, safe='')}/{database}"
+    return f"{scheme}://{who}{shown}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -1,0 +1,105 @@
+"""`worker run`, `worker migrate`: what a deployment starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from arq.utils import import_string
+
+from worker.arq_compat.worker import create_worker
+from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, open_database, out, run_async, state
+from worker.db.migrate import migrate
+from worker.errors import RegistrationError
+from worker.observe.logs import configure
+from worker.runtime.launch import run as run_worker
+from worker.runtime.supervisor import Supervisor
+from worker.settings.model import Settings
+
+#: Exit codes of what no restart cures: wrong settings, a ledger not migrated, jobs that cannot be loaded.
+HOPELESS = (EXIT_CONFIG, EXIT_USAGE)
+
+
+@app.command()
+def run(
+    burst: Annotated[bool, typer.Option(help="End when nothing is due any more.")] = False,
+    migrate: Annotated[bool, typer.Option("--migrate", help="Bring the ledger's schema up to date first.")] = False,
+    name: Annotated[str | None, typer.Option(help="worker.name")] = None,
+    queue: Annotated[str | None, typer.Option(help="worker.queue")] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="worker.max_jobs")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes, supervised by this one.")] = 1,
+    arq: Annotated[
+        str | None, typer.Option(metavar="MODULE.CLASS", help="Run an arq project's WorkerSettings instead.")
+    ] = None,
+) -> None:
+    """Run a worker until SIGTERM (or Ctrl-C), which drains it; a second one hastens."""
+    if arq is not None:
+        if migrate:
+            raise typer.BadParameter("--migrate is for our own jobs: run `worker migrate`", param_hint="--arq")
+        if processes > 1:
+            raise typer.Exit(_supervise(["--arq", arq], processes, burst, name, queue, max_jobs))
+        given = {"burst": burst or None, "queue_name": queue, "max_jobs": max_jobs}
+        _run_arq(arq, name, {argument: value for argument, value in given.items() if value is not None})
+        return
+    settings, _ = state.load({"worker": {"name": name, "queue": queue, "max_jobs": max_jobs}})
+    if processes == 1:
+        run_worker(settings, burst=burst, migrate_first=migrate)
+        return
+    configure(settings.log)
+    if migrate:
+        run_async(_migrate(settings), settings)
+    raise typer.Exit(_supervise([], processes, burst, settings.worker.name, queue, max_jobs))
+
+
+def _supervise(
+    options: list[str], processes: int, burst: bool, name: str | None, queue: str | None, max_jobs: int | None
+) -> int:
+    """Run several processes of this command; returns the exit code."""
+    named = None if name is None else f"{name}-{{number}}"
+    given = [("--name", named), ("--queue", queue), ("--max-jobs", max_jobs)]
+    command = [sys.executable, "-m", "worker", *_global_options(), "run", *options, *(["--burst"] if burst else [])]
+    command += [part for option, value in given if value is not None for part in (option, str(value))]
+    return Supervisor(command, processes, hopeless=HOPELESS).run()
+
+
+def _global_options() -> list[str]:
+    """Return what stands before the command, for another process."""
+    found = ["--settings", state.file] if state.file else []
+    return found + [part for text in state.sets for part in ("--set", text)]
+
+
+def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
+    if str(Path.cwd()) not in sys.path:  # as arq's own command line does
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = import_string(place)
+    except ImportError as error:
+        raise RegistrationError(f"--arq {place}: {error}") from error
+    if name is not None:
+        os.environ["LONGHAUL_WORKER__NAME"] = name
+    if state.file or state.sets:
+        given = given | {"settings": state.load()[0]}
+    asyncio.set_event_loop(asyncio.new_event_loop())  # the worker takes it when it is made
+    worker = create_worker(found, **given)
+    configure(worker.settings.log)
+    worker.run()
+
+
+@app.command(name="migrate")
+def migrate_() -> None:
+    """Bring the ledger's tables (schema `worker`) up to date."""
+    settings, _ = state.load()
+    out.print(f"schema worker is at revision {run_async(_migrate(settings), settings)}")
+
+
+async def _migrate(settings: Settings) -> str:
+    database = open_database(settings)
+    try:
+        await database.check()
+        return await migrate(database)
+    finally:
+        await database.close()

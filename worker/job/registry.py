@@ -1,0 +1,94 @@
+"""The jobs of a process: by name, and where they are found."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from worker.errors import RegistrationError, UnknownJob
+from worker.job.definition import Job, place_of
+
+
+class Registry(Mapping[str, Job[..., Any]]):
+    """Jobs by name."""
+
+    def __init__(self, jobs: Iterable[Job[..., Any]] = ()) -> None:
+        self._jobs: dict[str, Job[..., Any]] = {}
+        for one in jobs:
+            self.add(one)
+
+    def add(self, one: Job[..., Any]) -> None:
+        """Add a job.
+
+        Raises:
+            RegistrationError: another function has its name.
+        """
+        known = self._jobs.get(one.name)
+        if known is not None and known.function is not one.function:
+            raise RegistrationError(
+                f"job {one.name!r} is defined twice: in {place_of(known.function)} and in {place_of(one.function)}; "
+                f"rename one, or give it @job(name=...)"
+            )
+        self._jobs[one.name] = one
+
+    def __getitem__(self, name: str) -> Job[..., Any]:
+        return self._jobs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def find(self, name: str) -> Job[..., Any]:
+        """Return the job of that name.
+
+        Raises:
+            UnknownJob: there is none; the message names the nearest.
+        """
+        if name in self._jobs:
+            return self._jobs[name]
+        near = difflib.get_close_matches(name, self._jobs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(self._jobs)) or 'none'}"
+        raise UnknownJob(f"there is no job {name!r}{hint}")
+
+
+def discover(packages: Iterable[str]) -> Registry:
+    """Import packages with all their modules, and return the jobs in them.
+
+    Raises:
+        RegistrationError: a package or module cannot be imported, or a job is defined twice.
+    """
+    registry = Registry()
+    for package in packages:
+        for module in _modules(package):
+            for value in vars(module).values():
+                if isinstance(value, Job) and value.function.__module__ == module.__name__:
+                    registry.add(value)
+    for one in registry.values():
+        one.check()
+    return registry
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = _import(package)
+    yield root
+    for found in pkgutil.walk_packages(getattr(root, "__path__", []), prefix=f"{package}."):
+        if not found.name.endswith(".__main__"):
+            yield _import(found.name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise RegistrationError(
+                f"worker.packages: there is no package {name!r}; start the worker in the project's folder, or "
+                f"correct worker.packages"
+            ) from None
+        raise RegistrationError(f"{name}: {error}") from error

@@ -1,0 +1,194 @@
+"""Dead letters: what has failed for good stays, with arguments, error, traceback and tries.
+
+Runs with a durable loop are in the ledger, where they stay; all other jobs are in the hash `worker:dead`, for
+`worker.keep_dead_seconds`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
+sorted set `worker:dead:at` has their times: who wants the newest of very many reads no more than those.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from worker.errors import InvalidPayload
+from worker.ledger import Ledger
+from worker.ledger.records import DeadRun
+from worker.queue import keys
+from worker.queue.payload import decode_payload
+
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A run that has failed for good.
+
+    Attributes:
+        id: of the run.
+        job: its name; empty where its payload could not be read.
+        queue: where it was.
+        tries: number of the last one.
+        at: when it failed.
+        error: in one line.
+        traceback: its end.
+        payload: as it lay in the queue.
+        in_ledger: whether the ledger has it.
+    """
+
+    id: str
+    job: str
+    queue: str
+    tries: int
+    at: datetime
+    error: str
+    traceback: str
+    payload: bytes
+    in_ledger: bool
+
+    @classmethod
+    def read(cls, run_id: str, raw: bytes) -> DeadLetter | None:
+        """Return a letter of `worker:dead`; None for what none of our workers has written."""
+        try:
+            values = json.loads(raw)
+            encoded = values.get("payload_base64")
+            return cls(
+                id=run_id,
+                job=values.get("job", ""),
+                queue=values["queue"],
+                tries=values["tries"],
+                at=datetime.fromisoformat(values["at"]),
+                error=values["error"],
+                traceback=values.get("traceback", ""),
+                payload=values["payload"].encode() if encoded is None else base64.b64decode(encoded),
+                in_ledger=values.get("ledger", False),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @classmethod
+    def of_run(cls, run: DeadRun) -> DeadLetter:
+        """Return the letter of a run of the ledger."""
+        return cls(
+            id=run.id,
+            job=run.job,
+            queue=run.queue,
+            tries=run.attempt,
+            at=run.finished_at,
+            error=run.error or "",
+            traceback=run.traceback or "",
+            payload=run.payload.encode(),
+            in_ledger=True,
+        )
+
+    @property
+    def arguments(self) -> Any:
+        """Its arguments: by name; a list before them where there are any by place; or the payload that has none."""
+        try:
+            payload = decode_payload(self.payload, accept_pickle=False)
+        except InvalidPayload:
+            return self.payload.decode(errors="backslashreplace")
+        return [*payload.args, payload.kwargs] if payload.args else payload.kwargs
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which letters are meant: those that are all of this.
+
+    Attributes:
+        ids: of these runs.
+        job: of this job.
+        before: that failed before this moment.
+    """
+
+    ids: tuple[str, ...] | None = None
+    job: str | None = None
+    before: datetime | None = None
+
+    def has(self, letter: DeadLetter) -> bool:
+        """Tell whether a letter is meant."""
+        return (
+            (self.ids is None or letter.id in self.ids)
+            and (self.job is None or letter.job == self.job)
+            and (self.before is None or letter.at < self.before)
+        )
+
+
+async def dead_letters(redis: Redis, ledger: Ledger, chosen: Chosen, limit: int | None = None) -> list[DeadLetter]:
+    """Return what has failed for good, in the ledger and outside of it, the newest first."""
+    ids = None if chosen.ids is None else list(chosen.ids)
+    runs = await ledger.dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)
+    found = [DeadLetter.of_run(run) for run in runs]
+    in_ledger = {run.id for run in runs}
+    async for letter in _letters(redis, chosen.ids):
+        if not letter.in_ledger and letter.id not in in_ledger and chosen.has(letter):
+            found.append(letter)
+            if limit is not None and len(found) > 2 * limit + _AT_ONCE:
+                found = _newest(found, limit)
+    return _newest(found, limit)
+
+
+async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -> None:
+    """Forget letters: those of the ledger with their steps and their rows in quarantine."""
+    for first in range(0, len(letters), _AT_ONCE):
+        part = letters[first : first + _AT_ONCE]
+        await ledger.delete_dead([letter.id for letter in part if letter.in_ledger])
+        await forget_letters(redis, [letter.id for letter in part])
+
+
+async def prune_dead(redis: Redis, keep_seconds: float) -> int:
+    """Forget letters of `worker:dead` that are older.
+
+    It also notes the times of letters that have none in `worker:dead:at`: those of workers of an older version.
+
+    Returns:
+        Their number.
+    """
+    before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
+    old, times = [], {}
+    async for letter in _letters(redis, None):
+        if letter.at < before:
+            old.append(letter.id)
+        else:
+            times[letter.id] = round(letter.at.timestamp() * 1000)
+        if len(times) >= _AT_ONCE:
+            await redis.zadd(keys.DEAD_AT, times, nx=True)
+            times = {}
+    if times:
+        await redis.zadd(keys.DEAD_AT, times, nx=True)
+    for first in range(0, len(old), _AT_ONCE):
+        await forget_letters(redis, old[first : first + _AT_ONCE])
+    await redis.zremrangebyscore(keys.DEAD_AT, "-inf", round(before.timestamp() * 1000))
+    return len(old)
+
+
+async def forget_letters(redis: Redis, ids: list[str]) -> None:
+    """Forget letters of `worker:dead`, and when they were written."""
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.hdel(keys.DEAD, *ids)
+    pipeline.zrem(keys.DEAD_AT, *ids)
+    await pipeline.execute()
+
+
+async def _letters(redis: Redis, ids: tuple[str, ...] | None) -> AsyncIterator[DeadLetter]:
+    """Read letters a few at a time: there may be many, and tracebacks are long."""
+    if ids is not None:
+        for run_id in ids:
+            raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))
+            if raw is not None and (letter := DeadLetter.read(run_id, raw)) is not None:
+                yield letter
+        return
+    seen: set[bytes] = set()  # SCAN may return a field twice
+    async for name, raw in redis.hscan_iter(keys.DEAD, count=_AT_ONCE):
+        if name not in seen and (letter := DeadLetter.read(name.decode(errors="replace"), raw)) is not None:
+            seen.add(name)
+            yield letter
+
+
+def _newest(letters: list[DeadLetter], limit: int | None) -> list[DeadLetter]:
+    return sorted(letters, key=lambda letter: letter.at, reverse=True)[:limit]

@@ -1,0 +1,14 @@
+"""The Lua scripts, each a file that says what it does; a line `-- include <name>.lua` stands for that part."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def script(name: str) -> str:
+    """Return the text of `<name>.lua`."""
+    text = files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return re.sub(r"^-- include (\w+)\.lua$", lambda found: script(found[1]), text, flags=re.MULTILINE)

@@ -1,0 +1,1 @@
+"""The worker process: fetcher, executor, completer, leases, limiter, scheduler, rescuer, pruner."""

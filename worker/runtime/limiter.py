@@ -1,0 +1,65 @@
+"""Limits at work: a claimed job enters, or goes back to the queue until its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Any, NamedTuple, cast
+
+from redis.asyncio import Redis
+
+from worker.job.definition import Job
+from worker.queue import keys
+from worker.queue.scripts import script
+from worker.queue.store import Claim
+
+#: Longest wait for a place: its owner may have died without giving it back.
+_PLACE_SECONDS = 5.0
+
+
+class Held(NamedTuple):
+    """Why a job has to wait.
+
+    Attributes:
+        seconds: until it is due again, at most.
+        why: limit or rate.
+    """
+
+    seconds: float
+    why: str
+
+
+class Gates:
+    """The limits of all jobs.
+
+    Args:
+        redis: where they are.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._enter = redis.register_script(script("acquire"))
+        self._leave = redis.register_script(script("release"))
+
+    async def enter(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> Held | None:
+        """Let a job in; or return how long it has to wait."""
+        limits = job.limits
+        assert limits is not None  # noqa: S101
+        rate = limits.rate
+        limited, rated = _scope(job.name, limits.limit_by, arguments), _scope(job.name, limits.rate_by, arguments)
+        names = [keys.LIMIT + limited, keys.HELD + limited, keys.RATE + rated, keys.RESERVED + claim.run_id]
+        values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.limit]
+        values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
+        answer = self._enter(keys=[*names, keys.LIMITS, keys.RATES], args=values)
+        wait_ms, why = await cast(Awaitable[Any], answer)
+        return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
+
+    async def leave(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
+        """Give a place back."""
+        limits = job.limits
+        if limits is not None and limits.limit:
+            scope = _scope(job.name, limits.limit_by, arguments)
+            names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
+            await cast(Awaitable[Any], self._leave(keys=names, args=[claim.run_id, keys.PRIORITY]))
+
+
+def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:
+    return job if by is None else f"{job}:{arguments.get(by)}"

@@ -1,0 +1,93 @@
+"""Pruning: what has ended long ago goes, so that neither server grows for ever.
+
+Dead letters after `worker.keep_dead_seconds`, ended runs of the ledger after `worker.keep_runs_days`, and, after a day,
+orders of arq's clients to abort what is no job (any more): nobody else takes those back. Of all workers one does it,
+once an hour, a few runs at a time between the rest of its housekeeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+
+from redis.exceptions import WatchError
+
+from worker.ledger import Ledger
+from worker.ledger.records import EndedRun
+from worker.queue import keys
+from worker.queue.dead_letters import forget_letters, prune_dead
+from worker.queue.store import QueueStore
+from worker.settings.model import WorkerSettings
+
+logger = logging.getLogger("worker.prune")
+
+#: Pause between two questions whether it is time.
+_ASK_SECONDS = 600.0
+_PAUSE_SECONDS = 3600
+_RUNS_AT_ONCE = 500
+_DAY_SECONDS = 86_400.0
+#: Life of an order to abort, where the queue does not know its job.
+_ABORT_SECONDS = _DAY_SECONDS
+
+
+class Prune:
+    """Looks, now and then, for what is too old.
+
+    Args:
+        store: the queue.
+        ledger: the durable truth; None where there is no database.
+        rules: what is too old.
+    """
+
+    def __init__(self, store: QueueStore, ledger: Ledger | None, rules: WorkerSettings) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._rules = rules
+        self._next = 0.0
+        self._walking = False
+        self._last: EndedRun | None = None
+
+    async def look(self) -> None:
+        """Do what is due: one small part of it."""
+        if self._walking:
+            await self._forget_runs()
+            return
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _ASK_SECONDS
+        redis, now = self._store.redis, datetime.now(UTC).isoformat(timespec="seconds")
+        if not await redis.set(keys.PRUNED, now, nx=True, ex=_PAUSE_SECONDS):
+            return
+        await prune_dead(redis, self._rules.keep_dead_seconds)
+        await self.forget_aborts()
+        self._walking, self._last = self._ledger is not None and self._rules.keep_runs_days > 0, None
+
+    async def forget_aborts(self) -> int:
+        """Take back orders to abort that are a day old, of jobs that the queue does not know. Returns their number."""
+        before = (await self._store.time()).timestamp() - _ABORT_SECONDS
+        async with self._store.redis.pipeline(transaction=True) as pipeline:
+            await pipeline.watch(keys.ABORT)  # an order that comes meanwhile may be for one that comes, too
+            old = await pipeline.zrangebyscore(keys.ABORT, "-inf", before * 1000)
+            unknown = [raw for raw in old if not await pipeline.exists(keys.JOB.encode() + raw)]
+            if not unknown:
+                return 0
+            pipeline.multi()  # type: ignore[no-untyped-call]
+            pipeline.zrem(keys.ABORT, *unknown)
+            try:
+                await pipeline.execute()
+            except WatchError:
+                return 0  # another time
+        return len(unknown)
+
+    async def _forget_runs(self) -> None:
+        assert self._ledger is not None  # noqa: S101
+        keep = self._rules.keep_runs_days * _DAY_SECONDS
+        forgotten = await self._ledger.forget_ended(keep_seconds=keep, after=self._last, limit=_RUNS_AT_ONCE)
+        dead = [run.id for run in forgotten if run.state == "dead"]
+        if dead:
+            await forget_letters(self._store.redis, dead)
+        if forgotten:
+            logger.info("forgot %d runs of the ledger that ended until %s", len(forgotten), forgotten[-1].finished_at)
+            self._last = forgotten[-1]
+        self._walking = len(forgotten) == _RUNS_AT_ONCE
