@@ -51,7 +51,7 @@ worker: setup  ## migrate and run a worker (embedded servers unless DATABASE_URL
 lock: setup  ## pin the newest versions that pyproject.toml admits
 	@$(PY) -m pip install -q --disable-pip-version-check uv
 	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-package longhaul --no-header --upgrade -q -o requirements.lock
+	  --generate-hashes --no-emit-package longhaul-worker --no-header --upgrade -q -o requirements.lock
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

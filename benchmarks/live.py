@@ -104,7 +104,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ThrottleContext:
     """Medians of the turns: with the walk, while it is paused, and how fast it went."""
 
     p50: float
@@ -131,7 +131,7 @@ class Live:
         self._settings = settings
         self._scale = scale
 
-    async def measure(self, case: Case) -> Seen:
+    async def measure(self, case: Case) -> ThrottleContext:
         """Run the load beside a walk that is paused and resumed in turn."""
         await prepare(self._bench)
         walked: list[Turn] = []
@@ -165,7 +165,7 @@ class Live:
         def median(turns: list[Turn], cent: int) -> float:
             return statistics.median(turn.percentile(ended, cent) for turn in turns)
 
-        return Seen(
+        return ThrottleContext(
             *(median(walked, 50), median(walked, 99), median(paused, 50), median(paused, 99)),
             statistics.median(turn.rows / (turn.last - turn.first) for turn in walked),
             sum(turn.rows for turn in walked) / max(1, sum(turn.batches for turn in walked)),

@@ -56,7 +56,7 @@ _BY_RULE = {
 
 
 @dataclass
-class Seen:
+class ThrottleContext:
     """What was there at one moment.
 
     Attributes:
@@ -85,10 +85,12 @@ class Seen:
         )
 
 
-async def look(redis: Redis, jobs: int, pid: int | None) -> Seen:
+async def look(redis: Redis, jobs: int, pid: int | None) -> ThrottleContext:
     """Look at every key, and at the worker."""
     memory = await redis.info("memory")
-    seen = Seen(jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else _rss_mb(pid))
+    seen = ThrottleContext(
+        jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else _rss_mb(pid)
+    )
     batch: list[bytes] = []
 
     async def weigh() -> None:
@@ -120,7 +122,7 @@ def _rss_mb(pid: int) -> float:
 @contextmanager
 def worker(environment: dict[str, str], log: IO[str], **settings: object) -> Iterator[subprocess.Popen[str]]:
     """Run a worker process; drain it at the end."""
-    values = {"packages": '["benchmarks.soak_jobs"]', "max_jobs": 100, "keep_result_seconds": _KEEP_RESULT_SECONDS}
+    values = {"packages": '["benchmarks.soak_jobs"]', "max_jobs": 100, "result_ttl_seconds": _KEEP_RESULT_SECONDS}
     more = {f"LONGHAUL_WORKER__{name.upper()}": str(value) for name, value in (values | settings).items()}
     more |= {"LONGHAUL_LOG__LEVEL": "ERROR", "LONGHAUL_DATABASE__POOL_SIZE": "20"}
     command = [sys.executable, "-m", "worker", "run"]
@@ -153,7 +155,7 @@ class Soak:
         self._environment = os.environ | {"DATABASE_URL": settings.database.url, "REDIS_URL": settings.redis.url}
         self._say = say
 
-    async def run(self, log: IO[str]) -> list[Seen]:
+    async def run(self, log: IO[str]) -> list[ThrottleContext]:
         """Let all jobs run. Returns what was seen before, at each tenth, and when all was over."""
         await migrate(self.database)
         await prepare(Bench(self.database, JobRunner(self.database, self.settings), 30))
@@ -177,10 +179,10 @@ class Soak:
             seen.append(await self._seen(self.jobs, process.pid))
         return seen
 
-    async def prune(self, log: IO[str]) -> Seen:
+    async def prune(self, log: IO[str]) -> ThrottleContext:
         """Let a worker prune, as if all were too old, and an hour had gone by."""
         await self.redis.delete(keys.PRUNED)
-        with worker(self._environment, log, keep_dead_seconds=0, keep_runs_days=1e-9) as process:
+        with worker(self._environment, log, dead_letter_ttl_days=0, run_retention_days=1e-9) as process:
             await self._patiently(self._is_pruned, process)
             await self._patiently(self._is_expired, process)
             return await self._seen(self.jobs, process.pid)
@@ -195,7 +197,7 @@ class Soak:
         await self.redis.aclose()
         await self.database.close()
 
-    async def _seen(self, jobs: int, pid: int) -> Seen:
+    async def _seen(self, jobs: int, pid: int) -> ThrottleContext:
         seen = await look(self.redis, jobs, pid)
         self._say(str(seen))
         return seen
@@ -230,7 +232,7 @@ class Soak:
                 await asyncio.sleep(_LOOK_SECONDS)
 
 
-def judged(seen: list[Seen], pruned: Seen, runs: tuple[int, int], jobs: int) -> Iterator[Row]:
+def judged(seen: list[ThrottleContext], pruned: ThrottleContext, runs: tuple[int, int], jobs: int) -> Iterator[Row]:
     """Return what was looked at, each with its bar.
 
     Args:
@@ -246,13 +248,13 @@ def judged(seen: list[Seen], pruned: Seen, runs: tuple[int, int], jobs: int) -> 
     yield Row("memory of the worker, at most", "MB", most)
     yield Row(f"keys after {first.jobs:,} jobs, queue empty, results alive", "", first.keys)
     yield Row(f"keys after {last.jobs:,} jobs, queue empty, results alive", "", last.keys)
-    letters = f"dead letters of {jobs:,} jobs (worker.keep_dead_seconds: 30 days), MEMORY USAGE"
+    letters = f"dead letters of {jobs:,} jobs (worker.dead_letter_ttl_days: 30), MEMORY USAGE"
     yield Row(letters, "MB", over.bytes[keys.DEAD] / 2**20)
     groups = sum(over.counts[name] for name in (f"{keys.GROUP}<id>", f"{keys.GROUP}<id>:done"))
     yield Row("groups (30 days)", "", groups)
     yield at_most("dead letters after the prune", "", pruned.counts[keys.DEAD], 0)
     yield at_most("orders to abort what is no job, after the prune", "", pruned.counts[keys.ABORT], 0)
-    yield Row("runs of the ledger (worker.keep_runs_days: 30)", "", runs[0])
+    yield Row("runs of the ledger (worker.run_retention_days: 30)", "", runs[0])
     yield at_most("runs of the ledger after the prune", "", runs[1], 0)
     for name, count in pruned.counts.items():
         if not name.startswith(keys.GROUP) and count > _BY_RULE.get(name, 0):

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import select
 
 from benchmarks.tables import Reader
-from worker import Client, JobContext, NotRetryable, job
+from worker import Client, JobContext, NonRetryableError, job
 
 
 @job
@@ -19,7 +19,7 @@ async def succeeds(ctx: JobContext, n: int) -> int:
 @job
 async def fails(ctx: JobContext, n: int) -> None:
     """Fail for good."""
-    raise NotRetryable(f"number {n}")
+    raise NonRetryableError(f"number {n}")
 
 
 @job(backoff=0.01)

@@ -111,7 +111,7 @@ async def _workers(client: Client) -> dict[str, Any]:
 
 
 async def _kill_in_the_middle(client: Client, database: Database, run: Run[int], shown: Bar) -> float:
-    """Watch the run; kill its worker once. Returns the seconds until the next committed batch."""
+    """InvalidationListener the run; kill its worker once. Returns the seconds until the next committed batch."""
     killed_at = seconds = 0.0
     rows_then = 0
     async for report in run.progress(every=0.1):

@@ -7,10 +7,10 @@ from decimal import Decimal
 from sqlalchemy import select
 
 from jobs.models import Account
-from worker import JobContext, NotRetryable, job
+from worker import JobContext, NonRetryableError, job
 
 
-class TransferRefused(NotRetryable):
+class TransferRefused(NonRetryableError):
     """The transfer cannot take place, now or at another try; nothing was changed."""
 
 

@@ -32,4 +32,4 @@ class WorkerSettings:
     cron_jobs = (cron(send_digest, hour=6, minute=30),)
     on_startup = startup
     queue_name = "mail"
-    max_tries = 3
+    max_attempts = 3

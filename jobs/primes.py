@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker import Interrupted, JobContext, job
+from worker import JobContext, JobInterrupted, job
 
 _REPORT_EVERY = 10_000
 
@@ -19,7 +19,7 @@ def count_primes(ctx: JobContext, below: int) -> int:
             if not composite[number]:
                 count += 1
                 composite[number * number :: number] = b"\x01" * len(range(number * number, below, number))
-    except Interrupted:
+    except JobInterrupted:
         ctx.progress(number, below)
         raise
     return count

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from tests.models import Base
 from worker import Client, Job, Registry
 from worker.attempt.context import JobContext
-from worker.attempt.control import Control
+from worker.attempt.control import AttemptControl
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services
@@ -60,8 +60,8 @@ async def context(database: Database, settings: Settings) -> AsyncIterator[MakeC
 
     runner = JobRunner(database, settings)
 
-    def make(run_id: str | None = None, *, control: Control | None = None, max_tries: int = 5) -> JobContext:
-        ctx = runner.context("test", run_id, max_tries=max_tries, control=control)
+    def make(run_id: str | None = None, *, control: AttemptControl | None = None, max_attempts: int = 5) -> JobContext:
+        ctx = runner.context("test", run_id, max_attempts=max_attempts, control=control)
         made.append(ctx)
         return ctx
 
@@ -105,12 +105,12 @@ def fast(settings: Settings) -> Settings:
     """The same servers, with short times."""
     return with_worker(
         settings,
-        poll_seconds=0.02,
+        poll_interval_seconds=0.02,
         backoff_base_seconds=0.05,
         backoff_max_seconds=0.2,
         lease_seconds=0.6,
-        rescue_seconds=0.5,
-        drain_seconds=2.0,
+        rescue_interval_seconds=0.5,
+        drain_timeout_seconds=2.0,
     )
 
 

@@ -50,7 +50,7 @@ class Book(Base):
 
 
 class Sample(Base):
-    """A column of each type that bulk operations have to carry."""
+    """A column of each type that bulk operations have to propagate."""
 
     __tablename__ = "sample"
 

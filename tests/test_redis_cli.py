@@ -25,14 +25,14 @@ from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.test_docs import ROOT, blocks
 from tests.waiting import until
-from worker import Client, Job, JobContext, JobFailed, NotRetryable, Registry, Settings, Worker, job
+from worker import Client, Job, JobContext, JobFailed, NonRetryableError, Registry, Settings, Worker, job
 from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.store import Claim, QueueStore
-from worker.runtime.limiter import Gates
-from worker.runtime.scheduler import Cron
+from worker.runtime.limiter import Limiter
+from worker.runtime.scheduler import Scheduler
 
 COMMANDS = [
     line
@@ -56,7 +56,7 @@ async def index_names(ctx: JobContext) -> int:
 async def send_mail(ctx: JobContext, to: str) -> str:
     """Fail for good for bob, until that is cured."""
     if to == "bob" and not cured["yes"]:
-        raise NotRetryable("bob has moved")
+        raise NonRetryableError("bob has moved")
     return f"sent to {to}"
 
 
@@ -141,7 +141,7 @@ async def scene(
     settings = with_worker(fast, name="north", max_jobs=1)
     await redis.hset(keys.PACE, "index_names", "5")
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    cron = Cron(Registry([nightly]), Ledger(database), QueueStore(redis), settings.worker)
+    cron = Scheduler(Registry([nightly]), Ledger(database), QueueStore(redis), settings.worker)
     await cron.start(yesterday)
     [fired] = await cron.look(datetime.now(UTC))
     printed["all"] = asyncio.Event()
@@ -225,7 +225,7 @@ async def nothing(scene: Scene, answer: str) -> bool:
 async def letter(scene: Scene, answer: str) -> bool:
     values = json.loads(answer)
     return (
-        (values["job"], values["error"], values["tries"]) == ("send_mail", "NotRetryable: bob has moved", 1)
+        (values["job"], values["error"], values["tries"]) == ("send_mail", "NonRetryableError: bob has moved", 1)
         and "Traceback" in values["traceback"]
         and json.loads(values["payload"])["k"] == {"to": "bob"}
     )
@@ -289,7 +289,7 @@ async def has_run(scene: Scene, answer: str) -> bool:
 
 async def is_drained(scene: Scene, answer: str) -> bool:
     gone = not await scene.redis.hexists(keys.WORKERS, "north")
-    return gone and scene.worker.house.draining and not await scene.redis.exists(keys.DRAINED)
+    return gone and scene.worker.services.draining and not await scene.redis.exists(keys.DRAINED)
 
 
 async def who_prints(scene: Scene, *pages: str) -> bool:
@@ -306,10 +306,10 @@ async def is_no_more_ordered(scene: Scene, answer: str) -> bool:
 
 async def rate_is_ordered(scene: Scene, answer: str) -> bool:
     """Of jobs that come at once, the second one has its moment 20 ms later, and not 100."""
-    gates = Gates(scene.redis)
+    limiter = Limiter(scene.redis)
     limited = Job(function=print_page.function, name="print_page", limits=Limits(rate=Rate.parse("600/minute")))
     for number in range(20):
-        await gates.enter(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
+        await limiter.enter(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
     after = float(await scene.redis.get(keys.RATE + "print_page"))
     await scene.redis.delete(*[keys.RESERVED + f"r{number}" for number in range(20)], keys.RATE + "print_page")
     return 200 < after - time.time() * 1000 < 600
@@ -356,7 +356,7 @@ CHECKS: dict[str, Check] = {
     "ZRANGE worker:dead:at 0 9 REV WITHSCORES": failed_just_now,
     "GET arq:result:mail-0": says('"r":"sent to anne"'),
     "HGETALL worker:jobs": says("send_mail:succeeded\n1", "send_mail:dead\n1", "nightly:succeeded\n1"),
-    "XREVRANGE worker:events": says("worker_started", "mail-1", "NotRetryable: bob has moved", "dead"),
+    "XREVRANGE worker:events": says("worker_started", "mail-1", "NonRetryableError: bob has moved", "dead"),
     "HGETALL worker:cron": fired,
     "--scan --pattern worker:run:cron:*": says("worker:run:cron:nightly:"),
     "SADD worker:paused night": is_paused,

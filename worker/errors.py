@@ -52,13 +52,13 @@ class ServerUnavailable(LonghaulError):
     """PostgreSQL or Redis does not answer, or refuses us."""
 
 
-class Misuse(LonghaulError):
+class UsageError(LonghaulError):
     """The job's code does what cannot work: another try would do the same."""
 
     retryable = False
 
 
-class StatementRefused(LonghaulError):
+class UnsupportedStatement(LonghaulError):
     """A statement cannot be walked; the message gives the reason and the cure."""
 
     retryable = False
@@ -70,7 +70,7 @@ class CursorMismatch(LonghaulError):
     retryable = False
 
 
-class RunIdTaken(LonghaulError):
+class RunIdConflict(LonghaulError):
     """The ledger has an unfinished run of another job, or with other arguments, under this run's id."""
 
     retryable = False
@@ -102,7 +102,7 @@ class LazyLoadError(LonghaulError):
     retryable = False
 
 
-class BatchKilledWorker(LonghaulError):
+class PoisonBatch(LonghaulError):
     """A batch ended its worker at every try; it is not run again.
 
     Attributes:
@@ -129,12 +129,12 @@ class JobCancelled(LonghaulError):
 
 
 class ResultTooLarge(LonghaulError):
-    """The job succeeded, but what it returned is over `worker.result_max_bytes` and was not kept."""
+    """The job succeeded, but what it returned is over `worker.max_result_bytes` and was not kept."""
 
     retryable = False
 
 
-class NotRetryable(LonghaulError):
+class NonRetryableError(LonghaulError):
     """Raise this in a job for an error that another try cannot cure."""
 
     retryable = False
@@ -165,40 +165,40 @@ class Snooze(Retry):
         super().__init__(after, message)
 
 
-class Stalled(LonghaulError):
+class StallTimeout(LonghaulError):
     """The run has made no progress for too long, and was cancelled to be tried again."""
 
 
-class ProcessDied(LonghaulError):
+class JobProcessDied(LonghaulError):
     """The process of a job (`@job(process=True)`) ended in the middle of it, e.g. for want of memory."""
 
 
-class Interrupted(BaseException):
+class JobInterrupted(BaseException):
     """Raised inside of a plain function, in a thread or a process, whose time is over, or that is cancelled: clean up,
     and let it pass. What `asyncio.CancelledError` is to an async function.
     """
 
 
-class Interruption(BaseException):
+class AttemptExit(BaseException):
     """A run leaves its worker for a reason that is not a failure of the job.
 
     Not an `Exception`, so that a job's own `except Exception` lets it pass.
     """
 
 
-class Drained(Interruption):
+class AttemptReleased(AttemptExit):
     """The worker stops, or the run is paused: it goes back to the queue, at no cost."""
 
 
-class Cancelled(Interruption):
+class Cancelled(AttemptExit):
     """An operator cancelled the run."""
 
 
-class Superseded(Interruption):
+class FencedOut(AttemptExit):
     """Another worker has taken the run over: whatever this one still holds is rolled back."""
 
 
-class AlreadyFinished(Interruption):
+class AlreadyFinished(AttemptExit):
     """The ledger knows that this run has ended: its answer is given again instead of running it.
 
     Attributes:

@@ -17,7 +17,7 @@ from protocol import SLEEP_SECONDS, TALLY, ready, speak
 
 from worker import Client, JobContext, job, launch, load_settings
 from worker.queue import keys
-from worker.runtime.observer import Silent
+from worker.runtime.observer import NullObserver
 
 _TOGETHER = 50
 
@@ -65,7 +65,7 @@ def work(options: argparse.Namespace) -> None:
     launch.run(settings)
 
 
-class Unseen(Silent):
+class Unseen(NullObserver):
     """Stands for the mirror: shows that there is a worker, and nothing else."""
 
     def __init__(self, redis: Any, *_: object) -> None:

@@ -319,7 +319,7 @@ async def test_job_timeout(arq: ArqRedis, make: MakeWorker, way: str) -> None:
 
 
 async def test_a_function_that_does_not_end_is_given_up(arq: ArqRedis, make: MakeWorker, settings: Settings) -> None:
-    quick = settings.model_copy(update={"worker": settings.worker.model_copy(update={"grace_seconds": 0.1})})
+    quick = settings.model_copy(update={"worker": settings.worker.model_copy(update={"grace_period_seconds": 0.1})})
     sent = await arq.enqueue_job("deaf")
     worker = make([deaf, add], burst=True, job_timeout=0.1, max_jobs=1, settings=quick)
     await worker.main()
@@ -793,7 +793,7 @@ async def greet(ctx: JobContext, name: str, at: datetime) -> str:
         return f"{name} {at:%Y}"
 
 
-@job(max_tries=1)
+@job(max_attempts=1)
 async def refuse(ctx: JobContext) -> None:
     """Fail."""
     raise ValueError("no")

@@ -17,9 +17,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from worker import Interrupted, JobContext, NotRetryable, Retry, carry, job, traceparent, tracestate
+from worker import JobContext, JobInterrupted, NonRetryableError, Retry, job, propagate, traceparent, tracestate
 
-tenant = carry(ContextVar("tenant-of-tests", default=""))
+tenant = propagate(ContextVar("tenant-of-tests", default=""))
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Order:
     lead: timedelta
 
 
-class Declined(NotRetryable):
+class Declined(NonRetryableError):
     """An error of the job's own, made in another way than errors are."""
 
     def __init__(self, reason: str, *, code: int) -> None:
@@ -66,7 +66,7 @@ def tell(ctx: JobContext) -> dict[str, Any]:
         "job": ctx.job,
         "attempt": ctx.attempt,
         "at": ctx.enqueued_at.timestamp(),
-        "tries": ctx.settings.worker.max_tries,
+        "tries": ctx.settings.worker.max_attempts,
         "stdin": sys.stdin.read(),
     }
 
@@ -99,7 +99,7 @@ def wants_session(ctx: JobContext) -> None:
     ctx.transaction()
 
 
-@job(process=True, max_tries=2, backoff=0, no_retry=[Odd])
+@job(process=True, max_attempts=2, backoff=0, no_retry=[Odd])
 def fail(ctx: JobContext, how: str) -> None:
     """Raise."""
     if how == "declined":
@@ -114,7 +114,7 @@ def fail(ctx: JobContext, how: str) -> None:
         raise ValueError("in there")
 
 
-@job(process=True, max_tries=1)
+@job(process=True, max_attempts=1)
 def die(ctx: JobContext, how: str) -> None:
     """End the process."""
     if how == "segfault":
@@ -124,14 +124,14 @@ def die(ctx: JobContext, how: str) -> None:
     os._exit(3)
 
 
-@job(process=True, timeout=0.3, max_tries=1)
+@job(process=True, timeout=0.3, max_attempts=1)
 def spin(ctx: JobContext, file: str, answer: bool = False) -> str:
     """Compute until it is interrupted, and clean up for longer than the clock's tick."""
     Path(file).write_text("begun")
     try:
         while True:
             pass
-    except Interrupted:
+    except JobInterrupted:
         time.sleep(0.3)
         Path(file).write_text("cleaned up")
         if answer:
@@ -146,16 +146,16 @@ def sleep(ctx: JobContext, file: str) -> None:
     time.sleep(60)
 
 
-@job(process=True, max_tries=1)
+@job(process=True, max_attempts=1)
 def hold_the_lock(ctx: JobContext, file: str) -> None:
     """Hold the interpreter's lock, as a regular expression does, for longer than anybody waits."""
     Path(file).write_text(str(os.getpid()))
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
-@job(process=True, max_tries=1)
+@job(process=True, max_attempts=1)
 def deaf(ctx: JobContext) -> None:
     """Swallow the interruption."""
     while True:
-        with suppress(Interrupted):
+        with suppress(JobInterrupted):
             time.sleep(60)

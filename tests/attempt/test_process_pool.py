@@ -39,7 +39,7 @@ from tests.waiting import until
 from worker import Client, JobCancelled, JobContext, JobFailed, RegistrationError, Settings, job
 from worker.attempt import process_pool
 from worker.attempt.process_protocol import describe_error, error_of
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.embedded import Services
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -67,7 +67,7 @@ async def apart(ctx: JobContext) -> int:
 
 async def test_types_go_there_and_back_and_processes_are_kept_and_ended(fast: Settings, client: Client) -> None:
     order = Order(Decimal("2.50"), timedelta(minutes=3))
-    one = with_worker(fast, job_processes=1)
+    one = with_worker(fast, max_job_processes=1)
     async with working(one, double, tell, apart):
         assert await (await client.enqueue(apart)).result(timeout=5) == os.getpid()
         assert not children(), "nothing is started before it is needed"
@@ -82,11 +82,11 @@ async def test_the_context_says_what_it_does_anywhere(
     fast: Settings, client: Client, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.time()
-    async with working(with_worker(fast, max_tries=3), tell, report, wants_session):
+    async with working(with_worker(fast, max_attempts=3), tell, report, wants_session):
         run = await client.enqueue(tell)
         told: Any = await run.result(timeout=20)
         refused = await client.enqueue(wants_session)
-        with pytest.raises(JobFailed, match=r"Misuse: ctx.transaction: a job in a process has run_id"):
+        with pytest.raises(JobFailed, match=r"UsageError: ctx.transaction: a job in a process has run_id"):
             await refused.result(timeout=5)
         assert (told["run"], told["job"], told["attempt"], told["tries"]) == (run.id, "tell-context", 1, 3)
         assert began - 1 < told["at"] < time.time() and told["pid"] != os.getpid() and told["stdin"] == ""
@@ -109,7 +109,7 @@ async def _mirrored(redis: Redis, run_id: str, expected: tuple[bytes, bytes]) ->
     [
         ("declined", r"^Declined: no \(7\)$"),
         ("odd", r"^Odd: odd thing$"),
-        ("exit", r"NotRetryable: the job raised SystemExit"),
+        ("exit", r"NonRetryableError: the job raised SystemExit"),
         ("value", r"^ValueError: in there \(try 2, the last\)$"),
     ],
 )
@@ -142,7 +142,7 @@ def test_an_exception_is_made_again_without_running_its_class() -> None:
         assert isinstance(again, type(error)) and str(again) == str(error)
     invalid = _raised(lambda: TypeAdapter(int).validate_python("x"))  # a class from which none can be derived
     again = error_of(describe_error(invalid))
-    assert isinstance(again, ValueError) and one_line(again) == one_line(invalid)
+    assert isinstance(again, ValueError) and format_error(again) == format_error(invalid)
 
 
 def _raised(call: Callable[[], object]) -> Exception:
@@ -163,7 +163,7 @@ async def test_a_process_that_dies_fails_its_own_job_alone(
     fast: Settings, client: Client, tmp_path: Path, how: str, message: str
 ) -> None:
     file = tmp_path / "file"
-    async with working(with_worker(fast, job_processes=2), die, report, double):
+    async with working(with_worker(fast, max_job_processes=2), die, report, double):
         beside = await client.enqueue(report, str(file))
         run = await client.enqueue(die, how)
         with pytest.raises(JobFailed, match=message + r".* \(try 1, the last\)"):
@@ -175,7 +175,7 @@ async def test_a_process_that_dies_fails_its_own_job_alone(
 
 
 async def test_one_that_dies_without_a_job_is_replaced(fast: Settings, client: Client) -> None:
-    async with working(with_worker(fast, job_processes=1), tell):
+    async with working(with_worker(fast, max_job_processes=1), tell):
         first: Any = await (await client.enqueue(tell)).result(timeout=20)
         os.kill(first["pid"], signal.SIGKILL)
         await until(lambda: _gone(first["pid"]))
@@ -186,7 +186,7 @@ async def test_one_that_dies_without_a_job_is_replaced(fast: Settings, client: C
 
 async def test_a_timeout_is_raised_inside_with_time_to_clean_up(fast: Settings, client: Client, tmp_path: Path) -> None:
     file, other = tmp_path / "file", tmp_path / "other"
-    async with working(with_worker(fast, job_processes=1), spin, tell):
+    async with working(with_worker(fast, max_job_processes=1), spin, tell):
         await warm(client)
         before = children()
         run = await client.enqueue(spin, str(file))
@@ -204,7 +204,7 @@ async def test_a_timeout_is_raised_inside_with_time_to_clean_up(fast: Settings, 
 async def test_what_does_not_end_is_killed(
     fast: Settings, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
-    quick = with_worker(fast, job_processes=1, job_timeout_seconds=0.3, grace_seconds=0.2)
+    quick = with_worker(fast, max_job_processes=1, job_timeout_seconds=0.3, grace_period_seconds=0.2)
     async with working(quick, hold_the_lock, deaf, tell) as worker:
         await warm(client)
         if way == "lock":
@@ -215,7 +215,7 @@ async def test_what_does_not_end_is_killed(
             await run.result(timeout=20)
         told: Any = await (await client.enqueue(tell)).result(timeout=20)
         assert children() == {told["pid"]}
-        assert worker.left_behind == 0
+        assert worker.abandoned_tasks == 0
     if way == "deaf":  # one that holds the lock cannot answer
         assert re.search(r"Its process \d+ was killed, where it stood at\n.*in deaf\n +time\.sleep", caplog.text, re.S)
     else:
@@ -237,7 +237,7 @@ async def test_an_order_to_cancel_is_obeyed_within_a_second(fast: Settings, clie
 async def test_a_drain_hands_it_back(fast: Settings, client: Client, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run = await client.enqueue(sleep, str(file))
-    async with working(with_worker(fast, drain_seconds=0.1), sleep):
+    async with working(with_worker(fast, drain_timeout_seconds=0.1), sleep):
         await until(lambda: _written(file))
     assert await run.status() == "waiting"
     assert not children()
@@ -249,8 +249,8 @@ async def test_no_process_outlives_a_worker_that_is_killed(
 ) -> None:
     file = tmp_path / "file"
     await client.enqueue(name, str(file))
-    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.process_jobs"]']
-    command += ["--set", "worker.grace_seconds=60", "run"]
+    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
+    command += ["--set", "worker.grace_period_seconds=60", "run"]
     worker = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=servers.environment())
     try:
         pid = int(await until(lambda: _written(file)))

@@ -20,9 +20,9 @@ from sqlalchemy import func, insert, select, text
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, Interrupted, InvalidArguments, JobCancelled, JobContext, JobFailed, Settings, job
+from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, JobInterrupted, Settings, job
 from worker.attempt import cancellation
-from worker.attempt.cancellation import Interrupt
+from worker.attempt.cancellation import JobCancellation
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.queue import keys
@@ -68,7 +68,7 @@ async def clean_up() -> None:
     seen["cleaned"].append("in peace")
 
 
-@job(timeout=0.1, max_tries=1)
+@job(timeout=0.1, max_attempts=1)
 async def tidy(ctx: JobContext, how: str) -> None:
     """Clean up when the time is over: where wait_for stands, which may swallow that."""
     if how == "with":
@@ -94,7 +94,7 @@ async def in_finally() -> None:
         await clean_up()
 
 
-@job(timeout=0.1, grace=0.2, backoff=0, max_tries=2)
+@job(timeout=0.1, grace=0.2, backoff=0, max_attempts=2)
 async def deaf(ctx: JobContext) -> str:
     """Swallow what interrupts it, at its first try."""
     seen["tries"].append(ctx.attempt)
@@ -182,28 +182,28 @@ async def deaf_and_alone(ctx: JobContext) -> None:
     await seen["second"].wait()
 
 
-@job(timeout=0.1, max_tries=1)
+@job(timeout=0.1, max_attempts=1)
 def busy_thread(ctx: JobContext) -> None:
     """Compute until it is interrupted, and clean up."""
     try:
         while True:
             pass
-    except Interrupted:
+    except JobInterrupted:
         seen["cleaned"].append(threading.current_thread().name)
         raise
 
 
-@job(timeout=0.1, max_tries=1)
+@job(timeout=0.1, max_attempts=1)
 def stubborn_thread(ctx: JobContext) -> str:
     """Make the best of it when it is interrupted."""
     try:
         while True:
             pass
-    except Interrupted:
+    except JobInterrupted:
         return "a part"
 
 
-@job(timeout=0.1, grace=0.1, max_tries=1)
+@job(timeout=0.1, grace=0.1, max_attempts=1)
 def deaf_thread(ctx: JobContext) -> None:
     """Wait where nothing can be raised."""
     seen["thread"].wait()
@@ -250,7 +250,7 @@ async def test_what_wait_for_swallows_is_said_again_and_once_it_is_heard_never()
     await until(lambda: _true(lambda: task.get_coro().cr_await is not None))
     arrived.set_result("with the cancellation")
     now = loop.time()
-    one = Interrupt(task, "timeout", now=now, grace=10)
+    one = JobCancellation(task, "timeout", now=now, grace=10)
     for _ in range(5):
         await asyncio.sleep(0)
         one.look(now + 0.1)
@@ -273,10 +273,10 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
     async with working(one_slot, deaf, brief) as worker:
         assert await run.result(timeout=10) == "second"
         assert await other.result(timeout=5) == "brief"
-        assert worker.left_behind == 1
+        assert worker.abandoned_tasks == 1
         assert await redis.keys("arq:in-progress:*") == []
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.left_behind))
+        await until(lambda: _true(lambda: not worker.abandoned_tasks))
         assert await run.result(timeout=5) == "second"
         assert worker.jobs_complete == 3
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
@@ -312,9 +312,9 @@ async def test_a_given_up_walk_commits_no_batch_more(
         await asyncio.wait_for(seen["begun"].wait(), 20)
         worker._runners[run.id].interrupt("stall")
         assert await run.result(timeout=10) == 30
-        assert worker.left_behind == 1
+        assert worker.abandoned_tasks == 1
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.left_behind))
+        await until(lambda: _true(lambda: not worker.abandoned_tasks))
     async with database.session() as session:
         rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
         assert [tuple(row) for row in rows] == [(1, 30)]
@@ -332,8 +332,8 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
         with pytest.raises(JobCancelled):
             await run.result(timeout=5)
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.left_behind))
-    assert seen["ended"] == ["Superseded"] * 4
+        await until(lambda: _true(lambda: not worker.abandoned_tasks))
+    assert seen["ended"] == ["FencedOut"] * 4
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Author)) == 0
 
@@ -345,7 +345,7 @@ async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, clien
         worker._runners[run.id].interrupt("timeout")
         await asyncio.wait_for(seen["begun"].wait(), 5)
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.left_behind))
+        await until(lambda: _true(lambda: not worker.abandoned_tasks))
         assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
         seen["second"].set()
         await run.result(timeout=5)
@@ -357,20 +357,20 @@ async def test_a_drain_gives_up_what_does_not_end(
 ) -> None:
     monkeypatch.setattr("worker.runtime.worker._LEAST_SECONDS", 0.2)
     run = await client.enqueue(deaf_for_long)
-    async with working(with_worker(fast, drain_seconds=0.05, grace_seconds=60), deaf_for_long) as worker:
+    async with working(with_worker(fast, drain_timeout_seconds=0.05, grace_period_seconds=60), deaf_for_long) as worker:
         await until(lambda: _true(lambda: seen["tries"]))
-    assert worker.left_behind == 1
+    assert worker.abandoned_tasks == 1
     assert (await run.status(), await redis.get(f"arq:retry:{run.id}")) == ("waiting", None)
     assert await redis.keys("arq:in-progress:*") == []
     seen["go"].set()
-    await until(lambda: _true(lambda: not worker.left_behind))
+    await until(lambda: _true(lambda: not worker.abandoned_tasks))
     assert await run.status() == "waiting"
 
 
 async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: Client) -> None:
     run = await client.enqueue(busy_thread)
     other = await client.enqueue(stubborn_thread)
-    async with working(with_worker(fast, threads=2), busy_thread, stubborn_thread, brief_thread):
+    async with working(with_worker(fast, max_threads=2), busy_thread, stubborn_thread, brief_thread):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
             await run.result(timeout=10)
         assert await other.result(timeout=10) == "a part"
@@ -384,14 +384,14 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
     fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = await client.enqueue(deaf_thread)
-    async with working(with_worker(fast, threads=1), deaf_thread, brief_thread) as worker:
+    async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
         with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: given up"):
             await run.result(timeout=10)
         other = await client.enqueue(brief_thread)
         assert await other.result(timeout=5)
-        assert worker.left_behind == 1 and not seen["ended"]
+        assert worker.abandoned_tasks == 1 and not seen["ended"]
         seen["thread"].set()
-        await until(lambda: _true(lambda: not worker.left_behind))
+        await until(lambda: _true(lambda: not worker.abandoned_tasks))
         again = [await client.enqueue(brief_thread) for _ in range(3)]
         assert len({await one.result(timeout=5) for one in again}) == 1, "one thread again"
     assert re.search(r"A thread cannot be killed.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
@@ -401,7 +401,7 @@ _DEAF = """
 import asyncio
 from worker import JobContext, job
 
-@job(timeout=0.1, grace=0.1, max_tries=1)
+@job(timeout=0.1, grace=0.1, max_attempts=1)
 async def deaf(ctx: JobContext) -> None:
     while True:
         try:

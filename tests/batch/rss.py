@@ -33,7 +33,7 @@ def peak_kb() -> int:
 
 
 async def main(kind: str, rows: int) -> None:
-    """Walk, and tell."""
+    """LeavableWalk, and tell."""
     settings = load_settings()
     database = Database(settings, "rss")
     ctx = JobRunner(database, settings).context("rss")

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from tests.models import Author, Book, authors
-from worker import JobContext, Misuse, Retry, Settings, job
+from worker import JobContext, Retry, Settings, UsageError, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.testing.plugin import JobRunner
@@ -204,7 +204,7 @@ async def misuse(ctx: JobContext, kind: str) -> None:
         await batch.session.commit()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("retry", Retry), ("misuse", Misuse)])
+@pytest.mark.parametrize(("kind", "error"), [("retry", Retry), ("misuse", UsageError)])
 async def test_what_no_row_is_to_blame_for_sets_none_aside(
     run: JobRunner, database: Database, kind: str, error: type[Exception]
 ) -> None:

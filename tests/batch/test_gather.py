@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 
 from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
-from worker import Misuse
+from worker import UsageError
 from worker.db.engine import Database
 
 
@@ -111,14 +111,14 @@ async def test_an_open_transaction_is_refused(context: MakeContext) -> None:
 
     for lock in (True, False):
         ctx = context()
-        with pytest.raises(Misuse, match="a transaction is open"):
+        with pytest.raises(UsageError, match="a transaction is open"):
             async for batch in ctx.chunks(select(Author), lock=lock):
                 if not lock:
                     await batch.bulk.insert(Book, [{"author_id": 1, "title": "x"}])
                 await batch.gather(call)
         await ctx.fail()
     ctx = context()
-    with pytest.raises(Misuse, match="have no key"):
+    with pytest.raises(UsageError, match="have no key"):
         async for partition in ctx.stream(select(Author.id), restart="from_start"):
             assert partition.first_key is None
             await partition.gather(call)

@@ -38,8 +38,8 @@ from sqlalchemy.orm import aliased
 
 from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
-from worker import JobContext, LonghaulError, StatementRefused
-from worker.attempt.control import Alone
+from worker import JobContext, LonghaulError, UnsupportedStatement
+from worker.attempt.control import NoControl
 from worker.batch.keyset import Keyset
 from worker.db.engine import Database
 
@@ -232,7 +232,7 @@ async def _touch_all(
 
 async def test_a_key_of_another_table_is_refused(context: MakeContext) -> None:
     for statement, by in ((select(Author), Book.id), (select(aliased(Author)), Author.id)):
-        with pytest.raises(StatementRefused, match="does not select from under that name"):
+        with pytest.raises(UnsupportedStatement, match="does not select from under that name"):
             context().chunks(statement, by=by)
 
 
@@ -250,7 +250,7 @@ async def test_a_walk_whose_order_goes_in_circles_ends_with_an_error(
 @pytest.mark.parametrize("type_", [Boolean, CHAR(4)])
 async def test_a_type_whose_order_a_cursor_cannot_hold_is_refused(context: MakeContext, type_: Any) -> None:
     table = Table("odd", MetaData(), Column("key", type_, primary_key=True))
-    with pytest.raises(StatementRefused, match="a cursor cannot hold"):
+    with pytest.raises(UnsupportedStatement, match="a cursor cannot hold"):
         context().chunks(select(table.c.key))
 
 
@@ -292,7 +292,7 @@ async def test_an_index_of_another_collation_orders_no_walk(context: MakeContext
         'CREATE UNIQUE INDEX ON odd (name COLLATE "C")',
         "INSERT INTO odd VALUES (1, 'a'), (2, 'B')",
     )
-    with pytest.raises(StatementRefused, match="another collation than its column"):
+    with pytest.raises(UnsupportedStatement, match="another collation than its column"):
         async for _ in context().chunks(select(table), by=table.c.name):
             pytest.fail("a batch was read")
     await own_table(
@@ -328,7 +328,7 @@ async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name
             await batch.bulk.update(table, {"id": [row.id for row in batch], "n": [1] * len(batch)})
         return ctx.rows_done
 
-    class DropsAfterOne(Alone):
+    class DropsAfterOne(NoControl):
         def report(self, host: Any, progress: Any) -> None:
             dropping.append(progress.batches)
 

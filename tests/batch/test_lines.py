@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from tests.conftest import MakeContext
 from tests.models import Author
-from worker import CursorMismatch, JobContext, StatementRefused
+from worker import CursorMismatch, JobContext, UnsupportedStatement
 from worker.db.engine import Database
 
 pytestmark = pytest.mark.asyncio
@@ -69,10 +69,10 @@ async def test_a_file_that_was_cut_off_or_changed_is_refused(context: MakeContex
 
 
 async def test_a_file_that_cannot_be_read_is_refused(context: MakeContext, path: Path, tmp_path: Path) -> None:
-    with pytest.raises(StatementRefused, match="cannot be read: No such file"):
+    with pytest.raises(UnsupportedStatement, match="cannot be read: No such file"):
         await load(context(), tmp_path / "none.csv")
     path.write_bytes(b"1,a\n2,\xff\n")
-    with pytest.raises(StatementRefused, match="the line that ends at byte 8, is not utf-8"):
+    with pytest.raises(UnsupportedStatement, match="the line that ends at byte 8, is not utf-8"):
         await load(context(), path)
 
 

@@ -11,14 +11,14 @@ from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, sele
 from tests.conftest import MakeContext
 from tests.models import Author, authors
 from worker.attempt.context import JobContext
-from worker.attempt.control import Alone
+from worker.attempt.control import NoControl
 from worker.batch import Progress
 from worker.db.engine import Database
 
 pytestmark = pytest.mark.asyncio
 
 
-class Heard(Alone):
+class Heard(NoControl):
     """A control that keeps what it hears."""
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import select, update
 
 from tests.models import Author, authors
-from worker import Settings, SettingsError, StatementRefused, load_settings
-from worker.batch.sizing import Adaptive, pace_of
+from worker import Settings, SettingsError, UnsupportedStatement, load_settings
+from worker.batch.sizing import AdaptiveSizer, make_sizer
 from worker.db.engine import Database
 from worker.settings.model import BatchSettings
 from worker.testing.plugin import JobRunner
@@ -17,7 +17,9 @@ from worker.testing.plugin import JobRunner
 RULES = BatchSettings(target_seconds=0.5, first_size=1000, min_size=100, max_size=20_000)
 
 
-def walk(pace: Adaptive, batches: int, row_seconds: float, *, fixed: float = 0.0, noise: float = 0.0) -> list[float]:
+def walk(
+    pace: AdaptiveSizer, batches: int, row_seconds: float, *, fixed: float = 0.0, noise: float = 0.0
+) -> list[float]:
     """Return the seconds of so many batches of a database that takes so long a row."""
     chance = random.Random(1)
     seconds = []
@@ -30,13 +32,13 @@ def walk(pace: Adaptive, batches: int, row_seconds: float, *, fixed: float = 0.0
 
 @pytest.mark.parametrize(("row_seconds", "size"), [(1e-4, 4_700), (1e-3, 470), (1e-6, 20_000), (1e-1, 100)])
 def test_batches_come_to_take_the_time_that_is_aimed_at(row_seconds: float, size: int) -> None:
-    pace = Adaptive(RULES)
+    pace = AdaptiveSizer(RULES)
     walk(pace, 30, row_seconds, noise=0.1)
     assert size * 0.85 <= pace.size <= size * 1.15
 
 
 def test_a_database_that_slows_down_gets_smaller_batches_at_once() -> None:
-    pace = Adaptive(RULES)
+    pace = AdaptiveSizer(RULES)
     walk(pace, 20, 1e-4)
     before = pace.size
     seconds = walk(pace, 6, 1e-3)
@@ -47,7 +49,7 @@ def test_a_database_that_slows_down_gets_smaller_batches_at_once() -> None:
 
 
 def test_growth_is_by_a_fifth_at_most_once_it_is_near() -> None:
-    pace = Adaptive(RULES)
+    pace = AdaptiveSizer(RULES)
     walk(pace, 20, 1e-4)
     before = pace.size
     walk(pace, 1, 5e-5)
@@ -55,13 +57,13 @@ def test_growth_is_by_a_fifth_at_most_once_it_is_near() -> None:
 
 
 def test_a_size_that_is_said_is_the_size(settings: Settings) -> None:
-    assert pace_of(None, settings.batch, kind="chunks").size == settings.batch.first_size
-    fixed = pace_of(7, settings.batch, kind="chunks")
+    assert make_sizer(None, settings.batch, kind="chunks").size == settings.batch.first_size
+    fixed = make_sizer(7, settings.batch, kind="chunks")
     fixed.note(7, 100.0)
     assert fixed.size == 7
     for wrong in (0, -1, "many"):
-        with pytest.raises(StatementRefused, match="size="):
-            pace_of(wrong, settings.batch, kind="chunks")  # type: ignore[arg-type]
+        with pytest.raises(UnsupportedStatement, match="size="):
+            make_sizer(wrong, settings.batch, kind="chunks")  # type: ignore[arg-type]
 
 
 def test_sizes_in_settings_are_checked() -> None:
@@ -78,10 +80,10 @@ async def test_every_row_is_walked_once_whatever_the_sizes(
 ) -> None:
     sizes = random.Random(3)
 
-    def jump(self: Adaptive, rows: int, seconds: float) -> None:
+    def jump(self: AdaptiveSizer, rows: int, seconds: float) -> None:
         self.size = sizes.randint(1, 40)
 
-    monkeypatch.setattr(Adaptive, "note", jump)
+    monkeypatch.setattr(AdaptiveSizer, "note", jump)
     small = settings.model_copy(update={"batch": settings.batch.model_copy(update={"first_size": 13, "min_size": 1})})
     ctx = JobRunner(database, small).context()
     await ctx.bulk.insert(Author, authors(2_000))

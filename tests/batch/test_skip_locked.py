@@ -11,7 +11,7 @@ from sqlalchemy import delete, select, text, update
 from tests.conftest import MakeContext
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import JobContext, StatementRefused
+from worker import JobContext, UnsupportedStatement
 from worker.db.engine import Database
 
 pytestmark = pytest.mark.asyncio
@@ -144,5 +144,5 @@ async def test_composite_and_descending_keys_are_remembered(context: MakeContext
 
 
 async def test_a_walk_without_locks_has_none_to_skip(context: MakeContext) -> None:
-    with pytest.raises(StatementRefused, match="it has lock=False"):
+    with pytest.raises(UnsupportedStatement, match="it has lock=False"):
         context().chunks(select(Author), lock=False, skip_locked=True)

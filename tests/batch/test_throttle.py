@@ -15,16 +15,16 @@ from tests.models import Author, authors
 from tests.waiting import until
 from worker import (
     Client,
-    Custom,
+    CustomThrottle,
     ForcedCheckpoints,
-    Hold,
     JobContext,
     RowsPerSecond,
-    Seen,
     Settings,
     SettingsError,
+    ThrottleContext,
+    TimeWindow,
+    Wait,
     WalRate,
-    Window,
     job,
     load_settings,
 )
@@ -37,8 +37,8 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 gate: dict[str, Any] = {}
 
 
-def seen(rows: int = 0, now: datetime = NOON, raw: Any = None, table: str = "author") -> Seen:
-    return Seen(raw, table, rows, now)
+def seen(rows: int = 0, now: datetime = NOON, raw: Any = None, table: str = "author") -> ThrottleContext:
+    return ThrottleContext(raw, table, rows, now)
 
 
 async def test_rows_per_second_holds_for_what_they_are_worth() -> None:
@@ -85,7 +85,7 @@ async def test_a_walk_under_a_cap_takes_its_time() -> None:
     ],
 )
 async def test_a_window_of_the_day(hours: str, zone: str, now: str, opens: str | None) -> None:
-    held = await Window(hours, zone).hold(seen(now=datetime.fromisoformat(now)))
+    held = await TimeWindow(hours, zone).hold(seen(now=datetime.fromisoformat(now)))
     assert (held.until.astimezone(UTC) if held and held.until else None) == (opens and datetime.fromisoformat(opens))
 
 
@@ -108,19 +108,19 @@ async def test_every_figure_of_the_server_can_be_read(database: Database) -> Non
         max_active_sessions=1000,
         max_lock_waiters=1000,
         max_wal_bytes_per_second=1e12,
-        max_dead_rows_share=0.99,
+        max_dead_row_ratio=0.99,
         wait_for_vacuum=True,
         min_free_connections=1,
         max_rows_per_second=1e9,
         window="00:00-23:59",
     )
     async with database.engine.connect() as connection:
-        raw = (await Driver.beneath(connection)).raw
+        raw = (await Driver.from_connection(connection)).raw
         for throttle in throttles_of(rules):
             assert await throttle.hold(seen(raw=raw)) is None
         busy = ThrottleSettings(min_free_connections=100_000)
         [free] = throttles_of(busy)
-        assert await free.hold(seen(raw=raw)) == Hold("fewer than 100000 connections of the server are free")
+        assert await free.hold(seen(raw=raw)) == Wait("fewer than 100000 connections of the server are free")
 
 
 async def test_sessions_that_work_and_that_wait_are_counted(database: Database) -> None:
@@ -128,7 +128,7 @@ async def test_sessions_that_work_and_that_wait_are_counted(database: Database) 
     active, waiting = throttles_of(rules)
     lock = text("SELECT pg_advisory_xact_lock(42)")
     async with database.engine.connect() as connection, database.session() as holder:
-        raw = (await Driver.beneath(connection)).raw
+        raw = (await Driver.from_connection(connection)).raw
         assert await waiting.hold(seen(raw=raw)) is None
         await holder.execute(lock)
 
@@ -149,7 +149,7 @@ async def test_wal_is_a_rate(database: Database) -> None:
     clock = [0.0]
     rate = WalRate(1_000, clock=lambda: clock[0])
     async with database.engine.connect() as connection:
-        raw = (await Driver.beneath(connection)).raw
+        raw = (await Driver.from_connection(connection)).raw
         assert await rate.hold(seen(raw=raw)) is None
         clock[0] += 1
         async with database.transaction() as session:
@@ -164,11 +164,11 @@ async def test_wal_is_a_rate(database: Database) -> None:
 async def test_a_forced_checkpoint_is_rested_after(database: Database) -> None:
     rest = ForcedCheckpoints(30)
     async with database.engine.connect() as connection:
-        raw = (await Driver.beneath(connection)).raw
+        raw = (await Driver.from_connection(connection)).raw
         assert await rest.hold(seen(raw=raw)) is None
         await raw.execute("CHECKPOINT")
         held = await until(lambda: rest.hold(seen(raw=raw)))
-        assert held == Hold("WAL has forced a checkpoint", NOON + timedelta(seconds=30))
+        assert held == Wait("WAL has forced a checkpoint", NOON + timedelta(seconds=30))
         assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=29))) == held
         assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=30))) is None
 
@@ -176,18 +176,18 @@ async def test_a_forced_checkpoint_is_rested_after(database: Database) -> None:
 async def test_the_server_is_asked_now_and_then_only() -> None:
     asked = []
 
-    async def look(what: Seen) -> str | None:
+    async def look(what: ThrottleContext) -> str | None:
         asked.append(what.rows)
         return None
 
-    throttles = Throttles([Custom(look)], check_seconds=3600)
+    throttles = Throttles([CustomThrottle(look)], check_interval_seconds=3600)
     for rows in range(5):
         assert await throttles.hold(seen(rows)) is None
     assert asked == [0]
 
 
 async def test_an_order_wins_over_the_settings() -> None:
-    throttles = Throttles([RowsPerSecond(1)], check_seconds=1)
+    throttles = Throttles([RowsPerSecond(1)], check_interval_seconds=1)
     await throttles.hold(seen(0))
     throttles.order(1e9)
     assert await throttles.hold(seen(1_000)) is None
@@ -195,11 +195,11 @@ async def test_an_order_wins_over_the_settings() -> None:
     assert await throttles.hold(seen(1_001)) is not None
 
 
-async def hold_while_closed(what: Seen) -> Hold | None:
-    return Hold("the gate is closed") if gate["closed"] else None
+async def hold_while_closed(what: ThrottleContext) -> Wait | None:
+    return Wait("the gate is closed") if gate["closed"] else None
 
 
-@job(throttle=[Custom(hold_while_closed)])
+@job(throttle=[CustomThrottle(hold_while_closed)])
 async def count_up(ctx: JobContext) -> int:
     """Count each author."""
     async for batch in ctx.chunks(select(Author), size=10):
@@ -223,7 +223,7 @@ async def quick(fast: Settings, database: Database) -> Settings:
     gate.update(closed=False, batches=0)
     async with database.transaction() as session:
         session.add_all([Author(**row) for row in authors(100)])
-    often = fast.throttle.model_copy(update={"check_seconds": 1e-6})
+    often = fast.throttle.model_copy(update={"check_interval_seconds": 1e-6})
     return fast.model_copy(update={"throttle": often})
 
 
@@ -275,5 +275,5 @@ async def test_a_pace_is_given_and_taken_back_while_it_runs(quick: Settings, cli
 async def test_settings_hold_for_every_walk(quick: Settings, client: Client, redis: Redis) -> None:
     slow = quick.model_copy(update={"throttle": quick.throttle.model_copy(update={"max_rows_per_second": 0.1})})
     run = await client.enqueue(count_by_sweep)
-    async with working(with_worker(slow, drain_seconds=1.0), count_by_sweep):
+    async with working(with_worker(slow, drain_timeout_seconds=1.0), count_by_sweep):
         await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "0.1 rows/s at most"))

@@ -17,15 +17,15 @@ from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.errors import (
     AlreadyFinished,
-    BatchKilledWorker,
+    AttemptReleased,
     CursorMismatch,
-    Drained,
+    FencedOut,
     LazyLoadError,
     LonghaulError,
-    Misuse,
-    RunIdTaken,
-    StatementRefused,
-    Superseded,
+    PoisonBatch,
+    RunIdConflict,
+    UnsupportedStatement,
+    UsageError,
 )
 from worker.ledger import Ledger, RunSpec
 from worker.settings.model import Settings
@@ -44,7 +44,7 @@ async def seen(database: Database) -> dict[int, int]:
 
 
 async def mark(ctx: JobContext, *, stop_after: int | None = None, size: int = 10, **options: Any) -> None:
-    """Walk all authors and count each; raise inside of the batch after `stop_after`."""
+    """LeavableWalk all authors and count each; raise inside of the batch after `stop_after`."""
     async for batch in ctx.chunks(select(Author), size=size, **options):
         for author in batch:
             author.seen += 1
@@ -102,7 +102,7 @@ async def test_a_run_id_is_of_one_job(context: MakeContext, database: Database, 
     await fill(ctx, 5)
     await mark(ctx)
     other = JobRunner(database, settings).context("another_job", "run")
-    with pytest.raises(RunIdTaken, match="'run' is that of an unfinished run of test"):
+    with pytest.raises(RunIdConflict, match="'run' is that of an unfinished run of test"):
         await mark(other)
     await other.close()
 
@@ -133,7 +133,7 @@ async def test_a_worker_that_was_replaced_cannot_commit(context: MakeContext, da
         await session.execute(text("UPDATE worker.run SET backend_pid = NULL"))
     other = context("run")
     await other.durable_run()
-    with pytest.raises(Superseded):
+    with pytest.raises(FencedOut):
         await anext(loop)
     await slow.fail()
     await mark(other)
@@ -285,7 +285,7 @@ async def test_rows_of_a_join_that_look_alike_are_all_handed_out(context: MakeCo
 async def test_a_stream_whose_key_can_repeat_does_not_resume(context: MakeContext, statement: Any, reason: str) -> None:
     ctx = context()
     await fill(ctx, 3)
-    with pytest.raises(StatementRefused, match=reason):
+    with pytest.raises(UnsupportedStatement, match=reason):
         async for _ in ctx.stream(statement(aliased(Author)).order_by(Author.id)):
             pytest.fail("a partition was read")
     await ctx.fail()
@@ -294,7 +294,7 @@ async def test_a_stream_whose_key_can_repeat_does_not_resume(context: MakeContex
 async def test_groups_behind_an_outer_join_can_be_of_null_and_do_not_resume(context: MakeContext) -> None:
     ctx = context()
     groups = select(Book.author_id, func.count()).select_from(Author).outerjoin(Book).group_by(Book.author_id)
-    with pytest.raises(StatementRefused, match="outer join"):
+    with pytest.raises(UnsupportedStatement, match="outer join"):
         async for _ in ctx.stream(groups.order_by(Book.author_id)):
             pytest.fail("a partition was read")
     await ctx.fail()
@@ -312,7 +312,7 @@ async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
         await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
     second = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
     assert (second.rows, second.attempt) == (0, 1)
-    with pytest.raises(RunIdTaken, match=r"with arguments \[3\]; test with arguments \[4\]"):
+    with pytest.raises(RunIdConflict, match=r"with arguments \[3\]; test with arguments \[4\]"):
         await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
     await second.release()
 
@@ -369,10 +369,10 @@ async def test_a_batch_cannot_be_ended_by_its_body(context: MakeContext, verb: s
 
 async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
     for loop in (context().chunks(select(Author)), context().stream(select(Author.id).order_by(Author.id))):
-        with pytest.raises(Misuse, match="walked by `async for`, not by `for`"):
+        with pytest.raises(UsageError, match="walked by `async for`, not by `for`"):
             for _ in loop:
                 pass
-        with pytest.raises(Misuse, match="walked by `async for`, not awaited"):
+        with pytest.raises(UsageError, match="walked by `async for`, not awaited"):
             await loop
 
 
@@ -380,7 +380,7 @@ async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
 async def test_a_table_that_is_not_there_is_said_to_be_missing(context: MakeContext, kind: str) -> None:
     nowhere = Table("nowhere", MetaData(), Column("id", Integer, primary_key=True))
     ctx = context()
-    with pytest.raises(StatementRefused, match="there is no table nowhere in the database: make it with your own"):
+    with pytest.raises(UnsupportedStatement, match="there is no table nowhere in the database: make it with your own"):
         if kind == "sweep":
             await ctx.sweep(delete(nowhere))
         elif kind == "chunks":
@@ -415,7 +415,7 @@ async def test_a_loop_inside_a_loop_is_refused(context: MakeContext) -> None:
     ],
 )
 async def test_statements_that_cannot_be_walked_are_refused(context: MakeContext, statement: Any, reason: str) -> None:
-    with pytest.raises(StatementRefused, match=reason):
+    with pytest.raises(UnsupportedStatement, match=reason):
         context().chunks(statement)
 
 
@@ -425,7 +425,7 @@ async def test_a_key_that_cannot_order_a_walk_is_refused_before_the_first_batch(
 ) -> None:
     ctx = context()
     await fill(ctx, 3)
-    with pytest.raises(StatementRefused, match=reason):
+    with pytest.raises(UnsupportedStatement, match=reason):
         async for _ in ctx.chunks(select(Author), by=by):
             pytest.fail("a batch was read")
     await ctx.fail()
@@ -448,7 +448,7 @@ async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) ->
 async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContext, database: Database) -> None:
     ctx = context("run", control=StopsAfter(2))
     await fill(ctx, 50)
-    with pytest.raises(Drained):
+    with pytest.raises(AttemptReleased):
         await mark(ctx)
     await ctx.fail()
     assert ctx.ledger_run is not None
@@ -462,15 +462,15 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
 
 
 async def test_a_batch_that_ends_its_worker_each_time_is_named_with_its_keys(context: MakeContext) -> None:
-    first = context("run", max_tries=2)
+    first = context("run", max_attempts=2)
     await fill(first, 50)
     for _ in range(3):
-        ctx = context("run", max_tries=2)
+        ctx = context("run", max_attempts=2)
         loop = aiter(ctx.chunks(select(Author), size=10))
         if ctx.attempt <= 2:
             try:
                 await anext(loop)
-            except BatchKilledWorker as error:
+            except PoisonBatch as error:
                 assert error.keys == [1, 10]
                 await ctx.fail()
                 return
@@ -493,7 +493,7 @@ async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, da
     source = aliased(Author)
     titles = select(source.id, source.name + "!").where(source.region != 3)
     copy = insert(Book).from_select(["author_id", "title"], titles)
-    with pytest.raises(Drained):
+    with pytest.raises(AttemptReleased):
         ctx._control = StopsAfter(2)
         await ctx.sweep(copy, size=30)
     await ctx.fail()
@@ -507,9 +507,9 @@ async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, da
         select(Author.id + 1000, Author.name, Author.region, Author.code + "x", 5),
     )
     assert await context().sweep(into_itself.on_conflict_do_nothing(), size=7) == 100
-    with pytest.raises(StatementRefused, match="LIMIT"):
+    with pytest.raises(UnsupportedStatement, match="LIMIT"):
         await context().sweep(insert(Book).from_select(["author_id"], select(Author.id).limit(5)))
-    with pytest.raises(StatementRefused, match="takes a select"):
+    with pytest.raises(UnsupportedStatement, match="takes a select"):
         await context().sweep(insert(Book).values(title="x"))
 
 
@@ -535,7 +535,7 @@ class StopsAfter:
 
 
 async def test_a_sweep_that_moves_its_own_key_is_refused(context: MakeContext) -> None:
-    with pytest.raises(StatementRefused, match="walks by"):
+    with pytest.raises(UnsupportedStatement, match="walks by"):
         await context().sweep(update(Author).values(id=Author.id + 1))
 
 
@@ -591,7 +591,7 @@ async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
 async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -> None:
     ctx = context()
     await fill(ctx, 30)
-    with pytest.raises(StatementRefused, match="from_start"):
+    with pytest.raises(UnsupportedStatement, match="from_start"):
         async for _ in ctx.stream(select(Author)):
             pytest.fail("a partition was read")
     await ctx.fail()

@@ -17,7 +17,7 @@ from tests.conftest import working
 from tests.models import Author, authors
 from tests.runtime.test_worker import gate, walk
 from tests.waiting import until
-from worker import Client, NotRetryable, Settings, job
+from worker import Client, NonRetryableError, Settings, job
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.embedded import Services
@@ -46,7 +46,7 @@ def cli(servers: Services, tmp_path: Path) -> Any:
 @job
 async def die(ctx: JobContext) -> None:
     """Fail for good."""
-    raise NotRetryable("no")
+    raise NonRetryableError("no")
 
 
 async def fill(database: Database) -> None:
@@ -54,7 +54,7 @@ async def fill(database: Database) -> None:
         session.add_all([Author(**row) for row in authors(50)])
 
 
-def one_line(ran: Ran) -> str:
+def format_error(ran: Ran) -> str:
     """Return the error, which is one line, and no traceback."""
     assert "Traceback" not in ran.stderr
     assert ran.stderr.count("\n") == 1
@@ -102,12 +102,12 @@ async def test_a_dead_letter_is_listed_and_retried(
     async with working(fast, die):
         await until(lambda: _status_is(run, "dead"))
     listed = json.loads((await cli("runs", "--json")).stdout)
-    assert listed["dead_letters"][run.id]["error"] == "NotRetryable: no"
+    assert listed["dead_letters"][run.id]["error"] == "NonRetryableError: no"
     assert (await cli("retry", run.id)).returncode == 0
     assert await run.status() == "waiting"
     assert (await cli("cancel", run.id)).returncode == 0
     assert (await cli("cancel", "nobody")).returncode == 1
-    assert "no ended run" in one_line(await cli("retry", "nobody"))
+    assert "no ended run" in format_error(await cli("retry", "nobody"))
 
 
 async def _status_is(run: Any, state: str) -> bool:
@@ -120,10 +120,10 @@ async def test_enqueue_checks_the_arguments_where_it_knows_the_job(cli: Any, red
     assert json.loads(await redis.get("arq:job:h1"))["k"] == {"below": 500}
     wrong = await cli("enqueue", "retire_hamlets", "below=many")
     assert (wrong.returncode, await redis.zcard("arq:queue")) == (2, 1)
-    assert "below: input should be a valid integer" in one_line(wrong)
+    assert "below: input should be a valid integer" in format_error(wrong)
     unknown = await cli("enqueue", "retire_hamlet")
     assert unknown.returncode == 2
-    assert "did you mean retire_hamlets?" in one_line(unknown)
+    assert "did you mean retire_hamlets?" in format_error(unknown)
 
 
 async def test_the_jobs_are_listed_with_their_arguments(cli: Any) -> None:
@@ -199,7 +199,7 @@ async def test_a_wrong_password_and_a_missing_database_are_no_tracebacks(
     base = servers.database_url.rsplit("/", 1)[0]
     ran = await cli("runs", DATABASE_URL=f"{base}/nowhere")
     assert ran.returncode == 69
-    assert "create the database, or correct database.url" in one_line(ran)
+    assert "create the database, or correct database.url" in format_error(ran)
 
 
 async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Redis, database: Database) -> None:
@@ -212,7 +212,7 @@ async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Re
     paused = (await cli("pause", "retire_hamlets", "h1", "retire_hamlet")).stdout
     assert "no job here is called retire_hamlet;" in paused
     both = await cli("enqueue", "retire_hamlets", "--delay", "1", "--at", "2030-01-01")
-    assert (both.returncode, one_line(both)) == (2, "worker: enqueue: give --delay or --at, not both\n")
+    assert (both.returncode, format_error(both)) == (2, "worker: enqueue: give --delay or --at, not both\n")
     wrong = await cli("pace", "h1")
     assert wrong.returncode == 2
     assert (await cli("pace", "h1", "--max-rows-per-second", "5")).returncode == 0

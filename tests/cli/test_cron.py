@@ -1,4 +1,4 @@
-"""Cron, seen from a terminal."""
+"""Scheduler, seen from a terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from redis.asyncio import Redis
 
 from jobs.users import deactivate_dormant_users
-from tests.cli.test_cli import cli, one_line  # noqa: F401 - a fixture
+from tests.cli.test_cli import cli, format_error  # noqa: F401 - a fixture
 from worker import Registry, Settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
-from worker.runtime.scheduler import Cron
+from worker.runtime.scheduler import Scheduler
 
 
 async def test_due_times_last_runs_and_one_run_now(
@@ -28,7 +28,7 @@ async def test_due_times_last_runs_and_one_run_now(
     assert datetime.now(UTC) < datetime.fromisoformat(line["next"]) < datetime.now(UTC) + timedelta(hours=26)
     assert (line["last"], line["run"], line["state"]) == (None, None, None)
 
-    worker = Cron(Registry([deactivate_dormant_users]), Ledger(database), QueueStore(redis), settings.worker)
+    worker = Scheduler(Registry([deactivate_dormant_users]), Ledger(database), QueueStore(redis), settings.worker)
     now = datetime.now(UTC)
     await worker.start(now - timedelta(hours=30))
     [line] = await listed(cli)
@@ -55,6 +55,6 @@ async def listed(cli: Any) -> list[dict[str, Any]]:  # noqa: F811
 
 async def test_a_job_without_a_line_or_an_unknown_one_is_refused(cli: Any) -> None:  # noqa: F811
     plain = await cli("cron", "run", "retire_hamlets")
-    assert (plain.returncode, "worker enqueue retire_hamlets" in one_line(plain)) == (2, True)
+    assert (plain.returncode, "worker enqueue retire_hamlets" in format_error(plain)) == (2, True)
     unknown = await cli("cron", "run", "nobody")
     assert unknown.returncode == 2

@@ -11,11 +11,11 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from tests.cli.test_cli import cli, one_line  # noqa: F401 - a fixture
+from tests.cli.test_cli import cli, format_error  # noqa: F401 - a fixture
 from tests.conftest import working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, JobContext, JobFailed, NotRetryable, Settings, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
@@ -29,7 +29,7 @@ cured = {"yes": False}
 async def brittle(ctx: JobContext, number: int = 1) -> int:
     """Fail for good until it is cured."""
     if not cured["yes"]:
-        raise NotRetryable(f"brittle {number}")
+        raise NonRetryableError(f"brittle {number}")
     return number
 
 
@@ -40,7 +40,7 @@ async def brittle_walk(ctx: JobContext) -> int:
         for author in batch:
             author.seen += 1
         if batch.number == 3 and not cured["yes"]:
-            raise NotRetryable("brittle walk")
+            raise NonRetryableError("brittle walk")
     return ctx.rows_done
 
 
@@ -78,9 +78,9 @@ async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(c
         "broken": ("", False),
     }
     assert (letters["b2"]["arguments"], letters["b2"]["tries"]) == ({"number": 2}, 1)
-    for name, error in (("b2", "NotRetryable: brittle 2"), ("w1", "NotRetryable: brittle walk")):
+    for name, error in (("b2", "NonRetryableError: brittle 2"), ("w1", "NonRetryableError: brittle walk")):
         assert letters[name]["error"].startswith(error)
-        assert 'raise NotRetryable(f"brittle' in letters[name]["traceback"] or name == "w1"
+        assert 'raise NonRetryableError(f"brittle' in letters[name]["traceback"] or name == "w1"
         assert error in letters[name]["traceback"]
     shown = (await cli("dead", "show", "b2")).stdout
     assert 'arguments: {"number": 2}' in shown
@@ -148,7 +148,7 @@ async def test_what_cannot_be_is_one_line(cli: Any) -> None:  # noqa: F811
         (["list", "--older-than", "week"], 2, "write e.g."),
     ):
         ran = await cli("dead", *arguments)
-        assert (ran.returncode, message in one_line(ran)) == (code, True)
+        assert (ran.returncode, message in format_error(ran)) == (code, True)
 
 
 async def test_a_letter_goes_back_once_and_never_over_a_run_that_waits(

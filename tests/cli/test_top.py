@@ -30,7 +30,7 @@ from tests.cli.test_cli import cli  # noqa: F401 - a fixture
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, JobContext, JobFailed, NotRetryable, Settings, Worker, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, Worker, job
 from worker.cli.top.app import Page
 from worker.cli.top.command import top
 from worker.cli.top.dialogs import Details, Question
@@ -64,7 +64,7 @@ async def index_names(ctx: JobContext) -> int:
 async def send_mail(ctx: JobContext, to: str) -> str:
     """Fail for good for bob, until that is cured."""
     if to == "bob" and not cured["yes"]:
-        raise NotRetryable("bob has moved\x1b[2J")
+        raise NonRetryableError("bob has moved\x1b[2J")
     return f"sent to {to}"
 
 
@@ -185,7 +185,7 @@ async def test_the_tables_show_what_is(scene: Scene) -> None:
     north = await scene.has("workers", "north", slots="███▍· 2 of 3", state="running")
     assert north["pid"] == str(os.getpid())
     assert re.fullmatch(r"[0-3] s ago", north["seen"])
-    assert scene.rows("failures")["mail-1"]["error"] == "NotRetryable: bob has moved [2J"  # no terminal obeys it
+    assert scene.rows("failures")["mail-1"]["error"] == "NonRetryableError: bob has moved [2J"  # no terminal obeys it
     assert scene.rows("jobs")["send_mail"]["failed"] == "1"
     head = scene.text("header")
     assert "2 of 3 slots at work" in head
@@ -275,12 +275,12 @@ async def test_a_dead_letter_is_shown_and_retried(scene: Scene) -> None:
         return 'arguments: {"to": "bob"}' in scene.text("letter_text")
 
     await until(shown, 20)
-    assert "NotRetryable: bob has moved [2J" in scene.text("letter_text")
+    assert "NonRetryableError: bob has moved [2J" in scene.text("letter_text")
     await scene.pilot.press("enter")
     details = scene.page.screen
     assert isinstance(details, Details)
     assert "Traceback (most recent call last)" in details.text.plain
-    assert 'raise NotRetryable("bob has moved' in details.text.plain
+    assert 'raise NonRetryableError("bob has moved' in details.text.plain
     await scene.pilot.press("escape")
     cured["yes"] = True
     await scene.pilot.press("t")
@@ -308,7 +308,7 @@ async def test_a_worker_is_drained_when_that_was_confirmed(scene: Scene) -> None
         return not await scene.redis.hexists(keys.WORKERS, "north") and not scene.rows("workers")
 
     await until(ended, 20)
-    assert scene.worker.house.draining
+    assert scene.worker.services.draining
     assert await scene.redis.exists(keys.DRAINED) == 0
 
 
@@ -397,7 +397,7 @@ async def test_one_frame_is_text_without_secrets(cli: Any, scene: Scene, fast: S
     assert re.search(r"^  night +index_names +.+ %  .* north +(running|throttled)", ran.stdout, re.MULTILINE)
     assert re.search(r"^  arq:queue +0 +2 +2$", ran.stdout, re.MULTILINE)
     assert re.search(r"^  limit +export +1 at work, no more at once, 1 wait", ran.stdout, re.MULTILINE)
-    assert re.search(r"mail-1 +send_mail +1  NotRetryable: bob has moved \[2J$", ran.stdout, re.MULTILINE)
+    assert re.search(r"mail-1 +send_mail +1  NonRetryableError: bob has moved \[2J$", ran.stdout, re.MULTILINE)
     assert re.search(r"^\d\S* done/s · 0 failed/s", ran.stdout, re.MULTILINE)
     assert "hunter2" not in ran.stdout
     assert "redis://ops:***@" in ran.stdout
@@ -433,7 +433,7 @@ def test_without_textual_the_command_says_what_to_install(
     with pytest.raises(typer.Exit) as ended:
         top(every=0.1, once=False)
     assert ended.value.exit_code == 2
-    assert "pip install 'longhaul[top]'" in capsys.readouterr().err
+    assert "pip install 'longhaul-worker[top]'" in capsys.readouterr().err
 
 
 # --- as a process

@@ -10,7 +10,7 @@ from tests.conftest import MakeContext
 from tests.models import Author, authors
 from worker import SettingsError, load_settings
 from worker.db.engine import Database
-from worker.errors import Misuse
+from worker.errors import UsageError
 
 OPTIONS = {"isolation_level": "AUTOCOMMIT"}
 
@@ -32,7 +32,7 @@ def test_in_the_url() -> None:
 
 
 async def test_as_an_option_of_the_engine(database: Database) -> None:
-    with pytest.raises(Misuse, match="an engine in AUTOCOMMIT has no transactions"):
+    with pytest.raises(UsageError, match="an engine in AUTOCOMMIT has no transactions"):
         database.engine.execution_options(**OPTIONS)
     assert database.engine.execution_options(isolation_level="SERIALIZABLE")
 
@@ -40,7 +40,7 @@ async def test_as_an_option_of_the_engine(database: Database) -> None:
 @pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
 async def test_in_a_batch(context: MakeContext, database: Database, rows: None, lock: bool) -> None:
     ctx = context()
-    with pytest.raises(Misuse, match="a batch in AUTOCOMMIT has no transactions"):
+    with pytest.raises(UsageError, match="a batch in AUTOCOMMIT has no transactions"):
         async for batch in ctx.chunks(select(Author), size=5, lock=lock):
             for author in batch:
                 author.seen = 1
@@ -49,7 +49,7 @@ async def test_in_a_batch(context: MakeContext, database: Database, rows: None, 
 
 
 async def test_in_a_transaction(context: MakeContext) -> None:
-    with pytest.raises(Misuse, match=r"a transaction\(\) scope in AUTOCOMMIT"):
+    with pytest.raises(UsageError, match=r"a transaction\(\) scope in AUTOCOMMIT"):
         async with context().transaction() as session:
             await session.connection(execution_options=OPTIONS)
 
@@ -59,7 +59,7 @@ async def test_with_an_engine_of_somebody_elses(context: MakeContext, database: 
     database.engine = create_async_engine(ours.url, isolation_level="AUTOCOMMIT")
     ctx = context()
     try:
-        with pytest.raises(Misuse, match="a connection in AUTOCOMMIT has no transactions"):
+        with pytest.raises(UsageError, match="a connection in AUTOCOMMIT has no transactions"):
             async for batch in ctx.chunks(select(Author), size=5):
                 for author in batch:
                     author.seen = 1

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 async def test_begin_and_commit_are_seen_by_both_sides(database: Database) -> None:
     async with database.engine.connect() as connection:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         assert not driver.in_transaction
         raw = await driver.begin()
         assert driver.in_transaction
@@ -30,7 +30,7 @@ async def test_begin_and_commit_are_seen_by_both_sides(database: Database) -> No
 @pytest.mark.parametrize("begin", [True, False])
 async def test_a_statement_and_commit_in_one_message(database: Database, begin: bool) -> None:
     async with database.engine.connect() as connection:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         raw = await driver.begin()
         first = await raw.fetchval("SELECT pg_current_xact_id()::text")
         await driver.commit_after("SELECT 1", begin=begin)
@@ -46,7 +46,7 @@ async def test_a_statement_and_commit_in_one_message(database: Database, begin: 
 
 async def test_a_statement_that_fails_keeps_commit_from_being_reached(database: Database) -> None:
     async with database.engine.connect() as connection:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         raw = await driver.begin()
         first = await raw.fetchval("SELECT pg_current_xact_id()::text")
         with pytest.raises(DivisionByZeroError):
@@ -66,7 +66,7 @@ async def test_values_in_the_text_are_what_they_were(
     database: Database, setting: str, value: str | int | bool | None
 ) -> None:
     async with database.engine.connect() as connection:
-        raw = (await Driver.beneath(connection)).raw
+        raw = (await Driver.from_connection(connection)).raw
         await raw.execute(f"SET standard_conforming_strings = {setting}")
         try:
             found = await raw.fetchval(f"SELECT {literal(value)}")
@@ -83,7 +83,7 @@ async def test_a_text_has_no_place_for_nul() -> None:
 async def test_a_text_statement_by_name_and_in_whole(database: Database) -> None:
     statement = TextStatement("twice", "-- a comment with $1\nSELECT $1::int * 2, $2::text")
     async with database.engine.connect() as connection:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         await driver.prepare(connection, statement)
         await driver.prepare(connection, statement)  # known already: nothing is sent
         connection.sync_connection.info.clear()  # as if the first call had been cancelled behind its back

@@ -38,7 +38,7 @@ async def test_a_server_of_our_own_is_told_from_pgbouncer(settings: Settings) ->
 
 async def test_settings_hold_for_a_transaction_and_no_longer(pooled: Database) -> None:
     async with pooled.engine.connect() as connection:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         before = list(await driver.raw.fetchrow(SHOW))
         job = current_job.set("walk")
         async with driver.reading() as raw:
@@ -54,7 +54,7 @@ async def test_no_statement_keeps_a_name(pooled: Database) -> None:
     async with pooled.transaction() as session:
         session.add(Sample(mood=Mood.wild, data={"a": 1}))  # types that the driver has to look up
         await session.flush()
-        raw = (await Driver.beneath(await session.connection())).raw
+        raw = (await Driver.from_connection(await session.connection())).raw
         records = [(number, "n", 1, f"c{number}", 0) for number in range(3)]
         await raw.copy_records_to_table("author", records=records, columns=["id", "name", "region", "code", "seen"])
         first, second = await raw.prepare("SELECT 1"), await raw.prepare("SELECT 2")

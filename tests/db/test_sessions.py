@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from tests.models import Author
 from worker import LonghaulError
 from worker.db.engine import Database
-from worker.db.sessions import ScopedSession, settle
+from worker.db.sessions import ScopedSession, run_to_completion
 
 
 def author(code: str) -> Author:
@@ -104,7 +104,7 @@ async def test_what_does_not_settle_is_cancelled_after_its_time() -> None:
         finally:
             ended.append(True)
 
-    task = asyncio.create_task(settle(hang(), seconds=0.01))
+    task = asyncio.create_task(run_to_completion(hang(), seconds=0.01))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -117,7 +117,7 @@ async def test_an_error_of_what_is_settled_is_raised() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await settle(fail())
+        await run_to_completion(fail())
 
 
 async def test_the_connection_comes_back_clean(database: Database) -> None:

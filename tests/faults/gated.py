@@ -18,7 +18,7 @@ cancelled: Counter[str] = Counter()
 _gates: dict[str, asyncio.Event] = {}
 
 
-@job(max_tries=3)
+@job(max_attempts=3)
 async def gated(ctx: JobContext, name: str) -> str:
     """Wait to be let go."""
     begun[name] += 1
@@ -37,7 +37,7 @@ def forget() -> None:
     _gates.clear()
 
 
-def let_go(name: str) -> None:
+def stop_renewing(name: str) -> None:
     """Let a run end."""
     _gates.setdefault(name, asyncio.Event()).set()
 
@@ -55,7 +55,7 @@ async def start(client: Client, name: str) -> Run[str]:
 
 async def run_one(client: Client, name: str) -> None:
     """Enqueue a run and wait for its end."""
-    let_go(name)
+    stop_renewing(name)
     run = await client.enqueue(gated.options(id=name), name=name)
     assert await run.result(timeout=10) == name
 

@@ -23,12 +23,12 @@ from sqlalchemy import select
 
 from tests.conftest import with_worker, working
 from tests.faults import gated as jobs
-from tests.faults.gated import begun, complaints, ends_told, gated, let_go, run_one, start
+from tests.faults.gated import begun, complaints, ends_told, gated, run_one, start, stop_renewing
 from tests.faults.proxy import proxied
 from tests.faults.sentinel import PASSWORD, Watched
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, JobCancelled, JobContext, NotRetryable, Settings, job, load_settings
+from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, job, load_settings
 from worker.db.engine import Database
 from worker.embedded import process
 from worker.embedded.directories import make_home
@@ -51,7 +51,7 @@ def home() -> Iterator[Path]:
 def fast(fast: Settings, database: Database, caplog: pytest.LogCaptureFixture) -> Settings:
     """Short times, a database, and a log."""
     jobs.forget()
-    caplog.set_level(logging.INFO, "worker")
+    caplog.set_level(logging.INFO, "longhaul")
     return fast
 
 
@@ -75,7 +75,7 @@ async def work_a_little(settings: Settings) -> None:
             return await due() > first
 
         await until(is_renewed, 10)
-        let_go("renewed")
+        stop_renewing("renewed")
         assert await run.result(timeout=10) == "renewed"
         await run_one(client, "another")
 
@@ -108,7 +108,7 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
             number = 0
             while not over_it.is_set() or number < 20:
                 name = f"n{number}"
-                let_go(name)
+                stop_renewing(name)
                 try:
                     await client.enqueue(gated.options(id=name), name=name)
                 except ServerUnavailable:
@@ -125,7 +125,7 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
         second = await watched.primary()
         assert second != first
         await run_one(client, "afterwards")
-        let_go("running")
+        stop_renewing("running")
         assert await running.result(timeout=10) == "running"
         for name in enqueued:
             assert await client.run(name).result(timeout=10) == name
@@ -295,7 +295,7 @@ async def each_minute(ctx: JobContext) -> None:
 @job
 async def fails(ctx: JobContext) -> None:
     """Become a dead letter."""
-    raise NotRetryable("no")
+    raise NonRetryableError("no")
 
 
 #: What operators do, in one process.
@@ -366,7 +366,7 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
                 await run.result(timeout=10)
             failed = await client.enqueue(fails.options(id="failed"))
             await until(lambda: admin.hexists("worker:dead", "failed"), 10)
-            [fired] = await worker.housekeeping.cron.look(now=worker.housekeeping.cron._entries[0].next_due)
+            [fired] = await worker.maintenance.cron.look(now=worker.maintenance.cron._entries[0].next_due)
             await admin.zadd("arq:queue", {fired: 0})  # now, and not when the next minute begins
             assert await client.run(fired).result(timeout=10) is None
             assert [report.state async for report in failed.progress()][-1] == "dead"

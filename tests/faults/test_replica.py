@@ -15,7 +15,7 @@ from tests.replica import Replica
 from tests.waiting import until
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
-from worker.db.errors import is_away, will_pass
+from worker.db.errors import is_transient, is_unavailable
 from worker.embedded import Services
 from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
@@ -125,7 +125,7 @@ async def test_a_snapshot_in_the_way_of_a_vacuum_costs_a_walk_no_row(database: D
     try:
         with pytest.raises(Exception) as ended:
             await runner.attempt(mark_while_vacuumed, "run")
-        assert is_away(ended.value) or will_pass(ended.value)
+        assert is_unavailable(ended.value) or is_transient(ended.value)
         assert await runner.attempt(mark_while_vacuumed, "run") == 60
     finally:
         await run_alone(replica, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from tests.conftest import with_worker, working
 from tests.faults import gated as jobs
-from tests.faults.gated import begun, cancelled, complaints, ends_told, gated, let_go, over, run_one, start, told
+from tests.faults.gated import begun, cancelled, complaints, ends_told, gated, over, run_one, start, stop_renewing, told
 from tests.faults.proxy import proxied
 from tests.models import Author, authors
 from tests.waiting import until
@@ -56,7 +56,7 @@ async def here(
 ) -> AsyncIterator[Settings]:
     """Settings with that server."""
     jobs.forget()
-    caplog.set_level(logging.INFO, "worker")
+    caplog.set_level(logging.INFO, "longhaul")
     yield at(fast, valkey.port)
 
 
@@ -95,7 +95,7 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             proxy.cut()
             before = proxy.opened
             await told(caplog, ["Redis: ", "asked until it is well"])
-            let_go("ends-meanwhile")
+            stop_renewing("ends-meanwhile")
             await passed(AWAY_SECONDS)
             # Two workers, and what they tried at once when it went.
             assert proxy.opened - before < 2 * TRIED_A_SECOND * (AWAY_SECONDS + 1)
@@ -105,13 +105,13 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             assert await runs[1].result(timeout=10) == "ends-meanwhile"
             await until(lambda: redis.exists("arq:in-progress:goes-on"), 10)
             assert await redis.get("arq:in-progress:goes-on") == holders[0]
-            let_go("goes-on")
+            stop_renewing("goes-on")
             assert await runs[0].result(timeout=10) == "goes-on"
             await run_one(client, "afterwards")
             for run in runs:
                 assert await ends_told(redis, run.id) == ["succeeded"]
             await over(caplog, 2)
-            assert not one.house.draining
+            assert not one.services.draining
     assert set(begun.values()) == {1}
     assert len(complaints(caplog)) == 2  # each worker's one
 
@@ -149,7 +149,7 @@ async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
             await until(is_back, 10)
             one.target = valkey.port
             await until(lambda: admin.exists("arq:in-progress:goes-on"), 10)
-            let_go("goes-on")
+            stop_renewing("goes-on")
             assert await run.result(timeout=10) == "goes-on"
             await run_one(client, "afterwards")
     assert begun["goes-on"] == 1
@@ -190,7 +190,7 @@ async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_
         await told(caplog, ["running: Redis had lost it; put back"])
         assert await until(lambda: result_of(client, durable.id), 15) == 12
         assert await waiting.status() == "unknown"
-        let_go("running")
+        stop_renewing("running")
         assert await running.result(timeout=10) == "running"
         async with Redis.from_url(here.redis.url) as redis:
             assert await ends_told(redis, "running") == ["succeeded"]
@@ -241,7 +241,7 @@ async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
             await told(caplog, ["lost-there: Redis had lost it; put back"])
             await until(lambda: replica.exists("arq:in-progress:known-there"), 10)
             for run in (known, lost):
-                let_go(run.id)
+                stop_renewing(run.id)
                 assert await run.result(timeout=10) == run.id
                 assert await ends_told(replica, run.id) == ["succeeded"]
 
@@ -275,13 +275,13 @@ async def test_a_server_that_takes_no_writes_is_waited_for(
         await admin.execute_command(*refuse.split())
         with pytest.raises(ServerUnavailable, match=code):
             await client.enqueue(gated.options(id="in-vain"), name="in-vain")
-        let_go("ends-meanwhile")
+        stop_renewing("ends-meanwhile")
         await told(caplog, ["Redis: "])
         await passed(AWAY_SECONDS)
         assert await runs[0].status() in ("running", "waiting")
         await admin.execute_command(*allow.split())
         assert await runs[1].result(timeout=10) == "ends-meanwhile"
-        let_go("goes-on")
+        stop_renewing("goes-on")
         assert await runs[0].result(timeout=10) == "goes-on"
         for run in runs:
             assert await ends_told(admin, run.id) == ["succeeded"]
@@ -311,7 +311,7 @@ async def test_a_full_server_takes_no_jobs_and_is_worked_off(
 
         await until(is_begun, 10)
         for run in (running, queued):  # both end while it is full
-            let_go(run.id)
+            stop_renewing(run.id)
             assert await run.result(timeout=10) == run.id
         await passed(AWAY_SECONDS / 2)
         await admin.config_set("maxmemory", "0")
@@ -337,7 +337,7 @@ async def test_a_slow_server_is_no_trouble(
                 return bool(first and due and due > first + 1500)
 
             await until(was_renewed, 10)
-            let_go("goes-on")
+            stop_renewing("goes-on")
             assert await run.result(timeout=10) == "goes-on"
             await run_one(client, "afterwards")
             assert await ends_told(admin, run.id) == ["succeeded"]

@@ -29,8 +29,8 @@ from worker import (
     Retry,
     Run,
     Settings,
-    carry,
     job,
+    propagate,
     traceparent,
     tracestate,
 )
@@ -107,7 +107,7 @@ async def greet(ctx: JobContext, name: str = "you") -> str:
     return name
 
 
-@job(max_tries=2, backoff=0)
+@job(max_attempts=2, backoff=0)
 async def walk(ctx: JobContext) -> dict[str, str]:
     """Walk; fail at the first try, so that the run goes through the ledger and back."""
     async for batch in ctx.chunks(select(Author), size=10):
@@ -117,7 +117,7 @@ async def walk(ctx: JobContext) -> dict[str, str]:
     return context()
 
 
-@job(max_tries=1)
+@job(max_attempts=1)
 async def die(ctx: JobContext) -> dict[str, str]:
     """Fail at first."""
     seen.append(context())
@@ -151,7 +151,7 @@ async def span_in_job(ctx: JobContext) -> str:
 
 
 async def test_hooks_are_around_each_other_in_their_order(fast: Settings, client: Client) -> None:
-    both = with_worker(fast, middleware=["tests.queue.test_middleware:outer", "tests.queue.test_middleware:Inner"])
+    both = with_worker(fast, middleware=["tests.job.test_middleware:outer", "tests.job.test_middleware:Inner"])
     async with Client(both) as sender, working(both, greet):
         run = await sender.enqueue(greet.options(queue="arq:queue"), name="Ada")
         assert await run.result(timeout=5) == "Ada, changed"
@@ -195,7 +195,7 @@ async def test_an_error_around_an_enqueueing_is_the_callers_and_nothing_is_enque
 
 
 async def test_an_error_around_a_run_is_that_of_the_job(fast: Settings, client: Client) -> None:
-    refusing = with_worker(fast, middleware=["tests.queue.test_middleware:Refuses"], max_tries=2)
+    refusing = with_worker(fast, middleware=["tests.job.test_middleware:Refuses"], max_attempts=2)
     run = await client.enqueue(greet)
     async with working(refusing, greet):
         with pytest.raises(JobFailed, match=r"ValueError: after the job \(try 2, the last\)"):
@@ -204,7 +204,7 @@ async def test_an_error_around_a_run_is_that_of_the_job(fast: Settings, client: 
 
 
 async def test_a_hook_is_interrupted_with_its_job(fast: Settings, client: Client) -> None:
-    around = with_worker(fast, middleware=["tests.queue.test_middleware:outer"])
+    around = with_worker(fast, middleware=["tests.job.test_middleware:outer"])
     run = await client.enqueue(waits)
     async with working(around, waits):
         async with asyncio.timeout(5):
@@ -224,17 +224,17 @@ async def waits(ctx: JobContext) -> None:
 
 
 async def test_run_job_goes_through_them_as_well(database: Database, settings: Settings) -> None:
-    around = with_worker(settings, middleware=["tests.queue.test_middleware:Inner"])
+    around = with_worker(settings, middleware=["tests.job.test_middleware:Inner"])
     assert await JobRunner(database, around)(greet, "Ada") == "Ada, changed"
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("tests.queue.test_middleware:nobody", "no attribute 'nobody': write module:name"),
+        ("tests.job.test_middleware:nobody", "no attribute 'nobody': write module:name"),
         ("tests.nowhere:outer", "No module named 'tests.nowhere': write module:name"),
-        ("tests.queue.test_middleware", "write module:name"),
-        ("tests.queue.test_middleware:PARENT", "is no worker.Middleware: derive it from that"),
+        ("tests.job.test_middleware", "write module:name"),
+        ("tests.job.test_middleware:PARENT", "is no worker.Middleware: derive it from that"),
     ],
 )
 def test_what_is_no_middleware_is_refused(settings: Settings, place: str, message: str) -> None:
@@ -244,7 +244,7 @@ def test_what_is_no_middleware_is_refused(settings: Settings, place: str, messag
 
 @pytest.mark.parametrize("of", [context_in_task, context_in_thread, context_in_process], ids=lambda one: one.name)
 async def test_variables_and_trace_come_along_and_stay_with_their_run(fast: Settings, client: Client, of: Any) -> None:
-    async with working(with_worker(fast, job_processes=1, threads=1), of):
+    async with working(with_worker(fast, max_job_processes=1, max_threads=1), of):
         for name in ("north", ""):
             tenant.set(name)
             traceparent.set(PARENT if name else "")
@@ -343,6 +343,6 @@ def test_a_line_of_the_log_has_its_trace() -> None:
 
 
 def test_two_variables_of_one_name_are_refused() -> None:
-    assert carry(tenant) is tenant
+    assert propagate(tenant) is tenant
     with pytest.raises(RegistrationError, match="another context variable is named 'tenant-of-tests'"):
-        carry(ContextVar("tenant-of-tests", default=""))
+        propagate(ContextVar("tenant-of-tests", default=""))

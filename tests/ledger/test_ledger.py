@@ -11,11 +11,11 @@ from tests.models import Author, authors
 from tests.waiting import until
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
-from worker.errors import AlreadyFinished, Superseded
-from worker.ledger import Ledger, LedgerRun
+from worker.errors import AlreadyFinished, FencedOut
+from worker.ledger import Ledger, OwnedRun
 
 
-async def walk(ctx: JobContext, batches: int) -> LedgerRun:
+async def walk(ctx: JobContext, batches: int) -> OwnedRun:
     """Commit so many batches of ten rows, and leave the next one open."""
     loop = aiter(ctx.chunks(select(Author), size=10))
     for _ in range(batches + 1):
@@ -76,7 +76,7 @@ async def test_a_division_by_zero_at_commit_is_no_fence(context: MakeContext, da
         async with database.transaction() as session:
             await session.execute(text("DROP FUNCTION divide CASCADE"))
     replaced = context("run")
-    with pytest.raises(Superseded):
+    with pytest.raises(FencedOut):
         async for batch in replaced.chunks(select(Author), size=10):
             if batch.number == 2:
                 async with database.transaction() as session:

@@ -86,7 +86,7 @@ async def test_an_ended_run_stays_for_a_while(mirror: Mirror, redis: Redis, sett
     await mirror.write()
     line = await shown(redis)
     assert (line["state"], line["percent"], line["rate"], line.get("eta_seconds")) == ("succeeded", "100.0", "0", None)
-    assert 0 < await redis.ttl("worker:run:r1") <= settings.worker.keep_result_seconds
+    assert 0 < await redis.ttl("worker:run:r1") <= settings.worker.result_ttl_seconds
     events = [entry[b"event"].decode() for _, entry in await redis.xrange("worker:events")]
     assert events == ["started", "succeeded"]
 
@@ -203,7 +203,7 @@ async def test_workers_that_died_without_a_word_are_forgotten(mirror: Mirror, re
 
 
 def test_a_line_of_the_log_can_be_json_and_names_the_job() -> None:
-    record = logging.LogRecord("worker.jobs", logging.WARNING, "file", 1, "rows: %d", (3,), None)
+    record = logging.LogRecord("longhaul.jobs", logging.WARNING, "file", 1, "rows: %d", (3,), None)
     named = current_job.set("walk")
     try:
         line = json.loads(JsonFormatter().format(record))
@@ -211,7 +211,7 @@ def test_a_line_of_the_log_can_be_json_and_names_the_job() -> None:
         current_job.reset(named)
     assert {name: line[name] for name in ("level", "logger", "message", "job")} == {
         "level": "WARNING",
-        "logger": "worker.jobs",
+        "logger": "longhaul.jobs",
         "message": "rows: 3",
         "job": "walk",
     }

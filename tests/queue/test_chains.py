@@ -14,14 +14,14 @@ from tests.conftest import working
 from tests.models import Author, authors
 from tests.waiting import until
 from worker import (
-    RESULT,
+    PREVIOUS_RESULT,
     Call,
     Client,
     InvalidArguments,
     JobCancelled,
     JobContext,
     JobFailed,
-    NotRetryable,
+    NonRetryableError,
     Settings,
     job,
 )
@@ -31,7 +31,7 @@ from worker.queue import keys
 from worker.queue.next_runs import sequel
 from worker.queue.payload import decode_payload
 from worker.queue.retry_command import retry_run
-from worker.queue.store import Claim, Ended, QueueStore
+from worker.queue.store import Ack, Claim, QueueStore
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -53,7 +53,7 @@ async def double(ctx: JobContext, number: int) -> int:
     """Double a number."""
     calls.append(("double", number))
     if fail["now"]:
-        raise NotRetryable("not today")
+        raise NonRetryableError("not today")
     return 2 * number
 
 
@@ -100,7 +100,7 @@ ALL = (double, add, total, done, walk)
 
 async def test_a_chain_runs_one_after_the_other_and_hands_results_on(fast: Settings, client: Client) -> None:
     run = await client.enqueue(
-        double.options(then=[add.call(number=RESULT, more=5), done.call(), double.call(21)]), number=4
+        double.options(then=[add.call(number=PREVIOUS_RESULT, more=5), done.call(), double.call(21)]), number=4
     )
     async with working(fast, *ALL):
         assert await run.result(timeout=10) == 8
@@ -128,7 +128,7 @@ async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
 ) -> None:
     async with database.transaction() as session:
         session.add_all([Author(**row) for row in authors(25)])
-    run = await client.enqueue(walk.options(then=add.call(number=RESULT)))
+    run = await client.enqueue(walk.options(then=add.call(number=PREVIOUS_RESULT)))
     async with working(fast, *ALL):
         assert await run.then[0].result(timeout=10) == 26
 
@@ -137,7 +137,7 @@ async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
     fail["now"] = True
-    run = await client.enqueue(double.options(then=[add.call(number=RESULT), done.call()]), number=1)
+    run = await client.enqueue(double.options(then=[add.call(number=PREVIOUS_RESULT), done.call()]), number=1)
     async with working(fast, *ALL):
         for one in run.then:
             with pytest.raises(JobFailed, match=f"not begun: double {run.id}: .*not today"):
@@ -163,7 +163,9 @@ async def test_a_cancellation_ends_the_chain(fast: Settings, client: Client) -> 
 
 
 async def test_each_run_of_enqueue_many_has_its_own_followers(fast: Settings, client: Client) -> None:
-    runs = await client.enqueue_many(double.options(then=add.call(number=RESULT)), [{"number": n} for n in range(3)])
+    runs = await client.enqueue_many(
+        double.options(then=add.call(number=PREVIOUS_RESULT)), [{"number": n} for n in range(3)]
+    )
     async with working(fast, *ALL):
         assert [await run.then[0].result(timeout=10) for run in runs] == [1, 3, 5]
 
@@ -208,11 +210,11 @@ def test_calls_that_make_no_sense_are_refused_where_they_are_made() -> None:
     with pytest.raises(InvalidArguments, match="number: input should be a valid integer"):
         add.call(number="much")
     with pytest.raises(InvalidArguments, match="it has no argument size"):
-        add.call(number=1, size=RESULT)
-    with pytest.raises(InvalidArguments, match="cannot both be RESULT"):
-        add.call(number=RESULT, more=RESULT)
-    with pytest.raises(InvalidArguments, match="give RESULT by name"):
-        add.call(RESULT)
+        add.call(number=1, size=PREVIOUS_RESULT)
+    with pytest.raises(InvalidArguments, match="cannot both be PREVIOUS_RESULT"):
+        add.call(number=PREVIOUS_RESULT, more=PREVIOUS_RESULT)
+    with pytest.raises(InvalidArguments, match="give PREVIOUS_RESULT by name"):
+        add.call(PREVIOUS_RESULT)
     with pytest.raises(InvalidArguments, match="unique"):
         alone.call()
     with pytest.raises(InvalidArguments, match="no id="):
@@ -226,14 +228,14 @@ def test_calls_that_make_no_sense_are_refused_where_they_are_made() -> None:
 # --- once, whatever is repeated
 
 
-async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ended]:
+async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ack]:
     """Claim a run, and return its successful end."""
     store = QueueStore(redis, "north")
     [claim] = [claim for claim in await store.claim(QUEUE, 10) if claim.run_id == run_id]
     assert claim.payload is not None
     payload = decode_payload(claim.payload, accept_pickle=False)
     next_ = sequel(payload, run_id=run_id, queue=QUEUE, success=True, result="2")
-    return store, claim, Ended(claim, b"{}", 0, next_)
+    return store, claim, Ack(claim, b"{}", 0, next_)
 
 
 async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Client, redis: Redis) -> None:
@@ -241,7 +243,7 @@ async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Clie
     store, _, ended = await ending(redis, run.id)
     turned = await store.turn([ended], 1, [(QUEUE, 1)])
     assert [one.run_id for one in turned.claims] == [run.then[0].id]  # taken in the very turn
-    await store.turn([Ended(turned.claims[0], None, 0)], 0, [])  # it has run, and nothing is known of it any more
+    await store.turn([Ack(turned.claims[0], None, 0)], 0, [])  # it has run, and nothing is known of it any more
     assert await redis.keys("*") == []
     await store.turn([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
     assert await redis.keys("*") == []
@@ -274,7 +276,7 @@ async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis
 async def test_the_word_that_a_run_was_not_begun_is_void_when_it_is(client: Client, redis: Redis) -> None:
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
-    await store.call_off([run.then[0].id], b"not begun", 60_000)
+    await store.publish_skipped([run.then[0].id], b"not begun", 60_000)
     await store.turn([ended], 0, [])
     assert await redis.exists(keys.RESULT + run.then[0].id) == 0
     assert await run.then[0].status() == "waiting"
@@ -287,7 +289,7 @@ async def test_a_group_that_has_called_back_does_not_again(client: Client, redis
         await store.turn([ended], 0, [])
         claims = await store.claim(QUEUE, 5)
         assert len(claims) == times
-        await store.turn([Ended(one, None, 0) for one in claims], 0, [])
+        await store.turn([Ack(one, None, 0) for one in claims], 0, [])
         await redis.set(keys.JOB + group.runs[0].id, claim.payload or b"")
         await redis.zadd(QUEUE, {group.runs[0].id: 1})
 
@@ -297,7 +299,7 @@ async def test_a_group_that_has_called_back_does_not_again(client: Client, redis
 
 async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Settings, client: Client) -> None:
     members: list[Call[int]] = [double.call(number) for number in range(600)]
-    group = await client.group(members, then=total.call(numbers=RESULT, name="sum "))
+    group = await client.group(members, then=total.call(numbers=PREVIOUS_RESULT, name="sum "))
     assert group.then is not None
     assert await group.progress() == (600, 0, False)
     async with working(fast, *ALL), working(fast, *ALL):
@@ -308,8 +310,8 @@ async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Set
 
 
 async def test_members_may_be_chains_and_the_callback_may_be_followed(fast: Settings, client: Client) -> None:
-    then = total.options(then=done.call()).call(numbers=RESULT)
-    chain = double.options(then=add.call(number=RESULT, more=100)).call(1)
+    then = total.options(then=done.call()).call(numbers=PREVIOUS_RESULT)
+    chain = double.options(then=add.call(number=PREVIOUS_RESULT, more=100)).call(1)
     group = await client.group([chain, add.call(1), chain], then=then)
     async with working(fast, *ALL):
         await until(lambda: _called(("done",)))
@@ -321,7 +323,7 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
     fail["now"] = True
-    group = await client.group([double.call(1), add.call(2)], then=total.call(numbers=RESULT))
+    group = await client.group([double.call(1), add.call(2)], then=total.call(numbers=PREVIOUS_RESULT))
     assert group.then is not None
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match="not today"):
@@ -339,7 +341,7 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
 async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
     fail["now"] = True
     chain = double.options(then=done.call()).call(7)
-    then = total.options(delay=0.5).call(numbers=RESULT)
+    then = total.options(delay=0.5).call(numbers=PREVIOUS_RESULT)
     group = await client.group([double.call(1), add.call(2), chain], then=then, need="ended")
     async with working(fast, *ALL):
         assert group.then is not None
@@ -393,12 +395,12 @@ async def test_members_go_where_their_options_say(client: Client, redis: Redis) 
 async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redis) -> None:
     with pytest.raises(InvalidArguments, match="no members"):
         await client.group([])
-    with pytest.raises(InvalidArguments, match="no RESULT for them"):
-        await client.group([add.call(number=RESULT)])
+    with pytest.raises(InvalidArguments, match="no PREVIOUS_RESULT for them"):
+        await client.group([add.call(number=PREVIOUS_RESULT)])
     with pytest.raises(InvalidArguments, match="cannot have expires="):
         await client.group([done.call()], then=done.options(expires=5).call())
     with pytest.raises(InvalidArguments, match="of 10,000 at most"):
-        await client.group([done.call()] * 10_001, then=total.call(numbers=RESULT))
+        await client.group([done.call()] * 10_001, then=total.call(numbers=PREVIOUS_RESULT))
     assert await redis.keys("*") == []
     with pytest.raises(InvalidArguments, match="there is no group"):
         group = await client.group([done.call()])
@@ -408,11 +410,11 @@ async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redi
 
 async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client: Client, redis: Redis) -> None:
     """Leases end, turns are repeated, members run again: the callback is there once."""
-    group = await client.group([double.call(n) for n in range(20)], then=total.call(numbers=RESULT))
+    group = await client.group([double.call(n) for n in range(20)], then=total.call(numbers=PREVIOUS_RESULT))
     assert group.then is not None
     stores = [QueueStore(redis, owner) for owner in ("north", "south")]
     called = 0
-    late: list[Ended] = []
+    late: list[Ack] = []
     for step in range(200):
         store = stores[step % 2]
         turned = await store.turn(late if step % 3 else [], 3, [(QUEUE, 3)])
@@ -427,6 +429,6 @@ async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client
                 await redis.delete(keys.IN_PROGRESS + claim.run_id)
                 await redis.zadd(QUEUE, {claim.run_id: 1})
             else:
-                late.append(Ended(claim, None, 0, next_))
+                late.append(Ack(claim, None, 0, next_))
     assert called == 1
     assert (await group.progress()).called

@@ -146,10 +146,10 @@ async def test_a_deferred_run_that_is_cancelled_ends_at_once(fast: Settings, cli
 
 async def test_a_failure_and_a_large_result_say_so(fast: Settings, client: Client) -> None:
     failing, big = await client.enqueue(refuse), await client.enqueue(large)
-    async with working(with_worker(fast, max_tries=1), *JOBS):
+    async with working(with_worker(fast, max_attempts=1), *JOBS):
         with pytest.raises(JobFailed, match="ValueError: not today"):
             await failing.result(timeout=5)
-        with pytest.raises(ResultTooLarge, match=r"2000002 bytes is over worker\.result_max_bytes"):
+        with pytest.raises(ResultTooLarge, match=r"2000002 bytes is over worker\.max_result_bytes"):
             await big.result(timeout=5)
 
 
@@ -227,7 +227,7 @@ async def test_a_stock_client_that_pickles_aborts_hears_of_errors_and_names_the_
     fast: Settings, redis: Redis
 ) -> None:
     arq = stock_client(redis)
-    admits = with_worker(fast, accept_pickle=True, max_tries=1)
+    admits = with_worker(fast, accept_pickle=True, max_attempts=1)
     async with working(admits, refuse, wait_long):
         failing = await arq.enqueue_job("refuse")
         assert failing is not None
@@ -240,7 +240,7 @@ async def test_a_stock_client_that_pickles_aborts_hears_of_errors_and_names_the_
         await until(lambda: redis.exists(keys.IN_PROGRESS + waiting.job_id))
         assert await waiting.abort(timeout=5, poll_delay=0.02)
         assert await deferred.abort(timeout=5, poll_delay=0.02)
-    async with working(with_worker(admits, max_tries=9), which_try):
+    async with working(with_worker(admits, max_attempts=9), which_try):
         third = await arq.enqueue_job("which_try", _job_try=3)
         assert third is not None
         assert await third.result(timeout=5, poll_delay=0.02) == 3
@@ -260,7 +260,7 @@ async def test_a_job_that_a_stock_worker_runs_is_not_asked_for_again_and_again(
         assert await (await client.enqueue(add, 1)).result(timeout=5) == 3  # behind it in the queue
         before = await turns()
         await asyncio.sleep(1)
-        assert await turns() - before < 3 / fast.worker.poll_seconds
+        assert await turns() - before < 3 / fast.worker.poll_interval_seconds
         assert await (await client.enqueue(add, 2)).result(timeout=5) == 4
         await redis.delete("arq:in-progress:theirs")
         assert await client.run("theirs", add).result(timeout=5) == 3

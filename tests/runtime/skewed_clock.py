@@ -1,4 +1,4 @@
-"""`python -m tests.queue.skewed NAME SKEW`: a worker whose cron reads a clock that the test moves, wrong by seconds.
+"""`python -m tests.runtime.skewed_clock NAME SKEW`: a worker whose cron reads a clock that the test moves, wrong by seconds.
 
 The clock is a string in Redis, in seconds since 1970; it stands in the past, so that what is enqueued is due at once,
 and has run, and is forgotten, before the clocks of others come to its due time. `SKEW` is in seconds; `jumps` is a
@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import worker.runtime.worker as worker_module
 from worker import JobContext, job, load_settings
 from worker.runtime.launch import run
-from worker.runtime.scheduler import Cron
+from worker.runtime.scheduler import Scheduler
 
 CLOCK = "test:clock"
 #: What each worker's last look at its cron lines has seen: the clock, by its name.
@@ -41,24 +41,24 @@ def skewed(text: str) -> Callable[[], float]:
 
 def shift_the_clock(name: str, error: Callable[[], float]) -> None:
     """Let the cron of this process live by the test's clock."""
-    start, look = Cron.start, Cron.look
+    start, look = Scheduler.start, Scheduler.look
 
-    async def read(cron: Cron) -> tuple[bytes, datetime]:
+    async def read(cron: Scheduler) -> tuple[bytes, datetime]:
         while (raw := await cron._store.redis.get(CLOCK)) is None:
             await asyncio.sleep(0.01)
         return raw, datetime.fromtimestamp(float(raw), UTC) + timedelta(seconds=error())
 
-    async def started(self: Cron, now: datetime | None = None) -> None:
+    async def started(self: Scheduler, now: datetime | None = None) -> None:
         _, moment = await read(self)
         await start(self, moment)
 
-    async def looked(self: Cron, now: datetime | None = None) -> list[str]:
+    async def looked(self: Scheduler, now: datetime | None = None) -> list[str]:
         raw, moment = await read(self)
         fired = await look(self, moment)
         await self._store.redis.hset(LOOKED, name, raw)
         return fired
 
-    Cron.start, Cron.look = started, looked  # type: ignore[method-assign]
+    Scheduler.start, Scheduler.look = started, looked  # type: ignore[method-assign]
     worker_module._HOUSE_SECONDS = 0.01
 
 
@@ -67,7 +67,12 @@ def main(name: str, skew: str) -> None:
     shift_the_clock(name, skewed(skew))
     settings = load_settings(
         overrides={
-            "worker": {"name": name, "packages": ["tests.queue.skewed"], "lease_seconds": 1, "keep_result_seconds": 0},
+            "worker": {
+                "name": name,
+                "packages": ["tests.runtime.skewed_clock"],
+                "lease_seconds": 1,
+                "result_ttl_seconds": 0,
+            },
             "database": {"pool_size": 2, "max_overflow": 2},
         }
     )

@@ -13,13 +13,13 @@ from sqlalchemy import func, select, text
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, Job, JobCancelled, JobContext, JobFailed, NotRetryable, Settings, job
+from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger, RunSpec
 from worker.queue import keys
 from worker.queue.payload import decode_payload
 from worker.queue.store import QueueStore
-from worker.runtime.retry_policy import judge
+from worker.runtime.retry_policy import decide
 
 pytestmark = pytest.mark.usefixtures("rows")
 
@@ -44,7 +44,7 @@ async def walk(ctx: JobContext, start: int = 0) -> str:
     if gate["end"] == "return":
         return "early"
     if gate["end"] == "raise":
-        raise NotRetryable("for good")
+        raise NonRetryableError("for good")
     async for batch in ctx.chunks(select(Author).where(Author.id > start), size=10):
         for author in batch:
             author.seen += 1
@@ -68,7 +68,7 @@ async def states(database: Database) -> list[str]:
 async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, by_name: bool = False) -> Any:
     """Enqueue a walk, and drain its worker in the second batch. Returns the run."""
     run = await (client.enqueue(one.name) if by_name else client.enqueue(one))
-    async with working(with_worker(fast, drain_seconds=0.1), one):
+    async with working(with_worker(fast, drain_timeout_seconds=0.1), one):
         await asyncio.wait_for(gate["begun"].wait(), 5)
     assert await run.status() == "waiting"
     return run
@@ -78,7 +78,7 @@ async def rescued(fast: Settings) -> None:
     """Let the rescue of a worker look some times, with nothing to wait for."""
     async with working(fast, walk) as worker:
         for _ in range(3):
-            await worker.housekeeping.rescue.look(now=True)
+            await worker.maintenance.rescue.look(now=True)
             await asyncio.sleep(0.1)
 
 
@@ -190,7 +190,7 @@ async def return_nul(ctx: JobContext) -> str:
     return "a\x00b"
 
 
-@job(max_tries=1)
+@job(max_attempts=1)
 async def raise_nul(ctx: JobContext) -> None:
     """Raise what PostgreSQL cannot keep."""
     await ctx.sweep(select_nothing())
@@ -254,9 +254,9 @@ def test_an_error_that_is_declared_final_is_final_whatever_it_came_from(settings
         try:
             raise ConnectionError from OSError("gone")
         except ConnectionError:
-            raise NotRetryable("and so no more") from None
-    except NotRetryable as error:
-        assert not judge(error, walk, attempt=1, progressed=False, rules=rules).again
+            raise NonRetryableError("and so no more") from None
+    except NonRetryableError as error:
+        assert not decide(error, walk, attempt=1, progressed=False, rules=rules).again
     try:
         try:
             from redis.exceptions import ConnectionError as RedisAway
@@ -265,7 +265,7 @@ def test_an_error_that_is_declared_final_is_final_whatever_it_came_from(settings
         except RedisAway:
             raise ValueError("of the job's own") from None
     except ValueError as error:
-        assert judge(error, walk, attempt=1, progressed=False, rules=rules).counts
+        assert decide(error, walk, attempt=1, progressed=False, rules=rules).counts
 
 
 async def test_a_cancel_for_nobody_does_not_wait_for_the_next_one(client: Client, redis: Redis, fast: Settings) -> None:
@@ -323,9 +323,9 @@ async def test_a_late_word_of_the_last_owner_does_not_undo_a_retry(database: Dat
     run = await ledger.begin(RunSpec("retried", "walk", "arq:queue", "{}", "[]"))
     await run.finish("dead", error="no")
     assert await ledger.retry("retried", from_start=False) is not None
-    from worker.errors import Superseded
+    from worker.errors import FencedOut
 
-    with pytest.raises(Superseded):
+    with pytest.raises(FencedOut):
         await run.finish("dead", error="no")
     assert await states(database) == ["waiting"]
     await run.release()

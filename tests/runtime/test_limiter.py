@@ -22,7 +22,7 @@ from worker.queue import keys
 from worker.queue.payload import Payload, decode_payload
 from worker.queue.retry_command import retry_quarantined
 from worker.queue.store import Claim
-from worker.runtime.limiter import Gates
+from worker.runtime.limiter import Limiter
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -116,29 +116,29 @@ async def test_a_limit_for_each_value_of_an_argument(fast: Settings, client: Cli
 
 
 async def test_a_place_whose_worker_has_died_is_free_with_its_lease(redis: Redis) -> None:
-    gates = Gates(redis)
+    limiter = Limiter(redis)
     dead, alive = (Claim(run_id, "arq:queue", 0, b"", 1) for run_id in ("dead", "alive"))
     await redis.set(keys.IN_PROGRESS + "dead", "w", px=10_000)
-    assert await gates.enter(waits, dead, {}) is None
-    assert await gates.enter(waits, dead, {}) is None  # a try of the same run has its place
-    held = await gates.enter(waits, alive, {})
+    assert await limiter.enter(waits, dead, {}) is None
+    assert await limiter.enter(waits, dead, {}) is None  # a try of the same run has its place
+    held = await limiter.enter(waits, alive, {})
     assert held is not None
     assert held.why == "limit"
     await redis.delete(keys.IN_PROGRESS + "dead")
-    assert await gates.enter(waits, alive, {}) is None
+    assert await limiter.enter(waits, alive, {}) is None
 
 
 async def test_the_first_in_line_is_due_when_a_place_becomes_free(redis: Redis, client: Client) -> None:
-    gates = Gates(redis)
+    limiter = Limiter(redis)
     runs = [await client.enqueue(waits) for _ in range(3)]
     claims = await client.store.claim("arq:queue", 3)
-    assert await gates.enter(waits, claims[0], {}) is None
+    assert await limiter.enter(waits, claims[0], {}) is None
     for claim in claims[1:]:
-        assert await gates.enter(waits, claim, {}) is not None
+        assert await limiter.enter(waits, claim, {}) is not None
         await client.store.requeue(claim, delay=60, counts=False)
     line = await redis.zrange("worker:held:waits", 0, -1)
     assert {run_id.decode() for run_id in line} == {run.id for run in runs} - {claims[0].run_id}
-    await gates.leave(waits, claims[0], {})
+    await limiter.leave(waits, claims[0], {})
     [again] = await client.store.claim("arq:queue", 3)
     assert again.run_id == line[0].decode()
 
@@ -166,7 +166,7 @@ async def test_a_rate_spaces_runs_evenly_and_holds_nobody_else_up(fast: Settings
 
 
 async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> None:
-    gates = Gates(redis)
+    limiter = Limiter(redis)
 
     @job(rate="100/minute burst 5")
     async def bursty(ctx: JobContext) -> None:
@@ -174,13 +174,13 @@ async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> Non
 
     waits_ms = []
     for n in range(8):
-        held = await gates.enter(bursty, Claim(f"r{n}", "q", 0, b"", 1), {})
+        held = await limiter.enter(bursty, Claim(f"r{n}", "q", 0, b"", 1), {})
         waits_ms.append(0 if held is None else round(held.seconds * 1000))
     assert waits_ms[:5] == [0] * 5
     for place, wait in enumerate(waits_ms[5:], start=1):
         assert 600 * place - 100 <= wait <= 600 * place
     # Its moment was reserved: when it comes then, it passes, and asks for no other.
-    assert await gates.enter(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
+    assert await limiter.enter(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
 
 
 @pytest.mark.parametrize("text", ["", "100", "100/fortnight", "0/second", "x/minute", "1/second burst 0"])
@@ -221,7 +221,7 @@ async def _state(run: Any, state: str) -> bool:
 
 async def test_a_unique_job_that_is_drained_is_not_kept_out_by_its_own_mark(fast: Settings, client: Client) -> None:
     run = await client.enqueue(alone, 5)
-    async with working(with_worker(fast, drain_seconds=0), alone):
+    async with working(with_worker(fast, drain_timeout_seconds=0), alone):
         await until(lambda: _state(run, "running"))
     assert await run.status() == "waiting"
     assert (await client.enqueue(alone, 5)).id == run.id
@@ -245,7 +245,7 @@ async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
 async def test_the_mark_of_a_unique_job_goes_with_its_run_unless_it_may_come_again(
     fast: Settings, client: Client, redis: Redis
 ) -> None:
-    @job(unique=True, max_tries=1)
+    @job(unique=True, max_attempts=1)
     async def numbered(ctx: JobContext, n: int) -> None:
         """Fail, or not."""
         if n == 13:
@@ -298,14 +298,14 @@ async def test_one_that_waits_is_replaced_and_one_that_runs_is_not(
 # --- tries
 
 
-@job(backoff=lambda attempt: attempt / 100, max_tries=4)
+@job(backoff=lambda attempt: attempt / 100, max_attempts=4)
 async def stubborn(ctx: JobContext) -> None:
     """Fail each time."""
     seen["tries"].append(datetime.now(UTC))
     raise RuntimeError("no")
 
 
-@job(max_tries=1)
+@job(max_attempts=1)
 async def sleepy(ctx: JobContext) -> int:
     """Ask for more time, twice."""
     seen["tries"].append(ctx.attempt)
@@ -349,7 +349,7 @@ def breaks(ctx: JobContext) -> None:
 
 async def test_plain_functions_run_in_threads(fast: Settings, client: Client) -> None:
     runs = await client.enqueue_many(plain, [{"n": n} for n in range(4)])
-    async with working(with_worker(fast, max_tries=1), plain, breaks):
+    async with working(with_worker(fast, max_attempts=1), plain, breaks):
         found = [await run.result(timeout=10) for run in runs]
         failing = await client.enqueue(breaks)
         with pytest.raises(JobFailed, match="ValueError: in breaks"):
@@ -410,7 +410,7 @@ async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, clie
 # --- stalls
 
 
-@job(stall=0.3, on_stall="retry", max_tries=2, backoff=0)
+@job(stall=0.3, on_stall="retry", max_attempts=2, backoff=0)
 async def hangs_once(ctx: JobContext) -> int:
     """Make progress for a while, and then none, the first time."""
     seen["tries"].append(ctx.attempt)

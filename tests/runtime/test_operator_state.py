@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.conftest import with_worker, working
 from tests.waiting import until
-from worker import Client, JobContext, NotRetryable, Settings, job
+from worker import Client, JobContext, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.queue import keys
@@ -26,7 +26,7 @@ async def once_bad(ctx: JobContext) -> str:
     """Fail for good at first."""
     tries.append(ctx.attempt)
     if len(tries) == 1:
-        raise NotRetryable("at first")
+        raise NonRetryableError("at first")
     return "fine"
 
 
@@ -68,7 +68,7 @@ async def test_a_worker_at_work_hears_that_it_is_to_drain(
             await worker._watch.stop()
         await redis.sadd(keys.DRAINED, "north")
         await until(lambda: _empty(redis, keys.DRAINED), seconds=10)
-        assert worker.house.draining
+        assert worker.services.draining
         left = await client.enqueue(quick)
         await until(lambda: _alive(redis, 0), seconds=10)
     assert await left.status() == "waiting"

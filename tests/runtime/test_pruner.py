@@ -20,7 +20,7 @@ from worker.ledger.records import EndedRun
 from worker.queue import keys
 from worker.queue.store import QueueStore
 from worker.runtime import pruner as prune_module
-from worker.runtime.pruner import Prune
+from worker.runtime.pruner import Pruner
 
 DAY = 86_400.0
 _RUN = """
@@ -117,13 +117,13 @@ async def test_a_walk_over_ended_runs_reads_no_more_than_it_takes(database: Data
 
 
 @pytest.fixture
-def pruning(settings: Settings, database: Database, redis: Redis) -> Prune:
+def pruning(settings: Settings, database: Database, redis: Redis) -> Pruner:
     """What a worker has for it."""
-    return Prune(QueueStore(redis), Ledger(database), with_worker(settings, keep_runs_days=30).worker)
+    return Pruner(QueueStore(redis), Ledger(database), with_worker(settings, run_retention_days=30).worker)
 
 
 async def test_it_goes_on_bit_by_bit_until_nothing_is_left(
-    pruning: Prune, database: Database, monkeypatch: pytest.MonkeyPatch
+    pruning: Pruner, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune_module, "_RUNS_AT_ONCE", 2)
     for days in range(40, 45):
@@ -136,9 +136,9 @@ async def test_it_goes_on_bit_by_bit_until_nothing_is_left(
 
 
 async def test_of_all_workers_one_does_it_once_an_hour(
-    pruning: Prune, database: Database, redis: Redis, settings: Settings
+    pruning: Pruner, database: Database, redis: Redis, settings: Settings
 ) -> None:
-    other = Prune(QueueStore(redis), Ledger(database), settings.worker)
+    other = Pruner(QueueStore(redis), Ledger(database), settings.worker)
     await pruning.look()
     assert 3_000 < await redis.ttl(keys.PRUNED) <= 3_600
     await insert(database, "r")
@@ -154,15 +154,15 @@ async def test_runs_are_kept_for_ever_where_the_settings_say_so_or_there_is_no_d
     database: Database, redis: Redis, settings: Settings, with_ledger: bool
 ) -> None:
     await insert(database, "r", days=10_000)
-    rules = with_worker(settings, keep_runs_days=0 if with_ledger else 30).worker
-    pruning = Prune(QueueStore(redis), Ledger(database) if with_ledger else None, rules)
+    rules = with_worker(settings, run_retention_days=0 if with_ledger else 30).worker
+    pruning = Pruner(QueueStore(redis), Ledger(database) if with_ledger else None, rules)
     for _ in range(3):
         await pruning.look()
     assert await left(database) == {"r"}
 
 
 async def test_what_redis_shows_of_a_forgotten_run_goes_with_it(
-    pruning: Prune, database: Database, redis: Redis
+    pruning: Pruner, database: Database, redis: Redis
 ) -> None:
     await insert(database, "r", "dead")
     letter = {"queue": "arq:queue", "tries": 1, "error": "no", "payload": "{}", "ledger": True}
@@ -173,7 +173,7 @@ async def test_what_redis_shows_of_a_forgotten_run_goes_with_it(
     assert await redis.hkeys(keys.DEAD) == await redis.zrange(keys.DEAD_AT, 0, -1) == [b"another"]
 
 
-async def test_orders_to_abort_go_after_a_day_where_there_is_no_such_job(pruning: Prune, redis: Redis) -> None:
+async def test_orders_to_abort_go_after_a_day_where_there_is_no_such_job(pruning: Pruner, redis: Redis) -> None:
     now_ms = (await pruning._store.time()).timestamp() * 1000
     old, new = now_ms - 1_000 * DAY - 1, now_ms - 1_000 * DAY + 60_000
     await redis.set(keys.JOB + "waits", "{}")
@@ -184,7 +184,7 @@ async def test_orders_to_abort_go_after_a_day_where_there_is_no_such_job(pruning
 
 
 async def test_an_order_to_abort_that_comes_meanwhile_stays(
-    pruning: Prune, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    pruning: Pruner, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await redis.zadd(keys.ABORT, {"r": 1})
     looked, come = asyncio.Event(), asyncio.Event()

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from worker import Settings
 from worker.queue import keys
 from worker.queue.scripts import script
-from worker.queue.store import Claim, Ended, QueueStore
+from worker.queue.store import Ack, Claim, QueueStore
 
 QUEUE = "arq:queue"
 OWNERS = ("north:1", "south:2")
@@ -119,7 +119,7 @@ class QueueModel(RuleBasedStateMachine):
         mine = [claim for holder, claim in self.held.values() if holder == owner]
         ending = mine[: round(share * len(mine))]
         late = [claim for holder, claim in self.stale if holder == owner]
-        sent = [Ended(claim, owner.encode(), 60_000) for claim in (*ending, *late)]
+        sent = [Ack(claim, owner.encode(), 60_000) for claim in (*ending, *late)]
         turned = self.wait(self.stores[owner].turn(sent, slots, [(QUEUE, slots)]))
         for claim in ending:
             del self.held[claim.run_id]

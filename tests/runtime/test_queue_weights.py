@@ -16,8 +16,8 @@ from worker.db.engine import Database
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.store import Ended, QueueStore
-from worker.runtime.scheduler import Cron
+from worker.queue.store import Ack, QueueStore
+from worker.runtime.scheduler import Scheduler
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -144,7 +144,7 @@ async def order_of(store: QueueStore, slots: int = 10) -> list[str]:
     taken: list[str] = []
     while claims := await store.claim(QUEUE, slots):
         taken += [claim.run_id for claim in claims]
-        await store.turn([Ended(claim, None, 0) for claim in claims], 0, [])
+        await store.turn([Ack(claim, None, 0) for claim in claims], 0, [])
     return taken
 
 
@@ -235,7 +235,7 @@ async def test_cron_enqueues_with_the_priority_of_the_job(database: Database, re
         """Run each minute."""
 
     store = QueueStore(redis, "north")
-    cron = Cron(Registry([each_minute]), Ledger(database, "north"), store, settings.worker)
+    cron = Scheduler(Registry([each_minute]), Ledger(database, "north"), store, settings.worker)
     await cron.start()
     [entry] = cron._entries
     [run_id] = await cron.look(entry.next_due)

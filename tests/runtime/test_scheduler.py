@@ -1,4 +1,4 @@
-"""Cron: exactly one run for each due time, with any number of workers, over both changes of the clock."""
+"""Scheduler: exactly one run for each due time, with any number of workers, over both changes of the clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.db.engine import Database
 from worker.job.definition import CronLine
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
-from worker.runtime.scheduler import Cron, firing_id
+from worker.runtime.scheduler import Scheduler, firing_id
 
 
 @job(cron=["30 1 * * *", "0 12 * * *"], timezone="Europe/London")
@@ -31,10 +31,10 @@ async def each_minute(ctx: JobContext) -> None:
 
 async def scheduler(
     database: Database, redis: Redis, settings: Settings, one: Job[..., Any], now: datetime, **rules: Any
-) -> Cron:
+) -> Scheduler:
     """Return the cron of one worker, started at a given time."""
     store = QueueStore(redis, "test")
-    cron = Cron(Registry([one]), Ledger(database), store, with_worker(settings, **rules).worker)
+    cron = Scheduler(Registry([one]), Ledger(database), store, with_worker(settings, **rules).worker)
     await cron.start(now)
     return cron
 

@@ -29,7 +29,7 @@ from worker.job.definition import CronLine
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime import scheduler as cron_module
-from worker.runtime.scheduler import Cron, firing_id
+from worker.runtime.scheduler import Scheduler, firing_id
 
 BEGAN = datetime(2026, 3, 2, 10, 0, 30, tzinfo=UTC)
 DUE_TIMES = 24
@@ -49,7 +49,7 @@ class Clocks:
     def start(self, name: str, skew: str) -> None:
         """Start a worker."""
         log = (self._logs / f"{name}.log").open("wb")
-        command = [sys.executable, "-m", "tests.queue.skewed", name, skew]
+        command = [sys.executable, "-m", "tests.runtime.skewed_clock", name, skew]
         self.processes[name] = subprocess.Popen(command, env=self._services.environment(), stdout=log, stderr=log)
 
     def end(self, name: str, signum: int) -> None:
@@ -114,7 +114,7 @@ async def test_five_processes_with_wrong_clocks_run_each_due_time_once(clocks: C
 async def test_a_clock_that_jumps_back_and_forth_repeats_and_misses_nothing(
     database: Database, redis: Redis, settings: Settings
 ) -> None:
-    crons = [Cron(Registry([each_minute]), Ledger(database), QueueStore(redis), settings.worker) for _ in range(2)]
+    crons = [Scheduler(Registry([each_minute]), Ledger(database), QueueStore(redis), settings.worker) for _ in range(2)]
     for cron in crons:
         await cron.start(BEGAN)
     jumping, steady = crons
@@ -184,7 +184,7 @@ async def test_whatever_the_clocks_of_machines_say_each_due_time_is_fired_when_t
     async with AsyncExitStack() as workers:
         for number, wrong in enumerate(errors):
             token = error.set(wrong)
-            one = working(with_worker(fast, name=f"w{number}", keep_result_seconds=0), each_second)
+            one = working(with_worker(fast, name=f"w{number}", result_ttl_seconds=0), each_second)
             await workers.enter_async_context(one)
             error.reset(token)
 
@@ -210,7 +210,7 @@ async def test_the_server_is_asked_for_the_time_when_something_should_be_due_and
         return asked[-1]
 
     monkeypatch.setattr(QueueStore, "time", told)
-    cron = Cron(Registry([each_minute]), Ledger(database), QueueStore(redis), settings.worker)
+    cron = Scheduler(Registry([each_minute]), Ledger(database), QueueStore(redis), settings.worker)
     await cron.start()
     for _ in range(50):
         assert await cron.look() == []
@@ -234,7 +234,8 @@ async def test_a_line_that_two_workers_find_new_begins_with_the_first(
             return found
 
     first, second = (
-        Cron(Registry([each_minute]), one(database), QueueStore(redis), settings.worker) for one in (Ledger, SlowLedger)
+        Scheduler(Registry([each_minute]), one(database), QueueStore(redis), settings.worker)
+        for one in (Ledger, SlowLedger)
     )
     due = BEGAN.replace(second=0) + timedelta(minutes=1)
     starting = asyncio.create_task(second.start(due + timedelta(seconds=1)))

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, text, update
 from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.waiting import until
-from worker import Client, Job, JobCancelled, JobContext, JobFailed, NotRetryable, Retry, Settings, job
+from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Retry, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
 
@@ -45,7 +45,7 @@ async def fail_twice(ctx: JobContext) -> int:
     return ctx.attempt
 
 
-@job(max_tries=2)
+@job(max_attempts=2)
 async def always_fail(ctx: JobContext) -> None:
     """Fail."""
     tries.append(ctx.attempt)
@@ -56,7 +56,7 @@ async def always_fail(ctx: JobContext) -> None:
 async def not_again(ctx: JobContext, kind: str) -> None:
     """Fail with an error that another try cannot cure."""
     tries.append(ctx.attempt)
-    raise {"declared": KeyError("x"), "raised": NotRetryable("x")}[kind]
+    raise {"declared": KeyError("x"), "raised": NonRetryableError("x")}[kind]
 
 
 @job
@@ -199,7 +199,7 @@ async def test_retry_after_is_obeyed(fast: Settings, client: Client) -> None:
 
 async def test_a_job_that_takes_too_long_is_cancelled(fast: Settings, client: Client) -> None:
     run = await client.enqueue(too_long)
-    async with working(with_worker(fast, max_tries=2), too_long):
+    async with working(with_worker(fast, max_attempts=2), too_long):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
             await run.result(timeout=5)
     assert tries == [1, 2]
@@ -347,7 +347,7 @@ async def test_a_job_outside_of_a_loop_is_cancelled_where_it_is(fast: Settings, 
 
 async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(wait_for_go)
-    async with working(with_worker(fast, drain_seconds=0.1), wait_for_go):
+    async with working(with_worker(fast, drain_timeout_seconds=0.1), wait_for_go):
         await asyncio.wait_for(gate["begun"].wait(), 5)
     assert await run.status() == "waiting"
     assert await redis.get(f"arq:retry:{run.id}") is None
@@ -360,7 +360,7 @@ async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: 
 async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None:
     run = await client.enqueue(wait_for_go)
     began = time.monotonic()
-    async with working(with_worker(fast, drain_seconds=60), wait_for_go) as worker:
+    async with working(with_worker(fast, drain_timeout_seconds=60), wait_for_go) as worker:
         await asyncio.wait_for(gate["begun"].wait(), 5)
         worker.drain()
         worker.drain()
@@ -371,7 +371,7 @@ async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None
 async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client, database: Database) -> None:
     await fill(database, 50)
     run = await client.enqueue(fail_in_third_batch)
-    async with working(with_worker(fast, max_tries=2), fail_in_third_batch):
+    async with working(with_worker(fast, max_attempts=2), fail_in_third_batch):
         with pytest.raises(JobFailed, match=r"batch 3, keys 21 to 30"):
             await run.result(timeout=5)
     # The first try committed two batches: those without progress are counted from there.
@@ -403,7 +403,7 @@ async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Cl
             text("CREATE TRIGGER full_disk BEFORE UPDATE ON author FOR EACH ROW EXECUTE FUNCTION f()")
         )
     run = await client.enqueue(fill_the_disk)
-    async with working(with_worker(fast, max_tries=2), fill_the_disk):
+    async with working(with_worker(fast, max_attempts=2), fill_the_disk):
         with pytest.raises(JobFailed, match=r"DiskFullError: could not extend file .*try 2, the last.*up to key 40"):
             await run.result(timeout=5)
     assert tries == [1, 1, 2]  # the first one committed three batches
@@ -447,7 +447,7 @@ async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases(
 ) -> None:
     await client.enqueue(block_the_loop, seconds=2.0)
     with caplog.at_level(logging.ERROR):
-        async with working(with_worker(fast, blocked_loop_seconds=0.5), block_the_loop):
+        async with working(with_worker(fast, loop_block_tolerance_seconds=0.5), block_the_loop):
             await until(lambda: _logged(caplog, "the event loop has been blocked"))
 
 

@@ -12,14 +12,16 @@ from worker.settings.model import load_settings, load_with_origins, mask_passwor
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text("[worker]\nmax_jobs = 3\nmax_tries = 4\nlease_seconds = 7\n")
+    file.write_text("[worker]\nmax_jobs = 3\nmax_attempts = 4\nlease_seconds = 7\n")
     settings, origins = load_with_origins(
-        file, {"worker": {"max_tries": 6}}, {"LONGHAUL_WORKER__MAX_TRIES": "5", "LONGHAUL_WORKER__LEASE_SECONDS": "8"}
+        file,
+        {"worker": {"max_attempts": 6}},
+        {"LONGHAUL_WORKER__MAX_ATTEMPTS": "5", "LONGHAUL_WORKER__LEASE_SECONDS": "8"},
     )
-    assert (settings.worker.max_jobs, settings.worker.lease_seconds, settings.worker.max_tries) == (3, 8, 6)
+    assert (settings.worker.max_jobs, settings.worker.lease_seconds, settings.worker.max_attempts) == (3, 8, 6)
     assert origins["worker.max_jobs"] == str(file)
     assert origins["worker.lease_seconds"] == "environment LONGHAUL_WORKER__LEASE_SECONDS"
-    assert origins["worker.max_tries"] == "command line"
+    assert origins["worker.max_attempts"] == "command line"
     assert origins["worker.queue"] == "default"
 
 

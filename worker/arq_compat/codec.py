@@ -13,11 +13,11 @@ from typing import Any
 from arq.jobs import Deserializer, Serializer, serialize_job
 from pydantic_core import to_json
 
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.errors import InvalidPayload
 from worker.queue.payload import Payload, decode_payload, now_ms, payload_of
 
-logger = logging.getLogger("worker.jobs")
+logger = logging.getLogger("longhaul.jobs")
 
 
 class ArqCodec:
@@ -49,7 +49,7 @@ class ArqCodec:
                 raise
             except Exception as error:
                 if raw[:1] != b"{":  # what a client of ours enqueues is JSON in any case
-                    raise InvalidPayload(f"job_deserializer cannot read the payload: {one_line(error)}") from error
+                    raise InvalidPayload(f"job_deserializer cannot read the payload: {format_error(error)}") from error
         return decode_payload(raw, accept_pickle=self._accept_pickle)
 
     def call(self, name: str) -> bytes:
@@ -74,12 +74,14 @@ class ArqCodec:
             return serialize(values)
         except Exception as error:  # noqa: BLE001 - the serializer, or what it is given, is somebody's own
             if not isinstance(value, BaseException):
-                logger.warning("%s %s: its result cannot be written: %s", values["f"], values["id"], one_line(error))
-        text = one_line(value) if isinstance(value, BaseException) else "unable to serialize result"
+                logger.warning(
+                    "%s %s: its result cannot be written: %s", values["f"], values["id"], format_error(error)
+                )
+        text = format_error(value) if isinstance(value, BaseException) else "unable to serialize result"
         try:
             return serialize(values | {"r": text, "s": False})
         except Exception as error:  # noqa: BLE001
-            logger.error("%s %s: no result can be written: %s", values["f"], values["id"], one_line(error))
+            logger.error("%s %s: no result can be written: %s", values["f"], values["id"], format_error(error))
             return None
 
     def _writer(self, payload: Payload | None) -> Callable[[dict[str, Any]], bytes]:

@@ -18,15 +18,15 @@ from worker.arq_compat.codec import ArqCodec
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
-from worker.runtime.scheduler import Cron
+from worker.runtime.scheduler import Scheduler
 from worker.settings.model import WorkerSettings
 
-logger = logging.getLogger("worker.cron")
+logger = logging.getLogger("longhaul.cron")
 
 _AHEAD = timedelta(seconds=1)
 
 
-class ArqCron(Cron):
+class ArqCron(Scheduler):
     """The cron lines of `@job` functions, and arq's cron jobs.
 
     Args:

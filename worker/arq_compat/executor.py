@@ -18,33 +18,33 @@ from arq.worker import Retry as ArqRetry
 from arq.worker import Worker as ArqWorker
 
 from worker.arq_compat.codec import ArqCodec
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.errors import InvalidArguments, InvalidPayload, Retry
 from worker.job.definition import Job
 from worker.queue.payload import Payload, Result, now_ms, python_value, result_values
-from worker.queue.store import Claim, Ended
+from worker.queue.store import Ack, Claim
 from worker.runtime.completer import PAUSED_SECONDS
-from worker.runtime.executor import Runner
+from worker.runtime.executor import Executor
 from worker.runtime.observer import RunInfo
-from worker.runtime.services import House
+from worker.runtime.services import WorkerServices
 
-logger = logging.getLogger("worker.jobs")
+logger = logging.getLogger("longhaul.jobs")
 
 _FOR_EVER = -1
 
 
-class ArqRunner(Runner):
+class ArqExecutor(Executor):
     """One try of one job of a worker with arq's arguments.
 
     Args:
-        house: what it shares with the others.
+        services: what it shares with the others.
         claim: the job.
         arq: has the functions, the hooks and the counts.
         codec: reads payloads, writes results.
     """
 
-    def __init__(self, house: House, claim: Claim, arq: ArqWorker, codec: ArqCodec) -> None:
-        super().__init__(house, claim)
+    def __init__(self, services: WorkerServices, claim: Claim, arq: ArqWorker, codec: ArqCodec) -> None:
+        super().__init__(services, claim)
         self._arq = arq
         self._codec = codec
         #: What the hooks are given; None as long as the job has not begun.
@@ -60,14 +60,14 @@ class ArqRunner(Runner):
             if self.claim.payload is None:
                 await self._end_unbegun(JobExecutionFailed("job expired"))
             else:
-                text = one_line(error)
-                await self._with_redis(lambda: self.house.store.bury(self.claim, text, job=""))
+                text = format_error(error)
+                await self._with_redis(lambda: self.services.store.add_dead_letter(self.claim, text, job=""))
                 await self._end_unbegun(DeserializationError(text))
             return
         if payload.tries is not None and payload.tries > self.claim.tries:
             tries = payload.tries
-            self.claim = await self._with_redis(lambda: self.house.store.set_tries(self.claim, tries))
-        if payload.function in self.house.registry:
+            self.claim = await self._with_redis(lambda: self.services.store.set_tries(self.claim, tries))
+        if payload.function in self.services.registry:
             await self._run_job(payload)
             return
         claim = self.claim
@@ -86,28 +86,28 @@ class ArqRunner(Runner):
 
     async def _read_payload(self) -> Payload:
         if self.claim.payload is None:
-            if not self.house.registry:
+            if not self.services.registry:
                 raise InvalidPayload("expired")
             return await super()._read_payload()  # the ledger may have it
         self.payload = self._codec.read(self.claim.payload)
         return self.payload
 
     async def _ordered(self) -> bool:
-        if self.house.orders.must_ask:
-            await self.house.orders.refresh()
-        order = self.house.orders.of(self.claim.run_id, self._info.job, self.claim.queue)
+        if self.services.orders.must_ask:
+            await self.services.orders.refresh()
+        order = self.services.orders.of(self.claim.run_id, self._info.job, self.claim.queue)
         if order == "cancel":
             logger.info("%s: aborted before start", self._name)
             await self._end_unbegun(asyncio.CancelledError())
         elif order == "pause":
             await self._requeue(PAUSED_SECONDS, counts=False)
-            self.house.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
+            self.services.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
         return order is not None
 
     # --- the function
 
     async def _call(self, function: Function | CronJob, payload: Payload) -> None:
-        self.house.observer.started(self._info)
+        self.services.observer.started(self._info)
         self._hook_ctx = ctx = self._new_ctx(payload)
         limit = self._arq.job_timeout_s if function.timeout_s is None else function.timeout_s
         self._function = function
@@ -149,7 +149,7 @@ class ArqRunner(Runner):
             await self._failed(function, error)
         else:
             shown = "" if result is None or not self._arq.log_results else _shown(result)
-            self.house.lines.info("%6.2fs ← %s ● %s", self._seconds, self._name, shown)
+            self.services.lines.info("%6.2fs ← %s ● %s", self._seconds, self._name, shown)
             await self._end_begun(function, result, state="succeeded")
         await self._after_end()
 
@@ -180,17 +180,17 @@ class ArqRunner(Runner):
             "%6.2fs ! %s failed, %s",
             self._seconds,
             self._name,
-            one_line(error),
+            format_error(error),
             exc_info=error,
             extra={"extra": extra() if callable(extra) else extra},
         )
         await self._end_begun(function, error, state="dead")
 
     async def _again(self, delay: float, why: str, *, counts: bool) -> None:
-        self.house.lines.info("%6.2fs ↻ %s %s", self._seconds, self._name, why)
+        self.services.lines.info("%6.2fs ↻ %s %s", self._seconds, self._name, why)
         self.claim = self.claim._replace(payload=None)  # it lies there as it did, and expires when it did
         await self._requeue(delay, counts=counts)
-        self.house.observer.left(self._info, "waiting", delay=delay)
+        self.services.observer.left(self._info, "waiting", delay=delay)
 
     # --- its end
 
@@ -216,9 +216,9 @@ class ArqRunner(Runner):
         self._count(success)
         raw = self._codec.write(self._result(value, success=success, cancelled=state == "cancelled"), self.payload)
         await self._before_end()
-        await self._tell_end(Ended(self.claim, raw, keep_ms if raw else 0))
-        error = None if success else one_line(value) if str(value) else type(value).__name__
-        self.house.observer.ended(self._info, state, error=error)
+        await self._tell_end(Ack(self.claim, raw, keep_ms if raw else 0))
+        error = None if success else format_error(value) if str(value) else type(value).__name__
+        self.services.observer.ended(self._info, state, error=error)
 
     def _result(self, value: Any, *, success: bool, cancelled: bool) -> dict[str, Any]:
         claim = self.claim
@@ -241,7 +241,7 @@ class ArqRunner(Runner):
             if self._arq.on_job_start:
                 await self._arq.on_job_start(self._hook_ctx)
         except Exception as error:  # noqa: BLE001 - it is somebody's own
-            arguments = InvalidArguments(f"on_job_start: {one_line(error)}")
+            arguments = InvalidArguments(f"on_job_start: {format_error(error)}")
         await super()._try(job, payload, arguments)
         if not self._given_up:
             await self._after_end()
@@ -292,7 +292,7 @@ class ArqRunner(Runner):
         try:
             await hook(self._hook_ctx)
         except Exception as error:
-            logger.error("%s: %s: %s", self._name, name, one_line(error), exc_info=error)
+            logger.error("%s: %s: %s", self._name, name, format_error(error), exc_info=error)
 
     def _count(self, success: bool) -> None:
         if success:
@@ -315,7 +315,7 @@ class ArqRunner(Runner):
             extra += f" delayed={late:0.2f}s"
         waited = (self._started_ms - payload.enqueued_ms) / 1000
         given = args_to_string(payload.args, payload.kwargs)
-        self.house.lines.info("%6.2fs → %s(%s)%s", waited, self._name, given, extra)
+        self.services.lines.info("%6.2fs → %s(%s)%s", waited, self._name, given, extra)
 
 
 async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: Payload) -> Any:
@@ -333,7 +333,7 @@ def _shown(result: Any) -> str:
     try:
         return truncate(repr(result))
     except Exception as error:  # noqa: BLE001 - a class's own
-        return f"<{type(result).__name__}: {one_line(error)}>"
+        return f"<{type(result).__name__}: {format_error(error)}>"
 
 
-__all__ = ["ArqRunner"]
+__all__ = ["ArqExecutor"]

@@ -9,16 +9,16 @@ from redis.exceptions import RedisError
 
 from worker.arq_compat.codec import ArqCodec
 from worker.arq_compat.cron import ArqCron
-from worker.arq_compat.executor import ArqRunner
+from worker.arq_compat.executor import ArqExecutor
 from worker.job.middleware import load_middleware
 from worker.job.registry import Registry
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.queue.store import Claim
-from worker.runtime.executor import Runner
-from worker.runtime.maintenance import Housekeeping
+from worker.runtime.executor import Executor
+from worker.runtime.maintenance import Maintenance
 from worker.runtime.observer import Observer
-from worker.runtime.pruner import Prune
-from worker.runtime.rescuer import Rescue
+from worker.runtime.pruner import Pruner
+from worker.runtime.rescuer import Rescuer
 from worker.runtime.worker import QueueWorker
 from worker.settings.model import Settings
 
@@ -45,7 +45,7 @@ class ArqQueueWorker(QueueWorker):
         *,
         observer: Observer,
         redis: ArqRedis,
-        outage: Outage,
+        outage: OutageLog,
     ) -> None:
         others = [
             one if isinstance(one, Function) else Function(name, one.coroutine, None, None, None, None)
@@ -66,28 +66,28 @@ class ArqQueueWorker(QueueWorker):
             middleware=around,
         )
         self.tasks = arq.tasks
-        self.house.store.keep_expiry = True
-        self.house.orders.heeds_aborts = arq.allow_abort_jobs
+        self.services.store.keep_expiry = True
+        self.services.orders.heeds_aborts = arq.allow_abort_jobs
 
-    def keep_house(self, registry: Registry) -> Housekeeping:
+    def make_maintenance(self, registry: Registry) -> Maintenance:
         """Return what is done beside the jobs: cron by arq's rules, and nothing in a ledger that nobody needs."""
-        house, rules = self.house, self.settings.worker
-        return Housekeeping(
-            house,
-            cron=ArqCron(registry, house.ledger, house.store, rules, self._arq, self._codec),
-            rescue=Rescue(house.ledger, house.store, self.settings) if registry else None,
-            prune=Prune(house.store, house.ledger if registry else None, rules),
+        services, rules = self.services, self.settings.worker
+        return Maintenance(
+            services,
+            cron=ArqCron(registry, services.ledger, services.store, rules, self._arq, self._codec),
+            rescue=Rescuer(services.ledger, services.store, self.settings) if registry else None,
+            prune=Pruner(services.store, services.ledger if registry else None, rules),
             record_health=self.record_health,
         )
 
     async def check_database(self) -> None:
         """Find out whether PostgreSQL answers, where there is a job that needs it."""
-        if self.house.registry:
+        if self.services.registry:
             await super().check_database()
 
-    def runner_of(self, claim: Claim) -> Runner:
+    def runner_of(self, claim: Claim) -> Executor:
         """Return what runs a job."""
-        return ArqRunner(self.house, claim, self._arq, self._codec)
+        return ArqExecutor(self.services, claim, self._arq, self._codec)
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed, also by the limit of a burst."""
@@ -106,7 +106,7 @@ class ArqQueueWorker(QueueWorker):
         """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
         if self._left() == 0:
             return True
-        if self._alarm.may_be_due:
+        if self._poll_timer.may_be_due:
             return False
         try:
             return not await self.pool.zcard(self.queue_name)

@@ -29,12 +29,12 @@ from worker.job.definition import Job
 from worker.job.registry import Registry
 from worker.observe.mirror import Mirror
 from worker.queue.connection import connection_pool
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.runtime.launch import serve
 from worker.runtime.worker import check_redis, connect_redis, worker_name
 from worker.settings.model import Settings, load_with_origins
 
-logger = logging.getLogger("worker")
+logger = logging.getLogger("longhaul")
 
 Seconds = int | float | timedelta
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
@@ -169,7 +169,7 @@ class Worker(StockWorker):
     async def _work(self) -> None:
         settings = self._settings_in_force()
         redis = connect_redis(settings)
-        outage = Outage()
+        outage = OutageLog()
         mirror = Mirror(redis, settings, worker_name(settings), outage)
         codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
         queue = ArqQueueWorker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
@@ -194,13 +194,15 @@ class Worker(StockWorker):
             update={
                 "queue": self.queue_name,
                 "max_jobs": self.max_jobs,
-                "max_tries": self.max_tries,
+                "max_attempts": self.max_tries,
                 "job_timeout_seconds": timeout,
-                "keep_result_seconds": _A_HUNDRED_YEARS if self.keep_result_forever else self.keep_result_s,
-                "drain_seconds": float(self._job_completion_wait),
-                "poll_seconds": min(max(self.poll_delay_s, 0.01), 5.0),
+                "result_ttl_seconds": _A_HUNDRED_YEARS if self.keep_result_forever else self.keep_result_s,
+                "drain_timeout_seconds": float(self._job_completion_wait),
+                "poll_interval_seconds": min(max(self.poll_delay_s, 0.01), 5.0),
                 # A job that blocks the event loop has its lease as long as a stock worker would leave it to it.
-                "blocked_loop_seconds": max(own.worker.blocked_loop_seconds, self.in_progress_timeout_s),
+                "loop_block_tolerance_seconds": max(
+                    own.worker.loop_block_tolerance_seconds, self.in_progress_timeout_s
+                ),
             }
         )
         redis = own.redis.model_copy(update={"url": self._url})
@@ -232,7 +234,7 @@ class Worker(StockWorker):
 
     async def close(self) -> None:
         """Stop, if it still runs, and close the connection; `on_shutdown` comes before that."""
-        if self._queue is not None and not self._queue.house.draining:
+        if self._queue is not None and not self._queue.services.draining:
             self.handle_sig(signal.SIGUSR1)
         await self._idle.wait()
         if self._pool is None:

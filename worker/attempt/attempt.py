@@ -1,6 +1,6 @@
 """What the durable loops of one try stand in: its run in the ledger, orders, throttles, and what becomes of failures.
 
-`JobContext` is the face of it that a job sees; `worker.batch.loop.Host` is what the loops see.
+`JobContext` is the face of it that a job sees; `worker.batch.loop.WalkHost` is what the loops see.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 
-from worker.attempt.control import Control, JobRules
-from worker.attempt.offload import Outside
-from worker.batch import Loop, Progress, went_on_after
-from worker.batch.batch_retry import Entry, Failure
-from worker.batch.throttle import Hold, Seen, Throttles, throttles_of
+from worker.attempt.control import AttemptControl, JobRules
+from worker.attempt.offload import OffloadedCall
+from worker.batch import Progress, Walk, swallowed_error_message
+from worker.batch.batch_retry import FailedBatch, RetryPlan
+from worker.batch.throttle import ThrottleContext, Throttles, Wait, throttles_of
 from worker.db.engine import Database
-from worker.db.errors import is_away, one_line, will_pass
-from worker.db.sessions import roll_back, settle
+from worker.db.errors import format_error, is_transient, is_unavailable
+from worker.db.sessions import roll_back, run_to_completion
 from worker.errors import (
-    BatchKilledWorker,
+    AttemptReleased,
     Cancelled,
     CursorMismatch,
-    Drained,
+    FencedOut,
     LonghaulError,
-    Misuse,
+    PoisonBatch,
     Retry,
-    StatementRefused,
-    Superseded,
+    UnsupportedStatement,
+    UsageError,
 )
-from worker.ledger import Ledger, LedgerRun, RunSpec
+from worker.ledger import Ledger, OwnedRun, RunSpec
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker.jobs")
+logger = logging.getLogger("longhaul.jobs")
 
 _POLL_SECONDS = 0.5
 #: Longest wait for a run that is just being begun in the ledger when its job is given up.
@@ -44,10 +44,10 @@ _BEGINNING_SECONDS = 5.0
 #: Entries for errors that should pass and do not, until that is a failed try.
 _ENTRIES_WITHOUT_PROGRESS = 12
 #: Errors that no row is to blame for, and no smaller batch cures.
-_NO_ROWS_FAULT = (BatchKilledWorker, CursorMismatch, Misuse, Retry, StatementRefused)
+_NO_ROWS_FAULT = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
 
 
-class LoopHost:
+class Attempt:
     """One try of one job, as its loops see it.
 
     Args:
@@ -73,7 +73,7 @@ class LoopHost:
         database: Database,
         ledger: Ledger,
         rules: JobRules,
-        control: Control,
+        control: AttemptControl,
     ) -> None:
         self.run_id = run_id
         self.job = job
@@ -84,22 +84,22 @@ class LoopHost:
         self._ledger = ledger
         self._rules = rules
         self._control = control
-        self._run: LedgerRun | None = None
+        self._run: OwnedRun | None = None
         self._said_done = 0
-        self._loop: Loop | None = None
+        self._loop: Walk | None = None
         self._names: set[str] = set()
         self._count = 0
         #: The batch that was open when the job raised, in words.
         self.where: str | None = None
         self.broken: str | None = None
-        self.failure: Failure | None = None
-        self._entry: Entry | None = None
+        self.failure: FailedBatch | None = None
+        self._entry: RetryPlan | None = None
         self._entries = self._batches_then = 0
         self._walks: set[str] = set()
         self.on_durable: Callable[[], None] = lambda: None
         self._given_up = False
         #: What runs for the job in threads and processes, and the loop in which that is waited for.
-        self.outside: set[Outside] = set()
+        self.outside: set[OffloadedCall] = set()
         self.home: asyncio.AbstractEventLoop | None = None
 
     @cached_property
@@ -111,7 +111,7 @@ class LoopHost:
         rules = self.settings.throttle
         # A throttle has a state of its own in each run.
         mine = [*throttles_of(rules), *(copy.copy(throttle) for throttle in self._rules.throttles)]
-        return Throttles(mine, check_seconds=rules.check_seconds)
+        return Throttles(mine, check_interval_seconds=rules.check_interval_seconds)
 
     @property
     def rows_done(self) -> int:
@@ -124,7 +124,7 @@ class LoopHost:
         return self._loop is not None
 
     @property
-    def ledger_run(self) -> LedgerRun | None:
+    def ledger_run(self) -> OwnedRun | None:
         """The run in the ledger; None as long as no durable loop has begun."""
         return self._run
 
@@ -136,11 +136,11 @@ class LoopHost:
         return self._throttles.any
 
     @property
-    def max_tries(self) -> int:
+    def max_attempts(self) -> int:
         """Tries without progress after which the run is dead."""
-        return self._rules.max_tries
+        return self._rules.max_attempts
 
-    async def durable_run(self) -> LedgerRun:
+    async def durable_run(self) -> OwnedRun:
         """Begin the run in the ledger, at the first call."""
         async with self._opening:
             self.refuse_given_up()
@@ -150,22 +150,22 @@ class LoopHost:
                 self.on_durable()
         return self._run
 
-    async def enter_loop(self, loop: Loop) -> None:
+    async def enter_loop(self, loop: Walk) -> None:
         """Settle the loop before this one, which the job has left by `break`."""
         before = self._loop
         if before is not None and before is not loop:
             if before.in_progress:
-                raise Misuse(
+                raise UsageError(
                     f"job {self.job}: a durable loop inside the body of another, or beside it: their batches cannot be "
                     f"in two transactions and one. Walk the join, or read the inner rows with batch.session. Where the "
                     f"other loop was left by `break`, and a generator of yours still holds it, close that first"
                 )
             await before.leave()
         if self.broken is not None:
-            raise LonghaulError(went_on_after(self.broken))
+            raise LonghaulError(swallowed_error_message(self.broken))
         self._loop = loop
 
-    def leave_loop(self, loop: Loop) -> None:
+    def leave_loop(self, loop: Walk) -> None:
         """Forget a loop that has ended."""
         if self._loop is loop:
             self._loop = None
@@ -175,14 +175,14 @@ class LoopHost:
         self._count += 1
         chosen = name or f"{self._count}-{kind}"
         if chosen in self._names:
-            raise Misuse(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
+            raise UsageError(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
         self._names.add(chosen)
         return chosen
 
-    def refuse_twin(self, walk: str) -> None:
+    def ensure_unique_statement(self, walk: str) -> None:
         """Refuse a second loop without a name over the same statement: after a restart, which is which?"""
         if walk in self._walks:
-            raise Misuse(
+            raise UsageError(
                 f"job {self.job}: two loops walk the same statement: give each a name=... that is made of what they "
                 f"differ in, so that after a restart each finds its own cursor: {walk}"
             )
@@ -195,7 +195,7 @@ class LoopHost:
         while True:
             self.refuse_given_up()
             order = await self._control.order(self.run_id, self.job)
-            held: Hold | None = None
+            held: Wait | None = None
             if order is None and not self._control.draining:
                 held = await self._held(table)
                 if held is None:
@@ -206,10 +206,10 @@ class LoopHost:
             if order == "cancel":
                 raise Cancelled("cancelled by order")
             if self._control.draining:
-                raise Drained("waiting")
+                raise AttemptReleased("waiting")
             if order == "pause" and resumable:
-                raise Drained("paused")
-            held = held or Hold("paused")
+                raise AttemptReleased("paused")
+            held = held or Wait("paused")
             now = datetime.now(UTC)
             since = since or now
             self._control.throttled(self, held, since)
@@ -219,14 +219,16 @@ class LoopHost:
     async def _end_transaction(self) -> None:
         """End what was begun for the next batch: nothing waits with a transaction open."""
         run = await self.durable_run()
-        await settle(roll_back(run.driver.rollback()))
+        await run_to_completion(roll_back(run.driver.rollback()))
 
-    async def _held(self, table: str) -> Hold | None:
+    async def _held(self, table: str) -> Wait | None:
         run = await self.durable_run()
         self._throttles.order(self._control.rows_per_second(self.run_id, self.job))
         looking = run.driver.reading() if self._throttles.ask_server else nullcontext(run.driver.raw)
         async with looking as raw:
-            return await self._throttles.hold(Seen(raw, table, run.rows - run.rows_before, datetime.now(UTC)))
+            return await self._throttles.hold(
+                ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
+            )
 
     def report(self, progress: Progress) -> None:
         """Tell the worker of a committed batch."""
@@ -234,7 +236,7 @@ class LoopHost:
 
     # --- another entry, after a batch has failed
 
-    def take_entry(self, step: str) -> Entry | None:
+    def take_entry(self, step: str) -> RetryPlan | None:
         """Return how a loop is entered again, once; None where it is not."""
         entry = self._entry
         if entry is None or entry.step != step:
@@ -242,7 +244,7 @@ class LoopHost:
         self._entry = None
         return entry
 
-    async def enter_again(self, error: BaseException) -> bool:
+    async def retry_batch(self, error: BaseException) -> bool:
         """Make the context ready for another call of the job's function, where that can cure the error.
 
         What will pass (a deadlock, a timeout of lock or statement) is tried again with half of the rows, down to one;
@@ -252,14 +254,20 @@ class LoopHost:
             False where the error is the run's.
         """
         failure, run = self.failure, self._run
-        if self._given_up or failure is None or run is None or not isinstance(error, Exception) or is_away(error):
+        if (
+            self._given_up
+            or failure is None
+            or run is None
+            or not isinstance(error, Exception)
+            or is_unavailable(error)
+        ):
             return False
         if isinstance(error, _NO_ROWS_FAULT):
             return False
         if run.batches != self._batches_then:
             self._entries, self._batches_then = 0, run.batches
         self._entries += 1
-        if will_pass(error):
+        if is_transient(error):
             if self._entries > _ENTRIES_WITHOUT_PROGRESS:
                 return False
             entry = failure.halved()
@@ -277,7 +285,7 @@ class LoopHost:
             self.job,
             self.run_id,
             failure.step,
-            one_line(error),
+            format_error(error),
             "the row set aside" if entry.set_aside else f"{entry.limit} rows",
         )
         self._entry = entry
@@ -292,7 +300,7 @@ class LoopHost:
         if self._loop is not None:
             await self._loop.leave()
         if self.broken is not None:
-            raise LonghaulError(went_on_after(self.broken))
+            raise LonghaulError(swallowed_error_message(self.broken))
 
     async def fail(self) -> None:
         """Roll back what is open: the job has raised."""
@@ -322,6 +330,6 @@ class LoopHost:
         return [await call.give_up() for call in list(self.outside)]
 
     def refuse_given_up(self) -> None:
-        """Raise `Superseded` in a job that was given up."""
+        """Raise `FencedOut` in a job that was given up."""
         if self._given_up:
-            raise Superseded(f"run {self.run_id} was given up here: it did not end when it was interrupted")
+            raise FencedOut(f"run {self.run_id} was given up here: it did not end when it was interrupted")

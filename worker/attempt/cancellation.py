@@ -12,7 +12,7 @@ Reason = Literal["lost", "drain", "cancel", "timeout", "stall"]
 _AGAIN_SECONDS = 1.0
 
 
-class Interrupt:
+class JobCancellation:
     """One cancellation of a task.
 
     `asyncio.wait_for` of CPython 3.11, and asyncpg's copy of it, which pools use, swallow a cancellation that comes

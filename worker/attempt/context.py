@@ -13,8 +13,8 @@ from weakref import WeakSet
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.attempt.attempt import LoopHost
-from worker.attempt.control import Alone, Control, JobRules
+from worker.attempt.attempt import Attempt
+from worker.attempt.control import AttemptControl, JobRules, NoControl
 from worker.batch import Batch, Bulk, Chunks, Progress, Stream, Sweep
 from worker.batch.batch_retry import OnError
 from worker.batch.lines import Lines
@@ -23,7 +23,7 @@ from worker.batch.sizing import Size
 from worker.batch.skip_locked import SkippingChunks
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
-from worker.errors import StatementRefused
+from worker.errors import UnsupportedStatement
 from worker.ledger import Ledger, RunSpec
 from worker.settings.model import Settings
 
@@ -34,7 +34,7 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
 
-class JobContext(LoopHost):
+class JobContext(Attempt):
     """Session scopes, durable loops and bulk operations of one try of one job.
 
     Attributes:
@@ -60,7 +60,7 @@ class JobContext(LoopHost):
         database: Database,
         ledger: Ledger,
         rules: JobRules,
-        control: Control | None = None,
+        control: AttemptControl | None = None,
         redis: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class JobContext(LoopHost):
             database=database,
             ledger=ledger,
             rules=rules,
-            control=control or Alone(),
+            control=control or NoControl(),
         )
         self.enqueued_at = enqueued_at
         self.redis = redis
@@ -150,7 +150,7 @@ class JobContext(LoopHost):
         on_error: OnError = "raise",
         quarantine_limit: float = 0,
     ) -> Chunks[Any]:
-        """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
+        """LeavableWalk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
 
         A batch is committed, with its cursor, when the loop asks for the next one; it is rolled back when the
         body raises. Rows that match when the walk begins are done exactly once.
@@ -175,11 +175,11 @@ class JobContext(LoopHost):
                 fails.
 
         Raises:
-            StatementRefused: the statement cannot be walked, or the key is not unique, or can be null.
+            UnsupportedStatement: the statement cannot be walked, or the key is not unique, or can be null.
             CursorMismatch: the ledger has a cursor of another statement.
         """
         if skip_locked and not lock:
-            raise StatementRefused("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
+            raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
         kind: type[Chunks[Any]] = SkippingChunks if skip_locked else Chunks
         return kind(
             self,
@@ -234,7 +234,7 @@ class JobContext(LoopHost):
             quarantine_limit: see `chunks`.
 
         Raises:
-            StatementRefused: the result cannot be gone on with, and `restart` does not admit that.
+            UnsupportedStatement: the result cannot be gone on with, and `restart` does not admit that.
         """
         return Stream(
             self,
@@ -272,7 +272,7 @@ class JobContext(LoopHost):
             Rows changed or inserted, in earlier tries of this run too.
 
         Raises:
-            StatementRefused: the statement cannot be walked.
+            UnsupportedStatement: the statement cannot be walked.
         """
         return await Sweep(self, statement, size=size, by=by, name=name, count=count).run_to_end()
 
@@ -291,7 +291,7 @@ class JobContext(LoopHost):
             name: name of the step in the ledger.
 
         Raises:
-            StatementRefused: the file cannot be read, or is not in that encoding.
+            UnsupportedStatement: the file cannot be read, or is not in that encoding.
             CursorMismatch: what was done of it is not there any more, or has changed: it was cut off or replaced.
         """
         return Lines(self, Path(path), size=size, encoding=encoding, name=name)

@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from worker.batch import Progress
-from worker.batch.throttle import Hold, Throttle
+from worker.batch.throttle import Throttle, Wait
 
 if TYPE_CHECKING:
-    from worker.attempt.attempt import LoopHost
+    from worker.attempt.attempt import Attempt
 
 
-class Control(Protocol):
+class AttemptControl(Protocol):
     """What the worker tells a job, and what it wants to hear: the only thing that a job knows of its queue."""
 
     @property
@@ -26,14 +26,14 @@ class Control(Protocol):
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that an operator wants, or None."""
 
-    def throttled(self, host: LoopHost, held: Hold | None, since: datetime) -> None:
+    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
         """Take note that the walk waits, and why; None when it goes on."""
 
-    def report(self, host: LoopHost, progress: Progress) -> None:
+    def report(self, host: Attempt, progress: Progress) -> None:
         """Take note of a committed batch."""
 
 
-class Alone:
+class NoControl:
     """The control of a job that runs without a worker, e.g. in a test."""
 
     draining = False
@@ -46,10 +46,10 @@ class Alone:
         """No operator, no pace."""
         return None
 
-    def throttled(self, host: LoopHost, held: Hold | None, since: datetime) -> None:
+    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
         """Nobody listens."""
 
-    def report(self, host: LoopHost, progress: Progress) -> None:
+    def report(self, host: Attempt, progress: Progress) -> None:
         """Nobody listens."""
 
 
@@ -57,5 +57,5 @@ class Alone:
 class JobRules:
     """The rules of the job that the loops need."""
 
-    max_tries: int
+    max_attempts: int
     throttles: tuple[Throttle, ...] = ()

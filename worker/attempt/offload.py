@@ -6,13 +6,13 @@ import asyncio
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
-from worker.errors import Interrupted
+from worker.errors import JobInterrupted
 
 if TYPE_CHECKING:
-    from worker.attempt.attempt import LoopHost
+    from worker.attempt.attempt import Attempt
 
 
-class Outside(Protocol):
+class OffloadedCall(Protocol):
     """A call of a plain function, in a thread or a process.
 
     Attributes:
@@ -22,13 +22,13 @@ class Outside(Protocol):
     future: Future[Any]
 
     def interrupt(self) -> None:
-        """Raise `Interrupted` in the function, once; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in the function, once; one that has not begun does not begin."""
 
     async def give_up(self) -> str:
         """Wait for it no more: it has not ended when it was interrupted. Returns what became of it, in sentences."""
 
 
-async def outcome_of(call: Outside, host: LoopHost) -> Any:
+async def await_offloaded(call: OffloadedCall, host: Attempt) -> Any:
     """Wait for a call that was started. A cancellation is passed on to it, and its end is waited for.
 
     Args:
@@ -53,7 +53,7 @@ async def outcome_of(call: Outside, host: LoopHost) -> Any:
             except asyncio.CancelledError as error:
                 call.interrupt()
                 cancelled = error
-        if not waiting.cancelled() and isinstance(waiting.exception(), Interrupted):
+        if not waiting.cancelled() and isinstance(waiting.exception(), JobInterrupted):
             raise cancelled or asyncio.CancelledError()
         return waiting.result()
     finally:

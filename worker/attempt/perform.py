@@ -34,7 +34,7 @@ async def perform(job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, A
                 await ctx.succeed()
             except BaseException as error:
                 await ctx.fail()
-                if not await ctx.enter_again(error):
+                if not await ctx.retry_batch(error):
                     raise
             else:
                 return result

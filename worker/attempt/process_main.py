@@ -28,7 +28,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from worker.attempt.process_protocol import describe_error, describe_record
-from worker.errors import Interrupted, Misuse
+from worker.errors import JobInterrupted, UsageError
 from worker.job.definition import Job
 from worker.job.trace_context import enter
 from worker.settings.model import Settings
@@ -102,7 +102,7 @@ class ChildContext:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        raise Misuse(
+        raise UsageError(
             f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, headers, settings and progress(); "
             f"sessions and loops are the event loop's: have an async job read and write"
         )
@@ -157,7 +157,7 @@ class Child:
         call = self._call
         if call is not None and call.begun and call.interrupted and not call.raised and not self._main_sends:
             call.raised = True
-            raise Interrupted
+            raise JobInterrupted
 
     def _outcome(self, call: Call) -> dict[str, Any]:
         try:
@@ -173,7 +173,7 @@ class Child:
                 call.begun = False
             return {"result": job.encode_result(value)}
         except BaseException as error:  # noqa: BLE001 - told to the parent, which judges it
-            call.begun = False  # `Interrupted` may have been raised just before it was so
+            call.begun = False  # `JobInterrupted` may have been raised just before it was so
             return {"error": describe_error(error)}
 
     def tell(self, **message: Any) -> None:

@@ -26,16 +26,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from worker.attempt.offload import outcome_of
+from worker.attempt.offload import await_offloaded
 from worker.attempt.process_protocol import error_of, handle_record
 from worker.attempt.threads import Threads
-from worker.errors import Interrupted, ProcessDied, RegistrationError
+from worker.errors import JobInterrupted, JobProcessDied, RegistrationError
 from worker.job.trace_context import headers_here
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
 
-logger = logging.getLogger("worker.processes")
+logger = logging.getLogger("longhaul.processes")
 
 #: The child has the parent's paths before it imports anything of ours: it finds the same modules.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from worker.attempt.process_main import main; main()"
@@ -51,7 +51,7 @@ class Process:
         used: whether it has had a job.
 
     Raises:
-        ProcessDied: it has ended before it was ready.
+        JobProcessDied: it has ended before it was ready.
     """
 
     def __init__(self) -> None:
@@ -93,15 +93,15 @@ class Process:
             for line in self._lines:
                 yield json.loads(line)
 
-    def died(self, when: str) -> ProcessDied:
+    def died(self, when: str) -> JobProcessDied:
         """Close what is left of it, and return the error that tells how it ended."""
         self.kill()
         code = self._child.wait()
         self._close()
         if code >= 0:
-            return ProcessDied(f"its process {self.pid} ended with exit status {code} {when}")
+            return JobProcessDied(f"its process {self.pid} ended with exit status {code} {when}")
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return ProcessDied(f"its process {self.pid} was ended by {signal.Signals(-code).name} {when}{hint}")
+        return JobProcessDied(f"its process {self.pid} was ended by {signal.Signals(-code).name} {when}{hint}")
 
     def kill(self) -> None:
         """End it at once, unless it has ended by itself a moment ago."""
@@ -156,7 +156,7 @@ class ProcessCall:
             with self._lock:
                 if self._interrupted:
                     self._pool.give_back(process)
-                    raise Interrupted
+                    raise JobInterrupted
                 self._process = process
             try:
                 self._send(process)
@@ -202,7 +202,7 @@ class ProcessCall:
         process.send(call=self._request)
 
     def interrupt(self) -> None:
-        """Raise `Interrupted` in it, once; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in it, once; one that has not begun does not begin."""
         if self.future.cancel():
             return
         with self._lock:
@@ -241,7 +241,7 @@ class Processes:
         """Return a process that has no job.
 
         Raises:
-            ProcessDied: it could not be started.
+            JobProcessDied: it could not be started.
         """
         while True:
             with self._lock:
@@ -287,11 +287,11 @@ def end_idle_processes() -> None:
 
 
 def in_process(job: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return an async function that runs a plain one in a process of this worker, `worker.job_processes` at a time.
+    """Return an async function that runs a plain one in a process of this worker, `worker.max_job_processes` at a time.
 
-    A cancellation, also that of a timeout, is passed on: `Interrupted` is raised in the function, and its end is waited
-    for. Arguments and result go through JSON by the types of its signature; an exception comes back as one of the same
-    class, where that can be made again from what it was given.
+    A cancellation, also that of a timeout, is passed on: `JobInterrupted` is raised in the function, and its end is
+    waited for. Arguments and result go through JSON by the types of its signature; an exception comes back as one of
+    the same class, where that can be made again from what it was given.
 
     Args:
         job: the job's name.
@@ -320,8 +320,8 @@ def in_process(job: str, function: Callable[..., Any]) -> Callable[..., Awaitabl
             "enqueued_at": ctx.enqueued_at.isoformat(),
             "headers": {**ctx.headers, **headers_here()},
         }
-        call = ProcessCall(_pool(ctx.settings.worker.job_processes), request, ctx)
-        return codec().decode_result_json(await outcome_of(call, ctx))
+        call = ProcessCall(_pool(ctx.settings.worker.max_job_processes), request, ctx)
+        return codec().decode_result_json(await await_offloaded(call, ctx))
 
     return wrapper
 

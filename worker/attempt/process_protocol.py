@@ -8,9 +8,9 @@ import sys
 import traceback
 from typing import Any
 
-from worker.errors import Interrupted, LonghaulError
+from worker.errors import JobInterrupted, LonghaulError
 
-logger = logging.getLogger("worker.processes")
+logger = logging.getLogger("longhaul.processes")
 
 
 class RemoteTraceback(Exception):
@@ -38,8 +38,8 @@ def error_of(described: dict[str, Any]) -> BaseException:
     Nothing is imported, and no constructor of a job's author is run: a class is one that his module has brought along.
     """
     kinds = [kind for kind in map(_class, described["kinds"]) if kind is not None]
-    if kinds and kinds[0] is Interrupted:
-        return Interrupted()
+    if kinds and kinds[0] is JobInterrupted:
+        return JobInterrupted()
     made = (_made(kind, described, exact=described["kinds"][0] == _name(kind)) for kind in kinds)
     error = next((one for one in made if one is not None), None) or LonghaulError(described["text"])
     error.__cause__ = RemoteTraceback(described["traceback"])

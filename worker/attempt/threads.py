@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from worker.attempt.offload import outcome_of
-from worker.errors import Interrupted
+from worker.attempt.offload import await_offloaded
+from worker.errors import JobInterrupted
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -44,7 +44,7 @@ class ThreadCall:
         if not self.future.set_running_or_notify_cancel():
             return
         outcome: tuple[Any, BaseException | None] | None = None
-        # `Interrupted` is raised wherever the thread is, once: in the function, or in these lines.
+        # `JobInterrupted` is raised wherever the thread is, once: in the function, or in these lines.
         while not self._over:
             try:
                 if outcome is None:
@@ -53,7 +53,7 @@ class ThreadCall:
                 with self._lock:
                     self._over = True
                     _raise_in(threading.get_ident(), None)  # one that is on its way is not for the next call
-            except Interrupted as error:
+            except JobInterrupted as error:
                 outcome = outcome or (None, error)
         assert outcome is not None  # noqa: S101
         result, failed = outcome
@@ -69,20 +69,20 @@ class ThreadCall:
             return None, error
 
     def interrupt(self) -> None:
-        """Raise `Interrupted` in it, once, at its next step in Python; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in it, once, at its next step in Python; one that has not begun does not begin."""
         if self.future.cancel():
             return
         with self._lock:
             if self._thread is not None and not self._over and not self._interrupted:
                 self._interrupted = True
-                _raise_in(self._thread, Interrupted)
+                _raise_in(self._thread, JobInterrupted)
 
     async def give_up(self) -> str:
         """Leave the thread to itself, and let another one take its place. Returns where it stands."""
         self._pool.replace(self)
         frame = sys._current_frames().get(self._thread or 0)
         where = "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
-        return f"A thread cannot be killed: it goes on, beside worker.threads. Its thread stands at\n{where}\n"
+        return f"A thread cannot be killed: it goes on, beside worker.max_threads. Its thread stands at\n{where}\n"
 
 
 class Threads:
@@ -151,17 +151,17 @@ def _pool(most: int) -> Threads:
 
 
 def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return an async function that runs a plain one in a thread of this process's pool, `worker.threads` at a time.
+    """Return an async function that runs a plain one in a thread of this process's pool, `worker.max_threads` at a time.
 
-    A cancellation, also that of a timeout, is passed on: `Interrupted` is raised in the function, at its next step in
-    Python, and its end is waited for. The function gets the job's context for what it says (`ctx.run_id`,
+    A cancellation, also that of a timeout, is passed on: `JobInterrupted` is raised in the function, at its next step
+    in Python, and its end is waited for. The function gets the job's context for what it says (`ctx.run_id`,
     `ctx.settings`): scopes and loops are for the event loop.
     """
 
     @functools.wraps(function)
     async def wrapper(ctx: JobContext, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(contextvars.copy_context().run, function, ctx, *args, **kwargs)
-        return await outcome_of(_pool(ctx.settings.worker.threads).start(call), ctx)
+        return await await_offloaded(_pool(ctx.settings.worker.max_threads).start(call), ctx)
 
     return wrapper
 

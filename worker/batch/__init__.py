@@ -5,6 +5,6 @@ from worker.batch.bulk import Bulk
 from worker.batch.chunks import Chunks
 from worker.batch.stream import Stream
 from worker.batch.sweep import Sweep
-from worker.batch.walk import Host, Loop, Progress, went_on_after
+from worker.batch.walk import Progress, Walk, WalkHost, swallowed_error_message
 
-__all__ = ["Batch", "Bulk", "Chunks", "Host", "Loop", "Progress", "Stream", "Sweep", "went_on_after"]
+__all__ = ["Batch", "Bulk", "Chunks", "Progress", "Stream", "Sweep", "Walk", "WalkHost", "swallowed_error_message"]

@@ -9,7 +9,7 @@ from worker.batch.bulk import Bulk
 from worker.batch.gather import Outcome, gather_rows
 from worker.batch.transaction import BatchTransaction
 from worker.db.sessions import ScopedSession
-from worker.errors import Misuse
+from worker.errors import UsageError
 
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
@@ -76,16 +76,16 @@ class Batch(Sequence[T_co], Generic[T_co]):
             An `Outcome` for each row, in their order.
 
         Raises:
-            Misuse: a transaction is open, or the rows have no key.
+            UsageError: a transaction is open, or the rows have no key.
         """
         if self._transaction.is_open:
-            raise Misuse(
+            raise UsageError(
                 "batch.gather: a transaction is open, and would stay open, with its locks, as long as the slowest call "
                 "takes: walk with lock=False, and call out before anything is written"
             )
         keys = self._row_keys()
         if len(keys) != len(self):
-            raise Misuse("batch.gather: these rows have no key: order the stream by a unique one")
+            raise UsageError("batch.gather: these rows have no key: order the stream by a unique one")
         return await gather_rows(function, self._rows, keys, concurrency=max(1, concurrency), errors=errors)
 
     @overload

@@ -14,7 +14,7 @@ OnError = Literal["raise", "quarantine"]
 
 
 @dataclass
-class Entry:
+class RetryPlan:
     """How a loop is entered again.
 
     Attributes:
@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedBatch:
     """Where a loop failed.
 
     Attributes:
@@ -52,10 +52,10 @@ class Failure:
     left: int
     quarantine_limit: float
 
-    def halved(self) -> Entry:
+    def halved(self) -> RetryPlan:
         """Return the entry with half of the rows, or with the same one."""
-        return Entry(self.step, max(1, self.rows // 2), max(self.left, self.rows))
+        return RetryPlan(self.step, max(1, self.rows // 2), max(self.left, self.rows))
 
-    def without_the_row(self, error: BaseException) -> Entry:
+    def without_the_row(self, error: BaseException) -> RetryPlan:
         """Return the entry that sets the row aside."""
-        return Entry(self.step, 1, max(self.left, 1), set_aside=error)
+        return RetryPlan(self.step, 1, max(self.left, 1), set_aside=error)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql import ClauseElement
 
-from worker.batch.bulk.rows import Group, bind_values, fits_unnest, target_of
+from worker.batch.bulk.rows import Group, bind_values, fits_unnest, make_target
 from worker.batch.bulk.statements import update_statement
 
 #: Below this many objects one statement costs more than it saves.
@@ -101,7 +101,7 @@ def _by_columns(mapper: Mapper[Any], states: Sequence[Any]) -> dict[tuple[str, .
 async def _write(session: Session, raw: Any, mapper: Mapper[Any], keys: tuple[str, ...], states: list[Any]) -> None:
     columns = _columns(mapper) or {}
     entity: Any = mapper.class_
-    target = target_of(entity)
+    target = make_target(entity)
     sets = [columns[key] for key in keys]
     key_columns: list[Any] = list(mapper.primary_key)
     values = [[state.dict[key] for state in states] for key in keys]

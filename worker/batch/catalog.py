@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
-from worker.errors import StatementRefused
+from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
 _PREPARER = _DIALECT.identifier_preparer
@@ -38,25 +38,25 @@ SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
 
 
 async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
-    """Return the key with the types of its columns; raise `StatementRefused` unless it is unique and not null.
+    """Return the key with the types of its columns; raise `UnsupportedStatement` unless it is unique and not null.
 
     The tables in the code may say so and the database not: what it enforces is what counts.
     """
     typed = await look_key_up(connection, keyset, kind=kind)
     if isinstance(typed, str):
-        raise StatementRefused(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
+        raise UnsupportedStatement(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
     return typed
 
 
 async def refuse_missing_table(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
-    """Raise `StatementRefused` where the key's table is not in the database at all."""
+    """Raise `UnsupportedStatement` where the key's table is not in the database at all."""
     table = table_name(keyset)
     if await connection.scalar(text("SELECT to_regclass(CAST(:table AS text))"), {"table": table}) is None:
         raise _no_table(table, kind)
 
 
-def _no_table(table: str, kind: str) -> StatementRefused:
-    return StatementRefused(
+def _no_table(table: str, kind: str) -> UnsupportedStatement:
+    return UnsupportedStatement(
         f"{kind}: there is no table {table} in the database: make it with your own migrations (`worker migrate` "
         f"makes those of the ledger alone), or correct database.url"
     )
@@ -66,7 +66,7 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     """Return the key with the types of its columns, or why it cannot order a walk.
 
     Raises:
-        StatementRefused: its table is not in the database at all.
+        UnsupportedStatement: its table is not in the database at all.
     """
     table = table_name(keyset)
     columns = [part.column.name for part in keyset.parts]
@@ -108,7 +108,7 @@ async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> boo
 
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
     """Return the planner's estimate of a statement's rows: by statistics, without running it."""
-    sql, arguments = DriverStatement(statement, connection.dialect).bind(values)
+    sql, arguments = CompiledStatement(statement, connection.dialect).bind(values)
     plan = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}", tuple(arguments))
     found = plan.scalar_one()
     tree = json.loads(found) if isinstance(found, str) else found

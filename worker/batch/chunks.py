@@ -18,20 +18,20 @@ from worker.batch.page import Page, RowShape
 from worker.batch.page_reader import PageReader
 from worker.batch.sizing import Size
 from worker.batch.transaction import BatchTransaction
-from worker.batch.walk import Host, Loop
+from worker.batch.walk import Walk, WalkHost
 from worker.ledger import StepRecord
 
 T = TypeVar("T")
 
 
-class Chunks(OnlyAsyncFor, Loop, Generic[T]):
+class Chunks(OnlyAsyncFor, Walk, Generic[T]):
     """An `async for` over batches of rows; see `JobContext.chunks`."""
 
     kind = "chunks"
 
     def __init__(
         self,
-        host: Host,
+        host: WalkHost,
         statement: Select[Any],
         *,
         size: Size | None,
@@ -160,7 +160,7 @@ class Chunks(OnlyAsyncFor, Loop, Generic[T]):
         The keys of a batch are chosen by a subquery that PostgreSQL runs once, under the statement's snapshot;
         the rows are then found by them. ORDER BY with LIMIT straight above FOR UPDATE would do as well, until
         somebody moves a row's key while we wait for its lock: the row comes back with its new key, in its old
-        place, and as the last one it would carry the cursor past rows that were never read. Here such a row
+        place, and as the last one it would propagate the cursor past rows that were never read. Here such a row
         fails the recheck of its key and is dropped, as the promise has it ("may be done or not").
         """
         columns = self._keyset.columns

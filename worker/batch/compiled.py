@@ -9,7 +9,7 @@ from sqlalchemy import Executable
 from sqlalchemy.sql import ClauseElement
 
 
-class DriverStatement:
+class CompiledStatement:
     """SQL text and arguments of a statement.
 
     Args:

@@ -7,13 +7,15 @@ from typing import Any
 from sqlalchemy import Select, inspect
 
 from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column
-from worker.errors import StatementRefused
+from worker.errors import UnsupportedStatement
 
 
 def refuse_unwalkable(statement: Any, *, kind: str) -> None:
-    """Raise `StatementRefused`, with the reason, for a select whose rows cannot be told by their key."""
+    """Raise `UnsupportedStatement`, with the reason, for a select whose rows cannot be told by their key."""
     if not isinstance(statement, Select):
-        raise StatementRefused(f"{kind} takes a select() of an entity or of columns, not {type(statement).__name__}")
+        raise UnsupportedStatement(
+            f"{kind} takes a select() of an entity or of columns, not {type(statement).__name__}"
+        )
     clauses = {
         "OFFSET": statement._offset_clause is not None,
         "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
@@ -34,20 +36,20 @@ def refuse_unwalkable(statement: Any, *, kind: str) -> None:
     }
     for clause, present in clauses.items():
         if present:
-            raise StatementRefused(f"{kind} cannot walk a statement with {clause}: {reasons[clause]}")
+            raise UnsupportedStatement(f"{kind} cannot walk a statement with {clause}: {reasons[clause]}")
 
 
 def key_of_select(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     """Return the key that a select is walked by: `by`, or the primary key of what its first column is of.
 
     Raises:
-        StatementRefused: there is none, or it is of a table that is not selected from.
+        UnsupportedStatement: there is none, or it is of a table that is not selected from.
     """
     if by is not None:
         parts = [_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
         for part in parts:
             if not selects_from(statement, part):
-                raise StatementRefused(
+                raise UnsupportedStatement(
                     f"{kind}: by={part.expression} is of {part.column.table}, which the statement does not select from "
                     f"under that name"
                 )
@@ -62,14 +64,14 @@ def key_of_select(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     column = underlying_column(first["expr"])
     table = getattr(first["expr"], "table", None)
     if column is None or table is None or not list(table.primary_key):
-        raise StatementRefused(f"{kind}: no primary key to walk by is found in this statement: say by=")
+        raise UnsupportedStatement(f"{kind}: no primary key to walk by is found in this statement: say by=")
     return Keyset([_part(part, kind) for part in table.primary_key])
 
 
 def _part(expression: Any, kind: str) -> KeyPart:
     column = underlying_column(expression)
     if column is None:
-        raise StatementRefused(f"{kind}: by={expression} is no column of a table")
+        raise UnsupportedStatement(f"{kind}: by={expression} is no column of a table")
     return key_part(expression, column)
 
 

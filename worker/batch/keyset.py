@@ -52,7 +52,7 @@ from sqlalchemy.sql.elements import Label
 from sqlalchemy.sql.operators import asc_op, desc_op
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
-from worker.errors import CursorMismatch, StatementRefused
+from worker.errors import CursorMismatch, UnsupportedStatement
 
 #: Of the names of our parameters, so that they are nobody else's.
 _PREFIX = "longhaul_"
@@ -225,10 +225,10 @@ class Keyset:
 
 
 def key_part(expression: Any, column: Column[Any]) -> KeyPart:
-    """Return the part of a key for an expression, which may carry a direction.
+    """Return the part of a key for an expression, which may propagate a direction.
 
     Raises:
-        StatementRefused: its type is none that a cursor can hold.
+        UnsupportedStatement: its type is none that a cursor can hold.
     """
     descending = False
     if isinstance(expression, UnaryExpression) and expression.modifier in (asc_op, desc_op):
@@ -291,7 +291,7 @@ def _kind(column: Column[Any]) -> str:
         for known, kind in kinds:
             if isinstance(type_, known):
                 return kind
-    raise StatementRefused(
+    raise UnsupportedStatement(
         f"{column} is {type_!r}, which a cursor cannot hold: walk by a unique key of int, bigint, text, uuid, "
         f"date, timestamp or numeric columns, with by=..."
     )

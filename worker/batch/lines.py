@@ -16,20 +16,20 @@ from worker.batch.batch import Batch
 from worker.batch.loop_exit import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.page import Page
 from worker.batch.sizing import Size
-from worker.batch.walk import Host, Loop
-from worker.errors import CursorMismatch, StatementRefused
+from worker.batch.walk import Walk, WalkHost
+from worker.errors import CursorMismatch, UnsupportedStatement
 from worker.ledger import StepRecord, StepSpec
 
 _PIECE = 1 << 20
 
 
-class Lines(OnlyAsyncFor, Loop):
+class Lines(OnlyAsyncFor, Walk):
     """An `async for` over batches of lines; see `JobContext.lines`."""
 
     kind = "lines"
     begins_ahead = False  # nothing is read from the database
 
-    def __init__(self, host: Host, path: Path, *, size: Size | None, encoding: str, name: str | None) -> None:
+    def __init__(self, host: WalkHost, path: Path, *, size: Size | None, encoding: str, name: str | None) -> None:
         super().__init__(host, name=name, size=size, count="estimate")
         self._path = path
         self._encoding = encoding
@@ -45,14 +45,14 @@ class Lines(OnlyAsyncFor, Loop):
     async def _open(self, name: str) -> StepRecord:
         spec = StepSpec(name, self.kind, str(self._path), [], named=self._given_name is not None)
         if self._given_name is None:
-            self._host.refuse_twin(f"{self.kind} {self._path}")
+            self._host.ensure_unique_statement(f"{self.kind} {self._path}")
         step = self.run.known_step(spec)
         if step is not None and step.done:
             return step
         try:
             self._file = await asyncio.to_thread(self._path.open, "rb")
         except OSError as error:
-            raise StatementRefused(f"lines: {self._path} cannot be read: {error.strerror}") from error
+            raise UnsupportedStatement(f"lines: {self._path} cannot be read: {error.strerror}") from error
         self._length = self._path.stat().st_size
         if step is None:
             return await self.run.open_step(spec, upper_bound=None, total=None)
@@ -111,7 +111,7 @@ class Lines(OnlyAsyncFor, Loop):
             try:
                 found.append(raw.decode(self._encoding).rstrip("\r\n"))
             except UnicodeDecodeError as error:
-                raise StatementRefused(
+                raise UnsupportedStatement(
                     f"lines: {self._path}, the line that ends at byte {self._done}, is not {self._encoding}: {error}"
                 ) from None
         return found, [self._done, self._hash.hexdigest()]

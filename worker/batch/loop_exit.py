@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from types import CodeType
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from worker.errors import Misuse
+from worker.errors import UsageError
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _DELIBERATE = frozenset({"POP_TOP", "POP_ITER"})
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Walk(Protocol[T_co]):
+class LeavableWalk(Protocol[T_co]):
     """A loop that hands out batches."""
 
     left_deliberately: bool | None
@@ -41,7 +41,7 @@ class LoopIterator(AsyncIterator[T], Generic[T]):
         home: code of the function that the `async for` stands in.
     """
 
-    def __init__(self, walk: Walk[T], home: CodeType) -> None:
+    def __init__(self, walk: LeavableWalk[T], home: CodeType) -> None:
         self._walk = walk
         self._home = home
 
@@ -66,10 +66,10 @@ class OnlyAsyncFor:
     kind: str
 
     def __iter__(self) -> NoReturn:
-        raise Misuse(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
+        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
 
     def __await__(self) -> NoReturn:
-        raise Misuse(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
+        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
 
 
 def caller(depth: int = 2) -> Any:

@@ -17,7 +17,7 @@ from sqlalchemy import Select
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
 
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
 
 
@@ -109,7 +109,7 @@ class RowShape:
         """Whether the driver's rows could be handed out as they are."""
         return not self.is_entity and not self._hidden
 
-    def fits(self, statement: DriverStatement, attributes: Sequence[Any], dialect: Any) -> bool:
+    def fits(self, statement: CompiledStatement, attributes: Sequence[Any], dialect: Any) -> bool:
         """Tell whether the driver's rows have the names and values that SQLAlchemy's would have.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Select
 
 from worker.batch.collector import suspended
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.page import Page, Row, RowShape
 from worker.batch.transaction import BatchTransaction
 
@@ -26,7 +26,7 @@ class PageReader:
         self._shape = shape
         self._statement = statement
         self._dialect = dialect
-        self._driver_statement = DriverStatement(statement, dialect) if shape.may_be_plain else None
+        self._driver_statement = CompiledStatement(statement, dialect) if shape.may_be_plain else None
         self._prepared: Any = None
 
     async def read(self, transaction: BatchTransaction, values: Mapping[str, Any]) -> Page:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from worker.errors import StatementRefused
+from worker.errors import UnsupportedStatement
 from worker.settings.model import BatchSettings
 
 Size = int | Literal["auto"]
@@ -20,7 +20,7 @@ _SLOW_START = 0.25
 _FULL = (0.9, 0.95)  # efficiencies that are as they should be
 
 
-class Pace(Protocol):
+class BatchSizer(Protocol):
     """Says the size of the next batch."""
 
     size: int
@@ -29,7 +29,7 @@ class Pace(Protocol):
         """Take note of a batch that was committed: rows that were asked for, and its time."""
 
 
-class Fixed:
+class FixedSizer:
     """The same size always.
 
     Args:
@@ -43,7 +43,7 @@ class Fixed:
         """Nothing changes."""
 
 
-class Adaptive:
+class AdaptiveSizer:
     """The size that takes `batch.target_seconds`, between `batch.min_size` and `batch.max_size`.
 
     Args:
@@ -67,7 +67,7 @@ class Adaptive:
         self.size = min(max(round(self.size * factor), self._rules.min_size), self._rules.max_size)
 
 
-def pace_of(size: Size | None, rules: BatchSettings, *, kind: str) -> Pace:
+def make_sizer(size: Size | None, rules: BatchSettings, *, kind: str) -> BatchSizer:
     """Return the pace of a loop.
 
     Args:
@@ -76,11 +76,11 @@ def pace_of(size: Size | None, rules: BatchSettings, *, kind: str) -> Pace:
         kind: of the loop, for the error.
 
     Raises:
-        StatementRefused: a size below one.
+        UnsupportedStatement: a size below one.
     """
     wanted = rules.size if size is None else size
     if wanted == "auto":
-        return Adaptive(rules)
+        return AdaptiveSizer(rules)
     if not isinstance(wanted, int) or wanted < 1:
-        raise StatementRefused(f'{kind}: size={wanted!r}: a batch has at least one row, or is size="auto"')
-    return Fixed(wanted)
+        raise UnsupportedStatement(f'{kind}: size={wanted!r}: a batch has at least one row, or is size="auto"')
+    return FixedSizer(wanted)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from worker.batch.chunks import Chunks
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import SIZE
 from worker.batch.page import NO_PAGE, Page, RowShape
 from worker.batch.page_reader import PageReader
@@ -32,8 +32,8 @@ class SkippingChunks(Chunks[T]):
         self._skipped, self._made_up = [], []
         columns, keyset = self._keyset.cursor_columns, self._keyset
         keys = self._keys(columns).where(keyset.up_to()).limit(SIZE)
-        self._first_keys = DriverStatement(keys, dialect)
-        self._next_keys = DriverStatement(keys.where(keyset.after()), dialect)
+        self._first_keys = CompiledStatement(keys, dialect)
+        self._next_keys = CompiledStatement(keys.where(keyset.after()), dialect)
         upto = shape.statement.where(keyset.up_to("last"))
         self._first = PageReader(shape, self._locked(upto, skip_locked=True), dialect)
         self._next = PageReader(shape, self._locked(upto.where(keyset.after()), skip_locked=True), dialect)

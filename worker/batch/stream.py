@@ -19,21 +19,21 @@ from worker.batch.batch import Batch
 from worker.batch.batch_retry import OnError
 from worker.batch.catalog import column_types, look_key_up, refuse_missing_table, returns_sets, sql_text
 from worker.batch.collector import suspended
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.batch.loop_exit import LoopIterator, OnlyAsyncFor, caller
 from worker.batch.options import Count
 from worker.batch.page import Page, Row, RowShape
 from worker.batch.replica import has_replayed, written
 from worker.batch.sizing import Size
-from worker.batch.walk import Host, Loop, OwnTransaction
+from worker.batch.walk import OwnTransaction, Walk, WalkHost
 from worker.cancellation import end
 from worker.db.driver import Driver
-from worker.db.sessions import ScopedSession, roll_back, settle
-from worker.errors import Misuse, StatementRefused
+from worker.db.sessions import ScopedSession, roll_back, run_to_completion
+from worker.errors import UnsupportedStatement, UsageError
 from worker.ledger import StepRecord
 
-logger = logging.getLogger("worker.batch")
+logger = logging.getLogger("longhaul.batch")
 
 _REPLAY_POLL_SECONDS = 0.05
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time where the rows are objects
@@ -41,7 +41,7 @@ _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time where the rows are obj
 T = TypeVar("T")
 
 
-class Stream(OnlyAsyncFor, Loop, Generic[T]):
+class Stream(OnlyAsyncFor, Walk, Generic[T]):
     """An `async for` over partitions of one result; see `JobContext.stream`."""
 
     kind = "stream"
@@ -49,7 +49,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
 
     def __init__(
         self,
-        host: Host,
+        host: WalkHost,
         statement: Select[Any],
         *,
         size: Size | None,
@@ -63,12 +63,12 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         super().__init__(host, name=name, size=size, count=count)
         self.quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         if not isinstance(statement, Select):
-            raise StatementRefused(f"stream takes a select(), not {type(statement).__name__}")
+            raise UnsupportedStatement(f"stream takes a select(), not {type(statement).__name__}")
         self._statement = statement
         self._restart = restart
         self._replica = host.database.replica if replica else None
         self._keyset: Keyset | None = None
-        self._source: Source | None = None
+        self._source: SnapshotReader | None = None
         self._at_end = False
         self._told_of_age = False
 
@@ -83,7 +83,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         self.resumable = self._keyset is not None
         if self._keyset is None:
             if self._restart != "from_start":
-                raise StatementRefused(
+                raise UnsupportedStatement(
                     f"stream: this result cannot be gone on with after a restart, because {problem}. Order it by "
                     f"a unique, not-null key, or say restart='from_start' if doing every row again is meant"
                 )
@@ -133,7 +133,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         await self.refuse_deadly_batch(page, len(page.rows))
         return batch
 
-    async def _next_page(self, source: Source) -> Page:
+    async def _next_page(self, source: SnapshotReader) -> Page:
         """Return the next partition, past the rows that are set aside; an empty one at the end."""
         while True:
             # Under a limit nothing is read ahead: what follows depends on what becomes of these rows.
@@ -150,7 +150,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         finally:
             await super().abandon()
 
-    async def _open_source(self) -> Source:
+    async def _open_source(self) -> SnapshotReader:
         shape = RowShape(self._statement, self._keyset)
         statement, values = shape.statement, {}
         if self._keyset is not None and self.step.cursor is not None:
@@ -158,7 +158,7 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
             values = self._behind()
         # A commit of the writer must not close the cursor, so the reader has a connection of its own.
         connection = await (self._replica or self._host.database).engine.connect()
-        source = Source(connection, shape)
+        source = SnapshotReader(connection, shape)
         try:
             if self._replica is not None:
                 await self._wait_for_replica(connection)
@@ -202,13 +202,13 @@ class Stream(OnlyAsyncFor, Loop, Generic[T]):
         """Objects of the reader's snapshot are never written: say so instead of losing the change."""
         changed = self._source.changed_object if self._source is not None else None
         if changed is not None:
-            raise Misuse(
+            raise UsageError(
                 f"stream: {changed} objects of a stream were changed, but its reader is read-only: write with "
                 f"partition.bulk.update(...), or walk the table with ctx.chunks"
             )
 
 
-class Source:
+class SnapshotReader:
     """The reader: a server-side cursor in a REPEATABLE READ, READ ONLY transaction.
 
     Where rows are plain, the driver reads them, and the next partition while the job works on this one.
@@ -241,9 +241,9 @@ class Source:
         # It is idle in its transaction while the job works on a partition, and may be so.
         await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         if self._shape.may_be_plain:
-            plain = DriverStatement(statement, connection.dialect)
+            plain = CompiledStatement(statement, connection.dialect)
             sql, arguments = plain.bind(values)
-            raw = (await Driver.beneath(connection)).raw
+            raw = (await Driver.from_connection(connection)).raw
             prepared = await raw.prepare(sql, record_class=Row)
             if self._shape.fits(plain, prepared.get_attributes(), connection.dialect):
                 self._cursor = await prepared.cursor(*arguments)
@@ -286,13 +286,13 @@ class Source:
         """End the transaction, and give the connection back; where it is lost, nothing is lost with it."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            await settle(end(ahead))
+            await run_to_completion(end(ahead))
         try:
             if self._session is not None:
-                await settle(roll_back(self._session.close()))
-            await settle(roll_back(self._connection.rollback()))
+                await run_to_completion(roll_back(self._session.close()))
+            await run_to_completion(roll_back(self._connection.rollback()))
         finally:
-            await settle(self._connection.close())
+            await run_to_completion(self._connection.close())
 
 
 async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tuple[Keyset | None, str]:
@@ -311,7 +311,7 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
             return None, f"it is ordered by {expression}, which is no column of a table"
         try:
             parts.append(key_part(expression, column))
-        except StatementRefused as error:
+        except UnsupportedStatement as error:
             return None, str(error)
     keyset = Keyset(parts)
     await refuse_missing_table(connection, keyset, kind="stream")

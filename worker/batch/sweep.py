@@ -11,24 +11,24 @@ from sqlalchemy import Delete, Insert, Select, Table, Update, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, sql_text
-from worker.batch.compiled import DriverStatement
+from worker.batch.compiled import CompiledStatement
 from worker.batch.key_choice import key_of_select, refuse_unwalkable
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
 from worker.batch.options import Count
 from worker.batch.page import Page
 from worker.batch.sizing import Size
 from worker.batch.transaction import BatchTransaction
-from worker.batch.walk import Host, Loop
+from worker.batch.walk import Walk, WalkHost
 from worker.cancellation import end
 from worker.db.driver import Driver
-from worker.db.sessions import settle
-from worker.errors import StatementRefused
+from worker.db.sessions import run_to_completion
+from worker.errors import UnsupportedStatement
 from worker.ledger import StepRecord
 
 Sweepable = Update | Delete | Insert
 
 
-class Sweep(Loop):
+class Sweep(Walk):
     """A set-based walk; see `JobContext.sweep`.
 
     A range holds `size` rows of the table, whether they match or not: its end is found on the index alone, each
@@ -39,19 +39,19 @@ class Sweep(Loop):
     kind = "sweep"
 
     def __init__(
-        self, host: Host, statement: Sweepable, *, size: Size | None, by: Any, name: str | None, count: Count
+        self, host: WalkHost, statement: Sweepable, *, size: Size | None, by: Any, name: str | None, count: Count
     ) -> None:
         super().__init__(host, name=name, size=size, count=count)
         if not isinstance(statement, Update | Delete | Insert):
-            raise StatementRefused(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
+            raise UnsupportedStatement(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
         if statement._returning:
-            raise StatementRefused("sweep cannot hand rows out: RETURNING is for ctx.chunks")
+            raise UnsupportedStatement("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
         self._keyset: Keyset = _resolve_key(statement, by)
         self._refuse_moving_key()
 
     async def run_to_end(self) -> int:
-        """Walk the table. Returns the rows changed, in earlier tries of the run too."""
+        """LeavableWalk the table. Returns the rows changed, in earlier tries of the run too."""
         self._walking = True
         try:
             if await self.begin():
@@ -126,7 +126,7 @@ class Sweep(Loop):
         if step.upper_bound is not None:
             self._upper = keyset.decode(step.upper_bound)
         self._first_end, self._next_end, self._write_first, self._write_next = (
-            DriverStatement(statement, connection.dialect)
+            CompiledStatement(statement, connection.dialect)
             for statement in (
                 self._range_end(resumed=False),
                 self._range_end(resumed=True),
@@ -169,7 +169,7 @@ class Sweep(Loop):
         names = {getattr(key, "key", key) for key in _set_columns(self._statement)}
         moved = [part.column.name for part in self._keyset.parts if part.column.key in names]
         if moved:
-            raise StatementRefused(
+            raise UnsupportedStatement(
                 f"sweep: the statement sets {', '.join(moved)}, the key that it walks by: a row that moves ahead "
                 f"would be changed twice; walk by another unique key with by="
             )
@@ -186,7 +186,7 @@ class RangeEnds:
         next_: that for the ranges after a cursor.
     """
 
-    def __init__(self, connection: AsyncConnection, first: DriverStatement, next_: DriverStatement) -> None:
+    def __init__(self, connection: AsyncConnection, first: CompiledStatement, next_: CompiledStatement) -> None:
         self._connection = connection
         self._first = first
         self._next = next_
@@ -206,10 +206,10 @@ class RangeEnds:
         self.asked = values[SIZE.key] if ahead is None else self._asked_ahead
         return await (ahead if ahead is not None else self._find(self._next if resumed else self._first, values))
 
-    async def _find(self, statement: DriverStatement, values: dict[str, Any]) -> Any:
+    async def _find(self, statement: CompiledStatement, values: dict[str, Any]) -> Any:
         sql, arguments = statement.bind(values)
         if self._driver is None:
-            self._driver = await Driver.beneath(self._connection)
+            self._driver = await Driver.from_connection(self._connection)
         async with self._driver.reading() as raw:
             return await raw.fetchrow(sql, *arguments)
 
@@ -217,8 +217,8 @@ class RangeEnds:
         """Give the connection back."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            await settle(end(ahead))
-        await settle(self._connection.close())
+            await run_to_completion(end(ahead))
+        await run_to_completion(self._connection.close())
 
 
 def _source(statement: Insert) -> Select[Any]:
@@ -233,16 +233,16 @@ def _resolve_key(statement: Sweepable, by: Any) -> Keyset:
         return key_of_select(_source(statement), by, kind="sweep")
     table = statement.table
     if not isinstance(table, Table):
-        raise StatementRefused(f"sweep: {table} is no table")
+        raise UnsupportedStatement(f"sweep: {table} is no table")
     if by is None:
         if not list(table.primary_key):
-            raise StatementRefused(f"sweep: {table.fullname} has no primary key: say by=")
+            raise UnsupportedStatement(f"sweep: {table.fullname} has no primary key: say by=")
         return Keyset([key_part(column, column) for column in table.primary_key])
     parts = []
     for expression in by if isinstance(by, list | tuple) else [by]:
         column = underlying_column(expression)
         if column is None or column.table is not table:
-            raise StatementRefused(f"sweep: by={expression} is no column of {table.fullname}")
+            raise UnsupportedStatement(f"sweep: by={expression} is no column of {table.fullname}")
         direction = key_part(expression, column).descending
         parts.append(key_part(column.desc() if direction else column, column))
     return Keyset(parts)

@@ -1,8 +1,9 @@
 """Reasons to wait between two batches: each a small class, asked in turn, with no transaction open meanwhile.
 
-A `Throttle` looks at one thing and says `Hold` with a reason, or nothing. Those of the settings (section `throttle`)
+A `Throttle` looks at one thing and says `Wait` with a reason, or nothing. Those of the settings (section `throttle`)
 are for every walk, those of `@job(throttle=[...])` for the job's, and `worker pace` gives a run or a job another pace
-while it runs. Figures of the server are read at most each `throttle.check_seconds`, on the run's own connection.
+while it runs. Figures of the server are read at most each `throttle.check_interval_seconds`, on the run's own
+connection.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from worker.settings.model import ThrottleSettings, parse_window
 
 
 @dataclass(frozen=True)
-class Hold:
+class Wait:
     """Why a walk waits.
 
     Attributes:
@@ -30,7 +31,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ThrottleContext:
     """What a throttle may look at.
 
     Attributes:
@@ -49,10 +50,10 @@ class Seen:
 class Throttle(Protocol):
     """A reason to wait between two batches."""
 
-    #: Whether it asks the server, and so is asked each `throttle.check_seconds` only.
+    #: Whether it asks the server, and so is asked each `throttle.check_interval_seconds` only.
     asks_server: bool
 
-    async def hold(self, seen: Seen) -> Hold | None:
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
         """Return why the walk has to wait, or None."""
 
 
@@ -71,8 +72,8 @@ class RowsPerSecond:
         self._rows = 0
         self._free_at = clock()
 
-    async def hold(self, seen: Seen) -> Hold | None:
-        """Hold for as long as the rows since the last call are worth."""
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
+        """Wait for as long as the rows since the last call are worth."""
         now = self._clock()
         done, self._rows = seen.rows - self._rows, seen.rows
         self._free_at += done / self._limit
@@ -80,10 +81,10 @@ class RowsPerSecond:
         if wait <= 0:
             self._free_at = now
             return None
-        return Hold(f"{self._limit:g} rows/s at most", seen.now + timedelta(seconds=wait))
+        return Wait(f"{self._limit:g} rows/s at most", seen.now + timedelta(seconds=wait))
 
 
-class Window:
+class TimeWindow:
     """Only at this time of the day.
 
     Args:
@@ -100,8 +101,8 @@ class Window:
         self._begin, self._end, self._zone = parse_window(hours, timezone)
         self._name = f"only {hours} {timezone}"
 
-    async def hold(self, seen: Seen) -> Hold | None:
-        """Hold outside of the window, until it opens."""
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
+        """Wait outside of the window, until it opens."""
         local = seen.now.astimezone(self._zone)
         moment = local.time()
         if self._begin <= self._end:
@@ -113,10 +114,10 @@ class Window:
         opens = local.replace(hour=self._begin.hour, minute=self._begin.minute, second=0, microsecond=0)
         if opens <= local:
             opens += timedelta(days=1)
-        return Hold(self._name, opens)
+        return Wait(self._name, opens)
 
 
-class ServerFigure:
+class ServerMetric:
     """A figure of the server that has a limit.
 
     Args:
@@ -132,12 +133,12 @@ class ServerFigure:
         self._limit = limit
         self._reason = reason
 
-    async def hold(self, seen: Seen) -> Hold | None:
-        """Hold while the figure is over its limit."""
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
+        """Wait while the figure is over its limit."""
         figure = await seen.raw.fetchval(self._query, *([seen.table] if "$1" in self._query else []))
         if figure is None or figure <= self._limit:
             return None
-        return Hold(self._reason.format(figure=float(figure), limit=self._limit))
+        return Wait(self._reason.format(figure=float(figure), limit=self._limit))
 
 
 class WalRate:
@@ -154,8 +155,8 @@ class WalRate:
         self._clock = clock
         self._last: tuple[float, int] | None = None
 
-    async def hold(self, seen: Seen) -> Hold | None:
-        """Hold while the rate since the last look is over its limit."""
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
+        """Wait while the rate since the last look is over its limit."""
         position = int(await seen.raw.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
         now = self._clock()
         last, self._last = self._last, (now, position)
@@ -164,7 +165,7 @@ class WalRate:
         rate = (position - last[1]) / (now - last[0])
         if rate <= self._limit:
             return None
-        return Hold(f"WAL {rate / 1e6:.1f} MB/s, over {self._limit / 1e6:.1f}")
+        return Wait(f"WAL {rate / 1e6:.1f} MB/s, over {self._limit / 1e6:.1f}")
 
 
 class ForcedCheckpoints:
@@ -181,8 +182,8 @@ class ForcedCheckpoints:
         self._known: int | None = None
         self._until: datetime | None = None
 
-    async def hold(self, seen: Seen) -> Hold | None:
-        """Hold for a while after the server's counter has grown."""
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
+        """Wait for a while after the server's counter has grown."""
         is_new = seen.raw.get_server_version().major >= 17
         forced = int(await seen.raw.fetchval(_FORCED if is_new else _FORCED_BEFORE_17))
         known, self._known = self._known, forced
@@ -190,10 +191,10 @@ class ForcedCheckpoints:
             self._until = seen.now + timedelta(seconds=self._seconds)
         if self._until is None or seen.now >= self._until:
             return None
-        return Hold("WAL has forced a checkpoint", self._until)
+        return Wait("WAL has forced a checkpoint", self._until)
 
 
-class Custom:
+class CustomThrottle:
     """A function of the job's author.
 
     Args:
@@ -202,13 +203,13 @@ class Custom:
 
     asks_server = True
 
-    def __init__(self, function: Callable[[Seen], Awaitable[Hold | str | None]]) -> None:
+    def __init__(self, function: Callable[[ThrottleContext], Awaitable[Wait | str | None]]) -> None:
         self._function = function
 
-    async def hold(self, seen: Seen) -> Hold | None:
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
         """Ask it."""
         told = await self._function(seen)
-        return Hold(told) if isinstance(told, str) else told
+        return Wait(told) if isinstance(told, str) else told
 
 
 _LAG = "SELECT max(extract(epoch FROM replay_lag)) FROM pg_stat_replication"
@@ -239,19 +240,19 @@ def throttles_of(rules: ThrottleSettings) -> list[Throttle]:
     """Return what the settings ask for."""
     found: list[Throttle] = []
     if rules.window:
-        found.append(Window(rules.window, rules.window_timezone))
+        found.append(TimeWindow(rules.window, rules.window_timezone))
     if rules.max_rows_per_second:
         found.append(RowsPerSecond(rules.max_rows_per_second))
     if rules.max_wal_bytes_per_second:
         found.append(WalRate(rules.max_wal_bytes_per_second))
-    if rules.rest_after_forced_checkpoint_seconds:
-        found.append(ForcedCheckpoints(rules.rest_after_forced_checkpoint_seconds))
+    if rules.checkpoint_cooldown_seconds:
+        found.append(ForcedCheckpoints(rules.checkpoint_cooldown_seconds))
     figures: list[tuple[str, float | None, str]] = [
         (_LAG, rules.max_replication_lag_seconds, "replication lag {figure:.1f} s, over {limit:g}"),
         (_OWN_LAG, rules.max_replication_lag_seconds, "this replica lags {figure:.1f} s, over {limit:g}"),
         (_ACTIVE, rules.max_active_sessions, "{figure:.0f} active sessions, over {limit:g}"),
         (_WAITERS, rules.max_lock_waiters, "{figure:.0f} sessions wait for locks, over {limit:g}"),
-        (_DEAD, rules.max_dead_rows_share, "{figure:.0%} of the table's rows are dead, over {limit:.0%}"),
+        (_DEAD, rules.max_dead_row_ratio, "{figure:.0%} of the table's rows are dead, over {limit:.0%}"),
         (_VACUUM, 0 if rules.wait_for_vacuum else None, "the table is being vacuumed"),
         (
             _CONNECTIONS,
@@ -259,7 +260,7 @@ def throttles_of(rules: ThrottleSettings) -> list[Throttle]:
             f"fewer than {rules.min_free_connections} connections of the server are free",
         ),
     ]
-    found += [ServerFigure(query, limit, reason) for query, limit, reason in figures if limit is not None]
+    found += [ServerMetric(query, limit, reason) for query, limit, reason in figures if limit is not None]
     return found
 
 
@@ -268,14 +269,14 @@ class Throttles:
 
     Args:
         always: of settings and job.
-        check_seconds: how often the server is asked.
+        check_interval_seconds: how often the server is asked.
     """
 
-    def __init__(self, always: Sequence[Throttle], *, check_seconds: float) -> None:
+    def __init__(self, always: Sequence[Throttle], *, check_interval_seconds: float) -> None:
         self._always = always
-        self._check_seconds = check_seconds
-        self._asked_at = -check_seconds
-        self._last: Hold | None = None
+        self._check_seconds = check_interval_seconds
+        self._asked_at = -check_interval_seconds
+        self._last: Wait | None = None
         self._ordered: RowsPerSecond | None = None
         self._ordered_limit: float | None = None
 
@@ -296,7 +297,7 @@ class Throttles:
         due = time.monotonic() - self._asked_at >= self._check_seconds
         return due and any(throttle.asks_server for throttle in self._always)
 
-    async def hold(self, seen: Seen) -> Hold | None:
+    async def hold(self, seen: ThrottleContext) -> Wait | None:
         """Return the first reason to wait, or None."""
         for throttle in self._always:
             if not throttle.asks_server and not (self._ordered and isinstance(throttle, RowsPerSecond)):

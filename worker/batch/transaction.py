@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from worker.batch.bulk_flush import flush_changes
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.sessions import ScopedSession, roll_back, settle
+from worker.db.sessions import ScopedSession, roll_back, run_to_completion
 from worker.errors import LonghaulError
-from worker.ledger import LedgerRun
+from worker.ledger import OwnedRun
 
 
 class Writer(Protocol):
@@ -38,7 +38,7 @@ class SessionWriter:
     async def driver(self) -> Any:
         """Return asyncpg's connection in the transaction, after what the session has pending."""
         await self.session.flush()
-        return await (await Driver.beneath(await self.session.connection())).begin()
+        return await (await Driver.from_connection(await self.session.connection())).begin()
 
 
 @asynccontextmanager
@@ -49,15 +49,15 @@ async def driver_transaction(database: Database) -> AsyncIterator[Any]:
     """
     connection = await database.engine.connect()
     try:
-        driver = await Driver.beneath(connection)
+        driver = await Driver.from_connection(connection)
         try:
             yield await driver.begin()
         except BaseException:
-            await settle(roll_back(driver.rollback()))
+            await run_to_completion(roll_back(driver.rollback()))
             raise
-        await settle(driver.commit())
+        await run_to_completion(driver.commit())
     finally:
-        await settle(connection.close())
+        await run_to_completion(connection.close())
 
 
 class DriverWriter:
@@ -83,7 +83,7 @@ class BatchTransaction:
         run: whose connection it is on.
     """
 
-    def __init__(self, run: LedgerRun) -> None:
+    def __init__(self, run: OwnedRun) -> None:
         self._run = run
         self._driver = run.driver
         self._session: ScopedSession | None = None
@@ -125,7 +125,7 @@ class BatchTransaction:
         """End what has only read; objects stay, and the next statement begins another transaction."""
         if self._session is not None:
             await self._session.end_read()
-        await settle(self._driver.commit())
+        await run_to_completion(self._driver.commit())
 
     async def commit(self, checkpoint: str, *, begin: bool) -> None:
         """Write the checkpoint and commit, in one message where no session takes part; close the session.
@@ -135,11 +135,11 @@ class BatchTransaction:
             begin: whether the next batch's transaction may begin in the same message.
         """
         await self.driver()
-        await settle(self._commit(checkpoint, begin))
+        await run_to_completion(self._commit(checkpoint, begin))
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""
-        await settle(self._roll_back())
+        await run_to_completion(self._roll_back())
 
     async def _commit(self, checkpoint: str, begin: bool) -> None:
         if self._session is None:

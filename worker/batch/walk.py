@@ -14,19 +14,19 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.batch import Batch, unwrap
-from worker.batch.batch_retry import Entry, Failure
+from worker.batch.batch_retry import FailedBatch, RetryPlan
 from worker.batch.bulk import Bulk
 from worker.batch.catalog import estimate_rows, table_name
 from worker.batch.key_progress import Position
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.options import Count
 from worker.batch.page import NO_PAGE, Page, jsonable
-from worker.batch.sizing import Fixed, Pace, Size, pace_of
+from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
-from worker.db.sessions import roll_back, settle
-from worker.errors import BatchKilledWorker, LonghaulError, Misuse
-from worker.ledger import LedgerRun, StepRecord, StepSpec
+from worker.db.sessions import roll_back, run_to_completion
+from worker.errors import LonghaulError, PoisonBatch, UsageError
+from worker.ledger import OwnedRun, StepRecord, StepSpec
 from worker.settings.model import Settings
 
 
@@ -46,7 +46,7 @@ class Progress:
     last_key: Any
 
 
-class Host(Protocol):
+class WalkHost(Protocol):
     """What a loop needs from the job that it runs in."""
 
     settings: Settings
@@ -56,28 +56,28 @@ class Host(Protocol):
     #: The loop that failed, in words: a job that catches its error must not end well.
     broken: str | None
     #: Where it failed, for another entry; None where no batch was open.
-    failure: Failure | None
+    failure: FailedBatch | None
 
-    def take_entry(self, step: str) -> Entry | None:
+    def take_entry(self, step: str) -> RetryPlan | None:
         """Return how a loop is entered again, once; None where it is not."""
 
-    async def durable_run(self) -> LedgerRun:
+    async def durable_run(self) -> OwnedRun:
         """Return the run in the ledger, begun at the first call."""
 
-    async def enter_loop(self, loop: Loop) -> None:
+    async def enter_loop(self, loop: Walk) -> None:
         """Settle the loop before this one; refuse one loop inside another."""
 
-    def leave_loop(self, loop: Loop) -> None:
+    def leave_loop(self, loop: Walk) -> None:
         """Forget a loop that has ended."""
 
     def step_name(self, kind: str, name: str | None) -> str:
         """Return the step's name: the given one, or one made from the order of the loops."""
 
-    def refuse_twin(self, walk: str) -> None:
+    def ensure_unique_statement(self, walk: str) -> None:
         """Refuse a second loop without a name over the same statement."""
 
     async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Obey orders and throttles between two batches: raise `Drained` or `Cancelled`, or wait."""
+        """Obey orders and throttles between two batches: raise `AttemptReleased` or `Cancelled`, or wait."""
 
     def report(self, progress: Progress) -> None:
         """Take note of a committed batch."""
@@ -87,11 +87,11 @@ class Host(Protocol):
         """Whether the walk may have to wait at a boundary."""
 
     @property
-    def max_tries(self) -> int:
+    def max_attempts(self) -> int:
         """Tries without progress after which the run is dead."""
 
 
-class Loop(ABC):
+class Walk(ABC):
     """One durable loop.
 
     Args:
@@ -108,17 +108,17 @@ class Loop(ABC):
     begins_ahead = True
     _keyset: Keyset | None = None
 
-    def __init__(self, host: Host, *, name: str | None, size: Size | None, count: Count) -> None:
+    def __init__(self, host: WalkHost, *, name: str | None, size: Size | None, count: Count) -> None:
         self._host = host
         self._given_name = name
         self._exact = count == "exact"
         self._position: Position | None = None
         self._upper: list[Any] = []  # the walk's last key, where it has one
-        self._pace: Pace = pace_of(size, host.settings.batch, kind=self.kind)
+        self._pace: BatchSizer = make_sizer(size, host.settings.batch, kind=self.kind)
         self._asked = 0  # rows that were asked for in the open batch
-        self._entry: Entry | None = None
+        self._entry: RetryPlan | None = None
         self.quarantine_limit: float = 0
-        self._run: LedgerRun | None = None
+        self._run: OwnedRun | None = None
         self._step: StepRecord | None = None
         self._transaction: BatchTransaction | None = None
         self._page = NO_PAGE  # keys of the open batch
@@ -137,7 +137,7 @@ class Loop(ABC):
         return self._step
 
     @property
-    def run(self) -> LedgerRun:
+    def run(self) -> OwnedRun:
         """The run in the ledger."""
         assert self._run is not None  # noqa: S101
         return self._run
@@ -163,7 +163,7 @@ class Loop(ABC):
     def hold(self, iterator: object) -> None:
         """Remember the iterator by which the job walks, without keeping it alive."""
         if self._iterator is not None:
-            raise Misuse(f"{self.kind}: one loop object is for one `async for`; call ctx.{self.kind} again")
+            raise UsageError(f"{self.kind}: one loop object is for one `async for`; call ctx.{self.kind} again")
         self._iterator = weakref.ref(iterator)
 
     async def begin(self) -> bool:
@@ -175,7 +175,7 @@ class Loop(ABC):
         only = self._run.spec.only
         if only is not None:
             # The rows of one step alone, one by one: each leaves the quarantine with its own commit.
-            self._pace = Fixed(1)
+            self._pace = FixedSizer(1)
         async with OwnTransaction(self._run.connection):
             if only is not None and only[1] != name:
                 self._step = await self._pass_over(name)
@@ -199,7 +199,7 @@ class Loop(ABC):
     def spec(self, name: str, statement: str, keyset: Keyset | None) -> StepSpec:
         """Return what the ledger compares a known step with."""
         if self._given_name is None:
-            self._host.refuse_twin(f"{self.kind} {statement}")
+            self._host.ensure_unique_statement(f"{self.kind} {statement}")
         return StepSpec(
             name, self.kind, statement, keyset.describe() if keyset else [], named=self._given_name is not None
         )
@@ -363,13 +363,13 @@ class Loop(ABC):
         """The job has left the loop: by `break`, its last batch counts, and the step has ended.
 
         Raises:
-            LonghaulError: an exception has left it, and the job has caught it: see `went_on_after`.
+            LonghaulError: an exception has left it, and the job has caught it: see `swallowed_error_message`.
         """
         if self.finished or self._step is None:
             return
         if not self.left_deliberately:
             await self.fail()
-            raise LonghaulError(went_on_after(self._host.broken))
+            raise LonghaulError(swallowed_error_message(self._host.broken))
         try:
             await self.settle_left()
             if self._transaction is not None:
@@ -397,7 +397,7 @@ class Loop(ABC):
         self._host.broken = f"{self.kind} at {self.where or 'its beginning'}"
         if self._step is not None and self._transaction is not None:
             left = 0 if self._entry is None else self._entry.left
-            self._host.failure = Failure(self.step.name, self._rows or self._asked, left, self.quarantine_limit)
+            self._host.failure = FailedBatch(self.step.name, self._rows or self._asked, left, self.quarantine_limit)
         await self.abandon()
 
     def end(self) -> None:
@@ -406,21 +406,21 @@ class Loop(ABC):
         self._host.leave_loop(self)
 
     async def refuse_deadly_batch(self, page: Page, rows: int) -> None:
-        """Raise `BatchKilledWorker` for the first batch of a try that is one too many.
+        """Raise `PoisonBatch` for the first batch of a try that is one too many.
 
         Each try before has ended with its worker, without a commit: this batch is the one they died in.
         """
         run = self.run
-        if run.attempt > self._host.max_tries and not run.progressed:
+        if run.attempt > self._host.max_attempts and not run.progressed:
             keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
-            raise BatchKilledWorker(
+            raise PoisonBatch(
                 f"batch {self.number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "
                 f"{rows} rows, keys {keys[0]!r} to {keys[1]!r}",
                 keys,
             )
 
 
-def went_on_after(broken: str | None) -> str:
+def swallowed_error_message(broken: str | None) -> str:
     """Return the error of a job that caught the exception of a loop, and went on."""
     return (
         f"an exception has left the loop {broken}, and the job went on: that batch was rolled back, and the rows after "
@@ -439,6 +439,6 @@ class OwnTransaction:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is None:
-            await settle(self._connection.commit())
+            await run_to_completion(self._connection.commit())
         else:
-            await settle(roll_back(self._connection.rollback()))
+            await run_to_completion(roll_back(self._connection.rollback()))

@@ -13,7 +13,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database, unavailable
-from worker.db.errors import is_away, one_line, sqlstate
+from worker.db.errors import format_error, is_unavailable, sqlstate
 from worker.errors import (
     DatabaseNotMigrated,
     InvalidArguments,
@@ -110,7 +110,7 @@ def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
     """Return what an error of the database means to an operator; itself where that is no more than it says."""
     if sqlstate(error) in _UNDEFINED_TABLE:
         return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
-    if is_away(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
+    if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
         return unavailable(error, settings)
     return error
 
@@ -142,7 +142,7 @@ def main() -> int:
         sys.stderr.write(f"worker: {error}\n")
         return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)
     except SQLAlchemyError as error:
-        sys.stderr.write(f"worker: {one_line(error)}\n")
+        sys.stderr.write(f"worker: {format_error(error)}\n")
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 130

@@ -15,7 +15,7 @@ from rich.table import Table
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, out, print_json, run_async, state
 from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.dead_letters import Chosen, DeadLetter, dead_letters, delete_dead
+from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
 from worker.queue.retry_command import retry_run
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what has failed for good."""
-    chosen = Chosen(job=job, before=_before(older_than))
+    chosen = DeadLetterFilter(job=job, before=_before(older_than))
     letters = _with_both(lambda redis, ledger: dead_letters(redis, ledger, chosen, limit))
     if as_json:
         print_json([_as_json(letter) for letter in letters])
@@ -58,7 +58,7 @@ def list_(
 @dead.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
     """Show one, with its arguments and its traceback."""
-    letters = _with_both(lambda redis, ledger: dead_letters(redis, ledger, Chosen(ids=(run_id,))))
+    letters = _with_both(lambda redis, ledger: dead_letters(redis, ledger, DeadLetterFilter(ids=(run_id,))))
     if not letters:
         raise fail(f"{run_id} has not failed for good; `worker dead list` shows what has")
     letter = letters[0]
@@ -106,11 +106,13 @@ def delete(
     _tell("deleted", ids, _with_both(forget))
 
 
-def _chosen(command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool) -> Chosen:
+def _chosen(
+    command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool
+) -> DeadLetterFilter:
     some = job is not None or older_than is not None
     if bool(ids) + some + all_ != 1:
         raise fail(f"dead {command}: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
-    return Chosen(tuple(ids) if ids else None, job, _before(older_than))
+    return DeadLetterFilter(tuple(ids) if ids else None, job, _before(older_than))
 
 
 def _tell(what: str, asked: list[str] | None, done: list[str]) -> None:

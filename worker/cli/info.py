@@ -54,7 +54,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each run and look.")] = False,
 ) -> None:
-    """Watch the runs in progress until Ctrl-C; a plain line for each look without a terminal."""
+    """InvalidationListener the runs in progress until Ctrl-C; a plain line for each look without a terminal."""
     settings, _ = state.load()
 
     async def look() -> None:

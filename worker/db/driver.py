@@ -16,9 +16,9 @@ from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.pgbouncer import PooledConnection
-from worker.db.sessions import AUTOCOMMIT, roll_back, settle
+from worker.db.sessions import AUTOCOMMIT, roll_back, run_to_completion
 from worker.db.simple_query import TextStatement, Value
-from worker.errors import Misuse
+from worker.errors import UsageError
 
 
 class Driver:
@@ -35,7 +35,7 @@ class Driver:
         self.raw = raw
 
     @classmethod
-    async def beneath(cls, connection: AsyncConnection) -> Driver:
+    async def from_connection(cls, connection: AsyncConnection) -> Driver:
         """Return the driver of a connection that is checked out."""
         proxied = await connection.get_raw_connection()
         return cls(proxied.dbapi_connection, proxied.driver_connection)
@@ -59,16 +59,16 @@ class Driver:
         try:
             yield await self.begin()
         finally:
-            await settle(roll_back(self.rollback()))
+            await run_to_completion(roll_back(self.rollback()))
 
     async def begin(self) -> Any:
         """Send BEGIN unless that was done. Returns asyncpg's connection, in the transaction.
 
         Raises:
-            Misuse: the connection is in AUTOCOMMIT, and would send none.
+            UsageError: the connection is in AUTOCOMMIT, and would send none.
         """
         if self._adapter.autocommit:
-            raise Misuse(f"a connection {AUTOCOMMIT}")
+            raise UsageError(f"a connection {AUTOCOMMIT}")
         if self._adapter._transaction is None:
             await self._adapter._start_transaction()
         return self.raw

@@ -17,18 +17,18 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
-from worker.db.pgbouncer import Route
+from worker.db.pgbouncer import PoolerDetector
 from worker.db.sessions import (
     AUTOCOMMIT,
     ScopedSession,
     is_autocommit,
+    run_to_completion,
     savepoint_scope,
     session_scope,
-    settle,
     transaction_scope,
 )
 from worker.db.tls import take_tls
-from worker.errors import Misuse, ServerUnavailable
+from worker.errors import ServerUnavailable, UsageError
 from worker.settings.model import Settings, mask_passwords
 
 #: Name of the job that runs in this context; it ends `application_name` on the connections it uses.
@@ -51,7 +51,9 @@ class Database:
     def __init__(self, settings: Settings, worker_name: str = "") -> None:
         self.settings = settings
         base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
-        self._route = Route(settings.database.pgbouncer, lambda: _session_settings(settings, _with_job(base_name)))
+        self._route = PoolerDetector(
+            settings.database.pgbouncer, lambda: _session_settings(settings, _with_job(base_name))
+        )
         self.engine = _make_engine(settings, base_name, self._route)
         self.replica: Database | None = None
         if settings.database.replica_url is not None:
@@ -87,9 +89,9 @@ class Database:
         connection = await self.engine.connect()
         try:
             yield connection
-            await settle(connection.commit())
+            await run_to_completion(connection.commit())
         finally:
-            await settle(connection.close())
+            await run_to_completion(connection.close())
 
     async def check(self) -> None:
         """Raise `ServerUnavailable` with one clear line unless the database answers."""
@@ -127,7 +129,7 @@ def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
     return ServerUnavailable(f"PostgreSQL at {url}: {cause or type(cause).__name__}: {advice}")
 
 
-def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngine:
+def _make_engine(settings: Settings, base_name: str, route: PoolerDetector) -> AsyncEngine:
     database = settings.database
     url, tls = take_tls(make_url(database.url))
     engine = create_async_engine(
@@ -150,7 +152,7 @@ def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngin
 
     @event.listens_for(engine.sync_engine, "checkout")
     def name_connection(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-        # Outside of a transaction, and only when another job had the connection before.
+        # OffloadedCall of a transaction, and only when another job had the connection before.
         job = current_job.get()
         if record.info.get("job", "") != job and not route.pooled:
             name = _cut(_with_job(base_name))
@@ -164,7 +166,7 @@ def _make_engine(settings: Settings, base_name: str, route: Route) -> AsyncEngin
 
 def _refuse_autocommit(engine: Engine, options: Mapping[str, Any]) -> None:
     if is_autocommit(options):
-        raise Misuse(f"an engine {AUTOCOMMIT}; a session of ctx.session() may be, for VACUUM and its like")
+        raise UsageError(f"an engine {AUTOCOMMIT}; a session of ctx.session() may be, for VACUUM and its like")
 
 
 def _session_settings(settings: Settings, name: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ _PASSING = frozenset({"40001", "40P01", "55P03", "57014"})
 _REDIS_AWAY = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
 
 
-def one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error as type and message in one line; the driver's own message instead of SQLAlchemy's pages."""
     cause: BaseException = error
     if isinstance(error, DBAPIError) and error.orig is not None:
@@ -35,12 +35,12 @@ def sqlstate(error: BaseException) -> str | None:
     return None
 
 
-def will_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same batch, or half of it, can succeed a moment later."""
     return sqlstate(error) in _PASSING
 
 
-def is_away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Whether a server, not the job, is to blame."""
     if (sqlstate(error) or "").startswith(_AWAY):
         return True

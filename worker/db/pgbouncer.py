@@ -45,7 +45,7 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
         return await super()._get_statement(query, timeout, named="", **options)
 
 
-class Route:
+class PoolerDetector:
     """The way to the server: straight, or through PgBouncer. `connect` is SQLAlchemy's event `do_connect`.
 
     Args:

@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from worker.errors import LazyLoadError, Misuse, Superseded
+from worker.errors import FencedOut, LazyLoadError, UsageError
 
-logger = logging.getLogger("worker.db")
+logger = logging.getLogger("longhaul.db")
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def is_autocommit(options: Mapping[str, Any] | None) -> bool:
     return (options or {}).get("isolation_level") == "AUTOCOMMIT"
 
 
-async def settle(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_SECONDS) -> T:
+async def run_to_completion(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_SECONDS) -> T:
     """Run `operation` to its end even when this task is cancelled meanwhile; then let the cancellation on.
 
     Args:
@@ -76,7 +76,7 @@ class GuardedSession(Session):
 
     def _refuse(self, verb: str) -> None:
         if self.ends_with is not None:
-            raise Misuse(
+            raise UsageError(
                 f"session.{verb}() inside {self.ends_with}: it commits once, at its end; raise to roll it back, "
                 f"or use a savepoint for a part of it"
             )
@@ -107,14 +107,14 @@ class GuardedSession(Session):
         execution_options: Mapping[str, Any] | None = None,
     ) -> Connection:
         if self.ends_with is not None and is_autocommit(execution_options):
-            raise Misuse(f"{self.ends_with} {AUTOCOMMIT}; ctx.session() may be, for VACUUM and its like")
+            raise UsageError(f"{self.ends_with} {AUTOCOMMIT}; ctx.session() may be, for VACUUM and its like")
         return super().connection(bind_arguments, execution_options)
 
 
 @event.listens_for(GuardedSession, "before_commit")
 def _refuse_given_up(session: GuardedSession) -> None:
     if session.given_up:
-        raise Superseded("the job was given up: what it has open is not committed")
+        raise FencedOut("the job was given up: what it has open is not committed")
 
 
 @event.listens_for(GuardedSession, "do_orm_execute")
@@ -163,14 +163,14 @@ class ScopedSession(AsyncSession):
         """End the transaction that has only read; the objects stay, and the next statement begins another."""
         scope, self.sync_session.ends_with = self.sync_session.ends_with, None
         try:
-            await settle(super().commit())
+            await run_to_completion(super().commit())
         finally:
             self.sync_session.ends_with = scope
 
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back, and close: the one exit of every scope."""
         self.sync_session.ends_with = None
-        await settle(self._end(commit=commit))
+        await run_to_completion(self._end(commit=commit))
 
     async def _end(self, *, commit: bool) -> None:
         try:

@@ -94,10 +94,10 @@ def lease(settings: Settings) -> Finding:
 
 def blocked_loop(settings: Settings) -> Finding:
     """A blocked loop keeps its leases for longer than they last by themselves."""
-    blocked, lasts = settings.worker.blocked_loop_seconds, settings.worker.lease_seconds
+    blocked, lasts = settings.worker.loop_block_tolerance_seconds, settings.worker.lease_seconds
     if blocked < lasts:
         return warning(
-            f"worker.blocked_loop_seconds = {blocked:g} is below worker.lease_seconds = {lasts:g}, and changes nothing",
+            f"worker.loop_block_tolerance_seconds = {blocked:g} is below worker.lease_seconds = {lasts:g}, and changes nothing",
             "raise it, or lower the lease",
         )
     return fine(f"a blocked loop keeps its leases for {blocked:g} s")
@@ -105,10 +105,10 @@ def blocked_loop(settings: Settings) -> Finding:
 
 def results(settings: Settings) -> Finding:
     """Who waits for a result finds it."""
-    keep = settings.worker.keep_result_seconds
+    keep = settings.worker.result_ttl_seconds
     if keep < 1:
         return warning(
-            f"worker.keep_result_seconds = {keep:g}: `run.result()` may never see an end", "keep them for a minute"
+            f"worker.result_ttl_seconds = {keep:g}: `run.result()` may never see an end", "keep them for a minute"
         )
     return fine(f"results are kept for {keep:g} s")
 
@@ -186,7 +186,7 @@ def tracking(redis: RedisFacts, settings: Settings) -> Finding:
     if redis.no_tracking:
         return warning(
             f"no word of changes (CLIENT TRACKING: {redis.no_tracking}): workers ask each "
-            f"{settings.worker.poll_seconds:g} s",
+            f"{settings.worker.poll_interval_seconds:g} s",
             "let this user have CLIENT TRACKING, without a proxy between",
         )
     return fine("it tells of changes; keyspace events are not needed")

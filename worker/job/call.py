@@ -21,11 +21,11 @@ class _Result:
     """Stands for what is not known yet."""
 
     def __repr__(self) -> str:
-        return "RESULT"
+        return "PREVIOUS_RESULT"
 
 
 #: Stands, among the arguments of a call, for what the run before it returns; after a group, for the list of results.
-RESULT: Any = _Result()
+PREVIOUS_RESULT: Any = _Result()
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def call_of(job: Job[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     if options.deadline is not None or isinstance(options.expires, datetime):
         raise InvalidArguments(f"job {job.name}: a call has no deadline=, and its expires= counts from when it is due")
     named = dict(kwargs)
-    if any(value is RESULT for value in args):
-        raise InvalidArguments(f"job {job.name}: give RESULT by name")
-    waiting = [name for name, value in named.items() if value is RESULT]
+    if any(value is PREVIOUS_RESULT for value in args):
+        raise InvalidArguments(f"job {job.name}: give PREVIOUS_RESULT by name")
+    waiting = [name for name, value in named.items() if value is PREVIOUS_RESULT]
     if len(waiting) > 1:
-        raise InvalidArguments(f"job {job.name}: {' and '.join(waiting)} cannot both be RESULT")
+        raise InvalidArguments(f"job {job.name}: {' and '.join(waiting)} cannot both be PREVIOUS_RESULT")
     for name in waiting:
         del named[name]
     text = job.encode_arguments_json(args, named, without=waiting)

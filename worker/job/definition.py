@@ -109,7 +109,7 @@ class Job(Generic[P, R]):
     cron: tuple[CronLine, ...] = ()
     timeout: float | None = None
     grace: float | None = None
-    max_tries: int | None = None
+    max_attempts: int | None = None
     no_retry: tuple[type[BaseException], ...] = ()
     keep_result: float | None = None
     throttle: tuple[Throttle, ...] = ()
@@ -174,7 +174,8 @@ class Job(Generic[P, R]):
 
         Args:
             args: as for `Client.enqueue`.
-            kwargs: as well; one of them may be `RESULT`: what the run before returns, or the results of a group.
+            kwargs: as well; one of them may be `PREVIOUS_RESULT`: what the run before returns, or the results of a
+            group.
 
         Raises:
             InvalidArguments: they do not fit the signature, or the job is unique.
@@ -352,7 +353,7 @@ class JobOptions(TypedDict, total=False):
     timezone: str
     timeout: float | None
     grace: float | None
-    max_tries: int | None
+    max_attempts: int | None
     no_retry: Iterable[type[BaseException]]
     keep_result: float | None
     throttle: Iterable[Throttle]
@@ -394,7 +395,7 @@ def job(
     timezone: str = "UTC",
     timeout: float | None = None,
     grace: float | None = None,
-    max_tries: int | None = None,
+    max_attempts: int | None = None,
     no_retry: Iterable[type[BaseException]] = (),
     keep_result: float | None = None,
     throttle: Iterable[Throttle] = (),
@@ -420,11 +421,12 @@ def job(
         timezone: zone of the cron lines, e.g. `Europe/London`.
         timeout: seconds; for jobs without a durable loop; `worker.job_timeout_seconds` by default. Then an exception is
             raised inside the job, which may clean up.
-        grace: seconds that it has for that, and after a cancellation; `worker.grace_seconds` by default. One that has
+        grace: seconds that it has for that, and after a cancellation; `worker.grace_period_seconds` by default. One
+        that has
             not ended by then is given up: the run ends, or is tried again, and its slot is free.
-        max_tries: `worker.max_tries` by default.
+        max_attempts: `worker.max_attempts` by default.
         no_retry: errors that another try cannot cure.
-        keep_result: seconds that the result stays in Redis; `worker.keep_result_seconds` by default.
+        keep_result: seconds that the result stays in Redis; `worker.result_ttl_seconds` by default.
         throttle: reasons for its walks to wait between two batches, besides those of the settings.
         limit: runs at the same time, over all workers; a place whose worker has died is free when its lease ends.
         limit_by: name of an argument: the limit holds for each of its values.
@@ -438,14 +440,15 @@ def job(
         backoff: seconds until the next try, or a function of the number of the try that failed; by default that of the
             settings, exponential with jitter.
         stall: seconds without progress (no batch, no `ctx.progress`) after which the run is reported as stalled;
-            `worker.stall_seconds` by default. A run that does progress is never ended for its age.
+            `worker.stall_timeout_seconds` by default. A run that does progress is never ended for its age.
         on_stall: "retry": it is cancelled, too, and tried again.
         priority: 0 to 9; of the jobs of a queue that are due, those with the highest are taken first.
-        process: a plain `def` runs in a process of its own, of which there are `worker.job_processes`: for what
+        process: a plain `def` runs in a process of its own, of which there are `worker.max_job_processes`: for what
             computes for long. Its context has `run_id`, `job`, `attempt`, `enqueued_at`, `headers`,
             `settings` and `progress`.
 
-    A plain `def` runs in a thread, of which there are `worker.threads`; what interrupts it is `worker.Interrupted`.
+    A plain `def` runs in a thread, of which there are `worker.max_threads`; what interrupts it is
+    `worker.JobInterrupted`.
 
     Raises:
         RegistrationError: no function, a cron line or a zone that is none.
@@ -458,7 +461,7 @@ def job(
             timezone=timezone,
             timeout=timeout,
             grace=grace,
-            max_tries=max_tries,
+            max_attempts=max_attempts,
             no_retry=tuple(no_retry),
             keep_result=keep_result,
             throttle=tuple(throttle),

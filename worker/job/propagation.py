@@ -13,8 +13,8 @@ from worker.errors import RegistrationError
 _carried: dict[str, ContextVar[str]] = {}
 
 
-def carry(variable: ContextVar[str]) -> ContextVar[str]:
-    """Declare a context variable that travels with each run: `tenant = carry(ContextVar("tenant", default=""))`.
+def propagate(variable: ContextVar[str]) -> ContextVar[str]:
+    """Declare a context variable that travels with each run: `tenant = propagate(ContextVar("tenant", default=""))`.
 
     An empty one is left behind. Say it once, in a module that both sides import.
 
@@ -28,7 +28,7 @@ def carry(variable: ContextVar[str]) -> ContextVar[str]:
         RegistrationError: another one has its name.
     """
     if _carried.setdefault(variable.name, variable) is not variable:
-        raise RegistrationError(f"carry: another context variable is named {variable.name!r}: rename one")
+        raise RegistrationError(f"propagate: another context variable is named {variable.name!r}: rename one")
     return variable
 
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from worker.job.propagation import arrive, carry, leaving
+from worker.job.propagation import arrive, leaving, propagate
 
 #: The trace and the span that this context belongs to: `00-<trace>-<span>-<flags>`; empty where there is none.
-traceparent: ContextVar[str] = carry(ContextVar("traceparent", default=""))
+traceparent: ContextVar[str] = propagate(ContextVar("traceparent", default=""))
 #: What vendors add to it.
-tracestate: ContextVar[str] = carry(ContextVar("tracestate", default=""))
+tracestate: ContextVar[str] = propagate(ContextVar("tracestate", default=""))
 
 # https://www.w3.org/TR/trace-context/#traceparent-header: neither version ff, nor ids of zeros.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.db.engine import Database
-from worker.ledger.owned_run import LedgerRun
+from worker.ledger.owned_run import OwnedRun
 from worker.ledger.queries import query
 from worker.ledger.records import DeadRun, EndedRun, QuarantinedRow, RunRecord, RunSpec, StepRecord
 
@@ -38,13 +38,13 @@ class Ledger:
         self._database = database
         self._owner = owner
 
-    async def begin(self, spec: RunSpec) -> LedgerRun:
+    async def begin(self, spec: RunSpec) -> OwnedRun:
         """Take a run, new or known, and return it with its steps.
 
         Raises:
             AlreadyFinished: the ledger has its end.
         """
-        run = LedgerRun(self._database, spec, self._owner)
+        run = OwnedRun(self._database, spec, self._owner)
         await run.begin()
         return run
 
@@ -136,7 +136,7 @@ class Ledger:
             rows = await connection.execute(query("forget_ended"), values)
             return sorted(EndedRun(row.finished_at, row.id, row.state) for row in rows)
 
-    async def may_quarantine(self, run: LedgerRun, step: str, limit: float) -> bool:
+    async def may_quarantine(self, run: OwnedRun, step: str, limit: float) -> bool:
         """Tell whether one row more may be set aside: below a number, or a share of the rows that were seen."""
         async with self._database.connection() as connection:
             values = {"run_id": run.spec.id, "step": step}

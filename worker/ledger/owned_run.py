@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.errors import one_line
-from worker.db.sessions import ScopedSession, settle
+from worker.db.errors import format_error
+from worker.db.sessions import ScopedSession, run_to_completion
 from worker.db.simple_query import TextStatement
-from worker.errors import AlreadyFinished, CursorMismatch, LonghaulError, RunIdTaken, Superseded
+from worker.errors import AlreadyFinished, CursorMismatch, FencedOut, LonghaulError, RunIdConflict
 from worker.ledger.queries import query, source
 from worker.ledger.records import RunSpec, StepRecord, StepSpec
 
-logger = logging.getLogger("worker.ledger")
+logger = logging.getLogger("longhaul.ledger")
 
 _SHOWN_TRACEBACK = 8_000
 #: Longest wait for a lock of the former owner before his connection is ended.
@@ -30,7 +30,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _CHECKPOINT = TextStatement("longhaul_checkpoint", source("checkpoint"))
 
 
-class LedgerRun:
+class OwnedRun:
     """A run that this process owns, until its fence says otherwise.
 
     It keeps one connection of the pool from its first loop to its end: its prepared statements stay warm, and
@@ -95,7 +95,7 @@ class LedgerRun:
 
         Raises:
             AlreadyFinished: the ledger has its end.
-            RunIdTaken: the ledger has another job, or other arguments, under its id.
+            RunIdConflict: the ledger has another job, or other arguments, under its id.
         """
         self._connection = connection = await self._database.engine.connect()
         try:
@@ -106,13 +106,13 @@ class LedgerRun:
                 if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                     raise
                 # Its former owner is frozen with a lock on it: end him first, without waiting for that lock.
-                await settle(connection.rollback())
+                await run_to_completion(connection.rollback())
                 row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one()
                 await self._terminate(connection, row.backend_pid, row.backend_start)
                 await connection.execute(text("SET LOCAL lock_timeout = 0"))
                 await self._take(connection)
-            await settle(connection.commit())
-            self._driver = await Driver.beneath(connection)
+            await run_to_completion(connection.commit())
+            self._driver = await Driver.from_connection(connection)
             await self._driver.prepare(connection, _CHECKPOINT)
         except BaseException:
             await self.release()
@@ -126,7 +126,7 @@ class LedgerRun:
         if taken is None:
             row = (await connection.execute(query("find_run"), {"id": spec.id})).one()
             if not row.finished:
-                raise RunIdTaken(spec.id, row.job, row.arguments, spec.job, spec.arguments)
+                raise RunIdConflict(spec.id, row.job, row.arguments, spec.job, spec.arguments)
             if row.payload == spec.payload:
                 raise AlreadyFinished(row.state, row.result, row.error)
             taken = (await connection.execute(query("restart_finished_run"), values)).one()
@@ -176,7 +176,7 @@ class LedgerRun:
         """Write a new step down. Its transaction is the caller's, who commits.
 
         Raises:
-            Superseded: another worker has the run.
+            FencedOut: another worker has the run.
         """
         position = len(self.steps) + 1
         values = {
@@ -192,7 +192,7 @@ class LedgerRun:
             "done": done,
         }
         if (await self.connection.execute(query("open_step"), values)).one_or_none() is None:
-            raise Superseded(self.spec.id)
+            raise FencedOut(self.spec.id)
         step = StepRecord(
             spec.name, position, spec.kind, spec.statement, spec.key, None, upper_bound, 0, 0, total, done
         )
@@ -222,7 +222,7 @@ class LedgerRun:
         """Begin a step from its first row again."""
         values = {"run_id": self.spec.id, "name": step.name, "fence": self._fence}
         if (await self.connection.execute(query("restart_step"), values)).rowcount == 0:
-            raise Superseded(self.spec.id)
+            raise FencedOut(self.spec.id)
         self.batches_before -= step.batches
         self.rows_before -= step.rows
         step.cursor, step.rows, step.batches = None, 0, 0
@@ -237,18 +237,18 @@ class LedgerRun:
         """Look whether an error of the checkpoint, whose transaction is rolled back, was that of its fence.
 
         Raises:
-            Superseded: another worker has the run.
+            FencedOut: another worker has the run.
         """
         # A constraint of the job's own tables that waits for COMMIT can divide by zero as well.
         if isinstance(error, DivisionByZeroError):
             fence = await self.driver.raw.fetchval(source("read_fence"), self.spec.id)
             if fence != self._fence:
-                raise Superseded(self.spec.id) from None
+                raise FencedOut(self.spec.id) from None
 
     async def quarantine(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
         """Set a row aside, in the transaction that `raw` has open."""
         trace = "".join(traceback.format_exception(error))
-        values = (json.dumps(key), _storable(one_line(error)), _tail(trace), _without_nul(json.dumps(row)))
+        values = (json.dumps(key), _storable(format_error(error)), _tail(trace), _without_nul(json.dumps(row)))
         await raw.execute(source("quarantine_row"), self.spec.id, step.name, *values)
 
     async def quarantined_keys(self) -> list[list[Any]]:
@@ -288,7 +288,7 @@ class LedgerRun:
             trace: traceback, for `worker runs --id`.
 
         Raises:
-            Superseded: another worker has the run.
+            FencedOut: another worker has the run.
         """
         await self._end(
             "finish_run",
@@ -306,7 +306,7 @@ class LedgerRun:
             The number of the next try.
 
         Raises:
-            Superseded: another worker has the run.
+            FencedOut: another worker has the run.
         """
         attempt = 1 if self.progressed else self.attempt + failed
         values = {"state": state, "attempt": attempt, "batches": self.batches}
@@ -318,7 +318,7 @@ class LedgerRun:
         async with self._database.connection() as connection:
             values |= {"id": self.spec.id, "fence": self._fence}
             if (await connection.execute(query(name), values)).rowcount == 0:
-                raise Superseded(self.spec.id)
+                raise FencedOut(self.spec.id)
 
     async def release(self, *, discard: bool = False) -> None:
         """Give the connection back; what it had open is rolled back.
@@ -331,8 +331,8 @@ class LedgerRun:
         if connection is not None:
             if discard or (driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction())):
                 # Gone, or still in use by a task that the job has left behind: the pool must not hand it out again.
-                await settle(connection.invalidate())
-            await settle(connection.close())
+                await run_to_completion(connection.invalidate())
+            await run_to_completion(connection.close())
 
 
 def _shown(key: list[list[str]]) -> str:

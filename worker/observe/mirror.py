@@ -26,11 +26,11 @@ from redis.exceptions import RedisError
 
 from worker.batch import Progress
 from worker.queue import keys
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import RunInfo
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker.mirror")
+logger = logging.getLogger("longhaul.mirror")
 
 WRITE_SECONDS = 0.5
 _EVENTS_KEPT = 10_000
@@ -110,7 +110,7 @@ class Mirror:
         outage: says that Redis is away.
     """
 
-    def __init__(self, redis: Redis, settings: Settings, name: str, outage: Outage | None = None) -> None:
+    def __init__(self, redis: Redis, settings: Settings, name: str, outage: OutageLog | None = None) -> None:
         self._redis = redis
         self._settings = settings
         self._name = name
@@ -121,7 +121,7 @@ class Mirror:
         self._started_at = _now()
         self._done = 0
         self._state = "running"
-        self._outage = outage or Outage()
+        self._outage = outage or OutageLog()
         self._pruned_at = 0.0
         self._told_of_self = ""
         self._seen_at = 0.0
@@ -250,7 +250,7 @@ class Mirror:
     async def write(self, *, final: bool = False) -> None:
         """Write what has changed, and that this worker lives."""
         pipeline = self._redis.pipeline(transaction=True)  # all of it, or nothing: counts are not told twice
-        keep = max(60, round(self._settings.worker.keep_result_seconds))
+        keep = max(60, round(self._settings.worker.result_ttl_seconds))
         young = time.time() - (0.0 if final else _YOUNG_SECONDS)
         written = [
             (run_id, line)

@@ -1,4 +1,4 @@
-"""What follows a run, as payloads carry it.
+"""What follows a run, as payloads propagate it.
 
 `then` is a list of calls, each an object with `f` and `k`, and, where they are needed, `id`, `q` queue, `d` delay in
 ms, `p` priority, `x` ms after which it has expired, `v` mark of the signature, `r` the argument that gets the result of

@@ -23,7 +23,7 @@ from worker.job.middleware import EnqueueCall, Middleware, enqueue_hooks, load_m
 from worker.job.trace_context import headers_here
 from worker.queue.connection import connection_pool
 from worker.queue.group import Group, Need, form
-from worker.queue.invalidations import Watch
+from worker.queue.invalidations import InvalidationListener
 from worker.queue.next_runs import then_of
 from worker.queue.outage_log import unavailable
 from worker.queue.payload import Payload, now_ms, payload_text, seconds_of
@@ -64,7 +64,7 @@ class Client:
         self._owns = redis is None
         self.redis = redis or Redis.from_pool(connection_pool(self._settings))
         self.store = QueueStore(self.redis)
-        self._watch: Watch | None = None
+        self._watch: InvalidationListener | None = None
         self._waiting: dict[str, asyncio.Event] = {}
 
     async def __aenter__(self) -> Client:
@@ -216,11 +216,12 @@ class Client:
         id: str | None = None,  # noqa: A002 - the name that callers expect
     ) -> Group[R]:
         """Enqueue many runs, and one that follows when all of them are done:
-        `client.group([resize.call(id=n) for n in ids], then=publish.call(sizes=RESULT))`.
+        `client.group([resize.call(id=n) for n in ids], then=publish.call(sizes=PREVIOUS_RESULT))`.
 
         Args:
             calls: the members; one that has a `then` of its own is done when its last one is.
-            then: what follows, once; its `RESULT` is the list of the members' results, in their order, null for one
+            then: what follows, once; its `PREVIOUS_RESULT` is the list of the members' results, in their order, null
+            for one
                 that has none.
             need: "succeeded": a member that fails for good keeps it waiting, until an operator's retry of that one
                 succeeds; "ended": one that has failed, or was cancelled, is done as well.
@@ -308,7 +309,7 @@ class Client:
             ServerUnavailable: Redis does not answer.
         """
         if self._watch is None and self._owns:
-            self._watch = Watch(self._settings, self._written)
+            self._watch = InvalidationListener(self._settings, self._written)
             await self._watch.start()
         if self._watch is not None and self._watch.active:
             event = self._waiting.setdefault(key, asyncio.Event())

@@ -104,7 +104,7 @@ def _packing(plain: Any) -> Any:
     return Packing
 
 
-class Lane:
+class DedicatedConnection:
     """One connection for one caller, who sends a command at a time: without the pool's and the client's ceremony.
 
     Args:

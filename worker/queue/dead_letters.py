@@ -1,7 +1,7 @@
 """Dead letters: what has failed for good stays, with arguments, error, traceback and tries.
 
 Runs with a durable loop are in the ledger, where they stay; all other jobs are in the hash `worker:dead`, for
-`worker.keep_dead_seconds`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
+`worker.dead_letter_ttl_days`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
 sorted set `worker:dead:at` has their times: who wants the newest of very many reads no more than those.
 """
 
@@ -97,7 +97,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class DeadLetterFilter:
     """Which letters are meant: those that are all of this.
 
     Attributes:
@@ -119,7 +119,9 @@ class Chosen:
         )
 
 
-async def dead_letters(redis: Redis, ledger: Ledger, chosen: Chosen, limit: int | None = None) -> list[DeadLetter]:
+async def dead_letters(
+    redis: Redis, ledger: Ledger, chosen: DeadLetterFilter, limit: int | None = None
+) -> list[DeadLetter]:
     """Return what has failed for good, in the ledger and outside of it, the newest first."""
     ids = None if chosen.ids is None else list(chosen.ids)
     runs = await ledger.dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)

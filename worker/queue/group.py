@@ -76,7 +76,7 @@ async def form(
     if not calls:
         raise InvalidArguments("group: it has no members")
     if any(call.result_as for call in calls):
-        raise InvalidArguments("group: its members are the first: there is no RESULT for them")
+        raise InvalidArguments("group: its members are the first: there is no PREVIOUS_RESULT for them")
     if then is not None and then.job.enqueue_options.expires is not None:
         raise InvalidArguments("group: its callback cannot have expires=: nobody knows when the last member is done")
     wanted = then is not None and then.result_as is not None

@@ -18,10 +18,10 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from worker.queue.connection import one_connection
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker.watch")
+logger = logging.getLogger("longhaul.watch")
 
 _CHANNEL = "__redis__:invalidate"
 _PING_SECONDS = 10.0
@@ -29,7 +29,7 @@ _AGAIN_SECONDS = 1.0
 _HEARING = "changes are not heard of"
 
 
-class Watch:
+class InvalidationListener:
     """Two connections: one that reads, and one that hears of changes to what was read.
 
     Args:
@@ -42,11 +42,11 @@ class Watch:
         self,
         settings: Settings,
         on_change: Callable[[frozenset[str] | None], None],
-        outage: Outage | None = None,
+        outage: OutageLog | None = None,
     ) -> None:
         self._settings = settings
         self._on_change = on_change
-        self._outage = outage or Outage()
+        self._outage = outage or OutageLog()
         self._reopening = False
         self._reader: Any = None
         self._hearer: Any = None
@@ -105,7 +105,7 @@ class Watch:
                 logger.warning(
                     "Redis does not tell of changes (CLIENT TRACKING: %s): asking every %g s instead",
                     error,
-                    self._settings.worker.poll_seconds,
+                    self._settings.worker.poll_interval_seconds,
                 )
                 return
             except (RedisError, OSError) as error:

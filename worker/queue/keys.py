@@ -93,7 +93,7 @@ SCHEMA = (
         "arq",
     ),
     Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
-    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.keep_result_seconds`, or the job's `keep_result`", "arq"),
+    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.result_ttl_seconds`, or the job's `keep_result`", "arq"),
     Key(
         ABORT,
         "sorted set",
@@ -107,7 +107,7 @@ SCHEMA = (
         "hash",
         "job, state, rows, total, percent, rate, eta_seconds, batch_size, batch_ms, last_key, step, worker, queue, "
         "attempt, takeovers, throttled, throttled_since, throttled_until, error",
-        "`worker.keep_result_seconds` after its end, 60 s at least",
+        "`worker.result_ttl_seconds` after its end, 60 s at least",
     ),
     Key(JOBS, "hash", "how many runs have ended, by `<job>:<state>`", "for good: a field for each job and state"),
     Key(
@@ -127,7 +127,7 @@ SCHEMA = (
         DEAD,
         "hash",
         "what has failed for good, with job, payload, error, traceback, tries: JSON by id",
-        "`worker.keep_dead_seconds`",
+        "`worker.dead_letter_ttl_days`",
     ),
     Key(DEAD_AT, "sorted set", "ids of what has failed for good, by the time in ms when it did", "as they do there"),
     Key(PRUNED, "string", "when what is too old was last looked for", "an hour"),

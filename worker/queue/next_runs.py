@@ -2,7 +2,7 @@
 
 Both are put into the queue by the very script that takes the run before out of it (ack_and_claim.lua,
 enqueue_next.lua), so that there is no moment at which one is done and the other is not, whatever dies. How payloads
-carry it stands in `then.py`.
+propagate it stands in `then.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from worker.queue.payload import Payload, now_ms, payload_text, seconds_of
 
 
 def then_of(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
-    """Return calls as payloads carry them, each with the id that its run will have."""
+    """Return calls as payloads propagate them, each with the id that its run will have."""
     return [_plain(call) for first in calls for call in first.chain]
 
 
@@ -87,7 +87,7 @@ def _payload_of(
     """Return the payload of a call's run, which begins now.
 
     Args:
-        call: as payloads carry it.
+        call: as payloads propagate it.
         arguments: its arguments, the text of a JSON object.
         then: what follows it.
         group: its place in a group.

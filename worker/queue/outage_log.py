@@ -1,7 +1,7 @@
 """What is said of a Redis that does not answer, or refuses: once when it begins, and once when it is over.
 
-Turns, leases, orders, the watch, the mirror, cron and the ends of jobs all speak with Redis, each in its own time, and
-all go on asking. Whoever notices first says it; the others are silent as long as it is the same trouble.
+Leases, orders, the watch, the mirror, cron and the ends of jobs all speak with Redis, each in its own time,
+and all go on asking. Whoever notices first says it; the others are silent as long as it is the same trouble.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.errors import ServerUnavailable
 from worker.settings.model import Settings, mask_passwords
 
-logger = logging.getLogger("worker.redis")
+logger = logging.getLogger("longhaul.redis")
 
 _ADVICE = {
     "READONLY": "it is a replica; give the URL of the primary, or that of its Sentinels (redis+sentinel://)",
@@ -39,7 +39,7 @@ class _Trouble:
     whose: set[str] = field(default_factory=set)
 
 
-class Outage:
+class OutageLog:
     """What fails now, and what was said of it; shared by the event loop and the thread of the leases."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Outage:
             if trouble.told or now - self._told_at.get(kind, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
                 return
             trouble.told, self._told_at[kind] = True, now
-        logger.warning("Redis: %s: %s; what runs goes on, and it is asked until it is well", who, one_line(error))
+        logger.warning("Redis: %s: %s; what runs goes on, and it is asked until it is well", who, format_error(error))
 
     def answered(self, who: str) -> None:
         """Note that somebody could do his part."""

@@ -15,7 +15,7 @@ from worker.queue.dead_letters import DeadLetter
 from worker.queue.payload import decode_payload, now_ms, without_expiry
 from worker.queue.store import QueueStore
 
-logger = logging.getLogger("worker.retry")
+logger = logging.getLogger("longhaul.retry")
 
 _MANY = 1_000_000
 

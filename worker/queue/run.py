@@ -114,7 +114,7 @@ class Run(Generic[R]):
         if result.too_large:
             raise ResultTooLarge(
                 f"run {self.id} succeeded, but its result of {result.too_large} bytes is over "
-                f"worker.result_max_bytes and was not kept; return a key of a table instead"
+                f"worker.max_result_bytes and was not kept; return a key of a table instead"
             )
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
 

@@ -15,11 +15,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from worker.queue import keys
-from worker.queue.connection import Lane
+from worker.queue.connection import DedicatedConnection
 from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
-logger = logging.getLogger("worker.queue")
+logger = logging.getLogger("longhaul.queue")
 
 _SHOWN_TRACEBACK = 8_000
 _KEEP_GROUP_MS = 30 * 86_400_000
@@ -49,7 +49,7 @@ class Claim(NamedTuple):
     expired: bool = False
 
 
-class Ended(NamedTuple):
+class Ack(NamedTuple):
     """A job that has ended.
 
     Attributes:
@@ -65,7 +65,7 @@ class Ended(NamedTuple):
     sequel: dict[str, Any] | None = None
 
 
-class Turned(NamedTuple):
+class FetchResult(NamedTuple):
     """What a turn has brought.
 
     Attributes:
@@ -122,7 +122,9 @@ class QueueStore:
     #: How many jobs of a queue may run at the same time, over all workers; without an entry any number.
     queue_limits: Mapping[str, int] = {}
 
-    def __init__(self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: Lane | None = None) -> None:
+    def __init__(
+        self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: DedicatedConnection | None = None
+    ) -> None:
         self.redis = redis
         self._lane = lane
         self.owner = owner
@@ -144,7 +146,7 @@ class QueueStore:
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
-    async def turn(self, ended: Sequence[Ended], slots: int, shares: Shares) -> Turned:
+    async def turn(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
         """End jobs, and take due ones, in one round trip.
 
         Args:
@@ -180,7 +182,7 @@ class QueueStore:
             at = float(due)
             due_ms = int(at) if math.isfinite(at) else 0
             claims.append(Claim(run_id, queue, due_ms, payload, tries, expired=tries > 1 and at - due_ms == 0.5))
-        return Turned(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
+        return FetchResult(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
 
     async def _turn(self, names: list[str], arguments: list[Any]) -> Any:
         if self._lane is None:
@@ -291,7 +293,7 @@ class QueueStore:
         need = await cast(Awaitable[bytes | None], self.redis.hget(keys.GROUP + group_id, "need"))
         return need == b"succeeded"
 
-    async def call_off(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
+    async def publish_skipped(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
         """Let runs that follow one which failed end, for those who wait for them; a retry of that one voids it."""
         if not run_ids:
             return
@@ -347,7 +349,9 @@ class QueueStore:
         names += [keys.CANCELLED, keys.DEAD, keys.RETRIED, keys.DEAD_AT]
         return bool(await self._run("retry", names, [run_id, payload, "1" if letter else "0"]))
 
-    async def bury(self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False) -> None:
+    async def add_dead_letter(
+        self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False
+    ) -> None:
         """Keep a job that has failed for good as a dead letter: see `dead.py`.
 
         Args:

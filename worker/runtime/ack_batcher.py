@@ -1,4 +1,4 @@
-"""Turns: what a worker sends to its queues, as few times as possible and as soon as there is something to send.
+"""AckBatcher: what a worker sends to its queues, as few times as possible and as soon as there is something to send.
 
 Jobs that have ended and slots that have become free go in one call (ack_and_claim.lua). While it is on its way, what
 ends next gathers for the one after: so a lone job's end is told at once, and a thousand a moment share their round
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from worker.queue.store import Ended, QueueStore, Shares, Turned
+from worker.queue.store import Ack, FetchResult, QueueStore, Shares
 
 
-class Turns:
+class AckBatcher:
     """The ends of jobs that are to be told, and the call that tells them.
 
     Args:
@@ -26,14 +26,14 @@ class Turns:
     def __init__(self, store: QueueStore, wake: Callable[[], None]) -> None:
         self._store = store
         self._wake = wake
-        self._waiting: list[tuple[Ended, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[Ack, asyncio.Future[bool]]] = []
 
     @property
     def waiting(self) -> int:
         """Number of jobs whose end is to be told."""
         return len(self._waiting)
 
-    def end(self, ended: Ended) -> asyncio.Future[bool]:
+    def end(self, ended: Ack) -> asyncio.Future[bool]:
         """Tell the end of a job with the next turn.
 
         Returns:
@@ -44,7 +44,7 @@ class Turns:
         self._wake()
         return told
 
-    async def take(self, slots: int, shares: Shares) -> Turned:
+    async def take(self, slots: int, shares: Shares) -> FetchResult:
         """Tell what has ended, and claim what is due; see `QueueStore.turn`.
 
         Raises:

@@ -17,19 +17,19 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.attempt.context import JobContext
-from worker.db.errors import is_away, one_line, sqlstate
-from worker.errors import AlreadyFinished, Superseded
+from worker.db.errors import format_error, is_unavailable, sqlstate
+from worker.errors import AlreadyFinished, FencedOut
 from worker.job.definition import Job
-from worker.ledger import LedgerRun, RunSpec
+from worker.ledger import OwnedRun, RunSpec
 from worker.queue import keys
 from worker.queue.next_runs import sequel
 from worker.queue.payload import Payload, Result, encode_result, now_ms
-from worker.queue.store import Claim, Ended
+from worker.queue.store import Ack, Claim
 from worker.runtime.observer import RunInfo
-from worker.runtime.retry_policy import judge
-from worker.runtime.services import House
+from worker.runtime.retry_policy import decide
+from worker.runtime.services import WorkerServices
 
-logger = logging.getLogger("worker.jobs")
+logger = logging.getLogger("longhaul.jobs")
 
 T = TypeVar("T")
 
@@ -39,16 +39,16 @@ _REDIS_PAUSES = (0.2, 0.5, 1.0)
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
-class Ends:
+class Completer:
     """The ends of one try.
 
     Args:
-        house: what it shares with the others.
+        services: what it shares with the others.
         claim: the job.
     """
 
-    def __init__(self, house: House, claim: Claim) -> None:
-        self.house = house
+    def __init__(self, services: WorkerServices, claim: Claim) -> None:
+        self.services = services
         self.claim = claim
         self.job: Job[..., Any] | None = None
         self.ctx: JobContext | None = None
@@ -64,10 +64,10 @@ class Ends:
             text = "null"
         run = self.ctx.ledger_run if self.ctx else None
         size = len(text.encode())
-        too_large = size if size > self.house.settings.worker.result_max_bytes else 0
+        too_large = size if size > self.services.settings.worker.max_result_bytes else 0
         if too_large:
             logger.warning(
-                "%s: its result of %d bytes is over worker.result_max_bytes and is not kept; write large results "
+                "%s: its result of %d bytes is over worker.max_result_bytes and is not kept; write large results "
                 "to a table, and return their key",
                 self._name,
                 size,
@@ -77,22 +77,22 @@ class Ends:
             await self._with_database(lambda: self._finish_with_result(run, text))
         await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
         self._log_end("succeeded")
-        self.house.observer.ended(self._info, "succeeded", result=text)
+        self.services.observer.ended(self._info, "succeeded", result=text)
 
-    async def _finish_with_result(self, run: LedgerRun, text: str) -> None:
+    async def _finish_with_result(self, run: OwnedRun, text: str) -> None:
         try:
             await run.finish("succeeded", result=text)
         except DBAPIError as error:
             if not (sqlstate(error) or "").startswith(_DATA_EXCEPTION):
                 raise
-            logger.warning("%s: PostgreSQL cannot keep its result: %s", self._name, one_line(error))
+            logger.warning("%s: PostgreSQL cannot keep its result: %s", self._name, format_error(error))
             await run.finish("succeeded", result=None)
 
     async def _answer(self, ended: AlreadyFinished) -> None:
         success = ended.state == "succeeded"
         value = ended.result if success else ended.error
         await self._finish(Result(success, value, cancelled=ended.state == "cancelled"), job=self.job)
-        self.house.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
+        self.services.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
 
     async def _end_cancelled(self) -> None:
         run = self.ctx.ledger_run if self.ctx else None
@@ -100,7 +100,7 @@ class Ends:
             await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
         self._log_end("cancelled by order")
         await self._finish(Result(False, "cancelled by order", cancelled=True), job=self.job)
-        self.house.observer.ended(self._info, "cancelled", error="cancelled by order")
+        self.services.observer.ended(self._info, "cancelled", error="cancelled by order")
 
     async def _hand_back(self, state: str) -> None:
         run = self.ctx.ledger_run if self.ctx else None
@@ -110,18 +110,18 @@ class Ends:
         delay = PAUSED_SECONDS if state == "paused" else 0.0
         await self._requeue(delay, counts=False)
         self._log_end("paused" if state == "paused" else "back in the queue")
-        self.house.observer.left(self._info, state, delay=delay)
+        self.services.observer.left(self._info, state, delay=delay)
 
     def _log_end(self, how: str) -> None:
         rows = f", {self.ctx.rows_done:,} rows" if self.ctx and self.ctx.ledger_run else ""
-        self.house.lines.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
+        self.services.lines.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
 
     async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
         ctx = self.ctx
         run = ctx.ledger_run if ctx else None
         attempt = run.attempt if run else self.claim.tries
         progressed = run.progressed if run else False
-        verdict = judge(error, job, attempt=attempt, progressed=progressed, rules=self.house.settings.worker)
+        verdict = decide(error, job, attempt=attempt, progressed=progressed, rules=self.services.settings.worker)
         where = ctx.where if ctx else None
         text = f"{verdict.error} [{where}]" if where else verdict.error
         trace = "".join(traceback.format_exception(error))
@@ -136,15 +136,17 @@ class Ends:
             await self._with_database(lambda: run.hand_back("waiting", failed=verdict.counts, error=text, trace=trace))
             await self._release()
         await self._requeue(verdict.delay, counts=verdict.counts)
-        self.house.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
+        self.services.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
 
     async def _end_dead(self, error: str, *, trace: str = "", in_ledger: bool = False, told: bool = False) -> None:
         if not told:
             logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
-        job, store = self._info.job, self.house.store
-        await self._with_redis(lambda: store.bury(self.claim, error, job=job, trace=trace, in_ledger=in_ledger))
+        job, store = self._info.job, self.services.store
+        await self._with_redis(
+            lambda: store.add_dead_letter(self.claim, error, job=job, trace=trace, in_ledger=in_ledger)
+        )
         await self._finish(Result(False, error), job=self.job)
-        self.house.observer.ended(self._info, "dead", error=error)
+        self.services.observer.ended(self._info, "dead", error=error)
 
     async def _release(self) -> None:
         # Before the queue has it again: the next owner must not find our connection's transaction.
@@ -153,14 +155,14 @@ class Ends:
 
     def _lost(self) -> None:
         logger.warning("%s: another worker has it; what was open here is rolled back", self._name)
-        self.house.observer.lost(self._info)
+        self.services.observer.lost(self._info)
 
     # --- Redis and the ledger, with patience
 
     async def _finish(
         self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None
     ) -> None:
-        keep = self.house.settings.worker.keep_result_seconds
+        keep = self.services.settings.worker.result_ttl_seconds
         if job is not None and job.keep_result is not None:
             keep = job.keep_result
         raw = self.encode(result, result_json)
@@ -175,35 +177,35 @@ class Ends:
         lock = self._lock() if result.success or result.cancelled else None
         if lock is not None:
             next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
-        await self._tell_end(Ended(claim, raw, keep_ms, next_))
+        await self._tell_end(Ack(claim, raw, keep_ms, next_))
         if payload is not None and follows and not result.success and keep_ms > 0:
-            await self._call_off(payload, result, keep_ms)
+            await self._publish_skipped(payload, result, keep_ms)
 
-    async def _tell_end(self, ended: Ended) -> None:
+    async def _tell_end(self, ended: Ack) -> None:
         """Tell the end.
 
         Raises:
-            Superseded: it is not this worker's to tell: its lease has run out, and another one has the job.
+            FencedOut: it is not this worker's to tell: its lease has run out, and another one has the job.
         """
-        if not await self.house.turns.end(ended):
-            raise Superseded(self.claim.run_id)
+        if not await self.services.turns.end(ended):
+            raise FencedOut(self.claim.run_id)
 
     def _lock(self) -> str | None:
         """Return the lock that a unique job has for as long as it is in the queue, by what its client took."""
-        job, payload = self.house.registry.get(self._info.job), self.payload
+        job, payload = self.services.registry.get(self._info.job), self.payload
         if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
             return None
         return keys.UNIQUE + job.unique.key(job.name, payload.kwargs)
 
-    async def _call_off(self, payload: Payload, result: Result, keep_ms: int) -> None:
+    async def _publish_skipped(self, payload: Payload, result: Result, keep_ms: int) -> None:
         """Tell those who wait for what was to follow that it does not."""
         ids = [call["id"] for call in payload.then if "id" in call]
-        group, store = payload.group, self.house.store
+        group, store = payload.group, self.services.store
         if group is not None and await self._with_redis(lambda: store.needs_success(group.group)):
             ids.append(f"{group.group}:then")
         why = Result(False, f"not begun: {self._info.job} {self.claim.run_id}: {result.value}", result.cancelled)
         raw = encode_result(None, why, run_id="", queue=self.claim.queue, tries=0, started_ms=now_ms())
-        await self._with_redis(lambda: store.call_off(ids, raw, keep_ms))
+        await self._with_redis(lambda: store.publish_skipped(ids, raw, keep_ms))
 
     def encode(self, result: Result, result_json: str | None) -> bytes:
         """Return what the result's key gets."""
@@ -218,19 +220,19 @@ class Ends:
         )
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
-        self.house.let_go(self.claim.run_id)
-        if not await self._with_redis(lambda: self.house.store.requeue(self.claim, delay=delay, counts=counts)):
-            raise Superseded(self.claim.run_id)
+        self.services.stop_renewing(self.claim.run_id)
+        if not await self._with_redis(lambda: self.services.store.requeue(self.claim, delay=delay, counts=counts)):
+            raise FencedOut(self.claim.run_id)
 
     async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step until Redis has taken it. Each is idempotent."""
-        who, outage = f"{self._name} cannot go on", self.house.outage
+        who, outage = f"{self._name} cannot go on", self.services.outage
         try:
             for pause in chain(_REDIS_PAUSES, repeat(_REDIS_PAUSES[-1])):
                 try:
                     return await operation()
                 except RedisError as error:
-                    if self.house.hastened:
+                    if self.services.is_shutdown_forced:
                         raise
                     outage.failed(who, error)
                     await asyncio.sleep(pause)
@@ -244,7 +246,7 @@ class Ends:
             try:
                 return await operation()
             except (SQLAlchemyError, OSError) as error:
-                if not is_away(error):
+                if not is_unavailable(error):
                     raise
                 await asyncio.sleep(pause)
         return await operation()
@@ -255,10 +257,10 @@ class Ends:
 
     async def _end_in_ledger(self, payload: Payload, state: str, error: str) -> None:
         """End a run that the ledger may have of an earlier try: it is taken over first, whoever had it."""
-        known = await self.house.ledger.find(self.claim.run_id)
+        known = await self.services.ledger.find(self.claim.run_id)
         if known is None or known.finished or known.job != payload.function:
             return
-        run = await self.house.ledger.begin(self._spec(payload, known.arguments))
+        run = await self.services.ledger.begin(self._spec(payload, known.arguments))
         try:
             await run.finish(state, error=error)
         finally:

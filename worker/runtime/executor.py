@@ -15,37 +15,37 @@ from typing import Any, Literal
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.attempt.attempt import LoopHost
-from worker.attempt.cancellation import Interrupt, Reason
+from worker.attempt.attempt import Attempt
+from worker.attempt.cancellation import JobCancellation, Reason
 from worker.attempt.context import JobContext
 from worker.attempt.control import JobRules
 from worker.attempt.perform import perform
 from worker.attempt.task_stack import stack_of
 from worker.batch import Progress
-from worker.batch.throttle import Hold
-from worker.db.errors import one_line
+from worker.batch.throttle import Wait
+from worker.db.errors import format_error
 from worker.errors import (
     AlreadyFinished,
+    AttemptExit,
+    AttemptReleased,
     Cancelled,
-    Drained,
-    Interruption,
+    FencedOut,
     InvalidArguments,
     InvalidPayload,
     LonghaulError,
-    NotRetryable,
-    Stalled,
-    Superseded,
+    NonRetryableError,
+    StallTimeout,
 )
 from worker.job.definition import Job
 from worker.job.middleware import through
 from worker.job.trace_context import enter
 from worker.queue.payload import Payload, Result, decode_payload, now_ms
 from worker.queue.store import Claim
-from worker.runtime.completer import PAUSED_SECONDS, Ends
+from worker.runtime.completer import PAUSED_SECONDS, Completer
 from worker.runtime.observer import RunInfo
-from worker.runtime.services import House
+from worker.runtime.services import WorkerServices
 
-logger = logging.getLogger("worker.jobs")
+logger = logging.getLogger("longhaul.jobs")
 
 _UNKNOWN_SECONDS = 5.0
 _DEADLINE = "its deadline has passed"
@@ -53,16 +53,16 @@ _WORTH_A_LINE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
 
 
-class Runner(Ends):
+class Executor(Completer):
     """One try of one job.
 
     Args:
-        house: what it shares with the others.
+        services: what it shares with the others.
         claim: the job.
     """
 
-    def __init__(self, house: House, claim: Claim) -> None:
-        super().__init__(house, claim)
+    def __init__(self, services: WorkerServices, claim: Claim) -> None:
+        super().__init__(services, claim)
         #: The task that runs the job's own code, and as long as it does.
         self._body: asyncio.Task[Any] | None = None
         #: The loop's time at which the job has taken too long; None without a limit.
@@ -73,7 +73,7 @@ class Runner(Ends):
         self._limit = 0.0
         #: The loop's time by which the run has to have ended.
         self._last_moment = math.inf
-        self._interrupt: Interrupt | None = None
+        self._interrupt: JobCancellation | None = None
         #: Whether the job's own code did not end in its time: nothing of what it does counts any more.
         self._given_up = False
         #: The arguments under which it has a place among the limits of its job.
@@ -85,19 +85,19 @@ class Runner(Ends):
     @property
     def draining(self) -> bool:
         """Whether the worker is about to stop."""
-        return self.house.draining
+        return self.services.draining
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
         """Return what an operator wants."""
-        if self.house.orders.must_ask:
-            await self.house.orders.refresh()
-        return self.house.orders.of(run_id, job, self.claim.queue)
+        if self.services.orders.must_ask:
+            await self.services.orders.refresh()
+        return self.services.orders.of(run_id, job, self.claim.queue)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that an operator wants, or None."""
-        return self.house.orders.rows_per_second(run_id, job)
+        return self.services.orders.rows_per_second(run_id, job)
 
-    def throttled(self, host: LoopHost, held: Hold | None, since: datetime) -> None:
+    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
         """Pass on that the walk waits, and why; say it in the log once for each reason."""
         self._moved()  # it waits, and knows for what
         kind = held.reason if held and held.until else "the server" if held else None
@@ -109,16 +109,16 @@ class Runner(Ends):
                 if waited >= _WORTH_A_LINE_SECONDS:
                     logger.info("%s: goes on after %.1f s", self._name, waited)
             self._held = kind
-        self.house.observer.throttled(
+        self.services.observer.throttled(
             self._info, held.reason if held else None, since=since, until=held.until if held else None
         )
 
-    def report(self, host: LoopHost, progress: Progress) -> None:
+    def report(self, host: Attempt, progress: Progress) -> None:
         """Pass progress on: a committed batch, or what the job says of itself."""
         if self._given_up:
             return
         self._moved()
-        self.house.observer.progressed(self._info, progress, rows=host.rows_done)
+        self.services.observer.progressed(self._info, progress, rows=host.rows_done)
 
     def _moved(self) -> None:
         self._moved_at, self._stalled = asyncio.get_running_loop().time(), False
@@ -142,10 +142,10 @@ class Runner(Ends):
         if job is None or self._moved_at is None or self._stalled:
             return
         still = now - self._moved_at
-        if still > (job.stall or self.house.settings.worker.stall_seconds):
+        if still > (job.stall or self.services.settings.worker.stall_timeout_seconds):
             self._stalled = True
             logger.warning("%s: no progress for %.0f s", self._name, still)
-            self.house.observer.stalled(self._info, still)
+            self.services.observer.stalled(self._info, still)
             if job.on_stall == "retry":
                 self.interrupt("stall")
 
@@ -153,11 +153,11 @@ class Runner(Ends):
         """Cancel the job's own code, once: its run then ends, or goes back, for the first reason that there is."""
         if self._body is None or self._interrupt is not None:
             return
-        grace = self.house.settings.worker.grace_seconds
+        grace = self.services.settings.worker.grace_period_seconds
         if self.job is not None and self.job.grace is not None:
             grace = self.job.grace
         now = asyncio.get_running_loop().time()
-        self._interrupt = Interrupt(self._body, reason, now=now, grace=grace)
+        self._interrupt = JobCancellation(self._body, reason, now=now, grace=grace)
 
     def is_overdue(self, now: float) -> bool:
         """Whether the job's own code was interrupted, and has not ended in its time.
@@ -231,25 +231,25 @@ class Runner(Ends):
             await ending
         except (RedisError, SQLAlchemyError, OSError) as error:
             # The lease runs out by itself, and the job is claimed again.
-            logger.error("%s: %s; left to its lease", self._name, one_line(error))
-        except Superseded:
+            logger.error("%s: %s; left to its lease", self._name, format_error(error))
+        except FencedOut:
             self._lost()
 
     async def _run(self) -> None:
-        claim, house = self.claim, self.house
+        claim, services = self.claim, self.services
         try:
             payload = await self._read_payload()
         except InvalidPayload as error:
-            await self._end_dead(one_line(error))
+            await self._end_dead(format_error(error))
             return
         if payload.tries is not None and payload.tries > claim.tries:
             tries = payload.tries
-            self.claim = await self._with_redis(lambda: house.store.set_tries(claim, tries))
+            self.claim = await self._with_redis(lambda: services.store.set_tries(claim, tries))
         await self._run_job(payload)
 
     async def _run_job(self, payload: Payload) -> None:
-        claim, house = self.claim, self.house
-        job = house.registry.get(payload.function)
+        claim, services = self.claim, self.services
+        job = services.registry.get(payload.function)
         self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
         if await self._obeyed(payload):
             return
@@ -263,7 +263,7 @@ class Runner(Ends):
             await self._end_dead(text)
             return
         if job is None:
-            near = difflib.get_close_matches(payload.function, house.registry, n=1)
+            near = difflib.get_close_matches(payload.function, services.registry, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
             await self._keep_for_others(payload, text)
@@ -281,14 +281,14 @@ class Runner(Ends):
                 return
             arguments = error  # raised as a job's own error: the ledger may know an earlier try
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
-            arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {one_line(error)}")
+            arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {format_error(error)}")
         if job.limits is None or isinstance(arguments, InvalidArguments):
             await self._try(job, payload, arguments)
             return
-        held = await self._with_redis(lambda: house.gates.enter(job, claim, arguments))
+        held = await self._with_redis(lambda: services.limiter.enter(job, claim, arguments))
         if held is not None:
             await self._requeue(held.seconds, counts=False)
-            house.observer.left(self._info, "waiting", delay=held.seconds)
+            services.observer.left(self._info, "waiting", delay=held.seconds)
             return
         self._place = arguments
         try:
@@ -299,9 +299,9 @@ class Runner(Ends):
     async def _leave_place(self) -> None:
         """Give the place among the limits back, once: later, it may be that of another try of the same run."""
         arguments, self._place = self._place, None
-        job, gates = self.job, self.house.gates
+        job, limiter = self.job, self.services.limiter
         if arguments is not None and job is not None:
-            await self._with_redis(lambda: gates.leave(job, self.claim, arguments))
+            await self._with_redis(lambda: limiter.leave(job, self.claim, arguments))
 
     async def _requeue(self, delay: float, *, counts: bool) -> None:
         await self._leave_place()
@@ -310,7 +310,7 @@ class Runner(Ends):
     async def _read_payload(self) -> Payload:
         raw = self.claim.payload
         if raw is None:
-            known = await self._with_database(lambda: self.house.ledger.find(self.claim.run_id))
+            known = await self._with_database(lambda: self.services.ledger.find(self.claim.run_id))
             if known is None:
                 raise InvalidPayload(
                     f"the queue has the id, but there is no payload at arq:job:{self.claim.run_id}; set it first, "
@@ -318,57 +318,57 @@ class Runner(Ends):
                 )
             raw = known.payload.encode()
             self.claim = self.claim._replace(payload=raw)
-        self.payload = decode_payload(raw, accept_pickle=self.house.settings.worker.accept_pickle)
+        self.payload = decode_payload(raw, accept_pickle=self.services.settings.worker.accept_pickle)
         return self.payload
 
     async def _obeyed(self, payload: Payload) -> bool:
         """Obey an order that came before the job began; False where there is none."""
-        if self.house.orders.must_ask:
-            await self.house.orders.refresh()
-        order = self.house.orders.of(self.claim.run_id, payload.function, self.claim.queue)
+        if self.services.orders.must_ask:
+            await self.services.orders.refresh()
+        order = self.services.orders.of(self.claim.run_id, payload.function, self.claim.queue)
         if order == "cancel":
             text = "cancelled by order before it began"
             await self._with_database(lambda: self._end_in_ledger(payload, "cancelled", text))
             await self._finish(Result(False, text, cancelled=True))
-            self.house.observer.ended(self._info, "cancelled", error=text)
+            self.services.observer.ended(self._info, "cancelled", error=text)
             return True
         if order == "pause":
             await self._requeue(PAUSED_SECONDS, counts=False)
-            self.house.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
+            self.services.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
             return True
         return False
 
     async def _keep_for_others(self, payload: Payload, text: str) -> None:
         """Another version of the worker may know this job: it stays in the queue."""
-        said_at = self.house.said.get(payload.function, -math.inf)
+        said_at = self.services.said.get(payload.function, -math.inf)
         if time.monotonic() - said_at > _SAY_AGAIN_SECONDS:
-            self.house.said[payload.function] = time.monotonic()
+            self.services.said[payload.function] = time.monotonic()
             logger.warning("%s: %s", self._name, text)
         await self._requeue(_UNKNOWN_SECONDS, counts=False)
-        self.house.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
+        self.services.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
 
     async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any] | InvalidArguments) -> None:
-        house, claim = self.house, self.claim
-        max_tries = job.max_tries or house.settings.worker.max_tries
+        services, claim = self.services, self.claim
+        max_attempts = job.max_attempts or services.settings.worker.max_attempts
         self.ctx = ctx = JobContext(
             run_id=claim.run_id,
             job=payload.function,
             spec=lambda: self._spec(payload),
             attempt=claim.tries,
             enqueued_at=datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC),
-            settings=house.settings,
-            database=house.database,
-            ledger=house.ledger,
-            rules=JobRules(max_tries, job.throttle),
+            settings=services.settings,
+            database=services.database,
+            ledger=services.ledger,
+            rules=JobRules(max_attempts, job.throttle),
             control=self,
-            redis=house.store.redis,
+            redis=services.store.redis,
             headers=payload.headers,
         )
         if payload.headers:
             enter(payload.headers)  # the context is this task's own
-        house.observer.started(self._info)
-        house.lines.info("%s: try %d begins", self._name, claim.tries)
-        self._limit = job.timeout or house.settings.worker.job_timeout_seconds
+        services.observer.started(self._info)
+        services.lines.info("%s: try %d begins", self._name, claim.tries)
+        self._limit = job.timeout or services.settings.worker.job_timeout_seconds
         self._moved_at = asyncio.get_running_loop().time()
         if payload.deadline_ms:
             self._last_moment = self._moved_at + (payload.deadline_ms - now_ms()) / 1000
@@ -378,7 +378,7 @@ class Runner(Ends):
         result: Any = None
         try:
             try:
-                result = await self._perform(job, ctx, arguments, max_tries)
+                result = await self._perform(job, ctx, arguments, max_attempts)
             finally:
                 self._body = None  # what follows is not the job's own code, and not interrupted
         except asyncio.CancelledError:
@@ -389,7 +389,7 @@ class Runner(Ends):
             error = self._why_cancelled()
         except BaseExceptionGroup as group:
             error = _the_interruption(group) or group
-        except (Exception, Interruption) as raised:  # noqa: BLE001 - a job raises anything
+        except (Exception, AttemptExit) as raised:  # noqa: BLE001 - a job raises anything
             error = raised
         if self._given_up:
             logger.warning("%s: ended after it was given up: nothing of it counts", self._name)
@@ -401,15 +401,15 @@ class Runner(Ends):
     def _why_cancelled(self) -> BaseException:
         """Return what a cancellation of the job's code means."""
         if self._reason == "timeout" and asyncio.get_running_loop().time() >= self._last_moment:
-            return NotRetryable(f"{_DEADLINE}: cancelled")
+            return NonRetryableError(f"{_DEADLINE}: cancelled")
         if self._reason == "timeout":
             return TimeoutError(f"took longer than {self._limit:g} s; give @job(timeout=...) or walk in batches")
         if self._reason == "stall":
-            return Stalled("no progress for too long: cancelled, to be tried again")
+            return StallTimeout("no progress for too long: cancelled, to be tried again")
         if self._reason == "lost":
-            return Superseded(self.claim.run_id)
+            return FencedOut(self.claim.run_id)
         if self._reason == "drain":
-            return Drained("waiting")
+            return AttemptReleased("waiting")
         if self._reason == "cancel":
             return Cancelled("cancelled by order")
         return LonghaulError("the job cancelled itself")
@@ -420,29 +420,29 @@ class Runner(Ends):
             raise error
         except AlreadyFinished as ended:
             await self._answer(ended)
-        except Drained as drained:
+        except AttemptReleased as drained:
             await self._hand_back(str(drained) or "waiting")
         except Cancelled:
             await self._end_cancelled()
-        except Superseded:
+        except FencedOut:
             self._lost()
         except (Exception, BaseExceptionGroup) as failure:  # noqa: BLE001 - it is judged and written down
             await self._fail(job, failure)
 
     async def _perform(
-        self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any] | InvalidArguments, max_tries: int
+        self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any] | InvalidArguments, max_attempts: int
     ) -> Any:
         ctx.on_durable = self._became_durable
         try:
             if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
-                await self._resume(ctx, max_tries)
+                await self._resume(ctx, max_attempts)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
-            if not self.house.run_hooks:
+            if not self.services.run_hooks:
                 return await perform(job, ctx, arguments)
-            return await through(self.house.run_hooks, ctx, partial(perform, job, ctx, arguments))
+            return await through(self.services.run_hooks, ctx, partial(perform, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
-            raise NotRetryable(f"the job raised {type(error).__name__}, which would end the worker") from error
+            raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
 
     def _became_durable(self) -> None:
         self.deadline = self._last_moment  # a walk has no total timeout
@@ -452,23 +452,23 @@ class Runner(Ends):
             self.claim = self.claim._replace(payload=run.spec.payload.encode())
             if run.takeovers or run.rows:
                 logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
-            self.house.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
+            self.services.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
 
-    async def _resume(self, ctx: JobContext, max_tries: int) -> None:
+    async def _resume(self, ctx: JobContext, max_attempts: int) -> None:
         """The queue has seen this job before: the ledger says what it knows of it, before any code runs."""
-        known = await self.house.ledger.find(self.claim.run_id)
+        known = await self.services.ledger.find(self.claim.run_id)
         if known is None:
-            if self.claim.tries > max_tries:
-                raise NotRetryable(f"its worker ended at each of {self.claim.tries - 1} tries")
+            if self.claim.tries > max_attempts:
+                raise NonRetryableError(f"its worker ended at each of {self.claim.tries - 1} tries")
             return
         run = await ctx.durable_run()
         # One try more than allowed: a loop names the batch that its workers died in. If even that try
         # died, it never came to the loop.
-        if run.attempt > max_tries + 1:
-            raise NotRetryable(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
+        if run.attempt > max_attempts + 1:
+            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
 
 
-def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption | None:
+def _the_interruption(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
     """Return the one interruption in a group, e.g. of a job's TaskGroup; None where something failed beside it."""
     found = [error for error in group.exceptions if not isinstance(error, BaseExceptionGroup)]
     found += [
@@ -478,7 +478,7 @@ def _the_interruption(group: BaseExceptionGroup[BaseException]) -> Interruption 
         for inner in [_the_interruption(each)]
         if inner is not None
     ]
-    return found[0] if len(found) == 1 and isinstance(found[0], Interruption) else None
+    return found[0] if len(found) == 1 and isinstance(found[0], AttemptExit) else None
 
 
-__all__ = ["Runner"]
+__all__ = ["Executor"]

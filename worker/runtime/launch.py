@@ -17,11 +17,11 @@ from worker.job.middleware import Middleware, load_middleware
 from worker.job.registry import Registry, discover
 from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.runtime.worker import QueueWorker, connect_redis, worker_name
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker")
+logger = logging.getLogger("longhaul")
 
 
 async def work(
@@ -54,7 +54,7 @@ async def work(
             f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
         )
     redis = connect_redis(settings)
-    outage = Outage()
+    outage = OutageLog()
     mirror = Mirror(redis, settings, worker_name(settings), outage)
     around = load_middleware(settings.worker.middleware) if middleware is None else middleware
     worker = QueueWorker(settings, known, observer=mirror, burst=burst, redis=redis, outage=outage, middleware=around)
@@ -103,7 +103,7 @@ def run(settings: Settings, *, burst: bool = False, migrate_first: bool = False)
 
     async def work_and_leave() -> None:
         await work(settings, burst=burst, migrate_first=migrate_first, on_worker=listen)
-        left = sum(worker.left_behind for worker in known)
+        left = sum(worker.abandoned_tasks for worker in known)
         if left:  # the loop would wait for them for ever
             logger.warning("the process ends without %d jobs that were given up", left)
             logging.shutdown()

@@ -2,8 +2,8 @@
 
 A thread, not a task: a job that blocks the event loop with a long computation must not lose its lease. But a job
 that hangs for ever must not keep it either, so the thread looks at the loop's pulse, and stops to renew when the
-loop has not turned for `worker.blocked_loop_seconds`. A process that is killed or frozen renews nothing, and its
-jobs are another worker's within `worker.lease_seconds`. Where this judges wrongly, the ledger's fence makes the
+loop has not turned for `worker.loop_block_tolerance_seconds`. A process that is killed or frozen renews nothing, and
+its jobs are another worker's within `worker.lease_seconds`. Where this judges wrongly, the ledger's fence makes the
 mistake harmless.
 """
 
@@ -21,11 +21,11 @@ from redis.exceptions import RedisError
 from worker.cancellation import end
 from worker.queue import keys
 from worker.queue.connection import blocking_client
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.queue.scripts import script
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker.leases")
+logger = logging.getLogger("longhaul.leases")
 
 _PULSE_SECONDS = 0.5
 #: Pause between two tries while Redis is away: who comes back late finds his jobs taken.
@@ -51,7 +51,7 @@ class Leases:
         *,
         on_lost: Callable[[str], None],
         on_gone: Callable[[str], None],
-        outage: Outage,
+        outage: OutageLog,
     ) -> None:
         self._settings = settings
         self._owner = owner
@@ -122,7 +122,7 @@ class Leases:
             if self._stopped:
                 break
             blocked = time.monotonic() - self._pulse
-            if blocked > self._settings.worker.blocked_loop_seconds:
+            if blocked > self._settings.worker.loop_block_tolerance_seconds:
                 logger.error("the event loop has been blocked for %.0f s: its jobs' leases are given up", blocked)
                 continue
             with self._lock:

@@ -28,7 +28,7 @@ class Held(NamedTuple):
     why: str
 
 
-class Gates:
+class Limiter:
     """The limits of all jobs.
 
     Args:

@@ -8,7 +8,7 @@ import time
 _LINES_A_SECOND = 100
 
 
-class Lines:
+class SampledLogger:
     """A log that leaves lines out when there are too many, and says how many it has left out.
 
     Args:

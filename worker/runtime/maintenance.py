@@ -9,25 +9,25 @@ from collections.abc import Awaitable, Callable
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.queue.retry_command import retry_ordered
-from worker.runtime.pruner import Prune
-from worker.runtime.rescuer import Rescue
-from worker.runtime.scheduler import Cron
-from worker.runtime.services import House
+from worker.runtime.pruner import Pruner
+from worker.runtime.rescuer import Rescuer
+from worker.runtime.scheduler import Scheduler
+from worker.runtime.services import WorkerServices
 
-logger = logging.getLogger("worker")
+logger = logging.getLogger("longhaul")
 
 _AWAY_SECONDS = 1.0
 _ROUND_SECONDS = 0.2
-_KEEPING = "housekeeping cannot go on"
+_KEEPING = "maintenance cannot go on"
 
 
-class Housekeeping:
+class Maintenance:
     """The rounds.
 
     Args:
-        house: what the runs of the worker share.
+        services: what the runs of the worker share.
         cron: enqueues what is due.
         rescue: puts runs of the ledger back that no queue has; None where there is no ledger.
         prune: forgets what is too old.
@@ -36,16 +36,16 @@ class Housekeeping:
 
     def __init__(
         self,
-        house: House,
+        services: WorkerServices,
         *,
-        cron: Cron,
-        rescue: Rescue | None,
-        prune: Prune,
+        cron: Scheduler,
+        rescue: Rescuer | None,
+        prune: Pruner,
         record_health: Callable[[], Awaitable[None]],
     ) -> None:
         self.cron = cron
         self.rescue = rescue
-        self._house = house
+        self._services = services
         self._prune = prune
         self._record_health = record_health
 
@@ -55,25 +55,25 @@ class Housekeeping:
         while True:
             try:
                 await self._make_round()
-                self._house.outage.answered(_KEEPING)
+                self._services.outage.answered(_KEEPING)
                 failing = False
             except RedisError as error:
-                self._house.outage.failed(_KEEPING, error)
+                self._services.outage.failed(_KEEPING, error)
                 await asyncio.sleep(_AWAY_SECONDS)
             except (SQLAlchemyError, OSError) as error:
                 if not failing:
-                    logger.warning("housekeeping: %s; going on", one_line(error))
+                    logger.warning("maintenance: %s; going on", format_error(error))
                 failing = True
                 await asyncio.sleep(_AWAY_SECONDS)
             await asyncio.sleep(_ROUND_SECONDS)
 
     async def _make_round(self) -> None:
-        house = self._house
-        if not house.draining:
+        services = self._services
+        if not services.draining:
             await self.cron.look()
             if self.rescue is not None:
                 await self.rescue.look()
             await self._prune.look()
-            for run_id in house.orders.retried:  # whichever worker comes first does it
-                await retry_ordered(house.store.redis, house.ledger, run_id)
+            for run_id in services.orders.retried:  # whichever worker comes first does it
+                await retry_ordered(services.store.redis, services.ledger, run_id)
         await self._record_health()

@@ -46,7 +46,7 @@ class Observer(Protocol):
         """Another worker has the run."""
 
 
-class Silent:
+class NullObserver:
     """Nobody listens."""
 
     def started(self, run: RunInfo) -> None:

@@ -19,10 +19,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.queue import keys
-from worker.queue.invalidations import Watch
-from worker.queue.outage_log import Outage
+from worker.queue.invalidations import InvalidationListener
+from worker.queue.outage_log import OutageLog
 
-logger = logging.getLogger("worker.orders")
+logger = logging.getLogger("longhaul.orders")
 
 Order = Literal["pause", "cancel"]
 
@@ -34,20 +34,22 @@ _RETRY_SECONDS = 1.0
 _READING = "orders cannot be read"
 
 
-class Orders:
+class OperatorState:
     """What operators want, as last read. A walk goes on with the last known orders while Redis is away."""
 
     #: Whether stock arq clients may abort (`allow_abort_jobs` of arq's workers).
     heeds_aborts = True
 
-    def __init__(self, redis: Redis, watch: Watch | None = None, outage: Outage | None = None) -> None:
+    def __init__(
+        self, redis: Redis, watch: InvalidationListener | None = None, outage: OutageLog | None = None
+    ) -> None:
         self._redis = redis
         self._watch = watch
         self._stale = True
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
         self._failing = False
-        self._outage = outage or Outage()
+        self._outage = outage or OutageLog()
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
         self.paces: dict[str, float] = {}

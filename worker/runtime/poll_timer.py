@@ -8,37 +8,39 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 
-from worker.queue.invalidations import Watch
+from worker.queue.invalidations import InvalidationListener
 
 #: Longest wait for word of a change: should it have been lost, this is what it costs.
 _LONGEST_SLEEP_SECONDS = 5.0
 
 
-class Alarm:
+class PollTimer:
     """The wait of a worker that has nothing to do.
 
     Args:
         watch: tells of changes.
         served: returns the queues that the worker serves now.
-        poll_seconds: between two looks where nobody tells of changes.
+        poll_interval_seconds: between two looks where nobody tells of changes.
 
     Attributes:
         may_be_due: whether it is worth to ask for jobs.
     """
 
-    def __init__(self, watch: Watch, served: Callable[[], Sequence[str]], poll_seconds: float) -> None:
+    def __init__(
+        self, watch: InvalidationListener, served: Callable[[], Sequence[str]], poll_interval_seconds: float
+    ) -> None:
         self.may_be_due = True
         self._watch = watch
         self._served = served
-        self._poll_seconds = poll_seconds
+        self._poll_interval_seconds = poll_interval_seconds
         self._wake = asyncio.Event()
         #: The loop's time at which the first job of the queues is due; None where that has to be asked.
         self._head_at: float | None = None
         self._changes = 0
-        #: Turns, one after the other, that took nothing though something was due.
+        #: AckBatcher, one after the other, that took nothing though something was due.
         self._barren = 0
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """End the wait."""
         self._wake.set()
 
@@ -59,7 +61,7 @@ class Alarm:
         """
         self._wake.clear()
         if not self._watch.active:
-            await self._pause(self._poll_seconds)
+            await self._pause(self._poll_interval_seconds)
             self.may_be_due = True
             return
         if not slots:
@@ -77,7 +79,7 @@ class Alarm:
             await self._pause(min(left, _LONGEST_SLEEP_SECONDS))
         elif self._barren > 1:
             # A worker of stock arq has it: there, what runs stays due. Word of a change ends the pause.
-            await self._pause(self._poll_seconds)
+            await self._pause(self._poll_interval_seconds)
         if self._head_at is not None and self._head_at <= loop.time():
             self.may_be_due = True
         if not self._wake.is_set():

@@ -1,8 +1,8 @@
 """Pruning: what has ended long ago goes, so that neither server grows for ever.
 
-Dead letters after `worker.keep_dead_seconds`, ended runs of the ledger after `worker.keep_runs_days`, and, after a day,
-orders of arq's clients to abort what is no job (any more): nobody else takes those back. Of all workers one does it,
-once an hour, a few runs at a time between the rest of its housekeeping.
+Dead letters after `worker.dead_letter_ttl_days`, ended runs of the ledger after `worker.run_retention_days`, and, after
+a day, orders of arq's clients to abort what is no job (any more): nobody else takes those back. Of all workers one does
+it, once an hour, a few runs at a time between the rest of its maintenance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from worker.queue.dead_letters import forget_letters, prune_dead
 from worker.queue.store import QueueStore
 from worker.settings.model import WorkerSettings
 
-logger = logging.getLogger("worker.prune")
+logger = logging.getLogger("longhaul.prune")
 
 #: Pause between two questions whether it is time.
 _ASK_SECONDS = 600.0
@@ -31,7 +31,7 @@ _DAY_SECONDS = 86_400.0
 _ABORT_SECONDS = _DAY_SECONDS
 
 
-class Prune:
+class Pruner:
     """Looks, now and then, for what is too old.
 
     Args:
@@ -59,9 +59,9 @@ class Prune:
         redis, now = self._store.redis, datetime.now(UTC).isoformat(timespec="seconds")
         if not await redis.set(keys.PRUNED, now, nx=True, ex=_PAUSE_SECONDS):
             return
-        await prune_dead(redis, self._rules.keep_dead_seconds)
+        await prune_dead(redis, self._rules.dead_letter_ttl_days * _DAY_SECONDS)
         await self.forget_aborts()
-        self._walking, self._last = self._ledger is not None and self._rules.keep_runs_days > 0, None
+        self._walking, self._last = self._ledger is not None and self._rules.run_retention_days > 0, None
 
     async def forget_aborts(self) -> int:
         """Take back orders to abort that are a day old, of jobs that the queue does not know. Returns their number."""
@@ -82,7 +82,7 @@ class Prune:
 
     async def _forget_runs(self) -> None:
         assert self._ledger is not None  # noqa: S101
-        keep = self._rules.keep_runs_days * _DAY_SECONDS
+        keep = self._rules.run_retention_days * _DAY_SECONDS
         forgotten = await self._ledger.forget_ended(keep_seconds=keep, after=self._last, limit=_RUNS_AT_ONCE)
         dead = [run.id for run in forgotten if run.state == "dead"]
         if dead:

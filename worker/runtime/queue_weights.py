@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 
-class Order:
+class QueueWeights:
     """The order in which queues are served, and how much is taken from each.
 
     By weight, each gets its part of the free slots, at least one, and the one that is served first is drawn anew each

@@ -1,4 +1,4 @@
-"""Rescue: runs that the ledger knows and Redis has forgotten go back into the queue."""
+"""Rescuer: runs that the ledger knows and Redis has forgotten go back into the queue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker.rescue")
+logger = logging.getLogger("longhaul.rescue")
 
 
-class Rescue:
+class Rescuer:
     """Looks, now and then, for unfinished runs that the queue does not have.
 
     Any number of workers may look at once: enqueueing is by id, and once.
@@ -21,15 +21,15 @@ class Rescue:
     Args:
         ledger: the durable truth.
         store: the queue.
-        settings: for `worker.rescue_seconds`.
+        settings: for `worker.rescue_interval_seconds`.
     """
 
     def __init__(self, ledger: Ledger, store: QueueStore, settings: Settings) -> None:
         self._ledger = ledger
         self._store = store
-        self._pause = settings.worker.rescue_seconds
+        self._pause = settings.worker.rescue_interval_seconds
         # A run that is handed back is for a moment in the ledger only; a lease's life is a safe distance.
-        self._idle = max(settings.worker.rescue_seconds, settings.worker.lease_seconds)
+        self._idle = max(settings.worker.rescue_interval_seconds, settings.worker.lease_seconds)
         self._next = time.monotonic() + self._pause
 
     async def look(self, *, now: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from worker.db.errors import is_away, one_line, sqlstate
+from worker.db.errors import format_error, is_unavailable, sqlstate
 from worker.errors import LonghaulError, Retry, Snooze
 from worker.job.definition import Job
 from worker.settings.model import WorkerSettings
@@ -15,7 +15,7 @@ _WRONG = ("42",)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RetryDecision:
     """What to do.
 
     Attributes:
@@ -31,9 +31,9 @@ class Verdict:
     error: str
 
 
-def judge(
+def decide(
     error: BaseException, job: Job[..., object], *, attempt: int, progressed: bool, rules: WorkerSettings
-) -> Verdict:
+) -> RetryDecision:
     """Return what becomes of a run.
 
     Args:
@@ -43,21 +43,21 @@ def judge(
         progressed: whether this one did.
         rules: of the settings.
     """
-    text = one_line(error)
+    text = format_error(error)
     if isinstance(error, job.no_retry) or (isinstance(error, LonghaulError) and not error.retryable):
-        return Verdict(False, True, 0.0, text)
+        return RetryDecision(False, True, 0.0, text)
     if isinstance(error, Snooze):
-        return Verdict(True, False, max(0.0, error.after or 0.0), text)
-    if is_away(error):
-        return Verdict(True, False, backoff(1, rules), text)
+        return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
+    if is_unavailable(error):
+        return RetryDecision(True, False, backoff(1, rules), text)
     if (sqlstate(error) or "").startswith(_WRONG):
-        return Verdict(False, True, 0.0, text)
-    if not progressed and attempt >= (job.max_tries or rules.max_tries):
-        return Verdict(False, True, 0.0, f"{text} (try {attempt}, the last)")
+        return RetryDecision(False, True, 0.0, text)
+    if not progressed and attempt >= (job.max_attempts or rules.max_attempts):
+        return RetryDecision(False, True, 0.0, f"{text} (try {attempt}, the last)")
     delay = _pause(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
         delay = max(0.0, error.after)
-    return Verdict(True, True, delay, text)
+    return RetryDecision(True, True, delay, text)
 
 
 def _pause(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:

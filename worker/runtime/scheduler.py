@@ -26,7 +26,7 @@ from worker.queue.payload import Payload, now_ms
 from worker.queue.store import QueueStore
 from worker.settings.model import WorkerSettings
 
-logger = logging.getLogger("worker.cron")
+logger = logging.getLogger("longhaul.cron")
 
 #: A due time that is seen within this time, in seconds, is on time and not missed.
 _ON_TIME_SECONDS = 60.0
@@ -42,7 +42,7 @@ class _Entry:
     next_due: datetime
 
 
-class Cron:
+class Scheduler:
     """The cron lines of all jobs of one worker.
 
     Args:

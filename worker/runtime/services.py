@@ -9,18 +9,18 @@ from worker.db.engine import Database
 from worker.job.middleware import RunHook
 from worker.job.registry import Registry
 from worker.ledger import Ledger
-from worker.queue.outage_log import Outage
+from worker.queue.outage_log import OutageLog
 from worker.queue.store import QueueStore
-from worker.runtime.ack_batcher import Turns
-from worker.runtime.limiter import Gates
-from worker.runtime.log_sampling import Lines
+from worker.runtime.ack_batcher import AckBatcher
+from worker.runtime.limiter import Limiter
+from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
-from worker.runtime.operator_state import Orders
+from worker.runtime.operator_state import OperatorState
 from worker.settings.model import Settings
 
 
 @dataclass
-class House:
+class WorkerServices:
     """What all runs of one worker share."""
 
     settings: Settings
@@ -28,22 +28,22 @@ class House:
     database: Database
     ledger: Ledger
     store: QueueStore
-    orders: Orders
+    orders: OperatorState
     observer: Observer
     name: str
     #: Tells the queue that a job has ended.
-    turns: Turns
+    turns: AckBatcher
     #: The limits of jobs.
-    gates: Gates
-    #: Lines of the log that come with each job.
-    lines: Lines
+    limiter: Limiter
+    #: SampledLogger of the log that come with each job.
+    lines: SampledLogger
     #: What is said of a Redis that is away.
-    outage: Outage
+    outage: OutageLog
     #: What is to be done around each try, outermost first.
     run_hooks: tuple[RunHook, ...] = ()
     #: Renew the lease of a job no more: it is on its way back to the queue.
-    let_go: Callable[[str], None] = lambda run_id: None
+    stop_renewing: Callable[[str], None] = lambda run_id: None
     #: When something that comes again and again was last said.
     said: dict[str, float] = field(default_factory=dict)
     draining: bool = False
-    hastened: bool = False
+    is_shutdown_forced: bool = False

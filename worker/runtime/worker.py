@@ -28,28 +28,28 @@ from worker.job.middleware import Middleware, run_hooks
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.connection import Lane, connection_pool
-from worker.queue.invalidations import Watch
-from worker.queue.outage_log import Outage, unavailable
+from worker.queue.connection import DedicatedConnection, connection_pool
+from worker.queue.invalidations import InvalidationListener
+from worker.queue.outage_log import OutageLog, unavailable
 from worker.queue.store import Claim, QueueStore
-from worker.runtime.ack_batcher import Turns
-from worker.runtime.executor import Runner
+from worker.runtime.ack_batcher import AckBatcher
+from worker.runtime.executor import Executor
 from worker.runtime.leases import Leases
-from worker.runtime.limiter import Gates
-from worker.runtime.log_sampling import Lines
-from worker.runtime.maintenance import Housekeeping
-from worker.runtime.observer import Observer, Silent
+from worker.runtime.limiter import Limiter
+from worker.runtime.log_sampling import SampledLogger
+from worker.runtime.maintenance import Maintenance
+from worker.runtime.observer import NullObserver, Observer
 from worker.runtime.operator_state import KEYS as ORDER_KEYS
-from worker.runtime.operator_state import Orders
-from worker.runtime.poll_timer import Alarm
-from worker.runtime.pruner import Prune
-from worker.runtime.queue_weights import Order
-from worker.runtime.rescuer import Rescue
-from worker.runtime.scheduler import Cron
-from worker.runtime.services import House
+from worker.runtime.operator_state import OperatorState
+from worker.runtime.poll_timer import PollTimer
+from worker.runtime.pruner import Pruner
+from worker.runtime.queue_weights import QueueWeights
+from worker.runtime.rescuer import Rescuer
+from worker.runtime.scheduler import Scheduler
+from worker.runtime.services import WorkerServices
 from worker.settings.model import Settings
 
-logger = logging.getLogger("worker")
+logger = logging.getLogger("longhaul")
 
 _AWAY_SECONDS = 1.0
 _ASKING = "the queue cannot be asked"
@@ -99,7 +99,7 @@ class QueueWorker(ArqWorker):
         observer: Observer | None = None,
         burst: bool = False,
         redis: ArqRedis | None = None,
-        outage: Outage | None = None,
+        outage: OutageLog | None = None,
         others: Sequence[Function] = (),
         middleware: Sequence[Middleware] = (),
     ) -> None:
@@ -110,8 +110,8 @@ class QueueWorker(ArqWorker):
             burst=burst,
             handle_signals=False,
             max_jobs=settings.worker.max_jobs,
-            max_tries=settings.worker.max_tries,
-            poll_delay=settings.worker.poll_seconds,
+            max_attempts=settings.worker.max_attempts,
+            poll_delay=settings.worker.poll_interval_seconds,
             health_check_interval=10,
         )
         self.settings = settings
@@ -119,48 +119,48 @@ class QueueWorker(ArqWorker):
         # Two processes can have one name, e.g. in containers of one host name: what owns a lease is this process.
         self.owner = f"{self.name}:{secrets.token_hex(4)}"
         self.database = Database(settings, self.name)
-        self._lane = Lane(settings)
+        self._lane = DedicatedConnection(settings)
         store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds, self._lane)
         store.queue_limits = settings.worker.queue_limits
         ledger = Ledger(self.database, self.name)
-        self._outage = outage or Outage()
-        self._watch = Watch(settings, self._changed, self._outage)
-        self._alarm = Alarm(self._watch, self._served, settings.worker.poll_seconds)
-        self._turns = Turns(store, self._alarm.ring)
-        self.house = House(
+        self._outage = outage or OutageLog()
+        self._watch = InvalidationListener(settings, self._changed, self._outage)
+        self._poll_timer = PollTimer(self._watch, self._served, settings.worker.poll_interval_seconds)
+        self._ack_batcher = AckBatcher(store, self._poll_timer.wake)
+        self.services = WorkerServices(
             settings=settings,
             registry=registry,
             database=self.database,
             ledger=ledger,
             store=store,
-            orders=Orders(self.pool, self._watch, self._outage),
-            observer=observer or Silent(),
+            orders=OperatorState(self.pool, self._watch, self._outage),
+            observer=observer or NullObserver(),
             name=self.name,
-            turns=self._turns,
-            gates=Gates(self.pool),
-            lines=Lines(logging.getLogger("worker.jobs")),
+            turns=self._ack_batcher,
+            limiter=Limiter(self.pool),
+            lines=SampledLogger(logging.getLogger("longhaul.jobs")),
             outage=self._outage,
             run_hooks=run_hooks(middleware),
         )
-        self.housekeeping = self.keep_house(registry)
+        self.maintenance = self.make_maintenance(registry)
         self._leases = Leases(settings, self.owner, on_lost=self._lost, on_gone=self._gone, outage=self._outage)
-        self.house.let_go = self._leases.remove
-        self._runners: dict[str, Runner] = {}
+        self.services.stop_renewing = self._leases.remove
+        self._runners: dict[str, Executor] = {}
         #: What was given up and has not ended: jobs that take no slot, and whose runs are not theirs any more.
-        self._left_behind: set[asyncio.Task[None]] = set()
+        self._abandoned_tasks: set[asyncio.Task[None]] = set()
         self._restoring: set[asyncio.Task[None]] = set()
-        self._order = Order(settings.worker.queues or {settings.worker.queue: 1}, settings.worker.queue_order)
+        self._order = QueueWeights(settings.worker.queues or {settings.worker.queue: 1}, settings.worker.queue_order)
         #: The loop's time before which nothing is claimed: who has what runs renews it first.
         self._claims_at = 0.0
 
-    def keep_house(self, registry: Registry) -> Housekeeping:
+    def make_maintenance(self, registry: Registry) -> Maintenance:
         """Return what is done beside the jobs."""
-        house, rules = self.house, self.settings.worker
-        return Housekeeping(
-            house,
-            cron=Cron(registry, house.ledger, house.store, rules),
-            rescue=Rescue(house.ledger, house.store, self.settings),
-            prune=Prune(house.store, house.ledger, rules),
+        services, rules = self.services, self.settings.worker
+        return Maintenance(
+            services,
+            cron=Scheduler(registry, services.ledger, services.store, rules),
+            rescue=Rescuer(services.ledger, services.store, self.settings),
+            prune=Pruner(services.store, services.ledger, rules),
             record_health=self.record_health,
         )
 
@@ -175,12 +175,12 @@ class QueueWorker(ArqWorker):
         """
         await check_redis(self.pool, self.settings)
         await self.check_database()
-        await self.housekeeping.cron.start()
+        await self.maintenance.cron.start()
         await self._watch.start()
-        await self.house.orders.refresh(now=True)
+        await self.services.orders.refresh(now=True)
         self._leases.start()
         logger.info("worker %s: %d jobs known: %s", self.name, len(self.functions), ", ".join(self.functions))
-        keepers = (self.housekeeping.run(), self._keep_orders(), self._keep_time())
+        keepers = (self.maintenance.run(), self._keep_orders(), self._keep_time())
         beside = [asyncio.create_task(keeper) for keeper in keepers]
         try:
             await self._work()
@@ -192,7 +192,7 @@ class QueueWorker(ArqWorker):
             await self._lane.close()
             await asyncio.to_thread(end_idle_processes)
             await self._forget_drain()
-            self.house.lines.tell()
+            self.services.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)
 
     async def check_database(self) -> None:
@@ -217,39 +217,39 @@ class QueueWorker(ArqWorker):
     async def _work(self) -> None:
         draining: asyncio.Task[None] | None = None
         failures, away_since = 0, 0.0
-        while draining is None or not draining.done() or self._turns.waiting:
-            if self.house.draining and draining is None:
+        while draining is None or not draining.done() or self._ack_batcher.waiting:
+            if self.services.draining and draining is None:
                 draining = asyncio.create_task(self._drain())
-                draining.add_done_callback(lambda _: self._alarm.ring())
+                draining.add_done_callback(lambda _: self._poll_timer.wake())
             slots = 0 if failures else self.free_slots()
-            if not failures and not self._turns.waiting and not (slots and self._alarm.may_be_due):
+            if not failures and not self._ack_batcher.waiting and not (slots and self._poll_timer.may_be_due):
                 if self.burst and not self._runners and await self.is_over():
                     return
-                await self._alarm.wait(slots)
+                await self._poll_timer.wait(slots)
                 continue
-            self._alarm.may_be_due = self._alarm.may_be_due and not slots
+            self._poll_timer.may_be_due = self._poll_timer.may_be_due and not slots
             try:
-                turned = await self._turns.take(slots, self._shares(slots))
+                turned = await self._ack_batcher.take(slots, self._shares(slots))
             except RedisError as error:
                 self._outage.failed(_ASKING, error)
                 away_since = away_since if failures else self.loop.time()
                 failures += 1
-                self._alarm.may_be_due = True
-                if self.house.hastened:
-                    self._turns.give_up(error)
+                self._poll_timer.may_be_due = True
+                if self.services.is_shutdown_forced:
+                    self._ack_batcher.give_up(error)
                 # Not a pause that something ends: whatever happens meanwhile, Redis is not asked more often.
                 await asyncio.sleep(min(_AWAY_SECONDS, 0.1 * 2 ** min(failures, 10)))
                 continue
             if failures:
                 failures = 0
                 await self._come_back(self.loop.time() - away_since)
-            self._alarm.turned(len(turned.claims))
+            self._poll_timer.turned(len(turned.claims))
             if turned.claims and turned.ordered:
-                await self.house.orders.refresh(now=True)
+                await self.services.orders.refresh(now=True)
             for claim in turned.claims:
                 self._start(claim)
             if slots and len(turned.claims) >= slots:
-                self._alarm.may_be_due = True
+                self._poll_timer.may_be_due = True
         await draining
 
     async def _come_back(self, seconds: float) -> None:
@@ -260,42 +260,42 @@ class QueueWorker(ArqWorker):
         if seconds > self.settings.worker.lease_seconds / 3:
             patience = self.settings.worker.lease_seconds / 2
             self._claims_at = self.loop.time() + patience
-            self.loop.call_later(patience, self._alarm.ring)
+            self.loop.call_later(patience, self._poll_timer.wake)
 
     async def is_over(self) -> bool:
         """Tell whether a burst with no job at work has come to its end."""
-        return not self._alarm.may_be_due
+        return not self._poll_timer.may_be_due
 
     def free_slots(self) -> int:
         """Return how many jobs may be claimed; those whose end is about to be told have left their slots."""
-        if self.house.draining or not self._served() or self.loop.time() < self._claims_at:
+        if self.services.draining or not self._served() or self.loop.time() < self._claims_at:
             return 0
-        return max(0, self.max_jobs - len(self._runners) + self._turns.waiting)
+        return max(0, self.max_jobs - len(self._runners) + self._ack_batcher.waiting)
 
     def _shares(self, slots: int) -> list[tuple[str, int]]:
         shares = self._order.shares(slots)
-        if not self.house.orders.paused:
+        if not self.services.orders.paused:
             return shares
         served = self._served()
         return [(queue, most) for queue, most in shares if queue in served]
 
     def _served(self) -> list[str]:
         """Return the queues that are not paused."""
-        if not self.house.orders.paused:
+        if not self.services.orders.paused:
             return self._order.queues
-        return [queue for queue in self._order.queues if not self.house.orders.holds(queue)]
+        return [queue for queue in self._order.queues if not self.services.orders.holds(queue)]
 
     def _changed(self, written: frozenset[str] | None) -> None:
         """Hear of keys that were written."""
         if written is None or not ORDER_KEYS.isdisjoint(written):
-            self.house.orders.changed()
+            self.services.orders.changed()
         if written is None or not written.isdisjoint(self._order.queues):
-            self._alarm.queues_changed()
-        self._alarm.ring()
+            self._poll_timer.queues_changed()
+        self._poll_timer.wake()
 
-    def runner_of(self, claim: Claim) -> Runner:
+    def runner_of(self, claim: Claim) -> Executor:
         """Return what runs a job."""
-        return Runner(self.house, claim)
+        return Executor(self.services, claim)
 
     def _start(self, claim: Claim) -> None:
         run_id = claim.run_id
@@ -314,28 +314,28 @@ class QueueWorker(ArqWorker):
     def give_up(self, run_id: str) -> None:
         """Wait for a job's own code no more: its run ends, or is tried again, without it."""
         left, runner = self.tasks[run_id], self._runners[run_id]
-        self._left_behind.add(left)
-        left.add_done_callback(self._left_behind.discard)
+        self._abandoned_tasks.add(left)
+        left.add_done_callback(self._abandoned_tasks.discard)
         ending = self.loop.create_task(runner.give_up())
         self.tasks[run_id] = ending
         ending.add_done_callback(partial(self._ended, runner))
 
     @property
-    def left_behind(self) -> int:
+    def abandoned_tasks(self) -> int:
         """Number of jobs that were given up, and still go on."""
-        return len(self._left_behind)
+        return len(self._abandoned_tasks)
 
-    def _ended(self, runner: Runner, task: asyncio.Task[Any]) -> None:
+    def _ended(self, runner: Executor, task: asyncio.Task[Any]) -> None:
         run_id = runner.claim.run_id
-        if task in self._left_behind:
+        if task in self._abandoned_tasks:
             return  # it was given up before, and the run is another task's
         if self._runners.get(run_id) is runner:  # else it went back to the queue, and has been claimed again
             self._leases.remove(run_id)
             del self._runners[run_id]
             del self.tasks[run_id]
         self.jobs_complete += 1
-        self._alarm.may_be_due = self._alarm.may_be_due or self.burst
-        self._alarm.ring()
+        self._poll_timer.may_be_due = self._poll_timer.may_be_due or self.burst
+        self._poll_timer.wake()
         if not task.cancelled() and task.exception() is not None:
             logger.error("job %s: its runner failed: left to its lease", run_id, exc_info=task.exception())
 
@@ -346,13 +346,13 @@ class QueueWorker(ArqWorker):
         served = self._order.queues
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            await self.house.orders.refresh()
+            await self.services.orders.refresh()
             self._obey()
             if self._served() != served:
                 served = self._served()
-                self._alarm.may_be_due = True
-                self._alarm.queues_changed()
-                self._alarm.ring()
+                self._poll_timer.may_be_due = True
+                self._poll_timer.queues_changed()
+                self._poll_timer.wake()
 
     async def _keep_time(self) -> None:
         """Timeouts and stalls: one clock for all jobs."""
@@ -365,10 +365,10 @@ class QueueWorker(ArqWorker):
                     self.give_up(run_id)
 
     def _obey(self) -> None:
-        if self.name in self.house.orders.drained and not self.house.draining:
+        if self.name in self.services.orders.drained and not self.services.draining:
             self.drain(why="ordered (worker:drain)")
         for run_id, runner in self._runners.items():
-            if run_id in self.house.orders.cancelled and runner.between_batches:
+            if run_id in self.services.orders.cancelled and runner.between_batches:
                 runner.interrupt("cancel")
 
     def _lost(self, run_id: str) -> None:
@@ -383,7 +383,7 @@ class QueueWorker(ArqWorker):
 
         async def restore() -> None:
             try:
-                if await self.house.store.restore(runner.claim):
+                if await self.services.store.restore(runner.claim):
                     logger.warning("job %s: Redis had lost it; put back, it goes on here", run_id)
                 else:
                     self._lost(run_id)
@@ -399,31 +399,31 @@ class QueueWorker(ArqWorker):
     def drain(self, signum: int = signal.SIGTERM, *, why: str | None = None) -> None:
         """Stop: the first time at the next boundaries, the second time at once."""
         name = why or Signals(signum).name
-        if not self.house.draining:
+        if not self.services.draining:
             logger.info("%s: draining %d jobs; again to hasten", name, len(self._runners))
-            self.house.draining = True
+            self.services.draining = True
         else:
             logger.warning("%s again: cancelling %d jobs", name, len(self._runners))
-            self.house.hastened = True
+            self.services.is_shutdown_forced = True
             for runner in list(self._runners.values()):
                 runner.interrupt("drain")
-        self._alarm.ring()
+        self._poll_timer.wake()
 
     async def _forget_drain(self) -> None:
         """Take the order to drain back: it is done, and not for the next worker of this name."""
-        if self.name in self.house.orders.drained:
+        if self.name in self.services.orders.drained:
             try:
                 await self.pool.srem(keys.DRAINED, self.name)  # type: ignore[misc]
             except RedisError as error:
                 logger.warning("worker:drain still has %s: %s", self.name, error)
 
     async def _drain(self) -> None:
-        deadline = self.loop.time() + self.settings.worker.drain_seconds
-        while self.tasks and self.loop.time() < deadline and not self.house.hastened:
+        deadline = self.loop.time() + self.settings.worker.drain_timeout_seconds
+        while self.tasks and self.loop.time() < deadline and not self.services.is_shutdown_forced:
             await self._wait_for_jobs(min(0.2, deadline - self.loop.time()))
         if self.tasks:
-            logger.warning("drain: %d jobs are cancelled after worker.drain_seconds", len(self.tasks))
-            deadline = self.loop.time() + max(self.settings.worker.drain_seconds, _LEAST_SECONDS)
+            logger.warning("drain: %d jobs are cancelled after worker.drain_timeout_seconds", len(self.tasks))
+            deadline = self.loop.time() + max(self.settings.worker.drain_timeout_seconds, _LEAST_SECONDS)
             while self.tasks and self.loop.time() < deadline:
                 for runner in list(self._runners.values()):
                     runner.interrupt("drain")

@@ -174,9 +174,9 @@ class WorkerSettings(_Section):
         {}, description="Jobs of a queue that run at the same time, over all workers, e.g. `{ 'arq:heavy' = 2 }`."
     )
     max_jobs: int = Field(10, ge=1, description="Jobs that run at the same time in this process.")
-    max_tries: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
-    threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
-    job_processes: int | None = Field(
+    max_attempts: int = Field(5, ge=1, description="Tries without progress after which a run ends as dead.")
+    max_threads: int = Field(8, ge=1, description="Plain `def` jobs that run at the same time, each in a thread.")
+    max_job_processes: int | None = Field(
         None,
         ge=1,
         description="Jobs of `@job(process=True)` that run at the same time, each in a process. Default: one a CPU.",
@@ -184,13 +184,13 @@ class WorkerSettings(_Section):
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop; walks have no limit."
     )
-    grace_seconds: float = Field(
+    grace_period_seconds: float = Field(
         30.0,
         ge=0,
         description="Time that a job has to clean up once it was interrupted (timeout, cancel, stall); then it is "
         "given up, and its slot is free.",
     )
-    stall_seconds: float = Field(
+    stall_timeout_seconds: float = Field(
         600.0,
         gt=0,
         description="A run that makes no progress for so long (no batch, no `ctx.progress`) is reported as stalled.",
@@ -198,21 +198,23 @@ class WorkerSettings(_Section):
     backoff_base_seconds: float = Field(2.0, gt=0, description="Wait before the second try; doubles with each.")
     backoff_max_seconds: float = Field(600.0, gt=0, description="Longest wait between two tries.")
     lease_seconds: float = Field(10.0, ge=0.5, description="Life of a claim that is not renewed.")
-    blocked_loop_seconds: float = Field(
+    loop_block_tolerance_seconds: float = Field(
         60.0, gt=0, description="How long a blocked event loop still has its leases renewed."
     )
-    drain_seconds: float = Field(30.0, ge=0, description="Time for running jobs to reach a boundary at SIGTERM.")
-    poll_seconds: float = Field(0.2, gt=0, le=5, description="Pause between two looks at an empty queue.")
-    rescue_seconds: float = Field(10.0, gt=0, description="Pause between two searches for orphaned runs.")
-    keep_result_seconds: float = Field(3600.0, ge=0, description="Life of results and mirrors in Redis.")
-    keep_dead_seconds: float = Field(2_592_000.0, ge=0, description="Life of dead letters in Redis (30 days).")
-    keep_runs_days: float = Field(
+    drain_timeout_seconds: float = Field(
+        30.0, ge=0, description="Time for running jobs to reach a boundary at SIGTERM."
+    )
+    poll_interval_seconds: float = Field(0.2, gt=0, le=5, description="Pause between two looks at an empty queue.")
+    rescue_interval_seconds: float = Field(10.0, gt=0, description="Pause between two searches for orphaned runs.")
+    result_ttl_seconds: float = Field(3600.0, ge=0, description="Life of results and mirrors in Redis.")
+    dead_letter_ttl_days: float = Field(30.0, ge=0, description="Life of dead letters in Redis.")
+    run_retention_days: float = Field(
         30.0,
         ge=0,
         description="Life of ended runs in the ledger, also of dead ones, unless they have rows in quarantine; "
         "0: for ever.",
     )
-    result_max_bytes: int = Field(1_048_576, ge=1, description="Largest JSON of a result that is kept.")
+    max_result_bytes: int = Field(1_048_576, ge=1, description="Largest JSON of a result that is kept.")
     cron_catch_up: Literal["once", "skip"] = Field(
         "once", description="A cron time that no worker saw: run it once when one is back, or skip it."
     )
@@ -252,17 +254,17 @@ class ThrottleSettings(_Section):
     )
     max_lock_waiters: int | None = Field(None, ge=0, description="Sessions that wait for a lock.")
     max_wal_bytes_per_second: float | None = Field(None, gt=0, description="WAL that the whole server writes.")
-    rest_after_forced_checkpoint_seconds: float | None = Field(
+    checkpoint_cooldown_seconds: float | None = Field(
         None, gt=0, description="Rest after a checkpoint that WAL has forced before its time."
     )
-    max_dead_rows_share: float | None = Field(
+    max_dead_row_ratio: float | None = Field(
         None, gt=0, lt=1, description="Dead rows of the walked table, of all its rows, from 10,000 dead ones on."
     )
     wait_for_vacuum: bool = Field(False, description="Wait while the walked table is being vacuumed.")
     min_free_connections: int | None = Field(None, ge=0, description="Connections of the server that stay free.")
     window: str | None = Field(None, description="Time of the day in which walks go on, e.g. `01:00-06:00`.")
     window_timezone: str = Field("UTC", description="Zone of the window, e.g. `Europe/London`.")
-    check_seconds: float = Field(1.0, gt=0, description="How often the server is asked.")
+    check_interval_seconds: float = Field(1.0, gt=0, description="How often the server is asked.")
 
     @model_validator(mode="after")
     def _window_is_one(self) -> ThrottleSettings:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from worker import Client, Database, Job, Settings, Throttle
     from worker.attempt.context import JobContext
-    from worker.attempt.control import Control
+    from worker.attempt.control import AttemptControl
     from worker.embedded import Services
 
 P = ParamSpec("P")
@@ -175,8 +175,8 @@ class JobRunner:
         job: str = "test",
         run_id: str | None = None,
         *,
-        max_tries: int = 5,
-        control: Control | None = None,
+        max_attempts: int = 5,
+        control: AttemptControl | None = None,
         throttles: tuple[Throttle, ...] = (),
     ) -> JobContext:
         """Return a context outside of any worker; close it with `await ctx.close()`."""
@@ -194,7 +194,7 @@ class JobRunner:
             settings=self.settings,
             database=self._database,
             ledger=Ledger(self._database, f"test-{uuid.uuid4().hex[:6]}"),
-            rules=JobRules(max_tries, throttles),
+            rules=JobRules(max_attempts, throttles),
             control=control,
         )
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from worker.queue.scripts import script
 from worker.queue.store import QueueStore
-from worker.runtime.limiter import Gates
+from worker.runtime.limiter import Limiter
 
 #: The time in ms at which scripts run here.
 NOW = 1_800_000_000_123
@@ -34,7 +34,7 @@ class StandingStore(QueueStore):
                 self._scripts[name] = redis.register_script(at_standing_clock(name))
 
 
-class StandingGates(Gates):
+class StandingLimiter(Limiter):
     """The limits of jobs at some time."""
 
     def __init__(self, redis: Redis, now: int = NOW) -> None:
@@ -49,7 +49,7 @@ class Scripts:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.store = StandingStore(redis)
-        self.gates = StandingGates(redis)
+        self.limiter = StandingLimiter(redis)
 
     async def run(self, name: str, keys: list[str], *arguments: Any) -> Any:
         """Run a script that goes by the clock."""

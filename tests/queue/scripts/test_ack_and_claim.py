@@ -8,7 +8,7 @@ import pytest
 
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingStore
 from worker.queue import keys
-from worker.queue.store import Claim, Ended, Turned
+from worker.queue.store import Ack, Claim, FetchResult
 
 LEASE_MS = 60_000
 #: When a job that runs is due again: no other one is due at half a millisecond.
@@ -26,15 +26,15 @@ async def put(scripts: Scripts, *run_ids: str, due: int = 1, queue: str = QUEUE,
             await scripts.redis.zadd(keys.PRIORITIES + queue, {str(level): level})
 
 
-async def take(scripts: Scripts, slots: int = 10, *shares: tuple[str, int]) -> Turned:
+async def take(scripts: Scripts, slots: int = 10, *shares: tuple[str, int]) -> FetchResult:
     return await scripts.store.turn((), slots, shares or [(QUEUE, slots)])
 
 
-async def end(scripts: Scripts, run_id: str, *, keep_ms: int = 5_000, result: bytes | None = b"{}") -> Turned:
-    return await scripts.store.turn([Ended(Claim(run_id, QUEUE, 0, b"", 1), result, keep_ms)], 0, [])
+async def end(scripts: Scripts, run_id: str, *, keep_ms: int = 5_000, result: bytes | None = b"{}") -> FetchResult:
+    return await scripts.store.turn([Ack(Claim(run_id, QUEUE, 0, b"", 1), result, keep_ms)], 0, [])
 
 
-def ids(turned: Turned) -> list[str]:
+def ids(turned: FetchResult) -> list[str]:
     return [claim.run_id for claim in turned.claims]
 
 
@@ -92,7 +92,7 @@ async def test_several_end_at_once_each_in_its_queue_and_the_turn_still_takes(sc
     await put(scripts, "b", queue=SLOW)
     claims = (await take(scripts, 10, (QUEUE, 10), (SLOW, 10))).claims
     await put(scripts, "next")
-    turned = await scripts.store.turn([Ended(claim, b"{}", 5_000) for claim in claims], 1, [(QUEUE, 1)])
+    turned = await scripts.store.turn([Ack(claim, b"{}", 5_000) for claim in claims], 1, [(QUEUE, 1)])
     assert ids(turned) == ["next"]
     assert await scripts.redis.zcard(SLOW) == 0
     assert await scripts.redis.zrange(QUEUE, 0, -1) == [b"next"]
@@ -308,6 +308,6 @@ async def test_what_another_worker_has_taken_and_ended_is_not_ended_again(script
     await scripts.redis.delete(keys.IN_PROGRESS + "r")  # our lease has run out
     await scripts.redis.zrem(QUEUE, "r")
     await scripts.redis.set(keys.RESULT + "r", "his")
-    turned = await scripts.store.turn([Ended(claim, b"ours", 60_000)], 0, [])
+    turned = await scripts.store.turn([Ack(claim, b"ours", 60_000)], 0, [])
     assert turned.refused == {"r"}
     assert await scripts.redis.get(keys.RESULT + "r") == b"his"

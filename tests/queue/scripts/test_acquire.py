@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingGates
+from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingLimiter
 from worker import Job, JobContext, job
 from worker.queue import keys
 from worker.queue.store import Claim
@@ -44,8 +44,8 @@ def claim(run_id: str) -> Claim:
 async def enter(scripts: Scripts, one: Job[[], None], run_id: str, *, after_ms: int = 0) -> Held | None:
     """Come with a job that this worker has."""
     await scripts.redis.set(keys.IN_PROGRESS + run_id, "north")
-    gates = StandingGates(scripts.redis, NOW + after_ms)
-    return await gates.enter(one, claim(run_id), {})
+    limiter = StandingLimiter(scripts.redis, NOW + after_ms)
+    return await limiter.enter(one, claim(run_id), {})
 
 
 # --- how many at once

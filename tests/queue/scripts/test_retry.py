@@ -9,7 +9,7 @@ import pytest
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts
 from worker.queue import keys
 
-PAYLOAD, RESULT, TRY = keys.JOB + "r", keys.RESULT + "r", keys.RETRY + "r"
+PAYLOAD, PREVIOUS_RESULT, TRY = keys.JOB + "r", keys.RESULT + "r", keys.RETRY + "r"
 
 
 async def retry(scripts: Scripts, *, letter: bool) -> bool:
@@ -18,7 +18,7 @@ async def retry(scripts: Scripts, *, letter: bool) -> bool:
 
 async def ended(scripts: Scripts) -> None:
     """`r` has failed for good, after an order to cancel that came too late; an operator wants it again."""
-    await scripts.redis.mset({RESULT: "{}", TRY: 5})
+    await scripts.redis.mset({PREVIOUS_RESULT: "{}", TRY: 5})
     await scripts.redis.hset(keys.DEAD, "r", "{}")
     await scripts.redis.zadd(keys.DEAD_AT, {"r": 1, "another": 1})
     await scripts.redis.sadd(keys.CANCELLED, "r", "another")
@@ -30,7 +30,7 @@ async def test_it_is_due_now_as_if_it_had_never_run(scripts: Scripts, letter: bo
     await ended(scripts)
     assert await retry(scripts, letter=letter)
     assert await scripts.due("r") == NOW
-    assert await scripts.redis.mget(PAYLOAD, RESULT, TRY) == [b"again", None, None]
+    assert await scripts.redis.mget(PAYLOAD, PREVIOUS_RESULT, TRY) == [b"again", None, None]
     assert await scripts.redis.exists(keys.DEAD) == 0
     assert await scripts.redis.zrange(keys.DEAD_AT, 0, -1) == [b"another"]
     assert await scripts.redis.smembers(keys.CANCELLED) == {b"another"}

@@ -11,7 +11,7 @@ from sqlalchemy import Column, insert
 from sqlalchemy.exc import DBAPIError
 
 from worker.batch.bulk.diagnose import explain_failure
-from worker.batch.bulk.rows import Group, Rows, Target, count_rows, fits_unnest, target_of
+from worker.batch.bulk.rows import BulkTarget, Group, Rows, count_rows, fits_unnest, make_target
 from worker.batch.bulk.statements import delete_statement, update_statement, upsert_statement
 from worker.batch.collector import suspended
 from worker.batch.transaction import DriverWriter, SessionWriter, Writer, driver_transaction
@@ -44,7 +44,7 @@ class Bulk:
         Columns that a row does not name get their default, Python's or the server's. ORM objects are read, not
         attached: they do not learn their new keys.
         """
-        target = target_of(entity)
+        target = make_target(entity)
         rows = _listed(rows)
         if not count_rows(rows):
             return 0
@@ -69,7 +69,7 @@ class Bulk:
         Returns:
             Rows that were found and changed.
         """
-        target = target_of(entity)
+        target = make_target(entity)
         key = target.columns(by, list(target.table.primary_key))
         changed = 0
         async with self._writer() as writer:
@@ -151,8 +151,8 @@ class Bulk:
             async with driver_transaction(self._database) as raw:
                 yield DriverWriter(raw)
 
-    def _whole(self, entity: Any, verb: str) -> Target:
-        target = target_of(entity)
+    def _whole(self, entity: Any, verb: str) -> BulkTarget:
+        target = make_target(entity)
         if not target.is_simple:
             raise BulkError(
                 f"bulk.{verb}: a row of {entity.__name__} is rows of several tables (joined inheritance), and this "
@@ -160,7 +160,7 @@ class Bulk:
             )
         return target
 
-    async def _insert_statement(self, target: Target, rows: Rows) -> int:
+    async def _insert_statement(self, target: BulkTarget, rows: Rows) -> int:
         dicts = target.as_dicts(rows)
         target.groups(dicts[:1], fill=None)  # names that are not there, before anything is sent
         async with self._writer(with_session=True) as writer:
@@ -174,7 +174,7 @@ class Bulk:
                 raise await explain_failure(self._database, target, groups, cause or error) from error
         return len(dicts)
 
-    async def _copy(self, writer: Writer, target: Target, group: Group) -> None:
+    async def _copy(self, writer: Writer, target: BulkTarget, group: Group) -> None:
         async def copy(raw: asyncpg.Connection) -> None:
             with suspended():
                 await raw.copy_records_to_table(
@@ -186,7 +186,9 @@ class Bulk:
 
         await self._send(writer, target, group, copy)
 
-    async def _write(self, writer: Writer, target: Target, group: Group, sql: str, *, whole_rows: bool = True) -> int:
+    async def _write(
+        self, writer: Writer, target: BulkTarget, group: Group, sql: str, *, whole_rows: bool = True
+    ) -> int:
         changed = 0
 
         async def send(raw: asyncpg.Connection) -> None:
@@ -203,7 +205,7 @@ class Bulk:
     async def _send(
         self,
         writer: Writer,
-        target: Target,
+        target: BulkTarget,
         group: Group,
         send: Callable[[Any], Awaitable[None]],
         *,
@@ -218,7 +220,7 @@ class Bulk:
                 raise
             raise await explain_failure(self._database, target, [group], error, whole_rows=whole_rows) from error
 
-    def _need_key(self, target: Target, group: Group, key: list[Column[Any]]) -> None:
+    def _need_key(self, target: BulkTarget, group: Group, key: list[Column[Any]]) -> None:
         missing = [column.name for column in key if column not in group.columns]
         if missing:
             position = group.positions[0]
@@ -247,7 +249,7 @@ def _listed(rows: Any) -> Rows:
     return rows if isinstance(rows, Sequence | Mapping) else list(rows)
 
 
-def _key_row(item: Any, key: list[Column[Any]], target: Target, place: int) -> dict[str, Any]:
+def _key_row(item: Any, key: list[Column[Any]], target: BulkTarget, place: int) -> dict[str, Any]:
     if isinstance(item, dict) or (target.mapper is not None and isinstance(item, target.mapper.class_)):
         given = target.as_dicts([item])[0]
         by_column = {target.columns([name], [])[0]: value for name, value in given.items()}

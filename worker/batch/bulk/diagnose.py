@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from worker.batch.bulk.rows import Group, Target
+from worker.batch.bulk.rows import BulkTarget, Group
 from worker.db.engine import Database
 from worker.errors import BulkError
 
@@ -16,7 +16,7 @@ _KEY_DETAIL = re.compile(r"^(?:Key|Failing row) .*?\((?P<columns>[^=]*)\)=\((?P<
 
 
 async def explain_failure(
-    database: Database, target: Target, groups: list[Group], error: BaseException, *, whole_rows: bool = True
+    database: Database, target: BulkTarget, groups: list[Group], error: BaseException, *, whole_rows: bool = True
 ) -> BulkError:
     """Return the error that names the row on which a bulk operation failed.
 
@@ -60,7 +60,7 @@ def _from_detail(groups: list[Group], detail: str | None) -> int | None:
     return None
 
 
-async def _by_halves(database: Database, target: Target, groups: list[Group], *, whole_rows: bool) -> int | None:
+async def _by_halves(database: Database, target: BulkTarget, groups: list[Group], *, whole_rows: bool) -> int | None:
     try:
         async with database.engine.connect() as connection:
             raw: Any = (await connection.get_raw_connection()).driver_connection
@@ -84,7 +84,7 @@ async def _by_halves(database: Database, target: Target, groups: list[Group], *,
     return None
 
 
-async def _drop_other_columns(raw: Any, target: Target, group: Group) -> None:
+async def _drop_other_columns(raw: Any, target: BulkTarget, group: Group) -> None:
     """Leave the columns that an UPDATE sets: the others have their values in the table already."""
     others = [column for column in target.table.columns if column not in group.columns]
     for name in target.quoted(others):

@@ -51,8 +51,8 @@ class Group:
         return len(self.positions)
 
 
-class Target:
-    """The table that a bulk operation writes to; made once for each by `target_of`.
+class BulkTarget:
+    """The table that a bulk operation writes to; made once for each by `make_target`.
 
     Args:
         entity: a mapped class, or a `Table`.
@@ -271,13 +271,13 @@ def count_rows(rows: Rows) -> int:
 
 
 @lru_cache(maxsize=256)
-def target_of(entity: Any) -> Target:
+def make_target(entity: Any) -> BulkTarget:
     """Return the target of a mapped class or a `Table`.
 
     Raises:
         BulkError: it is neither.
     """
-    return Target(entity)
+    return BulkTarget(entity)
 
 
 def array_type(column: Column[Any]) -> str:
@@ -289,7 +289,7 @@ def array_type(column: Column[Any]) -> str:
 
 
 def fits_unnest(columns: Iterable[Column[Any]]) -> bool:
-    """Tell whether unnest() can carry the columns: it flattens arrays of arrays."""
+    """Tell whether unnest() can propagate the columns: it flattens arrays of arrays."""
     return not any(isinstance(_plain(column.type), ARRAY) for column in columns)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Column
 
-from worker.batch.bulk.rows import Group, Target, array_type, fits_unnest
+from worker.batch.bulk.rows import BulkTarget, Group, array_type, fits_unnest
 
 
-def _source(target: Target, group: Group) -> str:
+def _source(target: BulkTarget, group: Group) -> str:
     """Return `unnest($1::t[], ...) AS given (a, b)`, or VALUES for a row at a time."""
     names = ", ".join(target.quoted(group.columns))
     if fits_unnest(group.columns):
@@ -19,14 +19,14 @@ def _source(target: Target, group: Group) -> str:
     return f"(VALUES ({values})) AS given ({names})"
 
 
-def _changes(target: Target, sets: list[Column[Any]], source: str, computed: dict[Column[Any], str]) -> str:
+def _changes(target: BulkTarget, sets: list[Column[Any]], source: str, computed: dict[Column[Any], str]) -> str:
     named = [f"{name} = {source}.{name}" for name in target.quoted(sets)]
     made = [f"{name} = {sql}" for name, sql in zip(target.quoted(computed), computed.values(), strict=True)]
     return ", ".join(named + made)
 
 
 def update_statement(
-    target: Target,
+    target: BulkTarget,
     group: Group,
     key: list[Column[Any]],
     sets: list[Column[Any]],
@@ -37,7 +37,7 @@ def update_statement(
 
 
 def _update_sql(
-    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
 ) -> str:
     changes = _changes(target, sets, "given", computed)
     same = " AND ".join(f"target.{name} = given.{name}" for name in target.quoted(key))
@@ -45,19 +45,19 @@ def _update_sql(
 
 
 def upsert_statement(
-    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
 ) -> str:
     """Return `INSERT ... ON CONFLICT` for rows of a group, built once for its columns."""
     return target.cached(("upsert", group.columns, key, sets), _upsert_sql, group, key, sets, computed)
 
 
-def delete_statement(target: Target, group: Group) -> str:
+def delete_statement(target: BulkTarget, group: Group) -> str:
     """Return `DELETE ... = ANY` for keys, built once for their columns."""
     return target.cached(("delete", group.columns), _delete_sql, group)
 
 
 def _upsert_sql(
-    target: Target, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
 ) -> str:
     names = ", ".join(target.quoted(group.columns))
     conflict = ", ".join(target.quoted(key))
@@ -69,7 +69,7 @@ def _upsert_sql(
     )
 
 
-def _delete_sql(target: Target, group: Group) -> str:
+def _delete_sql(target: BulkTarget, group: Group) -> str:
     names = target.quoted(group.columns)
     if len(names) == 1:
         return f"DELETE FROM {target.name} WHERE {names[0]} = ANY($1::{array_type(group.columns[0])})"  # noqa: S608

@@ -28,7 +28,7 @@ from worker.cli.top.model import Frame
 from worker.cli.top.reader import Reader
 from worker.cli.top.room import heights
 from worker.cli.top.tables import Cell, Name, header, sheets
-from worker.db.errors import one_line
+from worker.db.errors import format_error
 from worker.errors import LonghaulError
 from worker.queue import keys
 from worker.queue.client import Client
@@ -151,7 +151,7 @@ class Page(App[None]):
         try:
             self.frame = await self._reader.read(self._grids["runs"].visible_keys)
         except (RedisError, OSError) as error:
-            self._error = one_line(error)
+            self._error = format_error(error)
             self._away_since = self._away_since or datetime.now(UTC)
         else:
             self._error = self._away_since = None
@@ -235,7 +235,7 @@ class Page(App[None]):
             try:
                 values = await cast(Awaitable[dict[bytes, bytes]], reading)
             except (RedisError, OSError) as error:
-                self._tell(one_line(error), "bad")
+                self._tell(format_error(error), "bad")
                 return
             self.push_screen(Details(plain(message.key), _mirror_text(values)))
 
@@ -277,9 +277,9 @@ class Page(App[None]):
             else:
                 told = await self._steering.give(order, key, frame)
         except (SQLAlchemyError, OSError) as error:
-            self._tell(one_line(explain(error, self._settings)), "bad")
+            self._tell(format_error(explain(error, self._settings)), "bad")
         except (LonghaulError, RedisError) as error:
-            self._tell(one_line(error), "bad")
+            self._tell(format_error(error), "bad")
         else:
             self._tell(told)
         self._at_once.set()

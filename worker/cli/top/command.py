@@ -27,7 +27,7 @@ def top(
         run_async(_print(settings, every), settings)
         return
     if importlib.util.find_spec("textual") is None:
-        raise fail("top needs Textual: pip install 'longhaul[top]'; `worker top --once` does not", EXIT_USAGE)
+        raise fail("top needs Textual: pip install 'longhaul-worker[top]'; `worker top --once` does not", EXIT_USAGE)
     run_async(_show(settings, every), settings)
 
 
