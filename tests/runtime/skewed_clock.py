@@ -1,4 +1,4 @@
-"""`python -m tests.runtime.skewed_clock NAME SKEW`: a worker whose cron reads a clock that the test moves, wrong by seconds.
+"""`python -m tests.runtime.skewed_clock NAME SKEW`: a worker whose cron reads a wrong clock that the test moves.
 
 The clock is a string in Redis, in seconds since 1970; it stands in the past, so that what is enqueued is due at once,
 and has run, and is forgotten, before the clocks of others come to its due time. `SKEW` is in seconds; `jumps` is a

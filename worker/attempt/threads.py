@@ -151,7 +151,7 @@ def _pool(most: int) -> Threads:
 
 
 def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return an async function that runs a plain one in a thread of this process's pool, `worker.max_threads` at a time.
+    """Return an async function that runs a plain one in a thread, `worker.max_threads` at a time.
 
     A cancellation, also that of a timeout, is passed on: `JobInterrupted` is raised in the function, at its next step
     in Python, and its end is waited for. The function gets the job's context for what it says (`ctx.run_id`,

@@ -97,7 +97,7 @@ def blocked_loop(settings: Settings) -> Finding:
     blocked, lasts = settings.worker.loop_block_tolerance_seconds, settings.worker.lease_seconds
     if blocked < lasts:
         return warning(
-            f"worker.loop_block_tolerance_seconds = {blocked:g} is below worker.lease_seconds = {lasts:g}, and changes nothing",
+            f"worker.loop_block_tolerance_seconds = {blocked:g} is below worker.lease_seconds = {lasts:g}: no effect",
             "raise it, or lower the lease",
         )
     return fine(f"a blocked loop keeps its leases for {blocked:g} s")

@@ -110,7 +110,7 @@ class QueueWorker(ArqWorker):
             burst=burst,
             handle_signals=False,
             max_jobs=settings.worker.max_jobs,
-            max_attempts=settings.worker.max_attempts,
+            max_tries=settings.worker.max_attempts,
             poll_delay=settings.worker.poll_interval_seconds,
             health_check_interval=10,
         )
