@@ -1,4 +1,40 @@
-"""Every error that Longhaul raises: one tree, each with its meaning as docstring."""
+"""Every error that Longhaul raises.
+
+Errors for applications, which jobs and callers raise or catch:
+
+    LonghaulError
+    ├── SettingsError            a setting is unknown, invalid, or contradicts another one
+    ├── RegistrationError        a job is defined twice, or in a way that cannot work
+    ├── UnknownJob               no job of that name is registered
+    ├── InvalidArguments         the arguments do not match the job's signature
+    ├── InvalidPayload           a payload or result in Redis cannot be read
+    ├── DatabaseNotMigrated      the schema `worker` is missing or older than this worker
+    ├── ServerUnavailable        PostgreSQL or Redis does not answer, or refuses the command
+    ├── UsageError               the job's code does something that cannot work
+    ├── UnsupportedStatement     a statement cannot be walked
+    ├── CursorMismatch           the stored cursor belongs to another statement
+    ├── RunIdConflict            the run id belongs to an unfinished run of another job
+    ├── BulkError                a bulk operation failed at one row
+    ├── LazyLoadError            an attribute access would have sent SQL from synchronous code
+    ├── PoisonBatch              a batch ended its worker at every attempt
+    ├── JobFailed                raised by `Run.result()`: the job ended with an error
+    ├── JobCancelled             raised by `Run.result()`: an operator cancelled the run
+    ├── ResultTooLarge           raised by `Run.result()`: the result was not stored
+    ├── NonRetryableError        raise it in a job: the run is not retried
+    ├── StallTimeout             the run made no progress and is retried
+    ├── JobProcessDied           the subprocess of a job ended while it ran
+    └── Retry                    raise it in a job: the run is retried
+        └── Snooze               raise it in a job: the run is retried and no attempt is counted
+    JobInterrupted (BaseException)   raised inside a plain function that runs in a thread or a process
+
+Private control flow of the worker. None of it is an `Exception`, so that a job's own `except Exception` lets it pass:
+
+    AttemptExit (BaseException)
+    ├── AttemptReleased          the run goes back to the queue
+    ├── Cancelled                an operator cancelled the run
+    ├── FencedOut                another worker owns the run now
+    └── AlreadyFinished          the ledger already has the result of the run
+"""
 
 from __future__ import annotations
 
@@ -6,14 +42,17 @@ from collections.abc import Sequence
 
 
 class LonghaulError(Exception):
-    """Root of all errors of this package."""
+    """Base class of all errors of this package."""
 
-    #: False for errors that another try cannot cure.
+    #: False if another attempt cannot succeed either.
     retryable = True
 
 
+# --- Configuration, client, and jobs
+
+
 class SettingsError(LonghaulError):
-    """A setting is unknown, of the wrong type, or contradicts another one."""
+    """A setting is unknown, has an invalid value, or contradicts another one."""
 
     retryable = False
 
@@ -31,54 +70,54 @@ class UnknownJob(LonghaulError):
 
 
 class InvalidArguments(LonghaulError):
-    """The arguments do not fit the job's signature."""
+    """The arguments do not match the job's signature."""
 
     retryable = False
 
 
 class InvalidPayload(LonghaulError):
-    """What lies in the queue is not a job that this worker can read."""
+    """A payload, result or dead letter in Redis cannot be read."""
 
     retryable = False
 
 
 class DatabaseNotMigrated(LonghaulError):
-    """The schema `worker` is missing or older than this worker."""
+    """The schema `worker` is missing or older than this worker: run `worker migrate`."""
 
     retryable = False
 
 
 class ServerUnavailable(LonghaulError):
-    """PostgreSQL or Redis does not answer, or refuses us."""
+    """PostgreSQL or Redis does not answer, or refuses the command."""
 
 
 class UsageError(LonghaulError):
-    """The job's code does what cannot work: another try would do the same."""
+    """The job's code does something that cannot work. Another attempt would fail in the same way."""
 
     retryable = False
 
 
 class UnsupportedStatement(LonghaulError):
-    """A statement cannot be walked; the message gives the reason and the cure."""
+    """A statement cannot be walked. The message gives the reason and the remedy."""
 
     retryable = False
 
 
 class CursorMismatch(LonghaulError):
-    """The cursor in the ledger does not belong to the statement that the job has now."""
+    """The cursor in the ledger belongs to another statement than the job has now."""
 
     retryable = False
 
 
 class RunIdConflict(LonghaulError):
-    """The ledger has an unfinished run of another job, or with other arguments, under this run's id."""
+    """The run id belongs to an unfinished run of another job, or of this job with other arguments."""
 
     retryable = False
 
     def __init__(self, run_id: str, known: str, its_arguments: str, asked: str, arguments: str) -> None:
         super().__init__(
-            f"run id {run_id!r} is that of an unfinished run of {known} with arguments {its_arguments or 'unknown'}; "
-            f"{asked} with arguments {arguments or 'unknown'} cannot have it too: give it another id"
+            f"run id {run_id!r} belongs to an unfinished run of {known} with arguments {its_arguments or 'unknown'}; "
+            f"a run of {asked} with arguments {arguments or 'unknown'} needs another id"
         )
 
 
@@ -86,7 +125,7 @@ class BulkError(LonghaulError):
     """A bulk operation failed at one row.
 
     Attributes:
-        row_index: position of the row in the list that was given, from 0; None when it is not known.
+        row_index: index of the row in the given list, from 0; None if it is not known.
     """
 
     retryable = False
@@ -97,13 +136,13 @@ class BulkError(LonghaulError):
 
 
 class LazyLoadError(LonghaulError):
-    """An attribute would have sent SQL from synchronous code."""
+    """An attribute access would have sent SQL from synchronous code."""
 
     retryable = False
 
 
 class PoisonBatch(LonghaulError):
-    """A batch ended its worker at every try; it is not run again.
+    """A batch ended its worker at every attempt. It is not run again.
 
     Attributes:
         keys: the keys of the batch, in order.
@@ -117,35 +156,35 @@ class PoisonBatch(LonghaulError):
 
 
 class JobFailed(LonghaulError):
-    """The job ended with an error; raised by `Run.result()`."""
+    """The job ended with an error. Raised by `Run.result()`."""
 
     retryable = False
 
 
 class JobCancelled(LonghaulError):
-    """The run was cancelled by order; raised by `Run.result()`."""
+    """An operator cancelled the run. Raised by `Run.result()`."""
 
     retryable = False
 
 
 class ResultTooLarge(LonghaulError):
-    """The job succeeded, but what it returned is over `worker.max_result_bytes` and was not kept."""
+    """The job succeeded, but its result exceeds `worker.max_result_bytes` and was not stored."""
 
     retryable = False
 
 
 class NonRetryableError(LonghaulError):
-    """Raise this in a job for an error that another try cannot cure."""
+    """Raise this in a job if another attempt cannot succeed. The run becomes a dead letter."""
 
     retryable = False
 
 
 class Retry(LonghaulError):
-    """Raise this in a job to be run again.
+    """Raise this in a job to run it again. The attempt counts.
 
     Args:
-        after: seconds to wait first; None for the backoff of the settings.
-        message: reason, for log and ledger.
+        after: seconds to wait first; None for the backoff of the job or of the settings.
+        message: the reason, for the log and the ledger.
     """
 
     def __init__(self, after: float | None = None, message: str = "the job asked to be run again") -> None:
@@ -154,11 +193,11 @@ class Retry(LonghaulError):
 
 
 class Snooze(Retry):
-    """Raise this in a job to be run again later, at the cost of no try: what it waits for is not there yet.
+    """Raise this in a job to run it again later, if something that it needs is not ready yet. No attempt is counted.
 
     Args:
         after: seconds to wait.
-        message: what it waits for, for the log.
+        message: the reason, for the log.
     """
 
     def __init__(self, after: float, message: str = "the job asked to be run later") -> None:
@@ -166,28 +205,37 @@ class Snooze(Retry):
 
 
 class StallTimeout(LonghaulError):
-    """The run has made no progress for too long, and was cancelled to be tried again."""
+    """The run made no progress for too long. It was cancelled and is retried."""
 
 
 class JobProcessDied(LonghaulError):
-    """The process of a job (`@job(process=True)`) ended in the middle of it, e.g. for want of memory."""
+    """The subprocess of a job ended while the job ran, for example because it ran out of memory."""
 
 
 class JobInterrupted(BaseException):
-    """Raised inside of a plain function, in a thread or a process, whose time is over, or that is cancelled: clean up,
-    and let it pass. What `asyncio.CancelledError` is to an async function.
+    """Raised inside a plain function, in a thread or a process, when it times out or is cancelled.
+
+    Clean up, and let it pass. It is to a plain function what `asyncio.CancelledError` is to a coroutine.
     """
+
+
+# --- Control flow of the worker, private
 
 
 class AttemptExit(BaseException):
-    """A run leaves its worker for a reason that is not a failure of the job.
-
-    Not an `Exception`, so that a job's own `except Exception` lets it pass.
-    """
+    """An attempt ends for a reason that is not a failure of the job."""
 
 
 class AttemptReleased(AttemptExit):
-    """The worker stops, or the run is paused: it goes back to the queue, at no cost."""
+    """The run goes back to the queue, and no attempt is counted.
+
+    Attributes:
+        reason: the state in which the run waits: `waiting` after a drain, or `paused`.
+    """
+
+    def __init__(self, reason: str = "waiting") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Cancelled(AttemptExit):
@@ -195,16 +243,16 @@ class Cancelled(AttemptExit):
 
 
 class FencedOut(AttemptExit):
-    """Another worker has taken the run over: whatever this one still holds is rolled back."""
+    """Another worker has taken the run over. The open transaction of this worker is rolled back."""
 
 
 class AlreadyFinished(AttemptExit):
-    """The ledger knows that this run has ended: its answer is given again instead of running it.
+    """The ledger has the result of this run. The queue gets that result, and the job does not run again.
 
     Attributes:
-        state: how it ended.
-        result: what it returned.
-        error: what it failed with.
+        state: how the run ended.
+        result: its result as JSON text.
+        error: its error message.
     """
 
     def __init__(self, state: str, result: object, error: str | None) -> None:
