@@ -102,7 +102,7 @@ async def test_a_run_id_is_of_one_job(context: MakeContext, database: Database, 
     await fill(ctx, 5)
     await mark(ctx)
     other = JobRunner(database, settings).context("another_job", "run")
-    with pytest.raises(RunIdConflict, match="'run' is that of an unfinished run of test"):
+    with pytest.raises(RunIdConflict, match="'run' belongs to an unfinished run of test"):
         await mark(other)
     await other.close()
 
@@ -312,7 +312,7 @@ async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
         await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
     second = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
     assert (second.rows, second.attempt) == (0, 1)
-    with pytest.raises(RunIdConflict, match=r"with arguments \[3\]; test with arguments \[4\]"):
+    with pytest.raises(RunIdConflict, match=r"with arguments \[3\]; a run of test with arguments \[4\]"):
         await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
     await second.release()
 
