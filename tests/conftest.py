@@ -19,6 +19,7 @@ from worker.attempt.control import AttemptControl
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import Services
+from worker.job.propagation import current_job
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
 from worker.settings.model import Settings, load_settings
@@ -40,7 +41,7 @@ def settings(servers: Services) -> Settings:
 @pytest_asyncio.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
     """A migrated database whose test tables are empty."""
-    opened = Database(settings, "test")
+    opened = Database(settings, "test", job_name=current_job.get)
     await migrate(opened)
     async with opened.engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)

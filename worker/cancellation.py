@@ -1,21 +1,60 @@
-"""Ending tasks for certain."""
+"""Tasks under cancellation: operations that must complete, and tasks that must end."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-_AGAIN_SECONDS = 0.5
+T = TypeVar("T")
+
+#: Seconds for which a cancelled caller still waits for an operation that must complete.
+COMPLETION_SECONDS = 30.0
+
+_REPEAT_SECONDS = 0.5
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and wait until it is over, whatever it ended with.
+async def run_to_completion(operation: Coroutine[Any, Any, T], *, seconds: float = COMPLETION_SECONDS) -> T:
+    """Run an operation to its end even if this task is cancelled meanwhile, and raise the cancellation afterwards.
 
-    `asyncio.wait_for` of CPython 3.11, and drivers that use it, can swallow a cancellation that comes together
-    with their answer: so it is said again until it is heard.
+    asyncio cancels at any `await`, also in the middle of COMMIT or while a connection is returned to its pool. An
+    operation that is left half done leaks the connection (SQLAlchemy #8145, #12077, #12099).
+
+    Args:
+        operation: COMMIT, ROLLBACK, close: a step that must not be interrupted.
+        seconds: how long the operation may still take after a cancellation. After that it is cancelled too.
+
+    Returns:
+        The result of the operation.
+
+    Raises:
+        asyncio.CancelledError: This task was cancelled while the operation ran.
+        BaseException: The operation failed and this task was not cancelled.
+    """
+    task = asyncio.ensure_future(operation)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task}, timeout=seconds if cancelled else None)
+            if cancelled and not task.done():
+                task.cancel()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # marks the exception as retrieved; the caller gets the cancellation
+    raise cancelled
+
+
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended, whatever its result.
+
+    `asyncio.wait_for` of CPython 3.11 loses a cancellation that arrives together with the awaited result, so the
+    cancellation is repeated until the task ends.
     """
     while not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=_AGAIN_SECONDS)
+        await asyncio.wait({task}, timeout=_REPEAT_SECONDS)
     if not task.cancelled():
         task.exception()

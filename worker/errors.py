@@ -34,11 +34,13 @@ Private control flow of the worker. None of it is an `Exception`, so that a job'
     ├── Cancelled                an operator cancelled the run
     ├── FencedOut                another worker owns the run now
     └── AlreadyFinished          the ledger already has the result of the run
+
+`format_error` returns any error as one line of text; `iter_causes` follows what it was raised from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class LonghaulError(Exception):
@@ -260,3 +262,35 @@ class AlreadyFinished(AttemptExit):
         self.state = state
         self.result = result
         self.error = error
+
+
+def iter_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and the errors that it was raised from, the outermost first.
+
+    SQLAlchemy keeps the driver's error in `orig`, which counts as a cause. `__context__` does not: an error that was
+    raised while another one was handled is an error of its own.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        original = getattr(current, "orig", None)
+        current = original if isinstance(original, BaseException) else current.__cause__
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error as `Type: message` in one line.
+
+    Of an error of SQLAlchemy, return the driver's type and message: SQLAlchemy's own contains the whole statement.
+    An exception whose `__str__` raises is described by its type alone.
+    """
+    cause = error
+    original = getattr(error, "orig", None)
+    if isinstance(original, BaseException):
+        cause = original.__cause__ or original
+    try:
+        message = " ".join(str(cause).split())
+    except Exception as failed:  # noqa: BLE001 - whatever the exception's own __str__ raises
+        message = f"(its message cannot be read: {type(failed).__name__})"
+    return f"{type(cause).__name__}: {message}" if message else type(cause).__name__

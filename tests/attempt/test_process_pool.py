@@ -39,8 +39,8 @@ from tests.waiting import until
 from worker import Client, JobCancelled, JobContext, JobFailed, RegistrationError, Settings, job
 from worker.attempt import process_pool
 from worker.attempt.process_protocol import describe_error, error_of
-from worker.db.errors import format_error
 from worker.embedded import Services
+from worker.errors import format_error
 
 pytestmark = pytest.mark.usefixtures("database")
 

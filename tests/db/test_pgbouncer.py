@@ -13,7 +13,8 @@ from sqlalchemy import select, text
 from tests.models import Author, Mood, Sample
 from worker import Settings, load_settings
 from worker.db.driver import Driver
-from worker.db.engine import Database, current_job, unavailable
+from worker.db.engine import Database, unavailable
+from worker.job.propagation import current_job
 from worker.testing.plugin import JobRunner
 
 NAMES = ("application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "jit")
@@ -24,7 +25,8 @@ SHOW = "SELECT " + ", ".join(f"current_setting('{name}')" for name in NAMES)
 async def pooled(settings: Settings, database: Database) -> AsyncIterator[Database]:
     """The same database as if PgBouncer were there, by one connection."""
     said = {"pgbouncer": True, "lock_timeout_seconds": 2.5, "pool_size": 1, "application_name": "o'hare"}
-    opened = Database(settings.model_copy(update={"database": settings.database.model_copy(update=said)}), "test")
+    there = settings.model_copy(update={"database": settings.database.model_copy(update=said)})
+    opened = Database(there, "test", job_name=current_job.get)
     yield opened
     await opened.close()
 

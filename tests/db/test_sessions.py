@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
@@ -12,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from tests.models import Author
 from worker import LonghaulError
 from worker.db.engine import Database
-from worker.db.sessions import ScopedSession, run_to_completion
+from worker.db.sessions import ScopedSession
 
 
 def author(code: str) -> Author:
@@ -93,31 +92,6 @@ async def test_a_cancellation_in_the_middle_of_a_commit_waits_for_it(
         await task
     assert await codes(database) == {"committed"}
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
-async def test_what_does_not_settle_is_cancelled_after_its_time() -> None:
-    ended = []
-
-    async def hang() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(True)
-
-    task = asyncio.create_task(run_to_completion(hang(), seconds=0.01))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
-    assert ended == [True]
-
-
-async def test_an_error_of_what_is_settled_is_raised() -> None:
-    async def fail() -> Any:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        await run_to_completion(fail())
 
 
 async def test_the_connection_comes_back_clean(database: Database) -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from worker import Settings
 from worker.batch import Progress
-from worker.db.engine import current_job
+from worker.job.propagation import current_job
 from worker.observe.logs import JsonFormatter
 from worker.observe.mirror import Mirror
 from worker.runtime.observer import RunInfo

@@ -13,8 +13,7 @@ from typing import Any
 from arq.jobs import Deserializer, Serializer, serialize_job
 from pydantic_core import to_json
 
-from worker.db.errors import format_error
-from worker.errors import InvalidPayload
+from worker.errors import InvalidPayload, format_error
 from worker.queue.payload import Payload, decode_payload, now_ms, payload_of
 
 logger = logging.getLogger("longhaul.jobs")

@@ -18,8 +18,7 @@ from arq.worker import Retry as ArqRetry
 from arq.worker import Worker as ArqWorker
 
 from worker.arq_compat.codec import ArqCodec
-from worker.db.errors import format_error
-from worker.errors import InvalidArguments, InvalidPayload, Retry
+from worker.errors import InvalidArguments, InvalidPayload, Retry, format_error
 from worker.job.definition import Job
 from worker.queue.payload import Payload, Result, now_ms, python_value, result_values
 from worker.queue.store import Ack, Claim

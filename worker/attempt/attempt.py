@@ -19,9 +19,10 @@ from worker.attempt.offload import OffloadedCall
 from worker.batch import Progress, Walk, swallowed_error_message
 from worker.batch.batch_retry import FailedBatch, RetryPlan
 from worker.batch.throttle import ThrottleContext, Throttles, Wait, throttles_of
+from worker.cancellation import run_to_completion
 from worker.db.engine import Database
-from worker.db.errors import format_error, is_transient, is_unavailable
-from worker.db.sessions import roll_back, run_to_completion
+from worker.db.errors import is_transient, is_unavailable
+from worker.db.sessions import roll_back
 from worker.errors import (
     AttemptReleased,
     Cancelled,
@@ -32,6 +33,7 @@ from worker.errors import (
     Retry,
     UnsupportedStatement,
     UsageError,
+    format_error,
 )
 from worker.ledger import Ledger, OwnedRun, RunSpec
 from worker.settings.model import Settings

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.attempt.context import JobContext
-from worker.db.engine import current_job
 from worker.job.definition import Job
+from worker.job.propagation import current_job
 
 
 async def perform(job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, Any]) -> Any:

@@ -27,9 +27,9 @@ from worker.batch.page import Page, Row, RowShape
 from worker.batch.replica import has_replayed, written
 from worker.batch.sizing import Size
 from worker.batch.walk import OwnTransaction, Walk, WalkHost
-from worker.cancellation import end
+from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
-from worker.db.sessions import ScopedSession, roll_back, run_to_completion
+from worker.db.sessions import ScopedSession, roll_back
 from worker.errors import UnsupportedStatement, UsageError
 from worker.ledger import StepRecord
 
@@ -286,7 +286,7 @@ class SnapshotReader:
         """End the transaction, and give the connection back; where it is lost, nothing is lost with it."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            await run_to_completion(end(ahead))
+            await run_to_completion(cancel_and_wait(ahead))
         try:
             if self._session is not None:
                 await run_to_completion(roll_back(self._session.close()))

@@ -19,9 +19,8 @@ from worker.batch.page import Page
 from worker.batch.sizing import Size
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk import Walk, WalkHost
-from worker.cancellation import end
+from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
-from worker.db.sessions import run_to_completion
 from worker.errors import UnsupportedStatement
 from worker.ledger import StepRecord
 
@@ -217,7 +216,7 @@ class RangeEnds:
         """Give the connection back."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            await run_to_completion(end(ahead))
+            await run_to_completion(cancel_and_wait(ahead))
         await run_to_completion(self._connection.close())
 
 

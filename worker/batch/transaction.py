@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from worker.batch.bulk_flush import flush_changes
+from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.sessions import ScopedSession, roll_back, run_to_completion
+from worker.db.sessions import ScopedSession, roll_back
 from worker.errors import LonghaulError
 from worker.ledger import OwnedRun
 

@@ -23,8 +23,9 @@ from worker.batch.options import Count
 from worker.batch.page import NO_PAGE, Page, jsonable
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
 from worker.batch.transaction import BatchTransaction
+from worker.cancellation import run_to_completion
 from worker.db.engine import Database
-from worker.db.sessions import roll_back, run_to_completion
+from worker.db.sessions import roll_back
 from worker.errors import LonghaulError, PoisonBatch, UsageError
 from worker.ledger import OwnedRun, StepRecord, StepSpec
 from worker.settings.model import Settings

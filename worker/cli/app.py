@@ -13,7 +13,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database, unavailable
-from worker.db.errors import format_error, is_unavailable, sqlstate
+from worker.db.errors import is_unavailable, sqlstate
 from worker.errors import (
     DatabaseNotMigrated,
     InvalidArguments,
@@ -22,6 +22,7 @@ from worker.errors import (
     ServerUnavailable,
     SettingsError,
     UnknownJob,
+    format_error,
 )
 from worker.settings.model import Origins, Settings, load_with_origins
 

@@ -15,8 +15,9 @@ from typing import Any
 from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.cancellation import run_to_completion
 from worker.db.pgbouncer import PooledConnection
-from worker.db.sessions import AUTOCOMMIT, roll_back, run_to_completion
+from worker.db.sessions import AUTOCOMMIT, roll_back
 from worker.db.simple_query import TextStatement, Value
 from worker.errors import UsageError
 

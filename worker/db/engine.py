@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -17,12 +16,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
+from worker.cancellation import run_to_completion
 from worker.db.pgbouncer import PoolerDetector
 from worker.db.sessions import (
     AUTOCOMMIT,
     ScopedSession,
     is_autocommit,
-    run_to_completion,
     savepoint_scope,
     session_scope,
     transaction_scope,
@@ -30,9 +29,6 @@ from worker.db.sessions import (
 from worker.db.tls import take_tls
 from worker.errors import ServerUnavailable, UsageError
 from worker.settings.model import Settings, mask_passwords
-
-#: Name of the job that runs in this context; it ends `application_name` on the connections it uses.
-current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")
 
 _NAME_BYTES = 63  # PostgreSQL cuts application_name at NAMEDATALEN - 1
 
@@ -42,24 +38,29 @@ class Database:
 
     Args:
         settings: for URL, pool and timeouts.
-        worker_name: part of `application_name`, so that pg_stat_activity tells who is who.
+        worker_name: part of `application_name`, which pg_stat_activity shows.
+        job_name: returns the name of the job that runs in the current context, or "". It ends `application_name` on
+            the connections that the job uses.
 
     Attributes:
         replica: the database of `database.replica_url`; None where there is none.
     """
 
-    def __init__(self, settings: Settings, worker_name: str = "") -> None:
+    def __init__(self, settings: Settings, worker_name: str = "", *, job_name: Callable[[], str] = str) -> None:
         self.settings = settings
-        base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
+        self._base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
+        self._job_name = job_name
         self._route = PoolerDetector(
-            settings.database.pgbouncer, lambda: _session_settings(settings, _with_job(base_name))
+            settings.database.pgbouncer, lambda: _session_settings(settings, self._application_name())
         )
-        self.engine = _make_engine(settings, base_name, self._route)
+        self.engine = _make_engine(settings, self._base_name, self._route)
+        event.listen(self.engine.sync_engine, "checkout", self._name_connection)
         self.replica: Database | None = None
         if settings.database.replica_url is not None:
             there = {"url": settings.database.replica_url, "replica_url": None}
             of_replica = settings.database.model_copy(update=there)
-            self.replica = Database(settings.model_copy(update={"database": of_replica}), worker_name)
+            replica_settings = settings.model_copy(update={"database": of_replica})
+            self.replica = Database(replica_settings, worker_name, job_name=job_name)
         self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
             self.engine, class_=ScopedSession, expire_on_commit=False, close_resets_only=False
         )
@@ -107,6 +108,19 @@ class Database:
         if self.replica is not None:
             await self.replica.close()
 
+    def _application_name(self) -> str:
+        return ":".join(part for part in (self._base_name, self._job_name()) if part)
+
+    def _name_connection(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        # Outside of a transaction, and only if another job had the connection before.
+        job = self._job_name()
+        if record.info.get("job", "") != job and not self.pooled:
+            name = _cut(self._application_name())
+            dbapi_connection.run_async(
+                lambda raw: raw.execute("SELECT pg_catalog.set_config('application_name', $1, false)", name)
+            )
+            record.info["job"] = job
+
 
 def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
     """Return the error that tells an operator what is wrong with the database, and what to do."""
@@ -149,18 +163,6 @@ def _make_engine(settings: Settings, base_name: str, route: PoolerDetector) -> A
     )
     event.listen(engine.sync_engine, "do_connect", route.connect)
     event.listen(engine.sync_engine, "set_engine_execution_options", _refuse_autocommit)
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def name_connection(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-        # OffloadedCall of a transaction, and only when another job had the connection before.
-        job = current_job.get()
-        if record.info.get("job", "") != job and not route.pooled:
-            name = _cut(_with_job(base_name))
-            dbapi_connection.run_async(
-                lambda raw: raw.execute("SELECT set_config('application_name', $1, false)", name)
-            )
-            record.info["job"] = job
-
     return engine
 
 
@@ -177,11 +179,6 @@ def _session_settings(settings: Settings, name: str) -> dict[str, str]:
         "lock_timeout": _milliseconds(database.lock_timeout_seconds),
         "idle_in_transaction_session_timeout": _milliseconds(database.idle_in_transaction_timeout_seconds),
     }
-
-
-def _with_job(base_name: str) -> str:
-    job = current_job.get()
-    return f"{base_name}:{job}" if job else base_name
 
 
 def _milliseconds(seconds: float) -> str:

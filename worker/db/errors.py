@@ -1,12 +1,11 @@
-"""What an error means: a server that is away, a moment that will pass, or neither."""
+"""Classification of errors of PostgreSQL: the server is unavailable, the error is transient, or neither."""
 
 from __future__ import annotations
 
 from asyncpg.exceptions import InterfaceError, PostgresConnectionError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import DBAPIError
+
+from worker.errors import iter_causes
 
 #: SQLSTATEs of a server that is away or about to be: the job is not to blame, so the try does not count.
 #: 08 connection exceptions; 57P01 to 57P05 shutdown, crash, starting up, dropped, idle; 53300 too many connections.
@@ -14,21 +13,11 @@ _AWAY = ("08", "57P", "53300")
 #: Of a batch that another moment, or a smaller batch, can cure: serialization failure, deadlock, a lock or a statement
 #: that took too long.
 _PASSING = frozenset({"40001", "40P01", "55P03", "57014"})
-_REDIS_AWAY = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
-
-
-def format_error(error: BaseException) -> str:
-    """Return an error as type and message in one line; the driver's own message instead of SQLAlchemy's pages."""
-    cause: BaseException = error
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        cause = error.orig.__cause__ or error.orig
-    message = " ".join(str(cause).split())
-    return f"{type(cause).__name__}: {message}" if message else type(cause).__name__
 
 
 def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code of an error, or None."""
-    for one in _causes(error):
+    for one in iter_causes(error):
         found = getattr(one, "sqlstate", None)
         if isinstance(found, str):
             return found
@@ -47,10 +36,10 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return any(
-        isinstance(one, PostgresConnectionError | _REDIS_AWAY)
+        isinstance(one, PostgresConnectionError)
         or (isinstance(one, InterfaceError) and "closed" in str(one))
         or (isinstance(one, OSError) and _raised_by_driver(one))
-        for one in _causes(error)
+        for one in iter_causes(error)
     )
 
 
@@ -62,14 +51,3 @@ def _raised_by_driver(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        original = getattr(current, "orig", None)
-        # What was raised while another error was handled is an error of its own: __context__ does not count.
-        current = original if isinstance(original, BaseException) else current.__cause__
-    return found

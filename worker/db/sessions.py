@@ -7,11 +7,10 @@ of its own that a cancellation waits for, bounded in time.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import Connection, event
@@ -20,14 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
+from worker.cancellation import run_to_completion
 from worker.errors import FencedOut, LazyLoadError, UsageError
 
 logger = logging.getLogger("longhaul.db")
-
-T = TypeVar("T")
-
-#: Longest time, in seconds, that a cancelled scope waits for its own COMMIT, ROLLBACK or close.
-SETTLE_SECONDS = 30.0
 
 #: Why a connection in AUTOCOMMIT is refused, after its subject.
 AUTOCOMMIT = (
@@ -39,29 +34,6 @@ AUTOCOMMIT = (
 def is_autocommit(options: Mapping[str, Any] | None) -> bool:
     """Whether execution options ask for AUTOCOMMIT."""
     return (options or {}).get("isolation_level") == "AUTOCOMMIT"
-
-
-async def run_to_completion(operation: Coroutine[Any, Any, T], *, seconds: float = SETTLE_SECONDS) -> T:
-    """Run `operation` to its end even when this task is cancelled meanwhile; then let the cancellation on.
-
-    Args:
-        operation: COMMIT, ROLLBACK, close: what must not be left half done.
-        seconds: how long it may still take after a cancellation; then it is cancelled itself.
-    """
-    task = asyncio.ensure_future(operation)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task}, timeout=seconds if cancelled else None)
-            if cancelled and not task.done():
-                task.cancel()
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled():
-        task.exception()  # seen; the cancellation is what the caller asked for
-    raise cancelled
 
 
 class GuardedSession(Session):

@@ -10,6 +10,9 @@ from contextvars import ContextVar
 
 from worker.errors import RegistrationError
 
+#: Name of the job that runs in the current context; empty outside of a job.
+current_job: ContextVar[str] = ContextVar("current_job", default="")
+
 _carried: dict[str, ContextVar[str]] = {}
 
 

@@ -12,12 +12,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.errors import format_error
-from worker.db.sessions import ScopedSession, run_to_completion
+from worker.db.sessions import ScopedSession
 from worker.db.simple_query import TextStatement
-from worker.errors import AlreadyFinished, CursorMismatch, FencedOut, LonghaulError, RunIdConflict
+from worker.errors import AlreadyFinished, CursorMismatch, FencedOut, LonghaulError, RunIdConflict, format_error
 from worker.ledger.queries import query, source
 from worker.ledger.records import RunSpec, StepRecord, StepSpec
 

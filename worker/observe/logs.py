@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from worker.db.engine import current_job
+from worker.job.propagation import current_job
 from worker.job.trace_context import traceparent
 from worker.settings.model import LogSettings
 

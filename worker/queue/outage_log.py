@@ -15,8 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from worker.db.errors import format_error
-from worker.errors import ServerUnavailable
+from worker.errors import ServerUnavailable, format_error
 from worker.settings.model import Settings, mask_passwords
 
 logger = logging.getLogger("longhaul.redis")

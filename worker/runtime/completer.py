@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.attempt.context import JobContext
-from worker.db.errors import format_error, is_unavailable, sqlstate
-from worker.errors import AlreadyFinished, FencedOut
+from worker.db.errors import is_unavailable, sqlstate
+from worker.errors import AlreadyFinished, FencedOut, format_error
 from worker.job.definition import Job
 from worker.ledger import OwnedRun, RunSpec
 from worker.queue import keys

@@ -23,7 +23,6 @@ from worker.attempt.perform import perform
 from worker.attempt.task_stack import stack_of
 from worker.batch import Progress
 from worker.batch.throttle import Wait
-from worker.db.errors import format_error
 from worker.errors import (
     AlreadyFinished,
     AttemptExit,
@@ -35,6 +34,7 @@ from worker.errors import (
     LonghaulError,
     NonRetryableError,
     StallTimeout,
+    format_error,
 )
 from worker.job.definition import Job
 from worker.job.middleware import through

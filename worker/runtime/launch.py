@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from worker.cancellation import end
+from worker.cancellation import cancel_and_wait
 from worker.db.migrate import migrate
 from worker.errors import RegistrationError
 from worker.job.middleware import Middleware, load_middleware
@@ -78,7 +78,7 @@ async def serve(worker: QueueWorker, mirror: Mirror) -> None:
         await main
     finally:
         if writing is not None:
-            await end(writing)
+            await cancel_and_wait(writing)
         mirror.worker_event("worker_stopped", "stopped")
         await mirror.write(final=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from worker.cancellation import end
+from worker.cancellation import cancel_and_wait
 from worker.queue import keys
 from worker.queue.connection import blocking_client
 from worker.queue.outage_log import OutageLog
@@ -80,7 +80,7 @@ class Leases:
         self._stopped = True
         self._now.set()
         if self._heart is not None:
-            await end(self._heart)
+            await cancel_and_wait(self._heart)
         await asyncio.to_thread(self._thread.join)
 
     def renew_now(self) -> None:

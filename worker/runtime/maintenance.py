@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.db.errors import format_error
+from worker.errors import format_error
 from worker.queue.retry_command import retry_ordered
 from worker.runtime.pruner import Pruner
 from worker.runtime.rescuer import Rescuer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from worker.db.errors import format_error, is_unavailable, sqlstate
-from worker.errors import LonghaulError, Retry, Snooze
+from worker.db import errors as postgresql
+from worker.errors import LonghaulError, Retry, Snooze, format_error
 from worker.job.definition import Job
+from worker.queue import errors as redis
 from worker.settings.model import WorkerSettings
 
 #: Class 42: syntax, unknown table or column, missing privilege. Another try cannot cure it; a person can.
@@ -48,9 +49,9 @@ def decide(
         return RetryDecision(False, True, 0.0, text)
     if isinstance(error, Snooze):
         return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
-    if is_unavailable(error):
+    if postgresql.is_unavailable(error) or redis.is_unavailable(error):
         return RetryDecision(True, False, backoff(1, rules), text)
-    if (sqlstate(error) or "").startswith(_WRONG):
+    if (postgresql.sqlstate(error) or "").startswith(_WRONG):
         return RetryDecision(False, True, 0.0, text)
     if not progressed and attempt >= (job.max_attempts or rules.max_attempts):
         return RetryDecision(False, True, 0.0, f"{text} (try {attempt}, the last)")

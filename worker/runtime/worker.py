@@ -21,10 +21,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.attempt.process_pool import end_idle_processes
-from worker.cancellation import end
+from worker.cancellation import cancel_and_wait
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
 from worker.job.middleware import Middleware, run_hooks
+from worker.job.propagation import current_job
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
@@ -118,7 +119,7 @@ class QueueWorker(ArqWorker):
         self.name = worker_name(settings)
         # Two processes can have one name, e.g. in containers of one host name: what owns a lease is this process.
         self.owner = f"{self.name}:{secrets.token_hex(4)}"
-        self.database = Database(settings, self.name)
+        self.database = Database(settings, self.name, job_name=current_job.get)
         self._lane = DedicatedConnection(settings)
         store = QueueStore(self.pool, self.owner, settings.worker.lease_seconds, self._lane)
         store.queue_limits = settings.worker.queue_limits
@@ -186,7 +187,7 @@ class QueueWorker(ArqWorker):
             await self._work()
         finally:
             for task in beside:
-                await end(task)
+                await cancel_and_wait(task)
             await self._leases.stop()
             await self._watch.stop()
             await self._lane.close()
@@ -434,7 +435,7 @@ class QueueWorker(ArqWorker):
         if self.tasks:
             await self._wait_for_jobs(_LEAST_SECONDS)
         for task in list(self.tasks.values()):  # e.g. Redis does not answer: their leases run out by themselves
-            await end(task)
+            await cancel_and_wait(task)
 
     async def _wait_for_jobs(self, seconds: float) -> None:
         """Wait until those that run now have ended, given up or not, or for the time."""

@@ -60,8 +60,9 @@ async def longhaul_database(longhaul_settings: Settings) -> AsyncIterator[Databa
     """A database with the ledger's tables, and with yours, if `longhaul_metadata` names them."""
     from worker import Database
     from worker.db.migrate import migrate
+    from worker.job.propagation import current_job
 
-    database = Database(longhaul_settings, "test")
+    database = Database(longhaul_settings, "test", job_name=current_job.get)
     await migrate(database)
     yield database
     await database.close()

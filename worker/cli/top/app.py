@@ -28,8 +28,7 @@ from worker.cli.top.model import Frame
 from worker.cli.top.reader import Reader
 from worker.cli.top.room import heights
 from worker.cli.top.tables import Cell, Name, header, sheets
-from worker.db.errors import format_error
-from worker.errors import LonghaulError
+from worker.errors import LonghaulError, format_error
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter

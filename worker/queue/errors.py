@@ -1,0 +1,19 @@
+"""Classification of errors of Redis."""
+
+from __future__ import annotations
+
+from redis import exceptions
+
+from worker.errors import iter_causes
+
+_UNAVAILABLE = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether an error says that Redis cannot be reached, or refuses writes, rather than that a job is wrong."""
+    return any(isinstance(cause, _UNAVAILABLE) for cause in iter_causes(error))
