@@ -22,7 +22,7 @@ from worker.embedded import Services
 from worker.job.propagation import current_job
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
-from worker.settings.model import Settings, load_settings
+from worker.settings import Settings, load_settings
 from worker.testing.plugin import JobRunner
 
 

@@ -26,7 +26,7 @@ from worker import Client, Database, Job, Registry, Settings, discover
 from worker.queue import keys
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
-from worker.settings.model import describe_all
+from worker.settings import describe_all
 from worker.testing.plugin import JobRunner
 
 ROOT = Path(__file__).parent.parent

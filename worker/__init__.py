@@ -54,7 +54,7 @@ from worker.job.trace_context import traceparent, tracestate
 from worker.queue.client import Client
 from worker.queue.group import Group, GroupProgress
 from worker.queue.run import ProgressReport, Run
-from worker.settings.model import Settings, load_settings
+from worker.settings import Settings, load_settings
 
 __all__ = [
     "PREVIOUS_RESULT",

@@ -42,7 +42,7 @@ from worker import (
 from worker import Retry as OurRetry
 from worker.db.engine import Database
 from worker.queue import keys
-from worker.settings.model import load_settings
+from worker.settings import load_settings
 
 seen: list[Any] = []
 gate: dict[str, asyncio.Event] = {}

@@ -11,7 +11,7 @@ from tests.models import Author, authors
 from worker import Settings, SettingsError, UnsupportedStatement, load_settings
 from worker.batch.sizing import AdaptiveSizer, make_sizer
 from worker.db.engine import Database
-from worker.settings.model import BatchSettings
+from worker.settings import BatchSettings
 from worker.testing.plugin import JobRunner
 
 RULES = BatchSettings(target_seconds=0.5, first_size=1000, min_size=100, max_size=20_000)

@@ -31,7 +31,7 @@ from worker import (
 from worker.batch.throttle import Throttles, throttles_of
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.settings.model import ThrottleSettings
+from worker.settings import ThrottleSettings
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 gate: dict[str, Any] = {}

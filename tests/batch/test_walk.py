@@ -28,7 +28,7 @@ from worker.errors import (
     UsageError,
 )
 from worker.ledger import Ledger, RunSpec
-from worker.settings.model import Settings
+from worker.settings import Settings
 from worker.testing.plugin import JobRunner
 
 

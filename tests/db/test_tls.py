@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from worker import Database, SettingsError, load_settings
 from worker.db.tls import take_tls
-from worker.settings.model import asyncpg_url
+from worker.settings import asyncpg_url
 
 
 def url(query: str) -> str:

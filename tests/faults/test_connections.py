@@ -34,7 +34,7 @@ from worker.embedded import process
 from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
 from worker.errors import ServerUnavailable, SettingsError
-from worker.settings.urls import redis_place
+from worker.settings import parse_redis_url
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,7 +57,7 @@ def fast(fast: Settings, database: Database, caplog: pytest.LogCaptureFixture) -
 
 def at(settings: Settings, url: str) -> Settings:
     """Return settings with another Redis."""
-    redis_place(url)
+    parse_redis_url(url)
     return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": url})})
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import worker
 from worker.errors import SettingsError
-from worker.settings.model import load_settings, load_with_origins, mask_passwords
+from worker.settings import load_settings, load_with_origins, mask_passwords
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -40,6 +43,33 @@ def test_a_typing_error_names_file_key_and_the_nearest_key(tmp_path: Path, text:
     with pytest.raises(SettingsError, match=message) as caught:
         load_settings(file, environment={})
     assert str(file) in str(caught.value)
+
+
+def test_lists_and_mappings_come_from_the_environment_as_json_or_as_a_list_with_commas() -> None:
+    environment = {
+        "LONGHAUL_WORKER__PACKAGES": "jobs, more.jobs",
+        "LONGHAUL_WORKER__MIDDLEWARE": '["one:two"]',
+        "LONGHAUL_WORKER__QUEUES": '{"arq:urgent": 9}',
+    }
+    settings = load_settings(environment=environment)
+    assert settings.worker.packages == ["jobs", "more.jobs"]
+    assert settings.worker.middleware == ["one:two"]
+    assert settings.worker.queues == {"arq:urgent": 9}
+    with pytest.raises(SettingsError, match="environment LONGHAUL_WORKER__QUEUES: worker.queues = 'arq:urgent'"):
+        load_settings(environment={"LONGHAUL_WORKER__QUEUES": "arq:urgent"})
+
+
+def test_settings_load_neither_the_database_nor_the_queue() -> None:
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('worker')\n"
+        f"package.__path__ = {list(worker.__path__)!r}\n"
+        "sys.modules['worker'] = package\n"
+        "import worker.settings\n"
+        "print([name for name in ('sqlalchemy', 'asyncpg', 'alembic', 'arq', 'redis') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])

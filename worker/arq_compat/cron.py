@@ -19,7 +19,7 @@ from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler
-from worker.settings.model import WorkerSettings
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
 

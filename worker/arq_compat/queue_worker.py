@@ -20,7 +20,7 @@ from worker.runtime.observer import Observer
 from worker.runtime.pruner import Pruner
 from worker.runtime.rescuer import Rescuer
 from worker.runtime.worker import QueueWorker
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 
 class ArqQueueWorker(QueueWorker):

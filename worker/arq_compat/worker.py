@@ -32,7 +32,7 @@ from worker.queue.connection import connection_pool
 from worker.queue.outage_log import OutageLog
 from worker.runtime.launch import serve
 from worker.runtime.worker import check_redis, connect_redis, worker_name
-from worker.settings.model import Settings, load_with_origins
+from worker.settings import Settings, load_with_origins
 
 logger = logging.getLogger("longhaul")
 

@@ -36,7 +36,7 @@ from worker.errors import (
     format_error,
 )
 from worker.ledger import Ledger, OwnedRun, RunSpec
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.jobs")
 

@@ -25,7 +25,7 @@ from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
 from worker.errors import UnsupportedStatement
 from worker.ledger import Ledger, RunSpec
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 T = TypeVar("T")
 T1 = TypeVar("T1")

@@ -31,7 +31,7 @@ from worker.attempt.process_protocol import describe_error, describe_record
 from worker.errors import JobInterrupted, UsageError
 from worker.job.definition import Job
 from worker.job.trace_context import enter
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 _INTERRUPT = signal.SIGUSR1
 

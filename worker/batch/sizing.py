@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from worker.errors import UnsupportedStatement
-from worker.settings.model import BatchSettings
+from worker.settings import BatchSettings
 
 Size = int | Literal["auto"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from worker.settings.model import ThrottleSettings, parse_window
+from worker.settings import ThrottleSettings, parse_window
 
 
 @dataclass(frozen=True)

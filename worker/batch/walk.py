@@ -28,7 +28,7 @@ from worker.db.engine import Database
 from worker.db.sessions import roll_back
 from worker.errors import LonghaulError, PoisonBatch, UsageError
 from worker.ledger import OwnedRun, StepRecord, StepSpec
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 
 @dataclass(frozen=True)

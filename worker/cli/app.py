@@ -24,7 +24,7 @@ from worker.errors import (
     UnknownJob,
     format_error,
 )
-from worker.settings.model import Origins, Settings, load_with_origins
+from worker.settings import Origins, Settings, load_with_origins
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from worker.queue import commands as operator_commands
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.retry_command import retry_run
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from worker.job.registry import discover
 from worker.ledger import Ledger
 from worker.queue.client import Client
 from worker.runtime.scheduler import firing_id
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 cron = typer.Typer(help="When jobs are due, and what became of their last runs.", invoke_without_command=True)
 app.add_typer(cron, name="cron")

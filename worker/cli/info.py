@@ -21,7 +21,7 @@ from worker.ledger.records import RunRecord
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.overview import Overview, overview
-from worker.settings.model import DEFAULT_FILE, Settings, describe_type, field_names, mask_passwords
+from worker.settings import DEFAULT_FILE, Settings, describe_type, field_names, mask_passwords
 
 
 @app.command()

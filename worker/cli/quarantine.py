@@ -14,7 +14,7 @@ from worker.cli.app import Json, app, fail, open_database, out, print_json, run_
 from worker.ledger import Ledger
 from worker.queue.client import Client
 from worker.queue.retry_command import retry_quarantined
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from worker.errors import RegistrationError
 from worker.observe.logs import configure
 from worker.runtime.launch import run as run_worker
 from worker.runtime.supervisor import Supervisor
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 #: Exit codes of what no restart cures: wrong settings, a ledger not migrated, jobs that cannot be loaded.
 HOPELESS = (EXIT_CONFIG, EXIT_USAGE)

@@ -28,7 +28,7 @@ from worker.db.sessions import (
 )
 from worker.db.tls import take_tls
 from worker.errors import ServerUnavailable, UsageError
-from worker.settings.model import Settings, mask_passwords
+from worker.settings import Settings, mask_passwords
 
 _NAME_BYTES = 63  # PostgreSQL cuts application_name at NAMEDATALEN - 1
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from worker.doctor.facts import Facts, PostgresFacts, RedisFacts, gather
 from worker.doctor.finding import Finding, fine, warning, wrong
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 _OLDEST_REDIS = (6, 2)  # GETEX
 _OLDEST_POSTGRES, _NEWEST_POSTGRES = 14, 18

@@ -18,7 +18,7 @@ from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavaila
 from worker.job.registry import discover
 from worker.queue import keys
 from worker.queue.connection import connection_pool
-from worker.settings.model import Settings, mask_passwords
+from worker.settings import Settings, mask_passwords
 
 _CONFIG: Any = ("save", "timeout")
 _POSTGRES = """

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from worker.job.propagation import current_job
 from worker.job.trace_context import traceparent
-from worker.settings.model import LogSettings
+from worker.settings import LogSettings
 
 
 class JsonFormatter(logging.Formatter):

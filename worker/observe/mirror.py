@@ -28,7 +28,7 @@ from worker.batch import Progress
 from worker.queue import keys
 from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import RunInfo
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.mirror")
 

@@ -29,7 +29,7 @@ from worker.queue.outage_log import unavailable
 from worker.queue.payload import Payload, now_ms, payload_text, seconds_of
 from worker.queue.run import Run
 from worker.queue.store import Lock, QueueStore
-from worker.settings.model import Settings, load_settings
+from worker.settings import Settings, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")

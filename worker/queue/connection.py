@@ -17,13 +17,12 @@ from redis.exceptions import ResponseError
 
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import asked_of, of_sentinels
-from worker.settings.model import Settings
-from worker.settings.urls import redis_place
+from worker.settings import Settings, parse_redis_url
 
 
 def connection_pool(settings: Settings) -> ConnectionPool:
     """Return a pool of connections; nothing is sent yet."""
-    place = redis_place(settings.redis.url)
+    place = parse_redis_url(settings.redis.url)
     pool: ConnectionPool = ConnectionPool.from_url(
         place.url,
         socket_connect_timeout=settings.redis.connect_timeout_seconds,
@@ -51,7 +50,7 @@ def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.R
     Raises:
         RedisError: no Sentinel knows the primary.
     """
-    place = redis_place(settings.redis.url)
+    place = parse_redis_url(settings.redis.url)
     limits: dict[str, Any] = {
         "socket_connect_timeout": settings.redis.connect_timeout_seconds,
         "socket_timeout": command_timeout,

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.queue.connection import one_connection
 from worker.queue.outage_log import OutageLog
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.watch")
 

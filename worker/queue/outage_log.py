@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.errors import ServerUnavailable, format_error
-from worker.settings.model import Settings, mask_passwords
+from worker.settings import Settings, mask_passwords
 
 logger = logging.getLogger("longhaul.redis")
 

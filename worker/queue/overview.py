@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from worker.queue import keys
 from worker.queue.payload import now_ms
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 _RUNS_SHOWN = 100
 

@@ -15,7 +15,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from worker.settings.urls import Sentinels
+from worker.settings import Sentinels
 
 
 class Asked:

@@ -19,7 +19,7 @@ from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
 from worker.queue.outage_log import OutageLog
 from worker.runtime.worker import QueueWorker, connect_redis, worker_name
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul")
 

@@ -23,7 +23,7 @@ from worker.queue import keys
 from worker.queue.connection import blocking_client
 from worker.queue.outage_log import OutageLog
 from worker.queue.scripts import script
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.leases")
 

@@ -18,7 +18,7 @@ from worker.ledger.records import EndedRun
 from worker.queue import keys
 from worker.queue.dead_letters import forget_letters, prune_dead
 from worker.queue.store import QueueStore
-from worker.settings.model import WorkerSettings
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.prune")
 

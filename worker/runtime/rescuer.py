@@ -8,7 +8,7 @@ from itertools import groupby
 
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.rescue")
 

@@ -9,7 +9,7 @@ from worker.db import errors as postgresql
 from worker.errors import LonghaulError, Retry, Snooze, format_error
 from worker.job.definition import Job
 from worker.queue import errors as redis
-from worker.settings.model import WorkerSettings
+from worker.settings import WorkerSettings
 
 #: Class 42: syntax, unknown table or column, missing privilege. Another try cannot cure it; a person can.
 _WRONG = ("42",)

@@ -24,7 +24,7 @@ from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue.payload import Payload, now_ms
 from worker.queue.store import QueueStore
-from worker.settings.model import WorkerSettings
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
 

@@ -16,7 +16,7 @@ from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 
 @dataclass

@@ -48,7 +48,7 @@ from worker.runtime.queue_weights import QueueWeights
 from worker.runtime.rescuer import Rescuer
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.services import WorkerServices
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul")
 

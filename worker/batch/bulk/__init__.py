@@ -17,7 +17,7 @@ from worker.batch.collector import suspended
 from worker.batch.transaction import DriverWriter, SessionWriter, Writer, driver_transaction
 from worker.db.engine import Database
 from worker.errors import BulkError
-from worker.settings.model import BatchSettings
+from worker.settings import BatchSettings
 
 
 class Bulk:

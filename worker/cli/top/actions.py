@@ -12,7 +12,7 @@ from worker.ledger import Ledger
 from worker.queue import commands as ordering
 from worker.queue.client import Client
 from worker.queue.retry_command import retry_run
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 Order = Literal["pause", "resume", "cancel", "retry", "drain"]
 

@@ -32,7 +32,7 @@ from worker.errors import LonghaulError, format_error
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter
-from worker.settings.model import Settings, mask_passwords
+from worker.settings import Settings, mask_passwords
 
 _LATE_SECONDS = 2.0
 _QUESTIONS: dict[Order, str] = {

@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.app import EXIT_USAGE, app, fail, out, run_async, state
 from worker.queue.client import Client
-from worker.settings.model import Settings
+from worker.settings import Settings
 
 # Textual, and what draws, are loaded when the command runs: no other command waits for them.
 

@@ -21,7 +21,7 @@ from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter
 from worker.queue.overview import workers_of
-from worker.settings.model import Settings, mask_passwords
+from worker.settings import Settings, mask_passwords
 
 #: Mirrors of runs that a look reads.
 MIRRORS = 200
