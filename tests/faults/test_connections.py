@@ -397,13 +397,13 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://h", "a Redis URL starts with redis://"),
-        ("redis://h/abc", "the database of a Redis URL is a number"),
-        ("redis://h?ssl_ca_certs=x", "ssl_ca_certs is for TLS: write rediss://"),
+        ("http://h", "a Redis URL must start with redis://"),
+        ("redis://h/abc", "the database of a Redis URL must be a number"),
+        ("redis://h?ssl_ca_certs=x", "ssl_ca_certs needs TLS: write rediss://"),
         ("rediss://h?ssl_ca_cert=x", r"unknown option 'ssl_ca_cert' in the URL; did you mean ssl_ca_certs\?"),
-        ("redis+sentinel://h1,h2", "has the name of the primary in its path"),
-        ("redis+sentinel://h:x/m", "'h:x' is no host of a Sentinel"),
-        ("unix://?db=1", "has its path"),
+        ("redis+sentinel://h1,h2", "must be the name of the primary"),
+        ("redis+sentinel://h:x/m", "'h:x' is not the address of a Sentinel"),
+        ("unix://?db=1", "needs a path"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_with_a_reason(url: str, said: str) -> None:

@@ -55,7 +55,7 @@ def test_lists_and_mappings_come_from_the_environment_as_json_or_as_a_list_with_
     assert settings.worker.packages == ["jobs", "more.jobs"]
     assert settings.worker.middleware == ["one:two"]
     assert settings.worker.queues == {"arq:urgent": 9}
-    with pytest.raises(SettingsError, match="environment LONGHAUL_WORKER__QUEUES: worker.queues = 'arq:urgent'"):
+    with pytest.raises(SettingsError, match=r"environment LONGHAUL_WORKER__QUEUES: worker\.queues = 'arq:urgent'"):
         load_settings(environment={"LONGHAUL_WORKER__QUEUES": "arq:urgent"})
 
 
