@@ -1,0 +1,92 @@
+"""The only home of SQLAlchemy's private statement and ORM parts.
+
+SQLAlchemy has no public way to ask whether a SELECT has an ORDER BY, or which columns an UPDATE sets. Each private name
+that the package reads is used in one function here, and tests/db/test_statement_internals.py fails with a clear text if
+a release of SQLAlchemy changes it. The private parts of asyncpg and of SQLAlchemy's adapter for it are in `driver.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import FromClause, Insert, Select, Update
+from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine.result import SimpleResultMetaData
+
+
+@dataclass(frozen=True)
+class SelectClauses:
+    """The clauses of a SELECT that decide whether it can be walked.
+
+    Attributes:
+        offset: whether it has an OFFSET.
+        limit: whether it has a LIMIT or a FETCH.
+        distinct: whether it has a DISTINCT or a DISTINCT ON.
+        group_by: the expressions of its GROUP BY.
+        having: whether it has a HAVING.
+        order_by: the expressions of its ORDER BY.
+        for_update: whether it locks its rows.
+        extended: whether it has a syntax extension, e.g. PostgreSQL's `distinct_on()`.
+    """
+
+    offset: bool
+    limit: bool
+    distinct: bool
+    group_by: tuple[Any, ...]
+    having: bool
+    order_by: tuple[Any, ...]
+    for_update: bool
+    extended: bool
+
+
+def read_select_clauses(statement: Select[Any]) -> SelectClauses:
+    """Return the clauses of a SELECT."""
+    return SelectClauses(
+        offset=statement._offset_clause is not None,
+        limit=statement._limit_clause is not None or statement._fetch_clause is not None,
+        distinct=bool(statement._distinct) or bool(statement._distinct_on),
+        group_by=tuple(statement._group_by_clauses),
+        having=bool(statement._having_criteria),
+        order_by=tuple(statement._order_by_clauses),
+        for_update=statement._for_update_arg is not None,
+        extended=any(getattr(statement, name) is not None for name in statement._position_map.values()),
+    )
+
+
+def updated_names(statement: Update) -> list[str]:
+    """Return the names of what the SET of an UPDATE sets, as column keys."""
+    values: Any = statement._values or {}
+    keys = list(values) if isinstance(values, Mapping) else [key for key, _ in values]
+    return [getattr(key, "key", key) for key in keys]
+
+
+def replace_source(statement: Insert, source: Select[Any]) -> Insert:
+    """Return an INSERT ... SELECT that reads from another SELECT with the same columns."""
+    replaced: Any = copy.copy(statement)
+    replaced.select = source
+    return replaced  # type: ignore[no-any-return]
+
+
+def is_same_table(left: FromClause, right: FromClause) -> bool:
+    """Return whether two FROM elements are the same table or alias.
+
+    The ORM annotates copies of tables: a copy is neither identical nor equal to its original, but each of the two is
+    derived from the other. An alias is derived from its table, and not the other way round.
+    """
+    return left.is_derived_from(right) and right.is_derived_from(left)
+
+
+def cut_rows(rows: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
+    """Return rows of SQLAlchemy with their first columns only.
+
+    Args:
+        rows: what a result returned.
+        names: of the columns that remain.
+    """
+    width = len(names)
+    cut: Any = IteratorResult(SimpleResultMetaData(list(names)), iter([tuple(row)[:width] for row in rows]))
+    remaining: Sequence[Any] = cut.all()
+    return remaining
