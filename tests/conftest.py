@@ -1,29 +1,35 @@
-"""Real servers for all tests: from wheels, or those that DATABASE_URL and REDIS_URL name."""
+"""Real servers for all tests, from wheels; each xdist worker has its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
-from sqlalchemy import text
 
-from tests.models import Base
+from tests.support.clean_database import clean
+from tests.support.servers import own_servers
 from worker import Client, Job, Registry
 from worker.attempt.context import JobContext
 from worker.attempt.control import AttemptControl
 from worker.db.engine import Database
-from worker.db.migrate import migrate
 from worker.embedded import Services
 from worker.job.propagation import current_job
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
 from worker.settings import Settings, load_settings
 from worker.testing.plugin import JobRunner
+
+
+@pytest.fixture(scope="session")
+def longhaul_servers() -> Iterator[Services]:
+    """PostgreSQL and Valkey that are nobody else's, for the whole run of this process."""
+    with own_servers() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +48,7 @@ def settings(servers: Services) -> Settings:
 async def database(settings: Settings) -> AsyncIterator[Database]:
     """A migrated database whose test tables are empty."""
     opened = Database(settings, "test", job_name=current_job.get)
-    await migrate(opened)
-    async with opened.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-        await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(text("TRUNCATE worker.run, worker.cron_firing CASCADE"))
+    await clean(opened)
     yield opened
     await opened.close()
 

@@ -1,0 +1,35 @@
+"""PostgreSQL and Valkey of one pytest process; each xdist worker has servers of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.embedded import EmbeddedPostgres, EmbeddedValkey, Services
+from worker.embedded.directories import make_home
+
+#: Names a folder with `initdb` and `postgres` of another version; `make test-matrix` sets it.
+PROGRAMS_VARIABLE = "LONGHAUL_TEST_POSTGRES"
+
+
+@contextlib.contextmanager
+def own_servers() -> Iterator[Services]:
+    """Start both servers, and stop them on leaving.
+
+    DATABASE_URL and REDIS_URL are ignored: tests run FLUSHALL, CONFIG SET and ALTER SYSTEM.
+    """
+    programs = os.environ.get(PROGRAMS_VARIABLE)
+    home = make_home()
+    postgres = EmbeddedPostgres(home, programs=Path(programs) if programs else None)
+    valkey = EmbeddedValkey(home)
+    try:
+        valkey.start()
+        postgres.start()
+        yield Services(postgres.url, valkey.url, postgres, valkey)
+    finally:
+        postgres.stop()
+        valkey.stop()
+        shutil.rmtree(home, ignore_errors=True)
