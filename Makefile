@@ -1,6 +1,8 @@
 # Every path is relative: the folder's own name may hold spaces.
 SHELL := /bin/sh
 PY := .venv/bin/python
+# Each pytest process starts servers of its own. Many tests wait, hence one process more than there are cores.
+PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-versions lint bench bench-walk bench-queue bench-live soak services worker lock clean
 
@@ -14,7 +16,7 @@ demo: setup  ## the main job on real data: a worker is killed in the middle, not
 	@$(PY) -m demo
 
 test: lint  ## ruff, mypy --strict and every test but the long ones
-	@$(PY) -m pytest -q -m "not long"
+	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
@@ -23,10 +25,11 @@ test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repe
 test-versions: setup  ## tests/batch, tests/ledger and tests/db against PostgreSQL 14 to 17, from npm
 	@$(PY) -m tests.versions
 
-lint: setup  ## ruff and mypy --strict
+lint: setup  ## ruff, mypy --strict and import-linter
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-logo pyproject.toml >.venv/imports.log || { cat .venv/imports.log; exit 1; }
 
 bench: bench-walk bench-queue bench-live  ## every benchmark; QUICK=1 for smaller runs
 

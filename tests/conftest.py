@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,23 @@ from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
 from worker.settings import Settings, load_settings
 from worker.testing.plugin import JobRunner
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape what UTF-8 cannot hold: some tests log lone surrogates, and xdist sends captured logs as UTF-8."""
+    return escape_surrogates((yield))
+
+
+def escape_surrogates(value: Any) -> Any:
+    """Return a value made of dicts, lists and strings with its lone surrogates escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: escape_surrogates(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [escape_surrogates(one) for one in value]
+    return value
 
 
 @pytest.fixture(scope="session")

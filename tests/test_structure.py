@@ -1,0 +1,201 @@
+"""The structure of the package: sizes, imports and circles. `make lint` checks the direction between the rooms."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "worker"
+FILE_LINES = 400
+FUNCTION_LINES = 60
+
+# TODO: the lists of exceptions that are not explained have to become empty. A stale entry fails its test.
+LONG_FILES = {
+    "worker/batch/walk.py",
+    "worker/cli/top/reader.py",
+    "worker/job/definition.py",
+    "worker/runtime/executor.py",
+    "worker/runtime/worker.py",
+    "worker/settings/model.py",
+}
+LONG_FUNCTIONS = {
+    "worker.cli.top.reader.Reader.read",
+    "worker.job.definition.job",
+    "worker.runtime.worker.QueueWorker.__init__",
+}
+CIRCLES = {frozenset({"worker.attempt.process_pool", "worker.job.definition"})}
+#: Functions that may import, because what they import is an optional extra, or of one platform.
+OPTIONAL_IMPORTS = {
+    "worker.cli.top.command._print",  # textual
+    "worker.cli.top.command._show",  # textual
+    "worker.embedded.process.run_as",  # pwd: POSIX
+    "worker.job.trace_context.enter",  # opentelemetry
+    "worker.runtime.launch.run",  # uvloop
+    # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
+    "worker.testing.plugin.JobRunner.attempt",
+    "worker.testing.plugin.JobRunner.context",
+    "worker.testing.plugin.longhaul_database",
+    "worker.testing.plugin.longhaul_servers",
+    "worker.testing.plugin.longhaul_settings",
+    "worker.testing.plugin.pg_session",
+    "worker.testing.plugin.queue",
+    "worker.testing.plugin.sqlite_session",
+}
+HIDDEN_IMPORTS = {
+    "worker.attempt.process_pool.in_process",
+    "worker.attempt.process_pool.in_process.codec",
+    "worker.job.definition.Job._arguments",
+    "worker.job.definition.Job._returns",
+    "worker.job.definition.Job.signature",
+    "worker.queue.payload.python_value",
+}
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a file of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield each function below a node with its dotted name."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{prefix}.{child.name}", child
+            yield from functions(child, f"{prefix}.{child.name}")
+        elif isinstance(child, ast.ClassDef):
+            yield from functions(child, f"{prefix}.{child.name}")
+        else:
+            yield from functions(child, prefix)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """Tell whether a node is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports that happen at run time below a node."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not is_type_checking(child):
+            yield from imports(child)
+
+
+def imported_modules(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """Return the modules of the package that an import loads, without the packages that hold them."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names} & TREES.keys()
+    base = node.module or ""
+    return {f"{base}.{alias.name}" if f"{base}.{alias.name}" in TREES else base for alias in node.names} & TREES.keys()
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Return the strongly connected components with more than one module (Tarjan's algorithm)."""
+    found: set[frozenset[str]] = set()
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            component = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(component) > 1:
+                found.add(frozenset(component))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def differences(found: set[str], listed: set[str]) -> str:
+    """Return what an assertion prints."""
+    return f"new: {sorted(found - listed)}; no longer so, remove from the list: {sorted(listed - found)}"
+
+
+def test_files_have_at_most_400_lines() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > FILE_LINES
+    }
+    assert found == LONG_FILES, differences(found, LONG_FILES)
+
+
+def test_functions_have_at_most_60_lines() -> None:
+    found = {
+        name
+        for module, tree in TREES.items()
+        for name, node in functions(tree, module)
+        if not module.startswith("worker.db.migrations.") and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES
+    }
+    assert found == LONG_FUNCTIONS, differences(found, LONG_FUNCTIONS)
+
+
+def test_functions_import_nothing_but_what_is_optional() -> None:
+    found = {
+        name for module, tree in TREES.items() for name, node in functions(tree, module) if next(imports(node), None)
+    }
+    listed = OPTIONAL_IMPORTS | HIDDEN_IMPORTS
+    assert found == listed, differences(found, listed)
+
+
+def test_modules_have_no_import_circles() -> None:
+    graph = {
+        module: {target for node in imports(tree) for target in imported_modules(node)} - {module}
+        for module, tree in TREES.items()
+    }
+    found = circles(graph)
+    assert found == CIRCLES, sorted(map(sorted, found ^ CIRCLES))
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on the package in a folder."""
+    return subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache", "--no-logo", "pyproject.toml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(folder)},
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package with its contract."""
+    shutil.copytree(PACKAGE, tmp_path / "worker", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [("ledger/ledger.py", "worker.queue.client"), ("queue/client.py", "worker.ledger"), ("batch/walk.py", "worker.cli")],
+)
+def test_lint_refuses_an_upward_import(copy: Path, importer: str, imported: str) -> None:
+    planted = copy / "worker" / importer
+    planted.write_text(planted.read_text(encoding="utf-8") + f"\nimport {imported}  # noqa\n", encoding="utf-8")
+    ran = lint_imports(copy)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert f"worker.{importer.removesuffix('.py').replace('/', '.')} -> {imported}" in ran.stdout
