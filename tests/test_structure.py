@@ -191,7 +191,7 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("importer", "imported"),
-    [("ledger/ledger.py", "worker.queue.client"), ("queue/client.py", "worker.ledger"), ("batch/walk.py", "worker.cli")],
+    [("ledger/ledger.py", "worker.queue.client"), ("queue/client.py", "worker.runtime.worker"), ("batch/walk.py", "worker.cli")],
 )
 def test_lint_refuses_an_upward_import(copy: Path, importer: str, imported: str) -> None:
     planted = copy / "worker" / importer
