@@ -146,7 +146,6 @@ class Chunks(OnlyAsyncFor, Walk, Generic[T]):
             # wants what it orders by among its columns.
             more = [column for column in key if not any(column is other for other in columns)]
             keys = self._statement.with_only_columns(*columns, *more, maintain_column_froms=True).distinct()
-        keys._with_options = ()  # loader options of an entity that this statement does not select
         return keys.order_by(*self._keyset.order_by(reverse=reverse))
 
     def _remaining(self, *, resumed: bool | None = None) -> Select[Any]:
@@ -184,4 +183,4 @@ class Chunks(OnlyAsyncFor, Walk, Generic[T]):
 
 def _has_joins(statement: Select[Any]) -> bool:
     froms = statement.get_final_froms()
-    return bool(statement._setup_joins) or len(froms) > 1 or any(hasattr(item, "onclause") for item in froms)
+    return len(froms) > 1 or any(hasattr(item, "onclause") for item in froms)

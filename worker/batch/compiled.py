@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, TupleType
 from sqlalchemy.sql import ClauseElement
 
 
@@ -45,7 +45,7 @@ class CompiledStatement:
     def _expand(self, values: Mapping[str, Any]) -> None:
         """Settle what depends on the statement's own values: the length of an IN, literals, processors."""
         state = self.compiled.construct_expanded_state(dict(values))
-        processors = {**self.compiled._bind_processors, **state.processors}
+        processors = {**self._processors(), **state.processors}
         for position, name in enumerate(state.positiontup or ()):
             process = processors.get(name)
             value = state.parameters[name]
@@ -53,3 +53,12 @@ class CompiledStatement:
             if name in values:
                 self._moving.append((position, name, process))
         self._sql = state.statement
+
+    def _processors(self) -> dict[str, Any]:
+        """Return what turns a Python value into the driver's, by the name of the parameter."""
+        dialect = self.compiled.dialect
+        return {
+            name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
+            for parameter, name in self.compiled.bind_names.items()
+            if not isinstance(parameter.type, TupleType)  # its values are expanded, each with a processor of its own
+        }

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Select, inspect
 
 from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column
+from worker.db.statement_internals import read_select_clauses
 from worker.errors import UnsupportedStatement
 
 
@@ -16,14 +17,16 @@ def refuse_unwalkable(statement: Any, *, kind: str) -> None:
         raise UnsupportedStatement(
             f"{kind} takes a select() of an entity or of columns, not {type(statement).__name__}"
         )
+    found = read_select_clauses(statement)
     clauses = {
-        "OFFSET": statement._offset_clause is not None,
-        "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
-        "DISTINCT": statement._distinct or bool(statement._distinct_on),
-        "GROUP BY": bool(statement._group_by_clauses),
-        "HAVING": bool(statement._having_criteria),
-        "an ORDER BY of its own": bool(statement._order_by_clauses),
-        "FOR UPDATE": statement._for_update_arg is not None,
+        "OFFSET": found.offset,
+        "LIMIT": found.limit,
+        "DISTINCT": found.distinct,
+        "GROUP BY": bool(found.group_by),
+        "HAVING": found.having,
+        "an ORDER BY of its own": bool(found.order_by),
+        "FOR UPDATE": found.for_update,
+        "a syntax extension": found.extended,
     }
     reasons = {
         "OFFSET": "the walk goes by key, and has its place in the ledger",
@@ -32,7 +35,8 @@ def refuse_unwalkable(statement: Any, *, kind: str) -> None:
         "GROUP BY": "groups are no rows that could be locked: use ctx.stream",
         "HAVING": "groups are no rows that could be locked: use ctx.stream",
         "an ORDER BY of its own": "the walk's order is its key: say by=",
-        "FOR UPDATE": "the walk locks its rows itself: say lock=",
+        "FOR UPDATE": "the walk locks its rows itself: set lock=",
+        "a syntax extension": "its effect on the walk is unknown: use ctx.stream",
     }
     for clause, present in clauses.items():
         if present:

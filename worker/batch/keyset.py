@@ -52,6 +52,7 @@ from sqlalchemy.sql.elements import Label
 from sqlalchemy.sql.operators import asc_op, desc_op
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
+from worker.db.statement_internals import is_same_table
 from worker.errors import CursorMismatch, UnsupportedStatement
 
 #: Of the names of our parameters, so that they are nobody else's.
@@ -252,8 +253,7 @@ def walked_tables(statement: Select[Any]) -> list[Any]:
 
 def selects_from(statement: Select[Any], part: KeyPart) -> bool:
     """Tell whether a statement selects from the table or alias that a part of a key is of."""
-    # The ORM annotates copies of tables, which have the hash of the original and nothing else in common.
-    return any(hash(part.expression.table) == hash(table) for table in walked_tables(statement))
+    return any(is_same_table(part.expression.table, table) for table in walked_tables(statement))
 
 
 def underlying_column(expression: Any) -> Column[Any] | None:

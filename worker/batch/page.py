@@ -13,12 +13,11 @@ from typing import Any
 
 import asyncpg
 from pydantic_core import to_jsonable_python
-from sqlalchemy import Select
-from sqlalchemy.engine import IteratorResult
-from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy import Select, inspect
 
 from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
+from worker.db.statement_internals import cut_rows
 
 
 class Row(asyncpg.Record):  # type: ignore[misc]
@@ -117,11 +116,11 @@ class RowShape:
             attributes: what the server says of its columns.
             dialect: of the connection.
         """
-        columns = statement.compiled._result_columns
+        columns = list(self.statement.selected_columns)
         if not self.may_be_plain or [attribute.name for attribute in attributes] != self._names:
             return False
         return len(columns) == len(attributes) and all(
-            column.type.dialect_impl(dialect)._cached_result_processor(dialect, attribute.type.oid) is None
+            column.type.dialect_impl(dialect).result_processor(dialect, attribute.type.oid) is None
             for column, attribute in zip(columns, attributes, strict=True)
         )
 
@@ -148,11 +147,7 @@ class RowShape:
             return [row[0] for row in found]
         if not self._hidden:
             return found
-        width = self._width
-        names = list(found[0]._fields[:width])
-        plain: Any = IteratorResult(SimpleResultMetaData(names), iter([tuple(row)[:width] for row in found]))
-        rows: Sequence[Any] = plain.all()
-        return rows
+        return cut_rows(found, found[0]._fields[: self._width])
 
 
 def jsonable(row: Any) -> Any:
@@ -161,8 +156,8 @@ def jsonable(row: Any) -> Any:
         values: Any = dict(row.items())
     elif hasattr(row, "_mapping"):
         values = dict(row._mapping)
-    elif hasattr(row, "_sa_instance_state"):
-        known = {attribute.key for attribute in row._sa_instance_state.mapper.column_attrs}
+    elif (state := inspect(row, raiseerr=False)) is not None:
+        known = {attribute.key for attribute in state.mapper.column_attrs}
         values = {key: value for key, value in row.__dict__.items() if key in known}
     else:
         values = row

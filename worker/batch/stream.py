@@ -30,6 +30,7 @@ from worker.batch.walk import OwnTransaction, Walk, WalkHost
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.sessions import ScopedSession, roll_back
+from worker.db.statement_internals import SelectClauses, read_select_clauses
 from worker.errors import UnsupportedStatement, UsageError
 from worker.ledger import StepRecord
 
@@ -297,12 +298,12 @@ class SnapshotReader:
 
 async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tuple[Keyset | None, str]:
     """Return the key after which a result can be gone on with, or None and the reason why there is none."""
-    problem = _shape_problem(statement)
+    clauses = read_select_clauses(statement)
+    problem = _shape_problem(statement, clauses)
     if problem:
         return None, problem
     expressions = [
-        getattr(clause, "element", clause) if _is_reference(clause) else clause
-        for clause in statement._order_by_clauses
+        getattr(clause, "element", clause) if _is_reference(clause) else clause for clause in clauses.order_by
     ]
     parts = []
     for expression in expressions:
@@ -320,8 +321,8 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
     for part in parts:
         if not selects_from(statement, part):
             return None, f"it is ordered by {part.expression}, which is in none of its tables under that name"
-    if statement._group_by_clauses:
-        grouped = [underlying_column(clause) for clause in statement._group_by_clauses]
+    if clauses.group_by:
+        grouped = [underlying_column(clause) for clause in clauses.group_by]
         if not set(grouped) <= ordered:
             return None, "its order does not hold all columns of its GROUP BY"
         nullable = [part.column.name for part in parts if part.column.nullable]
@@ -341,13 +342,15 @@ async def resume_key(connection: AsyncConnection, statement: Select[Any]) -> tup
     return (None, found) if isinstance(found, str) else (found, "")
 
 
-def _shape_problem(statement: Select[Any]) -> str | None:
-    if not statement._order_by_clauses:
+def _shape_problem(statement: Select[Any], clauses: SelectClauses) -> str | None:
+    if not clauses.order_by:
         return "it has no ORDER BY"
-    if statement._limit_clause is not None or statement._offset_clause is not None:
+    if clauses.limit or clauses.offset:
         return "it has a LIMIT or OFFSET"
-    if statement._distinct or statement._distinct_on:
+    if clauses.distinct:
         return "it has a DISTINCT"
+    if clauses.extended:
+        return "it has a syntax extension, e.g. distinct_on()"
     if any(isinstance(element, Over) for element in visitors.iterate(statement)):
         return "it has window functions"
     return None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Delete, Insert, Select, Table, Update, select
+from sqlalchemy import Delete, Insert, Select, Table, Update, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import checked_key, sql_text
@@ -21,6 +20,7 @@ from worker.batch.transaction import BatchTransaction
 from worker.batch.walk import Walk, WalkHost
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
+from worker.db.statement_internals import is_same_table, replace_source, updated_names
 from worker.errors import UnsupportedStatement
 from worker.ledger import StepRecord
 
@@ -43,7 +43,7 @@ class Sweep(Walk):
         super().__init__(host, name=name, size=size, count=count)
         if not isinstance(statement, Update | Delete | Insert):
             raise UnsupportedStatement(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
-        if statement._returning:
+        if statement.returning_column_descriptions:
             raise UnsupportedStatement("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
         self._keyset: Keyset = _resolve_key(statement, by)
@@ -158,14 +158,12 @@ class Sweep(Walk):
         conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
         if not isinstance(self._statement, Insert):
             return self._statement.where(*conditions)
-        part = self._statement._clone()
-        part.select = _source(part).where(*conditions)
-        return part
+        return replace_source(self._statement, _source(self._statement).where(*conditions))
 
     def _refuse_moving_key(self) -> None:
         if not isinstance(self._statement, Update):
             return
-        names = {getattr(key, "key", key) for key in _set_columns(self._statement)}
+        names = updated_names(self._statement)
         moved = [part.column.name for part in self._keyset.parts if part.column.key in names]
         if moved:
             raise UnsupportedStatement(
@@ -249,11 +247,5 @@ def _resolve_key(statement: Sweepable, by: Any) -> Keyset:
 
 def _other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
     where = statement.whereclause
-    froms = getattr(where, "_from_objects", [])
-    return any(table is not keyset.table for table in froms)
-
-
-def _set_columns(statement: Update) -> list[Any]:
-    """Return what the SET of an update names: columns, attributes or strings."""
-    values: Any = statement._values or {}
-    return list(values) if isinstance(values, Mapping) else [key for key, _ in values]
+    froms = [] if where is None else select(literal(1)).where(where).get_final_froms()
+    return any(not is_same_table(table, keyset.table) for table in froms)
