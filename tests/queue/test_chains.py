@@ -28,7 +28,7 @@ from worker import (
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.next_runs import sequel
+from worker.queue.chain import make_follow_up
 from worker.queue.payload import decode_payload
 from worker.queue.retry_command import retry_run
 from worker.queue.store import Ack, Claim, QueueStore
@@ -189,9 +189,9 @@ async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Re
     ("then", "message"),
     [
         ({}, "then is not a list"),
-        ([{"k": {}}], "what is no call"),
+        ([{"k": {}}], "an entry that is no call"),
         ([{"f": "add", "d": "soon"}], "whose d cannot be 'soon'"),
-        ([{"f": "add", "p": 12}], "not from 0 to 9"),
+        ([{"f": "add", "p": 12}], "p cannot be 12"),
         ([{"f": "add", "surprise": 1}], "whose surprise cannot be 1"),
     ],
 )
@@ -234,7 +234,7 @@ async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ack]:
     [claim] = [claim for claim in await store.claim(QUEUE, 10) if claim.run_id == run_id]
     assert claim.payload is not None
     payload = decode_payload(claim.payload, accept_pickle=False)
-    next_ = sequel(payload, run_id=run_id, queue=QUEUE, success=True, result="2")
+    next_ = make_follow_up(payload, run_id=run_id, queue=QUEUE, success=True, result="2")
     return store, claim, Ack(claim, b"{}", 0, next_)
 
 
@@ -424,7 +424,7 @@ async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client
                 called += 1
                 continue
             payload = decode_payload(claim.payload, accept_pickle=False)
-            next_ = sequel(payload, run_id=claim.run_id, queue=QUEUE, success=True, result=str(claim.tries))
+            next_ = make_follow_up(payload, run_id=claim.run_id, queue=QUEUE, success=True, result=str(claim.tries))
             if step % 4 == 0:  # this worker dies, and its lease ends
                 await redis.delete(keys.IN_PROGRESS + claim.run_id)
                 await redis.zadd(QUEUE, {claim.run_id: 1})

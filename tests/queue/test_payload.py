@@ -11,8 +11,8 @@ from worker.queue.payload import without_expiry
     ("raw", "left"),
     [
         (
-            r'{"f":"a","k":{"text":"\ud800","until":1,"n":12345678901234567890},"until":5,"deadline":6}',
-            r'{"f": "a", "k": {"text": "\ud800", "until": 1, "n": 12345678901234567890}}',
+            r'{"f":"a","k":{"text":"\u20ac","until":1,"n":12345678901234567890},"until":5,"deadline":6}',
+            r'{"f": "a", "k": {"text": "\u20ac", "until": 1, "n": 12345678901234567890}}',
         ),
         ('{"f":"a","deadline":6}', '{"f": "a"}'),
         ('{"f":"a"}', '{"f":"a"}'),

@@ -14,7 +14,7 @@ from arq.jobs import Deserializer, Serializer, serialize_job
 from pydantic_core import to_json
 
 from worker.errors import InvalidPayload, format_error
-from worker.queue.payload import Payload, decode_payload, now_ms, payload_of
+from worker.queue.payload import Payload, decode_payload, now_ms, payload_from_values
 
 logger = logging.getLogger("longhaul.jobs")
 
@@ -43,7 +43,7 @@ class ArqCodec:
         """
         if self._deserializer is not None:
             try:
-                return payload_of(self._deserializer(raw), pickled=True)
+                return payload_from_values(self._deserializer(raw), pickled=True)
             except InvalidPayload:
                 raise
             except Exception as error:

@@ -6,6 +6,7 @@ arq's rules: an error ends the job at once; it is run again after `Retry`, `Retr
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -20,7 +21,8 @@ from arq.worker import Worker as ArqWorker
 from worker.arq_compat.codec import ArqCodec
 from worker.errors import InvalidArguments, InvalidPayload, Retry, format_error
 from worker.job.definition import Job
-from worker.queue.payload import Payload, Result, now_ms, python_value, result_values
+from worker.queue.payload import Payload, now_ms
+from worker.queue.result import Result, result_values
 from worker.queue.store import Ack, Claim
 from worker.runtime.completer import PAUSED_SECONDS
 from worker.runtime.executor import Executor
@@ -262,7 +264,7 @@ class ArqExecutor(Executor):
         """Return what the result's key gets."""
         if self.payload is None or not self.payload.pickled:
             return super().encode(result, result_json)
-        value = python_value(result, result_json)
+        value = _python_value(result, result_json)
         values = self._result(value, success=result.success, cancelled=result.cancelled)
         return self._codec.write(values, self.payload) or b""
 
@@ -322,6 +324,15 @@ async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: P
         return await function.coroutine(ctx, *payload.args, **payload.kwargs)
     except (SystemExit, KeyboardInterrupt) as error:
         raise JobExecutionFailed(f"the job raised {type(error).__name__}, which would end the worker") from error
+
+
+def _python_value(result: Result, result_json: str | None) -> Any:
+    """Return the value of a pickled result: arq's clients raise it if it is an error."""
+    if result.cancelled:
+        return asyncio.CancelledError(result.value)
+    if not result.success:
+        return JobExecutionFailed(result.value)
+    return json.loads(result_json) if result_json is not None else result.value
 
 
 def _kept(for_ever: bool | None, seconds: float | None) -> int:

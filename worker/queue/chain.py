@@ -1,62 +1,135 @@
-"""What follows a run, as payloads propagate it.
+"""What follows a run: the next run of a chain, or the callback of a group whose members have all finished.
 
-`then` is a list of calls, each an object with `f` and `k`, and, where they are needed, `id`, `q` queue, `d` delay in
-ms, `p` priority, `x` ms after which it has expired, `v` mark of the signature, `r` the argument that gets the result of
-the one before.
-`g` is its group: id, place in it from 1, and whether its result is wanted. The last one of a chain carries the group of
-the first.
+The script that removes the finished run from its queue also enqueues the next one (ack_and_claim.lua,
+enqueue_next.lua). There is no moment at which one has happened without the other, whichever process dies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
-from worker.errors import InvalidPayload
+from worker.job.call import Call, with_argument
+from worker.job.trace_context import headers_here
+from worker.queue.payload import Member, Payload, now_ms, payload_text, to_seconds
 
-_KINDS = {"id": str, "f": str, "k": dict, "v": str, "q": str, "d": int, "p": int, "x": int, "r": str}
+
+def make_next_calls(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
+    """Return calls as a payload's `then` holds them, each with the id that its run will have."""
+    return [_to_wire(call) for first in calls for call in first.chain]
 
 
-class Member(NamedTuple):
-    """A run's place in a group.
+def _to_wire(call: Call[Any]) -> dict[str, Any]:
+    options, job = call.job.enqueue_options, call.job
+    values = {
+        "id": uuid.uuid4().hex,
+        "f": job.name,
+        "k": json.loads(call.arguments),
+        "v": job.version,
+        "q": options.queue,
+        "d": to_ms(options.delay),
+        "p": job.priority_now,
+        "x": to_ms(options.expires),
+        "r": call.result_as,
+    }
+    return {name: value for name, value in values.items() if value or name == "k"}
 
-    Attributes:
-        group: id of the group.
-        place: from 1.
-        wanted: whether the callback gets its result.
+
+def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, result: str) -> dict[str, Any] | None:
+    """Return what enqueue_next.lua does at the end of a run; None if nothing follows it.
+
+    Args:
+        payload: payload of the run.
+        run_id: id of the run.
+        queue: queue of the run. The next run goes to the same queue unless its call names another.
+        success: whether the job returned.
+        result: the returned value as JSON text.
     """
-
-    group: str
-    place: int
-    wanted: bool
-
-    @classmethod
-    def read(cls, value: Any) -> Member | None:
-        """Return the member that a payload says it is."""
-        if value is None:
-            return None
-        match value:
-            case [str(group), int(place), bool() | 0 | 1 as wanted] if group and place >= 1:
-                return cls(group, place, bool(wanted))
-        raise InvalidPayload(
-            f"the payload's g is not a group, a place from 1, and whether a result is wanted: {value!r}"
-        )
+    if payload.then and success:
+        first, *rest = payload.then
+        return {"put": _next_run(first, rest, payload, run_id=run_id, queue=queue, result=result)}
+    group = payload.group
+    if group is None:
+        return None
+    wanted = result if success else "null"
+    return {"group": [group.group, str(group.place), wanted if group.wanted else "", success]}
 
 
-def check_then(value: Any) -> tuple[dict[str, Any], ...]:
-    """Return the calls that follow, as a payload has them.
+def _next_run(
+    call: Mapping[str, Any],
+    rest: Sequence[Mapping[str, Any]],
+    preceding: Payload,
+    *,
+    run_id: str,
+    queue: str,
+    result: str,
+) -> dict[str, Any]:
+    arguments = json.dumps(call.get("k") or {}, ensure_ascii=False)
+    if call.get("r"):
+        arguments = with_argument(arguments, call["r"], result)
+    text = _payload_of_call(call, arguments, then=rest, group=preceding.group, headers=preceding.headers)
+    return {
+        "id": call.get("id") or f"{run_id}:then",
+        "queue": call.get("q") or queue,
+        "payload": text,
+        "delay": call.get("d", 0),
+        "priority": call.get("p", 0),
+    }
 
-    Raises:
-        InvalidPayload: they are none.
+
+def _payload_of_call(
+    call: Mapping[str, Any],
+    arguments: str,
+    *,
+    then: Sequence[Mapping[str, Any]],
+    group: Member | None = None,
+    headers: Mapping[str, str],
+) -> str:
+    """Return the payload of the run that a call makes now.
+
+    Args:
+        call: as a payload's `then` holds it.
+        arguments: its arguments, the text of a JSON object.
+        then: the calls that follow it.
+        group: its place in a group.
+        headers: texts that travel with the run: those of the preceding run.
     """
-    if not isinstance(value, list):
-        raise InvalidPayload("the payload's then is not a list")
-    for one in value:
-        if not isinstance(one, Mapping) or not isinstance(one.get("f"), str):
-            raise InvalidPayload('the payload\'s then has what is no call: {"f": "name", "k": {"argument": 1}}')
-        for name, part in one.items():
-            if name not in _KINDS or not isinstance(part, _KINDS[name]):
-                raise InvalidPayload(f"the payload's then has a call whose {name} cannot be {part!r}")
-        if not 0 <= one.get("p", 0) <= 9:
-            raise InvalidPayload(f"the payload's then has a call whose p is not from 0 to 9: {one['p']!r}")
-    return tuple(value)
+    until = now_ms() + call["x"] if call.get("x") else 0
+    return payload_text(
+        call["f"], arguments, version=call.get("v", ""), until_ms=until, then=then, group=group, headers=headers
+    )
+
+
+def make_callback(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]:
+    """Return the callback of a group as its hash holds it. The payload is cut in two, to take the results in between.
+
+    Args:
+        call: the callback, with what follows it.
+        group_id: id of the group.
+        queue: queue of a call that names no other.
+    """
+    first, *rest = make_next_calls([call])
+    arguments = json.dumps(first["k"], ensure_ascii=False)
+    mark = json.dumps(f"results of {uuid.uuid4().hex}")
+    if call.result_as:
+        arguments = with_argument(arguments, call.result_as, mark)
+    before, _, after = _payload_of_call(first, arguments, then=rest, headers=headers_here()).partition(mark)
+    return {
+        "id": f"{group_id}:then",
+        "job": first["f"],
+        "queue": first.get("q") or queue,
+        "delay": str(first.get("d", 0)),
+        "priority": str(first.get("p", 0)),
+        "payload": before,
+        "payload_after_results": after,
+    }
+
+
+def to_ms(time: float | timedelta | datetime | None) -> int:
+    """Return a duration in ms; 0 for None. A call cannot have an absolute time: `Job.call` refuses it."""
+    if isinstance(time, datetime):
+        raise TypeError(f"a call cannot have the absolute time {time}")
+    return round(to_seconds(time) * 1000)

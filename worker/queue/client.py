@@ -21,12 +21,12 @@ from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, checked_priority
 from worker.job.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
 from worker.job.trace_context import headers_here
+from worker.queue.chain import make_next_calls
 from worker.queue.connection import connection_pool
 from worker.queue.group import Group, Need, form
 from worker.queue.invalidations import InvalidationListener
-from worker.queue.next_runs import then_of
 from worker.queue.outage_log import unavailable
-from worker.queue.payload import Payload, now_ms, payload_text, seconds_of
+from worker.queue.payload import Payload, now_ms, payload_text, to_seconds
 from worker.queue.run import Run
 from worker.queue.store import Lock, QueueStore
 from worker.settings import Settings, load_settings
@@ -196,7 +196,7 @@ class Client:
                 self.store.enqueue_many(
                     list(zip(ids, part, strict=True)),
                     queue=queue,
-                    delay=seconds_of(options.delay),
+                    delay=to_seconds(options.delay),
                     at=options.at,
                     priority=job.priority_now if isinstance(job, Job) else 0,
                 )
@@ -238,7 +238,7 @@ class Client:
     ) -> tuple[str, Sequence[Run[Any]]]:
         """Return the payload of a job, and the runs that follow it."""
         options = job.enqueue_options
-        then = then_of(options.then) if options.then else ()
+        then = make_next_calls(options.then) if options.then else ()
         text = payload_text(
             job.name,
             arguments,
@@ -292,7 +292,7 @@ class Client:
                 options.id or uuid.uuid4().hex,
                 payload,
                 queue=queue,
-                delay=seconds_of(options.delay),
+                delay=to_seconds(options.delay),
                 at=options.at,
                 replace=options.replace,
                 lock=lock,
@@ -344,4 +344,4 @@ def _moment_ms(when: float | timedelta | datetime | None) -> int:
     """Return a time in ms since 1970: that of an aware datetime, or so long from now on; 0 for None."""
     if when is None:
         return 0
-    return round(when.timestamp() * 1000) if isinstance(when, datetime) else now_ms() + round(seconds_of(when) * 1000)
+    return round(when.timestamp() * 1000) if isinstance(when, datetime) else now_ms() + round(to_seconds(when) * 1000)

@@ -12,9 +12,8 @@ from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.middleware import EnqueueCall
 from worker.job.trace_context import headers_here
-from worker.queue.chain import Member
-from worker.queue.next_runs import callback_of, delay_ms, then_of
-from worker.queue.payload import now_ms, payload_text
+from worker.queue.chain import make_callback, make_next_calls, to_ms
+from worker.queue.payload import Member, now_ms, payload_text
 from worker.queue.run import Run
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ async def form(
             f"a table, and give the callback what finds them"
         )
     name = group_id or uuid.uuid4().hex
-    callback = None if then is None else callback_of(then, group_id=name, queue=queue)
+    callback = None if then is None else make_callback(then, group_id=name, queue=queue)
     await client.command(client.store.form_group(name, len(calls), need=need, callback=callback))
     runs: list[Run[Any]] = []
     members = [(call, place) for place, call in enumerate(calls, 1)]
@@ -130,13 +129,13 @@ async def _enqueue(
     where, delay, priority = _where(members[0][0], queue)
     jobs = []
     for call, place in members:
-        expires = delay_ms(call.job.enqueue_options.expires)
+        expires = to_ms(call.job.enqueue_options.expires)
         text = payload_text(
             call.job.name,
             call.arguments,
             version=call.job.version,
             until_ms=now_ms() + expires if expires else 0,
-            then=then_of(call.then),
+            then=make_next_calls(call.then),
             group=Member(group, place, wanted),
             headers=headers,
         )
@@ -152,4 +151,4 @@ async def _enqueue(
 
 def _where(call: Call[Any], queue: str) -> tuple[str, int, int]:
     options = call.job.enqueue_options
-    return options.queue or queue, delay_ms(options.delay), call.job.priority_now
+    return options.queue or queue, to_ms(options.delay), call.job.priority_now

@@ -81,7 +81,7 @@ SCHEMA = (
     Key(
         JOB + "<id>",
         "string",
-        'the payload, JSON: `{"f": name, "k": {arguments}}`, and more (`codec.py`)',
+        'the payload, JSON: `{"f": name, "k": {arguments}}`, and more (`payload.py`)',
         "until the job ends",
         "arq",
     ),

@@ -1,16 +1,32 @@
-"""What lies in Redis: arq's payloads and results, as JSON.
+"""The wire format of jobs in Redis: arq's payloads, as JSON.
 
-arq's wire format is a mapping with short keys: `f` function, `a` positional and `k` named arguments, `t` number of
-the try, `et` enqueue time in ms. Ours may add `v`, a mark of the signature that the client knew; `until`, the time in
-ms after which it is not begun; `deadline`, that by which it has to have ended; `then` and `g`, what follows it
-(`then.py`); `h`, headers: texts by name; `ledger`, `only`; and `pickle` where the result has to be one because the
-client's payload was. A result adds `s` success, `r` result, `st` and `ft` start and finish in ms, `q` queue, `id`.
-Stock clients pickle that mapping; here it is JSON. Of a payload only `f` is required.
+A payload is an object with short keys. Only `f` is required.
+
+| key | value |
+| --- | --- |
+| `f` | name of the job |
+| `a`, `k` | positional arguments (array) and arguments by name (object) |
+| `t` | number of the first attempt; null for 1 |
+| `et` | time at which the client enqueued the run, in ms since 1970 |
+| `v` | fingerprint of the signature that the client validated the arguments with |
+| `until` | time in ms after which the run must not begin |
+| `deadline` | time in ms by which the run must have ended |
+| `then` | the calls that follow the run: see below |
+| `g` | the run's place in a group: id, place from 1, and whether the callback needs its result |
+| `h` | headers: texts by name |
+| `ledger` | true after an attempt has begun in the ledger |
+| `only` | run id and step whose quarantined rows are retried |
+| `pickle` | true if the result must be a pickle because the client's payload was one |
+
+Stock arq clients pickle that object. Longhaul reads pickles only if the settings allow it.
+
+`then` is an array of calls, in order. A call is an object with `f` and `k`, and optionally `id` of its run, `q` queue,
+`d` delay in ms, `p` priority, `x` ms after which it has expired, `v` signature fingerprint, and `r`, the name of the
+argument that receives the preceding result. The last run of a chain carries the group of the first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pickle
 import time
@@ -18,35 +34,82 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json, to_json
-
 from worker.errors import InvalidPayload
-from worker.queue.chain import Member, check_then
+from worker.queue.decoding import MAX_BYTES, read_json
 
 _PICKLE = b"\x80"
-_ENCODE_STRICTLY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-#: What every payload may have, and nearly all have nothing else.
+encode_strictly = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+#: Keys that any payload may have. Nearly all payloads have no others.
 _PLAIN = frozenset({"t", "f", "a", "k", "et", "v"})
 _LAST_MS = 253_402_300_800_000  # the year 10,000
+_LONGEST_MS = 100 * 366 * 86_400_000  # a hundred years
+_LONGEST_NAME = 500
+_MOST_ATTEMPTS = 1_000_000
+_MOST_MEMBERS = 1_000_000_000
+
+_CALL_TYPES: dict[str, Any] = {
+    "id": str,
+    "f": str,
+    "k": dict,
+    "v": str,
+    "q": str,
+    "d": int,
+    "p": int,
+    "x": int,
+    "r": str,
+}
+_CALL_BOUNDS = {"d": _LONGEST_MS, "x": _LONGEST_MS, "p": 9}
+
+
+class Member(NamedTuple):
+    """A run's place in a group.
+
+    Attributes:
+        group: id of the group.
+        place: place of the run, from 1.
+        wanted: whether the callback receives the run's result.
+    """
+
+    group: str
+    place: int
+    wanted: bool
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Member | None:
+        """Return the member that the `g` of a payload describes; None if it has none.
+
+        Raises:
+            InvalidPayload: the value is not a group, a place, and a truth value.
+        """
+        if value is None:
+            return None
+        match value:
+            case [str(group), int(place), bool() | 0 | 1 as wanted] if (
+                group and _is_unicode(group) and type(place) is int and 1 <= place <= _MOST_MEMBERS
+            ):
+                return cls(group, place, bool(wanted))
+        raise InvalidPayload(
+            f"the payload's g is not [group, place from 1, whether its result is needed]: {_shown(value)}"
+        )
 
 
 class Payload(NamedTuple):
-    """A job as it lies in the queue."""
+    """A job in the queue."""
 
     function: str
     args: list[Any]
     kwargs: dict[str, Any]
     enqueued_ms: int
-    pickled: bool = False  # so is its result to be
-    in_ledger: bool = False  # a try of it has begun in the ledger, which has to be asked first
-    tries: int | None = None  # number that its first try has at least: `_job_try` of arq's clients
-    only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
-    until_ms: int = 0  # it is not begun after this time; 0 for any
-    deadline_ms: int = 0  # it has to have ended by this time; 0 for any
-    then: tuple[dict[str, Any], ...] = ()  # what follows it: see sequels.py
+    pickled: bool = False  # the result must be a pickle, too
+    in_ledger: bool = False  # an attempt has begun in the ledger, which must be asked first
+    tries: int | None = None  # lowest number of its first attempt: `_job_try` of arq's clients
+    only: tuple[str, str] | None = None  # run and step whose quarantined rows are retried
+    until_ms: int = 0  # the run must not begin after this time; 0 for no limit
+    deadline_ms: int = 0  # the run must have ended by this time; 0 for no limit
+    then: tuple[dict[str, Any], ...] = ()  # the calls that follow: see chain.py
     group: Member | None = None
     headers: Mapping[str, str] = {}
-    version: str = ""  # mark of the signature that its arguments were validated by; '' where the client knew none
+    version: str = ""  # fingerprint of the signature that validated the arguments; '' if the client knew none
 
     @property
     def arguments(self) -> str:
@@ -55,10 +118,10 @@ class Payload(NamedTuple):
         return json.dumps(call, sort_keys=True, ensure_ascii=False, default=str)
 
     def to_json(self) -> str:
-        """Return it in arq's format.
+        """Return the payload in arq's format.
 
         Raises:
-            TypeError: an argument is no JSON value.
+            TypeError: an argument is not a JSON value.
         """
         values: dict[str, Any] = {"t": self.tries, "f": self.function, "a": self.args, "k": self.kwargs}
         values["et"] = self.enqueued_ms
@@ -79,33 +142,17 @@ class Payload(NamedTuple):
         if self.group is not None:
             values["g"] = list(self.group)
         if self.headers:
-            values["h"] = self.headers
-        return _ENCODE_STRICTLY(values)
-
-
-class Result(NamedTuple):
-    """The end of a job as it lies in Redis.
-
-    Attributes:
-        success: whether it returned.
-        value: what it returned, as JSON value; on failure the error in one line.
-        cancelled: whether it was an order that ended it.
-        too_large: bytes of a result that was not kept; 0 for one that was.
-    """
-
-    success: bool
-    value: Any
-    cancelled: bool = False
-    too_large: int = 0
+            values["h"] = dict(self.headers)
+        return encode_strictly(values)
 
 
 def now_ms() -> int:
-    """Return the time in ms since 1970, as arq counts it."""
+    """Return the current time in ms since 1970, the unit of arq's format."""
     return int(time.time() * 1000)
 
 
-def seconds_of(time: float | timedelta | None) -> float:
-    """Return a time that was given in seconds, or as a timedelta, in seconds; 0 for None."""
+def to_seconds(time: float | timedelta | None) -> float:
+    """Return a duration in seconds; 0 for None."""
     return time.total_seconds() if isinstance(time, timedelta) else time or 0.0
 
 
@@ -120,15 +167,15 @@ def payload_text(
     group: Member | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    """Return a new payload of a job.
+    """Return the text of a new payload.
 
     Args:
-        job: its name.
-        arguments: the text of a JSON object, by name.
-        version: mark of the job's signature.
-        until_ms: time after which it is not begun any more; 0 for any.
-        deadline_ms: time by which it has to have ended; 0 for any.
-        then: what follows it.
+        job: name of the job.
+        arguments: its arguments by name, the text of a JSON object.
+        version: fingerprint of the job's signature.
+        until_ms: time after which the run must not begin; 0 for no limit.
+        deadline_ms: time by which the run must have ended; 0 for no limit.
+        then: the calls that follow.
         group: its place in a group.
         headers: texts that travel with the run.
     """
@@ -137,175 +184,151 @@ def payload_text(
     if deadline_ms:
         more += f',"deadline":{deadline_ms}'
     if then:
-        more += f',"then":{_ENCODE_STRICTLY(list(then))}'
+        more += f',"then":{encode_strictly(list(then))}'
     if group is not None:
-        more += f',"g":{_ENCODE_STRICTLY(list(group))}'
+        more += f',"g":{encode_strictly(list(group))}'
     if headers:
-        more += f',"h":{_ENCODE_STRICTLY(headers)}'
+        more += f',"h":{encode_strictly(dict(headers))}'
     return f'{{"t":null,"f":{json.dumps(job)},"a":[],"k":{arguments},"et":{now},"v":"{version}"{more}}}'
 
 
 def without_expiry(raw: str) -> str:
-    """Return a payload that may begin, and end, at any time; what is no payload of ours comes back as it is."""
+    """Return a payload without `until` and `deadline`, for a run that an operator retries. Anything else is kept."""
     try:
-        values = json.loads(raw)
-    except ValueError:
+        values = read_json(raw, "the payload")
+    except InvalidPayload:
         return raw
     if not isinstance(values, dict) or not {"until", "deadline"} & values.keys():
         return raw
     return json.dumps({name: value for name, value in values.items() if name not in ("until", "deadline")})
 
 
-def _loads(raw: bytes) -> Any:
-    """Read JSON: in Rust, unless it is of the kind that only Python's own reader takes, e.g. half a surrogate pair."""
-    try:
-        return from_json(raw)
-    except ValueError:
-        return json.loads(raw)
-
-
-def decode_payload(raw: bytes, *, accept_pickle: bool) -> Payload:
+def decode_payload(raw: bytes, *, accept_pickle: bool, max_bytes: int = MAX_BYTES) -> Payload:
     """Read a payload.
 
+    Args:
+        raw: the value of `arq:job:<id>`.
+        accept_pickle: whether a pickle is read; `worker.accept_pickle`.
+        max_bytes: longest payload that is read; `worker.max_payload_bytes`.
+
     Raises:
-        InvalidPayload: it is none, or a pickle that the settings do not admit.
+        InvalidPayload: it is not a payload, exceeds a limit, or is a pickle that the settings do not allow.
     """
-    pickled = raw[:1] == _PICKLE
-    if pickled and not accept_pickle:
+    if raw[:1] != _PICKLE:
+        return payload_from_values(read_json(raw, "the payload", max_bytes=max_bytes), pickled=False)
+    if not accept_pickle:
         raise InvalidPayload(
             "the payload is a pickle of a stock arq client: give that client job_serializer=json.dumps (encoded), "
-            "or set worker.accept_pickle = true where everybody who reaches Redis may run any code here"
+            "or set worker.accept_pickle = true if everyone who can write to Redis may run code here"
         )
     try:
-        values = pickle.loads(raw) if pickled else _loads(raw)  # noqa: S301
-    except Exception as error:  # noqa: BLE001 - pickles fail with anything
-        raise InvalidPayload(f"the payload is not JSON: {error}") from None
-    return payload_of(values, pickled=pickled)
+        values = pickle.loads(raw)  # noqa: S301
+    except Exception as error:  # noqa: BLE001 - pickles fail with any error
+        raise InvalidPayload(f"the payload is a pickle that cannot be read: {error}") from None
+    return payload_from_values(values, pickled=True)
 
 
-def payload_of(values: Any, *, pickled: bool) -> Payload:
-    """Return the payload that has been read.
+def payload_from_values(values: Any, *, pickled: bool) -> Payload:
+    """Return the payload that an object of arq's format describes.
 
     Args:
-        values: arq's mapping.
+        values: the object.
         pickled: whether its arguments, and so the job's result, are Python's own values.
 
     Raises:
-        InvalidPayload: it is none.
+        InvalidPayload: a key is missing, or has a value of a wrong type or out of its bounds.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
         raise InvalidPayload('the payload is not an object with the job\'s name: {"f": "name", "k": {"argument": 1}}')
+    function = values["f"]
+    if not 0 < len(function) <= _LONGEST_NAME or "\x00" in function or not _is_unicode(function):
+        raise InvalidPayload(f"the payload's f is not the name of a job: {_shown(function)}")
     args, kwargs = values.get("a") or [], values.get("k") or {}
-    enqueued = values.get("et") or 0
     if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
         raise InvalidPayload("the payload's a is not a list, or its k is not an object")
     if not all(isinstance(name, str) for name in kwargs):
         raise InvalidPayload("the payload's k has a name that is not a string")
-    if not isinstance(enqueued, int) or not 0 <= enqueued < _LAST_MS:
-        raise InvalidPayload(f"the payload's et is not a time in ms since 1970: {enqueued!r}")
-    tries = values.get("t")
-    if tries is not None and not isinstance(tries, int):
-        raise InvalidPayload(f"the payload's t is not the number of a try: {tries!r}")
-    version = str(values.get("v") or "")
-    payload = Payload(values["f"], list(args), dict(kwargs), enqueued, pickled, tries=tries, version=version)
+    enqueued = _bounded(values, "et", _LAST_MS, "a time in ms since 1970") or 0
+    attempt = _bounded(values, "t", _MOST_ATTEMPTS, f"the number of an attempt, up to {_MOST_ATTEMPTS:,}")
+    version = values.get("v") or ""
+    if not isinstance(version, str) or len(version) > _LONGEST_NAME:
+        raise InvalidPayload(f"the payload's v is not the fingerprint of a signature: {_shown(version)}")
+    payload = Payload(function, list(args), dict(kwargs), enqueued, pickled, tries=attempt, version=version)
     return payload if values.keys() <= _PLAIN else _with_extras(payload, values)
 
 
 def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
-    """Return a payload with what few have, checked."""
+    """Return a payload with the keys that few payloads have."""
     only = values.get("only")
     if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
-        raise InvalidPayload(f"the payload's only is not a run and a step: {only!r}")
-    for name in ("until", "deadline"):
-        if not isinstance(values.get(name) or 0, int):
-            raise InvalidPayload(f"the payload's {name} is not a time in ms since 1970: {values[name]!r}")
+        raise InvalidPayload(f"the payload's only is not a run and a step: {_shown(only)}")
     headers = values.get("h") or {}
-    if not isinstance(headers, Mapping) or not all(isinstance(v, str) for pair in headers.items() for v in pair):
-        raise InvalidPayload(f"the payload's h is not an object of texts: {headers!r}")
+    if not isinstance(headers, Mapping) or not all(
+        isinstance(text, str) and _is_unicode(text) for pair in headers.items() for text in pair
+    ):
+        raise InvalidPayload(f"the payload's h is not an object of texts: {_shown(headers)}")
     return payload._replace(
         pickled=payload.pickled or values.get("pickle") is True,
         in_ledger=bool(values.get("ledger")),
-        only=tuple(only) if only else None,
-        until_ms=values.get("until") or 0,
-        deadline_ms=values.get("deadline") or 0,
-        then=check_then(values["then"]) if values.get("then") else (),
-        group=Member.read(values.get("g")),
+        only=(only[0], only[1]) if only else None,
+        until_ms=_bounded(values, "until", _LAST_MS, "a time in ms since 1970") or 0,
+        deadline_ms=_bounded(values, "deadline", _LAST_MS, "a time in ms since 1970") or 0,
+        then=_next_calls(values["then"]) if values.get("then") else (),
+        group=Member.from_wire(values.get("g")),
         headers=headers,
     )
 
 
-def result_values(
-    payload: Payload | None, *, success: bool, run_id: str, queue: str, tries: int, started_ms: int
-) -> dict[str, Any]:
-    """Return what arq's format says of a job that ends now, but for its result; see `encode_result`."""
-    return {
-        "t": tries,
-        "f": payload.function if payload else "",
-        "a": payload.args if payload else [],
-        "k": payload.kwargs if payload else {},
-        "et": payload.enqueued_ms if payload else 0,
-        "s": success,
-        "st": started_ms,
-        "ft": now_ms(),
-        "q": queue,
-        "id": run_id,
-    }
+def _bounded(values: Mapping[str, Any], name: str, most: int, meaning: str) -> int | None:
+    """Return a whole number from 0 to `most`, or None if the payload has none."""
+    value = values.get(name)
+    if value is None or (type(value) is int and 0 <= value <= most):
+        return value
+    raise InvalidPayload(f"the payload's {name} is not {meaning}: {_shown(value)}")
 
 
-def encode_result(
-    payload: Payload | None,
-    result: Result,
-    *,
-    run_id: str,
-    queue: str,
-    tries: int,
-    started_ms: int,
-    result_json: str | None = None,
-) -> bytes:
-    """Return a result in arq's format, in the codec that the payload came in.
-
-    Args:
-        payload: the job; None where it could not be read.
-        result: the end.
-        run_id: id of the run.
-        queue: name of the queue.
-        tries: number of the claim.
-        started_ms: begin of this try.
-        result_json: `result.value` as JSON text already, to spare a second encoding.
-    """
-    values = result_values(
-        payload, success=result.success, run_id=run_id, queue=queue, tries=tries, started_ms=started_ms
-    )
-    if result.cancelled:
-        values["cancelled"] = True
-    if result.too_large:
-        values["too_large"] = result.too_large
-    if payload is not None and payload.pickled:
-        return pickle.dumps(values | {"r": python_value(result, result_json)})
-    text = to_json(values, fallback=str).decode()
-    value = result_json if result_json is not None else json.dumps(result.value, ensure_ascii=False)
-    return f'{text[:-1]},"r":{value}}}'.encode()
-
-
-def python_value(result: Result, result_json: str | None) -> Any:
-    """Return what stands for an end in a result that is no JSON: arq's clients raise it where it is an error."""
-    from arq.worker import JobExecutionFailed
-
-    if result.cancelled:
-        return asyncio.CancelledError(result.value)
-    if not result.success:
-        return JobExecutionFailed(result.value)
-    return json.loads(result_json) if result_json is not None else result.value
-
-
-def decode_result(raw: bytes) -> Result:
-    """Read a result of ours.
+def _next_calls(value: Any) -> tuple[dict[str, Any], ...]:
+    """Return the calls that follow a run.
 
     Raises:
-        InvalidPayload: it is none.
+        InvalidPayload: the value is not an array of calls.
     """
+    if not isinstance(value, list):
+        raise InvalidPayload("the payload's then is not a list")
+    for call in value:
+        if not isinstance(call, dict) or not isinstance(call.get("f"), str):
+            raise InvalidPayload(
+                'the payload\'s then has an entry that is no call: {"f": "name", "k": {"argument": 1}}'
+            )
+        for name, part in call.items():
+            if not _is_call_part(name, part):
+                raise InvalidPayload(f"the payload's then has a call whose {name[:50]} cannot be {_shown(part)}")
+    return tuple(value)
+
+
+def _is_call_part(name: str, value: Any) -> bool:
+    if name not in _CALL_TYPES or not isinstance(value, _CALL_TYPES[name]) or isinstance(value, bool):
+        return False
+    if name in _CALL_BOUNDS:
+        return bool(0 <= value <= _CALL_BOUNDS[name])
+    return name not in ("id", "f", "q") or (value != "" and _is_unicode(value))
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: pickles can hold halves of surrogate pairs."""
     try:
-        values = json.loads(raw)
-        return Result(values["s"], values.get("r"), values.get("cancelled", False), values.get("too_large", 0))
-    except (ValueError, TypeError, KeyError):
-        raise InvalidPayload("the result in Redis is not JSON of Longhaul: another worker wrote it") from None
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value's repr for an error message."""
+    if isinstance(value, str | bytes):
+        value = value[:100]
+    elif isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    elif isinstance(value, Mapping | list | tuple):
+        return f"a value of type {type(value).__name__} with {len(value)} entries"
+    return repr(value)[:100]

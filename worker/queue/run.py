@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
 from worker.job.definition import Job
 from worker.queue import keys
-from worker.queue.payload import decode_result, now_ms
+from worker.queue.payload import now_ms
+from worker.queue.result import decode_result
 
 if TYPE_CHECKING:
     from worker.queue.client import Client

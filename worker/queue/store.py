@@ -56,7 +56,7 @@ class Ack(NamedTuple):
         claim: the job.
         result: what its result's key gets; None for none.
         keep_ms: life of that; below 0 for ever.
-        sequel: what follows it: see `sequels.py`.
+        sequel: what follows it: see chain.py.
     """
 
     claim: Claim
@@ -352,7 +352,7 @@ class QueueStore:
     async def add_dead_letter(
         self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False
     ) -> None:
-        """Keep a job that has failed for good as a dead letter: see `dead.py`.
+        """Keep a job that has failed for good as a dead letter: see dead_letters.py.
 
         Args:
             claim: the job.

@@ -22,8 +22,9 @@ from worker.errors import AlreadyFinished, FencedOut, format_error
 from worker.job.definition import Job
 from worker.ledger import OwnedRun, RunSpec
 from worker.queue import keys
-from worker.queue.next_runs import sequel
-from worker.queue.payload import Payload, Result, encode_result, now_ms
+from worker.queue.chain import make_follow_up
+from worker.queue.payload import Payload, now_ms
+from worker.queue.result import Result, encode_result
 from worker.queue.store import Ack, Claim
 from worker.runtime.observer import RunInfo
 from worker.runtime.retry_policy import decide
@@ -172,7 +173,7 @@ class Completer:
         next_: dict[str, Any] | None = None
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
-            next_ = sequel(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
+            next_ = make_follow_up(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
         # What has failed keeps its lock: it may be put back, and is the one with its arguments then.
         lock = self._lock() if result.success or result.cancelled else None
         if lock is not None:

@@ -39,7 +39,8 @@ from worker.errors import (
 from worker.job.definition import Job
 from worker.job.middleware import through
 from worker.job.trace_context import enter
-from worker.queue.payload import Payload, Result, decode_payload, now_ms
+from worker.queue.payload import Payload, decode_payload, now_ms
+from worker.queue.result import Result
 from worker.queue.store import Claim
 from worker.runtime.completer import PAUSED_SECONDS, Completer
 from worker.runtime.observer import RunInfo
