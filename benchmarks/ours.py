@@ -101,5 +101,5 @@ async def bulk_insert(bench: Bench, size: int) -> int:
     for first in range(0, bench.rows, size):
         rows = [{"id": n, "name": f"name {n}", "score": n} for n in range(first, min(first + size, bench.rows))]
         done += await ctx.bulk.insert(Copy, rows)
-    await ctx.close()
+    await ctx._attempt.close()
     return done

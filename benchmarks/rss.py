@@ -46,8 +46,8 @@ async def main(kind: str, rows: int) -> None:
     database = Database(settings, "rss")
     ctx = JobRunner(database, settings).context("rss")
     await WALKS[kind](ctx, rows)
-    await ctx.succeed()
-    await ctx.close()
+    await ctx._attempt.succeed()
+    await ctx._attempt.close()
     await database.close()
     sys.stdout.write(str(peak_kb()))
 

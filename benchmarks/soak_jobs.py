@@ -39,12 +39,12 @@ async def is_unique_for_a_time(ctx: JobContext, n: int) -> None:
     """One with the same number in five seconds."""
 
 
-@job(limit=20, limit_by="tenant")
+@job(concurrency=20, concurrency_key="tenant")
 async def is_limited(ctx: JobContext, tenant: int) -> None:
     """Twenty at once for each tenant."""
 
 
-@job(rate="5000/second burst 100", rate_by="tenant")
+@job(rate="5000/second burst 100", rate_key="tenant")
 async def is_rated(ctx: JobContext, tenant: int) -> None:
     """Some at a time for each tenant."""
 

@@ -210,8 +210,8 @@ async def depth(bench: Bench, scale: Scale) -> Row:
         if batch.last_key % tenth:
             continue
         marks.append(time.perf_counter())
-    await ctx.succeed()
-    await ctx.close()
+    await ctx._attempt.succeed()
+    await ctx._attempt.close()
     first, last = marks[1] - marks[0], marks[-1] - marks[-2]
     what = f"last tenth of {deep.rows:,} rows against the first"
     return Row(what, "rows/s", tenth / last, {"first tenth": tenth / first}, last / first, "≤ 1.1", last / first <= 1.1)

@@ -13,7 +13,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
 
 
 async def send_welcome(ctx: dict[Any, Any], address: str) -> str:
-    """Send a mail; the first try finds the server busy."""
+    """Send a mail; the first attempt finds the server busy."""
     if ctx["job_try"] == 1:
         raise Retry(defer=0.1)
     ctx["sent"].append(address)
@@ -32,4 +32,4 @@ class WorkerSettings:
     cron_jobs = (cron(send_digest, hour=6, minute=30),)
     on_startup = startup
     queue_name = "mail"
-    max_attempts = 3
+    max_tries = 3

@@ -7,7 +7,7 @@ from worker import JobContext, JobInterrupted, job
 _REPORT_EVERY = 10_000
 
 
-@job(process=True, timeout=600)
+@job(run_in="process", timeout=600)
 def count_primes(ctx: JobContext, below: int) -> int:
     """Count the primes below a number, by the sieve of Eratosthenes; interrupted, say how far it came."""
     composite = bytearray(below)

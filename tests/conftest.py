@@ -87,7 +87,7 @@ async def context(database: Database, settings: Settings) -> AsyncIterator[MakeC
 
     yield make
     for ctx in made:
-        await ctx.close()
+        await ctx._attempt.close()
 
 
 @pytest_asyncio.fixture
@@ -111,6 +111,9 @@ async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False)
     """Run a worker in this process; drain it at the end."""
     ready: asyncio.Future[QueueWorker] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(work(settings, Registry(jobs), burst=burst, on_worker=ready.set_result))
+    await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        await task  # it has failed
     worker = await ready
     try:
         yield worker

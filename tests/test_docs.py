@@ -129,7 +129,7 @@ async def reader(
     yield Reader(names, registry, redis)
     worker.drain()
     await task
-    await ctx.close()
+    await ctx._attempt.close()
     for value in names.values():
         if isinstance(value, Database):
             await value.close()

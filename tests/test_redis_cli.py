@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ from tests.conftest import with_worker, working
 from tests.models import Author, authors
 from tests.test_docs import ROOT, blocks
 from tests.waiting import until
-from worker import Client, Job, JobContext, JobFailed, NonRetryableError, Registry, Settings, Worker, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Registry, Settings, Worker, job
 from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger
@@ -69,7 +70,7 @@ PRINTING = "arq:printing"
 printed: dict[str, asyncio.Event] = {}
 
 
-@job(limit=1, rate="600/minute")
+@job(concurrency=1, rate="600/minute")
 async def print_page(ctx: JobContext) -> None:
     """Hold its place until the test is over."""
     await printed["all"].wait()
@@ -307,7 +308,7 @@ async def is_no_more_ordered(scene: Scene, answer: str) -> bool:
 async def rate_is_ordered(scene: Scene, answer: str) -> bool:
     """Of jobs that come at once, the second one has its moment 20 ms later, and not 100."""
     limiter = Limiter(scene.redis)
-    limited = Job(function=print_page.function, name="print_page", limits=Limits(rate=Rate.parse("600/minute")))
+    limited = dataclasses.replace(print_page, limits=Limits(rate=Rate.parse("600/minute")))
     for number in range(20):
         await limiter.enter(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
     after = float(await scene.redis.get(keys.RATE + "print_page"))

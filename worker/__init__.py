@@ -46,7 +46,8 @@ from worker.errors import (
     UsageError,
 )
 from worker.job.call import PREVIOUS_RESULT, Call
-from worker.job.definition import Job, job
+from worker.job.decorator import job
+from worker.job.definition import Job
 from worker.job.middleware import EnqueueCall, Middleware
 from worker.job.propagation import propagate
 from worker.job.registry import Registry, discover

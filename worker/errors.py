@@ -23,6 +23,7 @@ Errors for applications, which jobs and callers raise or catch:
     ├── NonRetryableError        raise it in a job: the run is not retried
     ├── StallTimeout             the run made no progress and is retried
     ├── JobProcessDied           the subprocess of a job ended while it ran
+    ├── JobProcessError          a job in a subprocess raised an exception
     └── Retry                    raise it in a job: the run is retried
         └── Snooze               raise it in a job: the run is retried and no attempt is counted
     JobInterrupted (BaseException)   raised inside a plain function that runs in a thread or a process
@@ -41,6 +42,7 @@ Private control flow of the worker. None of it is an `Exception`, so that a job'
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 
 class LonghaulError(Exception):
@@ -214,6 +216,35 @@ class JobProcessDied(LonghaulError):
     """The subprocess of a job ended while the job ran, for example because it ran out of memory."""
 
 
+class JobProcessError(LonghaulError):
+    """A job in a subprocess raised an exception. `str()` of this error is its class and message.
+
+    Args:
+        type_name: qualified name of its class.
+        message: its message.
+        traceback: its traceback in the subprocess; shown with that of this error.
+        type_names: `module.qualname` of its class and the bases of that; compared with `@job(do_not_retry=...)`.
+        retryable: False if another attempt cannot succeed either.
+    """
+
+    def __init__(
+        self,
+        type_name: str,
+        message: str,
+        traceback: str,
+        *,
+        type_names: Sequence[str] = (),
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.type_names = tuple(type_names)
+        self.retryable = retryable
+        self.add_note(f"Traceback of the subprocess:\n{traceback}")
+
+
 class JobInterrupted(BaseException):
     """Raised inside a plain function, in a thread or a process, when it times out or is cancelled.
 
@@ -232,10 +263,10 @@ class AttemptReleased(AttemptExit):
     """The run goes back to the queue, and no attempt is counted.
 
     Attributes:
-        reason: the state in which the run waits: `waiting` after a drain, or `paused`.
+        reason: why: the worker drains, or an operator has paused the run.
     """
 
-    def __init__(self, reason: str = "waiting") -> None:
+    def __init__(self, reason: Literal["drain", "pause"]) -> None:
         super().__init__(reason)
         self.reason = reason
 

@@ -49,14 +49,14 @@ class Odd(ValueError):
         return f"odd {self.what[1]}"
 
 
-@job(process=True)
+@job(run_in="process")
 def double(ctx: JobContext, order: Order, factor: Decimal = Decimal(2)) -> Order:
     """Types there and back."""
     assert isinstance(order, Order)
     return Order(order.price * factor, order.lead)
 
 
-@job(process=True, name="tell-context", timeout=60)
+@job(run_in="process", name="tell-context", timeout=60)
 def tell(ctx: JobContext) -> dict[str, Any]:
     """What the context says."""
     logging.getLogger("my.log").warning("in process %d", os.getpid())
@@ -71,7 +71,7 @@ def tell(ctx: JobContext) -> dict[str, Any]:
     }
 
 
-@job(process=True)
+@job(run_in="process")
 def report(ctx: JobContext, file: str) -> int:
     """Say how far it is, and wait for word."""
     ctx.progress(3, 4)
@@ -85,7 +85,7 @@ def context() -> dict[str, str]:
     return {"tenant": tenant.get(), "traceparent": traceparent.get(), "tracestate": tracestate.get()}
 
 
-@job(process=True)
+@job(run_in="process")
 def context_in_process(ctx: JobContext) -> dict[str, str]:
     """What came along to a process."""
     found = context() | {"mark": ctx.headers.get("mark", "")}
@@ -93,13 +93,13 @@ def context_in_process(ctx: JobContext) -> dict[str, str]:
     return found
 
 
-@job(process=True)
+@job(run_in="process")
 def wants_session(ctx: JobContext) -> None:
     """Ask for what there is not."""
     ctx.transaction()
 
 
-@job(process=True, max_attempts=2, backoff=0, no_retry=[Odd])
+@job(run_in="process", max_attempts=2, backoff=0, do_not_retry=[Odd])
 def fail(ctx: JobContext, how: str) -> None:
     """Raise."""
     if how == "declined":
@@ -114,7 +114,7 @@ def fail(ctx: JobContext, how: str) -> None:
         raise ValueError("in there")
 
 
-@job(process=True, max_attempts=1)
+@job(run_in="process", max_attempts=1)
 def die(ctx: JobContext, how: str) -> None:
     """End the process."""
     if how == "segfault":
@@ -124,7 +124,7 @@ def die(ctx: JobContext, how: str) -> None:
     os._exit(3)
 
 
-@job(process=True, timeout=0.3, max_attempts=1)
+@job(run_in="process", timeout=0.3, max_attempts=1)
 def spin(ctx: JobContext, file: str, answer: bool = False) -> str:
     """Compute until it is interrupted, and clean up for longer than the clock's tick."""
     Path(file).write_text("begun")
@@ -139,21 +139,21 @@ def spin(ctx: JobContext, file: str, answer: bool = False) -> str:
         raise
 
 
-@job(process=True)
+@job(run_in="process")
 def sleep(ctx: JobContext, file: str) -> None:
     """Wait in the kernel."""
     Path(file).write_text(str(os.getpid()))
     time.sleep(60)
 
 
-@job(process=True, max_attempts=1)
+@job(run_in="process", max_attempts=1)
 def hold_the_lock(ctx: JobContext, file: str) -> None:
     """Hold the interpreter's lock, as a regular expression does, for longer than anybody waits."""
     Path(file).write_text(str(os.getpid()))
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
-@job(process=True, max_attempts=1)
+@job(run_in="process", max_attempts=1)
 def deaf(ctx: JobContext) -> None:
     """Swallow the interruption."""
     while True:

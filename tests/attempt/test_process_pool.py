@@ -1,8 +1,9 @@
-"""`@job(process=True)`: plain functions in processes of their own."""
+"""`@job(run_in="process")`: plain functions in processes of their own."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 import psutil
 import pytest
-from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from tests.attempt.process_jobs import (
+    Odd,
     Order,
     deaf,
     die,
@@ -36,11 +37,23 @@ from tests.attempt.process_jobs import (
 )
 from tests.conftest import with_worker, working
 from tests.waiting import until
-from worker import Client, JobCancelled, JobContext, JobFailed, RegistrationError, Settings, job
-from worker.attempt import process_pool
-from worker.attempt.process_protocol import describe_error, error_of
+from worker import (
+    Client,
+    JobCancelled,
+    JobContext,
+    JobFailed,
+    JobInterrupted,
+    NonRetryableError,
+    RegistrationError,
+    Retry,
+    Settings,
+    Snooze,
+    job,
+)
+from worker.attempt.process_pool import ProcessPool
+from worker.attempt.process_protocol import describe_error, make_error
 from worker.embedded import Services
-from worker.errors import format_error
+from worker.errors import JobProcessError
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -86,7 +99,9 @@ async def test_the_context_says_what_it_does_anywhere(
         run = await client.enqueue(tell)
         told: Any = await run.result(timeout=20)
         refused = await client.enqueue(wants_session)
-        with pytest.raises(JobFailed, match=r"UsageError: ctx.transaction: a job in a process has run_id"):
+        with pytest.raises(
+            JobFailed, match=r"JobProcessError: UsageError: ctx.transaction: a job in a process has run_id"
+        ):
             await refused.result(timeout=5)
         assert (told["run"], told["job"], told["attempt"], told["tries"]) == (run.id, "tell-context", 1, 3)
         assert began - 1 < told["at"] < time.time() and told["pid"] != os.getpid() and told["stdin"] == ""
@@ -107,10 +122,10 @@ async def _mirrored(redis: Redis, run_id: str, expected: tuple[bytes, bytes]) ->
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("declined", r"^Declined: no \(7\)$"),
-        ("odd", r"^Odd: odd thing$"),
+        ("declined", r"^JobProcessError: Declined: no \(7\)$"),
+        ("odd", r"^JobProcessError: Odd: odd thing$"),
         ("exit", r"NonRetryableError: the job raised SystemExit"),
-        ("value", r"^ValueError: in there \(try 2, the last\)$"),
+        ("value", r"^JobProcessError: ValueError: in there \(try 2, the last\)$"),
     ],
 )
 async def test_an_exception_is_judged_as_that_of_any_job(
@@ -126,36 +141,46 @@ async def test_an_exception_is_judged_as_that_of_any_job(
     assert "process_jobs.py" in letter, "the traceback of the process"
 
 
-def test_an_exception_is_made_again_without_running_its_class() -> None:
-    class Local(Exception):
-        def __init__(self) -> None:
-            raise AssertionError("nobody calls this")
+class Unreadable(Exception):
+    """An error whose text cannot be read, and which no one can make again."""
 
-    told = describe_error(KeyError("k"))
-    again = error_of(told)
-    assert (type(again), again.args) == (KeyError, ("k",)) and "KeyError" in str(again.__cause__)
-    told = describe_error(Local.__new__(Local, "x"))
-    again = error_of(told)
-    assert (type(again).__name__, str(again)) == ("Local", "x"), "it is not in this process's modules"
-    for error in (FileNotFoundError(2, "No such file", "name"), _raised(lambda: b"\xff".decode())):
-        again = error_of(describe_error(error))
-        assert isinstance(again, type(error)) and str(again) == str(error)
-    invalid = _raised(lambda: TypeAdapter(int).validate_python("x"))  # a class from which none can be derived
-    again = error_of(describe_error(invalid))
-    assert isinstance(again, ValueError) and format_error(again) == format_error(invalid)
+    def __init__(self) -> None:
+        super().__init__(object())
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
 
 
-def _raised(call: Callable[[], object]) -> Exception:
-    with pytest.raises(Exception) as raised:
-        call()
-    return raised.value
+def test_make_error_describes_any_exception_without_running_its_class() -> None:
+    key = make_error(json.loads(json.dumps(describe_error(KeyError("k")))))
+    assert isinstance(key, JobProcessError) and (key.type_name, str(key)) == ("KeyError", "KeyError: 'k'")
+    assert key.retryable and {"builtins.KeyError", "builtins.LookupError"} <= set(key.type_names)
+    assert "KeyError: 'k'" in "".join(traceback.format_exception(key)), "the log shows the traceback of the process"
+    unreadable = make_error(json.loads(json.dumps(describe_error(Unreadable()))))
+    assert str(unreadable) == "Unreadable: <its __str__ raised RuntimeError>"
+    refused = make_error(describe_error(NonRetryableError("no")))
+    assert isinstance(refused, JobProcessError) and not refused.retryable
+
+
+def test_make_error_keeps_what_orders_the_worker() -> None:
+    retry = make_error(json.loads(json.dumps(describe_error(Retry(after=3, message="later")))))
+    snooze = make_error(json.loads(json.dumps(describe_error(Snooze(4, "not yet")))))
+    assert (type(retry), type(snooze)) == (Retry, Snooze)
+    assert isinstance(retry, Retry) and isinstance(snooze, Snooze)
+    assert (retry.after, str(retry), snooze.after, str(snooze)) == (3, "later", 4, "not yet")
+    assert isinstance(make_error(describe_error(JobInterrupted())), JobInterrupted)
+
+
+def test_forbids_retry_compares_the_names_of_an_error_of_a_process() -> None:
+    assert fail.forbids_retry(make_error(describe_error(Odd("x")))) and fail.forbids_retry(Odd("x"))
+    assert not fail.forbids_retry(make_error(describe_error(ValueError("x"))))
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ("segfault", r"its process \d+ was ended by SIGSEGV in the middle of die"),
-        ("killed", r"its process \d+ was ended by SIGKILL in the middle of die, perhaps for want of memory"),
+        ("killed", r"its process \d+ was ended by SIGKILL in the middle of die, perhaps because it ran out of memory"),
         ("exits", r"its process \d+ ended with exit status 3 in the middle of die"),
     ],
 )
@@ -269,15 +294,17 @@ async def _gone(pid: int) -> bool:
 
 
 def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:
-    with pytest.raises(RegistrationError, match=r"process=True is for plain functions, and .* is an `async def`: make"):
+    with pytest.raises(
+        RegistrationError, match=r'run_in="process" is for plain functions, and .* is an `async def`: make'
+    ):
 
-        @job(process=True)
+        @job(run_in="process")
         async def wrong(ctx: JobContext) -> None:
             """Not plain."""
 
     with pytest.raises(RegistrationError, match="define it at the top of a module"):
 
-        @job(process=True)
+        @job(run_in="process")
         def local(ctx: JobContext) -> None:
             """Nobody else can find it."""
 
@@ -286,9 +313,8 @@ def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:
 
     main.__module__ = "__main__"
     with pytest.raises(RegistrationError, match=r"the script that was started.*move it to a module"):
-        job(process=True)(main)
+        job(run_in="process")(main)
 
 
-def test_the_processes_are_as_many_as_the_machine_has() -> None:
-    pool = process_pool._pool(None)
-    assert pool is process_pool._pool(len(os.sched_getaffinity(0)))
+def test_process_pool_has_as_many_processes_as_there_are_cpus() -> None:
+    assert ProcessPool(None).max_processes == len(os.sched_getaffinity(0))

@@ -94,7 +94,7 @@ async def in_finally() -> None:
         await clean_up()
 
 
-@job(timeout=0.1, grace=0.2, backoff=0, max_attempts=2)
+@job(timeout=0.1, grace_period=0.2, backoff=0, max_attempts=2)
 async def deaf(ctx: JobContext) -> str:
     """Swallow what interrupts it, at its first try."""
     seen["tries"].append(ctx.attempt)
@@ -119,7 +119,7 @@ async def brief(ctx: JobContext) -> str:
     return "brief"
 
 
-@job(grace=0.1, backoff=0)
+@job(grace_period=0.1, backoff=0)
 async def deaf_walk(ctx: JobContext, lock: bool) -> int:
     """Swallow what interrupts it in the second batch, at the first try."""
     seen["tries"].append(ctx.attempt)
@@ -140,7 +140,7 @@ async def deaf_walk(ctx: JobContext, lock: bool) -> int:
     return ctx.rows_done
 
 
-@job(grace=0.1)
+@job(grace_period=0.1)
 async def deaf_in_transaction(ctx: JobContext) -> None:
     """Write, swallow a cancellation, and want to commit; then try everything else that a job can do."""
     try:
@@ -171,7 +171,7 @@ async def _bulk(ctx: JobContext) -> None:
     await ctx.bulk.insert(Author, authors(1))
 
 
-@job(limit=1, grace=0.1, backoff=0)
+@job(concurrency=1, grace_period=0.1, backoff=0)
 async def deaf_and_alone(ctx: JobContext) -> None:
     """Swallow what interrupts it, at its first try; at the second, wait for word."""
     seen["tries"].append(ctx.attempt)
@@ -203,7 +203,7 @@ def stubborn_thread(ctx: JobContext) -> str:
         return "a part"
 
 
-@job(timeout=0.1, grace=0.1, max_attempts=1)
+@job(timeout=0.1, grace_period=0.1, max_attempts=1)
 def deaf_thread(ctx: JobContext) -> None:
     """Wait where nothing can be raised."""
     seen["thread"].wait()
@@ -401,7 +401,7 @@ _DEAF = """
 import asyncio
 from worker import JobContext, job
 
-@job(timeout=0.1, grace=0.1, max_attempts=1)
+@job(timeout=0.1, grace_period=0.1, max_attempts=1)
 async def deaf(ctx: JobContext) -> None:
     while True:
         try:

@@ -38,9 +38,9 @@ async def main(kind: str, rows: int) -> None:
     database = Database(settings, "rss")
     ctx = JobRunner(database, settings).context("rss")
     await {"chunks": walk_chunks, "stream": walk_stream}[kind](ctx, rows)
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert ctx.rows_done == rows
-    await ctx.close()
+    await ctx._attempt.close()
     await database.close()
     sys.stdout.write(str(peak_kb()))
 

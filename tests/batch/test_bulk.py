@@ -249,6 +249,6 @@ async def test_a_copy_first_in_a_transaction_goes_with_its_rollback(context: Mak
         async for batch in ctx.chunks(select(Sample), lock=False):
             await batch.bulk.insert(Author, authors(500))  # the first statement of this transaction
             raise RuntimeError
-    await ctx.fail()
+    await ctx._attempt.fail()
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Author)) == 0

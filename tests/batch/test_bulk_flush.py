@@ -173,7 +173,7 @@ async def test_a_row_that_is_gone_is_an_error(context: MakeContext, database: Da
             await batch.bulk.delete(Author, [batch[3].id])
             for author in batch:
                 author.seen += 1
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_what_is_written_before_a_bulk_operation_is_seen_by_it(context: MakeContext, database: Database) -> None:

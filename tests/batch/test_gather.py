@@ -36,13 +36,13 @@ async def test_calls_are_bounded_and_hold_no_transaction(context: MakeContext, d
         return f"{author.name} {row_key}"
 
     ctx = context("run")
-    run = await ctx.durable_run()
+    run = await ctx._attempt.durable_run()
     async for batch in ctx.chunks(select(Author), size=20, lock=False):
         outcomes = await batch.gather(call, concurrency=4)
         assert [outcome.row for outcome in outcomes] == list(batch)
         for outcome in outcomes:
             outcome.row.code = outcome.result or ""
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert most == 4
     assert states == {"idle"}
     async with database.session() as session:
@@ -64,7 +64,7 @@ async def test_keys_stay_when_batches_are_other_ones(context: MakeContext) -> No
     with pytest.raises(RuntimeError):
         async for batch in first.stream(by_code, size=20):
             await batch.gather(call, concurrency=1)
-    await first.fail()
+    await first._attempt.fail()
     await first.close()
     before, keys, failing = keys, [], False
     async for batch in context("run").stream(by_code, size=7):
@@ -94,7 +94,7 @@ async def test_errors_are_the_batchs_or_collected(context: MakeContext) -> None:
     with pytest.raises(ValueError, match="three"):
         async for batch in ctx.chunks(select(Author.id), size=10, lock=False):
             await batch.gather(call)
-    await ctx.fail()
+    await ctx._attempt.fail()
     assert sorted(cancelled) == [key for key in range(1, 11) if key != 3]
     collecting = True
     async for batch in context().chunks(select(Author.id), size=10, lock=False):
@@ -116,10 +116,10 @@ async def test_an_open_transaction_is_refused(context: MakeContext) -> None:
                 if not lock:
                     await batch.bulk.insert(Book, [{"author_id": 1, "title": "x"}])
                 await batch.gather(call)
-        await ctx.fail()
+        await ctx._attempt.fail()
     ctx = context()
     with pytest.raises(UsageError, match="have no key"):
         async for partition in ctx.stream(select(Author.id), restart="from_start"):
             assert partition.first_key is None
             await partition.gather(call)
-    await ctx.fail()
+    await ctx._attempt.fail()

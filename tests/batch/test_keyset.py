@@ -101,8 +101,8 @@ async def test_every_row_is_done_once_over_a_restart(
             rows = [{"key": key, "done": done + 1} for key, done in batch]
             assert await batch.bulk.update(table, rows) == len(rows)
         else:
-            await ctx.succeed()
-        await ctx.close()
+            await ctx._attempt.succeed()
+        await ctx._attempt.close()
     walked.remove(None)
     async with database.session() as session:
         ordered = (await session.scalars(select(table.c.key).order_by(by))).all()
@@ -244,7 +244,7 @@ async def test_a_walk_whose_order_goes_in_circles_ends_with_an_error(
     with pytest.raises(LonghaulError, match="would never end"):
         async for _ in ctx.chunks(select(Author), size=10):
             monkeypatch.setattr(Keyset, "encode", lambda self, key: [10])
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 @pytest.mark.parametrize("type_", [Boolean, CHAR(4)])
@@ -345,10 +345,10 @@ async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name
             (asyncpg.UndefinedColumnError, ProgrammingError, asyncpg.InvalidCachedStatementError)
         ) as told:
             await walk(first)
-        await first.fail()
+        await first._attempt.fail()
         await first.close()
         assert "n" in str(told.value)
-        assert (await first.durable_run()).rows == 10
+        assert (await first._attempt.durable_run()).rows == 10
     async with database.engine.begin() as connection:
         await connection.execute(text("ALTER TABLE odd ADD COLUMN IF NOT EXISTS n int NOT NULL DEFAULT 0"))
     await walk(context("run"))

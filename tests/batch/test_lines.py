@@ -33,7 +33,7 @@ async def load(ctx: JobContext, path: Path, *, die_in: int | None = None) -> lis
         if batch.number == die_in:
             raise RuntimeError("died")
         sizes.append(len(batch))
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     return sizes
 
 
@@ -42,7 +42,7 @@ async def begun(context: MakeContext, path: Path) -> None:
     first = context("run")
     with pytest.raises(RuntimeError):
         await load(first, path, die_in=2)
-    await first.fail()
+    await first._attempt.fail()
     await first.close()
 
 

@@ -70,9 +70,9 @@ async def test_a_loop_that_is_left_on_purpose_commits_its_batch(
 ) -> None:
     ctx = context("run")
     await body(ctx)
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert await seen(database) == {0: 30, 1: 20}
-    run = await ctx.durable_run()
+    run = await ctx._attempt.durable_run()
     assert run.steps["1-chunks"].done
 
 
@@ -147,13 +147,13 @@ async def test_an_exception_that_the_job_catches_rolls_its_batch_back_and_is_tol
     ctx = context("run")
     await body(ctx)
     with pytest.raises(LonghaulError, match=r"an exception has left the loop chunks at step '1-chunks', batch 3, keys"):
-        await ctx.succeed()
-    await ctx.close()
+        await ctx._attempt.succeed()
+    await ctx._attempt.close()
     assert await seen(database) == {0: 30, 1: 20}
     again = context("run")
     async for batch in again.chunks(select(Author), size=10):
         await mark(batch)
-    await again.succeed()
+    await again._attempt.succeed()
     assert await seen(database) == {1: 50}
 
 
@@ -164,7 +164,7 @@ async def test_no_other_loop_begins_after_it(context: MakeContext, database: Dat
     await body(ctx)
     with pytest.raises(LonghaulError, match="and the job went on"):
         await ctx.sweep(update(Author).values(seen=9))
-    await ctx.fail()
+    await ctx._attempt.fail()
     assert await seen(database) == {0: 30, 1: 20}
 
 
@@ -182,11 +182,11 @@ async def test_two_loops_at_once_are_refused_and_neither_is_marked_as_done(
     with pytest.raises(LonghaulError, match="inside the body of another, or beside it"):
         await both(ctx)
     await asyncio.sleep(0.05)  # the other one ends by itself
-    await ctx.fail()
-    await ctx.close()
+    await ctx._attempt.fail()
+    await ctx._attempt.close()
     again = context("run")
     assert await again.sweep(update(Author).values(seen=Author.seen + 1), size=10, name="a") == 50
-    await again.succeed()
+    await again._attempt.succeed()
     assert await seen(database) == {1: 50}
 
 
@@ -199,7 +199,7 @@ async def test_two_loops_over_one_statement_need_names(context: MakeContext, dat
     ctx = context()
     for region in (1, 2):
         await ctx.sweep(update(Author).where(Author.region == region).values(seen=1), name=f"region {region}")
-    await ctx.succeed()
+    await ctx._attempt.succeed()
 
 
 @pytest.mark.usefixtures("rows")
@@ -209,7 +209,7 @@ async def test_the_session_of_a_batch_cannot_be_ended_from_beneath(context: Make
     with pytest.raises(LonghaulError, match=verb):
         async for batch in ctx.chunks(select(Author), size=10):
             await batch.session.run_sync(lambda session: getattr(session, verb)())
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 @pytest.mark.usefixtures("rows")
@@ -218,5 +218,5 @@ async def test_the_session_of_a_batch_is_over_with_it(context: MakeContext, data
     kept = [batch.session async for batch in ctx.chunks(select(Author), size=10)]
     with pytest.raises(Exception, match="permanently closed"):
         await kept[0].execute(text("UPDATE author SET seen = 7"))
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert await seen(database) == {0: 50}

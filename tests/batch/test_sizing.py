@@ -94,6 +94,6 @@ async def test_every_row_is_walked_once_whatever_the_sizes(
         walked += partition
     assert walked == [*range(1, 2001), *range(2000, 0, -1)]
     assert await ctx.sweep(update(Author).values(seen=Author.seen + 1), size="auto") == 2000
-    run = await ctx.durable_run()
-    await ctx.close()
+    run = await ctx._attempt.durable_run()
+    await ctx._attempt.close()
     assert run.batches > 200

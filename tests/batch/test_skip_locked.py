@@ -29,7 +29,7 @@ async def count(ctx: JobContext, **options: Any) -> list[list[int]]:
         for author in batch:
             author.seen += 1
         batches.append([author.id for author in batch])
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     return batches
 
 
@@ -61,7 +61,7 @@ async def test_locked_rows_are_done_at_the_end(context: MakeContext, database: D
             if batch.number == 5:
                 assert await remembered(database) == [[3], [4], [25]]
                 await other.rollback()
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert batches[0] == [1, 2, 5, 6, 7, 8, 9, 10]
     assert batches[5:] == [[3, 4, 25]]
     assert await seen_once(database)
@@ -123,7 +123,7 @@ async def _ids(ctx: JobContext, statement: Any) -> list[int]:
     found: list[int] = []
     async for batch in ctx.chunks(statement, size=10, skip_locked=True):
         found += [author.id for author in batch]
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     return found
 
 
@@ -138,7 +138,7 @@ async def test_composite_and_descending_keys_are_remembered(context: MakeContext
             if len(found) == 47:
                 assert await remembered(database) == [[6, 6], [6, 20], [0, 7]]
                 await other.rollback()
-    await ctx.succeed()
+    await ctx._attempt.succeed()
     assert found[47:] == [6, 20, 7]
     assert len(set(found)) == 50
 

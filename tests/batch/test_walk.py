@@ -50,7 +50,7 @@ async def mark(ctx: JobContext, *, stop_after: int | None = None, size: int = 10
             author.seen += 1
         if stop_after is not None and batch.number > stop_after:
             raise RuntimeError("the job dies in the middle of a batch")
-    await ctx.succeed()
+    await ctx._attempt.succeed()
 
 
 async def test_each_row_is_done_once(context: MakeContext, database: Database) -> None:
@@ -68,7 +68,7 @@ async def test_a_batch_that_raises_is_rolled_back_and_done_again_with_the_same_n
     await fill(first, 100)
     with pytest.raises(RuntimeError):
         await mark(first, stop_after=4)
-    await first.fail()
+    await first._attempt.fail()
     await first.close()
     assert await seen(database) == {0: 60, 1: 40}
     second = context("run")
@@ -89,8 +89,8 @@ async def test_a_finished_loop_is_skipped_and_a_finished_run_answers(context: Ma
     second = context("run")
     await mark(second)
     assert await seen(database) == {1: 30}
-    assert second.ledger_run is not None
-    await second.ledger_run.finish("succeeded", result="30")
+    assert second._attempt.ledger_run is not None
+    await second._attempt.ledger_run.finish("succeeded", result="30")
     third = context("run")
     with pytest.raises(AlreadyFinished) as caught:
         await mark(third)
@@ -117,8 +117,8 @@ async def test_break_commits_the_batch_and_ends_the_step(context: MakeContext, d
     changed = await ctx.sweep(update(Author).where(Author.seen == 1).values(seen=2))
     assert changed == 10
     assert await seen(database) == {0: 20, 2: 10}
-    assert ctx.ledger_run is not None
-    assert [step.done for step in ctx.ledger_run.steps.values()] == [True, True]
+    assert ctx._attempt.ledger_run is not None
+    assert [step.done for step in ctx._attempt.ledger_run.steps.values()] == [True, True]
 
 
 async def test_a_worker_that_was_replaced_cannot_commit(context: MakeContext, database: Database) -> None:
@@ -132,7 +132,7 @@ async def test_a_worker_that_was_replaced_cannot_commit(context: MakeContext, da
     async with database.transaction() as session:
         await session.execute(text("UPDATE worker.run SET backend_pid = NULL"))
     other = context("run")
-    await other.durable_run()
+    await other._attempt.durable_run()
     with pytest.raises(FencedOut):
         await anext(loop)
     await slow.fail()
@@ -234,8 +234,8 @@ async def test_composite_and_descending_keys_walk_every_row_once_and_resume(
                 author.seen += 1
             if batch.number == 4:
                 raise RuntimeError
-    await ctx.fail()
-    await ctx.close()
+    await ctx._attempt.fail()
+    await ctx._attempt.close()
     assert keys[0] == first
     await mark(context("run"), by=by, size=9)
     assert await seen(database) == {1: 100}
@@ -288,7 +288,7 @@ async def test_a_stream_whose_key_can_repeat_does_not_resume(context: MakeContex
     with pytest.raises(UnsupportedStatement, match=reason):
         async for _ in ctx.stream(statement(aliased(Author)).order_by(Author.id)):
             pytest.fail("a partition was read")
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_groups_behind_an_outer_join_can_be_of_null_and_do_not_resume(context: MakeContext) -> None:
@@ -297,7 +297,7 @@ async def test_groups_behind_an_outer_join_can_be_of_null_and_do_not_resume(cont
     with pytest.raises(UnsupportedStatement, match="outer join"):
         async for _ in ctx.stream(groups.order_by(Book.author_id)):
             pytest.fail("a partition was read")
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
@@ -321,7 +321,7 @@ async def test_a_loop_that_took_another_ones_place_is_refused(context: MakeConte
     ctx = context("run")
     await fill(ctx, 30)
     await mark(ctx)
-    await ctx.close()
+    await ctx._attempt.close()
     after_deploy = context("run")
     with pytest.raises(CursorMismatch, match="is the end of another walk"):
         async for _ in after_deploy.chunks(select(Author).where(Author.region == 1)):
@@ -338,7 +338,7 @@ async def test_loader_options_work_and_a_lazy_load_says_what_to_do(context: Make
     with pytest.raises(LazyLoadError, match=r"Author\.books.*selectinload.*joinedload.*AsyncAttrs"):
         async for batch in ctx.chunks(select(Author), name="lazy"):
             batch[0].books  # noqa: B018
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_without_lock_no_transaction_is_open_while_the_body_runs(
@@ -364,7 +364,7 @@ async def test_a_batch_cannot_be_ended_by_its_body(context: MakeContext, verb: s
     with pytest.raises(LonghaulError, match=verb):
         async for batch in ctx.chunks(select(Author)):
             await getattr(batch.session, verb)()
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
@@ -390,7 +390,7 @@ async def test_a_table_that_is_not_there_is_said_to_be_missing(context: MakeCont
             statement = select(nowhere.c.id).order_by(nowhere.c.id)
             async for _ in ctx.stream(statement.group_by(nowhere.c.id) if kind == "groups" else statement):
                 pass
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_a_loop_inside_a_loop_is_refused(context: MakeContext) -> None:
@@ -400,7 +400,7 @@ async def test_a_loop_inside_a_loop_is_refused(context: MakeContext) -> None:
         async for _ in ctx.chunks(select(Author)):
             async for _ in ctx.chunks(select(Author)):
                 pass
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ async def test_a_key_that_cannot_order_a_walk_is_refused_before_the_first_batch(
     with pytest.raises(UnsupportedStatement, match=reason):
         async for _ in ctx.chunks(select(Author), by=by):
             pytest.fail("a batch was read")
-    await ctx.fail()
+    await ctx._attempt.fail()
 
 
 async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) -> None:
@@ -436,8 +436,8 @@ async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) ->
     await fill(ctx, 30)
     with pytest.raises(RuntimeError):
         await mark(ctx, stop_after=1)
-    await ctx.fail()
-    await ctx.close()
+    await ctx._attempt.fail()
+    await ctx._attempt.close()
     after_deploy = context("run")
     with pytest.raises(CursorMismatch, match="--from-start"):
         async for _ in after_deploy.chunks(select(Author).where(Author.region == 1), size=10):
@@ -450,15 +450,15 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
     await fill(ctx, 50)
     with pytest.raises(AttemptReleased):
         await mark(ctx)
-    await ctx.fail()
-    assert ctx.ledger_run is not None
-    assert await ctx.ledger_run.hand_back("waiting", failed=False) == 1
-    await ctx.close()
+    await ctx._attempt.fail()
+    assert ctx._attempt.ledger_run is not None
+    assert await ctx._attempt.ledger_run.hand_back("waiting", failed=False) == 1
+    await ctx._attempt.close()
     again = context("run")
     await mark(again)
     assert await seen(database) == {1: 50}
-    assert again.ledger_run is not None
-    assert (again.ledger_run.attempt, again.ledger_run.takeovers) == (1, 0)
+    assert again._attempt.ledger_run is not None
+    assert (again._attempt.ledger_run.attempt, again._attempt.ledger_run.takeovers) == (1, 0)
 
 
 async def test_a_batch_that_ends_its_worker_each_time_is_named_with_its_keys(context: MakeContext) -> None:
@@ -472,10 +472,10 @@ async def test_a_batch_that_ends_its_worker_each_time_is_named_with_its_keys(con
                 await anext(loop)
             except PoisonBatch as error:
                 assert error.keys == [1, 10]
-                await ctx.fail()
+                await ctx._attempt.fail()
                 return
-        await ctx.fail()
-        await ctx.close()
+        await ctx._attempt.fail()
+        await ctx._attempt.close()
     pytest.fail("the deadly batch was run without end")
 
 
@@ -494,10 +494,10 @@ async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, da
     titles = select(source.id, source.name + "!").where(source.region != 3)
     copy = insert(Book).from_select(["author_id", "title"], titles)
     with pytest.raises(AttemptReleased):
-        ctx._control = StopsAfter(2)
+        ctx._attempt._control = StopsAfter(2)
         await ctx.sweep(copy, size=30)
-    await ctx.fail()
-    await ctx.close()
+    await ctx._attempt.fail()
+    await ctx._attempt.close()
     assert await context("copy").sweep(copy, size=30) == 86
     async with database.session() as session:
         books = (await session.execute(select(Book.author_id, Book.title).order_by(Book.author_id))).all()
@@ -550,7 +550,7 @@ async def test_a_stream_of_groups_resumes_after_the_last_committed_partition(
             await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
             if partition.number == 3:
                 raise RuntimeError
-    await first.fail()
+    await first._attempt.fail()
     await first.close()
     second = context("run")
     regions = []
@@ -594,7 +594,7 @@ async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -
     with pytest.raises(UnsupportedStatement, match="from_start"):
         async for _ in ctx.stream(select(Author)):
             pytest.fail("a partition was read")
-    await ctx.fail()
+    await ctx._attempt.fail()
     rows = 0
     async for partition in context().stream(select(Author.id), size=10, restart="from_start"):
         rows += len(partition)
@@ -607,4 +607,4 @@ async def test_objects_of_a_stream_that_were_changed_are_an_error_and_not_lost(c
     with pytest.raises(LonghaulError, match="read-only"):
         async for partition in ctx.stream(select(Author).order_by(Author.id), size=10):
             partition[0].seen = 5
-    await ctx.fail()
+    await ctx._attempt.fail()

@@ -68,7 +68,7 @@ async def send_mail(ctx: JobContext, to: str) -> str:
     return f"sent to {to}"
 
 
-@job(limit=1)
+@job(concurrency=1)
 async def export(ctx: JobContext) -> None:
     """Keep the only place until the test is over."""
     await gate["go"].wait()

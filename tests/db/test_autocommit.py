@@ -63,7 +63,7 @@ async def test_with_an_engine_of_somebody_elses(context: MakeContext, database: 
             async for batch in ctx.chunks(select(Author), size=5):
                 for author in batch:
                     author.seen = 1
-        await ctx.close()
+        await ctx._attempt.close()
     finally:
         await database.engine.dispose()
         database.engine = ours

@@ -10,7 +10,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.conftest import MakeContext
 from worker import JobContext, Settings, job, load_settings
-from worker.attempt.perform import perform
 from worker.db.engine import Database
 
 names: list[str] = []
@@ -25,7 +24,8 @@ async def tell_name(ctx: JobContext) -> None:
 
 async def test_connections_are_named_after_worker_and_job(context: MakeContext, database: Database) -> None:
     names.clear()
-    await perform(tell_name, context(), {})
+    ctx = context()
+    await ctx._attempt.run(tell_name, ctx, {})
     assert names == ["longhaul:test:tell_name"]
     async with database.session() as session:  # the same connection, for nobody's job
         assert await session.scalar(text("SHOW application_name")) == "longhaul:test"

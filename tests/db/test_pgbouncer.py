@@ -78,16 +78,16 @@ async def test_a_walk_reads_what_a_column_has_become(pooled: Database) -> None:
             async with pooled.transaction() as session:
                 await session.execute(text("ALTER TABLE author ALTER region TYPE bigint USING region + 10000000000"))
     assert seen == [1, 2, 3, 4, 10_000_000_005, 10_000_000_006]
-    await ctx.close()
+    await ctx._attempt.close()
 
 
 async def test_the_ledger_names_no_backend_that_is_not_the_runs_alone(pooled: Database) -> None:
     ctx = JobRunner(pooled, load_settings(environment={})).context("test", "run")
-    await ctx.durable_run()
+    await ctx._attempt.durable_run()
     async with pooled.session() as session:
         row = (await session.execute(text("SELECT state, backend_pid, backend_start FROM worker.run"))).one()
     assert tuple(row) == ("running", None, None)
-    await ctx.close()
+    await ctx._attempt.close()
 
 
 def test_what_pgbouncer_refuses_is_told_with_what_to_do(settings: Settings) -> None:

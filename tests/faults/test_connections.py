@@ -282,7 +282,7 @@ async def walked(ctx: JobContext) -> int:
     return ctx.rows_done
 
 
-@job(limit=1, rate="100/second")
+@job(concurrency=1, rate="100/second")
 async def limited(ctx: JobContext) -> None:
     """Pass a gate."""
 

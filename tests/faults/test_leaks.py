@@ -14,7 +14,6 @@ from sqlalchemy.exc import SAWarning
 from tests.conftest import MakeContext
 from tests.models import Author, authors
 from worker import JobContext, job
-from worker.attempt.perform import perform
 from worker.db.engine import Database
 
 JOBS = 1000
@@ -55,7 +54,7 @@ async def test_a_thousand_cancelled_jobs_leak_nothing(
 
     async def cancel_one(number: int) -> None:
         ctx = context()
-        task = asyncio.create_task(perform(busy_walk if number % 4 == 0 else busy, ctx, {}))
+        task = asyncio.create_task(ctx._attempt.run(busy_walk if number % 4 == 0 else busy, ctx, {}))
         await asyncio.sleep(chance.uniform(0, 0.12))  # the random moment
         task.cancel()
         if number % 2:  # and once more, in the middle of the rollback that the first one began
@@ -65,7 +64,7 @@ async def test_a_thousand_cancelled_jobs_leak_nothing(
         while not (await asyncio.wait({task}, timeout=1))[0]:
             task.cancel()
         assert task.cancelled()
-        await ctx.close()
+        await ctx._attempt.close()
 
     numbers = iter(range(JOBS))
 

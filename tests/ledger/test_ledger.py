@@ -20,8 +20,8 @@ async def walk(ctx: JobContext, batches: int) -> OwnedRun:
     loop = aiter(ctx.chunks(select(Author), size=10))
     for _ in range(batches + 1):
         await anext(loop)
-    await ctx.fail()
-    return await ctx.durable_run()
+    await ctx._attempt.fail()
+    return await ctx._attempt.durable_run()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_a_division_by_zero_at_commit_is_no_fence(context: MakeContext, da
         ctx = context("run")
         with pytest.raises(DivisionByZeroError):
             await ctx.sweep(update(Author).values(seen=1), size=10)
-        await ctx.close()
+        await ctx._attempt.close()
     finally:
         async with database.transaction() as session:
             await session.execute(text("DROP FUNCTION divide CASCADE"))
@@ -90,10 +90,10 @@ async def test_a_connection_that_is_still_in_use_does_not_go_back_to_the_pool(
     context: MakeContext, database: Database
 ) -> None:
     ctx = context("run")
-    run = await ctx.durable_run()
+    run = await ctx._attempt.durable_run()
     raw = run.driver.raw
     await raw.execute("BEGIN")  # as a task does that the job has left behind
-    await ctx.close()
+    await ctx._attempt.close()
     async with database.engine.connect() as connection:
         assert (await connection.get_raw_connection()).driver_connection is not raw
         await connection.execute(text("SELECT 1"))
@@ -120,7 +120,7 @@ async def test_a_retry_goes_on_from_the_checkpoint_or_from_the_start(context: Ma
     assert await ledger.retry("run", from_start=False) is None  # it has not ended
     await run.finish("dead", error="no")
     with pytest.raises(AlreadyFinished):
-        await context("run").durable_run()
+        await context("run")._attempt.durable_run()
     spec = await ledger.retry("run", from_start=False)
     assert spec is not None
     again = context("run")
@@ -129,7 +129,7 @@ async def test_a_retry_goes_on_from_the_checkpoint_or_from_the_start(context: Ma
     assert (run.rows, run.attempt) == (30, 1)
     await run.finish("dead", error="no")
     await ledger.retry("run", from_start=True)
-    assert (await context("run").durable_run()).rows == 0
+    assert (await context("run")._attempt.durable_run()).rows == 0
 
 
 @pytest.mark.usefixtures("rows")
@@ -146,7 +146,7 @@ async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Data
     before = await updates()
     ctx = context("run")
     await walk(ctx, 4)
-    await ctx.close()  # its backend tells of its updates when it is idle
+    await ctx._attempt.close()  # its backend tells of its updates when it is idle
 
     async def told() -> bool:
         return (await updates())[0] - before[0] >= 4

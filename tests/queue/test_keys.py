@@ -44,7 +44,7 @@ async def walk(ctx: JobContext) -> None:
         await go["on"].wait()
 
 
-@job(limit=1, rate="1/minute", unique=["number"])
+@job(concurrency=1, rate="1/minute", unique=["number"])
 async def bounded(ctx: JobContext, number: int) -> None:
     """Keep its place until the test is over."""
     await go["on"].wait()
@@ -92,7 +92,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
             assert known is not None, f"{raw!r} is in Redis, and keys.SCHEMA does not know it"
             assert keys.TYPE_ANSWERS.get(known.type, known.type) == kind, raw
             seen.add(known.name)
-            if "keep_result" in known.lives and raw.decode().endswith(":fine"):
+            if "result_ttl" in known.lives and raw.decode().endswith(":fine"):
                 assert await redis.ttl(raw) > 0, raw
         assert {one.name for one in keys.SCHEMA} - seen <= {keys.RETRIED, keys.RESERVED + "<id>"}, (
             "the table has keys that nobody writes"

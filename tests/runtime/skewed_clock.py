@@ -25,7 +25,7 @@ LOOKED = "test:looked"
 RUNS = "test:runs"
 
 
-@job(cron="* * * * *", keep_result=0)
+@job(cron="* * * * *", result_ttl=0)
 async def each_minute(ctx: JobContext) -> None:
     """Note that it has run."""
     await ctx.redis.rpush(RUNS, f"{ctx.run_id} {ctx.attempt}")

@@ -47,19 +47,19 @@ async def count(tenant: str = "") -> None:
     here[0] -= 1
 
 
-@job(limit=3)
+@job(concurrency=3)
 async def narrow(ctx: JobContext) -> None:
     """Three at once."""
     await count()
 
 
-@job(limit=1, limit_by="tenant")
+@job(concurrency=1, concurrency_key="tenant")
 async def one_each(ctx: JobContext, tenant: str) -> None:
     """One at once for each tenant."""
     await count(tenant)
 
 
-@job(limit=1)
+@job(concurrency=1)
 async def waits(ctx: JobContext) -> None:
     """Until it may end."""
     await seen["gate"].wait()
@@ -190,7 +190,11 @@ def test_what_is_no_rate_is_refused_at_import(text: str) -> None:
 
 
 def test_names_of_arguments_that_are_not_there_are_refused_at_import() -> None:
-    for rules in ({"limit": 1, "limit_by": "nope"}, {"rate": "1/second", "rate_by": "nope"}, {"unique": "nope"}):
+    for rules in (
+        {"concurrency": 1, "concurrency_key": "nope"},
+        {"rate": "1/second", "rate_key": "nope"},
+        {"unique": "nope"},
+    ):
         with pytest.raises(RegistrationError, match="it has no argument 'nope'; it has n"):
 
             @job(**rules)  # type: ignore[call-overload]
@@ -410,7 +414,7 @@ async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, clie
 # --- stalls
 
 
-@job(stall=0.3, on_stall="retry", max_attempts=2, backoff=0)
+@job(stall_timeout=0.3, on_stall="retry", max_attempts=2, backoff=0)
 async def hangs_once(ctx: JobContext) -> int:
     """Make progress for a while, and then none, the first time."""
     seen["tries"].append(ctx.attempt)

@@ -13,7 +13,7 @@ from tests.conftest import with_worker, working
 from tests.waiting import until
 from worker import Client, Job, JobContext, RegistrationError, Registry, Settings, job
 from worker.db.engine import Database
-from worker.job.definition import CronLine
+from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler, firing_id

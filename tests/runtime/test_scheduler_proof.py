@@ -25,7 +25,7 @@ from tests.waiting import until
 from worker import JobContext, Registry, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services
-from worker.job.definition import CronLine
+from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime import scheduler as cron_module
@@ -139,12 +139,12 @@ class EachSecond(CronLine):
         return moment.replace(microsecond=0) + timedelta(seconds=1)
 
 
-@job(keep_result=0)
+@job(result_ttl=0)
 async def each_second(ctx: JobContext) -> None:
     """Nothing."""
 
 
-each_second = replace(each_second, cron=(EachSecond("each second", "UTC"),))
+each_second = replace(each_second, schedule=(EachSecond("each second", "UTC"),))
 
 #: What the clock of this task's machine says, in seconds too much.
 error: ContextVar[Callable[[], float]] = ContextVar("error", default=lambda: 0.0)

@@ -52,7 +52,7 @@ async def always_fail(ctx: JobContext) -> None:
     raise ValueError("never")
 
 
-@job(no_retry=[KeyError])
+@job(do_not_retry=[KeyError])
 async def not_again(ctx: JobContext, kind: str) -> None:
     """Fail with an error that another try cannot cure."""
     tries.append(ctx.attempt)

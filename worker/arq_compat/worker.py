@@ -103,7 +103,7 @@ class Worker(StockWorker):
         jobs, others = _sorted(functions)
         self._registry = Registry(jobs)
         for job in jobs:
-            job.check()
+            job.codec.check()
         self.settings = _settings(settings, arguments, needs_database=bool(jobs))
         if arguments.get("redis_pool") is None and arguments.get("redis_settings") is None:
             self._url = self.settings.redis.url
@@ -111,7 +111,7 @@ class Worker(StockWorker):
             self._url = _url(arguments.get("redis_settings"), arguments.get("redis_pool"))
         self._asked_to_stop: Signals | None = None
         self._queue: ArqQueueWorker | None = None
-        named = [func(job.function, name=job.name) for job in jobs]  # type: ignore[arg-type]
+        named = [func(job.__call__, name=job.name) for job in jobs]  # type: ignore[arg-type]
         super().__init__(functions=[*others, *named], **arguments)  # type: ignore[arg-type]
         self._given_settings = arguments.get("redis_settings")
         self._accepts_pickle = self.job_deserializer is None if accept_pickle is None else accept_pickle

@@ -1,31 +1,32 @@
-"""What the durable loops of one try stand in: its run in the ledger, orders, throttles, and what becomes of failures.
+"""`Attempt`: one attempt of one job, from its first line to the commit of its last batch.
 
-`JobContext` is the face of it that a job sees; `worker.batch.loop.WalkHost` is what the loops see.
+A job sees it through `JobContext`, its durable loops through `worker.batch.walk.WalkHost`, and the worker itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
+import contextvars
+import functools
 import logging
 import random
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from worker.attempt.control import AttemptControl, JobRules
-from worker.attempt.offload import OffloadedCall
+from worker.attempt.boundary import Boundary
+from worker.attempt.control import AttemptControl
+from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
+from worker.attempt.process_pool import ProcessRequest
 from worker.batch import Progress, Walk, swallowed_error_message
 from worker.batch.batch_retry import FailedBatch, RetryPlan
-from worker.batch.throttle import ThrottleContext, Throttles, Wait, throttles_of
-from worker.cancellation import run_to_completion
+from worker.batch.throttle import Throttle
 from worker.db.engine import Database
 from worker.db.errors import is_transient, is_unavailable
-from worker.db.sessions import roll_back
+from worker.db.sessions import ScopedSession
 from worker.errors import (
-    AttemptReleased,
-    Cancelled,
     CursorMismatch,
     FencedOut,
     LonghaulError,
@@ -35,33 +36,45 @@ from worker.errors import (
     UsageError,
     format_error,
 )
+from worker.job.definition import Job
+from worker.job.propagation import current_job
+from worker.job.trace_context import headers_here
 from worker.ledger import Ledger, OwnedRun, RunSpec
 from worker.settings import Settings
 
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+
 logger = logging.getLogger("longhaul.jobs")
 
-_POLL_SECONDS = 0.5
-#: Longest wait for a run that is just being begun in the ledger when its job is given up.
-_BEGINNING_SECONDS = 5.0
-#: Entries for errors that should pass and do not, until that is a failed try.
-_ENTRIES_WITHOUT_PROGRESS = 12
-#: Errors that no row is to blame for, and no smaller batch cures.
-_NO_ROWS_FAULT = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
+#: Longest wait for the ledger to begin the run of a job that is being abandoned.
+_BEGIN_SECONDS = 5.0
+#: Retries of a batch for transient errors without progress, until the attempt has failed.
+_BATCH_RETRIES = 12
+#: Errors that no row is to blame for, and that no smaller batch cures.
+_NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
 
 
 class Attempt:
-    """One try of one job, as its loops see it.
+    """State and orders of one attempt of one job.
 
     Args:
         run_id: id of the run.
         job: name of the job.
-        spec: makes the run's identity for the ledger, at the first loop.
-        attempt: number of the try, from 1.
+        number: number of the attempt, from 1.
+        spec: makes the identity of the run for the ledger, at the first durable loop.
         settings: the worker's.
         database: the worker's.
-        ledger: where the run is, or will be at its first loop.
-        rules: of the job.
+        ledger: where the run is, or will be at its first durable loop.
         control: the worker.
+        pools: threads and processes for plain functions.
+        max_attempts: attempts without progress until the run is dead.
+        throttles: those of the job; each attempt uses a copy.
+
+    Attributes:
+        where: the batch that was open when the job raised, in words; None if none was.
+        broken: the loop that an exception has left, in words; None if none has.
+        failure: the batch that failed, to be retried; None if no batch was open.
     """
 
     def __init__(
@@ -69,98 +82,187 @@ class Attempt:
         *,
         run_id: str,
         job: str,
+        number: int,
         spec: Callable[[], RunSpec],
-        attempt: int,
         settings: Settings,
         database: Database,
         ledger: Ledger,
-        rules: JobRules,
         control: AttemptControl,
+        pools: JobPools,
+        max_attempts: int,
+        throttles: Sequence[Throttle] = (),
     ) -> None:
         self.run_id = run_id
         self.job = job
-        self.attempt = attempt
+        self.number = number
         self.settings = settings
         self.database = database
-        self._spec = spec
-        self._ledger = ledger
-        self._rules = rules
-        self._control = control
-        self._run: OwnedRun | None = None
-        self._said_done = 0
-        self._loop: Walk | None = None
-        self._names: set[str] = set()
-        self._count = 0
-        #: The batch that was open when the job raised, in words.
+        self.max_attempts = max_attempts
         self.where: str | None = None
         self.broken: str | None = None
         self.failure: FailedBatch | None = None
+        self._spec = spec
+        self._ledger = ledger
+        self._control = control
+        self._pools = pools
+        self._job_throttles = throttles
+        self._run: OwnedRun | None = None
+        self._reported_rows = 0
+        self._loop: Walk | None = None
+        self._names: set[str] = set()
+        self._count = 0
         self._entry: RetryPlan | None = None
-        self._entries = self._batches_then = 0
+        self._entries = self._batches_before = 0
         self._walks: set[str] = set()
-        self.on_durable: Callable[[], None] = lambda: None
-        self._given_up = False
-        #: What runs for the job in threads and processes, and the loop in which that is waited for.
-        self.outside: set[OffloadedCall] = set()
-        self.home: asyncio.AbstractEventLoop | None = None
+        self._sessions: WeakSet[ScopedSession] | None = None
+        self._offloaded: set[OffloadedCall] = set()
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._is_abandoned = False
 
     @cached_property
     def _opening(self) -> asyncio.Lock:
         return asyncio.Lock()
 
     @cached_property
-    def _throttles(self) -> Throttles:
-        rules = self.settings.throttle
-        # A throttle has a state of its own in each run.
-        mine = [*throttles_of(rules), *(copy.copy(throttle) for throttle in self._rules.throttles)]
-        return Throttles(mine, check_interval_seconds=rules.check_interval_seconds)
+    def _boundary(self) -> Boundary:
+        return Boundary(
+            self.job,
+            self._control,
+            self._job_throttles,
+            self.settings.throttle,
+            ensure_not_abandoned=self.ensure_not_abandoned,
+        )
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, in earlier tries too; or what a job without loops has said."""
-        return self._run.rows if self._run else self._said_done
+        """Rows of all committed batches of this run, also of earlier attempts; or what a job without loops reports."""
+        return self._run.rows if self._run else self._reported_rows
 
     @property
-    def walking(self) -> bool:
-        """Whether the job stands in a durable loop, which obeys orders at its next boundary."""
+    def is_walking(self) -> bool:
+        """Whether the job is in a durable loop, which obeys orders at its next boundary."""
         return self._loop is not None
 
     @property
     def ledger_run(self) -> OwnedRun | None:
-        """The run in the ledger; None as long as no durable loop has begun."""
+        """The run in the ledger; None until the first durable loop begins."""
         return self._run
 
-    # --- what the loops ask of their host
+    # --- the job's function
+
+    async def run(self, job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, Any]) -> Any:
+        """Run a job, and commit what its loops have left open; run it again if that cures the error of a batch.
+
+        The caller ends the run in ledger and queue, and closes this attempt.
+
+        Args:
+            job: the job.
+            ctx: its context.
+            arguments: by name, in the types of its signature (see `Job.decode_arguments`).
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            BaseException: What the function raised. Its open batch is rolled back.
+        """
+        token = current_job.set(job.name)
+        try:
+            while True:
+                try:
+                    result = await self.call(job, ctx, (), arguments)
+                    await self.succeed()
+                except BaseException as error:
+                    await self.fail()
+                    if not await self.retry_batch(error):
+                        raise
+                else:
+                    return result
+        finally:
+            current_job.reset(token)
+
+    async def call(self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a job's function where it runs: in this event loop, in a thread, or in a process.
+
+        Raises:
+            CancelledError: A cancellation was passed on to a thread or process, and the function let it pass.
+            BaseException: What the function raised.
+        """
+        if job.run_in == "loop":
+            return await job.function(ctx, *args, **kwargs)
+        self._event_loop = asyncio.get_running_loop()
+        if job.run_in == "thread":
+            function = functools.partial(contextvars.copy_context().run, job.function, ctx, *args, **kwargs)
+            return await self._offload(self._pools.threads.start(function))
+        request = ProcessRequest(
+            module=job.function.__module__,
+            function=job.function.__qualname__,
+            job=job.name,
+            arguments=job.encode_arguments_json(args, kwargs),
+            run_id=self.run_id,
+            attempt=self.number,
+            enqueued_at=ctx.enqueued_at.isoformat(),
+            headers={**ctx.headers, **headers_here()},
+        )
+        text = await self._offload(self._pools.processes.start(request, self.settings, self.report_progress))
+        return job.decode_result_json(text)
+
+    async def _offload(self, call: OffloadedCall) -> Any:
+        self._offloaded.add(call)
+        try:
+            return await await_offloaded(call)
+        finally:
+            self._offloaded.discard(call)
+
+    def report_progress(self, done: int, total: int | None = None) -> None:
+        """Report the progress of a job without a durable loop; see `JobContext.progress`."""
+        if self._event_loop is not None and asyncio._get_running_loop() is None:  # from a thread
+            self._event_loop.call_soon_threadsafe(self.report_progress, done, total)
+            return
+        share = min(1.0, done / total) if total else None
+        self._reported_rows = done
+        self._control.report(Progress("", "job", done, total, share, 0, 0, 0.0, None), self.rows_done)
+
+    def open_session(self) -> ScopedSession:
+        """Return a new session, which cannot commit after this attempt has been abandoned."""
+        self.ensure_not_abandoned()
+        if self._sessions is None:
+            self._sessions = WeakSet()
+        session = self.database.sessions()
+        self._sessions.add(session)
+        return session
+
+    # --- the host of durable loops, see `WalkHost`
 
     @property
     def throttled(self) -> bool:
-        """Whether the walk may have to wait at a boundary: no transaction is then begun before it."""
-        return self._throttles.any
-
-    @property
-    def max_attempts(self) -> int:
-        """Tries without progress after which the run is dead."""
-        return self._rules.max_attempts
+        """Whether the walk may have to wait at a boundary; no transaction is begun ahead of it then."""
+        return self._boundary.has_throttles
 
     async def durable_run(self) -> OwnedRun:
-        """Begin the run in the ledger, at the first call."""
+        """Return the run in the ledger; the first call begins it."""
         async with self._opening:
-            self.refuse_given_up()
+            self.ensure_not_abandoned()
             if self._run is None:
                 self._run = await self._ledger.begin(self._spec())
-                self.attempt = self._run.attempt
-                self.on_durable()
+                self.number = self._run.attempt
+                self._control.became_durable(self._run)
         return self._run
 
     async def enter_loop(self, loop: Walk) -> None:
-        """Settle the loop before this one, which the job has left by `break`."""
+        """Settle the preceding loop, which the job has left by `break`.
+
+        Raises:
+            UsageError: That loop is still in progress.
+            LonghaulError: The job has caught an exception that left it.
+        """
         before = self._loop
         if before is not None and before is not loop:
             if before.in_progress:
                 raise UsageError(
-                    f"job {self.job}: a durable loop inside the body of another, or beside it: their batches cannot be "
-                    f"in two transactions and one. Walk the join, or read the inner rows with batch.session. Where the "
-                    f"other loop was left by `break`, and a generator of yours still holds it, close that first"
+                    f"job {self.job}: durable loops cannot be nested or run concurrently in one job, because each "
+                    f"batch owns the run's transaction. Walk the join, or read the inner rows with batch.session. If "
+                    f"the other loop was left by `break`, close the generator of yours that still holds it"
                 )
             await before.leave()
         if self.broken is not None:
@@ -173,73 +275,35 @@ class Attempt:
             self._loop = None
 
     def step_name(self, kind: str, name: str | None) -> str:
-        """Return a name for the step that is unique in the job."""
+        """Return the name of a step, unique in the job: the given one, or one of its kind and order."""
         self._count += 1
         chosen = name or f"{self._count}-{kind}"
         if chosen in self._names:
-            raise UsageError(f"job {self.job}: two loops are named {chosen!r}; a step's name is its own")
+            raise UsageError(f"job {self.job}: two loops are named {chosen!r}; give each step a name of its own")
         self._names.add(chosen)
         return chosen
 
     def ensure_unique_statement(self, walk: str) -> None:
-        """Refuse a second loop without a name over the same statement: after a restart, which is which?"""
+        """Raise `UsageError` for a second unnamed loop over one statement: a restart could not tell them apart."""
         if walk in self._walks:
             raise UsageError(
-                f"job {self.job}: two loops walk the same statement: give each a name=... that is made of what they "
-                f"differ in, so that after a restart each finds its own cursor: {walk}"
+                f"job {self.job}: two loops walk the same statement: give each a name=... that contains what they "
+                f"differ in, so that each finds its own cursor after a restart: {walk}"
             )
         self._walks.add(walk)
 
     async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Obey orders: leave for a drain or a pause, end by a cancel. Wait for what throttles the walk, and for the end
-        of a pause where it cannot be gone on with elsewhere."""
-        since: datetime | None = None
-        while True:
-            self.refuse_given_up()
-            order = await self._control.order(self.run_id, self.job)
-            held: Wait | None = None
-            if order is None and not self._control.draining:
-                held = await self._held(table)
-                if held is None:
-                    if since is not None:
-                        self._control.throttled(self, None, since)
-                    return
-            await self._end_transaction()
-            if order == "cancel":
-                raise Cancelled("cancelled by order")
-            if self._control.draining:
-                raise AttemptReleased("waiting")
-            if order == "pause" and resumable:
-                raise AttemptReleased("paused")
-            held = held or Wait("paused")
-            now = datetime.now(UTC)
-            since = since or now
-            self._control.throttled(self, held, since)
-            left = (held.until - now).total_seconds() if held.until else _POLL_SECONDS
-            await asyncio.sleep(min(max(left, 0.0), _POLL_SECONDS))
-
-    async def _end_transaction(self) -> None:
-        """End what was begun for the next batch: nothing waits with a transaction open."""
-        run = await self.durable_run()
-        await run_to_completion(roll_back(run.driver.rollback()))
-
-    async def _held(self, table: str) -> Wait | None:
-        run = await self.durable_run()
-        self._throttles.order(self._control.rows_per_second(self.run_id, self.job))
-        looking = run.driver.reading() if self._throttles.ask_server else nullcontext(run.driver.raw)
-        async with looking as raw:
-            return await self._throttles.hold(
-                ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
-            )
+        """Obey orders and throttles between two batches; see `Boundary.wait`."""
+        await self._boundary.wait(await self.durable_run(), resumable=resumable, table=table)
 
     def report(self, progress: Progress) -> None:
-        """Tell the worker of a committed batch."""
-        self._control.report(self, progress)
+        """Report a committed batch to the worker."""
+        self._control.report(progress, self.rows_done)
 
-    # --- another entry, after a batch has failed
+    # --- retry of a failed batch
 
     def take_entry(self, step: str) -> RetryPlan | None:
-        """Return how a loop is entered again, once; None where it is not."""
+        """Return how a step is retried, once; None if it is not."""
         entry = self._entry
         if entry is None or entry.step != step:
             return None
@@ -247,30 +311,25 @@ class Attempt:
         return entry
 
     async def retry_batch(self, error: BaseException) -> bool:
-        """Make the context ready for another call of the job's function, where that can cure the error.
+        """Prepare another call of the job's function, if that can cure the error of a batch.
 
-        What will pass (a deadlock, a timeout of lock or statement) is tried again with half of the rows, down to one;
-        what a row is to blame for, where its loop has a quarantine, until that row stands alone and is set aside.
+        After a transient error (deadlock, lock timeout, statement timeout) the batch is retried with half of its rows,
+        down to one. After another error, if the loop has a quarantine, it is halved until the row that fails stands
+        alone; that row goes to quarantine.
 
         Returns:
-            False where the error is the run's.
+            False if the error is that of the run.
         """
         failure, run = self.failure, self._run
-        if (
-            self._given_up
-            or failure is None
-            or run is None
-            or not isinstance(error, Exception)
-            or is_unavailable(error)
-        ):
+        if self._is_abandoned or failure is None or run is None or not isinstance(error, Exception):
             return False
-        if isinstance(error, _NO_ROWS_FAULT):
+        if is_unavailable(error) or isinstance(error, _NOT_OF_A_ROW):
             return False
-        if run.batches != self._batches_then:
-            self._entries, self._batches_then = 0, run.batches
+        if run.batches != self._batches_before:
+            self._entries, self._batches_before = 0, run.batches
         self._entries += 1
         if is_transient(error):
-            if self._entries > _ENTRIES_WITHOUT_PROGRESS:
+            if self._entries > _BATCH_RETRIES:
                 return False
             entry = failure.halved()
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
@@ -283,22 +342,26 @@ class Attempt:
         else:
             return False
         logger.warning(
-            "%s %s: step %r failed (%s): entered again with %s",
+            "batch retried: job=%s run=%s step=%r with=%s error=%s",
             self.job,
             self.run_id,
             failure.step,
+            "its row in quarantine" if entry.set_aside else f"{entry.limit} rows",
             format_error(error),
-            "the row set aside" if entry.set_aside else f"{entry.limit} rows",
         )
         self._entry = entry
         self._loop, self.where, self.broken, self.failure = None, None, None, None
         self._names, self._walks, self._count = set(), set(), 0
         return True
 
-    # --- the end, called by whoever runs the job
+    # --- the end
 
     async def succeed(self) -> None:
-        """Commit what the job has left open: it has returned."""
+        """Commit what the job has left open: it has returned.
+
+        Raises:
+            LonghaulError: The job has caught an exception that left a loop.
+        """
         if self._loop is not None:
             await self._loop.leave()
         if self.broken is not None:
@@ -310,28 +373,30 @@ class Attempt:
             await self._loop.fail()
 
     async def close(self) -> None:
-        """Give the run's connection back."""
+        """Release the connection of the run."""
         if self._run is not None:
             await self._run.release()
 
-    async def give_up(self) -> list[str]:
-        """Refuse whatever the job does from now on: it was given up, and goes on by itself.
+    async def abandon(self) -> list[str]:
+        """Reject everything that the job does from now on: it did not end when it was interrupted, and keeps running.
 
-        The connection of its run is closed, with what it has open; nobody else may have it as long as the job's batch
-        could still use it.
+        Its sessions cannot commit. The connection of its run is closed, not returned to the pool, because the job's
+        open batch could still use it.
 
         Returns:
-            What is to be said of it in the log.
+            What became of its threads and processes, for the log.
         """
-        self._given_up = True
+        self._is_abandoned = True
+        for session in self._sessions or ():
+            session.refuse_commit()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_BEGINNING_SECONDS), self._opening:
+            async with asyncio.timeout(_BEGIN_SECONDS), self._opening:
                 pass
         if self._run is not None:
             await self._run.release(discard=True)
-        return [await call.give_up() for call in list(self.outside)]
+        return [await call.abandon() for call in list(self._offloaded)]
 
-    def refuse_given_up(self) -> None:
-        """Raise `FencedOut` in a job that was given up."""
-        if self._given_up:
-            raise FencedOut(f"run {self.run_id} was given up here: it did not end when it was interrupted")
+    def ensure_not_abandoned(self) -> None:
+        """Raise `FencedOut` in a job that was abandoned."""
+        if self._is_abandoned:
+            raise FencedOut(f"run {self.run_id} was abandoned here: it did not end when it was interrupted")

@@ -1,31 +1,30 @@
-"""`JobContext`: what a job is handed."""
+"""`JobContext`: the context that a job gets as its first argument."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
-from worker.attempt.control import AttemptControl, JobRules, NoControl
-from worker.batch import Batch, Bulk, Chunks, Progress, Stream, Sweep
+from worker.batch import Bulk, Chunks, Stream, Sweep
 from worker.batch.batch_retry import OnError
 from worker.batch.lines import Lines
 from worker.batch.options import ChunkOptions, Count, StreamOptions
 from worker.batch.sizing import Size
 from worker.batch.skip_locked import SkippingChunks
-from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
 from worker.errors import UnsupportedStatement
-from worker.ledger import Ledger, RunSpec
-from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.db.engine import Database
+    from worker.job.definition import Job
+    from worker.settings import Settings
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -34,94 +33,94 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
 
-class JobContext(Attempt):
-    """Session scopes, durable loops and bulk operations of one try of one job.
+class JobContext:
+    """The context of one attempt of a job: session scopes, durable loops, bulk operations, and progress.
+
+    Its public names are all that a job may use; the attempt behind it belongs to the worker.
+
+    Args:
+        attempt: the attempt.
+        enqueued_at: aware time.
+        headers: texts by name that came with the run.
+        redis: the worker's connection to Redis.
 
     Attributes:
-        run_id: id of the run, the job's id in Redis.
-        job: name of the job.
-        attempt: 1 for the first try.
-        enqueued_at: aware time.
-        headers: texts by name that came with the run, of its middleware and the variables that are carried.
-        settings: the worker's.
-        database: the worker's engine and scopes, for what the context does not offer.
+        enqueued_at: aware time at which the run was enqueued.
+        headers: texts by name that came with the run, from middleware and propagated context variables.
         redis: the worker's connection to Redis; None without a worker.
     """
 
     def __init__(
         self,
+        attempt: Attempt,
         *,
-        run_id: str,
-        job: str,
-        spec: Callable[[], RunSpec],
-        attempt: int,
         enqueued_at: datetime,
-        settings: Settings,
-        database: Database,
-        ledger: Ledger,
-        rules: JobRules,
-        control: AttemptControl | None = None,
-        redis: Any = None,
         headers: Mapping[str, str] | None = None,
+        redis: Any = None,
     ) -> None:
-        super().__init__(
-            run_id=run_id,
-            job=job,
-            spec=spec,
-            attempt=attempt,
-            settings=settings,
-            database=database,
-            ledger=ledger,
-            rules=rules,
-            control=control or NoControl(),
-        )
+        self._attempt = attempt
         self.enqueued_at = enqueued_at
-        self.redis = redis
         self.headers: Mapping[str, str] = {} if headers is None else headers
-        self._sessions: WeakSet[ScopedSession] | None = None
+        self.redis = redis
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run; it is also the id of arq's job."""
+        return self._attempt.run_id
+
+    @property
+    def job(self) -> str:
+        """Name of the job."""
+        return self._attempt.job
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1."""
+        return self._attempt.number
+
+    @property
+    def settings(self) -> Settings:
+        """The worker's settings."""
+        return self._attempt.settings
+
+    @property
+    def database(self) -> Database:
+        """The worker's engine and scopes, for what the context does not offer."""
+        return self._attempt.database
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of all committed batches of this run, also of earlier attempts; or what `progress` has reported."""
+        return self._attempt.rows_done
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Say how far a job without a durable loop is; it shows where the rows of a walk do, and counts as progress.
+        """Report the progress of a job without a durable loop. It is shown as the rows of a walk are.
 
         Args:
-            done: so many of what the job counts.
-            total: of so many; None where that is not known.
+            done: number of items that are done.
+            total: number of all items; None if it is not known.
         """
-        if self.home is not None and asyncio._get_running_loop() is None:  # from a thread
-            self.home.call_soon_threadsafe(self.progress, done, total)
-            return
-        share = None if not total else min(1.0, done / total)
-        self._said_done = done
-        self._control.report(self, Progress("", "job", done, total, share, 0, 0, 0.0, None))
+        self._attempt.report_progress(done, total)
+
+    async def _call(self, job: Job[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return await self._attempt.call(job, self, args, kwargs)
 
     # --- scopes
 
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:
-        """Open a session: `async with ctx.session() as session`. Commit in it as often as you like; what is
-        open at the end is committed, or rolled back when the block raises."""
-        return session_scope(self._new_session)
+        """Open a session: `async with ctx.session() as session`. Commit in it as often as you like.
+
+        At the end of the block, the open transaction is committed; it is rolled back if the block raises.
+        """
+        return session_scope(self._attempt.open_session)
 
     def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
-        """Open a session in one transaction, committed once, at the end; rolled back when the block raises."""
-        return transaction_scope(self._new_session)
+        """Open a session in one transaction, committed once at the end of the block; rolled back if it raises."""
+        return transaction_scope(self._attempt.open_session)
 
     def savepoint(self, session: AsyncSession) -> AbstractAsyncContextManager[AsyncSession]:
-        """Open a savepoint in a session's transaction; catch the error outside of it, and go on."""
+        """Open a savepoint in a session's transaction. Catch the error outside of the block to go on after it."""
         return savepoint_scope(session)
-
-    def _new_session(self) -> ScopedSession:
-        self.refuse_given_up()
-        if self._sessions is None:
-            self._sessions = WeakSet()
-        session = self.database.sessions()
-        self._sessions.add(session)
-        return session
-
-    async def give_up(self) -> list[str]:
-        """Refuse whatever the job does from now on; what it has open in sessions cannot be committed."""
-        for session in self._sessions or ():
-            session.refuse_commit()
-        return await super().give_up()
 
     # --- loops
 
@@ -150,7 +149,7 @@ class JobContext(Attempt):
         on_error: OnError = "raise",
         quarantine_limit: float = 0,
     ) -> Chunks[Any]:
-        """LeavableWalk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
+        """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
 
         A batch is committed, with its cursor, when the loop asks for the next one; it is rolled back when the
         body raises. Rows that match when the walk begins are done exactly once.
@@ -182,7 +181,7 @@ class JobContext(Attempt):
             raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
         kind: type[Chunks[Any]] = SkippingChunks if skip_locked else Chunks
         return kind(
-            self,
+            self._attempt,
             statement,
             size=size,
             lock=lock,
@@ -237,7 +236,7 @@ class JobContext(Attempt):
             UnsupportedStatement: the result cannot be gone on with, and `restart` does not admit that.
         """
         return Stream(
-            self,
+            self._attempt,
             statement,
             size=size,
             restart=restart,
@@ -274,7 +273,7 @@ class JobContext(Attempt):
         Raises:
             UnsupportedStatement: the statement cannot be walked.
         """
-        return await Sweep(self, statement, size=size, by=by, name=name, count=count).run_to_end()
+        return await Sweep(self._attempt, statement, size=size, by=by, name=name, count=count).run_to_end()
 
     def lines(
         self, path: str | Path, *, size: Size | None = None, encoding: str = "utf-8", name: str | None = None
@@ -294,13 +293,10 @@ class JobContext(Attempt):
             UnsupportedStatement: the file cannot be read, or is not in that encoding.
             CursorMismatch: what was done of it is not there any more, or has changed: it was cut off or replaced.
         """
-        return Lines(self, Path(path), size=size, encoding=encoding, name=name)
+        return Lines(self._attempt, Path(path), size=size, encoding=encoding, name=name)
 
     @property
     def bulk(self) -> Bulk:
         """Bulk operations outside of a batch: each call is one transaction."""
-        self.refuse_given_up()
+        self._attempt.ensure_not_abandoned()
         return Bulk(None, self.settings.batch, self.database)
-
-
-__all__ = ["Batch", "JobContext"]

@@ -1,61 +1,56 @@
-"""What a job knows of the worker that runs it: orders and the pace that come from there, and what it tells."""
+"""`AttemptControl`: what an attempt asks of its worker, and what it reports to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from worker.batch import Progress
-from worker.batch.throttle import Throttle, Wait
-
-if TYPE_CHECKING:
-    from worker.attempt.attempt import Attempt
+from worker.batch.throttle import Wait
+from worker.ledger import OwnedRun
 
 
 class AttemptControl(Protocol):
-    """What the worker tells a job, and what it wants to hear: the only thing that a job knows of its queue."""
+    """What an attempt asks of its worker, and what it reports to it.
+
+    The bodies here are those of an attempt without a worker, e.g. in a test.
+    """
 
     @property
     def draining(self) -> bool:
         """Whether the worker is about to stop."""
+        return False
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return what an operator wants of the run."""
-
-    def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """Return the pace that an operator wants, or None."""
-
-    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
-        """Take note that the walk waits, and why; None when it goes on."""
-
-    def report(self, host: Attempt, progress: Progress) -> None:
-        """Take note of a committed batch."""
-
-
-class NoControl:
-    """The control of a job that runs without a worker, e.g. in a test."""
-
-    draining = False
-
-    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """No operator, no orders."""
+        """Return the operator's order for a run; None for none."""
         return None
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """No operator, no pace."""
+        """Return the pace that an operator has set for a run; None for none."""
         return None
 
-    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
-        """Nobody listens."""
+    def became_durable(self, run: OwnedRun) -> None:
+        """Take note that the run has begun in the ledger."""
+        return
 
-    def report(self, host: Attempt, progress: Progress) -> None:
-        """Nobody listens."""
+    def throttled(self, wait: Wait | None, since: datetime) -> None:
+        """Take note that the walk waits, and why; None when it goes on.
+
+        Args:
+            wait: reason and end of the wait.
+            since: aware time at which the wait began.
+        """
+        return
+
+    def report(self, progress: Progress, rows: int) -> None:
+        """Take note of a committed batch, or of what the job reports by `ctx.progress`.
+
+        Args:
+            progress: of the step.
+            rows: rows of all committed batches of the run.
+        """
+        return
 
 
-@dataclass(frozen=True)
-class JobRules:
-    """The rules of the job that the loops need."""
-
-    max_attempts: int
-    throttles: tuple[Throttle, ...] = ()
+class NoControl(AttemptControl):
+    """The control of an attempt that runs without a worker, e.g. in a test."""

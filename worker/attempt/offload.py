@@ -1,19 +1,19 @@
-"""What a job does outside of the event loop, in a thread or a process: its outcome, its interruption, its end."""
+"""Calls of plain functions outside of the event loop, in threads and processes."""
 
 from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
+from worker.attempt.process_pool import ProcessPool
+from worker.attempt.threads import ThreadPool
 from worker.errors import JobInterrupted
-
-if TYPE_CHECKING:
-    from worker.attempt.attempt import Attempt
 
 
 class OffloadedCall(Protocol):
-    """A call of a plain function, in a thread or a process.
+    """A call of a plain function in a thread or a process.
 
     Attributes:
         future: its outcome.
@@ -22,39 +22,64 @@ class OffloadedCall(Protocol):
     future: Future[Any]
 
     def interrupt(self) -> None:
-        """Raise `JobInterrupted` in the function, once; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in the function, once. A call that has not begun does not begin."""
 
-    async def give_up(self) -> str:
-        """Wait for it no more: it has not ended when it was interrupted. Returns what became of it, in sentences."""
+    async def abandon(self) -> str:
+        """Stop waiting for a call that has not ended after its interruption.
+
+        Returns:
+            What became of it, for the log.
+        """
 
 
-async def await_offloaded(call: OffloadedCall, host: Attempt) -> Any:
-    """Wait for a call that was started. A cancellation is passed on to it, and its end is waited for.
+class JobPools:
+    """The threads and processes of one worker for its plain functions; each pool is made at its first use.
 
     Args:
-        call: what was started.
-        host: the job's; it gives the call up when the job is.
+        max_threads: functions that run in threads at once.
+        max_processes: functions that run in processes at once; None for the number of CPUs of this process.
+    """
+
+    def __init__(self, *, max_threads: int, max_processes: int | None) -> None:
+        self._max_threads = max_threads
+        self._max_processes = max_processes
+
+    @cached_property
+    def threads(self) -> ThreadPool:
+        """The threads."""
+        return ThreadPool(self._max_threads)
+
+    @cached_property
+    def processes(self) -> ProcessPool:
+        """The processes."""
+        return ProcessPool(self._max_processes)
+
+    def close(self) -> None:
+        """End all threads and processes that have no call. Blocks until the processes have ended."""
+        if "processes" in vars(self):
+            self.processes.close()
+        if "threads" in vars(self):
+            self.threads.close()
+
+
+async def await_offloaded(call: OffloadedCall) -> Any:
+    """Wait for the end of a call. A cancellation interrupts the call, and its end is still waited for.
 
     Returns:
-        What the function returned, also after it was interrupted.
+        What the function returned, also after an interruption.
 
     Raises:
-        CancelledError: it was interrupted, and has let that pass.
-        BaseException: what the function raised.
+        CancelledError: The call was interrupted, and the function let the interruption pass.
+        BaseException: What the function raised.
     """
-    host.outside.add(call)
-    host.home = asyncio.get_running_loop()
-    try:
-        waiting = asyncio.wrap_future(call.future)
-        cancelled: asyncio.CancelledError | None = None
-        while not waiting.done():
-            try:
-                await asyncio.wait({waiting})
-            except asyncio.CancelledError as error:
-                call.interrupt()
-                cancelled = error
-        if not waiting.cancelled() and isinstance(waiting.exception(), JobInterrupted):
-            raise cancelled or asyncio.CancelledError()
-        return waiting.result()
-    finally:
-        host.outside.discard(call)
+    waiting = asyncio.wrap_future(call.future)
+    cancelled: asyncio.CancelledError | None = None
+    while not waiting.done():
+        try:
+            await asyncio.wait({waiting})
+        except asyncio.CancelledError as error:
+            call.interrupt()
+            cancelled = error
+    if not waiting.cancelled() and isinstance(waiting.exception(), JobInterrupted):
+        raise cancelled or asyncio.CancelledError()
+    return waiting.result()

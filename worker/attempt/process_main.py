@@ -1,9 +1,13 @@
-"""The process that runs plain functions: what `processes.py` starts.
+"""The process that runs plain functions, started by `process_pool.py`.
 
-Its main thread runs them, one after the other; another one listens to the parent. An interruption is a signal to the
-main thread, whose handler raises, so that it also ends a wait in the kernel. When the parent dies, the socket closes,
-and the listening thread ends the process; should the function hold the interpreter's lock just then, as a regular
-expression does, the kernel does: standard input is a pipe that only the parent holds, and SIGIO comes when it closes.
+The main thread runs one function after the other; a second thread listens to the worker. An interruption is a signal to
+the main thread whose handler raises, so that it also ends a wait in the kernel.
+
+When the worker dies, its socket closes, and the listening thread ends the process. That thread cannot run while the
+function holds the interpreter's lock, as a regular expression does, and it ends no process that the function has
+started. So standard input is a pipe whose other end only the worker holds: when it closes, the kernel sends SIGIO to
+the whole process group. `PR_SET_PDEATHSIG` does neither: it does not reach what a process starts, and it fires already
+when the thread of the worker ends that started this process.
 """
 
 from __future__ import annotations
@@ -27,68 +31,59 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 
+from worker.attempt.process_pool import ProcessRequest
 from worker.attempt.process_protocol import describe_error, describe_record
 from worker.errors import JobInterrupted, UsageError
+from worker.job.arguments import JobCodec
 from worker.job.definition import Job
 from worker.job.trace_context import enter
 from worker.settings import Settings
 
 _INTERRUPT = signal.SIGUSR1
+#: Exit status of a fork that returned from the job's function.
+_FORKED = 70
 
 
 @dataclass
-class Call:
-    """One call, as the parent asks for it.
+class RunningCall:
+    """One call, as the worker asks for it.
 
     Attributes:
-        module: where the function is.
-        function: its qualified name there.
-        job: name of the job.
-        arguments: JSON object, by name.
-        run_id: id of the run.
-        attempt: number of the try.
-        enqueued_at: ISO 8601.
-        headers: of the run, and of the context variables that are carried, as they are now.
-        settings: the worker's; None where they are those of the call before.
-        begun: whether the function runs.
-        interrupted: whether it is to be interrupted.
-        raised: whether it was.
+        id: number of the call; each answer carries it.
+        request: the function and its arguments.
+        settings: the worker's; None if they are those of the call before.
+        runs: whether the function runs.
+        is_interrupted: whether the worker has asked for its interruption.
+        has_raised: whether the interruption was raised.
     """
 
-    module: str
-    function: str
-    job: str
-    arguments: str
-    run_id: str
-    attempt: int
-    enqueued_at: str
-    headers: dict[str, str]
+    id: int
+    request: ProcessRequest
     settings: dict[str, Any] | None = None
-    begun: bool = False
-    interrupted: bool = False
-    raised: bool = False
+    runs: bool = False
+    is_interrupted: bool = False
+    has_raised: bool = False
 
 
-class ChildContext:
-    """What a job in a process is handed: what the context says, and progress.
+class ProcessContext:
+    """The context of a job in a process: identity, settings, and progress.
 
     Attributes:
         run_id: id of the run.
         job: name of the job.
-        attempt: 1 for the first try.
+        attempt: 1 for the first attempt.
         enqueued_at: aware time.
         headers: texts by name that came with the run.
-        settings: the worker's.
     """
 
-    def __init__(self, call: Call, settings: dict[str, Any], tell: Callable[..., None]) -> None:
-        self.run_id = call.run_id
-        self.job = call.job
-        self.attempt = call.attempt
-        self.enqueued_at = datetime.fromisoformat(call.enqueued_at)
-        self.headers = call.headers
+    def __init__(self, request: ProcessRequest, settings: dict[str, Any], send: Callable[..., None]) -> None:
+        self.run_id = request.run_id
+        self.job = request.job
+        self.attempt = request.attempt
+        self.enqueued_at = datetime.fromisoformat(request.enqueued_at)
+        self.headers = request.headers
         self._settings = settings
-        self._tell = tell
+        self._send = send
 
     @cached_property
     def settings(self) -> Settings:
@@ -96,89 +91,111 @@ class ChildContext:
         return Settings.model_validate(self._settings)
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Say how far the job is; see `JobContext.progress`."""
-        self._tell(progress=[done, total])
+        """Report progress; see `JobContext.progress`."""
+        self._send("progress", [done, total])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         raise UsageError(
             f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, headers, settings and progress(); "
-            f"sessions and loops are the event loop's: have an async job read and write"
+            f"sessions and loops need the event loop: read and write in an async job"
         )
 
 
-class Child:
+class JobProcessMain:
     """Runs one function after the other.
 
     Args:
-        channel: to the parent.
+        channel: socket to the worker.
     """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._calls: SimpleQueue[Call | None] = SimpleQueue()
-        self._call: Call | None = None  # that is here, begun or not
+        self._pid = os.getpid()
+        self._calls: SimpleQueue[RunningCall | None] = SimpleQueue()
+        self._call: RunningCall | None = None  # received, begun or not
         self._settings: dict[str, Any] = {}
         self._sending = threading.RLock()
         self._main_sends = False
 
+    @property
+    def is_fork(self) -> bool:
+        """Whether this is a process that a job has forked."""
+        return os.getpid() != self._pid
+
     def serve(self) -> None:
-        """Run what comes, until the parent wants no more."""
-        signal.signal(_INTERRUPT, lambda *_: self._raise_if_asked())
+        """Run the calls that arrive until the worker closes the socket."""
+        signal.signal(_INTERRUPT, lambda *_: self._raise_if_interrupted())
         for others in (signal.SIGINT, signal.SIGTERM):
-            # For the worker, which tells us what they mean for our job. Not SIG_IGN, which what a job starts inherits.
+            # The worker decides what they mean for a job. Not SIG_IGN, which processes that a job starts would inherit.
             signal.signal(others, lambda *_: None)
         threading.Thread(target=self._listen, daemon=True).start()
-        self.tell(ready=os.getpid())
+        self.send("ready", self._pid)
         while (call := self._calls.get()) is not None:
             self._settings = call.settings or self._settings
-            outcome = self._outcome(call)
+            kind, value = self._run(call)
+            if self.is_fork:
+                os._exit(_FORKED)  # the function returned in the fork as well: its answer is not that of the call
             self._call = None
-            self.tell(**outcome)
+            self.send(kind, value, call=call.id)
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError):
             for line in self._channel.makefile("rb"):
                 message = json.loads(line)
-                if "call" in message:
-                    self._call = call = Call(**message["call"])
+                if "request" in message:
+                    request = ProcessRequest(**message["request"])
+                    self._call = call = RunningCall(message["call"], request, message.get("settings"))
                     self._calls.put(call)
-                elif "interrupt" in message and self._call is not None:
-                    self._call.interrupted = True
+                elif self._call is None:
+                    continue
+                elif message.get("interrupt") == self._call.id:
+                    self._call.is_interrupted = True
                     signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
-                elif "where" in message:
-                    self.tell(where=self._where())
+                elif message.get("stack") == self._call.id:
+                    self.send("stack", self._stack(), call=self._call.id)
         if self._call is not None:
             os._exit(1)
         self._calls.put(None)
 
-    def _raise_if_asked(self) -> None:
+    def _raise_if_interrupted(self) -> None:
         call = self._call
-        if call is not None and call.begun and call.interrupted and not call.raised and not self._main_sends:
-            call.raised = True
+        if call is not None and call.runs and call.is_interrupted and not call.has_raised and not self._main_sends:
+            call.has_raised = True
             raise JobInterrupted
 
-    def _outcome(self, call: Call) -> dict[str, Any]:
+    def _run(self, call: RunningCall) -> tuple[str, Any]:
+        """Run a call. Returns the kind and the value of its answer."""
         try:
-            job, function = _found(call)
-            arguments = job.decode_arguments([], json.loads(call.arguments))
-            self.tell(begun=True)
-            ctx = ChildContext(call, self._settings, self.tell)
-            try:
-                call.begun = True
-                self._raise_if_asked()
-                value = contextvars.copy_context().run(_in_context, call, function, ctx, arguments)
-            finally:
-                call.begun = False
-            return {"result": job.encode_result(value)}
-        except BaseException as error:  # noqa: BLE001 - told to the parent, which judges it
-            call.begun = False  # `JobInterrupted` may have been raised just before it was so
-            return {"error": describe_error(error)}
+            codec, function = _find(call.request)
+            arguments = codec.decode_arguments([], json.loads(call.request.arguments))
+            self.send("begun", call=call.id)
 
-    def tell(self, **message: Any) -> None:
-        """Send a message; an interruption that comes meanwhile is raised when that is done: half a line is none."""
-        text = json.dumps(message).encode() + b"\n"
+            def send_for_call(kind: str, value: Any) -> None:
+                self.send(kind, value, call=call.id)
+
+            ctx = ProcessContext(call.request, self._settings, send_for_call)
+            try:
+                call.runs = True
+                self._raise_if_interrupted()
+                value = contextvars.copy_context().run(_run_in_context, call.request, function, ctx, arguments)
+            finally:
+                call.runs = False
+            return "result", codec.encode_result(value)
+        except BaseException as error:  # noqa: BLE001 - sent to the worker, which decides
+            call.runs = False  # `JobInterrupted` may have been raised just before the line above
+            return "error", describe_error(error)
+
+    def send(self, kind: str, value: Any = None, *, call: int | None = None) -> None:
+        """Send a message. An interruption that arrives meanwhile is raised afterwards: half a line is no message.
+
+        Raises:
+            UsageError: This is a fork, which has no part in the conversation with the worker.
+        """
+        if self.is_fork:
+            raise UsageError(f"{kind}: a process that a job has forked cannot talk to the worker; use it in the job")
+        text = json.dumps({"kind": kind, "value": value, "call": call}).encode() + b"\n"
         is_main = threading.current_thread() is threading.main_thread()
         with self._sending:
             self._main_sends = is_main
@@ -187,62 +204,67 @@ class Child:
             finally:
                 self._main_sends = False
         if is_main:
-            self._raise_if_asked()
+            self._raise_if_interrupted()
 
-    def _where(self) -> str:
+    def _stack(self) -> str:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         lines = [] if frame is None else traceback.format_stack(frame)
-        inside = [place for place, line in enumerate(lines) if "in _in_context" in line]
+        inside = [place for place, line in enumerate(lines) if f"in {_run_in_context.__name__}" in line]
         return "".join(lines[inside[-1] + 1 :] if inside else lines).rstrip()
 
 
-class ToParent(logging.Handler):
-    """Sends each line of the log to the parent.
+class WorkerLogHandler(logging.Handler):
+    """Sends log records to the worker; those of a fork go to standard error.
 
     Args:
-        tell: sends a message.
+        main: sends messages.
     """
 
-    def __init__(self, tell: Callable[..., None]) -> None:
+    def __init__(self, main: JobProcessMain) -> None:
         super().__init__()
-        self._tell = tell
+        self._main = main
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a line."""
-        self._tell(log=describe_record(record))
+        """Send a record."""
+        if not self._main.is_fork:
+            self._main.send("log", describe_record(record))
+        elif logging.lastResort is not None:
+            logging.lastResort.handle(record)
 
 
-def _found(call: Call) -> tuple[Job[..., Any], Callable[..., Any]]:
-    """Return the job, for its types, and its plain function."""
-    found: Any = importlib.import_module(call.module)
-    for part in call.function.split("."):
+def _find(request: ProcessRequest) -> tuple[JobCodec, Callable[..., Any]]:
+    """Return the codec of a job, for its types, and its function."""
+    found: Any = importlib.import_module(request.module)
+    for part in request.function.split("."):
         found = getattr(found, part)
     if isinstance(found, Job):
-        return found, vars(found.function)["__wrapped__"]
-    return Job(function=found, name=call.job), found
+        return found.codec, found.function
+    return JobCodec(request.job, found), found
 
 
-def _in_context(call: Call, function: Callable[..., Any], ctx: ChildContext, arguments: dict[str, Any]) -> Any:
-    enter(call.headers)
+def _run_in_context(
+    request: ProcessRequest, function: Callable[..., Any], ctx: ProcessContext, arguments: dict[str, Any]
+) -> Any:
+    enter(request.headers)
     return function(ctx, **arguments)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its standard input closes; what a job reads there is nothing."""
+def _end_with_worker() -> None:
+    """Have the kernel end this process group when standard input closes. A job that reads it finds it empty."""
     lifeline = os.dup(0)
     with open(os.devnull) as nothing:  # noqa: PTH123 - a descriptor is wanted
         os.dup2(nothing.fileno(), 0)
     with contextlib.suppress(OSError):
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def main() -> None:
-    """Run as a process of a worker: `descriptor of the socket`, `level of the log`."""
-    _end_with_parent()
+    """Run as a process of a worker. Arguments: descriptor of the socket, level of the log."""
+    _end_with_worker()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        child = Child(channel)
+        process = JobProcessMain(channel)
         root = logging.getLogger()
         root.setLevel(int(sys.argv[2]))
-        root.handlers[:] = [ToParent(child.tell)]
-        child.serve()
+        root.handlers[:] = [WorkerLogHandler(process)]
+        process.serve()

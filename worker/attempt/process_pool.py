@@ -1,19 +1,18 @@
-"""Plain functions as jobs: in processes of their own, for what computes for long and would hold the interpreter's lock.
+"""Processes that run plain functions, for long computations that would hold the interpreter's lock.
 
-A process is a new interpreter, never a fork of the worker, whose threads and event loop no fork would survive. It is
-started when the first job needs it, and has one job after the other. Both sides send lines of JSON through a socket, no
-pickles: the process imports the function by its name, and reads and writes arguments and result by the job's own types.
-When the worker dies, by whatever, the socket and the standard input of the process close, and it ends; see `child.py`.
+A process is a new interpreter, not a fork of the worker, whose threads and event loop would not survive a fork. It is
+started when the first call needs it, and then runs one call after the other. Both sides exchange lines of JSON over a
+socket, never pickles: the process imports the function by its name, and converts arguments and result by the types of
+the job. When the worker dies, the kernel ends the process group of each process; see `process_main.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import contextvars
 import functools
-import inspect
+import itertools
 import json
 import logging
 import os
@@ -22,36 +21,59 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from worker.attempt.offload import await_offloaded
-from worker.attempt.process_protocol import error_of, handle_record
-from worker.attempt.threads import Threads
-from worker.errors import JobInterrupted, JobProcessDied, RegistrationError
-from worker.job.trace_context import headers_here
-
-if TYPE_CHECKING:
-    from worker.attempt.context import JobContext
+from worker.attempt.process_protocol import handle_record, make_error
+from worker.attempt.threads import ThreadPool
+from worker.errors import JobInterrupted, JobProcessDied
+from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.processes")
 
-#: The child has the parent's paths before it imports anything of ours: it finds the same modules.
+#: The process gets the worker's sys.path before it imports anything of ours, so that it finds the same modules.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from worker.attempt.process_main import main; main()"
 _END_SECONDS = 2.0
-_WHERE_SECONDS = 0.5
+_STACK_SECONDS = 0.5
+_OWN_END_SECONDS = 0.05
 
 
-class Process:
-    """One process, as its parent has it.
+@dataclass(frozen=True)
+class ProcessRequest:
+    """One call of a job's function in a process.
 
     Attributes:
-        settings_sent: the last ones.
-        used: whether it has had a job.
+        module: module of the function.
+        function: qualified name of the function in it.
+        job: name of the job.
+        arguments: text of a JSON object, by name.
+        run_id: id of the run.
+        attempt: number of the attempt.
+        enqueued_at: time in ISO 8601.
+        headers: those of the run, and the propagated context variables as they are now.
+    """
+
+    module: str
+    function: str
+    job: str
+    arguments: str
+    run_id: str
+    attempt: int
+    enqueued_at: str
+    headers: dict[str, str]
+
+
+class JobProcess:
+    """One process, seen from the worker.
+
+    Attributes:
+        settings_sent: the settings that it got last.
+        is_used: whether it has run a call.
 
     Raises:
-        JobProcessDied: it has ended before it was ready.
+        JobProcessDied: It ended before it was ready.
     """
 
     def __init__(self) -> None:
@@ -61,63 +83,64 @@ class Process:
             number = theirs.fileno()
             self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _BOOT, str(number), str(level), json.dumps(sys.path)],
-                stdin=subprocess.PIPE,  # nothing is ever written there: it closes when we die
+                stdin=subprocess.PIPE,  # nothing is ever written to it: it closes when the worker dies
                 pass_fds=[number],
+                start_new_session=True,  # a process group of its own, which ends with it
             )
         self._socket = ours
         self._lines = ours.makefile("rb")
         self._sending = threading.Lock()
-        self.settings_sent: object = None
-        self.used = False
+        self.settings_sent: Settings | None = None
+        self.is_used = False
         if next(self.messages(), None) is None:
-            raise self.died("before it was ready: its last words are on standard error")
+            raise self.end_dead("before it was ready: see its standard error")
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """Its process id."""
         return self._child.pid
 
     @property
-    def ended(self) -> bool:
-        """Whether it has."""
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
         return self._child.poll() is not None
 
     def send(self, **message: Any) -> None:
-        """Send a message; one to a process that has ended is lost, as `messages` tells."""
+        """Send a message. A message to a process that has ended is lost; `messages` then ends."""
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield what it says, until it ends."""
-        with contextlib.suppress(OSError, ValueError):  # ended, in the middle of a line perhaps
+        """Yield its messages until it ends."""
+        with contextlib.suppress(OSError, ValueError):  # it ended, perhaps in the middle of a line
             for line in self._lines:
                 yield json.loads(line)
 
-    def died(self, when: str) -> JobProcessDied:
-        """Close what is left of it, and return the error that tells how it ended."""
+    def end_dead(self, when: str) -> JobProcessDied:
+        """End a process that has died or cannot be used, with its group. Returns the error that says how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=_OWN_END_SECONDS)  # its own exit status says more than that of a kill
         self.kill()
         code = self._child.wait()
         self._close()
         if code >= 0:
             return JobProcessDied(f"its process {self.pid} ended with exit status {code} {when}")
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        hint = ", perhaps because it ran out of memory" if -code == signal.SIGKILL else ""
         return JobProcessDied(f"its process {self.pid} was ended by {signal.Signals(-code).name} {when}{hint}")
 
     def kill(self) -> None:
-        """End it at once, unless it has ended by itself a moment ago."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(timeout=0.05)
-        self._child.kill()
+        """End it and all processes that it has started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """End it: it has no job."""
+        """End it; it runs no call."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+        self.kill()  # also processes that its calls have started and left behind
+        self._child.wait()
         self._close()
 
     def _close(self) -> None:
@@ -128,29 +151,41 @@ class Process:
 
 
 class ProcessCall:
-    """A call of a job's plain function in a process.
+    """A call of a job's function in a process.
 
     Args:
-        pool: has the processes.
-        request: what the child has to know, see `child.Call`.
-        ctx: the job's context here; it hears of progress.
+        pool: the processes.
+        request: the function and its arguments.
+        settings: the worker's, for the context.
+        on_progress: called in the event loop with the arguments of `ctx.progress`.
+
+    Attributes:
+        future: its outcome, the result as JSON text.
     """
 
-    def __init__(self, pool: Processes, request: Mapping[str, Any], ctx: JobContext) -> None:
+    def __init__(
+        self,
+        pool: ProcessPool,
+        request: ProcessRequest,
+        settings: Settings,
+        on_progress: Callable[[int, int | None], None],
+    ) -> None:
         self._pool = pool
-        self._request = dict(request)
-        self._ctx = ctx
+        self._request = request
+        self._settings = settings
+        self._on_progress = on_progress
+        self._id = next(pool.call_ids)
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._process: Process | None = None  # as long as it has this call
+        self._process: JobProcess | None = None  # while it runs this call
         self._interrupted = False
-        self._where: Future[str] = Future()
-        context = contextvars.copy_context()  # lines of its log are of this job
-        self._thread = pool.threads.start(functools.partial(context.run, self._run))
-        self.future = self._thread.future
+        self._stack: Future[str] = Future()
+        context = contextvars.copy_context()  # log records of the process belong to this job
+        self.future = pool.threads.start(functools.partial(context.run, self._run)).future
 
     def _run(self) -> str:
-        """Have a process do it, from a thread. Returns the result as JSON text."""
+        """Run the call in a process, from a thread. Returns the result as JSON text."""
+        job = self._request.job
         while True:
             process = self._pool.take()
             with self._lock:
@@ -160,186 +195,144 @@ class ProcessCall:
                 self._process = process
             try:
                 self._send(process)
-                begun, outcome = self._hear(process)
+                has_begun, answer = self._receive(process)
             finally:
                 with self._lock:
                     self._process = None
-            if outcome is None:
-                error = process.died(f"in the middle of {self._request['job']}")
-                if begun or not process.used:
-                    raise error
-                logger.warning("%s: %s before it had begun: another one does it", self._request["job"], error)
+            if answer is None:
+                died = process.end_dead(f"in the middle of {job}")
+                if has_begun or not process.is_used:
+                    raise died
+                logger.warning("%s: %s before the call began: another process runs it", job, died)
                 continue
             self._pool.give_back(process)
-            if outcome[0] == "error":
-                raise error_of(outcome[1])
-            return str(outcome[1])
+            kind, value = answer
+            if kind == "error":
+                raise make_error(value)
+            return str(value)
 
-    def _hear(self, process: Process) -> tuple[bool, tuple[str, Any] | None]:
-        """Listen to a process until the call's end. Returns whether it has begun, and how it ended; None: with it."""
-        begun = False
+    def _receive(self, process: JobProcess) -> tuple[bool, tuple[str, Any] | None]:
+        """Handle messages until the call ends.
+
+        Returns:
+            Whether the call has begun, and its answer: "result" or "error" with the value. The answer is None if the
+            process ended, or answered another call: a fork of it may have answered twice, and nothing that it sends
+            can be trusted any more.
+        """
+        has_begun = False
         for message in process.messages():
-            kind, value = next(iter(message.items()))
-            if kind == "begun":
-                begun = True
-            elif kind == "log":
+            kind: str = message.get("kind", "")
+            value: Any = message.get("value")
+            if kind == "log":
                 handle_record(value)
+            elif message.get("call") != self._id:
+                logger.error(
+                    "process %d answered call %s instead of %d: ended", process.pid, message.get("call"), self._id
+                )
+                return has_begun, None
+            elif kind == "begun":
+                has_begun = True
             elif kind == "progress":
                 with contextlib.suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._ctx.progress, *value)
-            elif kind == "where":
-                if not self._where.done():
-                    self._where.set_result(value)
+                    self._loop.call_soon_threadsafe(self._on_progress, *value)
+            elif kind == "stack":
+                if not self._stack.done():
+                    self._stack.set_result(value)
             else:
-                return begun, (kind, value)
-        return begun, None
+                return has_begun, (kind, value)
+        return has_begun, None
 
-    def _send(self, process: Process) -> None:
-        settings = self._ctx.settings
-        if process.settings_sent is not settings:
-            self._request["settings"] = settings.model_dump(mode="json")
-            process.settings_sent = settings
-        process.send(call=self._request)
+    def _send(self, process: JobProcess) -> None:
+        message: dict[str, Any] = {"call": self._id, "request": asdict(self._request)}
+        if process.settings_sent is not self._settings:
+            message["settings"] = self._settings.model_dump(mode="json")
+            process.settings_sent = self._settings
+        process.send(**message)
 
     def interrupt(self) -> None:
-        """Raise `JobInterrupted` in it, once; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in the function, once. A call that has not begun does not begin."""
         if self.future.cancel():
             return
         with self._lock:
             if not self._interrupted and self._process is not None:
-                self._process.send(interrupt=True)
+                self._process.send(interrupt=self._id)
             self._interrupted = True
 
-    async def give_up(self) -> str:
-        """Kill its process."""
+    async def abandon(self) -> str:
+        """Kill its process. Returns the stack of the function, for the log."""
         with self._lock:
             process, self._interrupted = self._process, True
             if process is None:
                 return ""
-            process.send(where=True)
-        await asyncio.wait({asyncio.wrap_future(self._where)}, timeout=_WHERE_SECONDS)
+            process.send(stack=self._id)
+        await asyncio.wait({asyncio.wrap_future(self._stack)}, timeout=_STACK_SECONDS)
         with self._lock:
             if self._process is process:
-                os.kill(process.pid, signal.SIGKILL)
-        where = f", where it stood at\n{self._where.result()}\n" if self._where.done() else ", which did not answer. "
-        return f"Its process {process.pid} was killed{where}"
+                process.kill()
+        stack = f". Stack:\n{self._stack.result()}\n" if self._stack.done() else "; it did not report its stack. "
+        return f"Its process {process.pid} was killed{stack}"
 
 
-class Processes:
-    """Processes that run plain functions, so many at a time; each is started when it is needed, and kept.
+class ProcessPool:
+    """Processes that run plain functions. Each is started when it is needed, and kept.
 
     Args:
-        most: how many; what comes beyond waits.
+        max_processes: calls that run at once, further ones wait; None for the number of CPUs of this process.
+
+    Attributes:
+        threads: one thread waits for each call.
+        call_ids: ids of calls.
     """
 
-    def __init__(self, most: int) -> None:
-        self.threads = Threads(most)
-        self._idle: list[Process] = []
+    def __init__(self, max_processes: int | None) -> None:
+        self.max_processes = max_processes or count_cpus()
+        self.threads = ThreadPool(self.max_processes)
+        self.call_ids = itertools.count(1)
+        self._idle: list[JobProcess] = []
         self._lock = threading.Lock()
+        self._closed = False
 
-    def take(self) -> Process:
-        """Return a process that has no job.
+    def start(
+        self, request: ProcessRequest, settings: Settings, on_progress: Callable[[int, int | None], None]
+    ) -> ProcessCall:
+        """Run a call as soon as a process is free; see `ProcessCall`."""
+        return ProcessCall(self, request, settings, on_progress)
+
+    def take(self) -> JobProcess:
+        """Return a process that runs no call.
 
         Raises:
-            JobProcessDied: it could not be started.
+            JobProcessDied: It could not be started.
         """
         while True:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
             if process is None:
-                return Process()
-            if not process.ended:
+                return JobProcess()
+            if not process.has_ended:
                 return process
-            logger.warning("process %d for jobs ended while it had none: replaced", process.pid)
+            logger.warning("idle process %d for jobs has ended: replaced", process.pid)
             process.end()
 
-    def give_back(self, process: Process) -> None:
-        """Take a process back: its job has ended."""
-        process.used = True
+    def give_back(self, process: JobProcess) -> None:
+        """Take a process back whose call has ended."""
+        process.is_used = True
         with self._lock:
-            self._idle.append(process)
+            if not self._closed:
+                self._idle.append(process)
+                return
+        process.end()
 
-    def end_idle(self) -> None:
-        """End those that have no job; they are started again when they are needed."""
+    def close(self) -> None:
+        """End the processes: the idle ones now, each other one when its call has ended."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for process in idle:
             process.end()
+        self.threads.close()
 
 
-_pools: dict[int, Processes] = {}
-
-
-def _pool(most: int | None) -> Processes:
-    if most is None:
-        most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if most not in _pools:
-        if not _pools:
-            atexit.register(end_idle_processes)
-        _pools[most] = Processes(most)
-    return _pools[most]
-
-
-def end_idle_processes() -> None:
-    """End the processes that have no job: a worker is at its end."""
-    for pool in list(_pools.values()):
-        pool.end_idle()
-
-
-def in_process(job: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return an async function that runs a plain one in a process of this worker, `worker.max_job_processes` at a time.
-
-    A cancellation, also that of a timeout, is passed on: `JobInterrupted` is raised in the function, and its end is
-    waited for. Arguments and result go through JSON by the types of its signature; an exception comes back as one of
-    the same class, where that can be made again from what it was given.
-
-    Args:
-        job: the job's name.
-        function: its body, in a module that a process can import.
-
-    Raises:
-        RegistrationError: the function is none that a process could run.
-    """
-    _check(job, function)
-
-    @functools.cache
-    def codec() -> Any:
-        from worker.job.definition import Job
-
-        return Job(function=function, name=job)
-
-    @functools.wraps(function)
-    async def wrapper(ctx: JobContext, *args: Any, **kwargs: Any) -> Any:
-        request = {
-            "module": function.__module__,
-            "function": function.__qualname__,
-            "job": ctx.job,
-            "arguments": codec().encode_arguments_json(args, kwargs),
-            "run_id": ctx.run_id,
-            "attempt": ctx.attempt,
-            "enqueued_at": ctx.enqueued_at.isoformat(),
-            "headers": {**ctx.headers, **headers_here()},
-        }
-        call = ProcessCall(_pool(ctx.settings.worker.max_job_processes), request, ctx)
-        return codec().decode_result_json(await await_offloaded(call, ctx))
-
-    return wrapper
-
-
-def _check(job: str, function: Callable[..., Any]) -> None:
-    """Refuse what no other process can find."""
-    place = f"{function.__module__}.{function.__qualname__}"
-    if inspect.iscoroutinefunction(function):
-        raise RegistrationError(
-            f"job {job}: process=True is for plain functions, and {place} is an `async def`: make it a `def`, or leave "
-            f"process=True out, and have what computes for long in a job of its own"
-        )
-    if function.__module__ == "__main__":
-        raise RegistrationError(
-            f"job {job}: process=True: {place} is in the script that was started, which a process cannot import: move "
-            f"it to a module, e.g. of worker.packages"
-        )
-    if "<" in function.__qualname__ or function.__module__ not in sys.modules:
-        raise RegistrationError(
-            f"job {job}: process=True: a process cannot import {place}: define it at the top of a module, by `def`"
-        )
+def count_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,58 +1,53 @@
-"""Plain functions as jobs: in threads, so that they do not hold the event loop."""
+"""Threads that run plain functions, so that these do not block the event loop."""
 
 from __future__ import annotations
 
-import contextvars
 import ctypes
-import functools
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from worker.attempt.offload import await_offloaded
 from worker.errors import JobInterrupted
-
-if TYPE_CHECKING:
-    from worker.attempt.context import JobContext
 
 
 class ThreadCall:
     """A call of a plain function in a thread.
 
     Args:
-        function: without arguments.
+        function: takes no arguments.
+        pool: the pool that runs it.
 
     Attributes:
         future: its outcome.
     """
 
-    def __init__(self, function: Callable[[], Any], pool: Threads) -> None:
+    def __init__(self, function: Callable[[], Any], pool: ThreadPool) -> None:
         self.future: Future[Any] = Future()
         self._function = function
         self._pool = pool
         self._lock = threading.Lock()
-        self._thread: int | None = None  # that it runs in, as long as it does
+        self._thread: int | None = None  # id of the thread that runs it
         self._interrupted = False
         self._over = False
 
     def run(self) -> None:
-        """Run it, in the thread that it is given; raises nothing."""
+        """Run the function in the current thread. Raises nothing."""
         if not self.future.set_running_or_notify_cancel():
             return
         outcome: tuple[Any, BaseException | None] | None = None
-        # `JobInterrupted` is raised wherever the thread is, once: in the function, or in these lines.
+        # `JobInterrupted` is raised once, wherever the thread is: in the function, or in the lines of this loop.
         while not self._over:
             try:
                 if outcome is None:
                     self._thread = threading.get_ident()
-                    outcome = self._called()
+                    outcome = self._call()
                 with self._lock:
                     self._over = True
-                    _raise_in(threading.get_ident(), None)  # one that is on its way is not for the next call
+                    _raise_in(threading.get_ident(), None)  # a pending interruption must not hit the next call
             except JobInterrupted as error:
                 outcome = outcome or (None, error)
         assert outcome is not None  # noqa: S101
@@ -62,14 +57,18 @@ class ThreadCall:
         else:
             self.future.set_exception(failed)
 
-    def _called(self) -> tuple[Any, BaseException | None]:
+    def _call(self) -> tuple[Any, BaseException | None]:
         try:
             return self._function(), None
-        except BaseException as error:  # noqa: BLE001 - it is the job's, and told where that is waited for
+        except StopIteration as error:  # a future cannot hold it: the job would never end
+            failed = RuntimeError("the job raised StopIteration")
+            failed.__cause__ = error
+            return None, failed
+        except BaseException as error:  # noqa: BLE001 - the job's own error, raised where the future is awaited
             return None, error
 
     def interrupt(self) -> None:
-        """Raise `JobInterrupted` in it, once, at its next step in Python; one that has not begun does not begin."""
+        """Raise `JobInterrupted` in the function, once, at its next bytecode; a call that waits does not begin."""
         if self.future.cancel():
             return
         with self._lock:
@@ -77,30 +76,31 @@ class ThreadCall:
                 self._interrupted = True
                 _raise_in(self._thread, JobInterrupted)
 
-    async def give_up(self) -> str:
-        """Leave the thread to itself, and let another one take its place. Returns where it stands."""
+    async def abandon(self) -> str:
+        """Let another thread take the place of this one, which no one can end. Returns its stack, for the log."""
         self._pool.replace(self)
         frame = sys._current_frames().get(self._thread or 0)
-        where = "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
-        return f"A thread cannot be killed: it goes on, beside worker.max_threads. Its thread stands at\n{where}\n"
+        stack = "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
+        return f"Its thread cannot be ended and keeps running, beyond worker.max_threads. Stack:\n{stack}\n"
 
 
-class Threads:
-    """Threads that run plain functions, so many at a time.
+class ThreadPool:
+    """Threads that run plain functions.
 
-    Unlike those of `concurrent.futures`, they do not hold the end of the process, and one that does not come back can
-    be given up: another one takes its place.
+    Unlike those of `concurrent.futures`, they do not delay the end of the process, and a thread that does not return
+    can be abandoned: another one takes its place.
 
     Args:
-        most: how many at a time; what comes beyond waits.
+        max_threads: functions that run at once; further ones wait.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_threads: int) -> None:
+        self._max_threads = max_threads
         self._alive = self._idle = 0
         self._waiting: deque[ThreadCall] = deque()
         self._running: set[ThreadCall] = set()
-        self._given_up: set[ThreadCall] = set()
+        self._abandoned: set[ThreadCall] = set()
+        self._closed = False
         self._wake = threading.Condition()
 
     def start(self, function: Callable[[], Any]) -> ThreadCall:
@@ -108,19 +108,24 @@ class Threads:
         call = ThreadCall(function, self)
         with self._wake:
             self._waiting.append(call)
-            self._staff()
+            self._add_or_wake_thread()
         return call
 
     def replace(self, call: ThreadCall) -> None:
-        """Let another thread take the place of one that does not come back."""
+        """Let another thread take the place of the one that runs an abandoned call."""
         with self._wake:
             if call in self._running:
-                self._given_up.add(call)
-                self._staff()
+                self._abandoned.add(call)
+                self._add_or_wake_thread()
 
-    def _staff(self) -> None:
-        """See to it that a thread comes for what waits."""
-        if len(self._waiting) > self._idle and self._alive - len(self._given_up) < self._most:
+    def close(self) -> None:
+        """End the idle threads, and each other one when its call has ended."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def _add_or_wake_thread(self) -> None:
+        if len(self._waiting) > self._idle and self._alive - len(self._abandoned) < self._max_threads:
             self._alive += 1
             threading.Thread(target=self._work, name="job", daemon=True).start()
         else:
@@ -130,6 +135,9 @@ class Threads:
         while True:
             with self._wake:
                 while not self._waiting:
+                    if self._closed:
+                        self._alive -= 1
+                        return
                     self._idle += 1
                     self._wake.wait()
                     self._idle -= 1
@@ -138,35 +146,14 @@ class Threads:
             call.run()
             with self._wake:
                 self._running.discard(call)
-                if call in self._given_up:
-                    self._given_up.discard(call)
+                if call in self._abandoned:
+                    self._abandoned.discard(call)
                     self._alive -= 1
                     return
             del call
 
 
-@functools.cache
-def _pool(most: int) -> Threads:
-    return Threads(most)
-
-
-def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return an async function that runs a plain one in a thread, `worker.max_threads` at a time.
-
-    A cancellation, also that of a timeout, is passed on: `JobInterrupted` is raised in the function, at its next step
-    in Python, and its end is waited for. The function gets the job's context for what it says (`ctx.run_id`,
-    `ctx.settings`): scopes and loops are for the event loop.
-    """
-
-    @functools.wraps(function)
-    async def wrapper(ctx: JobContext, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(contextvars.copy_context().run, function, ctx, *args, **kwargs)
-        return await await_offloaded(_pool(ctx.settings.worker.max_threads).start(call), ctx)
-
-    return wrapper
-
-
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread, at its next step in Python; None takes back one that it has not come to."""
+    """Raise an exception in a thread at its next bytecode; None withdraws one that is pending."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)

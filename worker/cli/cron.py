@@ -43,7 +43,7 @@ def run(job: Annotated[str, typer.Argument(help="Name of a job that has a cron l
     """Enqueue one run of a cron job now; its due times stay what they are."""
     settings, _ = state.load()
     known = discover(settings.worker.packages).find(job)
-    if not known.cron:
+    if not known.schedule:
         raise InvalidArguments(f"{job} has no cron line; `worker enqueue {job}` runs it")
 
     async def put() -> str:
@@ -67,7 +67,7 @@ async def _lines(settings: Settings) -> list[dict[str, Any]]:
         async with Client(settings) as client:
             found = []
             for job in discover(settings.worker.packages).values():
-                for line in job.cron:
+                for line in job.schedule:
                     due = _fired(last.get((job.name, str(line))))
                     run_id = None if due is None else firing_id(job.name, str(line), due)
                     found.append(

@@ -128,7 +128,7 @@ def jobs(as_json: Json = False) -> None:
                 {
                     "name": one.name,
                     "arguments": str(one.signature),
-                    "cron": [str(line) for line in one.cron],
+                    "cron": [str(line) for line in one.schedule],
                     "summary": one.summary,
                 }
                 for one in known.values()
@@ -137,7 +137,7 @@ def jobs(as_json: Json = False) -> None:
         return
     table = _table("job", "arguments", "cron", "what it does")
     for one in sorted(known.values(), key=lambda each: each.name):
-        table.add_row(one.name, str(one.signature), "\n".join(map(str, one.cron)), one.summary)
+        table.add_row(one.name, str(one.signature), "\n".join(map(str, one.schedule)), one.summary)
     out.print(table)
 
 

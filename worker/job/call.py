@@ -1,15 +1,11 @@
-"""Calls: a job with its arguments, to be enqueued later: what follows another run, or stands in a group."""
+"""Calls: a job with its arguments, to follow another run or to be a member of a group."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from worker.errors import InvalidArguments
 
 if TYPE_CHECKING:
     from worker.job.definition import Job
@@ -17,26 +13,26 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class _Result:
-    """Stands for what is not known yet."""
+class _PreviousResult:
+    """Placeholder for the result of the preceding run."""
 
     def __repr__(self) -> str:
         return "PREVIOUS_RESULT"
 
 
-#: Stands, among the arguments of a call, for what the run before it returns; after a group, for the list of results.
-PREVIOUS_RESULT: Any = _Result()
+#: Placeholder for an argument of a call: the result of the preceding run; after a group, the list of its results.
+PREVIOUS_RESULT: Any = _PreviousResult()
 
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """A job with its arguments.
+    """A job with its arguments; made by `Job.call`.
 
     Attributes:
-        job: with its options: its delay counts from the end of the run before it.
-        arguments: the text of a JSON object, by name, validated.
-        result_as: name of the argument that is the result of what was before; None for none.
-        then: what follows it.
+        job: with its options. Its delay counts from the end of the preceding run.
+        arguments: validated arguments, the text of a JSON object by name.
+        result_as: name of the argument that gets the result of the preceding run; None for none.
+        then: the calls that follow it.
     """
 
     job: Job[..., R]
@@ -46,41 +42,16 @@ class Call(Generic[R]):
 
     @property
     def chain(self) -> tuple[Call[Any], ...]:
-        """This call, and those that follow it, and so on."""
+        """This call and all calls that follow it, directly or indirectly."""
         return (dataclasses.replace(self, then=()), *(later for one in self.then for later in one.chain))
 
 
-def call_of(job: Job[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[R]:
-    """Return the call of a job; see `Job.call`.
-
-    Raises:
-        InvalidArguments: they do not fit the signature, or the job's options or rules make no sense in a call.
-    """
-    options = job.enqueue_options
-    if job.unique is not None:
-        raise InvalidArguments(f"job {job.name}: a unique job can neither follow another run nor stand in a group")
-    if options.id is not None or options.at is not None or options.replace:
-        raise InvalidArguments(f"job {job.name}: a call has no id=, at= or replace= of its own; delay= is possible")
-    if options.deadline is not None or isinstance(options.expires, datetime):
-        raise InvalidArguments(f"job {job.name}: a call has no deadline=, and its expires= counts from when it is due")
-    named = dict(kwargs)
-    if any(value is PREVIOUS_RESULT for value in args):
-        raise InvalidArguments(f"job {job.name}: give PREVIOUS_RESULT by name")
-    waiting = [name for name, value in named.items() if value is PREVIOUS_RESULT]
-    if len(waiting) > 1:
-        raise InvalidArguments(f"job {job.name}: {' and '.join(waiting)} cannot both be PREVIOUS_RESULT")
-    for name in waiting:
-        del named[name]
-    text = job.encode_arguments_json(args, named, without=waiting)
-    return Call(job, text, waiting[0] if waiting else None, tuple(options.then))
-
-
 def with_argument(arguments: str, name: str, value: str) -> str:
-    """Return the text of a JSON object with one member more.
+    """Return the text of a JSON object with one more member.
 
     Args:
         arguments: the object.
-        name: of the member.
+        name: name of the member.
         value: JSON text.
     """
     return f"{arguments[:-1]}{'' if arguments == '{}' else ','}{json.dumps(name)}:{value}}}"

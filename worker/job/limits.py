@@ -1,11 +1,11 @@
-"""What a job may be limited by: how many at once, how many a time, how often with the same arguments."""
+"""Limits of a job: concurrency, rate, and uniqueness by arguments."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,14 +16,16 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(second|minute|hour|day)s?(?:\s+burst
 
 UniqueWhile = Literal["active", "waiting"]
 
+_WEEK = 7 * 86400.0
+
 
 @dataclass(frozen=True)
 class Rate:
-    """So many a time, evenly spaced.
+    """At most N starts per interval, evenly spaced.
 
     Attributes:
-        every_ms: time between two.
-        burst: how many may come at once after a pause.
+        every_ms: milliseconds between two starts.
+        burst: number of runs that may start at once after a pause.
     """
 
     every_ms: float
@@ -34,7 +36,7 @@ class Rate:
         """Read "100/minute" or "100/minute burst 10".
 
         Raises:
-            RegistrationError: it is no rate.
+            RegistrationError: The text is not a rate.
         """
         found = _RATE.fullmatch(text.strip().lower())
         if found is None or float(found[1]) <= 0 or found[3] == "0":
@@ -43,61 +45,72 @@ class Rate:
 
     @property
     def tolerance_ms(self) -> float:
-        """How early one may come."""
+        """Milliseconds by which a start may come early."""
         return (self.burst - 1) * self.every_ms
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many at once, and how many a time, over all workers.
+    """Concurrency and rate of a job, over all workers.
 
     Attributes:
-        limit: runs at once; 0 for any number.
-        limit_by: name of the argument for each of whose values the limit holds; None for one limit.
-        rate: how many a time; None for any.
-        rate_by: as `limit_by`, for the rate.
+        concurrency: runs at once; 0 for any number.
+        concurrency_key: name of the argument for each value of which the concurrency holds; None for all runs together.
+        rate: starts per interval; None for any number.
+        rate_key: name of the argument for each value of which the rate holds; None for all runs together.
     """
 
-    limit: int = 0
-    limit_by: str | None = None
+    concurrency: int = 0
+    concurrency_key: str | None = None
     rate: Rate | None = None
-    rate_by: str | None = None
+    rate_key: str | None = None
+
+    @classmethod
+    def parse(
+        cls, concurrency: int, concurrency_key: str | None, rate: str | None, rate_key: str | None
+    ) -> Limits | None:
+        """Return the limits that these options of `@job` ask for; None if there are none.
+
+        Raises:
+            RegistrationError: An option is invalid.
+        """
+        if concurrency < 0:
+            raise RegistrationError(f"concurrency={concurrency}: give at least 1, or 0 for no limit")
+        if not concurrency and rate is None:
+            return None
+        return cls(concurrency, concurrency_key, None if rate is None else Rate.parse(rate), rate_key)
 
 
 @dataclass(frozen=True)
 class Unique:
-    """Of runs with the same arguments there is one.
+    """At most one run with the same arguments.
 
     Attributes:
-        by: names of the arguments that count; None for all of them.
-        counts: while it is in the queue ("active"), while it only waits ("waiting"), or for a time ("time").
-        seconds: that time, or the longest life of the mark of one that is in the queue.
+        by: names of the arguments that are compared; None for all of them.
+        counts: when a run counts: while it is in the queue ("active"), while it waits ("waiting"), or for a time
+            ("time").
+        seconds: that time; otherwise the longest life of the lock of a run in the queue.
     """
 
     by: tuple[str, ...] | None
     counts: Literal["active", "waiting", "time"]
     seconds: float
 
+    @classmethod
+    def parse(cls, unique: bool | str | Sequence[str], seconds: float | None, while_: UniqueWhile) -> Unique | None:
+        """Return the rule that these options of `@job` ask for; None if runs are not unique."""
+        if unique is False:
+            return None
+        by = None if unique is True else (unique,) if isinstance(unique, str) else tuple(unique)
+        return cls(by, "time" if seconds is not None else while_, seconds if seconds is not None else _WEEK)
+
     def key(self, job: str, arguments: Mapping[str, Any]) -> str:
-        """Return what runs that are the same have in common.
+        """Return the key that equal runs share.
 
         Args:
-            job: its name.
+            job: name of the job.
             arguments: JSON values by name.
         """
         chosen = arguments if self.by is None else {name: arguments.get(name) for name in self.by}
         text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
         return f"{job}:{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-
-
-_WEEK = 7 * 86400.0
-
-
-def unique_of(
-    unique: bool | str | tuple[str, ...] | list[str], seconds: float | None, while_: UniqueWhile
-) -> Unique | None:
-    """Return what `@job(unique=..., unique_for=..., unique_while=...)` asks for."""
-    if unique is False:
-        return None
-    by = None if unique is True else (unique,) if isinstance(unique, str) else tuple(unique)
-    return Unique(by, "time" if seconds is not None else while_, seconds if seconds is not None else _WEEK)

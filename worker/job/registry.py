@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.errors import RegistrationError, UnknownJob
-from worker.job.definition import Job, place_of
+from worker.job.definition import Job, describe_place
 
 
 class Registry(Mapping[str, Job[..., Any]]):
@@ -29,10 +29,8 @@ class Registry(Mapping[str, Job[..., Any]]):
         """
         known = self._jobs.get(one.name)
         if known is not None and known.function is not one.function:
-            raise RegistrationError(
-                f"job {one.name!r} is defined twice: in {place_of(known.function)} and in {place_of(one.function)}; "
-                f"rename one, or give it @job(name=...)"
-            )
+            places = f"{describe_place(known.function)} and {describe_place(one.function)}"
+            raise RegistrationError(f"job {one.name!r} is defined twice: in {places}; rename one with @job(name=...)")
         self._jobs[one.name] = one
 
     def __getitem__(self, name: str) -> Job[..., Any]:
@@ -70,7 +68,7 @@ def discover(packages: Iterable[str]) -> Registry:
                 if isinstance(value, Job) and value.function.__module__ == module.__name__:
                     registry.add(value)
     for one in registry.values():
-        one.check()
+        one.codec.check()
     return registry
 
 

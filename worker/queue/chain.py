@@ -31,7 +31,7 @@ def _to_wire(call: Call[Any]) -> dict[str, Any]:
         "v": job.version,
         "q": options.queue,
         "d": to_ms(options.delay),
-        "p": job.priority_now,
+        "p": job.priority,
         "x": to_ms(options.expires),
         "r": call.result_as,
     }

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from worker.errors import InvalidArguments
 from worker.job.call import Call
-from worker.job.definition import EnqueueOptions, Job, checked_priority
+from worker.job.definition import EnqueueOptions, Job, check_priority
 from worker.job.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
 from worker.job.trace_context import headers_here
 from worker.queue.chain import make_next_calls
@@ -198,7 +198,7 @@ class Client:
                     queue=queue,
                     delay=to_seconds(options.delay),
                     at=options.at,
-                    priority=job.priority_now if isinstance(job, Job) else 0,
+                    priority=job.priority if isinstance(job, Job) else 0,
                 )
             )
             for place, run_id in enumerate(ids):
@@ -269,7 +269,7 @@ class Client:
         priority: int | None = None,
     ) -> Run[Any]:
         """Put a job into the queue by its name, with JSON values by argument; see `enqueue` and `Job.options`."""
-        checked_priority(f"job {name}", priority)
+        check_priority(f"job {name}", priority)
         plain = _ANY.dump_python(arguments or {}, mode="json")
         options = EnqueueOptions(id, delay, at, queue, priority=priority)
         return await self._put_plain(Payload(name, [], plain, now_ms(), headers=headers_here()), options)
@@ -296,7 +296,7 @@ class Client:
                 at=options.at,
                 replace=options.replace,
                 lock=lock,
-                priority=job.priority_now if job else options.priority or 0,
+                priority=job.priority if job else options.priority or 0,
             )
         )
         then = follows if put.is_new or put.replaced else ()

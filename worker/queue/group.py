@@ -151,4 +151,4 @@ async def _enqueue(
 
 def _where(call: Call[Any], queue: str) -> tuple[str, int, int]:
     options = call.job.enqueue_options
-    return options.queue or queue, to_ms(options.delay), call.job.priority_now
+    return options.queue or queue, to_ms(options.delay), call.job.priority

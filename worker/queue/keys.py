@@ -93,7 +93,7 @@ SCHEMA = (
         "arq",
     ),
     Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
-    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.result_ttl_seconds`, or the job's `keep_result`", "arq"),
+    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.result_ttl_seconds`, or the job's `result_ttl`", "arq"),
     Key(
         ABORT,
         "sorted set",
@@ -135,7 +135,7 @@ SCHEMA = (
     Key(
         LIMIT + "<job>",
         "sorted set",
-        "ids of the runs of a limited job, `:<value>` behind it with `limit_by`",
+        "ids of the runs of a limited job, `:<value>` behind it with `concurrency_key`",
         "a run's until it ends; a week after the last began",
     ),
     Key(
@@ -202,7 +202,7 @@ SCHEMA = (
     Key(
         LIMITS,
         "hash",
-        "orders: runs at once by job name, instead of its `limit=`, or by queue",
+        "orders: runs at once by job name, instead of its `concurrency=`, or by queue",
         "until taken back",
         "operator",
     ),

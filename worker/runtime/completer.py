@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from worker.attempt.context import JobContext
+from worker.attempt.attempt import Attempt
 from worker.db.errors import is_unavailable, sqlstate
 from worker.errors import AlreadyFinished, FencedOut, format_error
 from worker.job.definition import Job
@@ -52,7 +52,7 @@ class Completer:
         self.services = services
         self.claim = claim
         self.job: Job[..., Any] | None = None
-        self.ctx: JobContext | None = None
+        self.attempt: Attempt | None = None
         self.payload: Payload | None = None
         self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
         self._started_ms = now_ms()
@@ -63,7 +63,7 @@ class Completer:
         except ValueError as error:
             logger.warning("%s: its result cannot be JSON and is not kept: %s", self._name, error)
             text = "null"
-        run = self.ctx.ledger_run if self.ctx else None
+        run = self.attempt.ledger_run if self.attempt else None
         size = len(text.encode())
         too_large = size if size > self.services.settings.worker.max_result_bytes else 0
         if too_large:
@@ -96,7 +96,7 @@ class Completer:
         self.services.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
 
     async def _end_cancelled(self) -> None:
-        run = self.ctx.ledger_run if self.ctx else None
+        run = self.attempt.ledger_run if self.attempt else None
         if run is not None:
             await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
         self._log_end("cancelled by order")
@@ -104,7 +104,7 @@ class Completer:
         self.services.observer.ended(self._info, "cancelled", error="cancelled by order")
 
     async def _hand_back(self, state: str) -> None:
-        run = self.ctx.ledger_run if self.ctx else None
+        run = self.attempt.ledger_run if self.attempt else None
         if run is not None:
             await self._with_database(lambda: run.hand_back(state, failed=False))
             await self._release()
@@ -114,16 +114,15 @@ class Completer:
         self.services.observer.left(self._info, state, delay=delay)
 
     def _log_end(self, how: str) -> None:
-        rows = f", {self.ctx.rows_done:,} rows" if self.ctx and self.ctx.ledger_run else ""
+        rows = f", {self.attempt.rows_done:,} rows" if self.attempt and self.attempt.ledger_run else ""
         self.services.lines.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
 
     async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
-        ctx = self.ctx
-        run = ctx.ledger_run if ctx else None
+        run = self.attempt.ledger_run if self.attempt else None
         attempt = run.attempt if run else self.claim.tries
         progressed = run.progressed if run else False
         verdict = decide(error, job, attempt=attempt, progressed=progressed, rules=self.services.settings.worker)
-        where = ctx.where if ctx else None
+        where = self.attempt.where if self.attempt else None
         text = f"{verdict.error} [{where}]" if where else verdict.error
         trace = "".join(traceback.format_exception(error))
         if not verdict.again:
@@ -151,8 +150,8 @@ class Completer:
 
     async def _release(self) -> None:
         # Before the queue has it again: the next owner must not find our connection's transaction.
-        if self.ctx is not None:
-            await self.ctx.close()
+        if self.attempt is not None:
+            await self.attempt.close()
 
     def _lost(self) -> None:
         logger.warning("%s: another worker has it; what was open here is rolled back", self._name)
@@ -164,8 +163,8 @@ class Completer:
         self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None
     ) -> None:
         keep = self.services.settings.worker.result_ttl_seconds
-        if job is not None and job.keep_result is not None:
-            keep = job.keep_result
+        if job is not None and job.rules.result_ttl is not None:
+            keep = job.rules.result_ttl
         raw = self.encode(result, result_json)
         keep_ms = round(keep * 1000)
         payload, claim = self.payload, self.claim

@@ -18,8 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.attempt.attempt import Attempt
 from worker.attempt.cancellation import JobCancellation, Reason
 from worker.attempt.context import JobContext
-from worker.attempt.control import JobRules
-from worker.attempt.perform import perform
 from worker.attempt.task_stack import stack_of
 from worker.batch import Progress
 from worker.batch.throttle import Wait
@@ -39,6 +37,7 @@ from worker.errors import (
 from worker.job.definition import Job
 from worker.job.middleware import through
 from worker.job.trace_context import enter
+from worker.ledger import OwnedRun
 from worker.queue.payload import Payload, decode_payload, now_ms
 from worker.queue.result import Result
 from worker.queue.store import Claim
@@ -98,28 +97,28 @@ class Executor(Completer):
         """Return the pace that an operator wants, or None."""
         return self.services.orders.rows_per_second(run_id, job)
 
-    def throttled(self, host: Attempt, held: Wait | None, since: datetime) -> None:
+    def throttled(self, wait: Wait | None, since: datetime) -> None:
         """Pass on that the walk waits, and why; say it in the log once for each reason."""
         self._moved()  # it waits, and knows for what
-        kind = held.reason if held and held.until else "the server" if held else None
+        kind = wait.reason if wait and wait.until else "the server" if wait else None
         if kind != self._held:
-            if held is not None:
-                logger.info("%s: waits: %s", self._name, held.reason)
+            if wait is not None:
+                logger.info("%s: waits: %s", self._name, wait.reason)
             else:
                 waited = (datetime.now(UTC) - since).total_seconds()
                 if waited >= _WORTH_A_LINE_SECONDS:
                     logger.info("%s: goes on after %.1f s", self._name, waited)
             self._held = kind
         self.services.observer.throttled(
-            self._info, held.reason if held else None, since=since, until=held.until if held else None
+            self._info, wait.reason if wait else None, since=since, until=wait.until if wait else None
         )
 
-    def report(self, host: Attempt, progress: Progress) -> None:
+    def report(self, progress: Progress, rows: int) -> None:
         """Pass progress on: a committed batch, or what the job says of itself."""
         if self._given_up:
             return
         self._moved()
-        self.services.observer.progressed(self._info, progress, rows=host.rows_done)
+        self.services.observer.progressed(self._info, progress, rows=rows)
 
     def _moved(self) -> None:
         self._moved_at, self._stalled = asyncio.get_running_loop().time(), False
@@ -143,11 +142,11 @@ class Executor(Completer):
         if job is None or self._moved_at is None or self._stalled:
             return
         still = now - self._moved_at
-        if still > (job.stall or self.services.settings.worker.stall_timeout_seconds):
+        if still > (job.rules.stall_timeout or self.services.settings.worker.stall_timeout_seconds):
             self._stalled = True
             logger.warning("%s: no progress for %.0f s", self._name, still)
             self.services.observer.stalled(self._info, still)
-            if job.on_stall == "retry":
+            if job.rules.on_stall == "retry":
                 self.interrupt("stall")
 
     def interrupt(self, reason: Reason) -> None:
@@ -155,8 +154,8 @@ class Executor(Completer):
         if self._body is None or self._interrupt is not None:
             return
         grace = self.services.settings.worker.grace_period_seconds
-        if self.job is not None and self.job.grace is not None:
-            grace = self.job.grace
+        if self.job is not None and self.job.rules.grace_period is not None:
+            grace = self.job.rules.grace_period
         now = asyncio.get_running_loop().time()
         self._interrupt = JobCancellation(self._body, reason, now=now, grace=grace)
 
@@ -180,7 +179,7 @@ class Executor(Completer):
     @property
     def between_batches(self) -> bool:
         """Whether the job stands in no durable loop, so that orders do not reach it at a boundary."""
-        return self.ctx is None or not self.ctx.walking
+        return self.attempt is None or not self.attempt.is_walking
 
     # --- the try
 
@@ -189,10 +188,10 @@ class Executor(Completer):
         try:
             await self._patiently(self._run())
         finally:
-            if self.ctx is not None:
-                await self.ctx.close()
+            if self.attempt is not None:
+                await self.attempt.close()
             if not self._given_up:
-                self.ctx = None  # it knows us, too: without that circle no garbage collector is needed for either
+                self.attempt = None  # it knows us, too: without that circle no garbage collector is needed for either
 
     async def give_up(self) -> None:
         """End the try without the job's own code, which does not end: whatever that does from now on is refused.
@@ -204,13 +203,15 @@ class Executor(Completer):
             return
         self._given_up, self._body = True, None
         reason = "the drain" if interrupt is None else f"its {interrupt.reason}"
-        inside = None if self.job is None else self.job.function
-        beside = [] if self.ctx is None else await self.ctx.give_up()
+        job = self.job
+        beside = [] if self.attempt is None else await self.attempt.abandon()
         logger.error(
             "%s: given up: it has not ended since %s; its slot is free, and what it does from now on is refused. %s",
             self._name,
             reason,
-            "".join([*beside, f"It stands at\n{stack_of(body, inside=inside)}"]),
+            "".join(beside)
+            if job is not None and job.run_in != "loop"
+            else "".join([*beside, f"It stands at\n{stack_of(body, inside=None if job is None else job.function)}"]),
         )
         await self._patiently(self._end_given_up())
 
@@ -350,26 +351,27 @@ class Executor(Completer):
 
     async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any] | InvalidArguments) -> None:
         services, claim = self.services, self.claim
-        max_attempts = job.max_attempts or services.settings.worker.max_attempts
-        self.ctx = ctx = JobContext(
+        max_attempts = job.rules.max_attempts or services.settings.worker.max_attempts
+        self.attempt = attempt = Attempt(
             run_id=claim.run_id,
             job=payload.function,
+            number=claim.tries,
             spec=lambda: self._spec(payload),
-            attempt=claim.tries,
-            enqueued_at=datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC),
             settings=services.settings,
             database=services.database,
             ledger=services.ledger,
-            rules=JobRules(max_attempts, job.throttle),
             control=self,
-            redis=services.store.redis,
-            headers=payload.headers,
+            pools=services.pools,
+            max_attempts=max_attempts,
+            throttles=job.throttles,
         )
+        enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
+        ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=services.store.redis)
         if payload.headers:
             enter(payload.headers)  # the context is this task's own
         services.observer.started(self._info)
         services.lines.info("%s: try %d begins", self._name, claim.tries)
-        self._limit = job.timeout or services.settings.worker.job_timeout_seconds
+        self._limit = job.rules.timeout or services.settings.worker.job_timeout_seconds
         self._moved_at = asyncio.get_running_loop().time()
         if payload.deadline_ms:
             self._last_moment = self._moved_at + (payload.deadline_ms - now_ms()) / 1000
@@ -379,7 +381,7 @@ class Executor(Completer):
         result: Any = None
         try:
             try:
-                result = await self._perform(job, ctx, arguments, max_attempts)
+                result = await self._perform(job, attempt, ctx, arguments)
             finally:
                 self._body = None  # what follows is not the job's own code, and not interrupted
         except asyncio.CancelledError:
@@ -410,7 +412,7 @@ class Executor(Completer):
         if self._reason == "lost":
             return FencedOut(self.claim.run_id)
         if self._reason == "drain":
-            return AttemptReleased("waiting")
+            return AttemptReleased("drain")
         if self._reason == "cancel":
             return Cancelled("cancelled by order")
         return LonghaulError("the job cancelled itself")
@@ -422,7 +424,7 @@ class Executor(Completer):
         except AlreadyFinished as ended:
             await self._answer(ended)
         except AttemptReleased as drained:
-            await self._hand_back(str(drained) or "waiting")
+            await self._hand_back("paused" if drained.reason == "pause" else "waiting")
         except Cancelled:
             await self._end_cancelled()
         except FencedOut:
@@ -431,41 +433,39 @@ class Executor(Completer):
             await self._fail(job, failure)
 
     async def _perform(
-        self, job: Job[..., Any], ctx: JobContext, arguments: dict[str, Any] | InvalidArguments, max_attempts: int
+        self, job: Job[..., Any], attempt: Attempt, ctx: JobContext, arguments: dict[str, Any] | InvalidArguments
     ) -> Any:
-        ctx.on_durable = self._became_durable
         try:
             if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
-                await self._resume(ctx, max_attempts)
+                await self._resume(attempt)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
             if not self.services.run_hooks:
-                return await perform(job, ctx, arguments)
-            return await through(self.services.run_hooks, ctx, partial(perform, job, ctx, arguments))
+                return await attempt.run(job, ctx, arguments)
+            return await through(self.services.run_hooks, ctx, partial(attempt.run, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
             raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
 
-    def _became_durable(self) -> None:
-        self.deadline = self._last_moment  # a walk has no total timeout
-        run = self.ctx.ledger_run if self.ctx else None
-        if run is not None:
-            # From now on the payload says so, wherever it is put back from: the next try asks the ledger first.
-            self.claim = self.claim._replace(payload=run.spec.payload.encode())
-            if run.takeovers or run.rows:
-                logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
-            self.services.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
+    def became_durable(self, run: OwnedRun) -> None:
+        """Lift the total timeout: the run has begun in the ledger."""
+        self.deadline = self._last_moment
+        # From now on the payload says so, wherever it is put back from: the next attempt asks the ledger first.
+        self.claim = self.claim._replace(payload=run.spec.payload.encode())
+        if run.takeovers or run.rows:
+            logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
+        self.services.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
 
-    async def _resume(self, ctx: JobContext, max_attempts: int) -> None:
+    async def _resume(self, attempt: Attempt) -> None:
         """The queue has seen this job before: the ledger says what it knows of it, before any code runs."""
         known = await self.services.ledger.find(self.claim.run_id)
         if known is None:
-            if self.claim.tries > max_attempts:
+            if self.claim.tries > attempt.max_attempts:
                 raise NonRetryableError(f"its worker ended at each of {self.claim.tries - 1} tries")
             return
-        run = await ctx.durable_run()
+        run = await attempt.durable_run()
         # One try more than allowed: a loop names the batch that its workers died in. If even that try
         # died, it never came to the loop.
-        if run.attempt > max_attempts + 1:
+        if run.attempt > attempt.max_attempts + 1:
             raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
 
 

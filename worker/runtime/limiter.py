@@ -44,9 +44,12 @@ class Limiter:
         limits = job.limits
         assert limits is not None  # noqa: S101
         rate = limits.rate
-        limited, rated = _scope(job.name, limits.limit_by, arguments), _scope(job.name, limits.rate_by, arguments)
+        limited, rated = (
+            _scope(job.name, limits.concurrency_key, arguments),
+            _scope(job.name, limits.rate_key, arguments),
+        )
         names = [keys.LIMIT + limited, keys.HELD + limited, keys.RATE + rated, keys.RESERVED + claim.run_id]
-        values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.limit]
+        values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.concurrency]
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
         answer = self._enter(keys=[*names, keys.LIMITS, keys.RATES], args=values)
         wait_ms, why = await cast(Awaitable[Any], answer)
@@ -55,8 +58,8 @@ class Limiter:
     async def leave(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
         """Give a place back."""
         limits = job.limits
-        if limits is not None and limits.limit:
-            scope = _scope(job.name, limits.limit_by, arguments)
+        if limits is not None and limits.concurrency:
+            scope = _scope(job.name, limits.concurrency_key, arguments)
             names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
             await cast(Awaitable[Any], self._leave(keys=names, args=[claim.run_id, keys.PRIORITY]))
 

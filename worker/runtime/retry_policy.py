@@ -45,7 +45,7 @@ def decide(
         rules: of the settings.
     """
     text = format_error(error)
-    if isinstance(error, job.no_retry) or (isinstance(error, LonghaulError) and not error.retryable):
+    if job.forbids_retry(error) or (isinstance(error, LonghaulError) and not error.retryable):
         return RetryDecision(False, True, 0.0, text)
     if isinstance(error, Snooze):
         return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
@@ -53,7 +53,7 @@ def decide(
         return RetryDecision(True, False, backoff(1, rules), text)
     if (postgresql.sqlstate(error) or "").startswith(_WRONG):
         return RetryDecision(False, True, 0.0, text)
-    if not progressed and attempt >= (job.max_attempts or rules.max_attempts):
+    if not progressed and attempt >= (job.rules.max_attempts or rules.max_attempts):
         return RetryDecision(False, True, 0.0, f"{text} (try {attempt}, the last)")
     delay = _pause(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
@@ -63,9 +63,9 @@ def decide(
 
 def _pause(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:
     """Return the seconds until the next try, by the job's own rule or that of the settings."""
-    if job.backoff is None:
+    if job.rules.backoff is None:
         return backoff(attempt, rules)
-    return max(0.0, float(job.backoff(attempt) if callable(job.backoff) else job.backoff))
+    return max(0.0, float(job.rules.backoff(attempt) if callable(job.rules.backoff) else job.rules.backoff))
 
 
 def backoff(attempt: int, rules: WorkerSettings) -> float:

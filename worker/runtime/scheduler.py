@@ -19,8 +19,9 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from worker.job.definition import CronLine, Job
+from worker.job.definition import Job
 from worker.job.registry import Registry
+from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue.payload import Payload, now_ms
 from worker.queue.store import QueueStore
@@ -56,7 +57,7 @@ class Scheduler:
         self._ledger = ledger
         self._store = store
         self._rules = rules
-        self._lines = [(job, line) for job in registry.values() for line in job.cron]
+        self._lines = [(job, line) for job in registry.values() for line in job.schedule]
         self._entries: list[_Entry] = []
         #: When to ask for the time again, by the monotonic clock.
         self._ask_at = 0.0

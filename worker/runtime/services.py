@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from worker.attempt.offload import JobPools
 from worker.db.engine import Database
 from worker.job.middleware import RunHook
 from worker.job.registry import Registry
@@ -31,6 +32,8 @@ class WorkerServices:
     orders: OperatorState
     observer: Observer
     name: str
+    #: Threads and processes for plain functions.
+    pools: JobPools
     #: Tells the queue that a job has ended.
     turns: AckBatcher
     #: The limits of jobs.

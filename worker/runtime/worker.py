@@ -20,7 +20,7 @@ from arq.worker import Worker as ArqWorker
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.attempt.process_pool import end_idle_processes
+from worker.attempt.offload import JobPools
 from worker.cancellation import cancel_and_wait
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
@@ -105,7 +105,7 @@ class QueueWorker(ArqWorker):
         middleware: Sequence[Middleware] = (),
     ) -> None:
         super().__init__(
-            functions=[*others, *(func(job.function, name=name) for name, job in registry.items())],  # type: ignore[arg-type]
+            functions=[*others, *(func(job.__call__, name=name) for name, job in registry.items())],  # type: ignore[arg-type]
             queue_name=settings.worker.queue,
             redis_pool=redis or connect_redis(settings),
             burst=burst,
@@ -137,6 +137,7 @@ class QueueWorker(ArqWorker):
             orders=OperatorState(self.pool, self._watch, self._outage),
             observer=observer or NullObserver(),
             name=self.name,
+            pools=JobPools(max_threads=settings.worker.max_threads, max_processes=settings.worker.max_job_processes),
             turns=self._ack_batcher,
             limiter=Limiter(self.pool),
             lines=SampledLogger(logging.getLogger("longhaul.jobs")),
@@ -191,7 +192,7 @@ class QueueWorker(ArqWorker):
             await self._leases.stop()
             await self._watch.stop()
             await self._lane.close()
-            await asyncio.to_thread(end_idle_processes)
+            await asyncio.to_thread(self.services.pools.close)
             await self._forget_drain()
             self.services.lines.tell()
             logger.info("worker %s: stopped after %d jobs", self.name, self.jobs_complete)

@@ -144,7 +144,7 @@ class WorkerSettings(_Section):
     max_job_processes: int | None = Field(
         None,
         ge=1,
-        description="Most `@job(process=True)` jobs that run at once, each in a process. Default: the number of CPUs.",
+        description="Most jobs with `run_in='process'` that run at once. Default: the number of CPUs.",
     )
     job_timeout_seconds: float = Field(
         300.0, gt=0, description="Longest run of a job without a durable loop. Walks have no limit."

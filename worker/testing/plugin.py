@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from worker import Client, Database, Job, Settings, Throttle
     from worker.attempt.context import JobContext
     from worker.attempt.control import AttemptControl
+    from worker.attempt.offload import JobPools
     from worker.embedded import Services
 
 P = ParamSpec("P")
@@ -134,8 +135,17 @@ class JobRunner:
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
+        from worker.attempt.offload import JobPools
+
         self._database = database
         self.settings = settings
+        self._pools: JobPools = JobPools(
+            max_threads=settings.worker.max_threads, max_processes=settings.worker.max_job_processes
+        )
+
+    def close(self) -> None:
+        """End the threads and processes of plain functions."""
+        self._pools.close()
 
     async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a job to its end; arguments and result go through JSON, as in production.
@@ -150,24 +160,24 @@ class JobRunner:
 
     async def attempt(self, job: Job[P, R], run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one try of a run; the same id again is its next try, which goes on after the last checkpoint."""
-        from worker.attempt.perform import perform
         from worker.job.middleware import load_middleware, run_hooks, through
 
-        ctx = self.context(job.name, run_id, throttles=job.throttle)
+        ctx = self.context(job.name, run_id, throttles=job.throttles)
+        attempt = ctx._attempt
         try:
             arguments = job.decode_arguments([], job.encode_arguments(args, kwargs))
             try:
                 hooks = run_hooks(load_middleware(self.settings.worker.middleware))
-                value = await through(hooks, ctx, lambda: perform(job, ctx, arguments))
+                value = await through(hooks, ctx, lambda: attempt.run(job, ctx, arguments))
             except BaseException as error:
-                if ctx.ledger_run is not None:
-                    await ctx.ledger_run.hand_back("waiting", failed=True, error=str(error))
+                if attempt.ledger_run is not None:
+                    await attempt.ledger_run.hand_back("waiting", failed=True, error=str(error))
                 raise
             text = job.encode_result(value)
-            if ctx.ledger_run is not None:
-                await ctx.ledger_run.finish("succeeded", result=text)
+            if attempt.ledger_run is not None:
+                await attempt.ledger_run.finish("succeeded", result=text)
         finally:
-            await ctx.close()
+            await attempt.close()
         result: R = job.decode_result_json(text)
         return result
 
@@ -180,27 +190,32 @@ class JobRunner:
         control: AttemptControl | None = None,
         throttles: tuple[Throttle, ...] = (),
     ) -> JobContext:
-        """Return a context outside of any worker; close it with `await ctx.close()`."""
+        """Return a context outside of any worker."""
+        from worker.attempt.attempt import Attempt
         from worker.attempt.context import JobContext
-        from worker.attempt.control import JobRules
+        from worker.attempt.control import NoControl
         from worker.ledger import Ledger, RunSpec
 
         chosen = run_id or uuid.uuid4().hex
-        return JobContext(
+        attempt = Attempt(
             run_id=chosen,
             job=job,
+            number=1,
             spec=lambda: RunSpec(chosen, job, "arq:queue", "{}"),
-            attempt=1,
-            enqueued_at=datetime.now(UTC),
             settings=self.settings,
             database=self._database,
             ledger=Ledger(self._database, f"test-{uuid.uuid4().hex[:6]}"),
-            rules=JobRules(max_attempts, throttles),
-            control=control,
+            control=control or NoControl(),
+            pools=self._pools,
+            max_attempts=max_attempts,
+            throttles=throttles,
         )
+        return JobContext(attempt, enqueued_at=datetime.now(UTC))
 
 
 @pytest.fixture
-def run_job(longhaul_database: Database, longhaul_settings: Settings) -> JobRunner:
+def run_job(longhaul_database: Database, longhaul_settings: Settings) -> Iterator[JobRunner]:
     """Run jobs: `await run_job(job, days=90)`."""
-    return JobRunner(longhaul_database, longhaul_settings)
+    runner = JobRunner(longhaul_database, longhaul_settings)
+    yield runner
+    runner.close()

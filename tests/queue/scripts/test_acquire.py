@@ -17,7 +17,7 @@ FOR_A_PLACE = Held(5.0, "limit")
 PLACES, LINE = keys.LIMIT + "narrow", keys.HELD + "narrow"
 
 
-@job(limit=2)
+@job(concurrency=2)
 async def narrow(ctx: JobContext) -> None:
     """Two at once."""
 
@@ -32,7 +32,7 @@ async def in_bursts(ctx: JobContext) -> None:
     """Three may come at once."""
 
 
-@job(limit=1, rate="10/second")
+@job(concurrency=1, rate="10/second")
 async def both(ctx: JobContext) -> None:
     """One at once, one each 100 ms."""
 

@@ -10,7 +10,7 @@ from worker.queue.store import Claim
 PLACES, LINE = keys.LIMIT + "narrow", keys.HELD + "narrow"
 
 
-@job(limit=1)
+@job(concurrency=1)
 async def narrow(ctx: JobContext) -> None:
     """One at once."""
 

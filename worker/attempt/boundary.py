@@ -1,0 +1,97 @@
+"""The boundary between two batches, at which a walk obeys operators' orders, throttles, and the drain of its worker."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+
+from worker.attempt.control import AttemptControl
+from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait, throttles_of
+from worker.cancellation import run_to_completion
+from worker.db.sessions import roll_back
+from worker.errors import AttemptReleased, Cancelled
+from worker.ledger import OwnedRun
+from worker.settings import ThrottleSettings
+
+_POLL_SECONDS = 0.5
+
+
+class Boundary:
+    """The boundary between two batches of the walks of one attempt.
+
+    Args:
+        job: name of the job.
+        control: the worker.
+        throttles: those of the job; each attempt uses a copy, because a throttle has state.
+        rules: settings of the throttles.
+        ensure_not_abandoned: raises in a job that was abandoned.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        control: AttemptControl,
+        throttles: Sequence[Throttle],
+        rules: ThrottleSettings,
+        *,
+        ensure_not_abandoned: Callable[[], None],
+    ) -> None:
+        own = [*throttles_of(rules), *(copy.copy(throttle) for throttle in throttles)]
+        self._job = job
+        self._control = control
+        self._throttles = Throttles(own, check_interval_seconds=rules.check_interval_seconds)
+        self._ensure_not_abandoned = ensure_not_abandoned
+
+    @property
+    def has_throttles(self) -> bool:
+        """Whether a throttle may make the walk wait."""
+        return self._throttles.any
+
+    async def wait(self, run: OwnedRun, *, resumable: bool, table: str) -> None:
+        """Return when the next batch may begin.
+
+        Args:
+            run: the run in the ledger. No transaction stays open on its connection during a wait.
+            resumable: whether another worker can go on from here. Otherwise a pause waits in this process.
+            table: the table that is walked.
+
+        Raises:
+            Cancelled: An operator has cancelled the run.
+            AttemptReleased: The worker drains, or an operator has paused the run.
+            FencedOut: The job was abandoned meanwhile.
+        """
+        run_id, control = run.spec.id, self._control
+        since: datetime | None = None
+        while True:
+            self._ensure_not_abandoned()
+            order = await control.order(run_id, self._job)
+            wait: Wait | None = None
+            if order is None and not control.draining:
+                wait = await self._ask_throttles(run, table)
+                if wait is None:
+                    if since is not None:
+                        control.throttled(None, since)
+                    return
+            await run_to_completion(roll_back(run.driver.rollback()))
+            if order == "cancel":
+                raise Cancelled("cancelled by order")
+            if control.draining:
+                raise AttemptReleased("drain")
+            if order == "pause" and resumable:
+                raise AttemptReleased("pause")
+            wait = wait or Wait("paused")
+            now = datetime.now(UTC)
+            since = since or now
+            control.throttled(wait, since)
+            seconds = (wait.until - now).total_seconds() if wait.until else _POLL_SECONDS
+            await asyncio.sleep(min(max(seconds, 0.0), _POLL_SECONDS))
+
+    async def _ask_throttles(self, run: OwnedRun, table: str) -> Wait | None:
+        self._throttles.order(self._control.rows_per_second(run.spec.id, self._job))
+        connection = run.driver.reading() if self._throttles.ask_server else nullcontext(run.driver.raw)
+        async with connection as raw:
+            seen = ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
+            return await self._throttles.hold(seen)
