@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -12,15 +10,16 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from tests.support.clean_database import clean
+from tests.support.command_line import CommandLine
+from tests.support.contexts import MakeContext
 from tests.support.servers import own_servers
-from worker import Client, Job, Registry
+from tests.support.workers import with_worker, working  # noqa: F401 - TODO: until nobody imports it from here
+from worker import Client
 from worker.attempt.context import JobContext
 from worker.attempt.control import AttemptControl
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.job.propagation import current_job
-from worker.runtime.launch import work
-from worker.runtime.worker import QueueWorker
 from worker.settings import Settings, load_settings
 from worker.testing.plugin import JobRunner
 
@@ -70,9 +69,6 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     await opened.close()
 
 
-MakeContext = Callable[..., JobContext]
-
-
 @pytest_asyncio.fixture
 async def context(database: Database, settings: Settings) -> AsyncIterator[MakeContext]:
     """Make contexts; the same `run_id` again is the next try of that run, by another worker."""
@@ -106,21 +102,16 @@ async def client(settings: Settings, redis: Redis) -> AsyncIterator[Client]:
         yield opened
 
 
-@asynccontextmanager
-async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False) -> AsyncIterator[QueueWorker]:
-    """Run a worker in this process; drain it at the end."""
-    ready: asyncio.Future[QueueWorker] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(work(settings, Registry(jobs), burst=burst, on_worker=ready.set_result))
-    await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        await task  # it has failed
-    worker = await ready
-    try:
-        yield worker
-    finally:
-        if not task.done():
-            worker.drain()
-        await task
+@pytest.fixture
+def cli(servers: Services) -> CommandLine:
+    """The command line in this process, on the servers of the tests."""
+    return CommandLine(servers)
+
+
+@pytest.fixture
+def real_cli(servers: Services) -> CommandLine:
+    """The command line, each command in a process of its own."""
+    return CommandLine(servers, real=True)
 
 
 @pytest.fixture
@@ -135,8 +126,3 @@ def fast(settings: Settings) -> Settings:
         rescue_interval_seconds=0.5,
         drain_timeout_seconds=2.0,
     )
-
-
-def with_worker(settings: Settings, **values: Any) -> Settings:
-    """Return settings with other values in the section `worker`."""
-    return settings.model_copy(update={"worker": settings.worker.model_copy(update=values)})

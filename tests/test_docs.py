@@ -21,7 +21,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 import jobs.models
-from tests.conftest import with_worker
+from tests.support.workers import with_worker
 from worker import Client, Database, Job, Registry, Settings, discover
 from worker.queue import keys
 from worker.runtime.launch import work

@@ -22,10 +22,11 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from tests.test_docs import ROOT, blocks
-from tests.waiting import until
 from worker import Client, JobContext, JobFailed, NonRetryableError, Registry, Settings, Worker, job
 from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
@@ -137,8 +138,7 @@ async def scene(
     shim.write_text(f'#!/bin/sh\nexec "{program}" -u "{fast.redis.url}" "$@"\n')
     shim.chmod(0o755)
     cured["yes"] = False
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(5000)])
+    await fill_authors(database, 5000)
     settings = with_worker(fast, name="north", max_jobs=1)
     await redis.hset(keys.PACE, "index_names", "5")
     yesterday = datetime.now(UTC) - timedelta(days=1)

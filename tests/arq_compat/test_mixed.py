@@ -18,7 +18,7 @@ from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import Settings
 
 ROOT = Path(__file__).parents[2]

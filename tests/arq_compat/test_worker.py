@@ -26,7 +26,7 @@ from arq.worker import Worker as StockWorker
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import (
     Client,
     JobContext,

@@ -35,8 +35,8 @@ from tests.attempt.process_jobs import (
     tell,
     wants_session,
 )
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import (
     Client,
     JobCancelled,

@@ -17,9 +17,10 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import func, insert, select, text
 
-from tests.conftest import with_worker, working
 from tests.models import Author, authors
-from tests.waiting import until
+from tests.support.authors import fill_authors
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, JobInterrupted, Settings, job
 from worker.attempt import cancellation
 from worker.attempt.cancellation import JobCancellation
@@ -305,8 +306,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
 async def test_a_given_up_walk_commits_no_batch_more(
     fast: Settings, client: Client, database: Database, lock: bool
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(30)])
+    await fill_authors(database, 30)
     run = await client.enqueue(deaf_walk, lock=lock)
     async with working(fast, deaf_walk) as worker:
         await asyncio.wait_for(seen["begun"].wait(), 20)

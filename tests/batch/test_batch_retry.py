@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from tests.models import Author, Book, authors
+from tests.models import Author, Book
+from tests.support.authors import count_seen, fill_authors
 from worker import JobContext, Retry, Settings, UsageError, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
@@ -23,15 +24,8 @@ sizes: list[int] = []
 async def run(database: Database, settings: Settings) -> JobRunner:
     """A hundred rows, and who runs jobs over them."""
     sizes.clear()
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(100)])
+    await fill_authors(database, 100)
     return JobRunner(database, settings)
-
-
-async def seen(database: Database) -> dict[int, int]:
-    async with database.session() as session:
-        found = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row[0]: row[1] for row in found}
 
 
 async def attempt_of(database: Database) -> list[tuple[str, int]]:
@@ -82,7 +76,7 @@ async def test_a_batch_that_takes_too_long_is_halved_until_it_fits(
         assert await JobRunner(hurried, settings)(one) == 100
     finally:
         await hurried.close()
-    assert await seen(database) == {1: 100}
+    assert await count_seen(database) == {1: 100}
     assert await attempt_of(database) == [("succeeded", 1)]
     if one is count_all:
         assert sizes[:3] == [40, 20, 20]
@@ -94,7 +88,7 @@ async def test_what_will_pass_costs_no_try(run: JobRunner, database: Database, c
         database, f"IF NEW.id = 50 AND nextval('hindrances') < 4 THEN RAISE 'x' USING ERRCODE = '{code}'; END IF;"
     )
     assert await run(count_all) == 100
-    assert await seen(database) == {1: 100}
+    assert await count_seen(database) == {1: 100}
     assert await attempt_of(database) == [("succeeded", 1)]
 
 
@@ -102,7 +96,7 @@ async def test_what_does_not_pass_is_a_failed_try_in_the_end(run: JobRunner, dat
     await hinder(database, "IF NEW.id = 50 THEN RAISE 'x' USING ERRCODE = '40P01'; END IF;")
     with pytest.raises(DBAPIError):
         await run(count_all)
-    assert await seen(database) == {0: 51, 1: 49}  # all but the one row, and what comes after it
+    assert await count_seen(database) == {0: 51, 1: 49}  # all but the one row, and what comes after it
     assert len(sizes) < 40
 
 
@@ -122,7 +116,7 @@ async def test_rows_that_cannot_be_done_are_set_aside_and_all_others_done_once(
     run: JobRunner, database: Database
 ) -> None:
     assert await run(refuse_some, limit=3) == 97
-    assert await seen(database) == {0: 3, 1: 97}
+    assert await count_seen(database) == {0: 3, 1: 97}
     rows = await Ledger(database).quarantined()
     assert {row.key[0] for row in rows} == BAD
     assert {(row.job, row.step) for row in rows} == {("refuse_some", "1-chunks")}
@@ -140,7 +134,7 @@ async def test_with_more_of_them_than_are_allowed_the_run_fails_with_the_rows_er
 ) -> None:
     with pytest.raises(ValueError, match="bad row"):
         await run(refuse_some, limit=limit)
-    found = await seen(database)
+    found = await count_seen(database)
     assert found.get(1, 0) == {0: 0, 2: 74, 0.02: 12}[limit]
     assert len(await Ledger(database).quarantined()) == (2 if limit == 2 else 0)
 
@@ -183,14 +177,14 @@ async def refuse_the_last(ctx: JobContext) -> int:
 
 async def test_the_last_row_of_a_walk_can_be_set_aside(run: JobRunner, database: Database) -> None:
     assert await run(refuse_the_last) == 199
-    assert await seen(database) == {1: 1, 2: 99}
+    assert await count_seen(database) == {1: 1, 2: 99}
 
 
 async def test_a_try_that_dies_in_between_goes_on_with_what_is_set_aside(run: JobRunner, database: Database) -> None:
     with pytest.raises(ValueError, match="bad row"):
         await run.attempt(refuse_some, "r", limit=2)
     assert await run.attempt(refuse_some, "r", limit=3) == 97
-    assert await seen(database) == {0: 3, 1: 97}
+    assert await count_seen(database) == {0: 3, 1: 97}
     assert {row.key[0] for row in await Ledger(database).quarantined(run_id="r")} == BAD
 
 
@@ -228,7 +222,7 @@ async def test_a_lock_that_is_held_for_too_long_halves_the_batch(
         await holder.rollback()
         assert await walk == 100
     await hurried.close()
-    assert await seen(database) == {1: 100}
+    assert await count_seen(database) == {1: 100}
 
 
 async def _done(database: Database) -> Any:

@@ -11,8 +11,8 @@ from sqlalchemy import ARRAY, CHAR, ForeignKey, Identity, String, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from tests.conftest import MakeContext
 from tests.models import Author, Base, Mood, Sample, authors
+from tests.support.contexts import MakeContext
 from worker.db.engine import Database
 from worker.errors import BulkError
 

@@ -13,8 +13,8 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
-from tests.conftest import MakeContext
 from tests.models import Author, Base, Book, Mood, authors
+from tests.support.contexts import MakeContext
 from worker.batch import bulk_flush as flush
 from worker.db.engine import Database
 

@@ -8,8 +8,8 @@ import json
 import pytest
 from sqlalchemy import select, text
 
-from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
+from tests.support.contexts import MakeContext
 from worker import UsageError
 from worker.db.engine import Database
 

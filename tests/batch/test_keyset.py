@@ -36,8 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import aliased
 
-from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
+from tests.support.contexts import MakeContext
 from worker import JobContext, LonghaulError, UnsupportedStatement
 from worker.attempt.control import NoControl
 from worker.batch.keyset import Keyset

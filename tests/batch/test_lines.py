@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from tests.conftest import MakeContext
 from tests.models import Author
+from tests.support.contexts import MakeContext
 from worker import CursorMismatch, JobContext, UnsupportedStatement
 from worker.db.engine import Database
 

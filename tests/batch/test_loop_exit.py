@@ -7,22 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text, update
 
-from tests.conftest import MakeContext
 from tests.models import Author, authors
+from tests.support.authors import count_seen
+from tests.support.contexts import MakeContext
 from worker import JobContext, LonghaulError
 from worker.batch import Batch
 from worker.db.engine import Database
 
 Body = Callable[[JobContext], Awaitable[Any]]
-
-
-async def seen(database: Database) -> dict[int, int]:
-    """Return how many rows were done how often."""
-    async with database.session() as session:
-        found = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row[0]: row[1] for row in found}
 
 
 async def mark(batch: Batch[Author]) -> None:
@@ -71,7 +65,7 @@ async def test_a_loop_that_is_left_on_purpose_commits_its_batch(
     ctx = context("run")
     await body(ctx)
     await ctx._attempt.succeed()
-    assert await seen(database) == {0: 30, 1: 20}
+    assert await count_seen(database) == {0: 30, 1: 20}
     run = await ctx._attempt.durable_run()
     assert run.steps["1-chunks"].done
 
@@ -149,12 +143,12 @@ async def test_an_exception_that_the_job_catches_rolls_its_batch_back_and_is_tol
     with pytest.raises(LonghaulError, match=r"an exception has left the loop chunks at step '1-chunks', batch 3, keys"):
         await ctx._attempt.succeed()
     await ctx._attempt.close()
-    assert await seen(database) == {0: 30, 1: 20}
+    assert await count_seen(database) == {0: 30, 1: 20}
     again = context("run")
     async for batch in again.chunks(select(Author), size=10):
         await mark(batch)
     await again._attempt.succeed()
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
 
 
 @pytest.mark.usefixtures("rows")
@@ -165,7 +159,7 @@ async def test_no_other_loop_begins_after_it(context: MakeContext, database: Dat
     with pytest.raises(LonghaulError, match="and the job went on"):
         await ctx.sweep(update(Author).values(seen=9))
     await ctx._attempt.fail()
-    assert await seen(database) == {0: 30, 1: 20}
+    assert await count_seen(database) == {0: 30, 1: 20}
 
 
 @pytest.mark.usefixtures("rows")
@@ -187,7 +181,7 @@ async def test_two_loops_at_once_are_refused_and_neither_is_marked_as_done(
     again = context("run")
     assert await again.sweep(update(Author).values(seen=Author.seen + 1), size=10, name="a") == 50
     await again._attempt.succeed()
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
 
 
 @pytest.mark.usefixtures("rows")
@@ -219,4 +213,4 @@ async def test_the_session_of_a_batch_is_over_with_it(context: MakeContext, data
     with pytest.raises(Exception, match="permanently closed"):
         await kept[0].execute(text("UPDATE author SET seen = 7"))
     await ctx._attempt.succeed()
-    assert await seen(database) == {0: 50}
+    assert await count_seen(database) == {0: 50}

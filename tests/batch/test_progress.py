@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, update
 
-from tests.conftest import MakeContext
 from tests.models import Author, authors
+from tests.support.contexts import MakeContext
 from worker.attempt.context import JobContext
 from worker.attempt.control import NoControl
 from worker.batch import Progress

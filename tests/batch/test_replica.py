@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import func, insert, select, text
 
 from tests.models import Author, authors
+from tests.support.authors import count_seen
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.testing.plugin import JobRunner
@@ -35,12 +36,6 @@ def nothing_read() -> None:
 async def add_authors(database: Database, first: int, last: int) -> None:
     async with database.transaction() as session:
         await session.execute(insert(Author), authors(last)[first - 1 :])
-
-
-async def seen(database: Database) -> dict[int, int]:
-    async with database.session() as session:
-        rows = await session.execute(select(Author.seen, func.count().label("number")).group_by(Author.seen))
-        return {row.seen: row.number for row in rows}
 
 
 async def test_without_a_replica_the_walk_reads_where_it_writes(database: Database, settings: Settings) -> None:
@@ -79,5 +74,5 @@ async def test_a_reader_that_is_lost_when_all_is_read_does_no_harm(database: Dat
         return ctx.rows_done
 
     assert await JobRunner(database, settings)(cut_the_reader) == 30
-    assert await seen(database) == {1: 30}
+    assert await count_seen(database) == {1: 30}
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from tests.conftest import MakeContext
 from tests.models import Author, authors
-from tests.waiting import until
+from tests.support.contexts import MakeContext
+from tests.support.waiting import until
 from worker import JobContext, UnsupportedStatement
 from worker.db.engine import Database
 

@@ -10,9 +10,10 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text, update
 
-from tests.conftest import with_worker, working
 from tests.models import Author, authors
-from tests.waiting import until
+from tests.support.authors import fill_authors
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import (
     Client,
     CustomThrottle,
@@ -221,8 +222,7 @@ async def count_by_sweep(ctx: JobContext) -> int:
 async def quick(fast: Settings, database: Database) -> Settings:
     """A hundred rows, and settings that look often."""
     gate.update(closed=False, batches=0)
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(100)])
+    await fill_authors(database, 100)
     often = fast.throttle.model_copy(update={"check_interval_seconds": 1e-6})
     return fast.model_copy(update={"throttle": often})
 

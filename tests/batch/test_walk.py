@@ -11,8 +11,9 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased, selectinload
 
-from tests.conftest import MakeContext
 from tests.models import Author, Book, authors
+from tests.support.authors import count_seen
+from tests.support.contexts import MakeContext
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.errors import (
@@ -36,13 +37,6 @@ async def fill(ctx: JobContext, count: int) -> None:
     await ctx.bulk.insert(Author, authors(count))
 
 
-async def seen(database: Database) -> dict[int, int]:
-    """Return how many rows were done how often."""
-    async with database.session() as session:
-        found = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row[0]: row[1] for row in found}
-
-
 async def mark(ctx: JobContext, *, stop_after: int | None = None, size: int = 10, **options: Any) -> None:
     """LeavableWalk all authors and count each; raise inside of the batch after `stop_after`."""
     async for batch in ctx.chunks(select(Author), size=size, **options):
@@ -57,7 +51,7 @@ async def test_each_row_is_done_once(context: MakeContext, database: Database) -
     ctx = context()
     await fill(ctx, 105)
     await mark(ctx)
-    assert await seen(database) == {1: 105}
+    assert await count_seen(database) == {1: 105}
     assert ctx.rows_done == 105
 
 
@@ -70,7 +64,7 @@ async def test_a_batch_that_raises_is_rolled_back_and_done_again_with_the_same_n
         await mark(first, stop_after=4)
     await first._attempt.fail()
     await first.close()
-    assert await seen(database) == {0: 60, 1: 40}
+    assert await count_seen(database) == {0: 60, 1: 40}
     second = context("run")
     numbers = []
     async for batch in second.chunks(select(Author), size=10):
@@ -78,7 +72,7 @@ async def test_a_batch_that_raises_is_rolled_back_and_done_again_with_the_same_n
         for author in batch:
             author.seen += 1
     assert numbers[0] == (5, 41, "run:1-chunks:5")
-    assert await seen(database) == {1: 100}
+    assert await count_seen(database) == {1: 100}
 
 
 async def test_a_finished_loop_is_skipped_and_a_finished_run_answers(context: MakeContext, database: Database) -> None:
@@ -88,7 +82,7 @@ async def test_a_finished_loop_is_skipped_and_a_finished_run_answers(context: Ma
     await first.close()
     second = context("run")
     await mark(second)
-    assert await seen(database) == {1: 30}
+    assert await count_seen(database) == {1: 30}
     assert second._attempt.ledger_run is not None
     await second._attempt.ledger_run.finish("succeeded", result="30")
     third = context("run")
@@ -116,7 +110,7 @@ async def test_break_commits_the_batch_and_ends_the_step(context: MakeContext, d
         break
     changed = await ctx.sweep(update(Author).where(Author.seen == 1).values(seen=2))
     assert changed == 10
-    assert await seen(database) == {0: 20, 2: 10}
+    assert await count_seen(database) == {0: 20, 2: 10}
     assert ctx._attempt.ledger_run is not None
     assert [step.done for step in ctx._attempt.ledger_run.steps.values()] == [True, True]
 
@@ -137,7 +131,7 @@ async def test_a_worker_that_was_replaced_cannot_commit(context: MakeContext, da
         await anext(loop)
     await slow.fail()
     await mark(other)
-    assert await seen(database) == {1: 40}
+    assert await count_seen(database) == {1: 40}
 
 
 async def test_a_successor_ends_the_connection_of_a_frozen_worker(context: MakeContext, database: Database) -> None:
@@ -149,7 +143,7 @@ async def test_a_successor_ends_the_connection_of_a_frozen_worker(context: MakeC
     assert frozen.ledger_run is not None
     # Its rows are locked: without the end of that connection this would wait for ever.
     await asyncio.wait_for(mark(context("run")), 10)
-    assert await seen(database) == {1: 40}
+    assert await count_seen(database) == {1: 40}
     await frozen.fail()
 
 
@@ -164,7 +158,7 @@ async def test_rows_that_others_insert_do_not_keep_a_walk_going(context: MakeCon
         )
         for author in batch:
             author.seen += 1
-    assert await seen(database) == {0: 3, 1: 30}
+    assert await count_seen(database) == {0: 3, 1: 30}
 
 
 async def test_rows_that_others_delete_beside_a_walk_are_left_out(context: MakeContext, database: Database) -> None:
@@ -191,7 +185,7 @@ async def test_a_locked_walk_loses_no_update_of_others(context: MakeContext, dat
     writer = asyncio.create_task(write_beside())
     await mark(ctx, size=5)
     await writer
-    assert await seen(database) == {101: 50}
+    assert await count_seen(database) == {101: 50}
 
 
 async def test_a_row_whose_key_moves_while_we_wait_for_it_carries_the_cursor_past_no_row(
@@ -238,7 +232,7 @@ async def test_composite_and_descending_keys_walk_every_row_once_and_resume(
     await ctx._attempt.close()
     assert keys[0] == first
     await mark(context("run"), by=by, size=9)
-    assert await seen(database) == {1: 100}
+    assert await count_seen(database) == {1: 100}
 
 
 async def test_core_columns_come_as_their_rows(context: MakeContext) -> None:
@@ -354,7 +348,7 @@ async def test_without_lock_no_transaction_is_open_while_the_body_runs(
         assert open_ == 0
         for author in batch:
             author.seen += 1
-    assert await seen(database) == {1: 10}
+    assert await count_seen(database) == {1: 10}
 
 
 @pytest.mark.parametrize("verb", ["commit", "rollback", "close"])
@@ -456,7 +450,7 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
     await ctx._attempt.close()
     again = context("run")
     await mark(again)
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
     assert again._attempt.ledger_run is not None
     assert (again._attempt.ledger_run.attempt, again._attempt.ledger_run.takeovers) == (1, 0)
 
@@ -484,7 +478,7 @@ async def test_a_sweep_changes_what_matches_in_ranges(context: MakeContext, data
     await fill(ctx, 100)
     assert await ctx.sweep(update(Author).where(Author.region == 3).values(seen=1), size=30) == 14
     assert await ctx.sweep(delete(Author).where(Author.seen == 1), size=30) == 14
-    assert await seen(database) == {0: 86}
+    assert await count_seen(database) == {0: 86}
 
 
 async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, database: Database) -> None:
@@ -558,7 +552,7 @@ async def test_a_stream_of_groups_resumes_after_the_last_committed_partition(
         regions.extend(region for region, _ in partition)
         await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
     assert regions == [4, 5, 6]
-    assert await seen(database) == {0: 63, 10: 7}
+    assert await count_seen(database) == {0: 63, 10: 7}
 
 
 async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(

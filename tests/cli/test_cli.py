@@ -8,39 +8,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import text
 
-from tests.conftest import working
-from tests.models import Author, authors
 from tests.runtime.test_worker import gate, walk
-from tests.waiting import until
+from tests.support.authors import fill_authors
+from tests.support.command_line import CommandLine, error_line
+from tests.support.waiting import until, until_status
+from tests.support.workers import working
 from worker import Client, NonRetryableError, Settings, job
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.embedded import Services
-
-Ran = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture
-def cli(servers: Services, tmp_path: Path) -> Any:
-    """Run `worker` with arguments, on the servers of the tests."""
-
-    async def run(*arguments: str, stdin: str = "", **environment: str) -> Ran:
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "worker", *arguments],
-            env=servers.environment() | environment,
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=60,
-        )
-
-    return run
 
 
 @job
@@ -49,22 +30,10 @@ async def die(ctx: JobContext) -> None:
     raise NonRetryableError("no")
 
 
-async def fill(database: Database) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(50)])
-
-
-def format_error(ran: Ran) -> str:
-    """Return the error, which is one line, and no traceback."""
-    assert "Traceback" not in ran.stderr
-    assert ran.stderr.count("\n") == 1
-    return ran.stderr
-
-
 async def test_a_run_is_paused_shown_resumed_and_retried(
-    cli: Any, fast: Settings, client: Client, database: Database, redis: Redis
+    cli: CommandLine, fast: Settings, client: Client, database: Database, redis: Redis
 ) -> None:
-    await fill(database)
+    await fill_authors(database, 50)
     gate.clear()
     gate.update(go=asyncio.Event(), begun=asyncio.Event())
     gate["go"].set()
@@ -90,49 +59,45 @@ async def test_a_run_is_paused_shown_resumed_and_retried(
 
         await until(done_again)
     async with database.session() as session:
-        from sqlalchemy import text
-
         assert await session.scalar(text("SELECT min(seen) = 2 AND max(seen) = 2 FROM author"))
 
 
 async def test_a_dead_letter_is_listed_and_retried(
-    cli: Any, fast: Settings, client: Client, database: Database
+    cli: CommandLine, fast: Settings, client: Client, database: Database
 ) -> None:
     run = await client.enqueue(die)
     async with working(fast, die):
-        await until(lambda: _status_is(run, "dead"))
+        await until_status(run, "dead")
     listed = json.loads((await cli("runs", "--json")).stdout)
     assert listed["dead_letters"][run.id]["error"] == "NonRetryableError: no"
     assert (await cli("retry", run.id)).returncode == 0
     assert await run.status() == "waiting"
     assert (await cli("cancel", run.id)).returncode == 0
     assert (await cli("cancel", "nobody")).returncode == 1
-    assert "no ended run" in format_error(await cli("retry", "nobody"))
+    assert "no ended run" in error_line(await cli("retry", "nobody"))
 
 
-async def _status_is(run: Any, state: str) -> bool:
-    return bool(await run.status() == state)
-
-
-async def test_enqueue_checks_the_arguments_where_it_knows_the_job(cli: Any, redis: Redis, database: Database) -> None:
+async def test_enqueue_checks_the_arguments_where_it_knows_the_job(
+    cli: CommandLine, redis: Redis, database: Database
+) -> None:
     fine = await cli("enqueue", "retire_hamlets", "below=500", "--id", "h1", "--json")
     assert json.loads(fine.stdout) == {"id": "h1", "new": True}
     assert json.loads(await redis.get("arq:job:h1"))["k"] == {"below": 500}
     wrong = await cli("enqueue", "retire_hamlets", "below=many")
     assert (wrong.returncode, await redis.zcard("arq:queue")) == (2, 1)
-    assert "below: input should be a valid integer" in format_error(wrong)
+    assert "below: input should be a valid integer" in error_line(wrong)
     unknown = await cli("enqueue", "retire_hamlet")
     assert unknown.returncode == 2
-    assert "did you mean retire_hamlets?" in format_error(unknown)
+    assert "did you mean retire_hamlets?" in error_line(unknown)
 
 
-async def test_the_jobs_are_listed_with_their_arguments(cli: Any) -> None:
+async def test_the_jobs_are_listed_with_their_arguments(cli: CommandLine) -> None:
     known = {one["name"]: one for one in json.loads((await cli("jobs", "--json")).stdout)}
     assert known["deactivate_dormant_users"]["cron"] == ["0 3 * * * Europe/London"]
     assert known["retire_hamlets"]["arguments"] == "(below: int = 1000) -> int"
 
 
-async def test_settings_tell_their_origin_and_hide_passwords(cli: Any) -> None:
+async def test_settings_tell_their_origin_and_hide_passwords(cli: CommandLine) -> None:
     ran = await cli("--set", "worker.max_jobs=3", "settings", "--json", DATABASE_URL="postgres://me:secret@host/db")
     values = json.loads(ran.stdout)
     assert values["worker.max_jobs"] == {"value": 3, "from": "command line"}
@@ -150,59 +115,65 @@ async def test_settings_tell_their_origin_and_hide_passwords(cli: Any) -> None:
         (["run"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, 69, "start Redis or Valkey there, or set REDIS_URL"),
         (["run"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 69, "start PostgreSQL there, or set DATABASE_URL"),
         (["runs"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 69, "start PostgreSQL there"),
-        (["migrate"], {"DATABASE_URL": "mysql://127.0.0.1/x"}, 78, "a PostgreSQL URL starts with postgresql://"),
+        (["migrate"], {"DATABASE_URL": "mysql://127.0.0.1/x"}, 78, "a PostgreSQL URL must start with postgresql://"),
         (["run"], {"LONGHAUL_WORKER__MAX_JOB": "3"}, 78, "did you mean worker.max_jobs?"),
         (["--set", "worker.max_jobs=x", "run"], {}, 78, "worker.max_jobs = 'x'"),
         (["run"], {"LONGHAUL_WORKER__PACKAGES": "nojobs"}, 2, "there is no package 'nojobs'"),
         (["--settings", "nofile.toml", "run"], {}, 78, "nofile.toml: no such settings file"),
     ],
 )
-async def test_what_is_wrong_is_one_line_and_an_exit_code(
-    cli: Any, database: Database, arguments: list[str], environment: dict[str, str], code: int, message: str
+async def test_cli_prints_what_is_wrong_on_one_line_and_exits_with_a_code(
+    cli: CommandLine,
+    real_cli: CommandLine,
+    database: Database,
+    arguments: list[str],
+    environment: dict[str, str],
+    code: int,
+    message: str,
 ) -> None:
-    ran = await cli(*arguments, **environment)
+    ran = await (real_cli if "run" in arguments else cli)(*arguments, **environment)
     errors = [line for line in ran.stderr.splitlines() if line.startswith("worker:")]
     assert (ran.returncode, len(errors)) == (code, 1)
     assert message in errors[0]
     assert "Traceback" not in ran.stderr
 
 
-async def test_a_wrong_password_says_so(cli: Any, servers: Services, database: Database) -> None:
-    if servers.postgres is None:
-        pytest.skip("a server of yours may trust everybody")
+async def test_run_with_a_wrong_password_says_so(real_cli: CommandLine, servers: Services, database: Database) -> None:
     host = servers.database_url.rsplit("@", 1)[1]
-    ran = await cli("run", DATABASE_URL=f"postgresql://postgres:wrong@{host}")
+    ran = await real_cli("run", DATABASE_URL=f"postgresql://postgres:wrong@{host}")
     assert ran.returncode == 69
     assert "check user and password in database.url" in ran.stderr
     assert ":wrong@" not in ran.stderr
 
 
-async def test_a_database_that_is_not_migrated_is_refused(cli: Any, servers: Services, database: Database) -> None:
+async def test_cli_refuses_a_database_that_is_not_migrated(
+    cli: CommandLine, real_cli: CommandLine, servers: Services, database: Database
+) -> None:
     async with database.engine.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         await autocommit.exec_driver_sql("DROP DATABASE IF EXISTS bare")
         await autocommit.exec_driver_sql("CREATE DATABASE bare")
     bare = servers.database_url.rsplit("/", 1)[0] + "/bare"
-    for command in ("run", "runs"):
-        ran = await cli(command, DATABASE_URL=bare)
+    for command, call in (("run", real_cli), ("runs", cli)):
+        ran = await call(command, DATABASE_URL=bare)
         assert ran.returncode == 78
         assert "run `worker migrate`" in ran.stderr
     assert (await cli("migrate", DATABASE_URL=bare)).returncode == 0
     assert (await cli("runs", DATABASE_URL=bare)).returncode == 0
-    ran = await cli("run", "--burst", DATABASE_URL=bare)
+    ran = await real_cli("run", "--burst", DATABASE_URL=bare)
     assert ran.returncode == 0
 
 
-async def test_a_wrong_password_and_a_missing_database_are_no_tracebacks(
-    cli: Any, servers: Services, database: Database
-) -> None:
+async def test_runs_explains_a_missing_database(cli: CommandLine, servers: Services, database: Database) -> None:
     base = servers.database_url.rsplit("/", 1)[0]
     ran = await cli("runs", DATABASE_URL=f"{base}/nowhere")
     assert ran.returncode == 69
-    assert "create the database, or correct database.url" in format_error(ran)
+    assert "create the database, or correct database.url" in error_line(ran)
 
 
-async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Redis, database: Database) -> None:
+async def test_watch_and_runs_show_waiting_runs_and_pause_notices_a_typing_error(
+    cli: CommandLine, redis: Redis, database: Database
+) -> None:
     assert "nothing is running; 0 waiting, 0 deferred" in (await cli("watch", "--once")).stdout
     assert (await cli("watch", "--once", "--json")).stdout == ""
     assert (await cli("enqueue", "retire_hamlets", "--id", "h1", "--delay", "60")).returncode == 0
@@ -212,7 +183,7 @@ async def test_what_waits_is_told_and_a_typing_error_noticed(cli: Any, redis: Re
     paused = (await cli("pause", "retire_hamlets", "h1", "retire_hamlet")).stdout
     assert "no job here is called retire_hamlet;" in paused
     both = await cli("enqueue", "retire_hamlets", "--delay", "1", "--at", "2030-01-01")
-    assert (both.returncode, format_error(both)) == (2, "worker: enqueue: give --delay or --at, not both\n")
+    assert (both.returncode, error_line(both)) == (2, "worker: enqueue: give --delay or --at, not both\n")
     wrong = await cli("pace", "h1")
     assert wrong.returncode == 2
     assert (await cli("pace", "h1", "--max-rows-per-second", "5")).returncode == 0

@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from jobs.users import deactivate_dormant_users
-from tests.cli.test_cli import cli, format_error  # noqa: F401 - a fixture
+from tests.support.command_line import CommandLine, error_line
 from worker import Registry, Settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
@@ -18,7 +18,7 @@ from worker.runtime.scheduler import Scheduler
 
 
 async def test_due_times_last_runs_and_one_run_now(
-    cli: Any,  # noqa: F811
+    cli: CommandLine,
     redis: Redis,
     database: Database,
     settings: Settings,
@@ -46,15 +46,15 @@ async def test_due_times_last_runs_and_one_run_now(
     assert (await listed(cli))[0]["run"] == run_id  # the due times are what they were
 
 
-async def listed(cli: Any) -> list[dict[str, Any]]:  # noqa: F811
+async def listed(cli: CommandLine) -> list[dict[str, Any]]:
     ran = await cli("cron", "--json")
     assert ran.returncode == 0, ran.stderr
     lines: list[dict[str, Any]] = json.loads(ran.stdout)
     return lines
 
 
-async def test_a_job_without_a_line_or_an_unknown_one_is_refused(cli: Any) -> None:  # noqa: F811
+async def test_a_job_without_a_line_or_an_unknown_one_is_refused(cli: CommandLine) -> None:
     plain = await cli("cron", "run", "retire_hamlets")
-    assert (plain.returncode, "worker enqueue retire_hamlets" in format_error(plain)) == (2, True)
+    assert (plain.returncode, "worker enqueue retire_hamlets" in error_line(plain)) == (2, True)
     unknown = await cli("cron", "run", "nobody")
     assert unknown.returncode == 2

@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from tests.cli.test_cli import cli, format_error  # noqa: F401 - a fixture
-from tests.conftest import working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.command_line import CommandLine, error_line
+from tests.support.waiting import until
+from tests.support.workers import working
 from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
@@ -48,8 +49,7 @@ async def brittle_walk(ctx: JobContext) -> int:
 async def some_dead(database: Database, client: Client, fast: Settings, redis: Redis) -> None:
     """Two jobs and a walk that have failed for good, and a payload that nobody can read."""
     cured["yes"] = False
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(50)])
+    await fill_authors(database, 50)
     await redis.set("arq:job:broken", b"\xff no JSON")
     await redis.zadd("arq:queue", {"broken": 0})
     async with working(fast, brittle, brittle_walk):
@@ -63,13 +63,13 @@ async def some_dead(database: Database, client: Client, fast: Settings, redis: R
                 await run.result(timeout=10)
 
 
-async def listed(cli: Any, *options: str) -> dict[str, dict[str, Any]]:  # noqa: F811
+async def listed(cli: CommandLine, *options: str) -> dict[str, dict[str, Any]]:
     ran = await cli("dead", "list", "--json", *options)
     assert ran.returncode == 0, ran.stderr
     return {one["id"]: one for one in json.loads(ran.stdout)}
 
 
-async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(cli: Any, redis: Redis) -> None:  # noqa: F811
+async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(cli: CommandLine, redis: Redis) -> None:
     letters = await listed(cli)
     assert {name: (one["job"], one["in_ledger"]) for name, one in letters.items()} == {
         "b1": ("brittle", False),
@@ -93,7 +93,7 @@ async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(c
     assert all(0 <= time.time() - at / 1000 < 60 for _, at in times)
 
 
-async def test_they_are_chosen_by_job_and_age(cli: Any, redis: Redis, database: Database) -> None:  # noqa: F811
+async def test_they_are_chosen_by_job_and_age(cli: CommandLine, redis: Redis, database: Database) -> None:
     assert set(await listed(cli, "--job", "brittle")) == {"b1", "b2"}
     assert set(await listed(cli, "--older-than", "1h")) == set()
     await age(redis, "b1", days=8)
@@ -105,7 +105,7 @@ async def test_they_are_chosen_by_job_and_age(cli: Any, redis: Redis, database: 
 
 
 async def test_they_go_back_one_by_one_by_job_or_all(
-    cli: Any,  # noqa: F811
+    cli: CommandLine,
     redis: Redis,
     client: Client,
     fast: Settings,
@@ -125,7 +125,7 @@ async def test_they_go_back_one_by_one_by_job_or_all(
         assert await session.scalar(text("SELECT min(seen) = 1 AND max(seen) = 1 FROM author"))
 
 
-async def test_they_are_forgotten(cli: Any, redis: Redis, database: Database) -> None:  # noqa: F811
+async def test_they_are_forgotten(cli: CommandLine, redis: Redis, database: Database) -> None:
     refused = await cli("dead", "delete", "--all", stdin="n\n")
     assert refused.returncode == 1
     assert "deleted: b1" in (await cli("dead", "delete", "b1")).stdout
@@ -138,7 +138,7 @@ async def test_they_are_forgotten(cli: Any, redis: Redis, database: Database) ->
     assert "nothing has failed" in (await cli("dead", "list")).stdout
 
 
-async def test_what_cannot_be_is_one_line(cli: Any) -> None:  # noqa: F811
+async def test_what_cannot_be_is_one_line(cli: CommandLine) -> None:
     for arguments, code, message in (
         (["retry", "nobody"], 1, "not dead: nobody"),
         (["delete", "nobody"], 1, "not dead: nobody"),
@@ -148,7 +148,7 @@ async def test_what_cannot_be_is_one_line(cli: Any) -> None:  # noqa: F811
         (["list", "--older-than", "week"], 2, "write e.g."),
     ):
         ran = await cli("dead", *arguments)
-        assert (ran.returncode, message in format_error(ran)) == (code, True)
+        assert (ran.returncode, message in error_line(ran)) == (code, True)
 
 
 async def test_a_letter_goes_back_once_and_never_over_a_run_that_waits(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from tests.cli.test_cli import cli  # noqa: F401 - a fixture
-from tests.conftest import working
-from tests.models import Author, authors
+from tests.models import Author
+from tests.support.authors import count_seen, fill_authors
+from tests.support.command_line import CommandLine
+from tests.support.workers import working
 from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
 
@@ -30,26 +30,19 @@ async def two_loops(ctx: JobContext, add: int) -> int:
     return ctx.rows_done
 
 
-async def seen(database: Database) -> dict[int, int]:
-    async with database.session() as session:
-        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row.seen: row.count for row in rows}
-
-
 async def test_rows_are_listed_shown_retried_and_discarded(
-    cli: Any,  # noqa: F811
+    cli: CommandLine,
     fast: Settings,
     client: Client,
     database: Database,
 ) -> None:
     bad.clear()
     bad.update({7, 8, 31})
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(60)])
+    await fill_authors(database, 60)
     async with working(fast, two_loops):
         run = await client.enqueue(two_loops.options(id="q"), add=1)
         assert await run.result(timeout=20) == 117
-        assert await seen(database) == {100: 3, 101: 57}
+        assert await count_seen(database) == {100: 3, 101: 57}
         listed = json.loads((await cli("quarantine", "list", "--json")).stdout)
         assert sorted(row["key"] for row in listed) == [[7], [8], [31]]
         shown = (await cli("quarantine", "show", str(listed[0]["id"]))).stdout
@@ -60,7 +53,7 @@ async def test_rows_are_listed_shown_retried_and_discarded(
         again = (await cli("quarantine", "retry", "q")).stdout.strip()
         assert again.startswith("q:retry:one:")
         assert await client.run(again).result(timeout=20) == 2
-        assert await seen(database) == {100: 1, 101: 59}
+        assert await count_seen(database) == {100: 1, 101: 59}
     left = json.loads((await cli("quarantine", "list", "--json")).stdout)
     assert [(row["run_id"], row["key"]) for row in left] == [(again, [31])]  # set aside once more, by the new run
     assert "1 rows discarded" in (await cli("quarantine", "discard", str(left[0]["id"]))).stdout

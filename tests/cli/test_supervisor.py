@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from redis.asyncio import Redis
 
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import Client, Settings
 from worker.db.engine import Database
 

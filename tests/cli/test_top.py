@@ -26,10 +26,11 @@ from sqlalchemy import select
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.cli.test_cli import cli  # noqa: F401 - a fixture
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.command_line import CommandLine
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, Worker, job
 from worker.cli.top.app import Page
 from worker.cli.top.command import top
@@ -145,8 +146,7 @@ async def scene(database: Database, client: Client, redis: Redis, fast: Settings
     """Three slots; a slow walk, a run that keeps the place of its job, one that waits for it, and a dead letter."""
     cured["yes"] = False
     gate["go"] = asyncio.Event()
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(1000)])
+    await fill_authors(database, 1000)
     await redis.hset(keys.PACE, "index_names", "20")
     settings = with_worker(fast, name="north", max_jobs=3)
     async with working(settings, index_names, send_mail, export) as worker:
@@ -386,7 +386,7 @@ async def test_without_redis_the_page_stays_and_says_so_until_it_is_back(
 # --- one frame as text
 
 
-async def test_one_frame_is_text_without_secrets(cli: Any, scene: Scene, fast: Settings) -> None:  # noqa: F811
+async def test_one_frame_is_text_without_secrets(cli: CommandLine, scene: Scene, fast: Settings) -> None:
     await scene.redis.acl_setuser("ops", enabled=True, passwords=["+hunter2"], commands=["+@all"], keys=["*"])
     url = fast.redis.url.replace("redis://", "redis://ops:hunter2@")
     await scene.redis.mset({f"other:{number}": 1 for number in range(3000)})  # limits are not found by luck

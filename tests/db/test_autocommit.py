@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.conftest import MakeContext
-from tests.models import Author, authors
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.contexts import MakeContext
 from worker import SettingsError, load_settings
 from worker.db.engine import Database
 from worker.errors import UsageError
@@ -22,8 +23,7 @@ async def seen(database: Database) -> int:
 
 @pytest.fixture
 async def rows(database: Database) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(10)])
+    await fill_authors(database, 10)
 
 
 def test_in_the_url() -> None:

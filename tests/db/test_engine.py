@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tests.conftest import MakeContext
+from tests.support.contexts import MakeContext
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
 

@@ -10,8 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from tests.conftest import Settings
-from worker import DatabaseNotMigrated
+from worker import DatabaseNotMigrated, Settings
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated, migrate
 from worker.db.tables import SCHEMA, metadata

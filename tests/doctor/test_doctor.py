@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_cli import cli  # noqa: F401 - a fixture
+from tests.support.command_line import CommandLine
 from worker import Settings, load_settings
 from worker.db.engine import Database
 from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
@@ -146,7 +146,7 @@ async def test_the_facts_are_those_of_the_servers(tmp_path: Path, settings: Sett
         assert found[name].level == "fine", (name, found[name])
 
 
-async def test_what_is_wrong_is_the_exit_code(cli: Any, servers: Services, database: Database) -> None:  # noqa: F811
+async def test_what_is_wrong_is_the_exit_code(cli: CommandLine, servers: Services, database: Database) -> None:
     ran = await cli("doctor", "--json")
     assert ran.returncode == 0, ran.stdout
     assert json.loads(ran.stdout)["postgres ledger"]["level"] == "fine"

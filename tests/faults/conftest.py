@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.models import AUDIT_TRIGGER
-from tests.waiting import until
+from tests.support.waiting import until
 from worker.db.engine import Database
 from worker.embedded import Services
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import Client, JobContext, Run, job
 
 #: How often each run was begun, and cancelled, in this process.

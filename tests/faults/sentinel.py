@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from tests.waiting import until
+from tests.support.waiting import until
 from worker.embedded import process
 from worker.embedded.valkey import EmbeddedValkey, program
 

@@ -21,13 +21,14 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 from sqlalchemy import select
 
-from tests.conftest import with_worker, working
 from tests.faults import gated as jobs
 from tests.faults.gated import begun, complaints, ends_told, gated, run_one, start, stop_renewing
-from tests.faults.proxy import proxied
 from tests.faults.sentinel import PASSWORD, Watched
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.proxy import proxied
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, job, load_settings
 from worker.db.engine import Database
 from worker.embedded import process
@@ -337,8 +338,7 @@ def documented_rules() -> list[str]:
 async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_else(
     fast: Settings, valkey: EmbeddedValkey, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(12)])
+    await fill_authors(database, 12)
     async with Redis(port=valkey.port) as admin:
         rules = documented_rules()
         await admin.execute_command("ACL", "SETUSER", "longhaul", *rules)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.gated import ends_told
 from tests.faults.jobs import outlives_its_worker, touch_by_chunks
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import Client
 from worker.db.engine import Database
 

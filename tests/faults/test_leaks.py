@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import SAWarning
 
-from tests.conftest import MakeContext
-from tests.models import Author, authors
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.contexts import MakeContext
 from worker import JobContext, job
 from worker.db.engine import Database
 
@@ -48,8 +49,7 @@ async def busy_walk(ctx: JobContext) -> None:
 async def test_a_thousand_cancelled_jobs_leak_nothing(
     context: MakeContext, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(60)])
+    await fill_authors(database, 60)
     chance = random.Random(7)
 
     async def cancel_one(number: int) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy import select, text
 
 from tests.batch.test_replica import add_authors, fail_once, mark, nothing_read, read_at, seen  # noqa: F401
 from tests.models import Author
-from tests.replica import Replica
-from tests.waiting import until
+from tests.support.replica import Replica
+from tests.support.waiting import until
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
 from worker.db.errors import is_transient, is_unavailable

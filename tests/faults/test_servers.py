@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.jobs import touch_by_chunks, touch_by_stream
-from tests.waiting import until
+from tests.support.waiting import until
 from worker import Client, Run
 from worker.db.engine import Database
 from worker.embedded import Services

@@ -15,12 +15,13 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from tests.conftest import with_worker, working
 from tests.faults import gated as jobs
 from tests.faults.gated import begun, cancelled, complaints, ends_told, gated, over, run_one, start, stop_renewing, told
-from tests.faults.proxy import proxied
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.proxy import proxied
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.embedded.directories import make_home
@@ -171,8 +172,7 @@ async def fails_once(ctx: JobContext) -> int:
 async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_has(
     valkey: EmbeddedValkey, here: Settings, home: Path, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(12)])
+    await fill_authors(database, 12)
     patient = with_worker(here, backoff_base_seconds=60.0, backoff_max_seconds=60.0)
     async with working(patient, gated, fails_once), Client(here) as client:
         running = await start(client, "running")

@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from tests.attempt.process_jobs import context, context_in_process, tenant
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.workers import with_worker, working
 from worker import (
     Client,
     EnqueueCall,
@@ -260,8 +261,7 @@ async def test_variables_and_trace_come_along_and_stay_with_their_run(fast: Sett
 async def test_they_survive_ledger_retries_and_dead_letters(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(20)])
+    await fill_authors(database, 20)
     tenant.set("north")
     walked = await client.enqueue(walk)
     tenant.set("")  # a worker begins in our context

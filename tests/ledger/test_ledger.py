@@ -6,9 +6,9 @@ import pytest
 from asyncpg.exceptions import DivisionByZeroError
 from sqlalchemy import select, text, update
 
-from tests.conftest import MakeContext
 from tests.models import Author, authors
-from tests.waiting import until
+from tests.support.contexts import MakeContext
+from tests.support.waiting import until
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.errors import AlreadyFinished, FencedOut

@@ -10,9 +10,10 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from tests.conftest import working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.waiting import until
+from tests.support.workers import working
 from worker import (
     PREVIOUS_RESULT,
     Call,
@@ -126,8 +127,7 @@ async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
 async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
     fast: Settings, client: Client, database: Database
 ) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(25)])
+    await fill_authors(database, 25)
     run = await client.enqueue(walk.options(then=add.call(number=PREVIOUS_RESULT)))
     async with working(fast, *ALL):
         assert await run.then[0].result(timeout=10) == 26

@@ -16,8 +16,8 @@ from arq.connections import ArqRedis
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, ResultTooLarge, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys

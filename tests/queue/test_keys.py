@@ -9,9 +9,10 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import fill_authors
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, JobContext, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
@@ -54,8 +55,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     client: Client, redis: Redis, database: Database, fast: Settings
 ) -> None:
     go["on"] = asyncio.Event()
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(20)])
+    await fill_authors(database, 20)
     await redis.zadd(keys.ABORT, {"stranger": worker_time().timestamp() * 1000})
     await redis.sadd(keys.PAUSED, "paused-one")
     await redis.hset(keys.PACE, "walk", "1000")

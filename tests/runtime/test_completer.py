@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BeforeValidator
 from redis.asyncio import Redis
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import count_seen, fill_authors
+from tests.support.waiting import until, until_status
+from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger, RunSpec
@@ -33,8 +34,7 @@ async def rows(database: Database) -> None:
     tries.clear()
     gate.clear()
     gate.update(begun=asyncio.Event(), go=asyncio.Event(), end=None)
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(50)])
+    await fill_authors(database, 50)
 
 
 @job
@@ -52,12 +52,6 @@ async def walk(ctx: JobContext, start: int = 0) -> str:
             gate["begun"].set()
             await gate["go"].wait()
     return "walked"
-
-
-async def seen(database: Database) -> dict[int, int]:
-    async with database.session() as session:
-        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row.seen: row.count for row in rows}
 
 
 async def states(database: Database) -> list[str]:
@@ -99,13 +93,13 @@ async def test_a_run_of_the_ledger_that_ends_before_its_loop_has_ended_there_too
     if end == "cancel":
         await run.cancel()
     async with working(fast, walk):
-        await until(lambda: _status(run, state))
+        await until_status(run, state)
     assert await states(database) == [state]
     await age(database)
     await rescued(fast)
     assert len(tries) == (0 if end == "cancel" else 1)
     assert await redis.zcard("arq:queue") == 0
-    assert await seen(database) == {0: 40, 1: 10}
+    assert await count_seen(database) == {0: 40, 1: 10}
 
 
 @job(name="walk")
@@ -118,13 +112,13 @@ async def test_arguments_of_an_old_signature_wait_for_a_worker_that_has_it(
 ) -> None:
     run = await drained(fast, client)
     async with working(fast, deployed):
-        await until(lambda: _status(run, "deferred"))
+        await until_status(run, "deferred")
     assert await states(database) == ["waiting"]
     await redis.zadd("arq:queue", {run.id: 0})
     gate["go"].set()
     async with working(fast, walk):
         assert await run.result(timeout=10) == "walked"
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
 
 
 async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledger(
@@ -138,10 +132,6 @@ async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledge
     await age(database)
     await rescued(fast)
     assert await redis.zcard("arq:queue") == 0
-
-
-async def _status(run: Any, state: str) -> bool:
-    return bool(await run.status() == state)
 
 
 async def test_a_run_whose_worker_died_is_cancelled_for_good(
@@ -158,7 +148,7 @@ async def test_a_run_whose_worker_died_is_cancelled_for_good(
     await age(database)
     await rescued(fast)
     assert await redis.zcard("arq:queue") == 0
-    assert await seen(database) == {0: 40, 1: 10}
+    assert await count_seen(database) == {0: 40, 1: 10}
 
 
 @job
@@ -180,7 +170,7 @@ async def test_a_drain_gets_out_of_a_task_group(fast: Settings, client: Client, 
     assert await states(database) == ["waiting"]
     async with working(fast, in_a_task_group):
         assert await run.result(timeout=5) == "walked"
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
 
 
 @job

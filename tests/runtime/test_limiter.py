@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until, until_status
+from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, RegistrationError, Settings, Snooze, job
 from worker.db.engine import Database
 from worker.job.limits import Rate
@@ -209,7 +209,7 @@ async def test_a_unique_job_is_one_run_as_long_as_it_is_in_the_queue(fast: Setti
     assert (first.is_new, again.is_new, other.is_new) == (True, False, True)
     assert again.id == first.id != other.id
     async with working(fast, alone):
-        await until(lambda: _state(first, "running"))
+        await until_status(first, "running")
         assert (await client.enqueue(alone, 1)).id == first.id
         seen["gate"].set()
         assert await again.result(timeout=10) == 1
@@ -219,14 +219,10 @@ async def test_a_unique_job_is_one_run_as_long_as_it_is_in_the_queue(fast: Setti
         assert await new.result(timeout=10) == 1
 
 
-async def _state(run: Any, state: str) -> bool:
-    return bool(await run.status() == state)
-
-
 async def test_a_unique_job_that_is_drained_is_not_kept_out_by_its_own_mark(fast: Settings, client: Client) -> None:
     run = await client.enqueue(alone, 5)
     async with working(with_worker(fast, drain_timeout_seconds=0), alone):
-        await until(lambda: _state(run, "running"))
+        await until_status(run, "running")
     assert await run.status() == "waiting"
     assert (await client.enqueue(alone, 5)).id == run.id
     seen["gate"].set()
@@ -238,7 +234,7 @@ async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
     first = await client.enqueue(next_one, 1, note="first")
     assert (await client.enqueue(next_one, 1, note="other")).id == first.id  # the note does not count
     async with working(with_worker(fast, max_jobs=1), next_one):
-        await until(lambda: _state(first, "running"))
+        await until_status(first, "running")
         second = await client.enqueue(next_one, 1, note="second")
         assert second.is_new
         assert not (await client.enqueue(next_one, 1)).is_new
@@ -288,7 +284,7 @@ async def test_one_that_waits_is_replaced_and_one_that_runs_is_not(
     again = await client.enqueue(next_one.options(id="d", delay=0, replace=True), 1, note="again")
     assert (again.id, again.is_new, again.replaced) == (first.id, False, True)
     async with working(fast, next_one):
-        await until(lambda: _state(first, "running"))
+        await until_status(first, "running")
         late = await client.enqueue(next_one.options(id="d", replace=True), 1, note="late")
         assert (late.is_new, late.replaced) == (False, False)
         seen["gate"].set()
@@ -382,7 +378,7 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
     run = await client.enqueue(alone, 3)
     async with working(fast, alone):
         waiting = asyncio.create_task(run.result(timeout=10))
-        await until(lambda: _state(run, "running"))
+        await until_status(run, "running")
         before = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
         await asyncio.sleep(0.3)  # a time in which nothing may be asked
         after = (await redis.info("commandstats"))["cmdstat_get"]["calls"]

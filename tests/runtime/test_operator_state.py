@@ -10,8 +10,8 @@ import sys
 import pytest
 from redis.asyncio import Redis
 
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until, until_status
+from tests.support.workers import with_worker, working
 from worker import Client, JobContext, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services
@@ -90,7 +90,7 @@ async def test_a_dead_letter_is_run_again_by_order(
         if not watched:
             await worker._watch.stop()
         await redis.sadd(keys.RETRIED, run.id, "nobody")
-        await until(lambda: _is(run, "succeeded"))
+        await until_status(run, "succeeded")
         await until(lambda: _empty(redis, keys.RETRIED))
         assert not await redis.exists(keys.DEAD)
     assert "worker:retry has nobody, which is no ended run" in caplog.text
@@ -117,10 +117,6 @@ async def test_of_several_queues_of_one_worker_one_is_paused(redis: Redis, clien
         assert await redis.exists(keys.RETRY + held.id) == 0
         await redis.srem(keys.PAUSED, "slow")
         assert await held.result(timeout=10) == "done"
-
-
-async def _is(run: object, state: str) -> bool:
-    return bool(await run.status() == state)  # type: ignore[attr-defined]
 
 
 async def _empty(redis: Redis, key: str) -> bool:

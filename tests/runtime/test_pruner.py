@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.conftest import with_worker, working
-from tests.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import Client, Job, JobContext, RegistrationError, Registry, Settings, job
 from worker.db.engine import Database
 from worker.job.schedule import CronLine

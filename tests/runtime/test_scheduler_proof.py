@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from tests.conftest import with_worker, working
 from tests.runtime.skewed_clock import CLOCK, LOOKED, RUNS, each_minute
-from tests.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
 from worker import JobContext, Registry, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services

@@ -12,11 +12,12 @@ import weakref
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text, update
 
-from tests.conftest import with_worker, working
-from tests.models import Author, authors
-from tests.waiting import until
+from tests.models import Author
+from tests.support.authors import count_seen, fill_authors
+from tests.support.waiting import until, until_status
+from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Retry, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
@@ -141,17 +142,6 @@ async def block_the_loop(ctx: JobContext, seconds: float) -> str:
     return "done"
 
 
-async def fill(database: Database, count: int) -> None:
-    async with database.transaction() as session:
-        session.add_all([Author(**row) for row in authors(count)])
-
-
-async def seen(database: Database) -> dict[int, int]:
-    async with database.session() as session:
-        rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
-        return {row.seen: row.count for row in rows}
-
-
 async def test_a_failed_job_is_tried_again(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(fail_twice)
     async with working(fast, fail_twice):
@@ -206,7 +196,7 @@ async def test_a_job_that_takes_too_long_is_cancelled(fast: Settings, client: Cl
 
 
 async def test_a_walk_has_no_total_timeout(fast: Settings, client: Client, database: Database) -> None:
-    await fill(database, 30)
+    await fill_authors(database, 30)
     run = await client.enqueue(walk)
     async with working(fast, walk):
         await asyncio.wait_for(gate["begun"].wait(), 5)
@@ -303,26 +293,22 @@ async def test_a_broken_payload_goes_to_the_dead_letters(
 async def test_pause_and_resume_act_within_one_batch(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
         await asyncio.wait_for(gate["begun"].wait(), 5)
         await redis.sadd(keys.PAUSED, "walk")
         await asyncio.sleep(0.15)  # an order is read when it is a tenth of a second old
         gate["go"].set()
-        await until(lambda: _is(run, "paused"))
-        assert await seen(database) == {0: 30, 1: 20}
+        await until_status(run, "paused")
+        assert await count_seen(database) == {0: 30, 1: 20}
         await redis.srem(keys.PAUSED, "walk")
         assert await run.result(timeout=5) == 50
-    assert await seen(database) == {1: 50}
-
-
-async def _is(run: object, state: str) -> bool:
-    return bool(await run.status() == state)  # type: ignore[attr-defined]
+    assert await count_seen(database) == {1: 50}
 
 
 async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, database: Database) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
         await asyncio.wait_for(gate["begun"].wait(), 5)
@@ -331,7 +317,7 @@ async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, data
         gate["go"].set()
         with pytest.raises(JobCancelled):
             await run.result(timeout=5)
-    assert await seen(database) == {0: 30, 1: 20}
+    assert await count_seen(database) == {0: 30, 1: 20}
     async with database.session() as session:
         assert await session.scalar(text("SELECT state FROM worker.run")) == "cancelled"
 
@@ -369,14 +355,14 @@ async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None
 
 
 async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client, database: Database) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     run = await client.enqueue(fail_in_third_batch)
     async with working(with_worker(fast, max_attempts=2), fail_in_third_batch):
         with pytest.raises(JobFailed, match=r"batch 3, keys 21 to 30"):
             await run.result(timeout=5)
     # The first try committed two batches: those without progress are counted from there.
     assert tries == [1, 1, 2]
-    assert await seen(database) == {0: 30, 1: 20}
+    assert await count_seen(database) == {0: 30, 1: 20}
     async with database.session() as session:
         row = (await session.execute(text("SELECT state, error, traceback FROM worker.run"))).one()
     assert row.state == "dead"
@@ -387,7 +373,7 @@ async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client,
 async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
     fast: Settings, client: Client, database: Database
 ) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     run = await client.enqueue(drop_its_table)
     async with working(fast, drop_its_table):
         with pytest.raises(JobFailed, match='relation "author" does not exist'):
@@ -396,7 +382,7 @@ async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
 
 
 async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Client, database: Database) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     async with database.transaction() as session:  # what PostgreSQL raises when a write finds no room, from row 31 on
         await session.execute(text(_FULL_DISK))
         await session.execute(
@@ -407,7 +393,7 @@ async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Cl
         with pytest.raises(JobFailed, match=r"DiskFullError: could not extend file .*try 2, the last.*up to key 40"):
             await run.result(timeout=5)
     assert tries == [1, 1, 2]  # the first one committed three batches
-    assert await seen(database) == {0: 20, 1: 30}
+    assert await count_seen(database) == {0: 20, 1: 30}
 
 
 _FULL_DISK = """
@@ -421,7 +407,7 @@ END $$
 async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
-    await fill(database, 20)
+    await fill_authors(database, 20)
     gate["go"].set()
     run = await client.enqueue(walk)
     payload = await redis.get(f"arq:job:{run.id}")
@@ -432,7 +418,7 @@ async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(
         await redis.set(f"arq:retry:{run.id}", 1)
         await redis.zadd("arq:queue", {run.id: 0})
         assert await run.result(timeout=5) == 20
-    assert await seen(database) == {1: 20}
+    assert await count_seen(database) == {1: 20}
 
 
 async def test_a_job_that_blocks_the_loop_keeps_its_lease(fast: Settings, client: Client, redis: Redis) -> None:
@@ -454,7 +440,7 @@ async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases(
 async def test_a_run_that_redis_has_forgotten_is_put_back(
     fast: Settings, client: Client, redis: Redis, database: Database
 ) -> None:
-    await fill(database, 50)
+    await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
         await asyncio.wait_for(gate["begun"].wait(), 5)
@@ -465,7 +451,7 @@ async def test_a_run_that_redis_has_forgotten_is_put_back(
     gate["go"].set()
     async with working(fast, walk):
         assert await run.result(timeout=10) == 50
-    assert await seen(database) == {1: 50}
+    assert await count_seen(database) == {1: 50}
 
 
 async def test_jobs_without_a_loop_touch_no_ledger_table(fast: Settings, client: Client, database: Database) -> None:

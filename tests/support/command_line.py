@@ -1,0 +1,65 @@
+"""The command line in this process: the same entry point as `python -m worker`, without a cold start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from unittest.mock import patch
+
+from worker.cli import main
+from worker.embedded import Services
+
+Ran = subprocess.CompletedProcess[str]
+
+_alone = threading.Lock()  # arguments, environment and streams belong to the whole process
+
+
+class CommandLine:
+    """Call it with arguments: `await cli("runs", "--json")`.
+
+    Args:
+        servers: those that the commands use.
+        real: start a process for each command. `worker run` needs that: it sets up signals and logs.
+    """
+
+    def __init__(self, servers: Services, *, real: bool = False) -> None:
+        self._servers = servers
+        self._real = real
+
+    async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        """Run one command beside the test's event loop; `environment` is over that of the servers."""
+        call = _run_process if self._real else _run_here
+        return await asyncio.to_thread(call, arguments, stdin, self._servers.environment() | environment)
+
+
+def _run_process(arguments: tuple[str, ...], stdin: str, environment: Mapping[str, str]) -> Ran:
+    command = [sys.executable, "-m", "worker", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, input=stdin, timeout=120)
+
+
+def _run_here(arguments: tuple[str, ...], stdin: str, environment: Mapping[str, str]) -> Ran:
+    command = ["worker", *arguments]
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        _alone,
+        patch.object(sys, "argv", command),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        patch.dict(os.environ, environment, clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        code = main()
+    return Ran(command, code, out.getvalue(), errors.getvalue())
+
+
+def error_line(ran: Ran) -> str:
+    """Return what the command wrote to standard error, which is one line and no traceback."""
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    return ran.stderr
