@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select, text
 
-from tests.batch.test_replica import add_authors, fail_once, mark, nothing_read, read_at, seen  # noqa: F401
+from tests.batch.test_replica import add_authors, fail_once, mark, nothing_read, read_at  # noqa: F401
 from tests.models import Author
+from tests.support.authors import count_seen
 from tests.support.replica import Replica
 from tests.support.waiting import until
 from worker import JobContext, Settings, job, load_settings
@@ -55,7 +56,7 @@ async def test_it_reads_there_and_writes_here(database: Database, settings: Sett
     await add_authors(database, 1, 45)
     assert await JobRunner(database, settings)(mark) == 45
     assert read_at == [True] * 45
-    assert await seen(database) == {1: 45}
+    assert await count_seen(database) == {1: 45}
 
 
 async def test_it_waits_for_what_was_committed_before(database: Database, settings: Settings) -> None:
@@ -72,7 +73,7 @@ async def test_it_waits_for_what_was_committed_before(database: Database, settin
         async with database.replica.session() as session:
             await session.execute(text("SELECT pg_wal_replay_resume()"))
     assert await walk == 40
-    assert await seen(database) == {1: 40}
+    assert await count_seen(database) == {1: 40}
 
 
 async def test_a_restart_goes_on_by_key(database: Database, settings: Settings) -> None:
@@ -81,9 +82,9 @@ async def test_a_restart_goes_on_by_key(database: Database, settings: Settings) 
     fail_once.append("in the third partition")
     with pytest.raises(RuntimeError, match="in the third partition"):
         await runner.attempt(mark, "run")
-    assert await seen(database) == {0: 40, 1: 20}
+    assert await count_seen(database) == {0: 40, 1: 20}
     assert await runner.attempt(mark, "run") == 60
-    assert await seen(database) == {1: 60}
+    assert await count_seen(database) == {1: 60}
 
 
 async def run_alone(database: Database, *statements: str) -> None:
@@ -130,4 +131,4 @@ async def test_a_snapshot_in_the_way_of_a_vacuum_costs_a_walk_no_row(database: D
     finally:
         await run_alone(replica, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
     assert vacuumed == [3]
-    assert await seen(database) == {1: 60}
+    assert await count_seen(database) == {1: 60}
