@@ -39,11 +39,12 @@ from sqlalchemy import text
 from benchmarks.ours import Size, walk_on_by_sweep, walk_on_in_chunks
 from benchmarks.report import Report, Row, quick
 from benchmarks.tables import Bench, prepare, server_version
-from worker import Client, Database, Job, JobCancelled, Run, Settings, load_settings
+from worker import Client, Job, JobCancelled, Run, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import Services, services
 from worker.ledger import Ledger
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 RATE = 200
 #: What an operator would set for walks beside an application.

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from benchmarks.report import Report, Row, at_most, quick
 from benchmarks.sides import OURS, PEERS, Counters, Failed, Side, pinned_version
-from worker import Database, load_settings
+from worker import load_settings
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.queue import keys
+from worker.types import Database
 
 _RUN_SECONDS = 540
 _SETTLE_SECONDS = 0.5

@@ -10,8 +10,9 @@ from sqlalchemy import select, update
 
 from benchmarks.ours import COLUMNS
 from benchmarks.tables import Reader
-from worker import Database, JobContext, load_settings
+from worker import JobContext, load_settings
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 async def walk_chunks(ctx: JobContext, rows: int) -> None:

@@ -30,11 +30,12 @@ from sqlalchemy import text
 from benchmarks.report import Report, Row, at_most
 from benchmarks.soak_jobs import BLOCK, enqueue_block
 from benchmarks.tables import Bench, prepare
-from worker import Client, Database, Settings, load_settings
+from worker import Client, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.queue import keys
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 _MARKS = 10
 _BACKLOG = 20_000

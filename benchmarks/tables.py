@@ -8,8 +8,8 @@ from datetime import datetime
 from sqlalchemy import DateTime, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from worker import Database
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 class Base(DeclarativeBase):

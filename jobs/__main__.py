@@ -6,7 +6,8 @@ import asyncio
 import sys
 
 from jobs.models import Base
-from worker import Database, load_settings
+from worker import load_settings
+from worker.types import Database
 
 
 async def make_tables() -> None:

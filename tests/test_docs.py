@@ -22,12 +22,13 @@ from redis.asyncio import Redis
 
 import jobs.models
 from tests.support.workers import with_worker
-from worker import Client, Database, Job, Registry, Settings, discover
+from worker import Client, Job, Settings, discover
 from worker.queue import keys
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
 from worker.settings import describe_all
 from worker.testing.plugin import JobRunner
+from worker.types import Database, Registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.models import Author
-from worker import Database
+from worker.types import Database
 
 
 def make_app(database: Database) -> FastAPI:

@@ -27,7 +27,7 @@ from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from tests.test_docs import ROOT, blocks
-from worker import Client, JobContext, JobFailed, NonRetryableError, Registry, Settings, Worker, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, Worker, job
 from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger
@@ -35,6 +35,7 @@ from worker.queue import keys
 from worker.queue.store import Claim, QueueStore
 from worker.runtime.limiter import Limiter
 from worker.runtime.scheduler import Scheduler
+from worker.types import Registry
 
 COMMANDS = [
     line

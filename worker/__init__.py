@@ -1,121 +1,136 @@
-"""Longhaul: a background worker for jobs that walk whole tables, exactly once per row, whatever dies.
+"""Longhaul: background jobs that walk large tables exactly once per row, on Redis and PostgreSQL.
 
-What stands in `__all__` is public; jobs and other services import nothing deeper, except `worker.testing`.
+Import these names from `worker`. Each is loaded when it is first used, so that a service that only enqueues jobs loads
+neither SQLAlchemy, asyncpg, Alembic nor arq.
+
+Write a job:
+    `job` makes a function a `Job`; `JobContext` is its first argument; `Batch` and `Bulk` are what its loops yield and
+    write with.
+
+End an attempt from inside a job:
+    `Retry`, `Snooze` and `NonRetryableError`; `JobInterrupted` arrives in plain functions that are cancelled.
+
+Enqueue, wait and operate:
+    `Client` makes `Run` and `Group`; `PREVIOUS_RESULT` passes a result on; `JobFailed` and `JobCancelled` are raised by
+    `Run.result`; `InvalidArguments`, `ServerUnavailable` and `LonghaulError`, the base of all errors, by all of them.
+
+Add to every job:
+    `Middleware` and `EnqueueCall`; `propagate`, `traceparent` and `tracestate` for context variables that travel.
+
+Run a worker:
+    `discover` imports the jobs of packages; `Settings` and `load_settings`.
+
+More lives in `worker.errors` (all errors), `worker.throttles` (throttles of one's own), `worker.types` (types for
+annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in for `arq.Worker`).
 """
 
-from worker.arq_compat.worker import Worker, create_worker, get_kwargs, run_worker
-from worker.attempt.context import JobContext
-from worker.batch import Batch, Bulk
-from worker.batch.gather import Outcome
-from worker.batch.throttle import (
-    CustomThrottle,
-    ForcedCheckpoints,
-    RowsPerSecond,
-    ServerMetric,
-    Throttle,
-    ThrottleContext,
-    TimeWindow,
-    Wait,
-    WalRate,
-)
-from worker.db.engine import Database
-from worker.errors import (
-    BulkError,
-    CursorMismatch,
-    DatabaseNotMigrated,
-    InvalidArguments,
-    InvalidPayload,
-    JobCancelled,
-    JobFailed,
-    JobInterrupted,
-    JobProcessDied,
-    LazyLoadError,
-    LonghaulError,
-    NonRetryableError,
-    PoisonBatch,
-    RegistrationError,
-    ResultTooLarge,
-    Retry,
-    RunIdConflict,
-    ServerUnavailable,
-    SettingsError,
-    Snooze,
-    StallTimeout,
-    UnknownJob,
-    UnsupportedStatement,
-    UsageError,
-)
-from worker.job.call import PREVIOUS_RESULT, Call
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# `job` cannot wait: importing any module of the package `worker.job` would put that package in its place.
 from worker.job.decorator import job
-from worker.job.definition import Job
-from worker.job.middleware import EnqueueCall, Middleware
-from worker.job.propagation import propagate
-from worker.job.registry import Registry, discover
-from worker.job.trace_context import traceparent, tracestate
-from worker.queue.client import Client
-from worker.queue.group import Group, GroupProgress
-from worker.queue.run import ProgressReport, Run
-from worker.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+    from worker.batch.batch import Batch
+    from worker.batch.bulk import Bulk
+    from worker.errors import (
+        InvalidArguments,
+        JobCancelled,
+        JobFailed,
+        JobInterrupted,
+        LonghaulError,
+        NonRetryableError,
+        Retry,
+        ServerUnavailable,
+        Snooze,
+    )
+    from worker.job.call import PREVIOUS_RESULT
+    from worker.job.definition import Job
+    from worker.job.middleware import EnqueueCall, Middleware
+    from worker.job.propagation import propagate
+    from worker.job.registry import discover
+    from worker.job.trace_context import traceparent, tracestate
+    from worker.queue.client import Client
+    from worker.queue.group import Group
+    from worker.queue.run import Run
+    from worker.settings.model import Settings
+    from worker.settings.sources import load_settings
+
+    __version__: str
+
+_HOMES = {
+    "PREVIOUS_RESULT": "worker.job.call",
+    "Batch": "worker.batch.batch",
+    "Bulk": "worker.batch.bulk",
+    "Client": "worker.queue.client",
+    "EnqueueCall": "worker.job.middleware",
+    "Group": "worker.queue.group",
+    "InvalidArguments": "worker.errors",
+    "Job": "worker.job.definition",
+    "JobCancelled": "worker.errors",
+    "JobContext": "worker.attempt.context",
+    "JobFailed": "worker.errors",
+    "JobInterrupted": "worker.errors",
+    "LonghaulError": "worker.errors",
+    "Middleware": "worker.job.middleware",
+    "NonRetryableError": "worker.errors",
+    "Retry": "worker.errors",
+    "Run": "worker.queue.run",
+    "ServerUnavailable": "worker.errors",
+    "Settings": "worker.settings.model",
+    "Snooze": "worker.errors",
+    "discover": "worker.job.registry",
+    "load_settings": "worker.settings.sources",
+    "propagate": "worker.job.propagation",
+    "traceparent": "worker.job.trace_context",
+    "tracestate": "worker.job.trace_context",
+}
 
 __all__ = [
     "PREVIOUS_RESULT",
     "Batch",
     "Bulk",
-    "BulkError",
-    "Call",
     "Client",
-    "CursorMismatch",
-    "CustomThrottle",
-    "Database",
-    "DatabaseNotMigrated",
     "EnqueueCall",
-    "ForcedCheckpoints",
     "Group",
-    "GroupProgress",
     "InvalidArguments",
-    "InvalidPayload",
     "Job",
     "JobCancelled",
     "JobContext",
     "JobFailed",
     "JobInterrupted",
-    "JobProcessDied",
-    "LazyLoadError",
     "LonghaulError",
     "Middleware",
     "NonRetryableError",
-    "Outcome",
-    "PoisonBatch",
-    "ProgressReport",
-    "RegistrationError",
-    "Registry",
-    "ResultTooLarge",
     "Retry",
-    "RowsPerSecond",
     "Run",
-    "RunIdConflict",
-    "ServerMetric",
     "ServerUnavailable",
     "Settings",
-    "SettingsError",
     "Snooze",
-    "StallTimeout",
-    "Throttle",
-    "ThrottleContext",
-    "TimeWindow",
-    "UnknownJob",
-    "UnsupportedStatement",
-    "UsageError",
-    "Wait",
-    "WalRate",
-    "Worker",
-    "create_worker",
+    "__version__",
     "discover",
-    "get_kwargs",
     "job",
     "load_settings",
     "propagate",
-    "run_worker",
     "traceparent",
     "tracestate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version  # takes longer to import than all of this package's own names
+
+        value: Any = version("longhaul-worker")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

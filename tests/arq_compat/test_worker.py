@@ -27,20 +27,11 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 
 from tests.support.waiting import until
-from worker import (
-    Client,
-    JobContext,
-    RegistrationError,
-    ServerUnavailable,
-    Settings,
-    Worker,
-    create_worker,
-    get_kwargs,
-    job,
-    run_worker,
-)
+from worker import Client, JobContext, ServerUnavailable, Settings, job
 from worker import Retry as OurRetry
+from worker.arq_compat import Worker, create_worker, get_kwargs, run_worker
 from worker.db.engine import Database
+from worker.errors import RegistrationError
 from worker.queue import keys
 from worker.settings import load_settings
 

@@ -44,7 +44,6 @@ from worker import (
     JobFailed,
     JobInterrupted,
     NonRetryableError,
-    RegistrationError,
     Retry,
     Settings,
     Snooze,
@@ -53,7 +52,7 @@ from worker import (
 from worker.attempt.process_pool import ProcessPool
 from worker.attempt.process_protocol import describe_error, make_error
 from worker.embedded import Services
-from worker.errors import JobProcessError
+from worker.errors import JobProcessError, RegistrationError
 
 pytestmark = pytest.mark.usefixtures("database")
 

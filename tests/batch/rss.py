@@ -9,8 +9,9 @@ from pathlib import Path
 from sqlalchemy import select
 
 from tests.models import Target
-from worker import Database, JobContext, load_settings
+from worker import JobContext, load_settings
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 async def walk_chunks(ctx: JobContext, rows: int) -> None:

@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.models import Author, Book
 from tests.support.authors import count_seen, fill_authors
-from worker import JobContext, Retry, Settings, UsageError, job
+from worker import JobContext, Retry, Settings, job
 from worker.db.engine import Database
+from worker.errors import UsageError
 from worker.ledger import Ledger
 from worker.testing.plugin import JobRunner
 

@@ -10,8 +10,8 @@ from sqlalchemy import select, text
 
 from tests.models import Author, Book, authors
 from tests.support.contexts import MakeContext
-from worker import UsageError
 from worker.db.engine import Database
+from worker.errors import UsageError
 
 
 @pytest.fixture

@@ -38,10 +38,11 @@ from sqlalchemy.orm import aliased
 
 from tests.models import Author, Book, authors
 from tests.support.contexts import MakeContext
-from worker import JobContext, LonghaulError, UnsupportedStatement
+from worker import JobContext, LonghaulError
 from worker.attempt.control import NoControl
 from worker.batch.keyset import Keyset
 from worker.db.engine import Database
+from worker.errors import UnsupportedStatement
 
 COUNT = 60
 BEGIN = dt.datetime(2026, 3, 29, 0, 59, 59, 999_990)

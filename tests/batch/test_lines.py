@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from tests.models import Author
 from tests.support.contexts import MakeContext
-from worker import CursorMismatch, JobContext, UnsupportedStatement
+from worker import JobContext
 from worker.db.engine import Database
+from worker.errors import CursorMismatch, UnsupportedStatement
 
 pytestmark = pytest.mark.asyncio
 

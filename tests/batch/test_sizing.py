@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import select, update
 
 from tests.models import Author, authors
-from worker import Settings, SettingsError, UnsupportedStatement, load_settings
+from worker import Settings, load_settings
 from worker.batch.sizing import AdaptiveSizer, make_sizer
 from worker.db.engine import Database
+from worker.errors import SettingsError, UnsupportedStatement
 from worker.settings import BatchSettings
 from worker.testing.plugin import JobRunner
 

@@ -11,8 +11,9 @@ from sqlalchemy import delete, select, text, update
 from tests.models import Author, authors
 from tests.support.contexts import MakeContext
 from tests.support.waiting import until
-from worker import JobContext, UnsupportedStatement
+from worker import JobContext
 from worker.db.engine import Database
+from worker.errors import UnsupportedStatement
 
 pytestmark = pytest.mark.asyncio
 

@@ -14,25 +14,21 @@ from tests.models import Author, authors
 from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import (
-    Client,
+from worker import Client, JobContext, Settings, job, load_settings
+from worker.batch.throttle import Throttles, throttles_of
+from worker.db.driver import Driver
+from worker.db.engine import Database
+from worker.errors import SettingsError
+from worker.settings import ThrottleSettings
+from worker.throttles import (
     CustomThrottle,
     ForcedCheckpoints,
-    JobContext,
     RowsPerSecond,
-    Settings,
-    SettingsError,
     ThrottleContext,
     TimeWindow,
     Wait,
     WalRate,
-    job,
-    load_settings,
 )
-from worker.batch.throttle import Throttles, throttles_of
-from worker.db.driver import Driver
-from worker.db.engine import Database
-from worker.settings import ThrottleSettings
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 gate: dict[str, Any] = {}

@@ -10,11 +10,12 @@ from redis.asyncio import Redis
 
 from jobs.users import deactivate_dormant_users
 from tests.support.command_line import CommandLine, error_line
-from worker import Registry, Settings
+from worker import Settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler
+from worker.types import Registry
 
 
 async def test_due_times_last_runs_and_one_run_now(

@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.models import Author
 from tests.support.authors import fill_authors
 from tests.support.contexts import MakeContext
-from worker import SettingsError, load_settings
+from worker import load_settings
 from worker.db.engine import Database
-from worker.errors import UsageError
+from worker.errors import SettingsError, UsageError
 
 OPTIONS = {"isolation_level": "AUTOCOMMIT"}
 

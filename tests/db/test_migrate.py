@@ -10,10 +10,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from worker import DatabaseNotMigrated, Settings
+from worker import Settings
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated, migrate
 from worker.db.tables import SCHEMA, metadata
+from worker.errors import DatabaseNotMigrated
 
 
 @pytest_asyncio.fixture

@@ -9,9 +9,11 @@ import certifi
 import pytest
 from sqlalchemy.engine import make_url
 
-from worker import Database, SettingsError, load_settings
+from worker import load_settings
 from worker.db.tls import take_tls
+from worker.errors import SettingsError
 from worker.settings import asyncpg_url
+from worker.types import Database
 
 
 def url(query: str) -> str:

@@ -26,7 +26,6 @@ from worker import (
     JobContext,
     JobFailed,
     Middleware,
-    RegistrationError,
     Retry,
     Run,
     Settings,
@@ -36,6 +35,7 @@ from worker import (
     tracestate,
 )
 from worker.db.engine import Database
+from worker.errors import RegistrationError
 from worker.job.trace_context import headers_here
 from worker.ledger import Ledger
 from worker.observe.logs import JsonFormatter

@@ -8,8 +8,9 @@ import pytest
 import pytest_asyncio
 
 from jobs.models import Base
-from worker import Database, Settings
+from worker import Settings
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 @pytest_asyncio.fixture

@@ -11,8 +11,8 @@ from sqlalchemy import select
 
 from jobs.accounts import TransferRefused, transfer_funds
 from jobs.models import Account
-from worker import Database
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 async def balances(database: Database) -> dict[int, Decimal]:

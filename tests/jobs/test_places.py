@@ -8,8 +8,8 @@ from sqlalchemy import func, select
 import jobs.places
 from jobs.models import CountrySummary, Place, PlaceName
 from jobs.places import fold, index_place_names, purge_place_names, retire_hamlets, summarise_countries
-from worker import Database
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 
 async def add_places(database: Database, count: int) -> None:

@@ -20,8 +20,8 @@ from jobs.users import (
     stream_large_table,
     stream_partitioned,
 )
-from worker import Database
 from worker.testing.plugin import JobRunner
+from worker.types import Database
 
 NOW = datetime.now(UTC)
 

@@ -16,7 +16,6 @@ from tests.support.waiting import until
 from tests.support.workers import working
 from worker import (
     PREVIOUS_RESULT,
-    Call,
     Client,
     InvalidArguments,
     JobCancelled,
@@ -33,6 +32,7 @@ from worker.queue.chain import make_follow_up
 from worker.queue.payload import decode_payload
 from worker.queue.retry_command import retry_run
 from worker.queue.store import Ack, Claim, QueueStore
+from worker.types import Call
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -18,8 +18,9 @@ from redis.asyncio import Redis
 
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, ResultTooLarge, Settings, job
+from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, Settings, job
 from worker.db.engine import Database
+from worker.errors import ResultTooLarge
 from worker.queue import keys
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -14,8 +14,9 @@ from sqlalchemy import text
 
 from tests.support.waiting import until, until_status
 from tests.support.workers import with_worker, working
-from worker import Client, JobContext, JobFailed, RegistrationError, Settings, Snooze, job
+from worker import Client, JobContext, JobFailed, Settings, Snooze, job
 from worker.db.engine import Database
+from worker.errors import RegistrationError
 from worker.job.limits import Rate
 from worker.ledger import Ledger
 from worker.queue import keys

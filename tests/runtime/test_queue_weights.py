@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, InvalidArguments, JobContext, RegistrationError, Settings, job
+from worker import Client, InvalidArguments, JobContext, Settings, job
 from worker.db.engine import Database
+from worker.errors import RegistrationError
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys

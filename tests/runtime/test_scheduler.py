@@ -11,12 +11,14 @@ from redis.asyncio import Redis
 
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, Job, JobContext, RegistrationError, Registry, Settings, job
+from worker import Client, Job, JobContext, Settings, job
 from worker.db.engine import Database
+from worker.errors import RegistrationError
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler, firing_id
+from worker.types import Registry
 
 
 @job(cron=["30 1 * * *", "0 12 * * *"], timezone="Europe/London")

@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from tests.runtime.skewed_clock import CLOCK, LOOKED, RUNS, each_minute
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import JobContext, Registry, Settings, job
+from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.job.schedule import CronLine
@@ -30,6 +30,7 @@ from worker.ledger import Ledger
 from worker.queue.store import QueueStore
 from worker.runtime import scheduler as cron_module
 from worker.runtime.scheduler import Scheduler, firing_id
+from worker.types import Registry
 
 BEGAN = datetime(2026, 3, 2, 10, 0, 30, tzinfo=UTC)
 DUE_TIMES = 24

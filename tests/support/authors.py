@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, insert, select
 
 from tests.models import Author, authors
-from worker import Database
+from worker.types import Database
 
 
 async def fill_authors(database: Database, count: int) -> None:

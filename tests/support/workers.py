@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from worker import Job, Registry, Settings
+from worker import Job, Settings
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
+from worker.types import Registry
 
 
 @asynccontextmanager

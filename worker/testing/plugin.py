@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from worker import Client, Database, Job, Settings, Throttle
+    from worker import Client, Job, Settings
     from worker.attempt.context import JobContext
     from worker.attempt.control import AttemptControl
     from worker.attempt.offload import JobPools
     from worker.embedded import Services
+    from worker.throttles import Throttle
+    from worker.types import Database
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,9 +61,9 @@ def longhaul_settings(longhaul_servers: Services) -> Settings:
 @pytest_asyncio.fixture
 async def longhaul_database(longhaul_settings: Settings) -> AsyncIterator[Database]:
     """A database with the ledger's tables, and with yours, if `longhaul_metadata` names them."""
-    from worker import Database
     from worker.db.migrate import migrate
     from worker.job.propagation import current_job
+    from worker.types import Database
 
     database = Database(longhaul_settings, "test", job_name=current_job.get)
     await migrate(database)

@@ -1,0 +1,49 @@
+"""The names of `worker`, and what importing them loads."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import worker
+
+HEAVY = ("sqlalchemy", "asyncpg", "alembic", "arq")
+
+
+@pytest.mark.parametrize("name", worker.__all__)
+def test_a_public_name_is_that_of_its_home(name: str) -> None:
+    value = getattr(worker, name)
+    home = worker._HOMES.get(name)
+    if home is not None:
+        assert value is getattr(importlib.import_module(home), name)
+    assert name in dir(worker)
+
+
+def test_the_public_names_are_few_and_each_stands_in_the_docstring() -> None:
+    assert len(worker.__all__) <= 32
+    documented = worker.__doc__ or ""
+    assert [name for name in worker.__all__ if name != "__version__" and f"`{name}`" not in documented] == []
+
+
+def test_worker_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        worker.nonsense  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert worker.__version__ == version("longhaul-worker")
+
+
+def test_job_is_the_decorator_even_if_its_package_was_imported_first() -> None:
+    code = "import worker.job.registry; from worker import job; print(callable(job), job.__name__)"
+    assert _python(code) == "True job"
+
+
+def _python(code: str, *flags: str) -> str:
+    run = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()

@@ -1,0 +1,29 @@
+"""Throttles: what a walk waits for between two batches. Give one to `@job(throttle=...)`, or write your own.
+
+`CustomThrottle` takes a function; a class of one's own implements `Throttle`, gets a `ThrottleContext`, and returns a
+`Wait`.
+"""
+
+from worker.batch.throttle import (
+    CustomThrottle,
+    ForcedCheckpoints,
+    RowsPerSecond,
+    ServerMetric,
+    Throttle,
+    ThrottleContext,
+    TimeWindow,
+    Wait,
+    WalRate,
+)
+
+__all__ = [
+    "CustomThrottle",
+    "ForcedCheckpoints",
+    "RowsPerSecond",
+    "ServerMetric",
+    "Throttle",
+    "ThrottleContext",
+    "TimeWindow",
+    "Wait",
+    "WalRate",
+]
