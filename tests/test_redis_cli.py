@@ -27,7 +27,8 @@ from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from tests.test_docs import ROOT, blocks
-from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, Worker, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
+from worker.arq_compat import Worker
 from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger

@@ -31,7 +31,8 @@ from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, Worker, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
+from worker.arq_compat import Worker
 from worker.cli.top.app import Page
 from worker.cli.top.command import top
 from worker.cli.top.dialogs import Details, Question
