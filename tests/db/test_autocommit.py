@@ -27,7 +27,7 @@ async def rows(database: Database) -> None:
 
 
 def test_in_the_url() -> None:
-    with pytest.raises(SettingsError, match="isolation_level is for single transactions"):
+    with pytest.raises(SettingsError, match="isolation_level cannot be set in the URL"):
         load_settings(environment={"DATABASE_URL": "postgresql://host/db?isolation_level=AUTOCOMMIT"})
 
 

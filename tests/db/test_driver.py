@@ -1,16 +1,70 @@
-"""What `worker.db.driver` uses of SQLAlchemy's adapter and of asyncpg, which is private to them."""
+"""The driver beneath SQLAlchemy, and the private parts of asyncpg and of SQLAlchemy's adapter that it needs."""
 
 from __future__ import annotations
 
-import pytest
-from asyncpg.exceptions import DivisionByZeroError
-from sqlalchemy import text
+import subprocess
+import sys
 
-from worker.db.driver import Driver
+import asyncpg
+import pytest
+from asyncpg.exceptions import DivisionByZeroError, ForeignKeyViolationError
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+
+from worker.db.driver import Driver, check_private_names
 from worker.db.engine import Database
 from worker.db.simple_query import TextStatement, literal
 
 pytestmark = pytest.mark.asyncio
+
+PRIVATE = [
+    (asyncpg.Connection, "asyncpg.Connection", "_top_xact"),
+    (asyncpg.Connection, "asyncpg.Connection", "_get_statement"),
+    (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "_transaction"),
+    (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "_start_transaction"),
+    (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "isolation_level"),
+    (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "autocommit"),
+]
+
+
+@pytest.mark.parametrize(("owner", "shown", "name"), PRIVATE)
+async def test_check_private_names_names_what_is_missing_and_the_tested_versions(
+    monkeypatch: pytest.MonkeyPatch, owner: type, shown: str, name: str
+) -> None:
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(ImportError, match=r"tested with: asyncpg 0\.32 and SQLAlchemy 2\.1") as missing:
+        check_private_names()
+    assert f"worker.db needs {shown}.{name}, " in str(missing.value)
+
+
+async def test_check_private_names_looks_at_the_arguments_of_get_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", lambda self, query, timeout: None)
+    with pytest.raises(ImportError, match=r"_get_statement\(named=\)"):
+        check_private_names()
+
+
+async def test_check_private_names_runs_at_import() -> None:
+    code = "import asyncpg; del asyncpg.Connection._get_statement; import worker.db.driver"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "ImportError: worker.db needs asyncpg.Connection._get_statement" in ended.stderr
+
+
+async def test_commit_and_rollback_raise_the_drivers_own_errors(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        driver = await Driver.from_connection(connection)
+        raw = await driver.begin()
+        await raw.execute("CREATE TEMP TABLE one (id int PRIMARY KEY) ON COMMIT DROP")
+        await raw.execute("CREATE TEMP TABLE two (id int REFERENCES one DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP")
+        await raw.execute("INSERT INTO two VALUES (1)")
+        with pytest.raises(ForeignKeyViolationError):
+            await driver.commit()
+        assert not driver.in_transaction
+        await driver.rollback()  # nothing is open: nothing is sent
+        raw = await driver.begin()
+        await raw.close()
+        with pytest.raises(asyncpg.InterfaceError):
+            await driver.rollback()
 
 
 async def test_begin_and_commit_are_seen_by_both_sides(database: Database) -> None:

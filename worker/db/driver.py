@@ -1,25 +1,81 @@
 """The driver beneath SQLAlchemy: asyncpg's own connection, in the same transaction.
 
-SQLAlchemy's dialect sends BEGIN with its first own statement, and COMMIT only for a transaction that it has begun. What
-goes to the driver directly (COPY, arrays, rows that need no object) would be outside of it. So BEGIN, COMMIT and
-ROLLBACK go through the dialect's adapter here, which both sides look at. The adapter is private to SQLAlchemy: its
-version is pinned, and tests/db/test_driver.py holds what is used of it.
+SQLAlchemy's dialect sends BEGIN before its own first statement, and COMMIT only for a transaction that it has begun.
+Statements that go to the driver directly (COPY, arrays, rows that need no object) would run outside of that
+transaction. `Driver` therefore begins and ends transactions through the dialect's adapter, whose state both sides read.
+
+This is the only module that uses private parts of asyncpg and of SQLAlchemy's adapter for it. `check_private_names`
+runs when the module is imported, and tests/db/test_driver.py tests the behaviour of each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+import asyncpg
+import sqlalchemy
 from asyncpg.exceptions import DuplicatePreparedStatementError
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.cancellation import run_to_completion
-from worker.db.pgbouncer import PooledConnection
 from worker.db.sessions import AUTOCOMMIT, roll_back
-from worker.db.simple_query import TextStatement, Value
+from worker.db.simple_query import TextStatement, Value, literal
 from worker.errors import UsageError
+
+#: The versions that the tests of this module run with.
+TESTED_VERSIONS = "asyncpg 0.32 and SQLAlchemy 2.1"
+
+_ADAPTER_NAMES = ("_transaction", "_start_transaction", "autocommit", "isolation_level")
+_ASYNCPG_NAMES = ("_top_xact", "_get_statement")
+
+
+def check_private_names() -> None:
+    """Raise `ImportError` if asyncpg or SQLAlchemy no longer has a private name that this module uses.
+
+    A missing name would not always be an error later: an override of a method that is never called changes nothing
+    visible, and connections through PgBouncer would silently use named statements.
+    """
+    installed = f"asyncpg {asyncpg.__version__} and SQLAlchemy {sqlalchemy.__version__}"
+    missing = [f"asyncpg.Connection.{name}" for name in _ASYNCPG_NAMES if not hasattr(asyncpg.Connection, name)]
+    adapter = AsyncAdapt_asyncpg_connection
+    missing += [f"{adapter.__name__}.{name}" for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
+    if not missing and "named" not in inspect.signature(asyncpg.Connection._get_statement).parameters:
+        missing = ["asyncpg.Connection._get_statement(named=)"]
+    if missing:
+        raise ImportError(
+            f"worker.db needs {', '.join(missing)}, which {installed} do not have. Install the versions that it is "
+            f"tested with: {TESTED_VERSIONS}"
+        )
+
+
+check_private_names()
+
+
+class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection through PgBouncer in transaction mode; see `worker.db.pgbouncer`.
+
+    Attributes:
+        local_settings: returns the settings of a transaction that begins, by name.
+    """
+
+    local_settings: Callable[[], Mapping[str, str]] = dict
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Send a command. BEGIN is sent together with the transaction's settings."""
+        if query.startswith("BEGIN") and not args:
+            settings = self.local_settings().items()
+            query += "".join(f";SET LOCAL {name} TO {literal(value)}" for name, value in settings)
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
+
+    async def _get_statement(self, query: str, timeout: float | None, *, named: object = False, **options: Any) -> Any:
+        # Without a statement cache asyncpg names no statement but those of its own cursors.
+        return await super()._get_statement(query, timeout, named="", **options)
 
 
 class Driver:
@@ -43,17 +99,17 @@ class Driver:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction was begun, here or by SQLAlchemy, and has not ended."""
+        """Whether a transaction has begun, here or by SQLAlchemy, and has not ended."""
         return self._adapter._transaction is not None
 
     @property
     def pooled(self) -> bool:
-        """Whether PgBouncer stands between: nothing of the session is there any more in the next transaction."""
+        """Whether the connection goes through PgBouncer: session state does not last beyond the transaction."""
         return issubclass(type(self.raw), PooledConnection)  # isinstance() is True for each of asyncpg's classes
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Any]:
-        """Hand asyncpg's connection out for a look that needs no transaction; behind PgBouncer it has one."""
+        """Yield asyncpg's connection for a query that needs no transaction; through PgBouncer it gets one."""
         if not self.pooled:
             yield self.raw
             return
@@ -63,56 +119,68 @@ class Driver:
             await run_to_completion(roll_back(self.rollback()))
 
     async def begin(self) -> Any:
-        """Send BEGIN unless that was done. Returns asyncpg's connection, in the transaction.
+        """Send BEGIN unless a transaction is open.
+
+        Returns:
+            asyncpg's connection, in the transaction.
 
         Raises:
-            UsageError: the connection is in AUTOCOMMIT, and would send none.
+            UsageError: The connection is in AUTOCOMMIT, in which SQLAlchemy sends no BEGIN.
         """
         if self._adapter.autocommit:
             raise UsageError(f"a connection {AUTOCOMMIT}")
         if self._adapter._transaction is None:
-            await self._adapter._start_transaction()
+            with self._driver_errors():
+                await self._adapter._start_transaction()
         return self.raw
 
     async def commit(self) -> None:
-        """Send COMMIT, if a transaction is open. SQLAlchemy must have none of its own."""
-        transaction = self._adapter._transaction
-        if transaction is not None:
-            await self._adapter._call_and_discard(transaction.commit)
+        """Send COMMIT if a transaction is open. SQLAlchemy must have no transaction of its own."""
+        await self._end(self._adapter.commit)
+
+    async def rollback(self) -> None:
+        """Send ROLLBACK if a transaction is open. SQLAlchemy must have no transaction of its own."""
+        await self._end(self._adapter.rollback)
 
     async def prepare(self, connection: AsyncConnection, statement: TextStatement) -> None:
-        """Make a statement known to the session, once in the life of its connection."""
+        """Prepare a statement in the server's session, once in the life of its connection."""
         info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
         known: set[str] = info.setdefault("prepared", set())
         if statement.name not in known and not self.pooled:
-            # A call before this one may have been cancelled when the server had done it.
+            # An earlier call may have been cancelled after the server had executed it.
             with suppress(DuplicatePreparedStatementError):
                 await self.raw.execute(statement.prepare)
             known.add(statement.name)
 
     def text_of(self, statement: TextStatement, values: Sequence[Value]) -> str:
-        """Return the text that executes a statement in this session, which knows it if it can (see `prepare`)."""
+        """Return the text that executes a statement: by its name if the session can have it prepared, else in full."""
         return statement.inline(values) if self.pooled else statement.execute(values)
 
     async def commit_after(self, statement: str, *, begin: bool) -> None:
-        """Send a statement and COMMIT in one message; where the statement fails, the transaction stays open.
+        """Send a statement and COMMIT in one message. If the statement fails, the transaction stays open.
 
         Args:
-            statement: without parameters.
-            begin: whether the next transaction may begin in the same message. Behind PgBouncer it does not: it may
-                be in another session.
+            statement: SQL text without parameters.
+            begin: whether the next transaction begins in the same message. Through PgBouncer it does not, because it
+                may be in another session.
         """
         if begin and not self.pooled:
             level = self._adapter.isolation_level
             begin_ = f"BEGIN ISOLATION LEVEL {level.replace('_', ' ').upper()}" if level else "BEGIN"
             await self.raw.execute(f"{statement}; COMMIT; {begin_}")
-            return  # one transaction for another: neither SQLAlchemy nor asyncpg has to know
+            return  # one transaction follows the other: the notes of SQLAlchemy and asyncpg still hold
         await self.raw.execute(f"{statement}; COMMIT")
         self._adapter._transaction = None
         self.raw._top_xact = None  # asyncpg's own note of an open transaction
 
-    async def rollback(self) -> None:
-        """Send ROLLBACK, if a transaction is open. SQLAlchemy must have none of its own."""
-        transaction = self._adapter._transaction
-        if transaction is not None:
-            await self._adapter._call_and_discard(transaction.rollback)
+    async def _end(self, end: Callable[[], None]) -> None:
+        with self._driver_errors():
+            await greenlet_spawn(end)
+
+    @contextmanager
+    def _driver_errors(self) -> Iterator[None]:
+        """Raise asyncpg's own errors, as other statements of the driver do, instead of the adapter's."""
+        try:
+            yield
+        except self._adapter.dbapi.Error as error:
+            raise error.__cause__ or error from None

@@ -20,29 +20,7 @@ from typing import Any, Literal
 
 import asyncpg
 
-from worker.db.simple_query import literal
-
-
-class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection, through PgBouncer.
-
-    Attributes:
-        local_settings: returns what to set in a transaction that begins, by name.
-    """
-
-    local_settings: Callable[[], Mapping[str, str]] = dict
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Send a command; BEGIN together with the transaction's settings."""
-        if query.startswith("BEGIN") and not args:
-            settings = self.local_settings().items()
-            query += "".join(f";SET LOCAL {name} TO {literal(value)}" for name, value in settings)
-        status: str = await super().execute(query, *args, timeout=timeout)
-        return status
-
-    async def _get_statement(self, query: str, timeout: float | None, *, named: object = False, **options: Any) -> Any:
-        # Without a cache asyncpg names no statement but those of its own cursors.
-        return await super()._get_statement(query, timeout, named="", **options)
+from worker.db.driver import PooledConnection
 
 
 class PoolerDetector:
