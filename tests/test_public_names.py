@@ -10,6 +10,7 @@ from importlib.metadata import version
 import pytest
 
 import worker
+from worker.embedded import Services
 
 HEAVY = ("sqlalchemy", "asyncpg", "alembic", "arq")
 
@@ -41,6 +42,33 @@ def test_the_version_is_that_of_the_distribution() -> None:
 def test_job_is_the_decorator_even_if_its_package_was_imported_first() -> None:
     code = "import worker.job.registry; from worker import job; print(callable(job), job.__name__)"
     assert _python(code) == "True job"
+
+
+def test_a_client_loads_neither_database_nor_arq_nor_the_settings_that_it_was_not_asked_for() -> None:
+    code = "import sys; from worker import Client, job; print([name for name in {names!r} if name in sys.modules])"
+    assert _python(code.format(names=(*HEAVY, "pydantic_settings"))) == "[]"
+
+
+def test_a_client_enqueues_without_loading_database_or_arq(servers: Services) -> None:
+    """The modules that enqueueing, waiting and operating load at run time count as well."""
+    code = f"""
+import asyncio, sys
+from worker import Client, load_settings
+
+async def main():
+    settings = load_settings("/dev/null", environment={{"REDIS_URL": {servers.redis_url!r}}})
+    async with Client(settings) as client:
+        run = await client.enqueue("add", 1, b=2)
+        group = await client.group([])
+        print(await run.status())
+
+try:
+    asyncio.run(main())
+except Exception as error:
+    print(type(error).__name__)
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert _python(code).splitlines() == ["InvalidArguments", "[]"]
 
 
 def _python(code: str, *flags: str) -> str:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
@@ -29,7 +29,9 @@ from worker.queue.outage_log import unavailable
 from worker.queue.payload import Payload, now_ms, payload_text, to_seconds
 from worker.queue.run import Run
 from worker.queue.store import Lock, QueueStore
-from worker.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +60,13 @@ class Client:
         redis: Redis | None = None,
         middleware: Sequence[Middleware] | None = None,
     ) -> None:
-        self._settings = settings or load_settings()
+        if settings is None:
+            from worker.settings import (
+                load_settings,  # with it comes pydantic-settings, which the import can do without
+            )
+
+            settings = load_settings()
+        self._settings = settings
         around = load_middleware(self._settings.worker.middleware) if middleware is None else middleware
         self.hooks = enqueue_hooks(around)
         self._owns = redis is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import redis as blocking
@@ -17,7 +17,10 @@ from redis.exceptions import ResponseError
 
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import asked_of, of_sentinels
-from worker.settings import Settings, parse_redis_url
+from worker.settings import parse_redis_url
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 
 def connection_pool(settings: Settings) -> ConnectionPool:

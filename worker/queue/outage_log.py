@@ -10,13 +10,17 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.errors import ServerUnavailable, format_error
-from worker.settings import Settings, mask_passwords
+from worker.settings import mask_passwords
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.redis")
 
