@@ -46,7 +46,7 @@ _PATIENCE_SECONDS = 120.0
 _KEEP_RESULT_SECONDS = 2
 _WORKER_MB = 10.0
 _SERVER_MB = 5.0
-#: What may be there when all is over, and how much of it: each has its rule (docs/operations.md).
+#: What may be there when all is over, and how much of it: each has its rule (docs/reference/keys.md).
 _BY_RULE = {
     "arq:queue:health-check": 1,  # the last word of a worker
     keys.JOBS: 1,  # a field for each job and state

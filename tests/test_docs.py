@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import typer.main
 from redis.asyncio import Redis
 
 import jobs.models
 from tests.support.workers import with_worker
 from worker import Client, Job, Settings, discover
+from worker.cli import app
 from worker.queue import keys
 from worker.runtime.launch import work
 from worker.runtime.worker import QueueWorker
@@ -31,11 +33,20 @@ from worker.testing.plugin import JobRunner
 from worker.types import Database, Registry
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Pages without blocks, whose links are checked all the same.
+ROOT_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+#: The kinds of documentation whose every page shows something that can be run.
+RUNNABLE_KINDS = {"how-to"}
 #: Pages whose commands have a test of their own, which looks at each answer: tests/test_redis_cli.py.
-TESTED_APART = {"redis-cli.md"}
+TESTED_APART = {ROOT / "docs" / "redis-cli.md"}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _NOT_CODE = {"text", "toml", "ini"}  # pictures, output, and settings, which have a test of their own below
+
+
+def name_of(page: Path) -> str:
+    """Return the path of a page in the repository."""
+    return str(page.relative_to(ROOT))
 
 
 @dataclass
@@ -70,12 +81,12 @@ class Reader:
             for line in block.text.replace("\\\n", " ").splitlines():
                 command = shlex.split(line, comments=True)
                 if command:
-                    await self._command(command, f"{block.page.name}:{block.line}: {line}")
+                    await self._command(command, f"{name_of(block.page)}:{block.line}: {line}")
         elif block.language not in _NOT_CODE:
-            pytest.fail(f"{block.page.name}:{block.line}: nobody runs blocks of {block.language}")
+            pytest.fail(f"{name_of(block.page)}:{block.line}: blocks of {block.language} cannot be run")
 
     async def _python(self, block: Block) -> None:
-        place = f"{block.page.name}:{block.line}"
+        place = f"{name_of(block.page)}:{block.line}"
         linecache.cache[place] = (len(block.text), None, block.text.splitlines(keepends=True), place)
         code = compile(block.text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(code, self._names)
@@ -106,7 +117,7 @@ class Reader:
             )
             assert ran.returncode == 0, f"{place}: {ran.stderr}"
         else:
-            pytest.fail(f"{place}: nobody runs {command[0]}")
+            pytest.fail(f"{place}: {command[0]} cannot be run")
 
 
 @pytest_asyncio.fixture
@@ -138,25 +149,36 @@ async def reader(
         await connection.run_sync(metadata.drop_all)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in TESTED_APART], ids=lambda page: page.name)
-async def test_what_a_page_says_is_so(reader: Reader, page: Path) -> None:
-    found = blocks(page)
-    assert found, f"{page.name} shows nothing that could be run"
-    for block in found:
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in TESTED_APART and blocks(page)], ids=lambda page: name_of(page)
+)
+async def test_every_block_of_a_page_runs(reader: Reader, page: Path) -> None:
+    for block in blocks(page):
         await reader.follow(block)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_how_to_guide_shows_a_block() -> None:
+    empty = [name_of(page) for page in PAGES if page.parent.name in RUNNABLE_KINDS and not blocks(page)]
+    assert not empty, f"guides that show nothing: {', '.join(empty)}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=lambda page: name_of(page))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), f"{name_of(page)}: {target}"
 
 
-def test_the_page_of_operations_has_every_key_in_redis_as_it_is() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    assert keys.as_markdown() in page, "write worker.queue.keys.as_markdown() into docs/operations.md"
+def test_the_page_of_keys_has_every_key_in_redis() -> None:
+    page = (ROOT / "docs" / "reference" / "keys.md").read_text(encoding="utf-8")
+    assert keys.as_markdown() in page, "write worker.queue.keys.as_markdown() into docs/reference/keys.md"
 
 
-def test_the_page_of_settings_has_every_setting_as_it_is() -> None:
-    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert describe_all() in page, "write worker.settings.describe_all() to the end of docs/settings.md"
+def test_the_page_of_settings_has_every_setting() -> None:
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert describe_all() in page, "write worker.settings.describe_all() to the end of docs/reference/settings.md"
+
+
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    table = set(re.findall(r"`worker ([a-z]+)`", page.split("## Exit codes")[0].split("## Commands")[1]))
+    assert table == set(typer.main.get_command(app).commands), "docs/reference/cli.md lists other commands"

@@ -328,8 +328,8 @@ for line in sys.argv[1:]:
 
 
 def documented_rules() -> list[str]:
-    """Return the rules of the user of docs/operations.md."""
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    """Return the rules of the user of docs/how-to/secure-redis.md."""
+    page = (ROOT / "docs" / "how-to" / "secure-redis.md").read_text(encoding="utf-8")
     found = re.search(r"^redis-cli ACL SETUSER longhaul on ((?:.*\\\n)*.*)$", page, re.MULTILINE)
     assert found
     return ["on", *shlex.split(found[1].replace("\\\n", " "))]

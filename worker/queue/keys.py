@@ -1,6 +1,6 @@
 """Every key in Redis, in one place: plain types with plain names, to be read and written with `redis-cli`.
 
-`SCHEMA` is the table: `worker keys` and docs/operations.md print it.
+`SCHEMA` is the table: `worker keys` prints it, and docs/reference/keys.md holds it.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def find(key: str, queue: str = "arq:queue") -> Key | None:
 
 
 def as_markdown() -> str:
-    """Return the schema as a table: what docs/operations.md holds."""
+    """Return the schema as a table: what docs/reference/keys.md holds."""
     rows = [f"| `{one.name}` | {one.type} | {one.holds} | {one.lives} |" for one in SCHEMA]
     return "\n".join(["| key | type | holds | lives |", "| --- | --- | --- | --- |", *rows])
 

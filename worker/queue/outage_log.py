@@ -29,7 +29,7 @@ _ADVICE = {
     "OOM": "its memory is full (maxmemory): nothing was written; raise it, or try again when jobs have ended",
     "NOREPLICAS": "it has too few replicas (min-replicas-to-write): nothing was written; try again when they are back",
     "MISCONF": "it cannot write its file: nothing was written; look at its log and at its disk",
-    "NOPERM": "its user may not do this: docs/operations.md has the ACL that is needed",
+    "NOPERM": "its user may not do this: docs/how-to/secure-redis.md has the ACL that is needed",
 }
 #: A Redis that comes and goes is complained of no more often than that.
 _SAY_AGAIN_SECONDS = 10.0

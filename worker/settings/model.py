@@ -101,7 +101,7 @@ class RedisSettings(_Section):
     url: str = Field(
         "redis://localhost:6379/0",
         description="A `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL: "
-        "[operations.md](operations.md#urls-of-redis).",
+        "[Connect to Redis](../how-to/connect-to-redis.md).",
     )
     connect_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     command_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a reply.")

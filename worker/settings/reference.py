@@ -34,7 +34,7 @@ def _describe(annotation: Any) -> str:
 
 
 def describe_all() -> str:
-    """Return a Markdown table of each section: the reference in docs/settings.md."""
+    """Return a Markdown table of each section: the reference in docs/reference/settings.md."""
     lines: list[str] = []
     for section, model in sections().items():
         lines += [f"## {section}", "", (model.__doc__ or "").strip(), "", "| key | type | default | meaning |"]
