@@ -180,7 +180,7 @@ class Live:
 
     async def _done(self, run: Run[int]) -> tuple[int, int]:
         """Return the rows and batches that are committed."""
-        found = await Ledger(self._bench.database).find_all(run_id=run.id)
+        found = await Ledger(self._bench.database).list_runs(run_id=run.id)
         return (found[0].rows, sum(step.batches for step in found[0].steps)) if found else (0, 0)
 
     async def _until(self, run: Run[int], reached: Callable[[tuple[int, int]], bool]) -> None:

@@ -83,7 +83,7 @@ async def _run_jobs(settings: Settings, database: Database, workers: Workers, so
             await other.result(timeout=60)
             done.append(other.id)
         moved = await _transfer(client)
-    runs = [found for run_id in done for found in await Ledger(database).find_all(run_id=run_id)]
+    runs = [found for run_id in done for found in await Ledger(database).list_runs(run_id=run_id)]
     console.print()
     print_jobs(runs)
     console.print(f"transfer_funds: {moved} of {TRANSFERS} transfers made, the others refused as overdrafts")
@@ -133,7 +133,7 @@ async def _kill_in_the_middle(client: Client, database: Database, run: Run[int],
 
 
 async def _committed(database: Database, run: Run[int]) -> int:
-    found = await Ledger(database).find_all(run_id=run.id)
+    found = await Ledger(database).list_runs(run_id=run.id)
     return found[0].rows if found else 0
 
 

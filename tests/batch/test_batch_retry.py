@@ -118,15 +118,15 @@ async def test_rows_that_cannot_be_done_are_set_aside_and_all_others_done_once(
 ) -> None:
     assert await run(refuse_some, limit=3) == 97
     assert await count_seen(database) == {0: 3, 1: 97}
-    rows = await Ledger(database).quarantined()
+    rows = await Ledger(database).quarantine.list_rows()
     assert {row.key[0] for row in rows} == BAD
     assert {(row.job, row.step) for row in rows} == {("refuse_some", "1-chunks")}
     assert rows[0].error == r"ValueError: bad row\x00 77"
     assert "refuse_some" in (rows[0].traceback or "")
     assert rows[0].row["name"] == "n77"
     assert len(sizes) < 60  # halves, and not one by one
-    assert await Ledger(database).discard(ids=[rows[0].id]) == 1
-    assert await Ledger(database).discard(run_id=rows[0].run_id) == 2
+    assert await Ledger(database).quarantine.delete_rows(row_ids=[rows[0].id]) == 1
+    assert await Ledger(database).quarantine.delete_rows(run_id=rows[0].run_id) == 2
 
 
 @pytest.mark.parametrize("limit", [0, 2, 0.02])
@@ -137,7 +137,7 @@ async def test_with_more_of_them_than_are_allowed_the_run_fails_with_the_rows_er
         await run(refuse_some, limit=limit)
     found = await count_seen(database)
     assert found.get(1, 0) == {0: 0, 2: 74, 0.02: 12}[limit]
-    assert len(await Ledger(database).quarantined()) == (2 if limit == 2 else 0)
+    assert len(await Ledger(database).quarantine.list_rows()) == (2 if limit == 2 else 0)
 
 
 async def test_a_share_is_of_all_that_were_seen(run: JobRunner, database: Database) -> None:
@@ -162,7 +162,7 @@ async def test_partitions_of_a_stream_are_halved_too(run: JobRunner, database: D
     async with database.session() as session:
         written = (await session.scalars(select(Book.author_id).order_by(Book.author_id))).all()
     assert list(written) == [key for key in range(1, 101) if key not in BAD]
-    assert {row.key[0] for row in await Ledger(database).quarantined()} == BAD
+    assert {row.key[0] for row in await Ledger(database).quarantine.list_rows()} == BAD
 
 
 @job
@@ -186,7 +186,7 @@ async def test_a_try_that_dies_in_between_goes_on_with_what_is_set_aside(run: Jo
         await run.attempt(refuse_some, "r", limit=2)
     assert await run.attempt(refuse_some, "r", limit=3) == 97
     assert await count_seen(database) == {0: 3, 1: 97}
-    assert {row.key[0] for row in await Ledger(database).quarantined(run_id="r")} == BAD
+    assert {row.key[0] for row in await Ledger(database).quarantine.list_rows(run_id="r")} == BAD
 
 
 @job
@@ -206,7 +206,7 @@ async def test_what_no_row_is_to_blame_for_sets_none_aside(
     with pytest.raises(error):
         await run(misuse, kind=kind)
     assert sizes == [40]
-    assert await Ledger(database).quarantined() == []
+    assert await Ledger(database).quarantine.list_rows() == []
 
 
 async def test_a_lock_that_is_held_for_too_long_halves_the_batch(

@@ -299,16 +299,16 @@ async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
 ) -> None:
     await fill(context(), 30)
     ledger = Ledger(database)
-    first = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    first = await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
     await first.finish("succeeded", result="1")
-    await first.release()
+    await first.close()
     with pytest.raises(AlreadyFinished):  # the same one, come again
-        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
-    second = await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
+        await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
+    second = await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
     assert (second.rows, second.attempt) == (0, 1)
     with pytest.raises(RunIdConflict, match=r"with arguments \[3\]; a run of test with arguments \[4\]"):
-        await ledger.begin(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
-    await second.release()
+        await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
+    await second.close()
 
 
 async def test_a_loop_that_took_another_ones_place_is_refused(context: MakeContext) -> None:
@@ -446,7 +446,7 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
         await mark(ctx)
     await ctx._attempt.fail()
     assert ctx._attempt.ledger_run is not None
-    assert await ctx._attempt.ledger_run.hand_back("waiting", failed=False) == 1
+    assert await ctx._attempt.ledger_run.close("waiting", failed=False) == 1
     await ctx._attempt.close()
     again = context("run")
     await mark(again)

@@ -36,11 +36,11 @@ async def test_runs_are_listed_with_the_sums_of_their_steps(context: MakeContext
     await walk(context("two"), 1)
     await run.finish("dead", error="no")
     ledger = Ledger(database)
-    assert [(one.id, one.rows, one.batches) for one in await ledger.find_all()] == [("two", 10, 1), ("one", 30, 3)]
-    assert [one.id for one in await ledger.find_all(state="dead")] == ["one"]
-    assert [one.id for one in await ledger.find_all(limit=1)] == ["two"]
-    assert await ledger.find_all(job="nobody") == []
-    [shown] = await ledger.find_all(run_id="one")
+    assert [(one.id, one.rows, one.batches) for one in await ledger.list_runs()] == [("two", 10, 1), ("one", 30, 3)]
+    assert [one.id for one in await ledger.list_runs(state="dead")] == ["one"]
+    assert [one.id for one in await ledger.list_runs(limit=1)] == ["two"]
+    assert await ledger.list_runs(job="nobody") == []
+    [shown] = await ledger.list_runs(run_id="one")
     assert [(step.name, step.cursor, step.upper_bound) for step in shown.steps] == [("1-chunks", [30], [50])]
 
 
@@ -53,7 +53,7 @@ async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeCon
     assert (second.takeovers, second.attempt) == (1, 1)  # there was progress
     third = await walk(context("run"), 0)
     assert (third.takeovers, third.attempt) == (2, 2)  # and none this time
-    assert await third.hand_back("waiting", failed=True) == 3
+    assert await third.release("waiting", failed=True) == 3
     fourth = await walk(context("run"), 0)
     assert (fourth.takeovers, fourth.attempt) == (2, 3)
 
@@ -110,7 +110,7 @@ async def test_only_runs_that_nobody_touches_are_orphans(context: MakeContext, d
         await session.execute(
             text("UPDATE worker.step SET updated_at = now() - interval '1 hour' WHERE run_id <> 'busy'")
         )
-    assert [spec.id for spec in await Ledger(database).orphans(idle_seconds=60)] == ["quiet"]
+    assert [spec.id for spec in await Ledger(database).find_orphans(idle_seconds=60)] == ["quiet"]
 
 
 @pytest.mark.usefixtures("rows")

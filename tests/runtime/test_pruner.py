@@ -16,7 +16,7 @@ from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.ledger.queries import query
-from worker.ledger.records import EndedRun
+from worker.ledger.records import DeletedRun
 from worker.queue import keys
 from worker.queue.store import QueueStore
 from worker.runtime import pruner as prune_module
@@ -58,8 +58,10 @@ async def left(database: Database, table: str = "run") -> set[str]:
         return set(await session.scalars(text(f"SELECT {name} FROM worker.{table}")))
 
 
-async def forget(database: Database, *, days: float = 30, after: EndedRun | None = None, limit: int = 100) -> list[str]:
-    ended = await Ledger(database).forget_ended(keep_seconds=days * DAY, after=after, limit=limit)
+async def forget(
+    database: Database, *, days: float = 30, after: DeletedRun | None = None, limit: int = 100
+) -> list[str]:
+    ended = await Ledger(database).delete_finished(keep_seconds=days * DAY, after=after, limit=limit)
     return [run.id for run in ended]
 
 
@@ -79,7 +81,7 @@ async def test_runs_that_ended_long_ago_go_with_their_steps_and_no_others(databa
 async def test_they_go_oldest_first_and_each_call_goes_on_behind_the_last_one(database: Database) -> None:
     for days in range(40, 50):
         await insert(database, f"r{days}", days=days, quarantined=days in (44, 49))
-    first = await Ledger(database).forget_ended(keep_seconds=30 * DAY, after=None, limit=3)
+    first = await Ledger(database).delete_finished(keep_seconds=30 * DAY, after=None, limit=3)
     assert [run.id for run in first] == ["r48", "r47", "r46"]
     # One that was behind the walk's place stays until the next walk.
     await insert(database, "older", days=60)
@@ -109,7 +111,7 @@ async def test_a_walk_over_ended_runs_reads_no_more_than_it_takes(database: Data
         await session.execute(text(many))
         await session.execute(text("ANALYZE worker.run"))
         values = {"keep_seconds": 60.0, "after_at": datetime(2000, 1, 1, tzinfo=UTC), "after_id": "", "limit": 100}
-        plan = await session.execute(text("EXPLAIN " + query("forget_ended").text), values)
+        plan = await session.execute(text("EXPLAIN " + query("delete_finished").text), values)
         assert any("run_ended_idx" in line for line in plan.scalars())
 
 

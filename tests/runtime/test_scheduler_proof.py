@@ -228,8 +228,8 @@ async def test_a_line_that_two_workers_find_new_begins_with_the_first(
     has_read, has_begun = asyncio.Event(), asyncio.Event()
 
     class SlowLedger(Ledger):
-        async def last_firings(self) -> Any:
-            found = await super().last_firings()
+        async def list_cron_firings(self) -> Any:
+            found = await super().list_cron_firings()
             has_read.set()
             await has_begun.wait()
             return found

@@ -244,7 +244,7 @@ class Attempt:
         async with self._opening:
             self.ensure_not_abandoned()
             if self._run is None:
-                self._run = await self._ledger.begin(self._spec())
+                self._run = await self._ledger.claim(self._spec())
                 self.number = self._run.attempt
                 self._control.became_durable(self._run)
         return self._run
@@ -325,8 +325,8 @@ class Attempt:
             return False
         if is_unavailable(error) or isinstance(error, _NOT_OF_A_ROW):
             return False
-        if run.batches != self._batches_before:
-            self._entries, self._batches_before = 0, run.batches
+        if run.checkpoints.batches != self._batches_before:
+            self._entries, self._batches_before = 0, run.checkpoints.batches
         self._entries += 1
         if is_transient(error):
             if self._entries > _BATCH_RETRIES:
@@ -337,7 +337,7 @@ class Attempt:
             return False
         elif failure.rows > 1:
             entry = failure.halved()
-        elif await self._ledger.may_quarantine(run, failure.step, failure.quarantine_limit):
+        elif await self._ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
             entry = failure.without_the_row(error)
         else:
             return False
@@ -375,7 +375,7 @@ class Attempt:
     async def close(self) -> None:
         """Release the connection of the run."""
         if self._run is not None:
-            await self._run.release()
+            await self._run.close()
 
     async def abandon(self) -> list[str]:
         """Reject everything that the job does from now on: it did not end when it was interrupted, and keeps running.
@@ -393,7 +393,7 @@ class Attempt:
             async with asyncio.timeout(_BEGIN_SECONDS), self._opening:
                 pass
         if self._run is not None:
-            await self._run.release(discard=True)
+            await self._run.close(discard=True)
         return [await call.abandon() for call in list(self._offloaded)]
 
     def ensure_not_abandoned(self) -> None:

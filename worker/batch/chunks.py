@@ -57,17 +57,17 @@ class Chunks(OnlyAsyncFor, Walk, Generic[T]):
     async def _open(self, name: str) -> StepRecord:
         connection = self.run.connection
         spec = self.spec(name, sql_text(self._statement), self._keyset)
-        step = self.run.known_step(spec)
+        step = self.run.checkpoints.find_step(spec)
         if step is not None and step.done:
             return step
         keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
         if self.run.spec.only is not None:
-            self._statement = self._statement.where(keyset.among(await self.run.quarantined_keys()))
+            self._statement = self._statement.where(keyset.among(await self.run.quarantine.list_retried_keys()))
         if step is None:
             last = self._keys(keyset.cursor_columns, reverse=True).limit(1)
             upper = (await connection.execute(last)).one_or_none()
             total = 0 if upper is None else await self._total(connection, self._keys(keyset.columns))
-            step = await self.run.open_step(
+            step = await self.run.checkpoints.open_step(
                 spec,
                 upper_bound=None if upper is None else keyset.encode(upper[: len(keyset.parts)]),
                 total=total,

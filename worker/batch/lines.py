@@ -46,7 +46,7 @@ class Lines(OnlyAsyncFor, Walk):
         spec = StepSpec(name, self.kind, str(self._path), [], named=self._given_name is not None)
         if self._given_name is None:
             self._host.ensure_unique_statement(f"{self.kind} {self._path}")
-        step = self.run.known_step(spec)
+        step = self.run.checkpoints.find_step(spec)
         if step is not None and step.done:
             return step
         try:
@@ -55,7 +55,7 @@ class Lines(OnlyAsyncFor, Walk):
             raise UnsupportedStatement(f"lines: {self._path} cannot be read: {error.strerror}") from error
         self._length = self._path.stat().st_size
         if step is None:
-            return await self.run.open_step(spec, upper_bound=None, total=None)
+            return await self.run.checkpoints.open_step(spec, upper_bound=None, total=None)
         if step.cursor is not None:
             await asyncio.to_thread(self._skip, *step.cursor)
         return step

@@ -58,7 +58,7 @@ class SkippingChunks(Chunks[T]):
 
     async def _second_visit(self, transaction: BatchTransaction) -> Page:
         """Return rows that were skipped; those that are still locked only when there are no others."""
-        known = await self.run.skipped(await transaction.driver(), self.step, self.size)
+        known = await self.run.checkpoints.list_skipped(await transaction.driver(), self.step, self.size)
         if not known:
             return NO_PAGE
         values: dict[str, Any] = self._keyset.values_of(list(known.values()))
@@ -76,10 +76,10 @@ class SkippingChunks(Chunks[T]):
         raw = await transaction.driver()
         skipped, self._skipped = self._skipped, []
         if skipped:
-            await self.run.remember_skipped(raw, self.step, skipped)
+            await self.run.checkpoints.add_skipped(raw, self.step, skipped)
         made_up, self._made_up = self._made_up, []
         if made_up:
-            await self.run.forget_skipped(raw, made_up)
+            await self.run.checkpoints.delete_skipped(raw, made_up)
 
     async def _ends_here(self, transaction: BatchTransaction) -> bool:
         if self._skipped or self._made_up:

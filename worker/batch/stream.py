@@ -95,14 +95,14 @@ class Stream(OnlyAsyncFor, Walk, Generic[T]):
                 problem,
             )
         spec = self.spec(name, sql_text(self._statement), self._keyset)
-        step = self.run.known_step(spec)
+        step = self.run.checkpoints.find_step(spec)
         if self.run.spec.only is not None and self._keyset is not None:
-            self._statement = self._statement.where(self._keyset.among(await self.run.quarantined_keys()))
+            self._statement = self._statement.where(self._keyset.among(await self.run.quarantine.list_retried_keys()))
         if step is None:
             total = await self._total(connection, self._statement)
-            return await self.run.open_step(spec, upper_bound=None, total=total)
+            return await self.run.checkpoints.open_step(spec, upper_bound=None, total=total)
         if self._keyset is None and not step.done and step.batches:
-            await self.run.restart_step(step)
+            await self.run.checkpoints.restart_step(step)
         return step
 
     async def next_batch(self) -> Batch[T] | None:

@@ -107,7 +107,7 @@ class Sweep(Walk):
     async def _open(self, name: str) -> StepRecord:
         connection = self.run.connection
         spec = self.spec(name, sql_text(self._statement), self._keyset)
-        step = self.run.known_step(spec)
+        step = self.run.checkpoints.find_step(spec)
         if step is not None and step.done:
             return step
         keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
@@ -116,7 +116,7 @@ class Sweep(Walk):
             ends = matching.with_only_columns(*keyset.cursor_columns, maintain_column_froms=True)
             last = ends.order_by(*keyset.order_by(reverse=True)).limit(1)
             upper = (await connection.execute(last)).one_or_none()
-            step = await self.run.open_step(
+            step = await self.run.checkpoints.open_step(
                 spec,
                 upper_bound=None if upper is None else keyset.encode(upper),
                 total=0 if upper is None else await self._total(connection, matching),

@@ -195,7 +195,9 @@ class Walk(ABC):
     async def _pass_over(self, name: str) -> StepRecord:
         """Return a step that has nothing to do, as this run is for the rows of another one."""
         spec = StepSpec(name, self.kind, "", [], named=True)
-        return self.run.known_step(spec) or await self.run.open_step(spec, upper_bound=None, total=0, done=True)
+        return self.run.checkpoints.find_step(spec) or await self.run.checkpoints.open_step(
+            spec, upper_bound=None, total=0, done=True
+        )
 
     def spec(self, name: str, statement: str, keyset: Keyset | None) -> StepSpec:
         """Return what the ledger compares a known step with."""
@@ -277,11 +279,11 @@ class Walk(ABC):
                     f"never end; its key does not order the rows"
                 )
             await self._write_along(transaction)
-            checkpoint = self.run.checkpoint(self.step, cursor=cursor, rows=self._rows, done=done)
+            checkpoint = self.run.checkpoints.statement(self.step, cursor=cursor, rows=self._rows, done=done)
             await transaction.commit(checkpoint, begin=self.begins_ahead and not done and not self._host.throttled)
         except BaseException as error:
             await self.fail()
-            await self.run.refuse_if_replaced(error)
+            await self.run.checkpoints.check_fence(error)
             raise
         self._transaction = None
         step = self.step
@@ -332,7 +334,7 @@ class Walk(ABC):
     async def _write_along(self, transaction: BatchTransaction) -> None:
         """Write what else belongs into the batch's transaction."""
         if self.run.spec.only is not None and self._page.cursor:
-            await self.run.take_out_of_quarantine(await transaction.driver(), self._page.cursor)
+            await self.run.quarantine.delete_retried_row(await transaction.driver(), self._page.cursor)
 
     async def set_row_aside(self, page: Page) -> bool:
         """Put the one row that cannot be done into quarantine, with the checkpoint past it, where that is its turn."""
@@ -342,7 +344,7 @@ class Walk(ABC):
         error, entry.set_aside = entry.set_aside, None
         assert self._transaction is not None  # noqa: S101
         raw = await self._transaction.driver()
-        await self.run.quarantine(raw, self.step, page.row_cursors()[0], error, jsonable(page.rows[0]))
+        await self.run.quarantine.add_row(raw, self.step, page.row_cursors()[0], error, jsonable(page.rows[0]))
         self._page, self._rows = page, 0
         await self.commit()
         return True
@@ -352,11 +354,11 @@ class Walk(ABC):
         if not self.step.done:
             transaction = BatchTransaction(self.run)
             try:
-                checkpoint = self.run.checkpoint(self.step, cursor=None, rows=0, done=True, batches=0)
+                checkpoint = self.run.checkpoints.statement(self.step, cursor=None, rows=0, done=True, batches=0)
                 await transaction.commit(checkpoint, begin=False)
             except BaseException as error:
                 await transaction.roll_back()
-                await self.run.refuse_if_replaced(error)
+                await self.run.checkpoints.check_fence(error)
                 raise
             self.step.done = True
 
@@ -412,7 +414,7 @@ class Walk(ABC):
         Each try before has ended with its worker, without a commit: this batch is the one they died in.
         """
         run = self.run
-        if run.attempt > self._host.max_attempts and not run.progressed:
+        if run.attempt > self._host.max_attempts and not run.has_progressed:
             keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
             raise PoisonBatch(
                 f"batch {self.number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "

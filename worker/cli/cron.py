@@ -63,7 +63,7 @@ async def _lines(settings: Settings) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
     try:
         ledger = Ledger(database)
-        last = await ledger.last_firings()
+        last = await ledger.list_cron_firings()
         async with Client(settings) as client:
             found = []
             for job in discover(settings.worker.packages).values():

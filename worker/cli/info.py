@@ -199,7 +199,7 @@ async def _runs(
 ) -> tuple[list[RunRecord], dict[str, Any]]:
     database = open_database(settings)
     try:
-        found = await Ledger(database).find_all(run_id=run_id, job=job, state=state_, limit=limit)
+        found = await Ledger(database).list_runs(run_id=run_id, job=job, state=state_, limit=limit)
         async with Client(settings) as client:
             raw = await client.command(client.redis.hgetall(keys.DEAD))
     finally:

@@ -32,7 +32,7 @@ def list_(
 ) -> None:
     """List the rows in quarantine."""
     settings, _ = state.load()
-    rows = _with_ledger(settings, lambda ledger: ledger.quarantined(run_id=run_id, limit=limit))
+    rows = _with_ledger(settings, lambda ledger: ledger.quarantine.list_rows(run_id=run_id, limit=limit))
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -49,7 +49,7 @@ def list_(
 def show(row_id: Annotated[int, typer.Argument(help="Id of the row, from `list`.")], as_json: Json = False) -> None:
     """Show one row, with its values and its error."""
     settings, _ = state.load()
-    rows = _with_ledger(settings, lambda ledger: ledger.quarantined(id_=row_id))
+    rows = _with_ledger(settings, lambda ledger: ledger.quarantine.list_rows(row_id=row_id))
     if not rows:
         raise fail(f"no row {row_id} is in quarantine; `worker quarantine list` shows what is")
     if as_json:
@@ -86,7 +86,7 @@ def discard(
     if (run_id is None) is (not row_ids):
         raise fail("quarantine discard: give ids of rows, or --run", 2)
     settings, _ = state.load()
-    count = _with_ledger(settings, lambda ledger: ledger.discard(run_id=run_id, ids=row_ids or None))
+    count = _with_ledger(settings, lambda ledger: ledger.quarantine.delete_rows(run_id=run_id, row_ids=row_ids or None))
     if not count:
         raise fail("nothing of that is in quarantine; `worker quarantine list` shows what is")
     out.print(f"{count} rows discarded")

@@ -1,65 +1,55 @@
-"""The ledger as a whole: looking runs up, putting them back, ending them by order."""
+"""The ledger as a whole: claim, look up, retry and delete runs, and record the firings of cron lines."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.db.engine import Database
-from worker.ledger.owned_run import OwnedRun
+from worker.ledger.owned_run import OwnedRun, claim_run
+from worker.ledger.quarantine import Quarantine
 from worker.ledger.queries import query
-from worker.ledger.records import DeadRun, EndedRun, QuarantinedRow, RunRecord, RunSpec, StepRecord
-
-
-@dataclass(frozen=True)
-class KnownRun:
-    """What `find` returns."""
-
-    job: str
-    arguments: str
-    state: str
-    error: str | None
-    finished: bool
-    payload: str
-    queue: str
+from worker.ledger.records import DeadRun, DeletedRun, KnownRun, RunRecord, RunSpec, StepRecord
 
 
 class Ledger:
-    """Runs in the schema `worker`.
+    """The runs in the schema `worker`.
 
     Args:
-        database: where the schema is.
-        owner: name of this worker.
+        database: The database that has the schema.
+        owner: Name of this worker.
+
+    Attributes:
+        quarantine: The rows that could not be processed.
     """
 
     def __init__(self, database: Database, owner: str = "") -> None:
         self._database = database
         self._owner = owner
+        self.quarantine = Quarantine(database)
 
-    async def begin(self, spec: RunSpec) -> OwnedRun:
-        """Take a run, new or known, and return it with its steps.
+    async def claim(self, spec: RunSpec) -> OwnedRun:
+        """Claim a run, new or known, and return it with its steps.
 
         Raises:
-            AlreadyFinished: the ledger has its end.
+            AlreadyFinished: The run has ended, and its payload is the same.
+            RunIdConflict: The ledger has an unfinished run of another job, or with other arguments, under this id.
         """
-        run = OwnedRun(self._database, spec, self._owner)
-        await run.begin()
-        return run
+        return await claim_run(self._database, spec, self._owner)
 
     async def find(self, run_id: str) -> KnownRun | None:
-        """Return what the ledger knows of a run, or None: jobs without a durable loop are not in it."""
+        """Return a run, or None. Jobs without a durable loop are not in the ledger."""
         async with self._database.connection() as connection:
             row = (await connection.execute(query("find_run"), {"id": run_id})).one_or_none()
         if row is None:
             return None
         return KnownRun(row.job, row.arguments, row.state, row.error, row.finished, row.payload, row.queue)
 
-    async def find_all(
+    async def list_runs(
         self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
     ) -> list[RunRecord]:
-        """Return runs with the sums of their steps, the newest first; with `run_id`, that one with its steps."""
+        """Return runs with the sums of their steps, newest first. With `run_id`, return that run with its steps."""
         async with self._database.connection() as connection:
             values = {"id": run_id, "job": job, "state": state, "limit": limit}
             runs = [RunRecord(**row._mapping) for row in await connection.execute(query("list_runs"), values)]
@@ -69,8 +59,8 @@ class Ledger:
                     run.steps.extend(StepRecord(**row._mapping) for row in rows)
         return runs
 
-    async def orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:
-        """Return unfinished runs that nobody has touched for `idle_seconds`."""
+    async def find_orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:
+        """Return unfinished runs that have not been touched for `idle_seconds`."""
         async with self._database.connection() as connection:
             rows = await connection.execute(query("find_orphans"), {"idle_seconds": idle_seconds, "limit": limit})
             return [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
@@ -78,29 +68,29 @@ class Ledger:
     async def retry(
         self, run_id: str, *, from_start: bool, revise: Callable[[str], str] = lambda payload: payload
     ) -> RunSpec | None:
-        """Make an ended run ready to go on; the caller puts it into the queue.
+        """Reopen a finished run. The caller enqueues it.
 
         Args:
-            run_id: id of the run.
-            from_start: forget its checkpoints.
-            revise: what becomes of its payload.
+            run_id: Id of the run.
+            from_start: Delete its checkpoints.
+            revise: Returns the payload to store, given the current one.
 
         Returns:
-            The run; None where it has not ended.
+            The run, or None if it has not finished.
         """
         async with self._database.connection() as connection:
             if from_start:
-                await connection.execute(query("forget_steps"), {"id": run_id})
+                await connection.execute(query("delete_steps"), {"id": run_id})
             row = (await connection.execute(query("retry_run"), {"id": run_id})).one_or_none()
             if row is None:
                 await connection.rollback()
                 return None
             payload = revise(row.payload)
             if payload != row.payload:
-                await connection.execute(query("revise_payload"), {"id": run_id, "payload": payload})
+                await connection.execute(query("update_payload"), {"id": run_id, "payload": payload})
             return RunSpec(run_id, row.job, row.queue, payload)
 
-    async def dead(
+    async def list_dead(
         self,
         *,
         ids: list[str] | None = None,
@@ -108,77 +98,51 @@ class Ledger:
         before: datetime | None = None,
         limit: int | None = None,
     ) -> list[DeadRun]:
-        """Return runs that have failed for good, the newest first."""
+        """Return dead runs, newest first, that match every argument given."""
         async with self._database.connection() as connection:
             values = {"ids": ids, "job": job, "before": before, "limit": limit}
             rows = await connection.execute(query("list_dead"), values)
             return [DeadRun(**row._mapping) for row in rows]
 
     async def delete_dead(self, ids: list[str]) -> int:
-        """Forget runs that have failed for good. Returns their number."""
+        """Delete dead runs. Returns their number."""
         async with self._database.connection() as connection:
             return (await connection.execute(query("delete_dead"), {"ids": ids})).rowcount
 
-    async def forget_ended(self, *, keep_seconds: float, after: EndedRun | None, limit: int) -> list[EndedRun]:
-        """Forget runs that ended long ago, with their steps; not those that have rows in quarantine.
+    async def delete_finished(self, *, keep_seconds: float, after: DeletedRun | None, limit: int) -> list[DeletedRun]:
+        """Delete finished runs with their steps. Runs with quarantined rows stay.
 
         Args:
-            keep_seconds: how long ago.
-            after: the last one that was forgotten before; None to begin.
-            limit: how many, at most.
+            keep_seconds: Age, since the end of the run, at which it is deleted.
+            after: The last run that the call before has deleted; None to start.
+            limit: The most runs to delete.
 
         Returns:
-            Them, in their order; fewer than `limit` where there are no more.
+            The deleted runs in order; fewer than `limit` if none is left.
         """
         at, id_ = (after.finished_at, after.id) if after else (datetime.min.replace(tzinfo=UTC), "")
         values = {"keep_seconds": keep_seconds, "after_at": at, "after_id": id_, "limit": limit}
         async with self._database.connection() as connection:
-            rows = await connection.execute(query("forget_ended"), values)
-            return sorted(EndedRun(row.finished_at, row.id, row.state) for row in rows)
+            rows = await connection.execute(query("delete_finished"), values)
+            return sorted(DeletedRun(row.finished_at, row.id, row.state) for row in rows)
 
-    async def may_quarantine(self, run: OwnedRun, step: str, limit: float) -> bool:
-        """Tell whether one row more may be set aside: below a number, or a share of the rows that were seen."""
-        async with self._database.connection() as connection:
-            values = {"run_id": run.spec.id, "step": step}
-            aside = int(await connection.scalar(query("count_quarantined"), values) or 0)
-        if limit >= 1:
-            return aside < limit
-        return aside + 1 <= limit * (run.steps[step].rows + aside + 1)
-
-    async def quarantined(
-        self, *, run_id: str | None = None, id_: int | None = None, limit: int = 50
-    ) -> list[QuarantinedRow]:
-        """Return rows that were set aside, the newest first."""
-        async with self._database.connection() as connection:
-            values = {"run_id": run_id, "id": id_, "limit": limit}
-            rows = await connection.execute(query("list_quarantined"), values)
-            return [QuarantinedRow(**row._mapping) for row in rows]
-
-    async def discard(self, *, run_id: str | None = None, ids: list[int] | None = None) -> int:
-        """Forget rows that were set aside. Returns their number."""
-        if run_id is None and ids is None:
-            return 0
-        async with self._database.connection() as connection:
-            result = await connection.execute(query("discard_quarantined"), {"run_id": run_id, "ids": ids})
-            return result.rowcount
-
-    async def last_firings(self) -> dict[tuple[str, str], datetime]:
+    async def list_cron_firings(self) -> dict[tuple[str, str], datetime]:
         """Return the last due time of each cron line that was fired or skipped, by job and line."""
         async with self._database.connection() as connection:
             rows = await connection.execute(query("list_cron_firings"))
             return {(row.job, row.line): row.due_at for row in rows}
 
-    async def begin_line(self, job: str, line: str, moment: datetime) -> None:
-        """Write down that a cron line begins at a moment: what was due before is not missed. A known one stays."""
+    async def start_cron_line(self, job: str, line: str, moment: datetime) -> None:
+        """Record the moment from which a cron line counts, unless the line is known. Earlier due times do not count."""
         async with self._database.connection() as connection:
-            await connection.execute(query("begin_cron"), {"job": job, "line": line, "moment": moment})
+            await connection.execute(query("start_cron"), {"job": job, "line": line, "moment": moment})
 
     @asynccontextmanager
-    async def firing(self, job: str, line: str, due_at: datetime) -> AsyncIterator[bool]:
-        """Take a due time of a cron line, written down when the block ends; rolled back when it raises.
+    async def claim_firing(self, job: str, line: str, due_at: datetime) -> AsyncIterator[bool]:
+        """Claim a due time of a cron line. The claim commits when the block ends, and rolls back when it raises.
 
         Yields:
-            Whether it is ours: False where it was fired or skipped before.
+            Whether the due time is ours: False if it was fired or skipped before.
         """
         async with self._database.connection() as connection:
             values = {"job": job, "line": line, "due_at": due_at}

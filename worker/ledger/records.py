@@ -1,4 +1,8 @@
-"""What the ledger knows of a run and of its steps."""
+"""The values that the ledger takes and returns.
+
+For a run: `RunSpec` is what a worker claims; `KnownRun` is what the ledger has of one run, for a worker that meets it
+again; `RunRecord` is a row of `worker runs`; `DeadRun` is a dead letter; `DeletedRun` is what the pruner has deleted.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,60 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What identifies a run, from the queue."""
+    """The identity and the payload of a run, from the queue.
+
+    Attributes:
+        id: Id of the run.
+        job: Name of the job.
+        queue: Name of the queue.
+        payload: The payload in the queue, as JSON.
+        arguments: The arguments alone, as JSON: they tell the same call from another one.
+        only: The run and the step whose quarantined rows alone are processed, or None.
+    """
 
     id: str
     job: str
     queue: str
-    payload: str  # JSON, as it lies in the queue
-    arguments: str = ""  # JSON, to tell the same call from another one
-    only: tuple[str, str] | None = None  # run and step whose quarantined rows alone are to be done
+    payload: str
+    arguments: str = ""
+    only: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """What the ledger has of one run, for a worker or a command that meets it again."""
+
+    job: str
+    arguments: str
+    state: str
+    error: str | None
+    finished: bool
+    payload: str
+    queue: str
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a loop is, to be compared with what the ledger has of it."""
+    """What a loop walks, to be compared with its step in the ledger.
+
+    Attributes:
+        name: Name of the step.
+        kind: Kind of the loop, e.g. chunks.
+        statement: The SQL without its values.
+        key: Column, type and direction of each part of the cursor.
+        named: Whether the job's author has named the step, instead of the order of its loops.
+    """
 
     name: str
     kind: str
     statement: str
-    key: list[list[str]]  # [column, type, direction] for each part
-    named: bool = False  # by the job's author, and not by the order of its loops
+    key: list[list[str]]
+    named: bool = False
 
 
 @dataclass
 class StepRecord:
-    """A step as the ledger has it."""
+    """A step in the ledger; its cursor and counts move with each batch."""
 
     name: str
     position: int
@@ -49,7 +83,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as `worker runs` shows it."""
+    """A run as `worker runs` shows it, with the sums of its steps."""
 
     id: str
     job: str
@@ -85,8 +119,8 @@ class DeadRun:
 
 
 @dataclass(frozen=True, order=True)
-class EndedRun:
-    """A run that has been forgotten; in the order in which that is done."""
+class DeletedRun:
+    """A finished run that the pruner has deleted; sorts in the order of deletion."""
 
     finished_at: datetime
     id: str
@@ -95,7 +129,7 @@ class EndedRun:
 
 @dataclass(frozen=True)
 class QuarantinedRow:
-    """A row that could not be done, and was set aside."""
+    """A row that could not be processed."""
 
     id: int
     run_id: str

@@ -124,7 +124,7 @@ async def dead_letters(
 ) -> list[DeadLetter]:
     """Return what has failed for good, in the ledger and outside of it, the newest first."""
     ids = None if chosen.ids is None else list(chosen.ids)
-    runs = await ledger.dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)
+    runs = await ledger.list_dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)
     found = [DeadLetter.of_run(run) for run in runs]
     in_ledger = {run.id for run in runs}
     async for letter in _letters(redis, chosen.ids):

@@ -74,7 +74,7 @@ async def retry_quarantined(client: Client, ledger: Ledger, run_id: str) -> list
     if known is None:
         return []
     payload = decode_payload(known.payload.encode(), accept_pickle=False)
-    steps = sorted({row.step for row in await ledger.quarantined(run_id=run_id, limit=_MANY)})
+    steps = sorted({row.step for row in await ledger.quarantine.list_rows(run_id=run_id, limit=_MANY)})
     made = []
     for step in steps:
         again = payload._replace(

@@ -106,7 +106,7 @@ class Completer:
     async def _hand_back(self, state: str) -> None:
         run = self.attempt.ledger_run if self.attempt else None
         if run is not None:
-            await self._with_database(lambda: run.hand_back(state, failed=False))
+            await self._with_database(lambda: run.release(state, failed=False))
             await self._release()
         delay = PAUSED_SECONDS if state == "paused" else 0.0
         await self._requeue(delay, counts=False)
@@ -120,7 +120,7 @@ class Completer:
     async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
         run = self.attempt.ledger_run if self.attempt else None
         attempt = run.attempt if run else self.claim.tries
-        progressed = run.progressed if run else False
+        progressed = run.has_progressed if run else False
         verdict = decide(error, job, attempt=attempt, progressed=progressed, rules=self.services.settings.worker)
         where = self.attempt.where if self.attempt else None
         text = f"{verdict.error} [{where}]" if where else verdict.error
@@ -133,7 +133,7 @@ class Completer:
             return
         logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
         if run is not None:
-            await self._with_database(lambda: run.hand_back("waiting", failed=verdict.counts, error=text, trace=trace))
+            await self._with_database(lambda: run.release("waiting", failed=verdict.counts, error=text, trace=trace))
             await self._release()
         await self._requeue(verdict.delay, counts=verdict.counts)
         self.services.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
@@ -260,11 +260,11 @@ class Completer:
         known = await self.services.ledger.find(self.claim.run_id)
         if known is None or known.finished or known.job != payload.function:
             return
-        run = await self.services.ledger.begin(self._spec(payload, known.arguments))
+        run = await self.services.ledger.claim(self._spec(payload, known.arguments))
         try:
             await run.finish(state, error=error)
         finally:
-            await run.release()
+            await run.close()
 
     def _spec(self, payload: Payload, arguments: str | None = None) -> RunSpec:
         text = payload.arguments if arguments is None else arguments

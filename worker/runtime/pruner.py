@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from redis.exceptions import WatchError
 
 from worker.ledger import Ledger
-from worker.ledger.records import EndedRun
+from worker.ledger.records import DeletedRun
 from worker.queue import keys
 from worker.queue.dead_letters import forget_letters, prune_dead
 from worker.queue.store import QueueStore
@@ -46,7 +46,7 @@ class Pruner:
         self._rules = rules
         self._next = 0.0
         self._walking = False
-        self._last: EndedRun | None = None
+        self._last: DeletedRun | None = None
 
     async def look(self) -> None:
         """Do what is due: one small part of it."""
@@ -83,7 +83,7 @@ class Pruner:
     async def _forget_runs(self) -> None:
         assert self._ledger is not None  # noqa: S101
         keep = self._rules.run_retention_days * _DAY_SECONDS
-        forgotten = await self._ledger.forget_ended(keep_seconds=keep, after=self._last, limit=_RUNS_AT_ONCE)
+        forgotten = await self._ledger.delete_finished(keep_seconds=keep, after=self._last, limit=_RUNS_AT_ONCE)
         dead = [run.id for run in forgotten if run.state == "dead"]
         if dead:
             await forget_letters(self._store.redis, dead)

@@ -45,7 +45,7 @@ class Rescuer:
             return 0
         self._next = time.monotonic() + self._pause
         rescued = 0
-        orphans = sorted(await self._ledger.orphans(idle_seconds=self._idle), key=lambda spec: spec.queue)
+        orphans = sorted(await self._ledger.find_orphans(idle_seconds=self._idle), key=lambda spec: spec.queue)
         for queue, specs in groupby(orphans, key=lambda spec: spec.queue):
             waiting = list(specs)
             known = await self._store.known([spec.id for spec in waiting], queue)

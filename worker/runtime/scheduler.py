@@ -66,13 +66,13 @@ class Scheduler:
         """Read the last firings; a line that is new begins now."""
         if not self._lines:
             return
-        last = await self._ledger.last_firings()
+        last = await self._ledger.list_cron_firings()
         new = [(job, line) for job, line in self._lines if (job.name, str(line)) not in last]
         if new:
             moment = now or await self._store.time()
             for job, line in new:
-                await self._ledger.begin_line(job.name, str(line), moment)
-            last = await self._ledger.last_firings()  # others begin at the same time: one moment counts
+                await self._ledger.start_cron_line(job.name, str(line), moment)
+            last = await self._ledger.list_cron_firings()  # others begin at the same time: one moment counts
         for job, line in self._lines:
             self._entries.append(_Entry(job, line, line.next_after(last[job.name, str(line)])))
 
@@ -104,7 +104,7 @@ class Scheduler:
         fired: str | None = None
         # The ledger's row is ours until the job is in Redis. Should we die in between, another worker takes the due
         # time again, and the guard in Redis knows that it was enqueued.
-        async with self._ledger.firing(job.name, line, due) as ours:
+        async with self._ledger.claim_firing(job.name, line, due) as ours:
             if not ours:
                 logger.debug("cron %s (%s): %s was fired elsewhere", job.name, line, due.isoformat())
             elif self._rules.cron_catch_up == "skip" and moment - due > timedelta(seconds=_ON_TIME_SECONDS):

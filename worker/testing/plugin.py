@@ -173,7 +173,7 @@ class JobRunner:
                 value = await through(hooks, ctx, lambda: attempt.run(job, ctx, arguments))
             except BaseException as error:
                 if attempt.ledger_run is not None:
-                    await attempt.ledger_run.hand_back("waiting", failed=True, error=str(error))
+                    await attempt.ledger_run.release("waiting", failed=True, error=str(error))
                 raise
             text = job.encode_result(value)
             if attempt.ledger_run is not None:

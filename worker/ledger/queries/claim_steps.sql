@@ -1,6 +1,6 @@
--- Put the new fence on every step, and read where each one stands.
--- A checkpoint of the former owner that is in flight holds its row: this waits for its end and reads what it
--- committed; one that comes later finds another fence and matches nothing.
+-- Put the new fence on every step of the run, and return where each one is.
+-- A checkpoint of the former owner that is in flight holds a lock on its step: this statement waits for it and reads
+-- the cursor that it commits. A later checkpoint finds another fence and matches no row.
 UPDATE worker.step
    SET fence = :fence
  WHERE run_id = :id

@@ -1,2 +1,2 @@
--- How many rows of a step were set aside.
-SELECT count(*) FROM worker.quarantine WHERE run_id = :run_id AND step = :step
+-- Count the quarantined rows of a step.
+SELECT pg_catalog.count(*) FROM worker.quarantine WHERE run_id = :run_id AND step = :step

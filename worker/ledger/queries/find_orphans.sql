@@ -1,9 +1,9 @@
--- Unfinished runs that nobody has touched for a while: those that Redis has forgotten are put back.
+-- Find unfinished runs that have not been touched for a while. Those that Redis has lost are enqueued again.
 SELECT run.id, run.job, run.queue, run.payload, run.state
   FROM worker.run
  WHERE run.finished_at IS NULL
-   AND greatest(run.updated_at, coalesce((SELECT max(updated_at) FROM worker.step WHERE run_id = run.id),
-                                         run.updated_at))
-       < clock_timestamp() - make_interval(secs => :idle_seconds)
+   AND greatest(run.updated_at,
+                coalesce((SELECT pg_catalog.max(updated_at) FROM worker.step WHERE run_id = run.id), run.updated_at))
+       < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => :idle_seconds)
  ORDER BY run.updated_at
  LIMIT :limit

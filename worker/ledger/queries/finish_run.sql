@@ -1,6 +1,6 @@
--- The run has ended. The fence keeps a worker that was replaced from ending what another one runs.
+-- Record the end of a run. The fence keeps a replaced worker from ending a run that another one owns.
 UPDATE worker.run
    SET state = :state, result = CAST(:result AS jsonb), error = :error, traceback = :traceback,
        backend_pid = NULL, backend_start = NULL,
-       finished_at = clock_timestamp(), updated_at = clock_timestamp()
+       finished_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
  WHERE id = :id AND fence = :fence

@@ -1,5 +1,6 @@
--- Take a due time for this worker; no row comes back when it was fired or skipped before. It only ever moves forward.
--- Held in a transaction around the enqueueing, so that a second worker waits here and then finds it taken.
+-- Claim a due time of a cron line. Returns no row if it was fired or skipped before. The due time only moves forward.
+-- The caller holds the transaction open while it enqueues the job: a second worker waits here, and then finds the due
+-- time claimed.
 INSERT INTO worker.cron_firing AS known (job, line, due_at)
 VALUES (:job, :line, :due_at)
 ON CONFLICT (job, line) DO UPDATE SET due_at = excluded.due_at WHERE known.due_at < excluded.due_at

@@ -1,4 +1,4 @@
--- Runs that have failed for good, the newest first.
+-- List dead runs, newest first.
 SELECT id, job, queue, attempt, error, traceback, payload, finished_at
   FROM worker.run
  WHERE state = 'dead'

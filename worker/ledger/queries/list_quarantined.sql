@@ -1,4 +1,4 @@
--- Rows that were set aside, the newest first.
+-- List quarantined rows, newest first.
 SELECT quarantine.id, quarantine.run_id, run.job, quarantine.step, quarantine.key, quarantine.error,
        quarantine.traceback, quarantine.row, quarantine.created_at
   FROM worker.quarantine

@@ -1,3 +1,4 @@
+-- List the steps of a run, in their order.
 SELECT name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done
   FROM worker.step
  WHERE run_id = :run_id

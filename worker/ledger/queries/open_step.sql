@@ -1,4 +1,5 @@
--- Begin a step. The lock on the run makes a takeover wait, so that it sees this row and fences it too.
+-- Insert a step. The lock on the run makes a takeover wait, so that it sees this row and sets its fence too.
+-- Returns no row if another worker owns the run.
 WITH owned AS (
     SELECT id FROM worker.run WHERE id = :run_id AND fence = :fence FOR NO KEY UPDATE
 )

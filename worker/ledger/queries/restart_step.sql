@@ -1,4 +1,4 @@
--- Begin a step again from its first row (a stream that cannot resume).
+-- Reset a step to its first row, e.g. a stream that cannot resume.
 UPDATE worker.step
-   SET cursor = NULL, rows = 0, batches = 0, done = false, updated_at = clock_timestamp()
+   SET cursor = NULL, rows = 0, batches = 0, done = false, updated_at = pg_catalog.clock_timestamp()
  WHERE run_id = :run_id AND name = :name AND fence = :fence

@@ -1,2 +1,2 @@
--- What goes back to the queue from now on.
+-- Replace the payload that goes back to the queue.
 UPDATE worker.run SET payload = :payload WHERE id = :id

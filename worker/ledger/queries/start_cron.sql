@@ -1,4 +1,4 @@
--- A line that nobody has seen before begins now: the first worker that says so decides, for all others, too.
+-- Record the moment from which a new cron line counts. The first worker to see the line decides for all.
 INSERT INTO worker.cron_firing (job, line, due_at)
 VALUES (:job, :line, :moment)
 ON CONFLICT (job, line) DO NOTHING

@@ -1,0 +1,156 @@
+"""Steps, cursors and the fence: how far a run has come, and the statement that records it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from asyncpg.exceptions import DivisionByZeroError
+
+from worker.db.simple_query import TextStatement
+from worker.errors import CursorMismatch, FencedOut
+from worker.ledger.queries import query, source
+from worker.ledger.records import StepRecord, StepSpec
+from worker.ledger.run_connection import RunConnection
+
+CHECKPOINT = TextStatement("longhaul_checkpoint", source("checkpoint"))
+
+
+class Checkpoints:
+    """The steps of a run that this process owns under a fence.
+
+    Args:
+        connection: The run's own connection.
+        run_id: Id of the run.
+        fence: Number of this claim. A statement with an older fence matches no row.
+        steps: The steps that earlier attempts began, by name.
+
+    Attributes:
+        steps: The steps of the run, by name.
+        batches_before: Batches that earlier attempts have committed.
+        rows_before: Rows that earlier attempts have committed.
+    """
+
+    def __init__(self, connection: RunConnection, run_id: str, fence: int, steps: dict[str, StepRecord]) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._fence = fence
+        self.steps = steps
+        self.batches_before = self.batches
+        self.rows_before = self.rows
+
+    @property
+    def rows(self) -> int:
+        """Rows done in all committed batches of all steps, including those of earlier attempts."""
+        return sum(step.rows for step in self.steps.values())
+
+    @property
+    def batches(self) -> int:
+        """Committed batches of all steps, including those of earlier attempts."""
+        return sum(step.batches for step in self.steps.values())
+
+    async def open_step(
+        self, spec: StepSpec, *, upper_bound: list[Any] | None, total: int | None, done: bool = False
+    ) -> StepRecord:
+        """Insert a step in the caller's transaction.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        position = len(self.steps) + 1
+        values = {
+            "run_id": self._run_id,
+            "fence": self._fence,
+            "position": position,
+            "name": spec.name,
+            "kind": spec.kind,
+            "statement": spec.statement,
+            "key": json.dumps(spec.key),
+            "upper_bound": None if upper_bound is None else json.dumps(upper_bound),
+            "total": total,
+            "done": done,
+        }
+        if (await self._connection.connection.execute(query("open_step"), values)).one_or_none() is None:
+            raise FencedOut(f"run {self._run_id}")
+        step = StepRecord(
+            spec.name, position, spec.kind, spec.statement, spec.key, None, upper_bound, 0, 0, total, done
+        )
+        self.steps[spec.name] = step
+        return step
+
+    def find_step(self, spec: StepSpec) -> StepRecord | None:
+        """Return the step that an earlier attempt began, or None.
+
+        Raises:
+            CursorMismatch: The step belongs to another statement, e.g. that of the code before a deploy.
+        """
+        step = self.steps.get(spec.name)
+        if step is None or (step.done and spec.named):
+            return step
+        if (step.kind, step.key, step.statement) != (spec.kind, spec.key, spec.statement):
+            where = "is the end" if step.done else f"is at {step.cursor}"
+            raise CursorMismatch(
+                f"step {spec.name!r} of run {self._run_id} {where} of another walk:\n"
+                f"  in the ledger: {step.kind} by {_describe_key(step.key)}: {step.statement}\n"
+                f"  in the code:   {spec.kind} by {_describe_key(spec.key)}: {spec.statement}\n"
+                f"Deploy the old code again, or start over: worker retry {self._run_id} --from-start"
+            )
+        return step
+
+    async def restart_step(self, step: StepRecord) -> None:
+        """Reset a step to its first row, in the caller's transaction.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        values = {"run_id": self._run_id, "name": step.name, "fence": self._fence}
+        if (await self._connection.connection.execute(query("restart_step"), values)).rowcount == 0:
+            raise FencedOut(f"run {self._run_id}")
+        self.batches_before -= step.batches
+        self.rows_before -= step.rows
+        step.cursor, step.rows, step.batches = None, 0, 0
+
+    def statement(self, step: StepRecord, *, cursor: list[Any] | None, rows: int, done: bool, batches: int = 1) -> str:
+        """Return the SQL that moves the cursor of a step, to be sent together with COMMIT.
+
+        The SQL fails if the fence has grown: see `check_fence`.
+
+        Args:
+            step: The step.
+            cursor: Key of the last row done; None keeps the cursor.
+            rows: Rows done in this batch.
+            done: Whether the step has ended.
+            batches: Number of batches to add.
+        """
+        written = None if cursor is None else json.dumps(cursor)
+        values = (written, rows, done, self._run_id, step.name, self._fence, batches)
+        return self._connection.driver.text_of(CHECKPOINT, values)
+
+    async def check_fence(self, error: BaseException) -> None:
+        """Check whether a failed checkpoint, already rolled back, failed because of its fence.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        # A deferred constraint of the job's own tables can divide by zero at COMMIT as well.
+        if isinstance(error, DivisionByZeroError):
+            fence = await self._connection.driver.raw.fetchval(source("read_fence"), self._run_id)
+            if fence != self._fence:
+                raise FencedOut(f"run {self._run_id}") from None
+
+    async def add_skipped(self, raw: Any, step: StepRecord, keys: list[list[Any]]) -> None:
+        """Record the keys of rows that other sessions have locked, in the transaction that `raw` has open."""
+        await raw.execute(source("insert_skipped"), self._run_id, step.name, [json.dumps(key) for key in keys])
+
+    async def list_skipped(self, raw: Any, step: StepRecord, limit: int) -> dict[int, list[Any]]:
+        """Return the keys of skipped rows by the id under which `delete_skipped` knows them."""
+        rows = await raw.fetch(source("list_skipped"), self._run_id, step.name, limit)
+        return {row["id"]: json.loads(row["key"]) for row in rows}
+
+    async def delete_skipped(self, raw: Any, ids: list[int]) -> None:
+        """Delete skipped rows, in the transaction that `raw` has open."""
+        await raw.execute(source("delete_skipped"), ids)
+
+
+def _describe_key(key: list[list[str]]) -> str:
+    return ", ".join(f"{column} {type_} {direction}" for column, type_, direction in key) or "no key"

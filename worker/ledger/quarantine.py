@@ -1,0 +1,91 @@
+"""Rows that could not be processed: written by the run that met them, listed and deleted by operators."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+from worker.db.engine import Database
+from worker.errors import format_error
+from worker.ledger.queries import query, source
+from worker.ledger.records import QuarantinedRow, StepRecord
+from worker.ledger.run_connection import RunConnection
+from worker.ledger.text import shorten_traceback, storable, storable_json
+
+
+class Quarantine:
+    """All quarantined rows.
+
+    Args:
+        database: The database of the ledger.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_rows(
+        self, *, run_id: str | None = None, row_id: int | None = None, limit: int = 50
+    ) -> list[QuarantinedRow]:
+        """Return quarantined rows, newest first."""
+        async with self._database.connection() as connection:
+            values = {"run_id": run_id, "id": row_id, "limit": limit}
+            rows = await connection.execute(query("list_quarantined"), values)
+            return [QuarantinedRow(**row._mapping) for row in rows]
+
+    async def delete_rows(self, *, run_id: str | None = None, row_ids: list[int] | None = None) -> int:
+        """Delete quarantined rows. Returns their number; with neither argument, deletes none."""
+        if run_id is None and row_ids is None:
+            return 0
+        async with self._database.connection() as connection:
+            result = await connection.execute(query("delete_quarantined"), {"run_id": run_id, "ids": row_ids})
+            return result.rowcount
+
+    async def has_room(self, run_id: str, step: StepRecord, limit: float) -> bool:
+        """Return whether one more row of a step may be quarantined.
+
+        Args:
+            run_id: Id of the run.
+            step: The step.
+            limit: The most rows if at least 1, else the largest share of the rows that the step has read.
+        """
+        async with self._database.connection() as connection:
+            values = {"run_id": run_id, "step": step.name}
+            count = int(await connection.scalar(query("count_quarantined"), values) or 0)
+        if limit >= 1:
+            return count < limit
+        return count + 1 <= limit * (step.rows + count + 1)
+
+
+class RunQuarantine:
+    """The quarantine as one run uses it, in the transactions of its batches.
+
+    Args:
+        connection: The run's own connection.
+        run_id: Id of the run.
+        retried: The run and the step whose quarantined rows this run retries, or None.
+    """
+
+    def __init__(self, connection: RunConnection, run_id: str, retried: tuple[str, str] | None) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._retried = retried
+
+    async def add_row(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
+        """Quarantine a row, in the transaction that `raw` has open."""
+        trace = "".join(traceback.format_exception(error))
+        values = (json.dumps(key), storable(format_error(error)), shorten_traceback(trace), storable_json(row))
+        await raw.execute(source("insert_quarantined"), self._run_id, step.name, *values)
+
+    async def list_retried_keys(self) -> list[list[Any]]:
+        """Return the keys of the rows that this run retries."""
+        assert self._retried is not None  # noqa: S101
+        run_id, step = self._retried
+        values = {"run_id": run_id, "step": step}
+        rows = await self._connection.connection.execute(query("list_quarantined_keys"), values)
+        return [row.key for row in rows]
+
+    async def delete_retried_row(self, raw: Any, key: list[Any]) -> None:
+        """Delete a row that this run has processed, in the transaction that `raw` has open."""
+        assert self._retried is not None  # noqa: S101
+        await raw.execute(source("delete_quarantined_row"), *self._retried, json.dumps(key))

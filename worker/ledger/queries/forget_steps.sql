@@ -1,2 +1,0 @@
--- ... or from its first row.
-DELETE FROM worker.step WHERE run_id = :id

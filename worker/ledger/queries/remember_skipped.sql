@@ -1,3 +1,0 @@
--- Rows that somebody else had locked, in the transaction that moves the cursor past them.
--- $1 run, $2 step, $3 keys
-INSERT INTO worker.skipped (run_id, step, key) SELECT $1::text, $2::text, unnest($3::text[])::jsonb

@@ -1,0 +1,64 @@
+"""The connection that a run keeps from its first durable loop to its end."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.cancellation import run_to_completion
+from worker.db.driver import Driver
+from worker.db.sessions import ScopedSession
+from worker.errors import LonghaulError
+
+
+class RunConnection:
+    """A connection of the pool and the asyncpg connection below it.
+
+    Args:
+        run_id: Id of the run, for errors.
+        connection: A connection of the pool.
+    """
+
+    def __init__(self, run_id: str, connection: AsyncConnection) -> None:
+        self._run_id = run_id
+        self._connection: AsyncConnection | None = connection
+        self._driver: Driver | None = None
+
+    async def attach_driver(self) -> Driver:
+        """Open the driver below the connection. The connection has no transaction."""
+        self._driver = await Driver.from_connection(self.connection)
+        return self._driver
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The SQLAlchemy connection."""
+        if self._connection is None:
+            raise LonghaulError(f"run {self._run_id} has ended: its loops cannot be used any more")
+        return self._connection
+
+    @property
+    def driver(self) -> Driver:
+        """The driver below the connection."""
+        if self._driver is None:
+            raise LonghaulError(f"run {self._run_id} has ended: its loops cannot be used any more")
+        return self._driver
+
+    def session(self, scope: str) -> ScopedSession:
+        """Return a new session on this connection. The loop that asked for it ends it."""
+        session = ScopedSession(bind=self.connection, expire_on_commit=False, close_resets_only=False)
+        session.bind_to_scope(scope)
+        return session
+
+    async def close(self, *, discard: bool = False) -> None:
+        """Return the connection to the pool, and roll back its transaction. Closing twice has no effect.
+
+        Args:
+            discard: Close the connection for good, because abandoned code may still use it.
+        """
+        connection, self._connection = self._connection, None
+        driver, self._driver = self._driver, None
+        if connection is None:
+            return
+        if discard or (driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction())):
+            # Lost, or still in use by a task that the job has not awaited: the pool must not hand it out again.
+            await run_to_completion(connection.invalidate())
+        await run_to_completion(connection.close())
