@@ -16,19 +16,26 @@ from tests.support.waiting import until
 from worker import Client, Job, JobFailed
 from worker.db.engine import Database
 
-ROWS = 20_000
 KINDS = [touch_by_chunks, touch_by_stream, touch_by_sweep]
 
 
 async def kill_and_count(
-    fleet: Fleet, client: Client, database: Database, job: Job[..., int], *, kills: int, size: int, pause: float
+    fleet: Fleet,
+    client: Client,
+    database: Database,
+    job: Job[..., int],
+    *,
+    rows: int,
+    kills: int,
+    size: int,
+    pause: float,
 ) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
     print(f"SEED={seed}")
     chance = random.Random(seed)
-    await fill_targets(database, ROWS)
+    await fill_targets(database, rows)
     # On a busy machine the kills can come faster than a first batch: that is for another test (see below).
-    patient = {"LONGHAUL_WORKER__MAX_TRIES": "1000"}
+    patient = {"LONGHAUL_WORKER__MAX_ATTEMPTS": "1000"}
     fleet.start(**patient)
     fleet.start(**patient)
     run = await client.enqueue(job, size=size)
@@ -38,8 +45,8 @@ async def kill_and_count(
         assert await run.status() != "succeeded", "the walk ended before all kills: make it longer"
         fleet.kill(holder)
         fleet.start(**patient)
-    assert await run.result(timeout=120) == ROWS
-    assert await effects(database) == {1: ROWS}
+    assert await run.result(timeout=120) == rows
+    assert await effects(database) == {1: rows}
     row = await ledger_row(database, run.id)
     assert row.state == "succeeded"
     # A kill between claim and ledger is no takeover; all the others are.
@@ -47,25 +54,29 @@ async def kill_and_count(
 
 
 @pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
-async def test_fifteen_kills_leave_each_row_done_once(
+async def test_kills_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_count(fleet, client, database, job, kills=15, size=5 if job is touch_by_sweep else 25, pause=0.25)
+    await kill_and_count(
+        fleet, client, database, job, rows=8_000, kills=3, size=5 if job is touch_by_sweep else 25, pause=0.25
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
-async def test_a_hundred_kills_leave_each_row_done_once(
+async def test_kills_by_the_hundred_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_count(fleet, client, database, job, kills=100, size=2 if job is touch_by_sweep else 10, pause=0.15)
+    await kill_and_count(
+        fleet, client, database, job, rows=20_000, kills=100, size=2 if job is touch_by_sweep else 10, pause=0.15
+    )
 
 
 async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(
     fleet: Fleet, client: Client, database: Database
 ) -> None:
     await fill_targets(database, 100)
-    deadly = {"LONGHAUL_WORKER__MAX_TRIES": "2"}
+    deadly = {"LONGHAUL_WORKER__MAX_ATTEMPTS": "2"}
     for _ in range(2):
         fleet.start(**deadly)
     run = await client.enqueue(killed_by_its_data, deadly=55)

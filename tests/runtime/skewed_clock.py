@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import worker.runtime.worker as worker_module
+import worker.runtime.maintenance as maintenance
 from worker import JobContext, job, load_settings
 from worker.runtime.launch import run
 from worker.runtime.scheduler import Scheduler
@@ -59,7 +59,8 @@ def shift_the_clock(name: str, error: Callable[[], float]) -> None:
         return fired
 
     Scheduler.start, Scheduler.look = started, looked  # type: ignore[method-assign]
-    worker_module._HOUSE_SECONDS = 0.01
+    assert maintenance._ROUND_SECONDS
+    maintenance._ROUND_SECONDS = 0.01
 
 
 def main(name: str, skew: str) -> None:
