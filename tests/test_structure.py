@@ -20,24 +20,23 @@ FUNCTION_LINES = 60
 LONG_FILES = {
     "worker/batch/walk.py",
     "worker/cli/top/reader.py",
-    "worker/job/definition.py",
     "worker/runtime/executor.py",
     "worker/runtime/worker.py",
 }
 LONG_FUNCTIONS = {
     "worker.cli.top.reader.Reader.read",
-    "worker.job.definition.job",
     "worker.runtime.worker.QueueWorker.__init__",
 }
-CIRCLES = {frozenset({"worker.attempt.process_pool", "worker.job.definition"})}
+CIRCLES: set[frozenset[str]] = set()
 #: Functions that may import, because what they import is an optional extra, or of one platform.
 OPTIONAL_IMPORTS = {
     "worker.cli.top.command._print",  # textual
     "worker.cli.top.command._show",  # textual
     "worker.embedded.process.run_as",  # pwd: POSIX
-    "worker.job.trace_context.enter",  # opentelemetry
+    "worker.job.propagation._attach_span",  # opentelemetry
     "worker.runtime.launch.run",  # uvloop
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
+    "worker.testing.plugin.JobRunner.__init__",
     "worker.testing.plugin.JobRunner.attempt",
     "worker.testing.plugin.JobRunner.context",
     "worker.testing.plugin.longhaul_database",
@@ -48,11 +47,6 @@ OPTIONAL_IMPORTS = {
     "worker.testing.plugin.sqlite_session",
 }
 HIDDEN_IMPORTS = {
-    "worker.attempt.process_pool.in_process",
-    "worker.attempt.process_pool.in_process.codec",
-    "worker.job.definition.Job._arguments",
-    "worker.job.definition.Job._returns",
-    "worker.job.definition.Job.signature",
     "worker.queue.payload.python_value",
 }
 

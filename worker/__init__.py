@@ -48,9 +48,8 @@ if TYPE_CHECKING:
     from worker.job.call import PREVIOUS_RESULT
     from worker.job.definition import Job
     from worker.job.middleware import EnqueueCall, Middleware
-    from worker.job.propagation import propagate
+    from worker.job.propagation import propagate, traceparent, tracestate
     from worker.job.registry import discover
-    from worker.job.trace_context import traceparent, tracestate
     from worker.queue.client import Client
     from worker.queue.group import Group
     from worker.queue.run import Run
@@ -83,8 +82,8 @@ _HOMES = {
     "discover": "worker.job.registry",
     "load_settings": "worker.settings.sources",
     "propagate": "worker.job.propagation",
-    "traceparent": "worker.job.trace_context",
-    "tracestate": "worker.job.trace_context",
+    "traceparent": "worker.job.propagation",
+    "tracestate": "worker.job.propagation",
 }
 
 __all__ = [

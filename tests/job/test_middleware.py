@@ -36,7 +36,7 @@ from worker import (
 )
 from worker.db.engine import Database
 from worker.errors import RegistrationError
-from worker.job.trace_context import headers_here
+from worker.job.propagation import current_headers
 from worker.ledger import Ledger
 from worker.observe.logs import JsonFormatter
 from worker.queue.retry_command import retry_run
@@ -148,7 +148,7 @@ async def span_in_job(ctx: JobContext) -> str:
     """The span under which the job's own ones begin, as one that it enqueues would have it."""
     span = trace.get_current_span().get_span_context()
     assert span.is_remote
-    return headers_here()["traceparent"]
+    return current_headers()["traceparent"]
 
 
 async def test_hooks_are_around_each_other_in_their_order(fast: Settings, client: Client) -> None:

@@ -37,8 +37,7 @@ from worker.errors import (
     format_error,
 )
 from worker.job.definition import Job
-from worker.job.propagation import current_job
-from worker.job.trace_context import headers_here
+from worker.job.propagation import current_headers, current_job
 from worker.ledger import Ledger, OwnedRun, RunSpec
 from worker.settings import Settings
 
@@ -125,13 +124,8 @@ class Attempt:
 
     @cached_property
     def _boundary(self) -> Boundary:
-        return Boundary(
-            self.job,
-            self._control,
-            self._job_throttles,
-            self.settings.throttle,
-            ensure_not_abandoned=self.ensure_not_abandoned,
-        )
+        rules, check = self.settings.throttle, self.ensure_not_abandoned
+        return Boundary(self.job, self._control, self._job_throttles, rules, ensure_not_abandoned=check)
 
     @property
     def rows_done(self) -> int:
@@ -202,7 +196,7 @@ class Attempt:
             run_id=self.run_id,
             attempt=self.number,
             enqueued_at=ctx.enqueued_at.isoformat(),
-            headers={**ctx.headers, **headers_here()},
+            headers={**ctx.headers, **current_headers()},
         )
         text = await self._offload(self._pools.processes.start(request, self.settings, self.report_progress))
         return job.decode_result_json(text)

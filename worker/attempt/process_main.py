@@ -36,7 +36,7 @@ from worker.attempt.process_protocol import describe_error, describe_record
 from worker.errors import JobInterrupted, UsageError
 from worker.job.arguments import JobCodec
 from worker.job.definition import Job
-from worker.job.trace_context import enter
+from worker.job.propagation import apply_headers
 from worker.settings import Settings
 
 _INTERRUPT = signal.SIGUSR1
@@ -245,7 +245,7 @@ def _find(request: ProcessRequest) -> tuple[JobCodec, Callable[..., Any]]:
 def _run_in_context(
     request: ProcessRequest, function: Callable[..., Any], ctx: ProcessContext, arguments: dict[str, Any]
 ) -> Any:
-    enter(request.headers)
+    apply_headers(request.headers)
     return function(ctx, **arguments)
 
 

@@ -193,7 +193,7 @@ class Job(Generic[P, R]):
                     f"job {self.name}: {option}={moment} has no time zone; use datetime.now(UTC) or similar"
                 )
         check_priority(f"job {self.name}", priority)
-        calls = (then,) if isinstance(then, Call) else tuple(then)
+        calls = (then,) if isinstance(then, Call | Job) else tuple(then)
         if not all(isinstance(call, Call) for call in calls):
             raise InvalidArguments(f"job {self.name}: then= takes calls: other_job.call(argument=1)")
         options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, deadline, calls)

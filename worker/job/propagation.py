@@ -1,25 +1,35 @@
-"""Context variables that travel: set where a run is enqueued, they are set in its job, in a thread and a process, too.
+"""Context that travels with a run: context variables, and the trace that the run belongs to.
 
-They go as headers of the payload, texts by name, and stay with the run through retries, takeovers and dead letters.
+They are headers of the payload, texts by name. They stay with the run through retries, takeovers and dead letters, and
+are set in its job, also in a thread or a process.
+
+The trace is that of the W3C's Trace Context: `traceparent` and `tracestate`. If the process uses OpenTelemetry, its
+active span is the parent of a run that is enqueued, and in the job that span is the parent of the job's own spans.
+OpenTelemetry is not imported for it.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from typing import Any
 
 from worker.errors import RegistrationError
 
-#: Name of the job that runs in the current context; empty outside of a job.
+#: The name of the job that runs in this context; empty outside of a job.
 current_job: ContextVar[str] = ContextVar("current_job", default="")
 
-_carried: dict[str, ContextVar[str]] = {}
+_propagated: dict[str, ContextVar[str]] = {}
+# https://www.w3.org/TR/trace-context/#traceparent-header: neither version ff nor ids of zeros.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
 
 def propagate(variable: ContextVar[str]) -> ContextVar[str]:
-    """Declare a context variable that travels with each run: `tenant = propagate(ContextVar("tenant", default=""))`.
+    """Make a context variable travel with each run: `tenant = propagate(ContextVar("tenant", default=""))`.
 
-    An empty one is left behind. Say it once, in a module that both sides import.
+    An empty variable does not travel. Call this once, in a module that both client and worker import.
 
     Args:
         variable: its name is that of the header.
@@ -28,20 +38,61 @@ def propagate(variable: ContextVar[str]) -> ContextVar[str]:
         The variable.
 
     Raises:
-        RegistrationError: another one has its name.
+        RegistrationError: Another variable has the same name.
     """
-    if _carried.setdefault(variable.name, variable) is not variable:
+    if _propagated.setdefault(variable.name, variable) is not variable:
         raise RegistrationError(f"propagate: another context variable is named {variable.name!r}: rename one")
     return variable
 
 
-def leaving() -> dict[str, str]:
-    """Return the headers that a run which is enqueued here has for its variables."""
-    return {name: value for name, variable in _carried.items() if (value := variable.get(""))}
+#: The trace and the span of this context: `00-<trace>-<span>-<flags>`; empty for none.
+traceparent: ContextVar[str] = propagate(ContextVar("traceparent", default=""))
+#: Data that vendors add to `traceparent`.
+tracestate: ContextVar[str] = propagate(ContextVar("tracestate", default=""))
 
 
-def arrive(headers: Mapping[str, str]) -> None:
-    """Set the variables in the current context, that of a job which is about to begin."""
+def current_headers() -> dict[str, str]:
+    """Return the headers of a run that is enqueued in this context."""
+    headers = {name: value for name, variable in _propagated.items() if (value := variable.get(""))}
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is not None:
+        span = api.get_current_span().get_span_context()
+        if span.is_valid:
+            headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{int(span.trace_flags):02x}"
+            headers.pop("tracestate", None)
+            if span.trace_state:
+                headers["tracestate"] = span.trace_state.to_header()
+    return headers
+
+
+def apply_headers(headers: Mapping[str, str]) -> None:
+    """Set the propagated variables, and the active span of OpenTelemetry, in the context of a job about to begin.
+
+    An invalid `traceparent` is left out, as the standard demands.
+
+    Args:
+        headers: those of the run.
+    """
+    parent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    if parent is None:
+        headers = {name: value for name, value in headers.items() if name not in ("traceparent", "tracestate")}
     for name, value in headers.items():
-        if name in _carried:
-            _carried[name].set(value)
+        if name in _propagated:
+            _propagated[name].set(value)
+    if parent is not None and "opentelemetry.trace" in sys.modules:
+        _attach_span(parent, headers.get("tracestate"))
+
+
+def _attach_span(parent: re.Match[str], state: str | None) -> None:
+    """Make the span of a `traceparent` the active one; the context ends with the task of the job."""
+    import opentelemetry.context as context
+
+    api: Any = sys.modules["opentelemetry.trace"]
+    remote = api.SpanContext(
+        trace_id=int(parent[1], 16),
+        span_id=int(parent[2], 16),
+        is_remote=True,
+        trace_flags=api.TraceFlags(int(parent[3], 16)),
+        trace_state=None if state is None else api.TraceState.from_header([state]),
+    )
+    context.attach(api.set_span_in_context(api.NonRecordingSpan(remote)))

@@ -7,8 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from worker.job.propagation import current_job
-from worker.job.trace_context import traceparent
+from worker.job.propagation import current_job, traceparent
 from worker.settings import LogSettings
 
 

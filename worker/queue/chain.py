@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.job.call import Call, with_argument
-from worker.job.trace_context import headers_here
+from worker.job.propagation import current_headers
 from worker.queue.payload import Member, Payload, now_ms, payload_text, to_seconds
 
 
@@ -116,7 +116,7 @@ def make_callback(call: Call[Any], *, group_id: str, queue: str) -> dict[str, st
     mark = json.dumps(f"results of {uuid.uuid4().hex}")
     if call.result_as:
         arguments = with_argument(arguments, call.result_as, mark)
-    before, _, after = _payload_of_call(first, arguments, then=rest, headers=headers_here()).partition(mark)
+    before, _, after = _payload_of_call(first, arguments, then=rest, headers=current_headers()).partition(mark)
     return {
         "id": f"{group_id}:then",
         "job": first["f"],

@@ -20,7 +20,7 @@ from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, check_priority
 from worker.job.middleware import EnqueueCall, Middleware, enqueue_hooks, load_middleware, through
-from worker.job.trace_context import headers_here
+from worker.job.propagation import current_headers
 from worker.queue.chain import make_next_calls
 from worker.queue.connection import connection_pool
 from worker.queue.group import Group, Need, form
@@ -112,7 +112,7 @@ class Client:
             ServerUnavailable: Redis refuses, as a replica, or with its memory full: nothing was enqueued. Or it does
                 not answer: where it was cut off in between, the job may be there. With an id, enqueue it again.
         """
-        headers = headers_here()
+        headers = current_headers()
         if isinstance(job, Job):
             arguments = job.encode_arguments_json(args, kwargs)
             if self.hooks:
@@ -175,7 +175,7 @@ class Client:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
         if self.hooks or (isinstance(job, Job) and job.unique is not None):
             return [await self.enqueue(job, **call) for call in calls]
-        headers = headers_here()
+        headers = current_headers()
         texts: list[str] = []
         followers: dict[int, Sequence[Run[Any]]] = {}
         for place, call in enumerate(calls):
@@ -280,7 +280,7 @@ class Client:
         check_priority(f"job {name}", priority)
         plain = _ANY.dump_python(arguments or {}, mode="json")
         options = EnqueueOptions(id, delay, at, queue, priority=priority)
-        return await self._put_plain(Payload(name, [], plain, now_ms(), headers=headers_here()), options)
+        return await self._put_plain(Payload(name, [], plain, now_ms(), headers=current_headers()), options)
 
     def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
         """Return a run by its id, e.g. of another process; with `job`, its result comes in the promised type."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.middleware import EnqueueCall
-from worker.job.trace_context import headers_here
+from worker.job.propagation import current_headers
 from worker.queue.chain import make_callback, make_next_calls, to_ms
 from worker.queue.payload import Member, now_ms, payload_text
 from worker.queue.run import Run
@@ -94,7 +94,7 @@ async def form(
         if client.hooks:
             runs += [await _enqueue_within_hooks(client, one, name, wanted=wanted, queue=queue) for one in rest]
             continue
-        headers = headers_here()
+        headers = current_headers()
         while rest:
             part, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
             runs += await _enqueue(client, part, name, wanted=wanted, queue=queue, headers=headers)
@@ -107,7 +107,7 @@ async def _enqueue_within_hooks(
 ) -> Run[Any]:
     """Enqueue a member as the middleware wants it."""
     call = member[0]
-    told = EnqueueCall(call.job.name, call.arguments, _where(call, queue)[0], headers_here())
+    told = EnqueueCall(call.job.name, call.arguments, _where(call, queue)[0], current_headers())
 
     async def put() -> Run[Any]:
         [run] = await _enqueue(client, [member], group, wanted=wanted, queue=queue, headers=told.headers)

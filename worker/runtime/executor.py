@@ -36,7 +36,7 @@ from worker.errors import (
 )
 from worker.job.definition import Job
 from worker.job.middleware import through
-from worker.job.trace_context import enter
+from worker.job.propagation import apply_headers
 from worker.ledger import OwnedRun
 from worker.queue.payload import Payload, decode_payload, now_ms
 from worker.queue.result import Result
@@ -368,7 +368,7 @@ class Executor(Completer):
         enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=services.store.redis)
         if payload.headers:
-            enter(payload.headers)  # the context is this task's own
+            apply_headers(payload.headers)  # the context is this task's own
         services.observer.started(self._info)
         services.lines.info("%s: try %d begins", self._name, claim.tries)
         self._limit = job.rules.timeout or services.settings.worker.job_timeout_seconds
