@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import inspect
 import linecache
 import os
@@ -22,12 +23,10 @@ import typer.main
 from redis.asyncio import Redis
 
 import jobs.models
-from tests.support.workers import with_worker
+from tests.support.workers import with_worker, working
 from worker import Client, Job, Settings, discover
 from worker.cli import app
 from worker.queue import keys
-from worker.runtime.launch import work
-from worker.runtime.worker import QueueWorker
 from worker.settings import describe_all
 from worker.testing.plugin import JobRunner
 from worker.types import Database, Registry
@@ -132,15 +131,13 @@ async def reader(
     monkeypatch.setenv("DATABASE_URL", fast.database.url)
     monkeypatch.setenv("REDIS_URL", fast.redis.url)
     registry = Registry(one for one in discover(["jobs"]).values() if not one.cron)
-    started: asyncio.Future[QueueWorker] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(work(with_worker(fast, name="docs"), registry, on_worker=started.set_result))
-    worker = await started
+    worker = contextlib.AsyncExitStack()
+    await worker.enter_async_context(working(with_worker(fast, name="docs"), *registry.values()))
     run_job = JobRunner(database, fast)
     ctx = run_job.context("docs")
     names = {"__name__": "docs", "ctx": ctx, "client": client, "run_job": run_job}
     yield Reader(names, registry, redis)
-    worker.drain()
-    await task
+    await worker.aclose()
     await ctx._attempt.close()
     for value in names.values():
         if isinstance(value, Database):

@@ -292,7 +292,7 @@ async def has_run(scene: Scene, answer: str) -> bool:
 
 async def is_drained(scene: Scene, answer: str) -> bool:
     gone = not await scene.redis.hexists(keys.WORKERS, "north")
-    return gone and scene.worker.services.draining and not await scene.redis.exists(keys.DRAINED)
+    return gone and scene.worker.is_draining and not await scene.redis.exists(keys.DRAINED)
 
 
 async def who_prints(scene: Scene, *pages: str) -> bool:
@@ -312,7 +312,7 @@ async def rate_is_ordered(scene: Scene, answer: str) -> bool:
     limiter = Limiter(scene.redis)
     limited = dataclasses.replace(print_page, limits=Limits(rate=Rate.parse("600/minute")))
     for number in range(20):
-        await limiter.enter(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
+        await limiter.acquire(limited, Claim(f"r{number}", PRINTING, 0, b"", 1), {})
     after = float(await scene.redis.get(keys.RATE + "print_page"))
     await scene.redis.delete(*[keys.RESERVED + f"r{number}" for number in range(20)], keys.RATE + "print_page")
     return 200 < after - time.time() * 1000 < 600

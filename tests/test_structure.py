@@ -20,12 +20,10 @@ FUNCTION_LINES = 60
 LONG_FILES = {
     "worker/batch/walk.py",
     "worker/cli/top/reader.py",
-    "worker/runtime/executor.py",
     "worker/runtime/worker.py",
 }
 LONG_FUNCTIONS = {
     "worker.cli.top.reader.Reader.read",
-    "worker.runtime.worker.QueueWorker.__init__",
 }
 CIRCLES: set[frozenset[str]] = set()
 #: Functions that may import, because what they import is an optional extra, or of one platform.
@@ -34,7 +32,7 @@ OPTIONAL_IMPORTS = {
     "worker.cli.top.command._show",  # textual
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
-    "worker.runtime.launch.run",  # uvloop
+    "worker.launch.main",  # uvloop
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
     "worker.testing.plugin.JobRunner.__init__",
     "worker.testing.plugin.JobRunner.attempt",

@@ -14,10 +14,11 @@ from uuid import uuid4
 import redis
 from arq.connections import ArqRedis
 from protocol import SLEEP_SECONDS, TALLY, ready, speak
+from redis.asyncio import Redis as AsyncRedis
 
 from worker import Client, JobContext, job, launch, load_settings
 from worker.queue import keys
-from worker.runtime.observer import NullObserver
+from worker.runtime.observer import Observer
 
 _TOGETHER = 50
 
@@ -59,28 +60,21 @@ def work(options: argparse.Namespace) -> None:
             "log": {"level": "WARNING"},
         },
     )
-    if options.bare:
-        launch.Mirror = Unseen  # type: ignore[assignment, misc]
     threading.Thread(target=_tell_when_ready, args=(options.url,), daemon=True).start()
-    launch.run(settings)
+    launch.main(settings, observer=Unseen(options.url) if options.bare else None)
 
 
-class Unseen(NullObserver):
+class Unseen(Observer):
     """Stands for the mirror: shows that there is a worker, and nothing else."""
 
-    def __init__(self, redis: Any, *_: object) -> None:
-        self._redis = redis
-
-    def worker_event(self, *_: object) -> None:
-        """Tell nobody."""
-
-    async def write(self, *, final: bool = False) -> None:
-        """Write nothing."""
+    def __init__(self, url: str) -> None:
+        self._url = url
 
     async def run(self) -> None:
         """Say once that the worker is there."""
-        await self._redis.hset(keys.WORKERS, "bare", "{}")
-        await asyncio.Event().wait()
+        async with AsyncRedis.from_url(self._url) as connection:
+            await connection.hset(keys.WORKERS, "bare", "{}")
+            await asyncio.Event().wait()
 
 
 class Sender:

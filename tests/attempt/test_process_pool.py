@@ -124,7 +124,7 @@ async def _mirrored(redis: Redis, run_id: str, expected: tuple[bytes, bytes]) ->
         ("declined", r"^JobProcessError: Declined: no \(7\)$"),
         ("odd", r"^JobProcessError: Odd: odd thing$"),
         ("exit", r"NonRetryableError: the job raised SystemExit"),
-        ("value", r"^JobProcessError: ValueError: in there \(try 2, the last\)$"),
+        ("value", r"^JobProcessError: ValueError: in there \(attempt 2, the last\)$"),
     ],
 )
 async def test_an_exception_is_judged_as_that_of_any_job(

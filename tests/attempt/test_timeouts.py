@@ -279,15 +279,15 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
         assert await run.result(timeout=5) == "second"
-        assert worker.jobs_complete == 3
+        assert worker.counters.complete == 2
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
     assert await redis.zcard("arq:queue") == 0
     line = await redis.hgetall(f"worker:run:{run.id}")
     assert b"percent" not in line, "what it says of its progress counts no more"
-    [told] = [record.getMessage() for record in caplog.records if "given up: it has not ended" in record.getMessage()]
-    assert re.search(r"since its timeout; its slot is free.*in deaf\n.*in swallow\n +await until_set.wait", told, re.S)
-    assert "in _perform" not in told  # the stack begins at the job's own function
-    assert "ended after it was given up: nothing of it counts" in caplog.text
+    [told] = [record.getMessage() for record in caplog.records if "job abandoned" in record.getMessage()]
+    assert re.search(r"reason=timeout: its slot is free.*in deaf\n.*in swallow\n +await until_set.wait", told, re.S)
+    assert "in _call" not in told  # the stack begins at the job's own function
+    assert "its outcome is ignored" in caplog.text
 
 
 async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, client: Client, redis: Redis) -> None:
@@ -310,7 +310,7 @@ async def test_a_given_up_walk_commits_no_batch_more(
     run = await client.enqueue(deaf_walk, lock=lock)
     async with working(fast, deaf_walk) as worker:
         await asyncio.wait_for(seen["begun"].wait(), 20)
-        worker._runners[run.id].interrupt("stall")
+        worker.execution(run.id).interrupt("stall")
         assert await run.result(timeout=10) == 30
         assert worker.abandoned_tasks == 1
         seen["go"].set()
@@ -342,7 +342,7 @@ async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, clien
     run = await client.enqueue(deaf_and_alone)
     async with working(fast, deaf_and_alone) as worker:
         await until(lambda: _true(lambda: seen["tries"]))
-        worker._runners[run.id].interrupt("timeout")
+        worker.execution(run.id).interrupt("timeout")
         await asyncio.wait_for(seen["begun"].wait(), 5)
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
@@ -355,7 +355,7 @@ async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, clien
 async def test_a_drain_gives_up_what_does_not_end(
     fast: Settings, client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runtime.worker._LEAST_SECONDS", 0.2)
+    monkeypatch.setattr("worker.runtime.worker._MIN_GRACE_SECONDS", 0.2)
     run = await client.enqueue(deaf_for_long)
     async with working(with_worker(fast, drain_timeout_seconds=0.05, grace_period_seconds=60), deaf_for_long) as worker:
         await until(lambda: _true(lambda: seen["tries"]))

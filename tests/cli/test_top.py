@@ -309,7 +309,7 @@ async def test_a_worker_is_drained_when_that_was_confirmed(scene: Scene) -> None
         return not await scene.redis.hexists(keys.WORKERS, "north") and not scene.rows("workers")
 
     await until(ended, 20)
-    assert scene.worker.services.draining
+    assert scene.worker.is_draining
     assert await scene.redis.exists(keys.DRAINED) == 0
 
 

@@ -349,7 +349,7 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
         async with working(settings, *known) as worker, Client(settings) as client:
 
             async def watches() -> bool:
-                return worker._watch.active
+                return worker.listener.active
 
             await until(watches, 10)
             chain = await client.enqueue(walked.options(then=limited.call(), priority=5))
@@ -366,7 +366,7 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
                 await run.result(timeout=10)
             failed = await client.enqueue(fails.options(id="failed"))
             await until(lambda: admin.hexists("worker:dead", "failed"), 10)
-            [fired] = await worker.maintenance.cron.look(now=worker.maintenance.cron._entries[0].next_due)
+            [fired] = await worker.scheduler.look(now=worker.scheduler._entries[0].next_due)
             await admin.zadd("arq:queue", {fired: 0})  # now, and not when the next minute begins
             assert await client.run(fired).result(timeout=10) is None
             assert [report.state async for report in failed.progress()][-1] == "dead"

@@ -112,7 +112,7 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             for run in runs:
                 assert await ends_told(redis, run.id) == ["succeeded"]
             await over(caplog, 2)
-            assert not one.services.draining
+            assert not one.is_draining
     assert set(begun.values()) == {1}
     assert len(complaints(caplog)) == 2  # each worker's one
 
@@ -131,7 +131,7 @@ async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
         async with working(at(with_worker(patient, name="other"), other.port), gated) as first_back:
 
             async def works() -> bool:
-                return first_back._watch.active
+                return first_back.listener.active
 
             await until(works, 10)
             for proxy in (one, other):

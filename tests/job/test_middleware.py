@@ -199,7 +199,7 @@ async def test_an_error_around_a_run_is_that_of_the_job(fast: Settings, client: 
     refusing = with_worker(fast, middleware=["tests.job.test_middleware:Refuses"], max_attempts=2)
     run = await client.enqueue(greet)
     async with working(refusing, greet):
-        with pytest.raises(JobFailed, match=r"ValueError: after the job \(try 2, the last\)"):
+        with pytest.raises(JobFailed, match=r"ValueError: after the job \(attempt 2, the last\)"):
             await run.result(timeout=5)
     assert seen == ["job for None"]
 

@@ -75,7 +75,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
         await client.group([fine.call(), fine.options(delay=60).call()], id="g", then=fine.options(delay=60).call())
         await until(lambda: redis.exists(keys.GROUP + "g:done"))
         await client.enqueue(fine.options(id="deferred", delay=60, priority=5))
-        await worker.services.store.fire(
+        await worker.scheduler._store.fire(
             "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"
         )
         for run_id, state in (("fine", b"succeeded"), ("fatal", b"dead"), ("flaky", b"waiting"), ("walk", b"running")):

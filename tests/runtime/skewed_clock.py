@@ -13,9 +13,8 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import worker.runtime.maintenance as maintenance
 from worker import JobContext, job, load_settings
-from worker.runtime.launch import run
+from worker.launch import main as run_worker
 from worker.runtime.scheduler import Scheduler
 
 CLOCK = "test:clock"
@@ -59,8 +58,6 @@ def shift_the_clock(name: str, error: Callable[[], float]) -> None:
         return fired
 
     Scheduler.start, Scheduler.look = started, looked  # type: ignore[method-assign]
-    assert maintenance._ROUND_SECONDS
-    maintenance._ROUND_SECONDS = 0.01
 
 
 def main(name: str, skew: str) -> None:
@@ -77,7 +74,7 @@ def main(name: str, skew: str) -> None:
             "database": {"pool_size": 2, "max_overflow": 2},
         }
     )
-    run(settings)
+    run_worker(settings)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from worker.ledger import Ledger, RunSpec
 from worker.queue import keys
 from worker.queue.payload import decode_payload
 from worker.queue.store import QueueStore
+from worker.runtime.rescuer import Rescuer
 from worker.runtime.retry_policy import decide
 
 pytestmark = pytest.mark.usefixtures("rows")
@@ -72,7 +73,7 @@ async def rescued(fast: Settings) -> None:
     """Let the rescue of a worker look some times, with nothing to wait for."""
     async with working(fast, walk) as worker:
         for _ in range(3):
-            await worker.maintenance.rescue.look(now=True)
+            await Rescuer(worker.scheduler._ledger, worker.scheduler._store, fast).run()
             await asyncio.sleep(0.1)
 
 
@@ -204,7 +205,7 @@ async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
     assert sorted(await states(database)) == ["dead", "succeeded"]
     async with database.session() as session:
         assert await session.scalar(text("SELECT error FROM worker.run WHERE state = 'dead'")) == (
-            r"ValueError: a\x00b\ud800 (try 1, the last)"
+            r"ValueError: a\x00b\ud800 (attempt 1, the last)"
         )
 
 

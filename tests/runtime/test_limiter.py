@@ -120,26 +120,26 @@ async def test_a_place_whose_worker_has_died_is_free_with_its_lease(redis: Redis
     limiter = Limiter(redis)
     dead, alive = (Claim(run_id, "arq:queue", 0, b"", 1) for run_id in ("dead", "alive"))
     await redis.set(keys.IN_PROGRESS + "dead", "w", px=10_000)
-    assert await limiter.enter(waits, dead, {}) is None
-    assert await limiter.enter(waits, dead, {}) is None  # a try of the same run has its place
-    held = await limiter.enter(waits, alive, {})
+    assert await limiter.acquire(waits, dead, {}) is None
+    assert await limiter.acquire(waits, dead, {}) is None  # a try of the same run has its place
+    held = await limiter.acquire(waits, alive, {})
     assert held is not None
     assert held.why == "limit"
     await redis.delete(keys.IN_PROGRESS + "dead")
-    assert await limiter.enter(waits, alive, {}) is None
+    assert await limiter.acquire(waits, alive, {}) is None
 
 
 async def test_the_first_in_line_is_due_when_a_place_becomes_free(redis: Redis, client: Client) -> None:
     limiter = Limiter(redis)
     runs = [await client.enqueue(waits) for _ in range(3)]
     claims = await client.store.claim("arq:queue", 3)
-    assert await limiter.enter(waits, claims[0], {}) is None
+    assert await limiter.acquire(waits, claims[0], {}) is None
     for claim in claims[1:]:
-        assert await limiter.enter(waits, claim, {}) is not None
+        assert await limiter.acquire(waits, claim, {}) is not None
         await client.store.requeue(claim, delay=60, counts=False)
     line = await redis.zrange("worker:held:waits", 0, -1)
     assert {run_id.decode() for run_id in line} == {run.id for run in runs} - {claims[0].run_id}
-    await limiter.leave(waits, claims[0], {})
+    await limiter.release(waits, claims[0], {})
     [again] = await client.store.claim("arq:queue", 3)
     assert again.run_id == line[0].decode()
 
@@ -175,13 +175,13 @@ async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> Non
 
     waits_ms = []
     for n in range(8):
-        held = await limiter.enter(bursty, Claim(f"r{n}", "q", 0, b"", 1), {})
+        held = await limiter.acquire(bursty, Claim(f"r{n}", "q", 0, b"", 1), {})
         waits_ms.append(0 if held is None else round(held.seconds * 1000))
     assert waits_ms[:5] == [0] * 5
     for place, wait in enumerate(waits_ms[5:], start=1):
         assert 600 * place - 100 <= wait <= 600 * place
     # Its moment was reserved: when it comes then, it passes, and asks for no other.
-    assert await limiter.enter(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
+    assert await limiter.acquire(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
 
 
 @pytest.mark.parametrize("text", ["", "100", "100/fortnight", "0/second", "x/minute", "1/second burst 0"])

@@ -65,10 +65,10 @@ async def test_a_worker_at_work_hears_that_it_is_to_drain(
     async with working(with_worker(fast, name="north"), quick) as worker:
         assert await (await client.enqueue(quick)).result(timeout=10) == "done"
         if not watched:
-            await worker._watch.stop()
+            await worker.listener.stop()
         await redis.sadd(keys.DRAINED, "north")
         await until(lambda: _empty(redis, keys.DRAINED), seconds=10)
-        assert worker.services.draining
+        assert worker.is_draining
         left = await client.enqueue(quick)
         await until(lambda: _alive(redis, 0), seconds=10)
     assert await left.status() == "waiting"
@@ -88,7 +88,7 @@ async def test_a_dead_letter_is_run_again_by_order(
     async with working(fast, once_bad) as worker:
         await until(lambda: redis.hexists(keys.DEAD, run.id))
         if not watched:
-            await worker._watch.stop()
+            await worker.listener.stop()
         await redis.sadd(keys.RETRIED, run.id, "nobody")
         await until_status(run, "succeeded")
         await until(lambda: _empty(redis, keys.RETRIED))

@@ -23,15 +23,15 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from worker.arq_compat.codec import ArqCodec
-from worker.arq_compat.queue_worker import ArqQueueWorker
+from worker.arq_compat.wiring import build_arq_worker
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.job.definition import Job
 from worker.job.registry import Registry
 from worker.observe.mirror import Mirror
 from worker.queue.connection import connection_pool
 from worker.queue.outage_log import OutageLog
-from worker.runtime.launch import serve
-from worker.runtime.worker import check_redis, connect_redis, worker_name
+from worker.runtime.wiring import check_redis, connect_redis, worker_name
+from worker.runtime.worker import Worker as QueueWorker
 from worker.settings import Settings, load_with_origins
 
 logger = logging.getLogger("longhaul")
@@ -110,7 +110,7 @@ class Worker(StockWorker):
         else:
             self._url = _url(arguments.get("redis_settings"), arguments.get("redis_pool"))
         self._asked_to_stop: Signals | None = None
-        self._queue: ArqQueueWorker | None = None
+        self._queue: QueueWorker | None = None
         named = [func(job.__call__, name=job.name) for job in jobs]  # type: ignore[arg-type]
         super().__init__(functions=[*others, *named], **arguments)  # type: ignore[arg-type]
         self._given_settings = arguments.get("redis_settings")
@@ -172,12 +172,13 @@ class Worker(StockWorker):
         outage = OutageLog()
         mirror = Mirror(redis, settings, worker_name(settings), outage)
         codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
-        queue = ArqQueueWorker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
+        queue = build_arq_worker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
         self._queue = queue
+        self.tasks = queue.tasks
         if self._asked_to_stop is not None:
             queue.drain(self._asked_to_stop)
         try:
-            working = asyncio.create_task(serve(queue, mirror))
+            working = asyncio.create_task(queue.run())
             try:
                 await asyncio.shield(working)
             except asyncio.CancelledError:
@@ -234,7 +235,7 @@ class Worker(StockWorker):
 
     async def close(self) -> None:
         """Stop, if it still runs, and close the connection; `on_shutdown` comes before that."""
-        if self._queue is not None and not self._queue.services.draining:
+        if self._queue is not None and not self._queue.is_draining:
             self.handle_sig(signal.SIGUSR1)
         await self._idle.wait()
         if self._pool is None:

@@ -15,8 +15,8 @@ from worker.arq_compat.worker import create_worker
 from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, open_database, out, run_async, state
 from worker.db.migrate import migrate
 from worker.errors import RegistrationError
+from worker.launch import main as run_worker
 from worker.observe.logs import configure
-from worker.runtime.launch import run as run_worker
 from worker.runtime.supervisor import Supervisor
 from worker.settings import Settings
 

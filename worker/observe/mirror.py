@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from worker.batch import Progress
 from worker.queue import keys
 from worker.queue.outage_log import OutageLog
-from worker.runtime.observer import RunInfo
+from worker.runtime.observer import Observer, RunInfo
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.mirror")
@@ -100,7 +100,7 @@ class _Line:
         return None
 
 
-class Mirror:
+class Mirror(Observer):
     """An `Observer` that writes to Redis.
 
     Args:
@@ -127,6 +127,18 @@ class Mirror:
         self._seen_at = 0.0
 
     # --- what it hears
+
+    def worker_started(self) -> None:
+        """The worker starts."""
+        self.worker_event("worker_started")
+
+    def worker_stopped(self) -> None:
+        """The worker has run its last job."""
+        self.worker_event("worker_stopped", "stopped")
+
+    async def close(self) -> None:
+        """Write the last changes."""
+        await self.write(final=True)
 
     def started(self, run: RunInfo) -> None:
         """A try begins."""
@@ -207,7 +219,7 @@ class Mirror:
         line.changed = True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
-    def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
+    def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
         """The run goes back to the queue."""
         known = self._lines.get(run.run_id)
         was_running = known is not None and known.values.get("state") == "running"

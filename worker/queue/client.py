@@ -317,8 +317,8 @@ class Client:
             ServerUnavailable: Redis does not answer.
         """
         if self._watch is None and self._owns:
-            self._watch = InvalidationListener(self._settings, self._written)
-            await self._watch.start()
+            self._watch = InvalidationListener(self._settings)
+            await self._watch.start(self._written)
         if self._watch is not None and self._watch.active:
             event = self._waiting.setdefault(key, asyncio.Event())
             event.clear()

@@ -36,18 +36,12 @@ class InvalidationListener:
 
     Args:
         settings: for Redis.
-        on_change: called with the names of keys that were written; with None for any of them.
         outage: says that Redis is away.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        on_change: Callable[[frozenset[str] | None], None],
-        outage: OutageLog | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, outage: OutageLog | None = None) -> None:
         self._settings = settings
-        self._on_change = on_change
+        self._on_change: Callable[[frozenset[str] | None], None] = lambda written: None
         self._outage = outage or OutageLog()
         self._reopening = False
         self._reader: Any = None
@@ -58,8 +52,13 @@ class InvalidationListener:
         #: Whether changes are heard of; where not, one has to ask.
         self.active = False
 
-    async def start(self) -> None:
-        """Open both connections; returns when changes are heard of, or cannot be."""
+    async def start(self, on_change: Callable[[frozenset[str] | None], None]) -> None:
+        """Open both connections; returns when changes are heard of, or cannot be.
+
+        Args:
+            on_change: called with the names of keys that were written; with None for any of them.
+        """
+        self._on_change = on_change
         self._task = asyncio.create_task(self._run())
         await self._ready.wait()
 

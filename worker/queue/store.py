@@ -115,18 +115,25 @@ class QueueStore:
         owner: name of this worker, the value of its leases.
         lease_seconds: life of a lease.
         lane: connection for the turns, of which one at a time is on its way; that of `redis` by default.
+        queue_limits: how many jobs of a queue may run at the same time, over all workers; without an entry any number.
+        keep_expiry: whether a payload keeps its expiry when it is claimed: arq's rule, by which a job that has expired
+            is not tried again.
     """
 
-    #: Whether a payload keeps its expiry when it is claimed: arq's rule, by which what has expired is not tried again.
-    keep_expiry = False
-    #: How many jobs of a queue may run at the same time, over all workers; without an entry any number.
-    queue_limits: Mapping[str, int] = {}
-
     def __init__(
-        self, redis: Redis, owner: str = "", lease_seconds: float = 10.0, lane: DedicatedConnection | None = None
+        self,
+        redis: Redis,
+        owner: str = "",
+        lease_seconds: float = 10.0,
+        lane: DedicatedConnection | None = None,
+        *,
+        queue_limits: Mapping[str, int] | None = None,
+        keep_expiry: bool = False,
     ) -> None:
         self.redis = redis
         self._lane = lane
+        self._queue_limits = queue_limits or {}
+        self._keep_expiry = keep_expiry
         self.owner = owner
         self.lease_ms = round(lease_seconds * 1000)
         self._scripts = {
@@ -160,13 +167,13 @@ class QueueStore:
             places.setdefault(queue, len(places) + 1)
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
         arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
-        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self.keep_expiry else 1)
+        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self._keep_expiry else 1)
         sequels = {one.claim.run_id: one.sequel for one in ended if one.sequel is not None}
         arguments += (keys.GROUP, _KEEP_GROUP_MS, json.dumps(sequels) if sequels else "", len(ended))
         for claim, result, keep_ms, _ in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
-            arguments += (places[queue], most, self.queue_limits.get(queue, 0))
+            arguments += (places[queue], most, self._queue_limits.get(queue, 0))
         names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
         refused, taken, ordered = await self._turn(names, arguments)
         queues = list(places)
@@ -193,6 +200,11 @@ class QueueStore:
         except NoScriptError:
             await self._lane.send("SCRIPT LOAD", turn.script)
             return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
+
+    async def close(self) -> None:
+        """Close the connection of the turns."""
+        if self._lane is not None:
+            await self._lane.close()
 
     async def claim(self, queue: str, slots: int) -> list[Claim]:
         """Take up to `slots` due jobs of a queue."""

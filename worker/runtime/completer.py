@@ -1,279 +1,386 @@
-"""How a try ends: in the ledger first, which is the truth, then in Redis, and last for whoever watches.
+"""Writes how a job ended: to the ledger first, which is the truth, then to Redis, and last to observers.
 
-Each step is idempotent, and repeated while its server is away: what was done stays done, and is told when it can be.
+Each step is idempotent, and is repeated while its server is away.
+
+| outcome | ledger | Redis | observers |
+| --- | --- | --- | --- |
+| `Succeeded` | succeeded, with the result | acknowledged, with the result and what follows it | ended |
+| `Failed`, again | waiting, the attempt counts | due again after the backoff | requeued |
+| `Failed`, for good | dead | dead letter, acknowledged | ended |
+| `Snoozed` | waiting | due again after the delay; no attempt is counted | requeued |
+| `Cancelled` | cancelled | acknowledged | ended |
+| `Released` | waiting or paused | due again after the delay; no attempt is counted | requeued |
+| `Rejected` | dead, if it is there | dead letter, acknowledged | ended |
+| `AlreadyEnded` | - | acknowledged, with the ledger's result | ended |
+| `Lost` | - | - | lost |
+| `Abandoned` | as the outcome inside of it | | |
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from worker.attempt.attempt import Attempt
-from worker.db.errors import is_unavailable, sqlstate
-from worker.errors import AlreadyFinished, FencedOut, format_error
-from worker.job.definition import Job
-from worker.ledger import OwnedRun, RunSpec
+from worker.db.errors import sqlstate
+from worker.errors import FencedOut, format_error
+from worker.job.registry import Registry
+from worker.ledger import Ledger, OwnedRun
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
-from worker.queue.payload import Payload, now_ms
+from worker.queue.payload import now_ms
 from worker.queue.result import Result, encode_result
-from worker.queue.store import Ack, Claim
-from worker.runtime.observer import RunInfo
-from worker.runtime.retry_policy import decide
-from worker.runtime.services import WorkerServices
+from worker.queue.store import Ack, QueueStore
+from worker.runtime.execution import Execution
+from worker.runtime.leases import Leases
+from worker.runtime.limiter import Limiter
+from worker.runtime.log_sampling import SampledLogger
+from worker.runtime.observer import Observer
+from worker.runtime.outcome import (
+    Abandoned,
+    AlreadyEnded,
+    Cancelled,
+    Failed,
+    Lost,
+    Outcome,
+    Rejected,
+    Released,
+    Snoozed,
+    Succeeded,
+)
+from worker.runtime.server_retry import ServerRetry
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 
-T = TypeVar("T")
-
-PAUSED_SECONDS = 1.0
-_AWAY_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
-_REDIS_PAUSES = (0.2, 0.5, 1.0)
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
+
+#: Makes the bytes of a result's key, of an execution, its result, and the job's return value as JSON text.
+ResultEncoder = Callable[[Execution, Result, str | None], bytes]
+
+
+class JobCompleter(Protocol):
+    """What the worker asks to write outcomes: `Completer`, or one around it."""
+
+    async def complete(self, execution: Execution, outcome: Outcome) -> None:
+        """Write how an execution ended."""
+
+
+def encode_execution_result(execution: Execution, result: Result, result_json: str | None) -> bytes:
+    """Return what the result's key of a run gets, in arq's format."""
+    claim = execution.claim
+    return encode_result(
+        execution.payload,
+        result,
+        run_id=claim.run_id,
+        queue=claim.queue,
+        tries=claim.tries,
+        started_ms=execution.started_ms,
+        result_json=result_json,
+    )
 
 
 class Completer:
-    """The ends of one try.
+    """Writes the outcomes of all jobs of a worker.
 
     Args:
-        services: what it shares with the others.
-        claim: the job.
+        rules: of the worker's settings.
+        registry: knows which jobs are unique.
+        ledger: the durable truth.
+        store: the queue.
+        acknowledge: tells the queue that a job has ended; the result is False where another worker has the job.
+        limiter: gets places among the limits back.
+        leases: renews the lease of a job no more when it goes back to the queue.
+        observer: hears of ends.
+        log: for lines that come with each job.
+        servers: repeats what a server that is away did not take.
+        encode: makes the bytes of results.
     """
 
-    def __init__(self, services: WorkerServices, claim: Claim) -> None:
-        self.services = services
-        self.claim = claim
-        self.job: Job[..., Any] | None = None
-        self.attempt: Attempt | None = None
-        self.payload: Payload | None = None
-        self._info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
-        self._started_ms = now_ms()
+    def __init__(
+        self,
+        *,
+        rules: WorkerSettings,
+        registry: Registry,
+        ledger: Ledger,
+        store: QueueStore,
+        acknowledge: Callable[[Ack], Awaitable[bool]],
+        limiter: Limiter,
+        leases: Leases,
+        observer: Observer,
+        log: SampledLogger,
+        servers: ServerRetry,
+        encode: ResultEncoder = encode_execution_result,
+    ) -> None:
+        self._rules = rules
+        self._registry = registry
+        self._ledger = ledger
+        self._store = store
+        self._acknowledge = acknowledge
+        self._limiter = limiter
+        self._leases = leases
+        self._observer = observer
+        self._log = log
+        self._servers = servers
+        self._encode = encode
 
-    async def _succeed(self, job: Job[..., Any], value: Any) -> None:
+    async def complete(self, execution: Execution, outcome: Outcome) -> None:
+        """Write how an execution ended. If another worker has the job by now, nothing is written.
+
+        Raises:
+            RedisError: Redis does not answer, and the shutdown is forced.
+            SQLAlchemyError: PostgreSQL does not answer. The job is left to its lease.
+        """
+        try:
+            await self._write(execution, outcome)
+        except FencedOut:
+            self._report_lost(execution)
+        finally:
+            await self._release_place(execution)
+
+    async def _write(self, execution: Execution, outcome: Outcome) -> None:
+        match outcome:
+            case Succeeded():
+                await self._succeed(execution, outcome.value)
+            case Failed() if outcome.decision.again:
+                await self._retry(execution, outcome)
+            case Failed():
+                await self._bury(execution, outcome)
+            case Snoozed():
+                await self._snooze(execution, outcome)
+            case Released():
+                await self._release(execution, outcome)
+            case Cancelled():
+                await self._cancel(execution, outcome)
+            case Rejected():
+                await self._reject(execution, outcome)
+            case AlreadyEnded():
+                await self._repeat_end(execution, outcome)
+            case Lost():
+                self._report_lost(execution)
+            case Abandoned():
+                text = (
+                    "job abandoned job=%s run=%s reason=%s: its slot is free, its writes are rejected from now on. %s"
+                )
+                logger.error(text, *execution.labels, outcome.why, outcome.details)
+                await self._write(execution, outcome.outcome)
+
+    # --- the cases
+
+    async def _succeed(self, execution: Execution, value: Any) -> None:
+        text, too_large = self._encode_value(execution, value)
+        run = _owned_run(execution)
+        if run is not None:
+            await self._servers.database(lambda: self._finish_with_result(execution, run, text))
+        await self._end(execution, Result(True, None, too_large=too_large), result_json=text)
+        self._log_end(execution, "succeeded")
+        self._observer.ended(execution.info, "succeeded", result=text)
+
+    def _encode_value(self, execution: Execution, value: Any) -> tuple[str, int]:
+        """Return a job's return value as JSON text, and its size in bytes where it is too large to be kept, else 0."""
+        job = execution.job
+        assert job is not None  # noqa: S101
         try:
             text = job.encode_result(value)
         except ValueError as error:
-            logger.warning("%s: its result cannot be JSON and is not kept: %s", self._name, error)
+            logger.warning("result dropped job=%s run=%s: it cannot be JSON: %s", *execution.labels, error)
             text = "null"
-        run = self.attempt.ledger_run if self.attempt else None
         size = len(text.encode())
-        too_large = size if size > self.services.settings.worker.max_result_bytes else 0
-        if too_large:
-            logger.warning(
-                "%s: its result of %d bytes is over worker.max_result_bytes and is not kept; write large results "
-                "to a table, and return their key",
-                self._name,
-                size,
-            )
-            text = "null"
-        if run is not None:
-            await self._with_database(lambda: self._finish_with_result(run, text))
-        await self._finish(Result(True, None, too_large=too_large), result_json=text, job=job)
-        self._log_end("succeeded")
-        self.services.observer.ended(self._info, "succeeded", result=text)
+        if size <= self._rules.max_result_bytes:
+            return text, 0
+        advice = "over worker.max_result_bytes; write large results to a table, and return their key"
+        logger.warning("result dropped job=%s run=%s bytes=%d: %s", *execution.labels, size, advice)
+        return "null", size
 
-    async def _finish_with_result(self, run: OwnedRun, text: str) -> None:
+    async def _finish_with_result(self, execution: Execution, run: OwnedRun, text: str) -> None:
         try:
             await run.finish("succeeded", result=text)
         except DBAPIError as error:
             if not (sqlstate(error) or "").startswith(_DATA_EXCEPTION):
                 raise
-            logger.warning("%s: PostgreSQL cannot keep its result: %s", self._name, format_error(error))
+            words = "result dropped job=%s run=%s: PostgreSQL cannot keep it: %s"
+            logger.warning(words, *execution.labels, format_error(error))
             await run.finish("succeeded", result=None)
 
-    async def _answer(self, ended: AlreadyFinished) -> None:
-        success = ended.state == "succeeded"
-        value = ended.result if success else ended.error
-        await self._finish(Result(success, value, cancelled=ended.state == "cancelled"), job=self.job)
-        self.services.observer.ended(self._info, ended.state, error=ended.error, result=ended.result)
-
-    async def _end_cancelled(self) -> None:
-        run = self.attempt.ledger_run if self.attempt else None
-        if run is not None:
-            await self._with_database(lambda: run.finish("cancelled", error="cancelled by order"))
-        self._log_end("cancelled by order")
-        await self._finish(Result(False, "cancelled by order", cancelled=True), job=self.job)
-        self.services.observer.ended(self._info, "cancelled", error="cancelled by order")
-
-    async def _hand_back(self, state: str) -> None:
-        run = self.attempt.ledger_run if self.attempt else None
-        if run is not None:
-            await self._with_database(lambda: run.release(state, failed=False))
-            await self._release()
-        delay = PAUSED_SECONDS if state == "paused" else 0.0
-        await self._requeue(delay, counts=False)
-        self._log_end("paused" if state == "paused" else "back in the queue")
-        self.services.observer.left(self._info, state, delay=delay)
-
-    def _log_end(self, how: str) -> None:
-        rows = f", {self.attempt.rows_done:,} rows" if self.attempt and self.attempt.ledger_run else ""
-        self.services.lines.info("%s: %s after %.1f s%s", self._name, how, (now_ms() - self._started_ms) / 1000, rows)
-
-    async def _fail(self, job: Job[..., Any], error: BaseException) -> None:
-        run = self.attempt.ledger_run if self.attempt else None
-        attempt = run.attempt if run else self.claim.tries
-        progressed = run.has_progressed if run else False
-        verdict = decide(error, job, attempt=attempt, progressed=progressed, rules=self.services.settings.worker)
-        where = self.attempt.where if self.attempt else None
-        text = f"{verdict.error} [{where}]" if where else verdict.error
-        trace = "".join(traceback.format_exception(error))
-        if not verdict.again:
-            logger.error("%s: dead: %s", self._name, text, exc_info=error)
-            if run is not None:
-                await self._with_database(lambda: run.finish("dead", error=text, trace=trace))
-            await self._end_dead(text, trace=trace, in_ledger=run is not None, told=True)
-            return
-        logger.warning("%s: try %d: %s; again in %.1f s", self._name, attempt, text, verdict.delay)
-        if run is not None:
-            await self._with_database(lambda: run.release("waiting", failed=verdict.counts, error=text, trace=trace))
-            await self._release()
-        await self._requeue(verdict.delay, counts=verdict.counts)
-        self.services.observer.left(self._info, "waiting", error=text, delay=verdict.delay)
-
-    async def _end_dead(self, error: str, *, trace: str = "", in_ledger: bool = False, told: bool = False) -> None:
-        if not told:
-            logger.error("%s: to the dead letters (worker:dead): %s", self._name, error)
-        job, store = self._info.job, self.services.store
-        await self._with_redis(
-            lambda: store.add_dead_letter(self.claim, error, job=job, trace=trace, in_ledger=in_ledger)
+    async def _retry(self, execution: Execution, outcome: Failed) -> None:
+        decision, run = outcome.decision, _owned_run(execution)
+        text, trace = _describe(execution, outcome)
+        attempt = run.attempt if run else execution.claim.tries
+        logger.warning(
+            "attempt failed job=%s run=%s attempt=%d retry_seconds=%.1f error=%s",
+            *execution.labels,
+            attempt,
+            decision.delay,
+            text,
+            exc_info=outcome.error,
         )
-        await self._finish(Result(False, error), job=self.job)
-        self.services.observer.ended(self._info, "dead", error=error)
+        if run is not None:
+            await self._servers.database(
+                lambda: run.release("waiting", failed=decision.counts, error=text, trace=trace)
+            )
+        await self._requeue(execution, decision.delay, counts=decision.counts)
+        self._observer.requeued(execution.info, "waiting", error=text, delay=decision.delay)
 
-    async def _release(self) -> None:
-        # Before the queue has it again: the next owner must not find our connection's transaction.
-        if self.attempt is not None:
-            await self.attempt.close()
+    async def _bury(self, execution: Execution, outcome: Failed) -> None:
+        run = _owned_run(execution)
+        text, trace = _describe(execution, outcome)
+        logger.error("job dead job=%s run=%s error=%s", *execution.labels, text, exc_info=outcome.error)
+        if run is not None:
+            await self._servers.database(lambda: run.finish("dead", error=text, trace=trace))
+        await self._end_dead(execution, text, trace=trace, in_ledger=run is not None)
 
-    def _lost(self) -> None:
-        logger.warning("%s: another worker has it; what was open here is rolled back", self._name)
-        self.services.observer.lost(self._info)
+    async def _snooze(self, execution: Execution, outcome: Snoozed) -> None:
+        run = _owned_run(execution)
+        words = "job snoozed job=%s run=%s seconds=%.1f reason=%s"
+        self._log.info(words, *execution.labels, outcome.delay_seconds, outcome.reason)
+        if run is not None:
+            await self._servers.database(lambda: run.release("waiting", failed=False, error=outcome.reason))
+        await self._requeue(execution, outcome.delay_seconds, counts=False)
+        self._observer.requeued(execution.info, "waiting", error=outcome.reason, delay=outcome.delay_seconds)
 
-    # --- Redis and the ledger, with patience
+    async def _release(self, execution: Execution, outcome: Released) -> None:
+        run = _owned_run(execution)
+        if run is not None:
+            await self._servers.database(lambda: run.release(outcome.state, failed=outcome.counts))
+        await self._requeue(execution, outcome.delay_seconds, counts=outcome.counts)
+        if execution.attempt is not None:
+            self._log_end(execution, "paused" if outcome.state == "paused" else "released")
+        self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=outcome.delay_seconds)
 
-    async def _finish(
-        self, result: Result, *, result_json: str | None = None, job: Job[..., Any] | None = None
-    ) -> None:
-        keep = self.services.settings.worker.result_ttl_seconds
-        if job is not None and job.rules.result_ttl is not None:
-            keep = job.rules.result_ttl
-        raw = self.encode(result, result_json)
+    async def _cancel(self, execution: Execution, outcome: Cancelled) -> None:
+        run = _owned_run(execution)
+        if run is not None:
+            await self._servers.database(lambda: run.finish("cancelled", error=outcome.reason))
+        elif execution.attempt is None:  # an earlier attempt may have put it into the ledger
+            await self._servers.database(lambda: self._end_in_ledger(execution, "cancelled", outcome.reason))
+        await self._end(execution, Result(False, outcome.reason, cancelled=True))
+        self._log_end(execution, "cancelled")
+        self._observer.ended(execution.info, "cancelled", error=outcome.reason)
+
+    async def _reject(self, execution: Execution, outcome: Rejected) -> None:
+        words = "job rejected job=%s run=%s error=%s: it is a dead letter (worker:dead) now"
+        logger.error(words, *execution.labels, outcome.error)
+        if outcome.may_be_in_ledger:
+            await self._servers.database(lambda: self._end_in_ledger(execution, "dead", outcome.error))
+        await self._end_dead(execution, outcome.error)
+
+    async def _repeat_end(self, execution: Execution, outcome: AlreadyEnded) -> None:
+        success = outcome.state == "succeeded"
+        value = outcome.result if success else outcome.error
+        await self._end(execution, Result(success, value, cancelled=outcome.state == "cancelled"))
+        self._observer.ended(execution.info, outcome.state, error=outcome.error, result=outcome.result)
+
+    def _report_lost(self, execution: Execution) -> None:
+        logger.warning("job lost job=%s run=%s: another worker has it; open work is rolled back", *execution.labels)
+        self._observer.lost(execution.info)
+
+    # --- steps
+
+    async def _end_dead(self, execution: Execution, error: str, *, trace: str = "", in_ledger: bool = False) -> None:
+        name, job = execution.name, execution.info.job
+        await self._servers.redis(
+            name,
+            lambda: self._store.add_dead_letter(execution.claim, error, job=job, trace=trace, in_ledger=in_ledger),
+        )
+        await self._end(execution, Result(False, error))
+        self._observer.ended(execution.info, "dead", error=error)
+
+    async def _end(self, execution: Execution, result: Result, *, result_json: str | None = None) -> None:
+        """Acknowledge the end: the job leaves its queue, and what follows it enters its own, in one step.
+
+        Raises:
+            FencedOut: the lease has expired, and another worker has the job.
+        """
+        job, payload, claim = execution.job, execution.payload, execution.claim
+        keep = self._rules.result_ttl_seconds if job is None or job.rules.result_ttl is None else job.rules.result_ttl
         keep_ms = round(keep * 1000)
-        payload, claim = self.payload, self.claim
-        follows = payload is not None and bool(payload.then or payload.group)
+        raw = self._encode(execution, result, result_json)
         next_: dict[str, Any] | None = None
+        follows = payload is not None and bool(payload.then or payload.group)
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
             next_ = make_follow_up(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
-        # What has failed keeps its lock: it may be put back, and is the one with its arguments then.
-        lock = self._lock() if result.success or result.cancelled else None
+        # A run that has failed keeps its lock: it may be retried, and is the one with its arguments then.
+        lock = self._unique_lock(execution) if result.success or result.cancelled else None
         if lock is not None:
             next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
-        await self._tell_end(Ack(claim, raw, keep_ms, next_))
-        if payload is not None and follows and not result.success and keep_ms > 0:
-            await self._publish_skipped(payload, result, keep_ms)
+        if not await self._acknowledge(Ack(claim, raw, keep_ms, next_)):
+            raise FencedOut(claim.run_id)
+        if follows and not result.success and keep_ms > 0:
+            await self._publish_skipped(execution, result, keep_ms)
 
-    async def _tell_end(self, ended: Ack) -> None:
-        """Tell the end.
-
-        Raises:
-            FencedOut: it is not this worker's to tell: its lease has run out, and another one has the job.
-        """
-        if not await self.services.turns.end(ended):
-            raise FencedOut(self.claim.run_id)
-
-    def _lock(self) -> str | None:
-        """Return the lock that a unique job has for as long as it is in the queue, by what its client took."""
-        job, payload = self.services.registry.get(self._info.job), self.payload
+    def _unique_lock(self, execution: Execution) -> str | None:
+        """Return the lock that a unique job holds for as long as it is in the queue, as its client took it."""
+        job, payload = self._registry.get(execution.info.job), execution.payload
         if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
             return None
         return keys.UNIQUE + job.unique.key(job.name, payload.kwargs)
 
-    async def _publish_skipped(self, payload: Payload, result: Result, keep_ms: int) -> None:
-        """Tell those who wait for what was to follow that it does not."""
+    async def _publish_skipped(self, execution: Execution, result: Result, keep_ms: int) -> None:
+        """End the runs that were to follow one that failed, for those who wait for their results."""
+        payload, claim, store = execution.payload, execution.claim, self._store
+        assert payload is not None  # noqa: S101
         ids = [call["id"] for call in payload.then if "id" in call]
-        group, store = payload.group, self.services.store
-        if group is not None and await self._with_redis(lambda: store.needs_success(group.group)):
+        group = payload.group
+        if group is not None and await self._servers.redis(execution.name, lambda: store.needs_success(group.group)):
             ids.append(f"{group.group}:then")
-        why = Result(False, f"not begun: {self._info.job} {self.claim.run_id}: {result.value}", result.cancelled)
-        raw = encode_result(None, why, run_id="", queue=self.claim.queue, tries=0, started_ms=now_ms())
-        await self._with_redis(lambda: store.publish_skipped(ids, raw, keep_ms))
+        why = Result(False, f"not begun: {execution.info.job} {claim.run_id}: {result.value}", result.cancelled)
+        raw = encode_result(None, why, run_id="", queue=claim.queue, tries=0, started_ms=now_ms())
+        await self._servers.redis(execution.name, lambda: store.publish_skipped(ids, raw, keep_ms))
 
-    def encode(self, result: Result, result_json: str | None) -> bytes:
-        """Return what the result's key gets."""
-        return encode_result(
-            self.payload,
-            result,
-            run_id=self.claim.run_id,
-            queue=self.claim.queue,
-            tries=self.claim.tries,
-            started_ms=self._started_ms,
-            result_json=result_json,
-        )
+    async def _requeue(self, execution: Execution, delay: float, *, counts: bool) -> None:
+        """Put a job back into its queue.
 
-    async def _requeue(self, delay: float, *, counts: bool) -> None:
-        self.services.stop_renewing(self.claim.run_id)
-        if not await self._with_redis(lambda: self.services.store.requeue(self.claim, delay=delay, counts=counts)):
-            raise FencedOut(self.claim.run_id)
+        Raises:
+            FencedOut: another worker has the job.
+        """
+        if execution.attempt is not None:
+            await execution.attempt.close()  # first: the next owner must not find the transaction of our connection
+        await self._release_place(execution)
+        self._leases.remove(execution.claim.run_id)
+        claim = execution.claim
+        if not await self._servers.redis(
+            execution.name, lambda: self._store.requeue(claim, delay=delay, counts=counts)
+        ):
+            raise FencedOut(claim.run_id)
 
-    async def _with_redis(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step until Redis has taken it. Each is idempotent."""
-        who, outage = f"{self._name} cannot go on", self.services.outage
-        try:
-            for pause in chain(_REDIS_PAUSES, repeat(_REDIS_PAUSES[-1])):
-                try:
-                    return await operation()
-                except RedisError as error:
-                    if self.services.is_shutdown_forced:
-                        raise
-                    outage.failed(who, error)
-                    await asyncio.sleep(pause)
-            raise AssertionError
-        finally:
-            outage.answered(who)
+    async def _release_place(self, execution: Execution) -> None:
+        """Give the place among the limits back, once: later, it may be that of another attempt of the same run."""
+        arguments, execution.place = execution.place, None
+        job = execution.job
+        if arguments is not None and job is not None:
+            await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
-    async def _with_database(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step of the ledger for some seconds while the database is away. Each is idempotent."""
-        for pause in _AWAY_PAUSES:
-            try:
-                return await operation()
-            except (SQLAlchemyError, OSError) as error:
-                if not is_unavailable(error):
-                    raise
-                await asyncio.sleep(pause)
-        return await operation()
-
-    @property
-    def _name(self) -> str:
-        return f"{self._info.job or 'job'} {self.claim.run_id}"
-
-    async def _end_in_ledger(self, payload: Payload, state: str, error: str) -> None:
-        """End a run that the ledger may have of an earlier try: it is taken over first, whoever had it."""
-        known = await self.services.ledger.find(self.claim.run_id)
-        if known is None or known.finished or known.job != payload.function:
+    async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:
+        """End a run that the ledger may have of an earlier attempt: it is taken over first, whoever had it."""
+        payload = execution.payload
+        known = await self._ledger.find(execution.claim.run_id)
+        if payload is None or known is None or known.finished or known.job != payload.function:
             return
-        run = await self.services.ledger.claim(self._spec(payload, known.arguments))
+        run = await self._ledger.claim(execution.make_spec(known.arguments))
         try:
             await run.finish(state, error=error)
         finally:
             await run.close()
 
-    def _spec(self, payload: Payload, arguments: str | None = None) -> RunSpec:
-        text = payload.arguments if arguments is None else arguments
-        return RunSpec(self.claim.run_id, payload.function, self.claim.queue, self._marked(payload), text, payload.only)
+    def _log_end(self, execution: Execution, how: str) -> None:
+        attempt = execution.attempt
+        rows = f" rows={attempt.rows_done}" if attempt and attempt.ledger_run else ""
+        text = "attempt ended job=%s run=%s state=%s seconds=%.1f%s"
+        self._log.info(text, *execution.labels, how, execution.elapsed_seconds, rows)
 
-    def _marked(self, payload: Payload) -> str:
-        """Return the payload as the ledger keeps it: one that comes back from there says so."""
-        marked = payload._replace(in_ledger=True)
-        try:
-            return marked.to_json()
-        except TypeError:  # a pickle's arguments that were refused: the run ends, and needs none
-            return marked._replace(args=[], kwargs={}).to_json()
+
+def _owned_run(execution: Execution) -> OwnedRun | None:
+    """Return the run in the ledger; None where no durable loop has begun."""
+    return execution.attempt.ledger_run if execution.attempt else None
+
+
+def _describe(execution: Execution, outcome: Failed) -> tuple[str, str]:
+    """Return the error of an attempt in one line, with the batch that was open, and its traceback."""
+    where = execution.attempt.where if execution.attempt else None
+    text = outcome.decision.error
+    return f"{text} [{where}]" if where else text, "".join(traceback.format_exception(outcome.error))

@@ -1,485 +1,373 @@
-"""One claimed job: its payload, its orders, its try; how that ends stands in `ends.py`."""
+"""Runs one claimed job, and returns how that ended.
+
+Nothing is written here: `Executor.run` returns an `Outcome`, which `Completer.complete` writes to the ledger, to Redis
+and to observers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 import logging
-import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
-
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
+from typing import Any, Protocol, TypeVar
 
 from worker.attempt.attempt import Attempt
-from worker.attempt.cancellation import JobCancellation, Reason
 from worker.attempt.context import JobContext
+from worker.attempt.offload import JobPools
 from worker.attempt.task_stack import stack_of
-from worker.batch import Progress
-from worker.batch.throttle import Wait
+from worker.db.engine import Database
 from worker.errors import (
-    AlreadyFinished,
     AttemptExit,
-    AttemptReleased,
-    Cancelled,
-    FencedOut,
     InvalidArguments,
     InvalidPayload,
-    LonghaulError,
     NonRetryableError,
-    StallTimeout,
     format_error,
 )
 from worker.job.definition import Job
-from worker.job.middleware import through
+from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
-from worker.ledger import OwnedRun
-from worker.queue.payload import Payload, decode_payload, now_ms
-from worker.queue.result import Result
-from worker.queue.store import Claim
-from worker.runtime.completer import PAUSED_SECONDS, Completer
-from worker.runtime.observer import RunInfo
-from worker.runtime.services import WorkerServices
+from worker.job.registry import Registry
+from worker.ledger import Ledger
+from worker.queue.payload import Payload, decode_payload
+from worker.queue.store import Claim, QueueStore
+from worker.runtime.attempt_outcome import (
+    DEADLINE,
+    PAUSED_SECONDS,
+    find_exit,
+    make_cancellation_error,
+    make_outcome,
+)
+from worker.runtime.execution import Execution
+from worker.runtime.limiter import Limiter
+from worker.runtime.log_sampling import SampledLogger
+from worker.runtime.observer import Observer
+from worker.runtime.operator_state import OperatorState
+from worker.runtime.outcome import (
+    Abandoned,
+    Cancelled,
+    Outcome,
+    Rejected,
+    Released,
+    Succeeded,
+)
+from worker.runtime.server_retry import ServerRetry, WorkerState
+from worker.settings.model import Settings
 
 logger = logging.getLogger("longhaul.jobs")
 
 _UNKNOWN_SECONDS = 5.0
-_DEADLINE = "its deadline has passed"
-_WORTH_A_LINE_SECONDS = 5.0
-_SAY_AGAIN_SECONDS = 60.0
+_LOG_AGAIN_SECONDS = 60.0
 
 
-class Executor(Completer):
-    """One try of one job.
+E = TypeVar("E", bound=Execution)
+
+
+class JobExecutor(Protocol):
+    """What the worker asks to run its claims: `Executor`, or that of another kind of job."""
+
+    def prepare(self, claim: Claim) -> Execution:
+        """Return the execution of a claim; nothing has begun yet."""
+
+    async def run(self, execution: Execution) -> Outcome:
+        """Run a claimed job to its end."""
+
+    async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
+        """End an attempt whose code does not end."""
+
+
+class Executor:
+    """Runs claimed jobs of `@job` functions. One serves all jobs of a worker.
 
     Args:
-        services: what it shares with the others.
-        claim: the job.
+        settings: of this process.
+        registry: the jobs that this worker knows.
+        database: for the contexts of jobs.
+        ledger: knows earlier attempts.
+        store: the queue.
+        limiter: concurrency and rate limits.
+        operator_state: orders that came before a job began.
+        observer: hears of attempts that begin.
+        log: for lines that come with each job.
+        servers: repeats what a server that is away did not take.
+        state: of the worker.
+        pools: threads and processes of plain functions.
+        run_hooks: middleware around each attempt, outermost first.
     """
 
-    def __init__(self, services: WorkerServices, claim: Claim) -> None:
-        super().__init__(services, claim)
-        #: The task that runs the job's own code, and as long as it does.
-        self._body: asyncio.Task[Any] | None = None
-        #: The loop's time at which the job has taken too long; None without a limit.
-        self.deadline: float | None = None
-        #: The loop's time of its last progress; None while it is not running.
-        self._moved_at: float | None = None
-        self._stalled = False
-        self._limit = 0.0
-        #: The loop's time by which the run has to have ended.
-        self._last_moment = math.inf
-        self._interrupt: JobCancellation | None = None
-        #: Whether the job's own code did not end in its time: nothing of what it does counts any more.
-        self._given_up = False
-        #: The arguments under which it has a place among the limits of its job.
-        self._place: dict[str, Any] | None = None
-        self._held: str | None = None
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        registry: Registry,
+        database: Database,
+        ledger: Ledger,
+        store: QueueStore,
+        limiter: Limiter,
+        operator_state: OperatorState,
+        observer: Observer,
+        log: SampledLogger,
+        servers: ServerRetry,
+        state: WorkerState,
+        pools: JobPools,
+        run_hooks: Sequence[RunHook] = (),
+    ) -> None:
+        self._settings = settings
+        self._rules = settings.worker
+        self._registry = registry
+        self._database = database
+        self._ledger = ledger
+        self._store = store
+        self._limiter = limiter
+        self._operator_state = operator_state
+        self._observer = observer
+        self._log = log
+        self._servers = servers
+        self._state = state
+        self._pools = pools
+        self._run_hooks = tuple(run_hooks)
+        #: When an unknown job was last logged, by its name.
+        self._logged_at: dict[str, float] = {}
 
-    # --- the control that the loops see
-
-    @property
-    def draining(self) -> bool:
-        """Whether the worker is about to stop."""
-        return self.services.draining
-
-    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return what an operator wants."""
-        if self.services.orders.must_ask:
-            await self.services.orders.refresh()
-        return self.services.orders.of(run_id, job, self.claim.queue)
-
-    def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """Return the pace that an operator wants, or None."""
-        return self.services.orders.rows_per_second(run_id, job)
-
-    def throttled(self, wait: Wait | None, since: datetime) -> None:
-        """Pass on that the walk waits, and why; say it in the log once for each reason."""
-        self._moved()  # it waits, and knows for what
-        kind = wait.reason if wait and wait.until else "the server" if wait else None
-        if kind != self._held:
-            if wait is not None:
-                logger.info("%s: waits: %s", self._name, wait.reason)
-            else:
-                waited = (datetime.now(UTC) - since).total_seconds()
-                if waited >= _WORTH_A_LINE_SECONDS:
-                    logger.info("%s: goes on after %.1f s", self._name, waited)
-            self._held = kind
-        self.services.observer.throttled(
-            self._info, wait.reason if wait else None, since=since, until=wait.until if wait else None
-        )
-
-    def report(self, progress: Progress, rows: int) -> None:
-        """Pass progress on: a committed batch, or what the job says of itself."""
-        if self._given_up:
-            return
-        self._moved()
-        self.services.observer.progressed(self._info, progress, rows=rows)
-
-    def _moved(self) -> None:
-        self._moved_at, self._stalled = asyncio.get_running_loop().time(), False
-
-    # --- what the worker does to it
-
-    def keep_time(self, now: float) -> None:
-        """Look whether the job has taken too long, or makes no progress, and whether it hears that.
+    def prepare(self, claim: Claim, kind: type[E] = Execution) -> E:  # type: ignore[assignment]
+        """Return the execution of a claim; nothing has begun yet.
 
         Args:
-            now: the loop's time.
+            claim: the job.
+            kind: class of the execution.
         """
-        if self._body is None:
-            return
-        if self._interrupt is not None:
-            self._interrupt.look(now)
-            return
-        if self.deadline is not None and self.deadline < now:
-            self.interrupt("timeout")
-        job = self.job
-        if job is None or self._moved_at is None or self._stalled:
-            return
-        still = now - self._moved_at
-        if still > (job.rules.stall_timeout or self.services.settings.worker.stall_timeout_seconds):
-            self._stalled = True
-            logger.warning("%s: no progress for %.0f s", self._name, still)
-            self.services.observer.stalled(self._info, still)
-            if job.rules.on_stall == "retry":
-                self.interrupt("stall")
-
-    def interrupt(self, reason: Reason) -> None:
-        """Cancel the job's own code, once: its run then ends, or goes back, for the first reason that there is."""
-        if self._body is None or self._interrupt is not None:
-            return
-        grace = self.services.settings.worker.grace_period_seconds
-        if self.job is not None and self.job.rules.grace_period is not None:
-            grace = self.job.rules.grace_period
-        now = asyncio.get_running_loop().time()
-        self._interrupt = JobCancellation(self._body, reason, now=now, grace=grace)
-
-    def is_overdue(self, now: float) -> bool:
-        """Whether the job's own code was interrupted, and has not ended in its time.
-
-        Args:
-            now: the loop's time.
-        """
-        return self._body is not None and self._interrupt is not None and self._interrupt.is_overdue(now)
-
-    @property
-    def runs_code(self) -> bool:
-        """Whether the job's own code runs: what follows it is the worker's."""
-        return self._body is not None
-
-    @property
-    def _reason(self) -> Reason | None:
-        return None if self._interrupt is None else self._interrupt.reason
-
-    @property
-    def between_batches(self) -> bool:
-        """Whether the job stands in no durable loop, so that orders do not reach it at a boundary."""
-        return self.attempt is None or not self.attempt.is_walking
-
-    # --- the try
-
-    async def run(self) -> None:
-        """Run the try to its end. Raises nothing but a cancellation of the worker itself."""
-        try:
-            await self._patiently(self._run())
-        finally:
-            if self.attempt is not None:
-                await self.attempt.close()
-            if not self._given_up:
-                self.attempt = None  # it knows us, too: without that circle no garbage collector is needed for either
-
-    async def give_up(self) -> None:
-        """End the try without the job's own code, which does not end: whatever that does from now on is refused.
-
-        It cannot be killed, and may end later: then it finds its run's connection closed, and no way to the queue.
-        """
-        body, interrupt = self._body, self._interrupt
-        if body is None:
-            return
-        self._given_up, self._body = True, None
-        reason = "the drain" if interrupt is None else f"its {interrupt.reason}"
-        job = self.job
-        beside = [] if self.attempt is None else await self.attempt.abandon()
-        logger.error(
-            "%s: given up: it has not ended since %s; its slot is free, and what it does from now on is refused. %s",
-            self._name,
-            reason,
-            "".join(beside)
-            if job is not None and job.run_in != "loop"
-            else "".join([*beside, f"It stands at\n{stack_of(body, inside=None if job is None else job.function)}"]),
+        return kind(
+            claim,
+            rules=self._rules,
+            state=self._state,
+            operator_state=self._operator_state,
+            observer=self._observer,
         )
-        await self._patiently(self._end_given_up())
 
-    async def _end_given_up(self) -> None:
-        """End the try as its interruption has it."""
-        job = self.job
-        assert job is not None  # noqa: S101
-        error = self._why_cancelled()
-        if isinstance(error, TimeoutError) and self._interrupt is not None:
-            error = TimeoutError(f"{error}; it did not end within {self._interrupt.grace:g} s of that: given up")
-        try:
-            await self._settle(job, error)
-        finally:
-            await self._leave_place()
+    async def run(self, execution: Execution) -> Outcome:
+        """Run a claimed job to its end.
 
-    async def _patiently(self, ending: Coroutine[Any, Any, None]) -> None:
-        """Leave the job to its lease where a server is away for too long."""
-        try:
-            await ending
-        except (RedisError, SQLAlchemyError, OSError) as error:
-            # The lease runs out by itself, and the job is claimed again.
-            logger.error("%s: %s; left to its lease", self._name, format_error(error))
-        except FencedOut:
-            self._lost()
+        Returns:
+            How it ended. Nothing has been written of it.
 
-    async def _run(self) -> None:
-        claim, services = self.claim, self.services
+        Raises:
+            RedisError: Redis does not answer, and the shutdown is forced.
+            SQLAlchemyError: PostgreSQL does not answer.
+            CancelledError: the worker itself is at its end.
+        """
         try:
-            payload = await self._read_payload()
+            payload = await self._read_payload(execution)
         except InvalidPayload as error:
-            await self._end_dead(format_error(error))
-            return
+            return Rejected(format_error(error))
+        return await self.run_payload(execution, payload)
+
+    async def _read_payload(self, execution: Execution) -> Payload:
+        claim = execution.claim
+        if claim.payload is None:
+            known = await self._servers.database(lambda: self._ledger.find(claim.run_id))
+            if known is None:
+                raise InvalidPayload(
+                    f"the queue has the id, but there is no payload at arq:job:{claim.run_id}; set it first, "
+                    f"then ZADD the id"
+                )
+            execution.claim = claim = claim._replace(payload=known.payload.encode())
+        assert claim.payload is not None  # noqa: S101
+        return decode_payload(claim.payload, accept_pickle=self._rules.accept_pickle)
+
+    async def set_payload(self, execution: Execution, payload: Payload) -> None:
+        """Note what a claim is: its payload has been read."""
+        claim = execution.claim
+        execution.payload = payload
         if payload.tries is not None and payload.tries > claim.tries:
             tries = payload.tries
-            self.claim = await self._with_redis(lambda: services.store.set_tries(claim, tries))
-        await self._run_job(payload)
+            claim = await self._servers.redis(execution.name, lambda: self._store.set_tries(execution.claim, tries))
+            execution.claim = claim
+        execution.info = execution.info._replace(
+            job=payload.function, attempt=claim.tries, enqueued_ms=payload.enqueued_ms
+        )
 
-    async def _run_job(self, payload: Payload) -> None:
-        claim, services = self.claim, self.services
-        job = services.registry.get(payload.function)
-        self._info = RunInfo(claim.run_id, payload.function, claim.queue, claim.tries, payload.enqueued_ms)
-        if await self._obeyed(payload):
-            return
-        if 0 < payload.until_ms < self._started_ms and claim.tries == 1 and not payload.in_ledger:
-            late = (self._started_ms - payload.until_ms) / 1000
-            await self._end_dead(f"expired {late:.1f} s before it could begin: it was not run")
-            return
-        if 0 < payload.deadline_ms < self._started_ms:
-            text = f"{_DEADLINE}; it was not begun"
-            await self._with_database(lambda: self._end_in_ledger(payload, "dead", text))
-            await self._end_dead(text)
-            return
+    async def run_payload(self, execution: Execution, payload: Payload) -> Outcome:
+        """Run a claimed job whose payload was read; see `run`."""
+        await self.set_payload(execution, payload)
+        outcome = await self.follow_order(execution) or self._check_times(execution, payload)
+        if outcome is not None:
+            return outcome
+        job = self._registry.get(payload.function)
         if job is None:
-            near = difflib.get_close_matches(payload.function, services.registry, n=1)
+            near = difflib.get_close_matches(payload.function, self._registry, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
-            await self._keep_for_others(payload, text)
-            return
-        self.job = job
+            return self._leave_to_others(execution, payload, text)
+        execution.job = job
         try:
             if payload.pickled:  # what came as Python's own values becomes JSON first
                 plain = job.encode_arguments(payload.args, payload.kwargs)
-                payload = self.payload = payload._replace(args=[], kwargs=plain)
+                payload = execution.payload = payload._replace(args=[], kwargs=plain)
             arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
         except InvalidArguments as error:
             if payload.version not in ("", job.version):  # validated by another signature than ours
                 text = f"{error}; kept in the queue for a worker that has the signature of its client"
-                await self._keep_for_others(payload, text)
-                return
-            arguments = error  # raised as a job's own error: the ledger may know an earlier try
+                return self._leave_to_others(execution, payload, text)
+            arguments = error  # raised as a job's own error: the ledger may know an earlier attempt
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
             arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {format_error(error)}")
-        if job.limits is None or isinstance(arguments, InvalidArguments):
-            await self._try(job, payload, arguments)
-            return
-        held = await self._with_redis(lambda: services.limiter.enter(job, claim, arguments))
-        if held is not None:
-            await self._requeue(held.seconds, counts=False)
-            services.observer.left(self._info, "waiting", delay=held.seconds)
-            return
-        self._place = arguments
-        try:
-            await self._try(job, payload, arguments)
-        finally:
-            await self._leave_place()
+        if job.limits is not None and not isinstance(arguments, InvalidArguments):
+            given = arguments
+            held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
+            if held is not None:
+                return Released(delay_seconds=held.seconds)
+            execution.place = given
+        return await self._attempt(execution, job, payload, arguments)
 
-    async def _leave_place(self) -> None:
-        """Give the place among the limits back, once: later, it may be that of another try of the same run."""
-        arguments, self._place = self._place, None
-        job, limiter = self.job, self.services.limiter
-        if arguments is not None and job is not None:
-            await self._with_redis(lambda: limiter.leave(job, self.claim, arguments))
-
-    async def _requeue(self, delay: float, *, counts: bool) -> None:
-        await self._leave_place()
-        await super()._requeue(delay, counts=counts)
-
-    async def _read_payload(self) -> Payload:
-        raw = self.claim.payload
-        if raw is None:
-            known = await self._with_database(lambda: self.services.ledger.find(self.claim.run_id))
-            if known is None:
-                raise InvalidPayload(
-                    f"the queue has the id, but there is no payload at arq:job:{self.claim.run_id}; set it first, "
-                    f"then ZADD the id"
-                )
-            raw = known.payload.encode()
-            self.claim = self.claim._replace(payload=raw)
-        self.payload = decode_payload(raw, accept_pickle=self.services.settings.worker.accept_pickle)
-        return self.payload
-
-    async def _obeyed(self, payload: Payload) -> bool:
-        """Obey an order that came before the job began; False where there is none."""
-        if self.services.orders.must_ask:
-            await self.services.orders.refresh()
-        order = self.services.orders.of(self.claim.run_id, payload.function, self.claim.queue)
+    async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
+        """Return the outcome of an order that came before the job began; None where there is none."""
+        order = await execution.order(execution.claim.run_id, execution.info.job)
         if order == "cancel":
-            text = "cancelled by order before it began"
-            await self._with_database(lambda: self._end_in_ledger(payload, "cancelled", text))
-            await self._finish(Result(False, text, cancelled=True))
-            self.services.observer.ended(self._info, "cancelled", error=text)
-            return True
+            return Cancelled("cancelled by order before it began")
         if order == "pause":
-            await self._requeue(PAUSED_SECONDS, counts=False)
-            self.services.observer.left(self._info, "paused", delay=PAUSED_SECONDS)
-            return True
-        return False
+            return Released("paused", PAUSED_SECONDS)
+        return None
 
-    async def _keep_for_others(self, payload: Payload, text: str) -> None:
-        """Another version of the worker may know this job: it stays in the queue."""
-        said_at = self.services.said.get(payload.function, -math.inf)
-        if time.monotonic() - said_at > _SAY_AGAIN_SECONDS:
-            self.services.said[payload.function] = time.monotonic()
-            logger.warning("%s: %s", self._name, text)
-        await self._requeue(_UNKNOWN_SECONDS, counts=False)
-        self.services.observer.left(self._info, "waiting", error=text, delay=_UNKNOWN_SECONDS)
+    def _check_times(self, execution: Execution, payload: Payload) -> Rejected | None:
+        """Return the outcome of a job that comes too late; None where it is in time."""
+        now = execution.started_ms
+        if 0 < payload.until_ms < now and execution.claim.tries == 1 and not payload.in_ledger:
+            late = (now - payload.until_ms) / 1000
+            return Rejected(f"expired {late:.1f} s before it could begin: it was not run")
+        if 0 < payload.deadline_ms < now:
+            return Rejected(f"{DEADLINE}; it was not begun", may_be_in_ledger=True)
+        return None
 
-    async def _try(self, job: Job[..., Any], payload: Payload, arguments: dict[str, Any] | InvalidArguments) -> None:
-        services, claim = self.services, self.claim
-        max_attempts = job.rules.max_attempts or services.settings.worker.max_attempts
-        self.attempt = attempt = Attempt(
+    def _leave_to_others(self, execution: Execution, payload: Payload, text: str) -> Released:
+        """Leave a job that another version of the worker may know in the queue."""
+        now = time.monotonic()
+        if now - self._logged_at.get(payload.function, -_LOG_AGAIN_SECONDS) >= _LOG_AGAIN_SECONDS:
+            self._logged_at[payload.function] = now
+            logger.warning("job left in the queue job=%s run=%s: %s", *execution.labels, text)
+        return Released(delay_seconds=_UNKNOWN_SECONDS, error=text)
+
+    # --- the attempt
+
+    async def _attempt(
+        self,
+        execution: Execution,
+        job: Job[..., Any],
+        payload: Payload,
+        arguments: Mapping[str, Any] | InvalidArguments,
+    ) -> Outcome:
+        claim = execution.claim
+        execution.attempt = attempt = Attempt(
             run_id=claim.run_id,
             job=payload.function,
             number=claim.tries,
-            spec=lambda: self._spec(payload),
-            settings=services.settings,
-            database=services.database,
-            ledger=services.ledger,
-            control=self,
-            pools=services.pools,
-            max_attempts=max_attempts,
+            spec=execution.make_spec,
+            settings=self._settings,
+            database=self._database,
+            ledger=self._ledger,
+            control=execution,
+            pools=self._pools,
+            max_attempts=job.rules.max_attempts or self._rules.max_attempts,
             throttles=job.throttles,
         )
         enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
-        ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=services.store.redis)
+        ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
         if payload.headers:
             apply_headers(payload.headers)  # the context is this task's own
-        services.observer.started(self._info)
-        services.lines.info("%s: try %d begins", self._name, claim.tries)
-        self._limit = job.rules.timeout or services.settings.worker.job_timeout_seconds
-        self._moved_at = asyncio.get_running_loop().time()
-        if payload.deadline_ms:
-            self._last_moment = self._moved_at + (payload.deadline_ms - now_ms()) / 1000
-        self.deadline = min(self._moved_at + self._limit, self._last_moment)
-        self._body = body = asyncio.current_task()
-        error: BaseException | None = None
-        result: Any = None
+        self._observer.started(execution.info)
+        self._log.info("attempt started job=%s run=%s attempt=%d", *execution.labels, claim.tries)
+        body = asyncio.current_task()
+        execution.begin(
+            body,
+            now=asyncio.get_running_loop().time(),
+            limit_seconds=job.rules.timeout or self._rules.job_timeout_seconds,
+        )
         try:
             try:
-                result = await self._perform(job, attempt, ctx, arguments)
+                return Succeeded(await self._call(execution, job, ctx, arguments))
             finally:
-                self._body = None  # what follows is not the job's own code, and not interrupted
+                execution.end()
         except asyncio.CancelledError:
-            if self._reason is None and body is not None and body.cancelling():
+            if execution.interrupt_reason is None and body is not None and body.cancelling():
                 raise  # the worker itself is at its end
-            while self._reason is not None and body is not None and body.uncancel():
+            while execution.interrupt_reason is not None and body is not None and body.uncancel():
                 pass  # what follows is not cancelled
-            error = self._why_cancelled()
+            return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
         except BaseExceptionGroup as group:
-            error = _the_interruption(group) or group
-        except (Exception, AttemptExit) as raised:  # noqa: BLE001 - a job raises anything
-            error = raised
-        if self._given_up:
-            logger.warning("%s: ended after it was given up: nothing of it counts", self._name)
-        elif error is not None:
-            await self._settle(job, error)
-        else:
-            await self._succeed(job, result)
+            return make_outcome(execution, job, find_exit(group) or group, self._rules)
+        except (Exception, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
+            return make_outcome(execution, job, error, self._rules)
 
-    def _why_cancelled(self) -> BaseException:
-        """Return what a cancellation of the job's code means."""
-        if self._reason == "timeout" and asyncio.get_running_loop().time() >= self._last_moment:
-            return NonRetryableError(f"{_DEADLINE}: cancelled")
-        if self._reason == "timeout":
-            return TimeoutError(f"took longer than {self._limit:g} s; give @job(timeout=...) or walk in batches")
-        if self._reason == "stall":
-            return StallTimeout("no progress for too long: cancelled, to be tried again")
-        if self._reason == "lost":
-            return FencedOut(self.claim.run_id)
-        if self._reason == "drain":
-            return AttemptReleased("drain")
-        if self._reason == "cancel":
-            return Cancelled("cancelled by order")
-        return LonghaulError("the job cancelled itself")
-
-    async def _settle(self, job: Job[..., Any], error: BaseException) -> None:
-        """Bring a try to its end that did not return: interrupted, or failed."""
-        try:
-            raise error
-        except AlreadyFinished as ended:
-            await self._answer(ended)
-        except AttemptReleased as drained:
-            await self._hand_back("paused" if drained.reason == "pause" else "waiting")
-        except Cancelled:
-            await self._end_cancelled()
-        except FencedOut:
-            self._lost()
-        except (Exception, BaseExceptionGroup) as failure:  # noqa: BLE001 - it is judged and written down
-            await self._fail(job, failure)
-
-    async def _perform(
-        self, job: Job[..., Any], attempt: Attempt, ctx: JobContext, arguments: dict[str, Any] | InvalidArguments
+    async def _call(
+        self,
+        execution: Execution,
+        job: Job[..., Any],
+        ctx: JobContext,
+        arguments: Mapping[str, Any] | InvalidArguments,
     ) -> Any:
+        attempt = execution.attempt
+        assert attempt is not None  # noqa: S101
         try:
-            if self.claim.tries > 1 or (self.payload is not None and self.payload.in_ledger):
-                await self._resume(attempt)
+            if execution.claim.tries > 1 or (execution.payload is not None and execution.payload.in_ledger):
+                await self._check_earlier_attempts(execution, attempt)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
-            if not self.services.run_hooks:
+            if not self._run_hooks:
                 return await attempt.run(job, ctx, arguments)
-            return await through(self.services.run_hooks, ctx, partial(attempt.run, job, ctx, arguments))
+            return await through(self._run_hooks, ctx, partial(attempt.run, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
             raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
 
-    def became_durable(self, run: OwnedRun) -> None:
-        """Lift the total timeout: the run has begun in the ledger."""
-        self.deadline = self._last_moment
-        # From now on the payload says so, wherever it is put back from: the next attempt asks the ledger first.
-        self.claim = self.claim._replace(payload=run.spec.payload.encode())
-        if run.takeovers or run.rows:
-            logger.info("%s: goes on after %d rows; takeovers: %d", self._name, run.rows, run.takeovers)
-        self.services.observer.durable(self._info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
-
-    async def _resume(self, attempt: Attempt) -> None:
-        """The queue has seen this job before: the ledger says what it knows of it, before any code runs."""
-        known = await self.services.ledger.find(self.claim.run_id)
+    async def _check_earlier_attempts(self, execution: Execution, attempt: Attempt) -> None:
+        """Take the run over in the ledger, before any code runs: the queue has seen this job before."""
+        claim = execution.claim
+        known = await self._ledger.find(claim.run_id)
         if known is None:
-            if self.claim.tries > attempt.max_attempts:
-                raise NonRetryableError(f"its worker ended at each of {self.claim.tries - 1} tries")
+            if claim.tries > attempt.max_attempts:
+                raise NonRetryableError(f"its worker ended at each of {claim.tries - 1} attempts")
             return
         run = await attempt.durable_run()
-        # One try more than allowed: a loop names the batch that its workers died in. If even that try
-        # died, it never came to the loop.
+        # One attempt more than allowed: a loop names the batch that its workers died in. If even that attempt died, it
+        # never came to the loop.
         if run.attempt > attempt.max_attempts + 1:
-            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} tries, outside of a loop")
+            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
+
+    # --- abandoned code
+
+    async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
+        """End an attempt whose code does not end: whatever that does from now on is refused.
+
+        The code cannot be killed and may end later: it then finds the connection of its run closed.
+
+        Args:
+            execution: abandoned already (`Execution.abandon`).
+            body: runs the code.
+        """
+        job, attempt = execution.job, execution.attempt
+        assert job is not None  # noqa: S101
+        assert attempt is not None  # noqa: S101
+        offloaded = await attempt.abandon()
+        # The stack of a job that runs elsewhere is that of its thread or process.
+        stack = [] if job.run_in != "loop" else [describe_stack(body, inside=job.function)]
+        details = "".join([*offloaded, *stack])
+        error = make_cancellation_error(execution)
+        reason = execution.interrupt_reason
+        if isinstance(error, TimeoutError) and reason is not None:
+            error = TimeoutError(f"{error}; it did not end within {execution.grace_seconds:g} s of that: abandoned")
+        return Abandoned(
+            make_outcome(execution, job, error, self._rules),
+            reason or "drain",
+            details,
+        )
 
 
-def _the_interruption(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
-    """Return the one interruption in a group, e.g. of a job's TaskGroup; None where something failed beside it."""
-    found = [error for error in group.exceptions if not isinstance(error, BaseExceptionGroup)]
-    found += [
-        inner
-        for each in group.exceptions
-        if isinstance(each, BaseExceptionGroup)
-        for inner in [_the_interruption(each)]
-        if inner is not None
-    ]
-    return found[0] if len(found) == 1 and isinstance(found[0], AttemptExit) else None
+def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = None) -> str:
+    """Return where abandoned code stands, for the log.
 
-
-__all__ = ["Executor"]
+    Args:
+        body: runs it.
+        inside: leave out the frames around this function.
+    """
+    return f"Stack:\n{stack_of(body, inside=inside)}"

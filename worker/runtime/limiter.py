@@ -1,4 +1,4 @@
-"""Limits at work: a claimed job enters, or goes back to the queue until its turn."""
+"""Concurrency and rate limits: a claimed job acquires a place, or goes back to the queue until there may be one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Limiter:
     """
 
     def __init__(self, redis: Redis) -> None:
-        self._enter = redis.register_script(script("acquire"))
-        self._leave = redis.register_script(script("release"))
+        self._acquire = redis.register_script(script("acquire"))
+        self._release = redis.register_script(script("release"))
 
-    async def enter(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> Held | None:
-        """Let a job in; or return how long it has to wait."""
+    async def acquire(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> Held | None:
+        """Acquire a place. Returns None if the job has it, else how long it has to wait."""
         limits = job.limits
         assert limits is not None  # noqa: S101
         rate = limits.rate
@@ -51,17 +51,17 @@ class Limiter:
         names = [keys.LIMIT + limited, keys.HELD + limited, keys.RATE + rated, keys.RESERVED + claim.run_id]
         values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.concurrency]
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
-        answer = self._enter(keys=[*names, keys.LIMITS, keys.RATES], args=values)
+        answer = self._acquire(keys=[*names, keys.LIMITS, keys.RATES], args=values)
         wait_ms, why = await cast(Awaitable[Any], answer)
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
 
-    async def leave(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
+    async def release(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
         """Give a place back."""
         limits = job.limits
         if limits is not None and limits.concurrency:
             scope = _scope(job.name, limits.concurrency_key, arguments)
             names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
-            await cast(Awaitable[Any], self._leave(keys=names, args=[claim.run_id, keys.PRIORITY]))
+            await cast(Awaitable[Any], self._release(keys=names, args=[claim.run_id, keys.PRIORITY]))
 
 
 def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:

@@ -1,79 +1,88 @@
-"""What a worker does beside its jobs, one thing after the other: cron, rescue, pruning, retries by order, health."""
+"""The chores of a worker beside its jobs: cron, rescue, relay, pruning, retries by order, health.
+
+Each is a supervised task of its own, with an interval and a time limit: one that hangs, e.g. on a half-open connection,
+holds up no other one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.errors import format_error
-from worker.queue.retry_command import retry_ordered
-from worker.runtime.pruner import Pruner
-from worker.runtime.rescuer import Rescuer
-from worker.runtime.scheduler import Scheduler
-from worker.runtime.services import WorkerServices
+from worker.queue.outage_log import OutageLog
+from worker.runtime.server_retry import WorkerState
+from worker.runtime.supervision import supervise
 
-logger = logging.getLogger("longhaul")
+logger = logging.getLogger("longhaul.maintenance")
 
 _AWAY_SECONDS = 1.0
-_ROUND_SECONDS = 0.2
-_KEEPING = "maintenance cannot go on"
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something that a worker does again and again.
+
+    Attributes:
+        name: for the log.
+        run: does it, once.
+        interval_seconds: pause between two runs.
+        limit_seconds: longest time for one run.
+        while_draining: whether it goes on while the worker drains.
+    """
+
+    name: str
+    run: Callable[[], Awaitable[Any]]
+    interval_seconds: float = 0.2
+    limit_seconds: float = 60.0
+    while_draining: bool = False
 
 
 class Maintenance:
-    """The rounds.
+    """Runs the chores.
 
     Args:
-        services: what the runs of the worker share.
-        cron: enqueues what is due.
-        rescue: puts runs of the ledger back that no queue has; None where there is no ledger.
-        prune: forgets what is too old.
-        record_health: tells that the worker lives.
+        chores: what is to be done.
+        state: of the worker.
+        outage: logs that Redis is away.
     """
 
-    def __init__(
-        self,
-        services: WorkerServices,
-        *,
-        cron: Scheduler,
-        rescue: Rescuer | None,
-        prune: Pruner,
-        record_health: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.cron = cron
-        self.rescue = rescue
-        self._services = services
-        self._prune = prune
-        self._record_health = record_health
+    def __init__(self, chores: Sequence[Chore], state: WorkerState, outage: OutageLog) -> None:
+        self._chores = chores
+        self._state = state
+        self._outage = outage
 
-    async def run(self) -> None:
-        """Make rounds until cancelled; a server that is away is waited for."""
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Start a task for each chore; the caller cancels them."""
+        return [
+            asyncio.create_task(supervise(chore.name, partial(self._repeat, chore)), name=chore.name)
+            for chore in self._chores
+        ]
+
+    async def _repeat(self, chore: Chore) -> None:
+        """Do a chore again and again; wait for a server that is away."""
+        cannot = f"chore {chore.name} cannot go on"
         failing = False
         while True:
-            try:
-                await self._make_round()
-                self._services.outage.answered(_KEEPING)
-                failing = False
-            except RedisError as error:
-                self._services.outage.failed(_KEEPING, error)
-                await asyncio.sleep(_AWAY_SECONDS)
-            except (SQLAlchemyError, OSError) as error:
-                if not failing:
-                    logger.warning("maintenance: %s; going on", format_error(error))
-                failing = True
-                await asyncio.sleep(_AWAY_SECONDS)
-            await asyncio.sleep(_ROUND_SECONDS)
-
-    async def _make_round(self) -> None:
-        services = self._services
-        if not services.draining:
-            await self.cron.look()
-            if self.rescue is not None:
-                await self.rescue.look()
-            await self._prune.look()
-            for run_id in services.orders.retried:  # whichever worker comes first does it
-                await retry_ordered(services.store.redis, services.ledger, run_id)
-        await self._record_health()
+            if chore.while_draining or not self._state.is_draining:
+                try:
+                    async with asyncio.timeout(chore.limit_seconds):
+                        await chore.run()
+                    self._outage.answered(cannot)
+                    failing = False
+                except RedisError as error:
+                    self._outage.failed(cannot, error)
+                    await asyncio.sleep(_AWAY_SECONDS)
+                except (SQLAlchemyError, OSError, TimeoutError) as error:
+                    if not failing:
+                        logger.warning("chore failed chore=%s error=%s", chore.name, format_error(error))
+                    failing = True
+                    await asyncio.sleep(_AWAY_SECONDS)
+            await asyncio.sleep(chore.interval_seconds)

@@ -1,9 +1,13 @@
-"""What the queue tells whoever watches: `observe` listens, and nothing here knows it."""
+"""What the worker reports to whoever watches: the mirror in Redis, metrics, traces.
+
+Derive from `Observer` and override what you need; every method has an empty body.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from worker.batch import Progress
 
@@ -18,57 +22,46 @@ class RunInfo(NamedTuple):
     enqueued_ms: int
 
 
-class Observer(Protocol):
-    """Hears what happens to runs; none of its methods may block or fail."""
+class Observer:
+    """Receives what happens to a worker and to its runs.
+
+    The worker calls these methods in its event loop, in the order in which things happen. They must neither block nor
+    raise: what takes time belongs into `run`.
+    """
+
+    async def run(self) -> None:
+        """Do what takes time, until cancelled. The worker starts it again, with a pause, if it raises."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Finish: the worker has stopped."""
+
+    def worker_started(self) -> None:
+        """The worker starts."""
+
+    def worker_stopped(self) -> None:
+        """The worker has run its last job."""
 
     def started(self, run: RunInfo) -> None:
-        """A try begins."""
+        """An attempt begins."""
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
-        """The run is in the ledger from now on, perhaps with rows of earlier tries."""
+        """The run is in the ledger from now on, perhaps with rows of earlier attempts."""
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """A batch was committed; `rows` are those of the whole run."""
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
-        """The walk waits between two batches, and why; None when it goes on."""
+        """The walk waits between two batches for a reason; None when it continues."""
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """The run has made no progress for so long."""
 
-    def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
-        """The run goes back to the queue: waiting, paused or retrying."""
+    def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
+        """The run goes back to the queue: waiting (to be retried where there is an error), or paused."""
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """The run has ended: succeeded, dead or cancelled."""
 
     def lost(self, run: RunInfo) -> None:
         """Another worker has the run."""
-
-
-class NullObserver:
-    """Nobody listens."""
-
-    def started(self, run: RunInfo) -> None:
-        """Nothing."""
-
-    def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
-        """Nothing."""
-
-    def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
-        """Nothing."""
-
-    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
-        """Nothing."""
-
-    def stalled(self, run: RunInfo, seconds: float) -> None:
-        """Nothing."""
-
-    def left(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
-        """Nothing."""
-
-    def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
-        """Nothing."""
-
-    def lost(self, run: RunInfo) -> None:
-        """Nothing."""

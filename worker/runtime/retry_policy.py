@@ -1,4 +1,4 @@
-"""What becomes of a run that failed: another try, and when; or its end."""
+"""Whether a failed run has another attempt, and when."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from worker.db import errors as postgresql
 from worker.errors import LonghaulError, Retry, Snooze, format_error
 from worker.job.definition import Job
 from worker.queue import errors as redis
-from worker.settings import WorkerSettings
+from worker.settings.model import WorkerSettings
 
-#: Class 42: syntax, unknown table or column, missing privilege. Another try cannot cure it; a person can.
-_WRONG = ("42",)
+#: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt cannot cure it.
+_PERMANENT_SQLSTATES = ("42",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What to do.
+    """What becomes of a failed run.
 
     Attributes:
-        again: whether there is another try.
-        counts: whether this one counts.
-        delay: seconds until the next.
+        again: whether there is another attempt; without one, the run is dead.
+        counts: whether this attempt counts towards `max_attempts`.
+        delay: seconds until the next attempt.
         error: the error in one line.
     """
 
@@ -35,14 +35,14 @@ class RetryDecision:
 def decide(
     error: BaseException, job: Job[..., object], *, attempt: int, progressed: bool, rules: WorkerSettings
 ) -> RetryDecision:
-    """Return what becomes of a run.
+    """Decide whether a failed run has another attempt.
 
     Args:
         error: what the job raised.
         job: the job, for its own rules.
-        attempt: number of this try since the last one that committed a batch.
-        progressed: whether this one did.
-        rules: of the settings.
+        attempt: number of this attempt since the last one that committed a batch.
+        progressed: whether this attempt committed a batch.
+        rules: the settings of the worker.
     """
     text = format_error(error)
     if job.forbids_retry(error) or (isinstance(error, LonghaulError) and not error.retryable):
@@ -51,25 +51,26 @@ def decide(
         return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
     if postgresql.is_unavailable(error) or redis.is_unavailable(error):
         return RetryDecision(True, False, backoff(1, rules), text)
-    if (postgresql.sqlstate(error) or "").startswith(_WRONG):
+    if (postgresql.sqlstate(error) or "").startswith(_PERMANENT_SQLSTATES):
         return RetryDecision(False, True, 0.0, text)
     if not progressed and attempt >= (job.rules.max_attempts or rules.max_attempts):
-        return RetryDecision(False, True, 0.0, f"{text} (try {attempt}, the last)")
-    delay = _pause(job, 1 if progressed else attempt, rules)
+        return RetryDecision(False, True, 0.0, f"{text} (attempt {attempt}, the last)")
+    delay = _delay_seconds(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
         delay = max(0.0, error.after)
     return RetryDecision(True, True, delay, text)
 
 
-def _pause(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:
-    """Return the seconds until the next try, by the job's own rule or that of the settings."""
-    if job.rules.backoff is None:
+def _delay_seconds(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:
+    """Return the seconds until the next attempt, by the job's own rule or that of the settings."""
+    own = job.rules.backoff
+    if own is None:
         return backoff(attempt, rules)
-    return max(0.0, float(job.rules.backoff(attempt) if callable(job.rules.backoff) else job.rules.backoff))
+    return max(0.0, float(own(attempt) if callable(own) else own))
 
 
 def backoff(attempt: int, rules: WorkerSettings) -> float:
-    """Return the seconds until the next try: doubling with each, with "equal jitter" (half fixed, half random).
+    """Return the seconds until the next attempt: doubled with each, with "equal jitter" (half fixed, half random).
 
     The formula is that of M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """

@@ -1,0 +1,123 @@
+"""From arq's arguments to our worker: the parts of the runtime, with arq's rules for functions, cron and bursts."""
+
+from __future__ import annotations
+
+from arq.worker import Worker as ArqWorker
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.arq_compat.codec import ArqCodec
+from worker.arq_compat.completer import ArqCompleter, make_encoder
+from worker.arq_compat.cron import ArqCron
+from worker.arq_compat.executor import ArqExecutor, ArqHooks
+from worker.db.migrate import check_migrated
+from worker.job.middleware import load_middleware, run_hooks
+from worker.job.registry import Registry
+from worker.queue.outage_log import OutageLog
+from worker.runtime.maintenance import Chore
+from worker.runtime.observer import Observer
+from worker.runtime.pruner import Pruner
+from worker.runtime.wiring import build_parts, check_redis
+from worker.runtime.worker import Worker
+from worker.settings import Settings
+
+
+def build_arq_worker(
+    settings: Settings,
+    registry: Registry,
+    arq: ArqWorker,
+    codec: ArqCodec,
+    *,
+    observer: Observer,
+    redis: Redis,
+    outage: OutageLog,
+) -> Worker:
+    """Return our worker for the functions of an arq worker; nothing is connected yet.
+
+    Args:
+        settings: made from its arguments.
+        registry: the `@job` functions among its functions; without any, PostgreSQL is not needed.
+        arq: has the functions and the hooks, and counts.
+        codec: reads payloads, writes results.
+        observer: hears what happens.
+        redis: connection of our worker, which closes it.
+        outage: logs that Redis is away.
+    """
+    parts = build_parts(
+        settings,
+        registry,
+        observer=observer,
+        redis=redis,
+        outage=outage,
+        keep_expiry=True,
+        obeys_aborts=arq.allow_abort_jobs,
+    )
+    hooks = ArqHooks(arq)
+    middleware = load_middleware(settings.worker.middleware)
+    executor = ArqExecutor(
+        parts.build_executor([hooks.around_attempt, *run_hooks(middleware)]),
+        hooks,
+        is_known=registry.__contains__,
+        has_ledger=bool(registry),
+        arq=arq,
+        codec=codec,
+        store=parts.store,
+        observer=observer,
+        log=parts.log,
+        servers=parts.servers,
+    )
+    completer = ArqCompleter(
+        parts.build_completer(make_encoder(codec)),
+        arq=arq,
+        codec=codec,
+        acknowledge=parts.fetcher.acks.acknowledge,
+        observer=observer,
+    )
+    scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec)
+    pruner = Pruner(parts.store, None, settings.worker)
+    chores = parts.build_ledger_chores() if registry else [Chore("prune", pruner.look)]
+
+    async def check_servers() -> None:
+        await check_redis(redis, settings)
+        if registry:
+            await parts.database.check()
+            await check_migrated(parts.database)
+
+    def remaining_jobs() -> int | None:
+        """Return how many jobs a burst may still begin; None without a limit."""
+        if not arq.burst or arq.max_burst_jobs < 0:
+            return None
+        return max(0, arq.max_burst_jobs - arq._jobs_started())
+
+    def cap_slots(slots: int) -> int:
+        remaining = remaining_jobs()
+        if not arq.allow_pick_jobs:
+            return 0
+        return slots if remaining is None else min(slots, remaining)
+
+    async def is_burst_over(may_be_due: bool) -> bool:
+        """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
+        if remaining_jobs() == 0:
+            return True
+        if may_be_due:
+            return False
+        try:
+            return not await redis.zcard(settings.worker.queue)
+        except RedisError:
+            return False
+
+    return parts.build_worker(
+        scheduler=scheduler,
+        chores=[
+            Chore("cron", scheduler.look),
+            *chores,
+            Chore("health", arq.record_health, while_draining=True),
+        ],
+        executor=executor,
+        completer=completer,
+        health=None,
+        check_servers=check_servers,
+        burst=arq.burst,
+        cap_slots=cap_slots,
+        is_burst_over=is_burst_over,
+    )

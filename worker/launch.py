@@ -1,0 +1,230 @@
+"""Starts workers: one inside your own event loop (`running`), or one as the whole process (`main`)."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from worker.db.migrate import migrate
+from worker.errors import RegistrationError
+from worker.job.definition import Job
+from worker.job.middleware import Middleware, load_middleware
+from worker.job.registry import Registry, discover
+from worker.observe.logs import configure
+from worker.observe.mirror import Mirror
+from worker.queue.outage_log import OutageLog
+from worker.runtime.observer import Observer
+from worker.runtime.wiring import build_worker, connect_redis, worker_name
+from worker.runtime.worker import Worker
+from worker.settings import Settings, load_settings
+
+logger = logging.getLogger("longhaul.worker")
+
+#: Exit code of a process that ended although code of abandoned jobs was still running in it.
+EXIT_ABANDONED = 75
+_EXIT_HOOKS_SECONDS = 5.0
+#: Objects that come and go with each row do not survive a collection: look at the young ones less often, and at the old
+#: ones far less.
+_GC_THRESHOLDS = (50_000, 20, 100)
+
+
+def make_worker(
+    settings: Settings,
+    registry: Registry,
+    *,
+    burst: bool = False,
+    middleware: Sequence[Middleware] | None = None,
+    observer: Observer | None = None,
+) -> Worker:
+    """Return a worker that shows what it does in Redis; nothing is connected yet.
+
+    Args:
+        settings: of the process.
+        registry: the jobs that it knows.
+        burst: end when nothing is due.
+        middleware: around each attempt; that of `worker.middleware` by default.
+        observer: hears what happens instead of the mirror in Redis.
+    """
+    redis, outage = connect_redis(settings), OutageLog()
+    return build_worker(
+        settings,
+        registry,
+        observer=observer or Mirror(redis, settings, worker_name(settings), outage),
+        burst=burst,
+        redis=redis,
+        outage=outage,
+        middleware=load_middleware(settings.worker.middleware) if middleware is None else middleware,
+    )
+
+
+async def run_until_drained(
+    settings: Settings,
+    registry: Registry | None = None,
+    *,
+    burst: bool = False,
+    migrate_first: bool = False,
+    on_worker: Callable[[Worker], None] = lambda worker: None,
+    middleware: Sequence[Middleware] | None = None,
+    observer: Observer | None = None,
+) -> None:
+    """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
+
+    Args:
+        settings: of this process.
+        registry: jobs; those found in `worker.packages` by default.
+        burst: end when nothing is due.
+        migrate_first: bring the ledger's schema up to date first.
+        on_worker: called with the worker before it starts.
+        middleware: around each attempt; that of `worker.middleware` by default.
+        observer: hears what happens instead of the mirror in Redis.
+
+    Raises:
+        ServerUnavailable: PostgreSQL or Redis does not answer.
+        DatabaseNotMigrated: the schema `worker` is missing or old.
+        RegistrationError: the jobs cannot be loaded.
+    """
+    known = discover(settings.worker.packages) if registry is None else registry
+    if not known:
+        raise RegistrationError(
+            f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
+        )
+    worker = make_worker(settings, known, burst=burst, middleware=middleware, observer=observer)
+    on_worker(worker)
+    try:
+        if migrate_first:
+            await worker.database.check()
+            await migrate(worker.database)
+        await worker.run()
+    finally:
+        await worker.close()
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings | None = None,
+    *,
+    jobs: Iterable[Job[..., Any]] | None = None,
+    burst: bool = False,
+    migrate_first: bool = False,
+    middleware: Sequence[Middleware] | None = None,
+) -> AsyncIterator[Worker]:
+    """Run a worker in this event loop for as long as the block; drain it at the block's end.
+
+    ```python
+    async with running(settings, jobs=[send_mail]) as worker: ...
+    ```
+
+    The block begins when the worker is ready to claim jobs. Signals stay yours; `worker.drain()` stops it earlier. If
+    the worker ends with an error, the block is cancelled and the error is raised.
+
+    Args:
+        settings: of the worker; those of `settings.toml` and the environment by default.
+        jobs: that it knows; those found in `worker.packages` by default.
+        burst: end when nothing is due; the block goes on.
+        migrate_first: bring the ledger's schema up to date first.
+        middleware: around each attempt; that of `worker.middleware` by default.
+
+    Raises:
+        ServerUnavailable: PostgreSQL or Redis does not answer.
+        DatabaseNotMigrated: the schema `worker` is missing or old.
+        RegistrationError: the jobs cannot be loaded.
+    """
+    made: list[Worker] = []
+    run = run_until_drained(
+        settings or load_settings(),
+        None if jobs is None else Registry(jobs),
+        burst=burst,
+        migrate_first=migrate_first,
+        on_worker=made.append,
+        middleware=middleware,
+    )
+    task = asyncio.create_task(run, name="worker")
+    await asyncio.sleep(0)  # makes the worker, or fails
+    if not made:
+        await task
+    [worker] = made
+    block, in_block, has_failed = asyncio.current_task(), True, False
+
+    def end_block(ended: asyncio.Task[None]) -> None:
+        nonlocal has_failed
+        if in_block and block is not None and not ended.cancelled() and ended.exception() is not None:
+            has_failed = True
+            block.cancel()
+
+    try:
+        ready = asyncio.create_task(worker.ready.wait())
+        await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            await task
+        task.add_done_callback(end_block)
+        yield worker
+    except asyncio.CancelledError:
+        if has_failed and block is not None:
+            block.uncancel()
+            await task
+        raise
+    finally:
+        in_block = False
+        if not task.done():
+            worker.drain(why="the end of its block")
+        await task
+
+
+def main(
+    settings: Settings, *, burst: bool = False, migrate_first: bool = False, observer: Observer | None = None
+) -> None:
+    """Run a worker as this process: its log, its signals, its event loop. See `run_until_drained` for what is raised.
+
+    If abandoned jobs still run at the end, the process ends without them, with exit code 75.
+    """
+    configure(settings.log)
+    # What is loaded by now stays: each full garbage collection in a walk would look at all of it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+    workers: list[Worker] = []
+
+    def handle_signals(worker: Worker) -> None:
+        workers.append(worker)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, worker.drain, signum)
+
+    async def run_and_exit() -> None:
+        await run_until_drained(
+            settings, burst=burst, migrate_first=migrate_first, on_worker=handle_signals, observer=observer
+        )
+        abandoned = sum(worker.abandoned_tasks for worker in workers)
+        if abandoned:  # the event loop would wait for them for ever
+            logger.warning("process ends jobs=%d: abandoned jobs still run in it", abandoned)
+            exit_now(EXIT_ABANDONED)
+
+    if settings.worker.uvloop and sys.platform != "win32":
+        import uvloop
+
+        uvloop.run(run_and_exit())
+    else:
+        asyncio.run(run_and_exit())
+
+
+def exit_now(code: int) -> None:
+    """End the process without waiting for its threads and tasks, but run exit hooks and flush the log first."""
+    # Hooks of others, e.g. of OpenTelemetry or Sentry, send what they have; one that hangs does not hold the end.
+    hooks = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    hooks.start()
+    hooks.join(_EXIT_HOOKS_SECONDS)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

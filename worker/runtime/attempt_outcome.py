@@ -1,0 +1,87 @@
+"""What the error, or the cancellation, of an attempt means for its run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from worker import errors
+from worker.errors import (
+    AttemptExit,
+    AttemptReleased,
+    FencedOut,
+    LonghaulError,
+    NonRetryableError,
+    Snooze,
+    StallTimeout,
+)
+from worker.job.definition import Job
+from worker.runtime.execution import Execution
+from worker.runtime.outcome import AlreadyEnded, Cancelled, Failed, Lost, Outcome, Released, Snoozed
+from worker.runtime.retry_policy import decide
+from worker.settings import WorkerSettings
+
+#: Time after which a paused run is claimed again, to see whether it may continue.
+PAUSED_SECONDS = 1.0
+DEADLINE = "its deadline has passed"
+
+
+def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException, rules: WorkerSettings) -> Outcome:
+    """Return what an error of an attempt means for its run.
+
+    Args:
+        execution: the attempt.
+        job: its job.
+        error: what the job raised, or what its cancellation means.
+        rules: of the worker's settings.
+    """
+    match error:
+        case errors.AlreadyFinished():
+            return AlreadyEnded(error.state, error.result, error.error)
+        case AttemptReleased():
+            paused = error.reason == "pause"
+            return Released("paused", PAUSED_SECONDS) if paused else Released("waiting")
+        case errors.Cancelled():
+            return Cancelled()
+        case FencedOut():
+            return Lost()
+    run = execution.attempt.ledger_run if execution.attempt else None
+    attempt = run.attempt if run else execution.claim.tries
+    progressed = run.has_progressed if run else False
+    decision = decide(error, job, attempt=attempt, progressed=progressed, rules=rules)
+    if isinstance(error, Snooze) and decision.again:
+        return Snoozed(decision.error, decision.delay)
+    return Failed(error, decision)
+
+
+def make_cancellation_error(execution: Execution) -> BaseException:
+    """Return what a cancellation of the job's code means."""
+    match execution.interrupt_reason:
+        case "timeout":
+            if asyncio.get_running_loop().time() >= execution.last_moment:
+                return NonRetryableError(f"{DEADLINE}: cancelled")
+            limit = execution.limit_seconds
+            return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
+        case "stall":
+            return StallTimeout("no progress for too long: cancelled, to be tried again")
+        case "lost":
+            return FencedOut(execution.claim.run_id)
+        case "drain":
+            return AttemptReleased("drain")
+        case "cancel":
+            return errors.Cancelled("cancelled by order")
+        case None:
+            return LonghaulError("the job cancelled itself")
+
+
+def find_exit(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
+    """Return the one `AttemptExit` of a group, e.g. of a job's TaskGroup; None where something failed beside it."""
+    found = [error for error in group.exceptions if not isinstance(error, BaseExceptionGroup)]
+    found += [
+        inner
+        for each in group.exceptions
+        if isinstance(each, BaseExceptionGroup)
+        for inner in [find_exit(each)]
+        if inner is not None
+    ]
+    return found[0] if len(found) == 1 and isinstance(found[0], AttemptExit) else None

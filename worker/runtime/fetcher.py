@@ -1,0 +1,342 @@
+"""Claims due jobs and acknowledges ended ones: when a worker asks Redis, for which queues, and how much at once.
+
+Jobs that have ended and slots that have become free go in one call (ack_and_claim.lua). While that is on its way, the
+jobs that end next gather for the one after. So the end of a lone job is acknowledged at once, and a thousand at a time
+share their round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from redis.exceptions import RedisError
+
+from worker.queue.invalidations import InvalidationListener
+from worker.queue.outage_log import OutageLog
+from worker.queue.store import Ack, Claim, FetchResult, QueueStore, Shares
+from worker.runtime.leases import Leases
+from worker.runtime.operator_state import OperatorState
+from worker.runtime.server_retry import WorkerState
+
+#: Longest wait for word of a change: if that was lost, this is the delay that it costs.
+_LONGEST_SLEEP_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 1.0
+_FETCHING = "the queue cannot be asked"
+
+
+class QueueWeights:
+    """The order in which queues are served, and how much is taken from each.
+
+    If weighted, each queue gets its share of the free slots, at least one, and the queue that is served first is drawn
+    anew each time: none is starved, even with a single slot. Slots that one queue does not need go to the others. If
+    strict, the heavier queue gets all that it needs, and the others what remains.
+
+    Args:
+        weights: of each queue, by name.
+        kind: weighted or strict.
+    """
+
+    def __init__(self, weights: Mapping[str, int], kind: Literal["weighted", "strict"] = "weighted") -> None:
+        self.queues = sorted(weights, key=lambda queue: -weights[queue])
+        self._weights = dict(weights)
+        self._total = sum(weights.values())
+        self._strict = kind == "strict" or len(weights) == 1
+
+    def shares(self, slots: int) -> list[tuple[str, int]]:
+        """Return how many jobs to take from each queue, for so many free slots."""
+        if self._strict:
+            return [(queue, slots) for queue in self.queues]
+        drawn = sorted(self.queues, key=lambda queue: random.random() ** (1 / self._weights[queue]), reverse=True)  # noqa: S311
+        parts = [(queue, max(1, slots * self._weights[queue] // self._total)) for queue in drawn]
+        return parts + [(queue, slots) for queue in drawn]
+
+
+class PollTimer:
+    """Waits while there is nothing to do.
+
+    Args:
+        listener: hears of changes in Redis.
+        served_queues: returns the queues that the worker serves now.
+        poll_interval_seconds: between two questions where Redis does not tell of changes.
+
+    Attributes:
+        may_be_due: whether a job may be due.
+    """
+
+    def __init__(
+        self,
+        listener: InvalidationListener,
+        served_queues: Callable[[], Sequence[str]],
+        poll_interval_seconds: float,
+    ) -> None:
+        self.may_be_due = True
+        self._listener = listener
+        self._served_queues = served_queues
+        self._poll_interval_seconds = poll_interval_seconds
+        self._wake = asyncio.Event()
+        #: The loop's time at which the first job of the queues is due; None where Redis has to be asked.
+        self._head_at: float | None = None
+        self._changes = 0
+        #: Fetches, one after the other, that took nothing though something was due.
+        self._empty_polls = 0
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._wake.set()
+
+    def queues_changed(self) -> None:
+        """Note that a queue was written, or that others are served: another job may be due first."""
+        self._head_at = None
+        self._changes += 1
+
+    def fetched(self, claims: int) -> None:
+        """Note how many jobs a fetch has claimed."""
+        self._empty_polls = 0 if claims else self._empty_polls + 1
+
+    async def wait(self, slots: int) -> None:
+        """Wait until a job is due or has ended, or an operator has given an order.
+
+        Args:
+            slots: jobs that could be claimed; with none, a due job does not end the wait.
+        """
+        self._wake.clear()
+        if not self._listener.active:
+            await self._pause(self._poll_interval_seconds)
+            self.may_be_due = True
+            return
+        if not slots:
+            await self._pause(_LONGEST_SLEEP_SECONDS)
+            return
+        loop = asyncio.get_running_loop()
+        if self._head_at is None:
+            seconds = await self._seconds_to_head()
+            if seconds is None:
+                return
+            self._head_at = loop.time() + seconds
+        seconds = self._head_at - loop.time()
+        if seconds > 0:
+            self._empty_polls = 0
+            await self._pause(min(seconds, _LONGEST_SLEEP_SECONDS))
+        elif self._empty_polls > 1:
+            # A worker of stock arq runs it: there, a running job stays due. Word of a change ends the pause.
+            await self._pause(self._poll_interval_seconds)
+        if self._head_at is not None and self._head_at <= loop.time():
+            self.may_be_due = True
+        if not self._wake.is_set():
+            self._head_at = None  # by then it is another one; and word of a change may have been lost
+
+    async def _seconds_to_head(self) -> float | None:
+        """Return the seconds until the first job is due; None where that has just changed, or Redis is away."""
+        changes = self._changes
+        try:
+            heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._served_queues()]
+            [now, *found] = await self._listener.read(("TIME",), *heads)
+        except RedisError:
+            return None  # the listener has lost its connection: polling from now on
+        if changes != self._changes:
+            return None
+        first = min((float(head[1]) for head in found if head), default=math.inf)
+        return first / 1000 - int(now[0]) - int(now[1]) / 1e6
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait to be woken, or for the time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+
+class AckBatcher:
+    """Gathers the ends of jobs for the next call.
+
+    Args:
+        store: the queues.
+        leases: of the jobs: an end that Redis has is the end of its lease here.
+        wake: called when there is something to send.
+    """
+
+    def __init__(self, store: QueueStore, leases: Leases, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._leases = leases
+        self._wake = wake
+        self._waiting: list[tuple[Ack, asyncio.Future[bool]]] = []
+        self._sent: list[tuple[Ack, asyncio.Future[bool]]] = []
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs whose end is to be sent."""
+        return len(self._waiting)
+
+    def acknowledge(self, ack: Ack) -> asyncio.Future[bool]:
+        """Send the end of a job with the next call.
+
+        Returns:
+            When Redis has it: whether the job was this worker's.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((ack, done))
+        self._wake()
+        return done
+
+    def is_pending(self, run_id: str) -> bool:
+        """Tell whether the end of a job is to be sent, or is on its way."""
+        return any(ack.claim.run_id == run_id for acks in (self._sent, self._waiting) for ack, _ in acks)
+
+    async def send(self, slots: int, shares: Shares) -> FetchResult:
+        """Acknowledge what has ended, and claim what is due; see `QueueStore.turn`.
+
+        Raises:
+            RedisError: it did not answer. The ends are sent with the next call: that is idempotent.
+        """
+        self._sent, self._waiting = self._waiting, []
+        try:
+            fetched = await self._store.turn([ack for ack, _ in self._sent], slots, shares)
+        except BaseException:
+            self._sent, self._waiting = [], self._sent + self._waiting
+            raise
+        sent, self._sent = self._sent, []
+        for ack, done in sent:
+            run_id = ack.claim.run_id
+            # Before anything else runs: a renewal that is asked now would find that Redis does not know the job, which
+            # then looks like one that Redis has lost.
+            self._leases.remove(run_id)
+            if not done.done():
+                done.set_result(run_id not in fetched.refused)
+        return fetched
+
+    def abandon(self, error: RedisError) -> None:
+        """Leave what could not be acknowledged to the leases of its jobs."""
+        waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            if not done.done():
+                done.set_exception(error)
+
+
+class Fetcher:
+    """Decides when to ask Redis, and asks.
+
+    Args:
+        store: the queues.
+        listener: hears of changes in Redis.
+        operator_state: which queues are paused.
+        leases: renewed first after Redis was away.
+        outage: logs that Redis is away.
+        weights: of the queues.
+        state: of the worker.
+        poll_interval_seconds: between two questions where Redis does not tell of changes.
+        lease_seconds: life of a lease.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: QueueStore,
+        listener: InvalidationListener,
+        operator_state: OperatorState,
+        leases: Leases,
+        outage: OutageLog,
+        weights: QueueWeights,
+        state: WorkerState,
+        poll_interval_seconds: float,
+        lease_seconds: float,
+    ) -> None:
+        self._listener = listener
+        self._operator_state = operator_state
+        self._leases = leases
+        self._outage = outage
+        self._weights = weights
+        self._state = state
+        self._lease_seconds = lease_seconds
+        self.timer = PollTimer(listener, self.served_queues, poll_interval_seconds)
+        self.acks = AckBatcher(store, leases, self.timer.wake)
+        self._last_served = weights.queues
+        self._failures = 0
+        self._away_since = 0.0
+        #: The loop's time before which nothing is claimed: other workers renew what they run first.
+        self._claims_at = 0.0
+
+    @property
+    def queues(self) -> list[str]:
+        """All queues of this worker."""
+        return self._weights.queues
+
+    def served_queues(self) -> list[str]:
+        """Return the queues that are not paused."""
+        operators = self._operator_state
+        if not operators.paused:
+            return self._weights.queues
+        return [queue for queue in self._weights.queues if not operators.is_queue_paused(queue)]
+
+    def check_served_queues(self) -> None:
+        """Note whether an operator has paused or resumed a queue."""
+        served = self.served_queues()
+        if served != self._last_served:
+            self._last_served = served
+            self.timer.may_be_due = True
+            self.timer.queues_changed()
+            self.timer.wake()
+
+    def claimable(self, free_slots: int) -> int:
+        """Return how many jobs may be claimed now, of those for which there are slots."""
+        if asyncio.get_running_loop().time() < self._claims_at or not self.served_queues():
+            return 0
+        return max(0, free_slots + self.acks.waiting)
+
+    def has_work(self, slots: int) -> bool:
+        """Tell whether there is something to ask Redis for, with so many free slots."""
+        return bool(self._failures or self.acks.waiting or (slots and self.timer.may_be_due))
+
+    async def fetch(self, slots: int) -> list[Claim]:
+        """Acknowledge what has ended, and claim up to `slots` due jobs; if Redis does not answer, pause."""
+        timer = self.timer
+        if self._failures:
+            slots = 0
+        timer.may_be_due = timer.may_be_due and not slots
+        try:
+            fetched = await self.acks.send(slots, self._shares(slots))
+        except RedisError as error:
+            await self._pause_after(error)
+            return []
+        if self._failures:
+            await self._recover()
+        timer.fetched(len(fetched.claims))
+        if fetched.claims and fetched.ordered:
+            await self._operator_state.refresh(now=True)
+        if slots and len(fetched.claims) >= slots:
+            timer.may_be_due = True
+        return fetched.claims
+
+    def _shares(self, slots: int) -> list[tuple[str, int]]:
+        shares = self._weights.shares(slots)
+        if not self._operator_state.paused:
+            return shares
+        served = self.served_queues()
+        return [(queue, most) for queue, most in shares if queue in served]
+
+    async def _pause_after(self, error: RedisError) -> None:
+        self._outage.failed(_FETCHING, error)
+        if not self._failures:
+            self._away_since = asyncio.get_running_loop().time()
+        self._failures += 1
+        self.timer.may_be_due = True
+        if self._state.is_shutdown_forced:
+            self.acks.abandon(error)
+        # Not a pause that something ends: whatever happens meanwhile, Redis is not asked more often.
+        await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._failures, 10)))
+
+    async def _recover(self) -> None:
+        """Continue after a time without Redis, in which leases of workers that live may have expired: they go first."""
+        self._failures = 0
+        loop = asyncio.get_running_loop()
+        self._outage.answered(_FETCHING)
+        self._leases.renew_now()
+        await self._listener.reopen()
+        if loop.time() - self._away_since > self._lease_seconds / 3:
+            patience = self._lease_seconds / 2
+            self._claims_at = loop.time() + patience
+            loop.call_later(patience, self.timer.wake)

@@ -1,0 +1,93 @@
+"""Repeat a step until its server has taken it: how the end of a job survives a Redis or PostgreSQL that is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.db.errors import is_unavailable
+from worker.queue.outage_log import OutageLog
+
+T = TypeVar("T")
+
+_DATABASE_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
+_REDIS_PAUSES = (0.2, 0.5, 1.0)
+
+
+@dataclass
+class WorkerState:
+    """What all parts of one worker have to know of it.
+
+    Attributes:
+        name: of the worker, as operators see it.
+        is_draining: whether it stops: jobs leave at their next boundary.
+        is_shutdown_forced: whether it stops at once: no server is waited for any more.
+    """
+
+    name: str
+    is_draining: bool = False
+    is_shutdown_forced: bool = False
+
+
+class ServerRetry:
+    """Repeats steps while their server is away. Each step has to be idempotent.
+
+    Args:
+        state: of the worker; a forced shutdown ends the repetition.
+        outage: logs that Redis is away.
+    """
+
+    def __init__(self, state: WorkerState, outage: OutageLog) -> None:
+        self._state = state
+        self._outage = outage
+
+    async def redis(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step until Redis has taken it.
+
+        Args:
+            name: of the job, for the log.
+            operation: the step.
+
+        Raises:
+            RedisError: the shutdown is forced and Redis does not answer.
+        """
+        try:
+            return await operation()
+        except RedisError as error:
+            return await self._repeat(f"{name} cannot go on", operation, error)
+
+    async def _repeat(self, who: str, operation: Callable[[], Awaitable[T]], error: RedisError) -> T:
+        try:
+            for pause in chain(_REDIS_PAUSES, repeat(_REDIS_PAUSES[-1])):
+                if self._state.is_shutdown_forced:
+                    raise error
+                self._outage.failed(who, error)
+                await asyncio.sleep(pause)
+                try:
+                    return await operation()
+                except RedisError as again:
+                    error = again
+            raise AssertionError
+        finally:
+            self._outage.answered(who)
+
+    async def database(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step of the ledger for some seconds while PostgreSQL is away.
+
+        Raises:
+            SQLAlchemyError: it failed for another reason, or PostgreSQL stays away.
+        """
+        for pause in _DATABASE_PAUSES:
+            try:
+                return await operation()
+            except (SQLAlchemyError, OSError) as error:
+                if not is_unavailable(error):
+                    raise
+                await asyncio.sleep(pause)
+        return await operation()

@@ -1,0 +1,292 @@
+"""From settings to a worker: the one place where all parts of the runtime meet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.attempt.offload import JobPools
+from worker.db.engine import Database
+from worker.db.migrate import check_migrated
+from worker.job.middleware import Middleware, RunHook, run_hooks
+from worker.job.propagation import current_job
+from worker.job.registry import Registry
+from worker.ledger import Ledger
+from worker.queue.connection import DedicatedConnection, connection_pool
+from worker.queue.invalidations import InvalidationListener
+from worker.queue.outage_log import OutageLog, unavailable
+from worker.queue.retry_command import retry_ordered
+from worker.queue.store import QueueStore
+from worker.runtime.completer import Completer, ResultEncoder, encode_execution_result
+from worker.runtime.executor import Executor
+from worker.runtime.fetcher import Fetcher, QueueWeights
+from worker.runtime.health import Counters, HealthRecorder
+from worker.runtime.leases import Leases
+from worker.runtime.limiter import Limiter
+from worker.runtime.log_sampling import SampledLogger
+from worker.runtime.maintenance import Chore, Maintenance
+from worker.runtime.observer import Observer
+from worker.runtime.operator_state import OperatorState
+from worker.runtime.pruner import Pruner
+from worker.runtime.rescuer import Rescuer
+from worker.runtime.scheduler import Scheduler
+from worker.runtime.server_retry import ServerRetry, WorkerState
+from worker.runtime.worker import Worker
+from worker.settings import Settings
+
+logger = logging.getLogger("longhaul.worker")
+
+
+def worker_name(settings: Settings) -> str:
+    """Return the name of this worker: that of the settings, or host and process id."""
+    return settings.worker.name or f"{socket.gethostname()[-30:]}-{os.getpid()}"
+
+
+def connect_redis(settings: Settings) -> Redis:
+    """Return a client of Redis; nothing is sent yet."""
+    return Redis(connection_pool=connection_pool(settings))
+
+
+async def check_redis(redis: Redis, settings: Settings) -> None:
+    """Check that Redis answers.
+
+    Raises:
+        ServerUnavailable: it does not.
+    """
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        raise unavailable(settings, error, "start Redis or Valkey there, or set REDIS_URL") from error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a worker of any kind is made of. Each gets those that it needs; none gets all."""
+
+    settings: Settings
+    registry: Registry
+    state: WorkerState
+    redis: Redis
+    database: Database
+    ledger: Ledger
+    store: QueueStore
+    outage: OutageLog
+    observer: Observer
+    listener: InvalidationListener
+    operator_state: OperatorState
+    leases: Leases
+    limiter: Limiter
+    fetcher: Fetcher
+    servers: ServerRetry
+    log: SampledLogger
+    counters: Counters
+    pools: JobPools
+
+    def build_executor(self, hooks: Sequence[RunHook] = ()) -> Executor:
+        """Return what runs `@job` functions, each attempt within the hooks, outermost first."""
+        return Executor(
+            settings=self.settings,
+            registry=self.registry,
+            database=self.database,
+            ledger=self.ledger,
+            store=self.store,
+            limiter=self.limiter,
+            operator_state=self.operator_state,
+            observer=self.observer,
+            log=self.log,
+            servers=self.servers,
+            state=self.state,
+            pools=self.pools,
+            run_hooks=hooks,
+        )
+
+    def build_completer(self, encode: ResultEncoder = encode_execution_result) -> Completer:
+        """Return what writes outcomes."""
+        return Completer(
+            rules=self.settings.worker,
+            registry=self.registry,
+            ledger=self.ledger,
+            store=self.store,
+            acknowledge=self.fetcher.acks.acknowledge,
+            limiter=self.limiter,
+            leases=self.leases,
+            observer=self.observer,
+            log=self.log,
+            servers=self.servers,
+            encode=encode,
+        )
+
+    def build_ledger_chores(self) -> list[Chore]:
+        """Return the chores of a worker that has a ledger."""
+        rules, rescuer = self.settings.worker, Rescuer(self.ledger, self.store, self.settings)
+        pruner = Pruner(self.store, self.ledger, rules)
+
+        async def retry_runs() -> None:
+            for run_id in self.operator_state.retried:  # the first worker that comes does it
+                await retry_ordered(self.redis, self.ledger, run_id)
+
+        return [
+            Chore("rescue", rescuer.run, interval_seconds=rules.rescue_interval_seconds),
+            Chore("prune", pruner.look),
+            Chore("retry", retry_runs),
+        ]
+
+    def build_worker(self, *, scheduler: Scheduler, chores: Sequence[Chore], **options: Any) -> Worker:
+        """Return the worker.
+
+        Args:
+            scheduler: cron.
+            chores: what is done beside the jobs.
+            options: of `Worker`: what is not one of these parts.
+        """
+        return Worker(
+            settings=self.settings,
+            state=self.state,
+            redis=self.redis,
+            database=self.database,
+            store=self.store,
+            listener=self.listener,
+            operator_state=self.operator_state,
+            leases=self.leases,
+            fetcher=self.fetcher,
+            observer=self.observer,
+            maintenance=Maintenance(chores, self.state, self.outage),
+            scheduler=scheduler,
+            counters=self.counters,
+            log=self.log,
+            pools=self.pools,
+            job_names=list(self.registry),
+            **options,
+        )
+
+
+def build_parts(
+    settings: Settings,
+    registry: Registry,
+    *,
+    observer: Observer,
+    redis: Redis,
+    outage: OutageLog,
+    keep_expiry: bool = False,
+    obeys_aborts: bool = True,
+) -> Parts:
+    """Make the parts of a worker; nothing is connected yet.
+
+    Args:
+        settings: of the process.
+        registry: the jobs that the worker knows.
+        observer: hears what happens.
+        redis: connection of the worker.
+        outage: logs that Redis is away; shared with the observer.
+        keep_expiry: whether a payload keeps its expiry when it is claimed: arq's rule.
+        obeys_aborts: whether stock arq clients may abort.
+    """
+    rules, name = settings.worker, worker_name(settings)
+    # Two processes can have one name, e.g. in containers of one host name: the owner of a lease is this process.
+    owner = f"{name}:{secrets.token_hex(4)}"
+    state = WorkerState(name)
+    database = Database(settings, name, job_name=current_job.get)
+    store = QueueStore(
+        redis,
+        owner,
+        rules.lease_seconds,
+        DedicatedConnection(settings),
+        queue_limits=rules.queue_limits,
+        keep_expiry=keep_expiry,
+    )
+    listener = InvalidationListener(settings, outage)
+    operator_state = OperatorState(redis, listener, outage, obeys_aborts=obeys_aborts)
+    leases = Leases(settings, owner, outage)
+    fetcher = Fetcher(
+        store=store,
+        listener=listener,
+        operator_state=operator_state,
+        leases=leases,
+        outage=outage,
+        weights=QueueWeights(rules.queues or {rules.queue: 1}, rules.queue_order),
+        state=state,
+        poll_interval_seconds=rules.poll_interval_seconds,
+        lease_seconds=rules.lease_seconds,
+    )
+    return Parts(
+        settings=settings,
+        registry=registry,
+        state=state,
+        redis=redis,
+        database=database,
+        ledger=Ledger(database, name),
+        store=store,
+        outage=outage,
+        observer=observer,
+        listener=listener,
+        operator_state=operator_state,
+        leases=leases,
+        limiter=Limiter(redis),
+        fetcher=fetcher,
+        servers=ServerRetry(state, outage),
+        log=SampledLogger(logging.getLogger("longhaul.jobs")),
+        counters=Counters(),
+        pools=JobPools(max_threads=rules.max_threads, max_processes=rules.max_job_processes),
+    )
+
+
+def build_worker(
+    settings: Settings,
+    registry: Registry,
+    *,
+    observer: Observer | None = None,
+    burst: bool = False,
+    redis: Redis | None = None,
+    outage: OutageLog | None = None,
+    middleware: Sequence[Middleware] = (),
+) -> Worker:
+    """Return a worker for `@job` functions; nothing is connected yet.
+
+    Args:
+        settings: of the process.
+        registry: the jobs that it knows.
+        observer: hears what happens; nobody by default.
+        burst: end when nothing is due.
+        redis: its connection; one from the settings by default. The worker closes it.
+        outage: logs that Redis is away; to be shared with the observer.
+        middleware: around each attempt, the first outermost.
+    """
+    parts = build_parts(
+        settings,
+        registry,
+        observer=observer or Observer(),
+        redis=redis or connect_redis(settings),
+        outage=outage or OutageLog(),
+    )
+    scheduler = Scheduler(registry, parts.ledger, parts.store, settings.worker)
+    health = HealthRecorder(parts.redis, settings.worker.queue, parts.counters, lambda: parts.leases.count)
+
+    async def check_servers() -> None:
+        await check_redis(parts.redis, settings)
+        await parts.database.check()
+        await check_migrated(parts.database)
+        warning = settings.pool_warning()
+        if warning:
+            logger.warning(warning)
+
+    return parts.build_worker(
+        scheduler=scheduler,
+        chores=[
+            Chore("cron", scheduler.look),
+            *parts.build_ledger_chores(),
+            Chore("health", health.record, interval_seconds=health.interval_seconds, while_draining=True),
+        ],
+        executor=parts.build_executor(run_hooks(middleware)),
+        completer=parts.build_completer(),
+        health=health,
+        check_servers=check_servers,
+        burst=burst,
+    )
