@@ -45,8 +45,8 @@ async def test_a_run_is_paused_shown_resumed_and_retried(
         assert (await cli("resume", "*")).returncode == 0
         assert await run.result(timeout=5) == 50
         listed = json.loads((await cli("runs", "--json")).stdout)
-        assert [(one["id"], one["state"], one["rows"]) for one in listed["runs"]] == [("w1", "succeeded", 50)]
-        shown = (await cli("runs", "--id", "w1")).stdout
+        assert [(one["id"], one["state"], one["rows"]) for one in listed] == [("w1", "succeeded", 50)]
+        shown = (await cli("runs", "show", "w1")).stdout
         assert "1-chunks" in shown
         refused = await cli("retry", "w1", "--from-start", stdin="n\n")
         assert refused.returncode == 1
@@ -54,7 +54,7 @@ async def test_a_run_is_paused_shown_resumed_and_retried(
         assert again.returncode == 0
 
         async def done_again() -> bool:
-            found = json.loads((await cli("runs", "--json")).stdout)["runs"]
+            found = json.loads((await cli("runs", "--json")).stdout)
             return bool(found[0]["state"] == "succeeded")
 
         await until(done_again)
@@ -68,13 +68,16 @@ async def test_a_dead_letter_is_listed_and_retried(
     run = await client.enqueue(die)
     async with working(fast, die):
         await until_status(run, "dead")
-    listed = json.loads((await cli("runs", "--json")).stdout)
-    assert listed["dead_letters"][run.id]["error"] == "NonRetryableError: no"
+    [letter] = json.loads((await cli("dead", "--json")).stdout)
+    assert (letter["id"], letter["error"]) == (run.id, "NonRetryableError: no")
+    shown = (await cli("runs", "show", run.id)).stdout
+    assert f"{run.id}: dead: NonRetryableError: no (not in the ledger)" in shown
+    assert "Traceback (most recent call last)" in shown
     assert (await cli("retry", run.id)).returncode == 0
     assert await run.status() == "waiting"
     assert (await cli("cancel", run.id)).returncode == 0
     assert (await cli("cancel", "nobody")).returncode == 1
-    assert "no ended run" in error_line(await cli("retry", "nobody"))
+    assert "neither an ended run nor dead: nobody" in error_line(await cli("retry", "nobody"))
 
 
 async def test_enqueue_checks_the_arguments_where_it_knows_the_job(
@@ -171,13 +174,12 @@ async def test_runs_explains_a_missing_database(cli: CommandLine, servers: Servi
     assert "create the database, or correct database.url" in error_line(ran)
 
 
-async def test_watch_and_runs_show_waiting_runs_and_pause_notices_a_typing_error(
+async def test_status_and_runs_show_waiting_runs_and_pause_notices_a_typing_error(
     cli: CommandLine, redis: Redis, database: Database
 ) -> None:
-    assert "nothing is running; 0 waiting, 0 deferred" in (await cli("watch", "--once")).stdout
-    assert (await cli("watch", "--once", "--json")).stdout == ""
+    assert "0 waiting, 0 deferred, 0 running" in (await cli("status")).stdout
     assert (await cli("enqueue", "retire_hamlets", "--id", "h1", "--delay", "60")).returncode == 0
-    told = await cli("runs", "--id", "h1")
+    told = await cli("runs", "show", "h1")
     assert (told.returncode, told.stdout) == (0, "h1: deferred (not in the ledger)\n")
     assert "h1" in (await cli("status")).stdout
     paused = (await cli("pause", "retire_hamlets", "h1", "retire_hamlet")).stdout
@@ -188,7 +190,7 @@ async def test_watch_and_runs_show_waiting_runs_and_pause_notices_a_typing_error
     assert wrong.returncode == 2
     assert (await cli("pace", "h1", "--max-rows-per-second", "5")).returncode == 0
     assert await redis.hgetall("worker:pace") == {b"h1": b"5"}
-    assert (await cli("pace", "h1", "--none")).returncode == 0
+    assert (await cli("pace", "h1", "--reset")).returncode == 0
     assert await redis.hgetall("worker:pace") == {}
 
 

@@ -39,10 +39,10 @@ async def test_due_times_last_runs_and_one_run_now(
     assert (line["run"], line["state"]) == (run_id, "waiting")
     assert datetime.fromisoformat(line["last"]) <= now
     await redis.flushall()
-    assert (await listed(cli))[0]["state"] == "not known any more"
+    assert (await listed(cli))[0]["state"] == "deleted"
     assert "deactivate_dormant_users" in (await cli("cron")).stdout
 
-    by_hand = await cli("cron", "run", "deactivate_dormant_users")
+    by_hand = await cli("cron", "trigger", "deactivate_dormant_users")
     assert await redis.zrange("arq:queue", 0, -1) == [by_hand.stdout.strip().encode()]
     assert (await listed(cli))[0]["run"] == run_id  # the due times are what they were
 
@@ -55,7 +55,7 @@ async def listed(cli: CommandLine) -> list[dict[str, Any]]:
 
 
 async def test_a_job_without_a_line_or_an_unknown_one_is_refused(cli: CommandLine) -> None:
-    plain = await cli("cron", "run", "retire_hamlets")
+    plain = await cli("cron", "trigger", "retire_hamlets")
     assert (plain.returncode, "worker enqueue retire_hamlets" in error_line(plain)) == (2, True)
-    unknown = await cli("cron", "run", "nobody")
+    unknown = await cli("cron", "trigger", "nobody")
     assert unknown.returncode == 2

@@ -64,7 +64,7 @@ async def some_dead(database: Database, client: Client, fast: Settings, redis: R
 
 
 async def listed(cli: CommandLine, *options: str) -> dict[str, dict[str, Any]]:
-    ran = await cli("dead", "list", "--json", *options)
+    ran = await cli("dead", "--json", *options)
     assert ran.returncode == 0, ran.stderr
     return {one["id"]: one for one in json.loads(ran.stdout)}
 
@@ -77,7 +77,7 @@ async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(c
         "w1": ("brittle_walk", True),
         "broken": ("", False),
     }
-    assert (letters["b2"]["arguments"], letters["b2"]["tries"]) == ({"number": 2}, 1)
+    assert (letters["b2"]["arguments"], letters["b2"]["attempts"]) == ({"number": 2}, 1)
     for name, error in (("b2", "NonRetryableError: brittle 2"), ("w1", "NonRetryableError: brittle walk")):
         assert letters[name]["error"].startswith(error)
         assert 'raise NonRetryableError(f"brittle' in letters[name]["traceback"] or name == "w1"
@@ -85,7 +85,7 @@ async def test_all_of_them_are_listed_with_arguments_error_traceback_and_tries(c
     shown = (await cli("dead", "show", "b2")).stdout
     assert 'arguments: {"number": 2}' in shown
     assert "Traceback (most recent call last)" in shown
-    assert "w1" in (await cli("dead", "list")).stdout
+    assert "w1" in (await cli("dead")).stdout
     # Redis alone shows them all, too.
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"b1", b"b2", b"broken", b"w1"]
     times = await redis.zrange(keys.DEAD_AT, 0, -1, withscores=True)
@@ -113,11 +113,11 @@ async def test_they_go_back_one_by_one_by_job_or_all(
 ) -> None:
     cured["yes"] = True
     async with working(fast, brittle, brittle_walk):
-        assert "in the queue again: b1" in (await cli("dead", "retry", "b1")).stdout
+        assert "b1: enqueued again" in (await cli("retry", "b1")).stdout
         assert await client.run("b1").result(timeout=10) == 1
-        assert "in the queue again: b2" in (await cli("dead", "retry", "--job", "brittle")).stdout
+        assert "enqueued again: b2" in (await cli("retry", "--job", "brittle")).stdout
         assert await client.run("b2").result(timeout=10) == 2
-        assert (await cli("dead", "retry", "--all")).returncode == 0
+        assert (await cli("retry", "--all")).returncode == 0
         assert await client.run("w1").result(timeout=10) == 50
         await until(lambda: redis.hexists(keys.DEAD, "broken"))  # it is no better than before
     assert list(await listed(cli)) == ["broken"]
@@ -135,19 +135,23 @@ async def test_they_are_forgotten(cli: CommandLine, redis: Redis, database: Data
     assert await redis.exists(keys.DEAD, keys.DEAD_AT) == 0
     async with database.session() as session:
         assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
-    assert "nothing has failed" in (await cli("dead", "list")).stdout
+    assert "no dead run" in (await cli("dead")).stdout
 
 
 async def test_what_cannot_be_is_one_line(cli: CommandLine) -> None:
     for arguments, code, message in (
-        (["retry", "nobody"], 1, "not dead: nobody"),
-        (["delete", "nobody"], 1, "not dead: nobody"),
-        (["show", "nobody"], 1, "has not failed for good"),
+        (["retry", "nobody"], 1, "neither an ended run nor dead: nobody"),
+        (["dead", "delete", "nobody"], 1, "not dead: nobody"),
+        (["dead", "show", "nobody"], 1, "nobody is not dead"),
         (["retry"], 2, "give run ids"),
-        (["delete", "b1", "--all"], 2, "give run ids"),
-        (["list", "--older-than", "week"], 2, "write e.g."),
+        (["retry", "b1", "--all"], 2, "give run ids"),
+        (["retry", "--all", "--from-start"], 2, "--from-start takes run ids"),
+        (["retry", "b1", "--quarantined", "--from-start"], 2, "--quarantined takes run ids"),
+        (["dead", "delete", "b1", "--all"], 2, "give run ids"),
+        (["dead", "--older-than", "week"], 2, "write e.g."),
+        (["dead", "--older-than", "999999999d"], 2, "before the calendar begins"),
     ):
-        ran = await cli("dead", *arguments)
+        ran = await cli(*arguments)
         assert (ran.returncode, message in error_line(ran)) == (code, True)
 
 

@@ -43,21 +43,25 @@ async def test_rows_are_listed_shown_retried_and_discarded(
         run = await client.enqueue(two_loops.options(id="q"), add=1)
         assert await run.result(timeout=20) == 117
         assert await count_seen(database) == {100: 3, 101: 57}
-        listed = json.loads((await cli("quarantine", "list", "--json")).stdout)
+        listed = json.loads((await cli("quarantine", "--json")).stdout)
         assert sorted(row["key"] for row in listed) == [[7], [8], [31]]
         shown = (await cli("quarantine", "show", str(listed[0]["id"]))).stdout
         assert "ValueError: bad: 31" in shown
         assert '"name": "n31"' in shown
         bad.discard(7)
         bad.discard(8)
-        again = (await cli("quarantine", "retry", "q")).stdout.strip()
+        again = (await cli("retry", "q", "--quarantined")).stdout.strip()
         assert again.startswith("q:retry:one:")
         assert await client.run(again).result(timeout=20) == 2
         assert await count_seen(database) == {100: 1, 101: 59}
-    left = json.loads((await cli("quarantine", "list", "--json")).stdout)
+    left = json.loads((await cli("quarantine", "--json")).stdout)
     assert [(row["run_id"], row["key"]) for row in left] == [(again, [31])]  # set aside once more, by the new run
-    assert "1 rows discarded" in (await cli("quarantine", "discard", str(left[0]["id"]))).stdout
-    assert "no row is in quarantine" in (await cli("quarantine", "list")).stdout
-    for arguments in (["retry", "q"], ["show", "1"], ["discard", "--run", "q"]):
-        ran = await cli("quarantine", *arguments)
+    assert "1 rows deleted" in (await cli("quarantine", "delete", str(left[0]["id"]))).stdout
+    assert "no quarantined row" in (await cli("quarantine")).stdout
+    for arguments in (
+        ["retry", "q", "--quarantined"],
+        ["quarantine", "show", "1"],
+        ["quarantine", "delete", "--run", "q"],
+    ):
+        ran = await cli(*arguments)
         assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)

@@ -1,4 +1,4 @@
-"""The Typer application: options of all commands, and errors as one line with an exit code."""
+"""The Typer application: the options before a command, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
+from worker.cli.output import prepare_streams, print_line, printable
 from worker.db.engine import Database, unavailable
 from worker.db.errors import is_unavailable, sqlstate
 from worker.errors import (
@@ -51,30 +52,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-#: Without a terminal a table is as wide as it likes: grep reads it, and nobody wraps lines for it.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 class State:
-    """What the options before the command say; read when a command first asks."""
+    """The options before the command. A command reads the settings with `load`."""
 
     def __init__(self) -> None:
         self.file: str | None = None
         self.sets: list[str] = []
 
     def load(self, more: dict[str, dict[str, Any]] | None = None) -> tuple[Settings, Origins]:
-        """Return the settings in force, with those of the command line last.
+        """Return the settings in force, and their sources.
+
+        Args:
+            more: Settings that the command's own options set, by section and field; None leaves a field as it is.
 
         Raises:
-            SettingsError: one is wrong.
+            SettingsError: A setting is wrong.
         """
         overrides: dict[str, dict[str, Any]] = {}
         for text in self.sets:
             name, equals, value = text.partition("=")
             section, dot, field = name.partition(".")
-            if not equals or not dot:
+            if not equals or not dot or not field:
                 raise SettingsError(f"--set {text}: write --set section.field=value, e.g. --set worker.max_jobs=4")
             overrides.setdefault(section, {})[field] = _value(value)
         for section, fields in (more or {}).items():
@@ -87,17 +88,31 @@ class State:
 state = State()
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        try:
+            print_line(f"longhaul-worker {version('longhaul-worker')}")
+        except PackageNotFoundError:  # a source tree that was never installed
+            print_line("longhaul-worker (not installed)")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     settings: Annotated[str | None, typer.Option(help="Settings file instead of settings.toml.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.field=value; wins over all else.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value; overrides file and environment.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Longhaul: a background worker for jobs that walk whole tables."""
     state.file, state.sets = settings, set_ or []
 
 
 def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
-    """Run a command's coroutine; what a database without our tables, or none at all, raises becomes one line."""
+    """Run the coroutine of a command. Errors of a database without a ledger, or without an answer, are explained."""
     try:
         return asyncio.run(operation)
     except (SQLAlchemyError, OSError) as error:
@@ -108,7 +123,7 @@ def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
 
 
 def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
-    """Return what an error of the database means to an operator; itself where that is no more than it says."""
+    """Return the meaning of a database error to an operator, or the error itself if there is nothing to add."""
     if sqlstate(error) in _UNDEFINED_TABLE:
         return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
     if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
@@ -117,33 +132,29 @@ def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
 
 
 def open_database(settings: Settings) -> Database:
-    """Return the database of a command: few connections, named after the command line."""
+    """Return the database of a command, which uses few connections."""
     small = settings.model_copy(
         update={"database": settings.database.model_copy(update={"pool_size": 1, "max_overflow": 2})}
     )
     return Database(small, "cli")
 
 
-def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
-
-
 def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
     """Print one line to standard error, and return the exit to raise."""
-    sys.stderr.write(f"worker: {message}\n")
+    _print_error(message)
     return typer.Exit(code)
 
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
+    prepare_streams()
     try:
         app(standalone_mode=True)
     except LonghaulError as error:
-        sys.stderr.write(f"worker: {error}\n")
+        _print_error(str(error))
         return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)
     except SQLAlchemyError as error:
-        sys.stderr.write(f"worker: {format_error(error)}\n")
+        _print_error(format_error(error))
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 130
@@ -152,11 +163,16 @@ def main() -> int:
     return 0
 
 
+def _print_error(message: str) -> None:
+    lines = (printable(line) for line in message.split("\n"))
+    sys.stderr.write("worker: " + "\n".join(lines) + "\n")
+
+
 def _value(text: str) -> Any:
-    """Read a value of --set: JSON where it is a list, the text otherwise (pydantic makes numbers of it)."""
-    if text.startswith("["):
+    """Return a value of --set: JSON if it is a list or a mapping, else the text, which pydantic converts."""
+    if text.startswith(("[", "{")):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text

@@ -2,137 +2,228 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
+from redis.asyncio import Redis
 
-from worker.cli.app import EXIT_FAILED, Json, app, fail, open_database, out, print_json, run_async, state
-from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError
+from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.dead import All, OfJob, OlderThan, RunIds, choose_dead, print_changed, with_redis_and_ledger
+from worker.cli.output import print_json, print_line, printable
+from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
 from worker.job.registry import discover
 from worker.ledger import Ledger
 from worker.queue import commands as operator_commands
 from worker.queue import keys
 from worker.queue.client import Client
-from worker.queue.retry_command import retry_run
+from worker.queue.dead_letters import dead_letters
+from worker.queue.overview import overview
+from worker.queue.retry_command import retry_quarantined, retry_run
+from worker.queue.run import Run
 from worker.settings import Settings
 
 T = TypeVar("T")
 
-Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, or * for every job.")]
-RunIds = Annotated[list[str], typer.Argument(help="Run ids.")]
+Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, queues, or * for all.")]
+
+#: Pause between two looks at the workers while `--wait` waits.
+_LOOK_SECONDS = 5.0
 
 
 @app.command()
 def enqueue(
     job: Annotated[str, typer.Argument(help="Name of the job.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="name=value; the value is JSON, or else text.")] = None,
-    id_: Annotated[str | None, typer.Option("--id", help="Id of the run: the same id twice is one run.")] = None,
-    delay: Annotated[float | None, typer.Option(help="Seconds until it is due.")] = None,
-    at: Annotated[datetime | None, typer.Option(help="Due time (ISO 8601); without a zone the local one.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Another queue.")] = None,
-    priority: Annotated[int | None, typer.Option(help="0 to 9; the higher, the sooner.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
+    id_: Annotated[str | None, typer.Option("--id", help="Id of the run. Enqueueing an id twice is one run.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Seconds until the run is due.")] = None,
+    at: Annotated[datetime | None, typer.Option(help="Due time (ISO 8601); local time unless it has a zone.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Queue; default: worker.queue.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; higher runs first.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run ends, and print its result.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: longest wait in seconds.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put a job into the queue."""
+    """Enqueue a run of a job."""
     if delay is not None and at is not None:
         raise InvalidArguments("enqueue: give --delay or --at, not both")
+    if timeout is not None and not wait:
+        raise InvalidArguments("enqueue: --timeout needs --wait")
     settings, _ = state.load()
-    values = dict(_argument(text) for text in arguments or [])
-    values = _validated(settings, job, values)
+    values = _validated(settings, job, dict(_argument(text) for text in arguments or []))
 
     async def put() -> None:
         async with Client(settings) as client:
             due = at.astimezone() if at is not None else None
             run = await client.enqueue_by_name(job, values, id=id_, delay=delay, at=due, queue=queue, priority=priority)
-            told = {"id": run.id, "new": run.is_new}
-            if not wait:
-                if as_json:
-                    print_json(told)
-                else:
-                    out.print(run.id if run.is_new else f"{run.id} (known already: not enqueued again)")
-                return
-            result = await run.result()
-            print_json(told | {"result": result} if as_json else result)
+            summary = {"id": run.id, "new": run.is_new}
+            if wait:
+                result = await _wait_for(client, settings, run, timeout)
+                print_json(summary | {"result": result} if as_json else result)
+            elif as_json:
+                print_json(summary)
+            else:
+                print_line(run.id if run.is_new else f"{run.id} (already enqueued: this is the same run)")
 
     try:
         run_async(put(), settings)
-    except (JobFailed, JobCancelled) as error:
-        raise fail(str(error), EXIT_FAILED) from None
+    except (JobFailed, JobCancelled, ResultTooLarge, TimeoutError) as error:
+        raise fail(str(error)) from None
+
+
+async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_seconds: float | None) -> Any:
+    """Return the result of a run. Standard error says what is waited for, and whether any worker is there."""
+    watching = asyncio.create_task(_report_waiting(client, settings, run))
+    try:
+        return await run.result(timeout_seconds)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _report_waiting(client: Client, settings: Settings, run: Run[Any]) -> None:
+    """Write a line when what the run waits for changes."""
+    last = ""
+    await asyncio.sleep(1.0)  # most runs have ended by then
+    while True:
+        line = await _waiting_for(client, settings, run)
+        if line != last:
+            sys.stderr.write(f"worker: {printable(line)}\n")
+            last = line
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _waiting_for(client: Client, settings: Settings, run: Run[Any]) -> str:
+    status = await run.status()
+    if status == "running":
+        return f"run {run.id} is running; waiting for its end"
+    seen = await client.command(overview(client.redis, settings))
+    alive = [name for name, worker in seen.workers.items() if worker["state"] != "lost"]
+    if not alive:
+        return f"run {run.id} is {status}, and no worker has been seen: start one with `worker run`"
+    return f"run {run.id} is {status}; {len(alive)} workers are running; waiting for its end"
 
 
 @app.command()
 def pause(targets: Targets) -> None:
-    """Pause runs, jobs, or all: running ones at their next batch boundary."""
+    """Pause runs, jobs, queues, or all. Running walks pause at their next batch boundary."""
     settings, _ = state.load()
     unknown = run_async(_unknown(settings, targets), settings)
-    _give(settings, lambda client: operator_commands.pause(client, targets))
-    out.print(f"paused: {', '.join(targets)}")
+    _with_client(settings, lambda client: operator_commands.pause(client, targets))
+    print_line(f"paused: {', '.join(targets)}")
     if unknown:
-        out.print(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the order is kept")
+        print_line(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the pause is kept")
 
 
 @app.command()
 def resume(targets: Targets) -> None:
-    """Take back a pause."""
+    """Resume what was paused."""
     settings, _ = state.load()
-    if not _give(settings, lambda client: operator_commands.resume(client, targets)):
-        raise fail(f"not paused: {', '.join(targets)}; `worker status` shows what is")
-    out.print(f"resumed: {', '.join(targets)}")
+    if not _with_client(settings, lambda client: operator_commands.resume(client, targets)):
+        raise fail(f"not paused: {', '.join(targets)}; `worker status` lists what is paused")
+    print_line(f"resumed: {', '.join(targets)}")
 
 
 @app.command()
 def pace(
     targets: Targets,
-    max_rows_per_second: Annotated[float | None, typer.Option(min=0.001, help="The new pace.")] = None,
-    none: Annotated[bool, typer.Option("--none", help="Take the order back: the pace of settings and job.")] = False,
+    max_rows_per_second: Annotated[float | None, typer.Option(min=0.001, help="The new limit.")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Return to the limit of settings and job.")] = False,
 ) -> None:
-    """Give walks another pace while they run, from their next batch on."""
-    if (max_rows_per_second is None) is not none:
-        raise InvalidArguments("pace: give --max-rows-per-second, or --none to take it back")
+    """Limit the rows per second of walks while they run, from their next batch on."""
+    if (max_rows_per_second is None) is not reset:
+        raise InvalidArguments("pace: give --max-rows-per-second, or --reset")
     settings, _ = state.load()
-    _give(settings, lambda client: operator_commands.pace(client, targets, max_rows_per_second))
-    shown = "as settings and job say" if max_rows_per_second is None else f"{max_rows_per_second:g} rows/s"
-    out.print(f"pace of {', '.join(targets)}: {shown}")
+    _with_client(settings, lambda client: operator_commands.pace(client, targets, max_rows_per_second))
+    shown = "as settings and job set it" if max_rows_per_second is None else f"{max_rows_per_second:g} rows/s"
+    print_line(f"pace of {', '.join(targets)}: {shown}")
 
 
 @app.command()
-def cancel(runs: RunIds) -> None:
-    """Cancel runs: running ones at their next batch boundary, waiting ones at once."""
+def cancel(runs: Annotated[list[str], typer.Argument(help="Run ids.")]) -> None:
+    """Cancel runs: waiting ones at once, running ones at their next batch boundary."""
     settings, _ = state.load()
-    ended = _give(settings, lambda client: operator_commands.cancel(client, runs))
-    if ended:
-        raise fail(f"neither waiting nor running: {', '.join(ended)}")
-    out.print(f"cancelled: {', '.join(runs)}")
+    gone = _with_client(settings, lambda client: operator_commands.cancel(client, runs))
+    if gone:
+        raise fail(f"neither waiting nor running: {', '.join(gone)}")
+    print_line(f"cancelled: {', '.join(runs)}")
 
 
 @app.command()
 def retry(
-    run_id: Annotated[str, typer.Argument(help="Id of an ended run, or of a dead letter.")],
-    from_start: Annotated[bool, typer.Option("--from-start", help="Do every row again: asks first.")] = False,
+    ids: RunIds = None,
+    job: OfJob = None,
+    older_than: OlderThan = None,
+    all_: All = False,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="Process only the quarantined rows of these runs, in new runs.")
+    ] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Delete the checkpoints and process every row again. Asks first.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Run an ended run again: from its last checkpoint, unless --from-start."""
-    settings, _ = state.load()
-    if from_start and not yes:
-        question = f"Forget the checkpoints of {run_id} and do every row again, also those that are done?"
-        if not typer.confirm(f"{question} (--yes says so beforehand)"):
-            raise fail("nothing was changed")
+    """Retry runs that have ended, walks from their last checkpoint; with --job or --all, dead runs."""
+    if quarantined or from_start:
+        option = "--quarantined" if quarantined else "--from-start"
+        if not ids or job or older_than or all_ or (quarantined and from_start):
+            raise fail(f"retry: {option} takes run ids, and no other selection", EXIT_USAGE)
+    if quarantined:
+        _retry_quarantined(ids or [])
+        return
+    if not ids:
+        chosen = choose_dead("retry", None, job, older_than, all_)
 
-    async def again() -> bool:
+        async def retry_dead(redis: Redis, ledger: Ledger) -> list[str]:
+            letters = await dead_letters(redis, ledger, chosen)
+            return [one.id for one in letters if await retry_run(redis, ledger, one.id, from_start=False)]
+
+        print_changed("enqueued again", None, with_redis_and_ledger(retry_dead))
+        return
+    if job or older_than or all_:
+        raise fail("retry: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
+    if from_start and not yes:
+        question = f"Delete the checkpoints of {', '.join(ids)} and process every row again, done ones included?"
+        if not typer.confirm(f"{question} (--yes skips this)"):
+            raise fail("nothing was changed")
+    _retry_ids(ids, from_start=from_start)
+
+
+def _retry_ids(ids: list[str], *, from_start: bool) -> None:
+    async def again(redis: Redis, ledger: Ledger) -> list[str]:
+        return [one for one in ids if await retry_run(redis, ledger, one, from_start=from_start)]
+
+    done = with_redis_and_ledger(again)
+    where = "from its first row" if from_start else "from its last checkpoint"
+    for run_id in done:
+        print_line(f"{run_id}: enqueued again, {where}")
+    missing = [run_id for run_id in ids if run_id not in done]
+    if missing:
+        raise fail(f"neither an ended run nor dead: {', '.join(missing)}; `worker runs` and `worker dead` list them")
+
+
+def _retry_quarantined(ids: list[str]) -> None:
+    settings, _ = state.load()
+
+    async def again() -> dict[str, list[str]]:
         database = open_database(settings)
         try:
             async with Client(settings) as client:
-                return await retry_run(client.redis, Ledger(database), run_id, from_start=from_start)
+                return {run_id: await retry_quarantined(client, Ledger(database), run_id) for run_id in ids}
         finally:
             await database.close()
 
-    if not run_async(again(), settings):
-        raise fail(f"{run_id} is no ended run and no dead letter; `worker runs` lists them")
-    out.print(f"{run_id}: in the queue again, {'from its first row' if from_start else 'from its last checkpoint'}")
+    made = run_async(again(), settings)
+    for run_ids in made.values():
+        for run_id in run_ids:
+            print_line(run_id)
+    missing = [run_id for run_id, run_ids in made.items() if not run_ids]
+    if missing:
+        raise fail(f"no quarantined row: {', '.join(missing)}; `worker quarantine` lists them")
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -141,23 +232,23 @@ def _argument(text: str) -> tuple[str, Any]:
         raise InvalidArguments(f"{text!r}: write arguments as name=value, e.g. days=90")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
 def _validated(settings: Settings, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Check the arguments where the jobs can be imported here; elsewhere the worker does it."""
+    """Validate the arguments if the jobs can be imported here. Otherwise the worker does."""
     try:
         registry = discover(settings.worker.packages)
     except RegistrationError as error:
-        out.print(f"[dim]{error}: enqueued without a check[/dim]")
+        sys.stderr.write(f"worker: {printable(str(error))}: enqueued without validation\n")
         return values
     job = registry.find(name)
     return job.encode_arguments([], job.decode_arguments([], values))
 
 
 async def _unknown(settings: Settings, targets: list[str]) -> list[str]:
-    """Return the names that are neither `*`, nor of a job that can be imported here, nor of a run in the queue."""
+    """Return the names that are neither `*`, nor a job that can be imported here, nor a run in the queue."""
     try:
         known = set(discover(settings.worker.packages))
     except RegistrationError:
@@ -168,9 +259,9 @@ async def _unknown(settings: Settings, targets: list[str]) -> list[str]:
     return [name for name, is_there in zip(asked, there, strict=True) if not is_there]
 
 
-def _give(settings: Settings, order: Callable[[Client], Awaitable[T]]) -> T:
-    async def give() -> T:
+def _with_client(settings: Settings, operation: Callable[[Client], Awaitable[T]]) -> T:
+    async def run() -> T:
         async with Client(settings) as client:
-            return await order(client)
+            return await operation(client)
 
-    return run_async(give(), settings)
+    return run_async(run(), settings)

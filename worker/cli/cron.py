@@ -1,4 +1,4 @@
-"""`worker cron`, `worker cron run`: when jobs are due, what became of their last runs, and one run now."""
+"""`worker cron`, `worker cron trigger`: the due times of jobs, the runs of the last ones, and an extra run now."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from worker.cli.app import Json, app, open_database, out, print_json, run_async, state
+from worker.cli.app import Json, app, open_database, run_async, state
+from worker.cli.output import print_json, print_line, print_table
 from worker.errors import InvalidArguments
 from worker.job.registry import discover
 from worker.ledger import Ledger
@@ -16,31 +16,31 @@ from worker.queue.client import Client
 from worker.runtime.scheduler import firing_id
 from worker.settings import Settings
 
-cron = typer.Typer(help="When jobs are due, and what became of their last runs.", invoke_without_command=True)
+cron = typer.Typer(help="List due times, or trigger a cron job now.", invoke_without_command=True)
 app.add_typer(cron, name="cron")
 
 
 @cron.callback()
 def list_(context: typer.Context, as_json: Json = False) -> None:
-    """List the cron lines of all jobs: the next due time of each, and the last one with its run."""
+    """List the cron lines of all jobs: the next due time, and the last one with its run."""
     if context.invoked_subcommand is not None:
         return
     settings, _ = state.load()
     lines = run_async(_lines(settings), settings)
     if as_json:
         print_json(lines)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("job", "line", "next", "last", "its run", "state"):
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(line["job"], line["line"], *(line[name] or "" for name in ("next", "last", "run", "state")))
-    out.print(table if lines else "no job has a cron line")
+    elif not lines:
+        print_line("no job has a cron line")
+    else:
+        names = ("job", "line", "next", "last", "run", "state")
+        print_table(names, [tuple(line[name] or "" for name in names) for line in lines])
 
 
 @cron.command()
-def run(job: Annotated[str, typer.Argument(help="Name of a job that has a cron line.")], as_json: Json = False) -> None:
-    """Enqueue one run of a cron job now; its due times stay what they are."""
+def trigger(
+    job: Annotated[str, typer.Argument(help="Name of a job that has a cron line.")], as_json: Json = False
+) -> None:
+    """Enqueue one run of a cron job now. Its due times do not change."""
     settings, _ = state.load()
     known = discover(settings.worker.packages).find(job)
     if not known.schedule:
@@ -55,7 +55,7 @@ def run(job: Annotated[str, typer.Argument(help="Name of a job that has a cron l
     if as_json:
         print_json({"id": run_id})
     else:
-        out.print(run_id, markup=False, soft_wrap=True)
+        print_line(run_id)
 
 
 async def _lines(settings: Settings) -> list[dict[str, Any]]:
@@ -86,14 +86,14 @@ async def _lines(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _fired(last: datetime | None) -> datetime | None:
-    """Return the last due time; None where the ledger has only the moment at which the line was first seen."""
+    """Return the last due time, or None if the ledger has only the moment when the line was first seen."""
     return None if last is None or last.microsecond else last  # due times are whole seconds
 
 
 async def _state(client: Client, ledger: Ledger, run_id: str) -> str:
-    """Return what became of a run: as Redis has it, or else the ledger."""
+    """Return the state of a run in Redis, or else in the ledger."""
     state_ = await client.run(run_id).status()
     if state_ != "unknown":
         return state_
     known = await ledger.find(run_id)
-    return "not known any more" if known is None else known.state
+    return "deleted" if known is None else known.state

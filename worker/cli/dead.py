@@ -1,4 +1,4 @@
-"""`worker dead list | show | retry | delete`: what has failed for good."""
+"""`worker dead`, `dead show`, `dead delete`: runs that have failed for good."""
 
 from __future__ import annotations
 
@@ -10,92 +10,92 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from redis.asyncio import Redis
-from rich.table import Table
 
-from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, out, print_json, run_async, state
+from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.ledger import Ledger
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
-from worker.queue.retry_command import retry_run
 
 T = TypeVar("T")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_CELL_CHARACTERS = 120
 
-dead = typer.Typer(help="What has failed for good: runs of the ledger, and dead letters.", no_args_is_help=True)
+dead = typer.Typer(help="List, show or delete runs that have failed for good.", invoke_without_command=True)
 app.add_typer(dead, name="dead")
 
 RunIds = Annotated[list[str] | None, typer.Argument(help="Run ids.")]
-OfJob = Annotated[str | None, typer.Option("--job", help="Those of this job.")]
-OlderThan = Annotated[str | None, typer.Option("--older-than", help="Those that failed before: 90s, 30m, 12h, 7d.")]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
+OfJob = Annotated[str | None, typer.Option("--job", help="Only runs of this job.")]
+OlderThan = Annotated[
+    str | None, typer.Option("--older-than", help="Only runs that failed longer ago, e.g. 90s, 30m, 12h, 7d.")
+]
+All = Annotated[bool, typer.Option("--all", help="Every dead run.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-@dead.command(name="list")
+@dead.callback()
 def list_(
+    context: typer.Context,
     job: OfJob = None,
     older_than: OlderThan = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs to list, newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List what has failed for good."""
+    """List runs that have failed for good, in the ledger and in Redis, newest first."""
+    if context.invoked_subcommand is not None:
+        return
     chosen = DeadLetterFilter(job=job, before=_before(older_than))
-    letters = _with_both(lambda redis, ledger: dead_letters(redis, ledger, chosen, limit))
+    letters = with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, chosen, limit))
     if as_json:
         print_json([_as_json(letter) for letter in letters])
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "job", "tries", "when", "arguments", "error"):
-        table.add_column(column, overflow="fold")
-    for letter in letters:
-        when = f"{letter.at.astimezone():%m-%d %H:%M:%S}"
-        arguments = json.dumps(letter.arguments, ensure_ascii=False)[:120]
-        table.add_row(letter.id, letter.job or "?", str(letter.tries), when, arguments, letter.error[:120])
-    out.print(table if letters else "nothing has failed for good")
+    elif not letters:
+        print_line("no dead run")
+    else:
+        print_table(
+            ("run", "job", "attempts", "failed at", "arguments", "error"),
+            [
+                (
+                    letter.id,
+                    letter.job or "?",
+                    str(letter.tries),
+                    f"{letter.at.astimezone():%m-%d %H:%M:%S}",
+                    json.dumps(letter.arguments, ensure_ascii=False)[:_CELL_CHARACTERS],
+                    letter.error[:_CELL_CHARACTERS],
+                )
+                for letter in letters
+            ],
+        )
 
 
 @dead.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
-    """Show one, with its arguments and its traceback."""
-    letters = _with_both(lambda redis, ledger: dead_letters(redis, ledger, DeadLetterFilter(ids=(run_id,))))
+    """Show one dead run with its arguments and its traceback."""
+    letters = with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, DeadLetterFilter(ids=(run_id,))))
     if not letters:
-        raise fail(f"{run_id} has not failed for good; `worker dead list` shows what has")
+        raise fail(f"{run_id} is not dead; `worker dead` lists dead runs")
     letter = letters[0]
     if as_json:
         print_json(_as_json(letter))
         return
     place = "ledger" if letter.in_ledger else "worker:dead"
-    out.print(f"{letter.id}: {letter.job or 'unknown job'}: dead since {letter.at.isoformat()} ({place})", markup=False)
-    out.print(f"  queue {letter.queue}, try {letter.tries}", markup=False)
-    out.print(f"  arguments: {json.dumps(letter.arguments, ensure_ascii=False)}", markup=False, soft_wrap=True)
-    out.print(f"  error: {letter.error}", markup=False, soft_wrap=True)
+    print_line(f"{letter.id}: {letter.job or 'unknown job'}: dead since {letter.at.isoformat()} ({place})")
+    print_line(f"  queue {letter.queue}, attempt {letter.tries}")
+    print_line(f"  arguments: {json.dumps(letter.arguments, ensure_ascii=False)}")
+    print_line(f"  error: {letter.error}")
     if letter.traceback:
-        out.print(letter.traceback, markup=False, soft_wrap=True)
-
-
-@dead.command()
-def retry(ids: RunIds = None, job: OfJob = None, older_than: OlderThan = None, all_: All = False) -> None:
-    """Put them back into their queues, walks from their last checkpoint."""
-    chosen = _chosen("retry", ids, job, older_than, all_)
-
-    async def again(redis: Redis, ledger: Ledger) -> list[str]:
-        letters = await dead_letters(redis, ledger, chosen)
-        return [one.id for one in letters if await retry_run(redis, ledger, one.id, from_start=False)]
-
-    _tell("in the queue again", ids, _with_both(again))
+        print_block(letter.traceback)
 
 
 @dead.command()
 def delete(
     ids: RunIds = None, job: OfJob = None, older_than: OlderThan = None, all_: All = False, yes: Yes = False
 ) -> None:
-    """Forget them: walks with their steps, checkpoints and rows in quarantine."""
-    chosen = _chosen("delete", ids, job, older_than, all_)
-    if ids is None and not yes:
-        count = len(_with_both(lambda redis, ledger: dead_letters(redis, ledger, chosen)))
-        question = f"Forget {count} dead letters, and the checkpoints of walks among them?"
-        if not typer.confirm(f"{question} (--yes says so beforehand)"):
+    """Delete dead runs, with their checkpoints and quarantined rows."""
+    chosen = choose_dead("dead delete", ids, job, older_than, all_)
+    if not ids and not yes:
+        count = len(with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, chosen)))
+        if not typer.confirm(f"Delete {count} dead runs, and the checkpoints of walks among them? (--yes skips this)"):
             raise fail("nothing was changed")
 
     async def forget(redis: Redis, ledger: Ledger) -> list[str]:
@@ -103,52 +103,40 @@ def delete(
         await delete_dead(redis, ledger, letters)
         return [letter.id for letter in letters]
 
-    _tell("deleted", ids, _with_both(forget))
+    print_changed("deleted", ids, with_redis_and_ledger(forget))
 
 
-def _chosen(
+def choose_dead(
     command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool
 ) -> DeadLetterFilter:
+    """Return the filter that a command's arguments ask for.
+
+    Raises:
+        typer.Exit: The arguments contradict each other, or there are none.
+    """
     some = job is not None or older_than is not None
     if bool(ids) + some + all_ != 1:
-        raise fail(f"dead {command}: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
+        raise fail(f"{command}: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
     return DeadLetterFilter(tuple(ids) if ids else None, job, _before(older_than))
 
 
-def _tell(what: str, asked: list[str] | None, done: list[str]) -> None:
-    if done:
-        out.print(f"{what}: {', '.join(done)}" if len(done) <= 10 else f"{what}: {len(done)} runs", markup=False)
-    missing = [run_id for run_id in asked or [] if run_id not in done]
+def print_changed(verb: str, asked: list[str] | None, changed: list[str]) -> None:
+    """Print which dead runs a command has changed.
+
+    Raises:
+        typer.Exit: Some of the runs that were asked for are not dead.
+    """
+    if changed:
+        print_line(f"{verb}: {', '.join(changed)}" if len(changed) <= 10 else f"{verb}: {len(changed)} runs")
+    missing = [run_id for run_id in asked or [] if run_id not in changed]
     if missing:
-        raise fail(f"not dead: {', '.join(missing)}; `worker dead list` shows what is")
-    if not done:
-        out.print("nothing of that has failed for good")
+        raise fail(f"not dead: {', '.join(missing)}; `worker dead` lists dead runs")
+    if not changed:
+        print_line("no dead run matches")
 
 
-def _before(older_than: str | None) -> datetime | None:
-    if older_than is None:
-        return None
-    read = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", older_than)
-    if read is None:
-        raise fail(f"--older-than {older_than}: write e.g. 90s, 30m, 12h or 7d", EXIT_USAGE)
-    return datetime.now(UTC) - timedelta(seconds=float(read[1]) * _UNITS[read[2]])
-
-
-def _as_json(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "id": letter.id,
-        "job": letter.job,
-        "queue": letter.queue,
-        "arguments": letter.arguments,
-        "tries": letter.tries,
-        "at": letter.at.isoformat(),
-        "error": letter.error,
-        "traceback": letter.traceback,
-        "in_ledger": letter.in_ledger,
-    }
-
-
-def _with_both(operation: Callable[[Redis, Ledger], Awaitable[T]]) -> T:
+def with_redis_and_ledger(operation: Callable[[Redis, Ledger], Awaitable[T]]) -> T:
+    """Run an operation on Redis and the ledger."""
     settings, _ = state.load()
 
     async def run() -> T:
@@ -161,3 +149,29 @@ def _with_both(operation: Callable[[Redis, Ledger], Awaitable[T]]) -> T:
             await database.close()
 
     return run_async(run(), settings)
+
+
+def _before(older_than: str | None) -> datetime | None:
+    if older_than is None:
+        return None
+    read = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", older_than, re.ASCII)
+    if read is None:
+        raise fail(f"--older-than {older_than}: write e.g. 90s, 30m, 12h or 7d", EXIT_USAGE)
+    try:
+        return datetime.now(UTC) - timedelta(seconds=float(read[1]) * _UNITS[read[2]])
+    except OverflowError:
+        raise fail(f"--older-than {older_than}: that is before the calendar begins", EXIT_USAGE) from None
+
+
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "job": letter.job,
+        "queue": letter.queue,
+        "arguments": letter.arguments,
+        "attempts": letter.tries,
+        "at": letter.at.isoformat(),
+        "error": letter.error,
+        "traceback": letter.traceback,
+        "in_ledger": letter.in_ledger,
+    }

@@ -1,4 +1,4 @@
-"""`worker run`, `worker migrate`: what a deployment starts."""
+"""`worker run`, `worker migrate`: the commands of a deployment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import typer
 from arq.utils import import_string
 
 from worker.arq_compat.worker import create_worker
-from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, open_database, out, run_async, state
+from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, open_database, run_async, state
+from worker.cli.output import print_line
 from worker.db.migrate import migrate
 from worker.errors import RegistrationError
 from worker.launch import main as run_worker
@@ -20,26 +21,28 @@ from worker.observe.logs import configure
 from worker.runtime.supervisor import Supervisor
 from worker.settings import Settings
 
-#: Exit codes of what no restart cures: wrong settings, a ledger not migrated, jobs that cannot be loaded.
+#: Exit codes that a restart cannot cure: wrong settings, a ledger that is not migrated, jobs that cannot be loaded.
 HOPELESS = (EXIT_CONFIG, EXIT_USAGE)
 
 
 @app.command()
 def run(
-    burst: Annotated[bool, typer.Option(help="End when nothing is due any more.")] = False,
-    migrate: Annotated[bool, typer.Option("--migrate", help="Bring the ledger's schema up to date first.")] = False,
+    burst: Annotated[bool, typer.Option(help="End when no job is due.")] = False,
+    migrate: Annotated[bool, typer.Option("--migrate", help="Upgrade the ledger's schema first.")] = False,
     name: Annotated[str | None, typer.Option(help="worker.name")] = None,
     queue: Annotated[str | None, typer.Option(help="worker.queue")] = None,
     max_jobs: Annotated[int | None, typer.Option(help="worker.max_jobs")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Worker processes, supervised by this one.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Number of worker processes, supervised by this one.")] = 1,
     arq: Annotated[
         str | None, typer.Option(metavar="MODULE.CLASS", help="Run an arq project's WorkerSettings instead.")
     ] = None,
 ) -> None:
-    """Run a worker until SIGTERM (or Ctrl-C), which drains it; a second one hastens."""
+    """Run a worker. SIGTERM or Ctrl-C drains it; a second one forces the shutdown."""
     if arq is not None:
         if migrate:
-            raise typer.BadParameter("--migrate is for our own jobs: run `worker migrate`", param_hint="--arq")
+            raise typer.BadParameter(
+                "--migrate cannot be combined with --arq: run `worker migrate` first", param_hint="--arq"
+            )
         if processes > 1:
             raise typer.Exit(_supervise(["--arq", arq], processes, burst, name, queue, max_jobs))
         given = {"burst": burst or None, "queue_name": queue, "max_jobs": max_jobs}
@@ -58,7 +61,7 @@ def run(
 def _supervise(
     options: list[str], processes: int, burst: bool, name: str | None, queue: str | None, max_jobs: int | None
 ) -> int:
-    """Run several processes of this command; returns the exit code."""
+    """Run several processes of this command. Returns the exit code."""
     named = None if name is None else f"{name}-{{number}}"
     given = [("--name", named), ("--queue", queue), ("--max-jobs", max_jobs)]
     command = [sys.executable, "-m", "worker", *_global_options(), "run", *options, *(["--burst"] if burst else [])]
@@ -67,7 +70,7 @@ def _supervise(
 
 
 def _global_options() -> list[str]:
-    """Return what stands before the command, for another process."""
+    """Return the options before the command, for another process."""
     found = ["--settings", state.file] if state.file else []
     return found + [part for text in state.sets for part in ("--set", text)]
 
@@ -91,9 +94,9 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
 
 @app.command(name="migrate")
 def migrate_() -> None:
-    """Bring the ledger's tables (schema `worker`) up to date."""
+    """Upgrade the ledger's tables (schema `worker`)."""
     settings, _ = state.load()
-    out.print(f"schema worker is at revision {run_async(_migrate(settings), settings)}")
+    print_line(f"schema worker is at revision {run_async(_migrate(settings), settings)}")
 
 
 async def _migrate(settings: Settings) -> str:

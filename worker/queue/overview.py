@@ -1,4 +1,4 @@
-"""One look at everything in Redis: what `worker status` and `worker watch` show."""
+"""A summary of everything in Redis, for `worker status`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.app import EXIT_USAGE, app, fail, out, run_async, state
+from worker.cli.app import EXIT_USAGE, app, fail, run_async, state
+from worker.cli.output import out, print_text
 from worker.queue.client import Client
 from worker.settings import Settings
 
@@ -40,7 +41,7 @@ async def _print(settings: Settings, every: float) -> None:
         await client.command(reader.read())
         await asyncio.sleep(every)  # rates are the difference between two looks
         frame = await client.command(reader.read())
-    out.print(printed(frame, out.width), markup=False, soft_wrap=True, end="")
+    print_text(printed(frame, out.width))
 
 
 async def _show(settings: Settings, every: float) -> None:

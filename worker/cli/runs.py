@@ -1,0 +1,155 @@
+"""`worker runs`, `worker runs show`: the runs in the ledger."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.output import print_block, print_json, print_line, print_table
+from worker.db.tables import RUN_STATES
+from worker.ledger import Ledger, RunRecord
+from worker.queue import keys
+from worker.queue.client import Client
+from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
+from worker.settings import Settings
+
+_ERROR_CHARACTERS = 120
+
+runs = typer.Typer(help="List the runs in the ledger, or show one.", invoke_without_command=True)
+app.add_typer(runs, name="runs")
+
+
+@runs.callback()
+def list_(
+    context: typer.Context,
+    job: Annotated[str | None, typer.Option(help="Only runs of this job.")] = None,
+    state_: Annotated[
+        str | None, typer.Option("--state", help=f"Only runs in this state: {', '.join(RUN_STATES)}.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs to list, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the runs in the ledger, newest first. Jobs without a durable loop are not in the ledger."""
+    if context.invoked_subcommand is not None:
+        return
+    if state_ is not None and state_ not in RUN_STATES:
+        raise fail(f"--state {state_}: choose one of {', '.join(RUN_STATES)}", EXIT_USAGE)
+    settings, _ = state.load()
+    found = run_async(_list(settings, None, job, state_, limit), settings)
+    if as_json:
+        print_json([{name: value for name, value in asdict(run).items() if name != "steps"} for run in found])
+    elif found:
+        _print_table(found)
+    else:
+        print_line("no run in the ledger")
+
+
+@runs.command()
+def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+    """Show one run with its steps and its error, also if only Redis knows it."""
+    settings, _ = state.load()
+    found = run_async(_list(settings, run_id, None, None, 1), settings)
+    if found:
+        if as_json:
+            print_json(asdict(found[0]))
+        else:
+            _print_run(found[0])
+        return
+    shown = run_async(_find_in_redis(settings, run_id), settings)
+    if shown is None:
+        raise fail(f"no run {run_id!r} in the queue or the ledger, and no dead letter; `worker status` lists the queue")
+    if as_json:
+        print_json(shown)
+        return
+    print_line(
+        f"{run_id}: {shown['state']}" + (f": {shown['error']}" if shown["error"] else "") + " (not in the ledger)"
+    )
+    if shown.get("traceback"):
+        print_block(str(shown["traceback"]))
+
+
+async def _list(
+    settings: Settings, run_id: str | None, job: str | None, state_: str | None, limit: int
+) -> list[RunRecord]:
+    database = open_database(settings)
+    try:
+        return await Ledger(database).list_runs(run_id=run_id, job=job, state=state_, limit=limit)
+    finally:
+        await database.close()
+
+
+async def _find_in_redis(settings: Settings, run_id: str) -> dict[str, Any] | None:
+    """Return a run that the ledger does not have: its dead letter, or its state in Redis."""
+    database = open_database(settings)
+    try:
+        async with Client(settings) as client:
+            status = await client.run(run_id).status()
+            chosen = DeadLetterFilter(ids=(run_id,))
+            letters: list[DeadLetter] = await client.command(dead_letters(client.redis, Ledger(database), chosen))
+            if letters:
+                letter = letters[0]
+                return {
+                    "id": run_id,
+                    "job": letter.job,
+                    "state": "dead",
+                    "error": letter.error,
+                    "traceback": letter.traceback,
+                }
+            if status == "unknown":
+                return None
+            error = await client.command(client.redis.hget(keys.RUN + run_id, "error"))
+            return {"id": run_id, "state": status, "error": error.decode(errors="replace") if error else None}
+    finally:
+        await database.close()
+
+
+def _print_table(found: list[RunRecord]) -> None:
+    print_table(
+        ("run", "job", "state", "rows", "batches", "attempt", "takeovers", "began", "took", "error"),
+        [
+            (
+                run.id,
+                run.job,
+                run.state,
+                str(run.rows),
+                str(run.batches),
+                str(run.attempt),
+                str(run.takeovers),
+                f"{run.created_at.astimezone():%m-%d %H:%M:%S}",
+                f"{((run.finished_at or datetime.now(UTC)) - run.created_at).total_seconds():.1f} s",
+                (run.error or "")[:_ERROR_CHARACTERS],
+            )
+            for run in found
+        ],
+    )
+
+
+def _print_run(run: RunRecord) -> None:
+    print_line(f"{run.id}: {run.job}: {run.state}")
+    print_line(f"  attempt {run.attempt}, {run.takeovers} takeovers, last worker {run.owner}")
+    if run.result is not None:
+        print_line(f"  result: {json.dumps(run.result, ensure_ascii=False)}")
+    if run.error:
+        print_line(f"  error: {run.error}")
+    if run.steps:
+        print_table(
+            ("step", "kind", "rows", "batches", "estimate", "cursor", "upper bound", "done"),
+            [
+                (
+                    step.name,
+                    step.kind,
+                    str(step.rows),
+                    str(step.batches),
+                    str(step.total or ""),
+                    json.dumps(step.cursor, ensure_ascii=False),
+                    json.dumps(step.upper_bound, ensure_ascii=False),
+                    "yes" if step.done else "no",
+                )
+                for step in run.steps
+            ],
+        )

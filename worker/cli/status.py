@@ -1,0 +1,86 @@
+"""`worker status`: the queue, the workers, the runs that run or wait, and operator commands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from worker.cli.app import Json, app, run_async, state
+from worker.cli.output import print_json, print_line, print_table
+from worker.queue.client import Client
+from worker.queue.overview import Overview, overview
+from worker.settings import Settings
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the queue, the workers, the runs that run or wait, and operator commands."""
+    settings, _ = state.load()
+    seen = run_async(_overview(settings), settings)
+    if as_json:
+        print_json(asdict(seen))
+        return
+    print_line(
+        f"queue {seen.queue}: {seen.waiting} waiting, {seen.deferred} deferred, {seen.running} running, "
+        f"{seen.dead_letters} dead letters"
+    )
+    for name, members in (("paused", seen.paused), ("cancelled", seen.cancelled)):
+        if members:
+            print_line(f"{name}: {', '.join(members)}")
+    if seen.workers:
+        print_table(
+            ("worker", "pid", "host", "state", "jobs", "seen"),
+            [
+                (
+                    name,
+                    str(worker.get("pid", "")),
+                    str(worker.get("host", "")),
+                    str(worker["state"]),
+                    f"{len(worker['jobs'])} of {worker.get('max_jobs', '?')}",
+                    _ago(worker["seen_at"]),
+                )
+                for name, worker in seen.workers.items()
+            ],
+        )
+    else:
+        print_line("no worker has been seen: start one with `worker run`")
+    if seen.runs:
+        _print_runs(seen.runs)
+
+
+async def _overview(settings: Settings) -> Overview:
+    async with Client(settings) as client:
+        seen: Overview = await client.command(overview(client.redis, settings))
+        return seen
+
+
+def _print_runs(found: list[dict[str, str]]) -> None:
+    columns = ("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "due", "waits for", "error")
+    print_table(
+        columns,
+        [
+            (
+                run["id"],
+                run.get("job", ""),
+                run.get("state", ""),
+                run.get("rows", ""),
+                run.get("percent", ""),
+                run.get("rate", ""),
+                f"{run['eta_seconds']} s" if run.get("eta_seconds") else "",
+                run.get("batch_size", ""),
+                run.get("worker", ""),
+                f"in {run['due_seconds']} s" if _is_later(run.get("due_seconds")) else "",
+                run.get("throttled", ""),
+                run.get("error", ""),
+            )
+            for run in found
+        ],
+    )
+
+
+def _is_later(due_seconds: str | None) -> bool:
+    return bool(due_seconds) and due_seconds not in ("0", "0.0")
+
+
+def _ago(moment: str) -> str:
+    return f"{(datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds():.0f} s ago"
