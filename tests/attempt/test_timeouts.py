@@ -254,12 +254,12 @@ async def test_what_wait_for_swallows_is_said_again_and_once_it_is_heard_never()
     one = JobCancellation(task, "timeout", now=now, grace=10)
     for _ in range(5):
         await asyncio.sleep(0)
-        one.look(now + 0.1)
+        one.repeat_if_swallowed(now + 0.1)
     assert not task.done() and not heard, "wait_for swallowed it"
-    one.look(now + 1.1)
+    one.repeat_if_swallowed(now + 1.1)
     for _ in range(5):
         await asyncio.sleep(0)
-        one.look(now + 1.2)
+        one.repeat_if_swallowed(now + 1.2)
     await task
     assert heard == ["once", "cleaned up outside of the handler"]
     assert not one.is_overdue(now + 9) and one.is_overdue(now + 11)

@@ -1,32 +1,33 @@
-"""The interruption of a job's own code: said once, again where it was swallowed, and at last overdue."""
+"""The cancellation of a job's own code: delivered once, repeated only if it was swallowed, and overdue at last."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any, Literal
 
-from worker.attempt.task_stack import awaits, holds_cancellation
+from worker.attempt.task_stack import get_code, iterate_awaited
 
 Reason = Literal["lost", "drain", "cancel", "timeout", "stall"]
 
-_AGAIN_SECONDS = 1.0
+_REPEAT_SECONDS = 1.0
 
 
 class JobCancellation:
-    """One cancellation of a task.
+    """One cancellation of the task that runs a job.
 
-    `asyncio.wait_for` of CPython 3.11, and asyncpg's copy of it, which pools use, swallow a cancellation that comes
-    together with what they wait for: the job goes on as if nothing were. So where one of them stood, it is said again
-    after a second. But never to a task that has heard it, which may be cleaning up: see `holds_cancellation`.
+    `asyncio.wait_for` of CPython 3.11 swallows a cancellation that arrives together with the awaited result: the job
+    then continues as if nothing had happened. So if the task was suspended in a `wait_for`, the cancellation is
+    repeated after a second, but never to a task that has received it and may be cleaning up; see `holds_cancellation`.
 
     Args:
         task: runs the job's own code.
-        reason: why.
-        now: the loop's time.
-        grace: seconds that the code has for its end.
+        reason: why it is cancelled.
+        now: the event loop's time.
+        grace: seconds that the code has to end.
 
     Attributes:
-        reason: why.
+        reason: why it is cancelled.
         grace: seconds.
     """
 
@@ -34,24 +35,39 @@ class JobCancellation:
         self.reason: Reason = reason
         self.grace = grace
         self._task = task
-        self._said_at = self._began_at = now
+        self._began_at = self._sent_at = now
         self._may_be_swallowed = False
-        self._say(now)
+        self._send(now)
 
-    def look(self, now: float) -> None:
-        """Say it again where it was swallowed; called ten times a second."""
+    def repeat_if_swallowed(self, now: float) -> None:
+        """Repeat the cancellation if it was swallowed; called ten times per second."""
         if not self._may_be_swallowed:
             return
         if holds_cancellation(self._task) or not self._task.cancelling():
             self._may_be_swallowed = False
-        elif now - self._said_at >= _AGAIN_SECONDS:
-            self._say(now)
+        elif now - self._sent_at >= _REPEAT_SECONDS:
+            self._send(now)
 
     def is_overdue(self, now: float) -> bool:
-        """Whether the code has not ended in its time."""
+        """Return whether the code has not ended within its grace."""
         return now - self._began_at > self.grace
 
-    def _say(self, now: float) -> None:
-        self._said_at = now
+    def _send(self, now: float) -> None:
+        self._sent_at = now
         self._may_be_swallowed = awaits(self._task, "wait_for")
         self._task.cancel(self.reason)
+
+
+def holds_cancellation(task: asyncio.Task[Any]) -> bool:
+    """Return whether a suspended task has received a cancellation and is still handling it.
+
+    A coroutine that is suspended in an `except` or `finally` clause, or in the exit of an `async with`, holds the
+    exception that it handles: the garbage collector reports it as one of the coroutine's references.
+    """
+    awaited = iterate_awaited(task)
+    return any(isinstance(value, asyncio.CancelledError) for one in awaited for value in gc.get_referents(one))
+
+
+def awaits(task: asyncio.Task[Any], function: str) -> bool:
+    """Return whether a function of that name is among those that a suspended task awaits."""
+    return any(code is not None and code.co_name == function for code in map(get_code, iterate_awaited(task)))

@@ -188,7 +188,7 @@ class Execution:
         if self._body is None:
             return
         if self._interrupt is not None:
-            self._interrupt.look(now)
+            self._interrupt.repeat_if_swallowed(now)
             return
         if self.deadline is not None and self.deadline < now:
             self.interrupt("timeout")

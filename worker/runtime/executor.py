@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from worker.attempt.attempt import Attempt
 from worker.attempt.context import JobContext
 from worker.attempt.offload import JobPools
-from worker.attempt.task_stack import stack_of
+from worker.attempt.task_stack import format_task_stack
 from worker.db.engine import Database
 from worker.errors import (
     AttemptExit,
@@ -370,4 +370,4 @@ def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = 
         body: runs it.
         inside: leave out the frames around this function.
     """
-    return f"Stack:\n{stack_of(body, inside=inside)}"
+    return f"Stack:\n{format_task_stack(body, inside=inside)}"
