@@ -3,7 +3,11 @@
 set -eu
 
 stamp=.venv/.installed-from
-if [ -x .venv/bin/python ] && [ -f "$stamp" ] && cat requirements.lock pyproject.toml | cmp -s - "$stamp"; then
+wanted() { # what decides the contents of .venv: settings of tools do not
+    sed '/^\[tool\.\(ruff\|mypy\|pytest\|importlinter\|coverage\)/,$d' pyproject.toml
+    cat requirements.lock
+}
+if [ -x .venv/bin/python ] && [ -f "$stamp" ] && wanted | cmp -s - "$stamp"; then
     exit 0
 fi
 
@@ -30,4 +34,4 @@ else
     .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 fi
-cat requirements.lock pyproject.toml >"$stamp"
+wanted >"$stamp"

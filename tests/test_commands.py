@@ -55,6 +55,7 @@ def group(process: subprocess.Popen[str]) -> list[str]:
     return [line for line in ran.stdout.splitlines() if "<defunct>" not in line]
 
 
+@pytest.mark.long
 def test_the_demo_counts_nothing_doubled_missing_or_wrong() -> None:
     process = start(sys.executable, "-m", "demo")
     printed = list(lines(process))
@@ -71,6 +72,7 @@ def test_the_demo_counts_nothing_doubled_missing_or_wrong() -> None:
     assert re.search(r"index_place_names +234,908 .* 1$", text, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_demo_can_be_interrupted_in_the_middle() -> None:
     process = start(sys.executable, "-m", "demo")
     for line in lines(process):

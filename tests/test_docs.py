@@ -23,6 +23,7 @@ import typer.main
 from redis.asyncio import Redis
 
 import jobs.models
+from tests.support.command_line import run_here
 from tests.support.workers import with_worker, working
 from worker import Client, Job, Settings, discover
 from worker.cli import app
@@ -104,19 +105,17 @@ class Reader:
             ran = subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True)
             assert ran.returncode == 0, f"{place}: {ran.stderr}"
         elif command[0] in ("worker", "python"):
-            words = command[1:] if command[0] == "python" else ["-m", *command]
-            ran = await asyncio.to_thread(  # the worker lives in this loop
-                subprocess.run,
-                [sys.executable, *words],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                env=dict(os.environ),
-                timeout=60,
-            )
+            ran = await asyncio.to_thread(_run, command)  # the worker lives in this loop
             assert ran.returncode == 0, f"{place}: {ran.stderr}"
         else:
             pytest.fail(f"{place}: {command[0]} cannot be run")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    if command[0] == "worker" and command[1] != "run":
+        return run_here(command[1:], "", dict(os.environ))
+    words = command[1:] if command[0] == "python" else ["-m", *command]
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest_asyncio.fixture
@@ -130,7 +129,7 @@ async def reader(
         await connection.run_sync(metadata.create_all)
     monkeypatch.setenv("DATABASE_URL", fast.database.url)
     monkeypatch.setenv("REDIS_URL", fast.redis.url)
-    registry = Registry(one for one in discover(["jobs"]).values() if not one.cron)
+    registry = Registry(one for one in discover(["jobs"]).values() if not one.schedule)
     worker = contextlib.AsyncExitStack()
     await worker.enter_async_context(working(with_worker(fast, name="docs"), *registry.values()))
     run_job = JobRunner(database, fast)

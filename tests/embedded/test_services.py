@@ -27,7 +27,7 @@ def test_nothing_is_started_where_the_environment_names_servers(monkeypatch: pyt
 def test_a_folder_whose_owner_has_died_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o711)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("worker.embedded.home.others_may_enter", lambda path: True)
+    monkeypatch.setattr("worker.embedded.directories.others_may_enter", lambda path: True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     abandoned, living, foreign = (

@@ -119,7 +119,7 @@ async def test_missed_times_are_caught_up_once_or_skipped(
     fired = await after.look(later)
     assert len(fired) == 2 * runs  # one for each of its two lines
     if runs:
-        assert firing_id("nightly", str(nightly.cron[0]), at("2026-11-26 01:30:00")) in fired
+        assert firing_id("nightly", str(nightly.schedule[0]), at("2026-11-26 01:30:00")) in fired
     assert await after.look(later + timedelta(minutes=5)) == []
 
 
@@ -146,7 +146,7 @@ async def test_several_workers_run_a_due_job_once(
         from worker.ledger.queries import query
 
         due = datetime.now(UTC) - timedelta(minutes=2)
-        values = {"job": "each_minute", "line": str(each_minute.cron[0]), "due_at": due}
+        values = {"job": "each_minute", "line": str(each_minute.schedule[0]), "due_at": due}
         await connection.execute(query("fire_cron"), values)
     async with working(fast, each_minute), working(with_worker(fast, name="two"), each_minute):
         results = await until(lambda: redis.keys("arq:result:cron:each_minute:*"))

@@ -107,7 +107,7 @@ async def test_scheduler_in_five_processes_with_wrong_clocks_runs_each_due_time_
                 clocks.start("right-again", "0")
             await clocks.all_have_looked()
     runs = [raw.decode().split() for raw in await clocks.redis.lrange(RUNS, 0, -1)]
-    expected = [firing_id("each_minute", str(each_minute.cron[0]), due) for due in moments]
+    expected = [firing_id("each_minute", str(each_minute.schedule[0]), due) for due in moments]
     assert [run_id for run_id, _ in runs if run_id not in expected] == []
     assert [run_id for run_id in expected if run_id not in {run_id for run_id, _ in runs}] == []
     # One whose worker was killed is tried again, as a later try; one that was enqueued again would be a first one.

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from unittest.mock import patch
 
 from worker.cli import main
@@ -34,16 +34,18 @@ class CommandLine:
 
     async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
         """Run one command beside the test's event loop; `environment` is over that of the servers."""
-        call = _run_process if self._real else _run_here
+        call = run_process if self._real else run_here
         return await asyncio.to_thread(call, arguments, stdin, self._servers.environment() | environment)
 
 
-def _run_process(arguments: tuple[str, ...], stdin: str, environment: Mapping[str, str]) -> Ran:
+def run_process(arguments: Sequence[str], stdin: str, environment: Mapping[str, str]) -> Ran:
+    """Run a command in a process of its own."""
     command = [sys.executable, "-m", "worker", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, input=stdin, timeout=120)
 
 
-def _run_here(arguments: tuple[str, ...], stdin: str, environment: Mapping[str, str]) -> Ran:
+def run_here(arguments: Sequence[str], stdin: str, environment: Mapping[str, str]) -> Ran:
+    """Run a command in this process."""
     command = ["worker", *arguments]
     out, errors = io.StringIO(), io.StringIO()
     with (
