@@ -241,9 +241,9 @@ async def test_what_does_not_end_is_killed(
         assert children() == {told["pid"]}
         assert worker.abandoned_tasks == 0
     if way == "deaf":  # one that holds the lock cannot answer
-        assert re.search(r"Its process \d+ was killed, where it stood at\n.*in deaf\n +time\.sleep", caplog.text, re.S)
+        assert re.search(r"Its process \d+ was killed\. Stack:\n.*in deaf\n +time\.sleep", caplog.text, re.S)
     else:
-        assert re.search(r"Its process \d+ was killed, which did not answer", caplog.text)
+        assert re.search(r"Its process \d+ was killed; it did not report its stack", caplog.text)
 
 
 async def test_an_order_to_cancel_is_obeyed_within_a_second(fast: Settings, client: Client, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:
         async def wrong(ctx: JobContext) -> None:
             """Not plain."""
 
-    with pytest.raises(RegistrationError, match="define it at the top of a module"):
+    with pytest.raises(RegistrationError, match="define it by `def` at the top level of a module"):
 
         @job(run_in="process")
         def local(ctx: JobContext) -> None:

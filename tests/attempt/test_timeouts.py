@@ -221,7 +221,7 @@ def brief_thread(ctx: JobContext) -> int:
 async def test_a_cleanup_is_not_interrupted_again(
     fast: Settings, client: Client, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(cancellation, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(cancellation, "_REPEAT_SECONDS", 0.05)
     run = await client.enqueue(tidy, how)
     async with working(fast, tidy):
         with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.1 s"):
@@ -394,7 +394,7 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
         again = [await client.enqueue(brief_thread) for _ in range(3)]
         assert len({await one.result(timeout=5) for one in again}) == 1, "one thread again"
-    assert re.search(r"A thread cannot be killed.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
+    assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
 
 
 _DEAF = """
@@ -494,5 +494,5 @@ def test_moments_without_a_zone_are_refused() -> None:
     for name in ("deadline", "expires"):
         with pytest.raises(InvalidArguments, match=f"{name}=.* has no time zone"):
             wait_for_go.options(**{name: datetime(2030, 1, 1)})
-    with pytest.raises(InvalidArguments, match="a call has no deadline="):
+    with pytest.raises(InvalidArguments, match="a call takes no deadline="):
         wait_for_go.options(deadline=5).call()

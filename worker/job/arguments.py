@@ -7,7 +7,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,13 @@ from pydantic import (
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
-from pydantic_core import to_jsonable_python
 
-from worker.errors import InvalidArguments, RegistrationError
+from worker.errors import InvalidArguments, RegistrationError, UsageError, format_error
+from worker.job.round_trip import MAX_UNCHECKED_LENGTH, as_lists, is_exact, is_same
 
-_BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+#: How types without a configuration of their own are written: bytes as base64, NaN and infinities as texts.
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_COMPILE_ERRORS = (PydanticSchemaGenerationError, PydanticUserError, TypeError)
 
 
 class JobCodec:
@@ -80,18 +82,75 @@ class JobCodec:
         for parameter in self.signature.parameters.values():
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (self._hints.get(parameter.name, Any), default)
+        config = ConfigDict(extra="forbid", protected_namespaces=(), **_CONFIG)
         try:
-            return create_model(f"{self._job}_arguments", __config__=ConfigDict(extra="forbid", **_BYTES), **fields)
-        except PydanticSchemaGenerationError as error:
-            raise RegistrationError(f"job {self._job}: {str(error).splitlines()[0]}") from None
+            model: type[BaseModel] = create_model(f"{self._job}_arguments", __config__=config, **fields)
+        except (*_COMPILE_ERRORS, NameError) as error:
+            raise self._explain_schema(error) from None
+        for name, field in model.model_fields.items():
+            if field.alias or field.validation_alias or field.serialization_alias:
+                raise RegistrationError(f"job {self._job}: argument {name} has an alias; rename the parameter instead")
+            if field.exclude:
+                raise RegistrationError(f"job {self._job}: argument {name} has exclude=True, so no run would get it")
+        return model
+
+    def _explain_schema(self, error: Exception) -> RegistrationError:
+        """Return the error for a type without a schema: it names the first argument that has one."""
+        for name in self.signature.parameters:
+            try:
+                TypeAdapter(self._hints.get(name, Any))
+            except _COMPILE_ERRORS as reason:
+                return self._schema_error(f"argument {name}", self._hints[name], reason)
+        return self._schema_error("arguments", self.signature, error)
+
+    def _schema_error(self, what: str, hint: Any, reason: Exception) -> RegistrationError:
+        shown = hint.__qualname__ if isinstance(hint, type) else str(hint)
+        detail = (str(reason).splitlines() or [type(reason).__name__])[0]
+        return RegistrationError(
+            f"job {self._job}: {what}: {shown} cannot be converted to JSON and back: {detail}; use types that pydantic "
+            f"knows, e.g. an id instead of an ORM object"
+        )
+
+    @cached_property
+    def _inexact(self) -> frozenset[str]:
+        """Names of the arguments whose types do not promise that a value survives the round trip through JSON."""
+        plain = {name: field for name, field in self._arguments.model_fields.items() if not field.metadata}
+        return frozenset(
+            name
+            for name in self._arguments.model_fields
+            if name not in plain or not is_exact(self._hints.get(name, Any))
+        )
+
+    @cached_property
+    def _drawn(self) -> frozenset[str]:
+        """Names of the arguments whose default is made by a factory: it is drawn once, when the run is enqueued."""
+        fields = self._arguments.model_fields.items()
+        return frozenset(name for name, field in fields if field.default_factory is not None)
+
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        """The other defaults, as JSON values by name."""
+        fields = self._arguments.model_fields.items()
+        known = {name: field.default for name, field in fields if not field.is_required() and name not in self._drawn}
+        dumped: dict[str, Any] = self._arguments.model_construct(**known).model_dump(
+            mode="json", include=set(known), by_alias=False, round_trip=True, warnings="none"
+        )
+        return dumped
+
+    def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return JSON values by name, with the defaults of those that are left out."""
+        return {**self._defaults, **arguments}
 
     @cached_property
     def _returns(self) -> TypeAdapter[Any]:
         hint = self._hints.get("return", Any)
         try:
-            return TypeAdapter(hint, config=_BYTES)
-        except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
-            return TypeAdapter(hint)
+            try:
+                return TypeAdapter(hint, config=_CONFIG)
+            except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
+                return TypeAdapter(hint)
+        except _COMPILE_ERRORS as error:
+            raise self._schema_error("result", hint, error) from None
 
     @cached_property
     def version(self) -> str:
@@ -109,10 +168,7 @@ class JobCodec:
             RegistrationError: A type of the signature cannot be converted to JSON.
         """
         self._arguments  # noqa: B018
-        try:
-            self._returns  # noqa: B018
-        except PydanticSchemaGenerationError as error:
-            raise RegistrationError(f"job {self._job}: {str(error).splitlines()[0]}") from None
+        self._returns  # noqa: B018
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
         """Validate arguments and return them as the text of a JSON object.
@@ -128,7 +184,57 @@ class JobCodec:
         if not args and not kwargs and not self._arguments.model_fields:
             return "{}"
         model = self._validate(args, kwargs, from_json=False, without=without)
-        return model.model_dump_json(exclude_unset=True, exclude=set(without))
+        pending = set(without)
+        left_out = type(model).model_fields.keys() - model.model_fields_set - self._drawn
+        try:
+            text = model.model_dump_json(exclude=pending | left_out, by_alias=False, round_trip=True, warnings="none")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidArguments(f"{self._where}: {self._name_unwritable(model, error)}") from None
+        changed = self._inexact & type(model).model_fields.keys() - pending - left_out
+        if changed or len(text) > MAX_UNCHECKED_LENGTH:
+            self._check_round_trip(model, text, type(model).model_fields.keys() - pending - left_out)
+        return text
+
+    def _check_round_trip(self, model: BaseModel, text: str, names: Set[str]) -> None:
+        """Raise `InvalidArguments` if an argument does not come back from JSON as it was given."""
+        try:
+            arrived = type(model).model_validate_json(text, by_alias=True, by_name=True)
+        except (ValidationError, RecursionError) as error:
+            unreadable = self._name_unreadable(model, names)
+            raise InvalidArguments(f"{self._where}: {unreadable}{_LOSSY}: {_describe(error)}") from None
+        for name in sorted(names):
+            before, after = getattr(model, name), getattr(arrived, name)
+            try:
+                same = is_same(before, after)
+            except Exception as error:  # noqa: BLE001 - `__eq__` of any class may raise anything
+                raise InvalidArguments(f"{self._where}: {name}: cannot be compared: {format_error(error)}") from None
+            if not same:
+                raise InvalidArguments(f"{self._where}: {name}: {_LOSSY}: {_show_difference(before, after)}")
+
+    def _name_unreadable(self, model: BaseModel, names: Set[str]) -> str:
+        """Return the names of the arguments whose text the JSON parser does not read, with a colon."""
+        found = []
+        for name in sorted(names):
+            try:
+                TypeAdapter(Any).validate_json(
+                    model.model_dump_json(include={name}, by_alias=False, round_trip=True, warnings="none")
+                )
+            except (ValidationError, RecursionError):
+                found.append(name)
+        return f"{', '.join(found)}: " if found else ""
+
+    def _name_unwritable(self, model: BaseModel, error: Exception) -> str:
+        """Return the name of the argument that cannot be written as JSON, with the reason."""
+        for name in type(model).model_fields:
+            try:
+                model.model_dump_json(include={name}, by_alias=False, round_trip=True, warnings="none")
+            except (ValueError, TypeError, RecursionError) as reason:
+                return f"{name}: cannot be converted to JSON: {format_error(reason)}"
+        return f"cannot be converted to JSON: {format_error(error)}"
+
+    @property
+    def _where(self) -> str:
+        return f"job {self._job}{self.signature}"
 
     def decode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, converted from JSON values to the types of the signature.
@@ -144,46 +250,91 @@ class JobCodec:
     def _validate(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool, without: Sequence[str] = ()
     ) -> BaseModel:
-        where = f"job {self._job}{self.signature}"
         try:
             named = self.signature.bind_partial(*args).arguments if args else {}
         except TypeError:
-            raise InvalidArguments(f"{where}: got {len(args)} positional arguments") from None
+            raise InvalidArguments(f"{self._where}: got {len(args)} positional arguments") from None
         repeated = sorted(set(named) & set(kwargs))
         if repeated:
-            raise InvalidArguments(f"{where}: got multiple values for {', '.join(repeated)}")
+            raise InvalidArguments(f"{self._where}: got multiple values for {', '.join(repeated)}")
         values = {**named, **kwargs}
         arguments = self._arguments
         if without:
             unknown = sorted(set(without) - arguments.model_fields.keys())
             if unknown:
-                raise InvalidArguments(f"{where}: has no argument {', '.join(unknown)}")
+                raise InvalidArguments(f"{self._where}: has no argument {', '.join(unknown)}")
             fields: dict[str, Any] = dict.fromkeys(without, (Any, None))
             arguments = create_model(f"{self._job}_call", __base__=arguments, **fields)
         try:
             if from_json:
-                return arguments.model_validate_json(json.dumps(values))
+                return arguments.model_validate_json(json.dumps(values), by_alias=True, by_name=True)
             return arguments.model_validate(values)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()
-            )
-            raise InvalidArguments(f"{where}: {problems}") from None
+            raise InvalidArguments(f"{self._where}: {_describe(error)}") from None
 
     def encode_result(self, result: Any) -> str:
         """Return a result as JSON text.
 
         Raises:
-            ValueError: It cannot be converted to JSON.
+            UsageError: It is not of the type that the function declares, or does not come back from JSON as it is.
         """
+        where = f"job {self._job}: its result"
         try:
-            return self._returns.dump_json(result, warnings="none").decode()
-        except (ValueError, TypeError):
-            return json.dumps(to_jsonable_python(result))
+            value = self._returns.validate_python(result)
+            text = self._returns.dump_json(value, by_alias=False, round_trip=True, warnings="none").decode()
+            if self._is_result_exact and len(text) <= MAX_UNCHECKED_LENGTH:
+                return text
+            arrived = self._returns.validate_json(text, by_alias=True, by_name=True)
+        except ValidationError as error:
+            raise UsageError(
+                f"{where} of type {type(result).__qualname__} does not fit `-> {self._result_name}`: {_describe(error)}"
+            ) from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{where} cannot be converted to JSON: {format_error(error)}") from None
+        try:
+            same = is_same(as_lists(value) if "return" not in self._hints else value, arrived)
+        except Exception as error:  # noqa: BLE001 - `__eq__` of any class may raise anything
+            raise UsageError(f"{where} cannot be compared: {format_error(error)}") from None
+        if not same:
+            cure = "" if "return" in self._hints else "; annotate the function with the type of its result"
+            raise UsageError(f"{where} {_LOSSY}: {_show_difference(value, arrived)}{cure}")
+        return text
+
+    @cached_property
+    def _is_result_exact(self) -> bool:
+        return is_exact(self._hints.get("return", Any))
+
+    @property
+    def _result_name(self) -> str:
+        hint = self._hints.get("return", Any)
+        return hint.__qualname__ if isinstance(hint, type) else str(hint)
 
     def decode_result(self, text: str) -> Any:
-        """Return a result from JSON text, in the type that the function declares."""
+        """Return a result from JSON text, in the type that the function declares.
+
+        A result that does not fit, of another version of the job, is returned as JSON values.
+        """
         try:
-            return self._returns.validate_json(text)
+            return self._returns.validate_json(text, by_alias=True, by_name=True)
         except ValidationError:
             return json.loads(text)
+
+
+_LOSSY = "does not come back from JSON as it was given"
+
+
+def _describe(error: Exception) -> str:
+    """Return the problems that pydantic has found, in one line."""
+    if not isinstance(error, ValidationError):
+        return format_error(error)
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}".removeprefix(": ")
+        for problem in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _show_difference(before: Any, after: Any) -> str:
+    """Return how a value has changed; values are shown only in types that hold no secrets."""
+    if type(before) is not type(after):
+        return f"a {type(before).__qualname__} arrives as {type(after).__qualname__}"
+    return f"a {type(before).__qualname__} arrives changed; send what it is made from, e.g. the key of a table"

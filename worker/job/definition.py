@@ -239,6 +239,15 @@ class Job(Generic[P, R]):
             return any(f"{kind.__module__}.{kind.__qualname__}" in error.type_names for kind in self.do_not_retry)
         return isinstance(error, self.do_not_retry)
 
+    def unique_key(self, arguments: Mapping[str, Any]) -> str:
+        """Return the key that equal runs of this unique job share; an argument that is left out has its default.
+
+        Args:
+            arguments: JSON values by name.
+        """
+        assert self.unique is not None  # noqa: S101
+        return self.unique.key(self.name, self.codec.with_defaults(arguments))
+
     @property
     def priority(self) -> int:
         """The priority of its runs: that of the options of enqueueing, otherwise that of the decorator."""

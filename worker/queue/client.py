@@ -136,7 +136,7 @@ class Client:
         unique = job.unique
         lock = None
         if unique is not None:
-            lock = Lock(unique.key(job.name, json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
+            lock = Lock(job.unique_key(json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
         text, follows = self._payload(job, arguments, headers)
         return await self._put(text, job.enqueue_options, job, lock, follows)
 

@@ -145,7 +145,7 @@ class Completer:
     async def _write(self, execution: Execution, outcome: Outcome) -> None:
         match outcome:
             case Succeeded():
-                await self._succeed(execution, outcome.value)
+                await self._succeed(execution, outcome.result_json)
             case Failed() if outcome.decision.again:
                 await self._retry(execution, outcome)
             case Failed():
@@ -171,8 +171,8 @@ class Completer:
 
     # --- the cases
 
-    async def _succeed(self, execution: Execution, value: Any) -> None:
-        text, too_large = self._encode_value(execution, value)
+    async def _succeed(self, execution: Execution, result_json: str) -> None:
+        text, too_large = self._check_size(execution, result_json)
         run = _owned_run(execution)
         if run is not None:
             await self._servers.database(lambda: self._finish_with_result(execution, run, text))
@@ -180,15 +180,8 @@ class Completer:
         self._log_end(execution, "succeeded")
         self._observer.ended(execution.info, "succeeded", result=text)
 
-    def _encode_value(self, execution: Execution, value: Any) -> tuple[str, int]:
-        """Return a job's return value as JSON text, and its size in bytes where it is too large to be kept, else 0."""
-        job = execution.job
-        assert job is not None  # noqa: S101
-        try:
-            text = job.encode_result(value)
-        except ValueError as error:
-            logger.warning("result dropped job=%s run=%s: it cannot be JSON: %s", *execution.labels, error)
-            text = "null"
+    def _check_size(self, execution: Execution, text: str) -> tuple[str, int]:
+        """Return the result that is kept, and the size in bytes of one that is too large to be kept, else 0."""
         size = len(text.encode())
         if size <= self._rules.max_result_bytes:
             return text, 0
@@ -318,7 +311,7 @@ class Completer:
         job, payload = self._registry.get(execution.info.job), execution.payload
         if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
             return None
-        return keys.UNIQUE + job.unique.key(job.name, payload.kwargs)
+        return keys.UNIQUE + job.unique_key(payload.kwargs)
 
     async def _publish_skipped(self, execution: Execution, result: Result, keep_ms: int) -> None:
         """End the runs that were to follow one that failed, for those who wait for their results."""

@@ -286,7 +286,7 @@ class Executor:
         )
         try:
             try:
-                return Succeeded(await self._call(execution, job, ctx, arguments))
+                return Succeeded(job.encode_result(await self._call(execution, job, ctx, arguments)))
             finally:
                 execution.end()
         except asyncio.CancelledError:

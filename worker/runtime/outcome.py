@@ -34,10 +34,10 @@ class Succeeded(Outcome):
     """The job returned.
 
     Attributes:
-        value: what it returned.
+        result_json: what it returned, as JSON text.
     """
 
-    value: Any
+    result_json: str
 
 
 @dataclass(frozen=True, slots=True)

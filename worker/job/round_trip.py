@@ -1,0 +1,78 @@
+"""Which values are equal to themselves after a round trip through JSON: by their type, or by comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import math
+import types
+import typing
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+#: Types all of whose values survive, written by pydantic with the configuration of `arguments.py`. Not among them:
+#: datetime (pydantic reads no offset with seconds), and all types that have a configuration or validators of their own.
+_EXACT = frozenset({bool, int, float, str, bytes, type(None), decimal.Decimal, datetime.date, uuid.UUID})
+_CONTAINERS = frozenset({list, set, frozenset, tuple})
+#: The longest text that is not compared; the JSON parser reads no integer of more than 4,300 digits.
+MAX_UNCHECKED_LENGTH = 4_000
+
+
+def is_exact(hint: Any) -> bool:
+    """Return whether each value of a type is equal to itself after a round trip through JSON."""
+    if hint in _EXACT if isinstance(hint, type) else hint is None:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _CONTAINERS:
+        return all(is_exact(argument) for argument in arguments if argument is not ...)
+    if origin is dict:
+        return arguments[0] is str and is_exact(arguments[1])
+    if origin is typing.Literal:
+        return all(type(value) in (str, int, bool, type(None)) for value in arguments) and _is_unambiguous(arguments)
+    if origin is typing.Union or origin is types.UnionType:  # of several types, JSON may mean another one
+        return len(arguments) == 2 and type(None) in arguments and all(map(is_exact, arguments))
+    return False
+
+
+def _is_unambiguous(values: tuple[Any, ...]) -> bool:
+    return len(set(values)) == len(values)  # `Literal[1, True]` has two values that are equal
+
+
+def is_same(before: Any, after: Any) -> bool:
+    """Return whether a value is the same after a round trip: of the same type, and equal.
+
+    Objects without an equality of their own are compared by their attributes. NaN is the same as NaN.
+    """
+    if type(before) is not type(after):
+        # Some types have private subclasses, e.g. the paths of an operating system and the zones of pydantic.
+        return isinstance(after, datetime.tzinfo) and isinstance(before, datetime.tzinfo)
+    if isinstance(before, float) and math.isnan(before):
+        return math.isnan(after)
+    if isinstance(before, Mapping):
+        return before.keys() == after.keys() and all(is_same(value, after[key]) for key, value in before.items())
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(is_same, before, after))
+    if dataclasses.is_dataclass(before) and not isinstance(before, type):
+        fields = [field.name for field in dataclasses.fields(before)]
+        return all(is_same(getattr(before, name, None), getattr(after, name, None)) for name in fields)
+    if getattr(type(before), "__eq__", None) is object.__eq__:
+        state, known = _state(before), _state(after)
+        return before is after or (bool(state) and is_same(state, known))
+    return bool(before == after)
+
+
+def as_lists(value: Any) -> Any:
+    """Return a value with lists instead of tuples, also in lists and dictionaries: JSON has one kind of array."""
+    if type(value) in (list, tuple):
+        return [as_lists(each) for each in value]
+    if type(value) is dict:
+        return {key: as_lists(each) for key, each in value.items()}
+    return value
+
+
+def _state(value: Any) -> dict[str, Any]:
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"]
+    state = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return state | getattr(value, "__dict__", {})
