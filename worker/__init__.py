@@ -7,6 +7,9 @@ Write a job:
     `job` makes a function a `Job`; `JobContext` is its first argument; `Batch` and `Bulk` are what its loops yield and
     write with.
 
+Walk what is not a table:
+    `Source` is the protocol of what `ctx.walk` walks; its methods take and return `OpenStep`, `Bounds` and `Page`.
+
 End an attempt from inside a job:
     `Retry`, `Snooze` and `NonRetryableError`; `JobInterrupted` arrives in plain functions that are cancelled.
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from worker.attempt.context import JobContext
     from worker.batch.batch import Batch
     from worker.batch.bulk import Bulk
+    from worker.batch.source import Bounds, OpenStep, Page, Source
     from worker.errors import (
         InvalidArguments,
         JobCancelled,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "PREVIOUS_RESULT": "worker.job.call",
     "Batch": "worker.batch.batch",
+    "Bounds": "worker.batch.source",
     "Bulk": "worker.batch.bulk",
     "Client": "worker.queue.client",
     "EnqueueCall": "worker.job.middleware",
@@ -74,11 +79,14 @@ _HOMES = {
     "LonghaulError": "worker.errors",
     "Middleware": "worker.job.middleware",
     "NonRetryableError": "worker.errors",
+    "OpenStep": "worker.batch.source",
+    "Page": "worker.batch.source",
     "Retry": "worker.errors",
     "Run": "worker.queue.run",
     "ServerUnavailable": "worker.errors",
     "Settings": "worker.settings.model",
     "Snooze": "worker.errors",
+    "Source": "worker.batch.source",
     "discover": "worker.job.registry",
     "load_settings": "worker.settings.sources",
     "propagate": "worker.job.propagation",
@@ -89,6 +97,7 @@ _HOMES = {
 __all__ = [
     "PREVIOUS_RESULT",
     "Batch",
+    "Bounds",
     "Bulk",
     "Client",
     "EnqueueCall",
@@ -102,11 +111,14 @@ __all__ = [
     "LonghaulError",
     "Middleware",
     "NonRetryableError",
+    "OpenStep",
+    "Page",
     "Retry",
     "Run",
     "ServerUnavailable",
     "Settings",
     "Snooze",
+    "Source",
     "__version__",
     "discover",
     "job",

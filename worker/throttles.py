@@ -4,15 +4,13 @@
 `Wait`.
 """
 
-from worker.batch.throttle import (
+from worker.batch.throttle import Throttle, ThrottleContext, Wait
+from worker.batch.throttles import (
     CustomThrottle,
     ForcedCheckpoints,
     RowsPerSecond,
     ServerMetric,
-    Throttle,
-    ThrottleContext,
     TimeWindow,
-    Wait,
     WalRate,
 )
 

@@ -1,6 +1,6 @@
 """Types of arguments and results of the public API, for annotations."""
 
-from worker.batch.gather import Outcome
+from worker.batch.batch import Outcome
 from worker.db.engine import Database
 from worker.job.call import Call
 from worker.job.registry import Registry

@@ -119,7 +119,7 @@ async def test_an_open_transaction_is_refused(context: MakeContext) -> None:
         await ctx._attempt.fail()
     ctx = context()
     with pytest.raises(UsageError, match="have no key"):
-        async for partition in ctx.stream(select(Author.id), restart="from_start"):
+        async for partition in ctx.stream(select(Author.id), on_restart="start_over"):
             assert partition.first_key is None
             await partition.gather(call)
     await ctx._attempt.fail()

@@ -15,7 +15,8 @@ from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, Settings, job, load_settings
-from worker.batch.throttle import Throttles, throttles_of
+from worker.batch.throttle import Throttles
+from worker.batch.throttles import make_throttles
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.errors import SettingsError
@@ -41,18 +42,18 @@ def seen(rows: int = 0, now: datetime = NOON, raw: Any = None, table: str = "aut
 async def test_rows_per_second_holds_for_what_they_are_worth() -> None:
     clock = [100.0]
     cap = RowsPerSecond(1_000, clock=lambda: clock[0])
-    assert await cap.hold(seen(0)) is None
-    held = await cap.hold(seen(500))
+    assert await cap.check(seen(0)) is None
+    held = await cap.check(seen(500))
     assert held is not None
     assert held.until == NOON + timedelta(seconds=0.5)
     clock[0] += 0.4
-    held = await cap.hold(seen(500))
+    held = await cap.check(seen(500))
     assert held is not None
     clock[0] += 0.11
-    assert await cap.hold(seen(500)) is None
+    assert await cap.check(seen(500)) is None
     clock[0] += 60  # a long pause is no credit
-    assert await cap.hold(seen(1_500)) is None
-    held = await cap.hold(seen(2_500))
+    assert await cap.check(seen(1_500)) is None
+    held = await cap.check(seen(2_500))
     assert held is not None
     assert held.until == NOON + timedelta(seconds=1)
 
@@ -60,11 +61,11 @@ async def test_rows_per_second_holds_for_what_they_are_worth() -> None:
 async def test_a_walk_under_a_cap_takes_its_time() -> None:
     clock, rows = [0.0], 0
     cap = RowsPerSecond(1_000, clock=lambda: clock[0])
-    await cap.hold(seen(0))
+    await cap.check(seen(0))
     for _ in range(20):
         clock[0] += 0.05  # the batch itself
         rows += 300
-        while (held := await cap.hold(seen(rows))) is not None:
+        while (held := await cap.check(seen(rows))) is not None:
             assert held.until is not None
             clock[0] += min((held.until - NOON).total_seconds(), 0.1) + 1e-9
     assert 5.9 <= clock[0] <= 7.1  # 6,000 rows
@@ -82,7 +83,7 @@ async def test_a_walk_under_a_cap_takes_its_time() -> None:
     ],
 )
 async def test_a_window_of_the_day(hours: str, zone: str, now: str, opens: str | None) -> None:
-    held = await TimeWindow(hours, zone).hold(seen(now=datetime.fromisoformat(now)))
+    held = await TimeWindow(hours, zone).check(seen(now=datetime.fromisoformat(now)))
     assert (held.until.astimezone(UTC) if held and held.until else None) == (opens and datetime.fromisoformat(opens))
 
 
@@ -113,20 +114,20 @@ async def test_every_figure_of_the_server_can_be_read(database: Database) -> Non
     )
     async with database.engine.connect() as connection:
         raw = (await Driver.from_connection(connection)).raw
-        for throttle in throttles_of(rules):
-            assert await throttle.hold(seen(raw=raw)) is None
+        for throttle in make_throttles(rules):
+            assert await throttle.check(seen(raw=raw)) is None
         busy = ThrottleSettings(min_free_connections=100_000)
-        [free] = throttles_of(busy)
-        assert await free.hold(seen(raw=raw)) == Wait("fewer than 100000 connections of the server are free")
+        [free] = make_throttles(busy)
+        assert await free.check(seen(raw=raw)) == Wait("fewer than 100000 connections of the server are free")
 
 
 async def test_sessions_that_work_and_that_wait_are_counted(database: Database) -> None:
     rules = ThrottleSettings(max_active_sessions=0, max_lock_waiters=0)
-    active, waiting = throttles_of(rules)
+    active, waiting = make_throttles(rules)
     lock = text("SELECT pg_advisory_xact_lock(42)")
     async with database.engine.connect() as connection, database.session() as holder:
         raw = (await Driver.from_connection(connection)).raw
-        assert await waiting.hold(seen(raw=raw)) is None
+        assert await waiting.check(seen(raw=raw)) is None
         await holder.execute(lock)
 
         async def wait() -> None:
@@ -134,9 +135,9 @@ async def test_sessions_that_work_and_that_wait_are_counted(database: Database) 
                 await waiter.execute(lock)
 
         task = asyncio.create_task(wait())
-        held = await until(lambda: waiting.hold(seen(raw=raw)))
+        held = await until(lambda: waiting.check(seen(raw=raw)))
         assert held.reason == "1 sessions wait for locks, over 0"
-        held = await until(lambda: active.hold(seen(raw=raw)))
+        held = await until(lambda: active.check(seen(raw=raw)))
         assert held.reason == "1 active sessions, over 0"
         await holder.rollback()
         await task
@@ -147,27 +148,27 @@ async def test_wal_is_a_rate(database: Database) -> None:
     rate = WalRate(1_000, clock=lambda: clock[0])
     async with database.engine.connect() as connection:
         raw = (await Driver.from_connection(connection)).raw
-        assert await rate.hold(seen(raw=raw)) is None
+        assert await rate.check(seen(raw=raw)) is None
         clock[0] += 1
         async with database.transaction() as session:
             session.add_all([Author(**row) for row in authors(500)])
-        held = await rate.hold(seen(raw=raw))
+        held = await rate.check(seen(raw=raw))
         assert held is not None
         assert held.reason.startswith("WAL 0.")
         clock[0] += 3600
-        assert await rate.hold(seen(raw=raw)) is None
+        assert await rate.check(seen(raw=raw)) is None
 
 
 async def test_a_forced_checkpoint_is_rested_after(database: Database) -> None:
     rest = ForcedCheckpoints(30)
     async with database.engine.connect() as connection:
         raw = (await Driver.from_connection(connection)).raw
-        assert await rest.hold(seen(raw=raw)) is None
+        assert await rest.check(seen(raw=raw)) is None
         await raw.execute("CHECKPOINT")
-        held = await until(lambda: rest.hold(seen(raw=raw)))
+        held = await until(lambda: rest.check(seen(raw=raw)))
         assert held == Wait("WAL has forced a checkpoint", NOON + timedelta(seconds=30))
-        assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=29))) == held
-        assert await rest.hold(seen(raw=raw, now=NOON + timedelta(seconds=30))) is None
+        assert await rest.check(seen(raw=raw, now=NOON + timedelta(seconds=29))) == held
+        assert await rest.check(seen(raw=raw, now=NOON + timedelta(seconds=30))) is None
 
 
 async def test_the_server_is_asked_now_and_then_only() -> None:
@@ -177,19 +178,19 @@ async def test_the_server_is_asked_now_and_then_only() -> None:
         asked.append(what.rows)
         return None
 
-    throttles = Throttles([CustomThrottle(look)], check_interval_seconds=3600)
+    throttles = Throttles([CustomThrottle(look)], pace_type=RowsPerSecond, check_interval_seconds=3600)
     for rows in range(5):
-        assert await throttles.hold(seen(rows)) is None
+        assert await throttles.check(seen(rows)) is None
     assert asked == [0]
 
 
 async def test_an_order_wins_over_the_settings() -> None:
-    throttles = Throttles([RowsPerSecond(1)], check_interval_seconds=1)
-    await throttles.hold(seen(0))
-    throttles.order(1e9)
-    assert await throttles.hold(seen(1_000)) is None
-    throttles.order(None)
-    assert await throttles.hold(seen(1_001)) is not None
+    throttles = Throttles([RowsPerSecond(1)], pace_type=RowsPerSecond, check_interval_seconds=1)
+    await throttles.check(seen(0))
+    throttles.set_pace(1e9)
+    assert await throttles.check(seen(1_000)) is None
+    throttles.set_pace(None)
+    assert await throttles.check(seen(1_001)) is not None
 
 
 async def hold_while_closed(what: ThrottleContext) -> Wait | None:

@@ -38,7 +38,7 @@ async def fill(ctx: JobContext, count: int) -> None:
 
 
 async def mark(ctx: JobContext, *, stop_after: int | None = None, size: int = 10, **options: Any) -> None:
-    """LeavableWalk all authors and count each; raise inside of the batch after `stop_after`."""
+    """Walk all authors and count each; raise inside of the batch after `stop_after`."""
     async for batch in ctx.chunks(select(Author), size=size, **options):
         for author in batch:
             author.seen += 1
@@ -374,7 +374,7 @@ async def test_a_loop_is_for_async_for_alone(context: MakeContext) -> None:
 async def test_a_table_that_is_not_there_is_said_to_be_missing(context: MakeContext, kind: str) -> None:
     nowhere = Table("nowhere", MetaData(), Column("id", Integer, primary_key=True))
     ctx = context()
-    with pytest.raises(UnsupportedStatement, match="there is no table nowhere in the database: make it with your own"):
+    with pytest.raises(UnsupportedStatement, match="there is no table nowhere in the database: create it"):
         if kind == "sweep":
             await ctx.sweep(delete(nowhere))
         elif kind == "chunks":
@@ -571,12 +571,12 @@ async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
                 async with database.transaction() as session:
                     await session.execute(delete(Author).where(Author.id == 15))
     assert found == [id_ for id_ in range(1, 41) if id_ != 15]  # seen, as its snapshot is not the first one
-    assert "a new snapshot after" in caplog.text
+    assert "takes a new snapshot" in caplog.text
     caplog.clear()
     rows = 0
     without_key = context()
     without_key.settings = ctx.settings
-    async for partition in without_key.stream(select(Author.id), size=10, restart="from_start"):
+    async for partition in without_key.stream(select(Author.id), size=10, on_restart="start_over"):
         rows += len(partition)
     assert rows == 39
     assert caplog.text.count("holds VACUUM back") == 1
@@ -585,12 +585,12 @@ async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
 async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -> None:
     ctx = context()
     await fill(ctx, 30)
-    with pytest.raises(UnsupportedStatement, match="from_start"):
+    with pytest.raises(UnsupportedStatement, match="start_over"):
         async for _ in ctx.stream(select(Author)):
             pytest.fail("a partition was read")
     await ctx._attempt.fail()
     rows = 0
-    async for partition in context().stream(select(Author.id), size=10, restart="from_start"):
+    async for partition in context().stream(select(Author.id), size=10, on_restart="start_over"):
         rows += len(partition)
     assert rows == 30
 

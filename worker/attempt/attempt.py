@@ -107,7 +107,7 @@ class Attempt:
         self._job_throttles = throttles
         self._run: OwnedRun | None = None
         self._reported_rows = 0
-        self._loop: Walk | None = None
+        self._loop: Walk[Any] | None = None
         self._names: set[str] = set()
         self._count = 0
         self._entry: RetryPlan | None = None
@@ -243,7 +243,7 @@ class Attempt:
                 self._control.became_durable(self._run)
         return self._run
 
-    async def enter_loop(self, loop: Walk) -> None:
+    async def enter_loop(self, loop: Walk[Any]) -> None:
         """Settle the preceding loop, which the job has left by `break`.
 
         Raises:
@@ -263,7 +263,7 @@ class Attempt:
             raise LonghaulError(swallowed_error_message(self.broken))
         self._loop = loop
 
-    def leave_loop(self, loop: Walk) -> None:
+    def leave_loop(self, loop: Walk[Any]) -> None:
         """Forget a loop that has ended."""
         if self._loop is loop:
             self._loop = None
@@ -325,14 +325,16 @@ class Attempt:
         if is_transient(error):
             if self._entries > _BATCH_RETRIES:
                 return False
-            entry = failure.halved()
+            entry = failure.retry_half()
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
         elif not failure.quarantine_limit or not run.steps[failure.step].key:
             return False
         elif failure.rows > 1:
-            entry = failure.halved()
+            entry = failure.retry_half()
+        elif failure.key is None:
+            return False  # the row cannot be read, so its key is unknown
         elif await self._ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
-            entry = failure.without_the_row(error)
+            entry = failure.retry_without_row(error)
         else:
             return False
         logger.warning(
@@ -340,7 +342,7 @@ class Attempt:
             self.job,
             self.run_id,
             failure.step,
-            "its row in quarantine" if entry.set_aside else f"{entry.limit} rows",
+            "its row in quarantine" if entry.error else f"{entry.limit} rows",
             format_error(error),
         )
         self._entry = entry

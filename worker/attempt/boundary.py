@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from worker.attempt.control import AttemptControl
-from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait, throttles_of
+from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait
+from worker.batch.throttles import RowsPerSecond, make_throttles
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
 from worker.errors import AttemptReleased, Cancelled
@@ -39,10 +40,10 @@ class Boundary:
         *,
         ensure_not_abandoned: Callable[[], None],
     ) -> None:
-        own = [*throttles_of(rules), *(copy.copy(throttle) for throttle in throttles)]
+        own = [*make_throttles(rules), *(copy.copy(throttle) for throttle in throttles)]
         self._job = job
         self._control = control
-        self._throttles = Throttles(own, check_interval_seconds=rules.check_interval_seconds)
+        self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
 
     @property
@@ -90,8 +91,8 @@ class Boundary:
             await asyncio.sleep(min(max(seconds, 0.0), _POLL_SECONDS))
 
     async def _ask_throttles(self, run: OwnedRun, table: str) -> Wait | None:
-        self._throttles.order(self._control.rows_per_second(run.spec.id, self._job))
-        connection = run.driver.reading() if self._throttles.ask_server else nullcontext(run.driver.raw)
+        self._throttles.set_pace(self._control.rows_per_second(run.spec.id, self._job))
+        connection = run.driver.reading() if self._throttles.is_server_check_due else nullcontext(run.driver.raw)
         async with connection as raw:
-            seen = ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
-            return await self._throttles.hold(seen)
+            context = ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
+            return await self._throttles.check(context)

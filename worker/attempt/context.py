@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
-from worker.batch import Bulk, Chunks, Stream, Sweep
-from worker.batch.batch_retry import OnError
-from worker.batch.lines import Lines
-from worker.batch.options import ChunkOptions, Count, StreamOptions
-from worker.batch.sizing import Size
-from worker.batch.skip_locked import SkippingChunks
+from worker.batch import Bulk, Source, Walk
+from worker.batch.loops import make_chunks, make_lines, make_stream, make_sweep, make_walk
+from worker.batch.options import ChunkOptions, SourceOptions, StreamOptions, SweepOptions, WalkOptions
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
-from worker.errors import UnsupportedStatement
 
 if TYPE_CHECKING:
     from worker.db.engine import Database
@@ -125,175 +121,121 @@ class JobContext:
     # --- loops
 
     @overload
-    def chunks(self, statement: Select[T], **options: Unpack[ChunkOptions]) -> Chunks[T]: ...
+    def chunks(self, statement: Select[T], **options: Unpack[ChunkOptions]) -> Walk[T]: ...
     @overload
-    def chunks(self, statement: Select[T1, T2], **options: Unpack[ChunkOptions]) -> Chunks[tuple[T1, T2]]: ...
+    def chunks(self, statement: Select[T1, T2], **options: Unpack[ChunkOptions]) -> Walk[tuple[T1, T2]]: ...
     @overload
-    def chunks(self, statement: Select[T1, T2, T3], **options: Unpack[ChunkOptions]) -> Chunks[tuple[T1, T2, T3]]: ...
+    def chunks(self, statement: Select[T1, T2, T3], **options: Unpack[ChunkOptions]) -> Walk[tuple[T1, T2, T3]]: ...
     @overload
     def chunks(
         self, statement: Select[T1, T2, T3, T4], **options: Unpack[ChunkOptions]
-    ) -> Chunks[tuple[T1, T2, T3, T4]]: ...
+    ) -> Walk[tuple[T1, T2, T3, T4]]: ...
     @overload
-    def chunks(self, statement: Select[*tuple[Any, ...]], **options: Unpack[ChunkOptions]) -> Chunks[Any]: ...
-    def chunks(
-        self,
-        statement: Any,
-        *,
-        size: Size | None = None,
-        lock: bool = True,
-        skip_locked: bool = False,
-        by: Any = None,
-        name: str | None = None,
-        count: Count = "estimate",
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Chunks[Any]:
+    def chunks(self, statement: Select[*tuple[Any, ...]], **options: Unpack[ChunkOptions]) -> Walk[Any]: ...
+    def chunks(self, statement: Any, **options: Unpack[ChunkOptions]) -> Walk[Any]:
         """Walk a table in batches: `async for batch in ctx.chunks(select(User), size=1_000)`.
 
-        A batch is committed, with its cursor, when the loop asks for the next one; it is rolled back when the
-        body raises. Rows that match when the walk begins are done exactly once.
+        A batch is committed, with its cursor, when the loop asks for the next one; it is rolled back when the body
+        raises. Rows that match when the walk begins are done exactly once.
 
         Args:
-            statement: a `select()` of an entity or of columns, with where, joins, loader options.
-            size: rows a batch, or "auto" for as many as take `batch.target_seconds`; `batch.size` of the settings
-                by default.
-            lock: lock the rows (FOR NO KEY UPDATE) until the batch is committed, so that no change that
-                somebody else makes meanwhile is lost. False reads them in a transaction that is over before
-                the body runs; the writing one begins at its first statement.
-            skip_locked: go past rows that somebody else has locked, and come back for them before the end; only
-                then are they waited for. The walk's order is by key but for those.
-            by: column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`;
-                the primary key by default.
-            name: name of the step in the ledger; give one where the order of the loops can change.
-            count: how the total is found out, of which `percent` is a part: "estimate" asks the planner's statistics,
-                and goes by the key's position where it can; "exact" counts the rows first.
-            on_error: "quarantine": a batch that raises is halved until the rows that fail stand alone; they go to
-                `worker.quarantine`, and the walk goes on. The job is entered again for that.
-            quarantine_limit: rows that may be set aside: a number, or a share of all (below 1); with more, the run
-                fails.
+            statement: A `select()` of an entity or of columns, with where, joins, and loader options.
+            **options: See `worker.batch.options.ChunkOptions`: `size`, `lock`, `skip_locked`, `by`, `name`, `count`,
+                `on_error`, `quarantine_limit`.
+
+        Returns:
+            A walk, for one `async for`. `async with ctx.chunks(...) as batches` commits its last batch at the end of
+            the block.
 
         Raises:
-            UnsupportedStatement: the statement cannot be walked, or the key is not unique, or can be null.
-            CursorMismatch: the ledger has a cursor of another statement.
+            UnsupportedStatement: The statement cannot be walked, or the key is not unique, or can be null.
+            CursorMismatch: The ledger has a cursor of another statement.
         """
-        if skip_locked and not lock:
-            raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
-        kind: type[Chunks[Any]] = SkippingChunks if skip_locked else Chunks
-        return kind(
-            self._attempt,
-            statement,
-            size=size,
-            lock=lock,
-            by=by,
-            name=name,
-            count=count,
-            on_error=on_error,
-            quarantine_limit=quarantine_limit,
-        )
+        return make_chunks(self._attempt, statement, **options)
 
     @overload
-    def stream(self, statement: Select[T], **options: Unpack[StreamOptions]) -> Stream[T]: ...
+    def stream(self, statement: Select[T], **options: Unpack[StreamOptions]) -> Walk[T]: ...
     @overload
-    def stream(self, statement: Select[T1, T2], **options: Unpack[StreamOptions]) -> Stream[tuple[T1, T2]]: ...
+    def stream(self, statement: Select[T1, T2], **options: Unpack[StreamOptions]) -> Walk[tuple[T1, T2]]: ...
     @overload
-    def stream(self, statement: Select[T1, T2, T3], **options: Unpack[StreamOptions]) -> Stream[tuple[T1, T2, T3]]: ...
+    def stream(self, statement: Select[T1, T2, T3], **options: Unpack[StreamOptions]) -> Walk[tuple[T1, T2, T3]]: ...
     @overload
     def stream(
         self, statement: Select[T1, T2, T3, T4], **options: Unpack[StreamOptions]
-    ) -> Stream[tuple[T1, T2, T3, T4]]: ...
+    ) -> Walk[tuple[T1, T2, T3, T4]]: ...
     @overload
-    def stream(self, statement: Select[*tuple[Any, ...]], **options: Unpack[StreamOptions]) -> Stream[Any]: ...
-    def stream(
-        self,
-        statement: Any,
-        *,
-        size: Size | None = None,
-        restart: Literal["from_start"] | None = None,
-        replica: bool = False,
-        name: str | None = None,
-        count: Count = "estimate",
-        on_error: OnError = "raise",
-        quarantine_limit: float = 0,
-    ) -> Stream[Any]:
+    def stream(self, statement: Select[*tuple[Any, ...]], **options: Unpack[StreamOptions]) -> Walk[Any]: ...
+    def stream(self, statement: Any, **options: Unpack[StreamOptions]) -> Walk[Any]:
         """Read one result through a server-side cursor, in one snapshot, with a commit for each partition.
 
-        Ordered by a unique, not-null key, or grouped by the columns that it is ordered by, it goes on after a
-        restart behind the last committed partition, in a new snapshot.
+        If it is ordered by a unique, not-null key, or grouped by the columns that it is ordered by, a restart continues
+        behind the last committed partition, in a new snapshot.
 
         Args:
-            statement: any `select()`.
-            size: rows a partition, or "auto"; `batch.size` of the settings by default.
-            restart: "from_start" admits a result that cannot be gone on with: a restart does it all again.
-            replica: read at `database.replica_url`, where that is set, once the replica has all that was committed
-                before the walk, or this try of it, began.
-            name: name of the step in the ledger.
-            count: see `chunks`.
-            on_error: see `chunks`; for a result that can be gone on with.
-            quarantine_limit: see `chunks`.
+            statement: Any `select()`.
+            **options: See `worker.batch.options.StreamOptions`: `size`, `on_restart`, `replica`, `name`, `count`,
+                `on_error`, `quarantine_limit`.
+
+        Returns:
+            A walk; see `chunks`.
 
         Raises:
-            UnsupportedStatement: the result cannot be gone on with, and `restart` does not admit that.
+            UnsupportedStatement: The result has no key to continue behind, and `on_restart` does not admit that.
         """
-        return Stream(
-            self._attempt,
-            statement,
-            size=size,
-            restart=restart,
-            replica=replica,
-            name=name,
-            count=count,
-            on_error=on_error,
-            quarantine_limit=quarantine_limit,
-        )
+        return make_stream(self._attempt, statement, **options)
 
-    async def sweep(
-        self,
-        statement: Update | Delete | Insert,
-        *,
-        size: Size | None = None,
-        by: Any = None,
-        name: str | None = None,
-        count: Count = "estimate",
-    ) -> int:
+    async def sweep(self, statement: Update | Delete | Insert, **options: Unpack[SweepOptions]) -> int:
         """Run one UPDATE, DELETE or INSERT ... SELECT over a whole table, in ranges of its key, each committed with
         its cursor.
 
         Args:
             statement: `update(...)`, `delete(...)` or `insert(...).from_select(...)`, without RETURNING; the key is
                 that of the table that is selected from.
-            size: rows of the table a range, whether they match or not; or "auto".
-            by: a unique, not-null key to walk by; the primary key by default.
-            name: name of the step in the ledger.
-            count: see `chunks`.
+            **options: See `worker.batch.options.SweepOptions`: `size` (rows of the table in a range, whether they
+                match or not), `by`, `name`, `count`.
 
         Returns:
-            Rows changed or inserted, in earlier tries of this run too.
+            The rows changed or inserted, by earlier attempts of this run too.
 
         Raises:
-            UnsupportedStatement: the statement cannot be walked.
+            UnsupportedStatement: The statement cannot be walked.
         """
-        return await Sweep(self._attempt, statement, size=size, by=by, name=name, count=count).run_to_end()
+        return await make_sweep(self._attempt, statement, **options).run()
 
-    def lines(
-        self, path: str | Path, *, size: Size | None = None, encoding: str = "utf-8", name: str | None = None
-    ) -> Lines:
+    def lines(self, path: str | Path, *, encoding: str = "utf-8", **options: Unpack[WalkOptions]) -> Walk[str]:
         """Read a text file by batches of lines: `async for batch in ctx.lines("users.csv")`.
 
-        What is written through `batch.session` and `batch.bulk` is committed with the place in the file; a restart goes
-        on behind it, on any worker that sees the same file.
+        Writes through `batch.session` and `batch.bulk` are committed with the place in the file. A restart continues
+        behind it, on any worker that sees the same file.
 
         Args:
-            path: of the file.
-            size: lines a batch, or "auto"; `batch.size` of the settings by default.
-            encoding: of the text.
-            name: name of the step in the ledger.
+            path: The file.
+            encoding: The encoding of its text.
+            **options: See `worker.batch.options.WalkOptions`: `size`, `name`.
+
+        Returns:
+            A walk; see `chunks`.
 
         Raises:
-            UnsupportedStatement: the file cannot be read, or is not in that encoding.
-            CursorMismatch: what was done of it is not there any more, or has changed: it was cut off or replaced.
+            UnsupportedStatement: The file cannot be read, or has another encoding.
+            CursorMismatch: The part of the file that is done was truncated or changed.
         """
-        return Lines(self._attempt, Path(path), size=size, encoding=encoding, name=name)
+        return make_lines(self._attempt, path, encoding, **options)
+
+    def walk(self, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:
+        """Walk a source of your own: `async for batch in ctx.walk(CsvFile(path), size=1_000)`.
+
+        Args:
+            source: An object with the methods of `worker.Source`.
+            **options: See `worker.batch.options.SourceOptions`: `size`, `name`, `on_error`, `quarantine_limit`.
+
+        Returns:
+            A walk; see `chunks`.
+
+        Raises:
+            CursorMismatch: The ledger has a cursor of another source.
+        """
+        return make_walk(self._attempt, source, **options)
 
     @property
     def bulk(self) -> Bulk:

@@ -1,10 +1,22 @@
-"""The durable loops: chunks, stream and sweep, and the bulk operations inside them."""
+"""The durable loops: one engine (`walk.py`), the sources that it walks, and the bulk operations inside a batch."""
 
-from worker.batch.batch import Batch
+from worker.batch.batch import Batch, Outcome
 from worker.batch.bulk import Bulk
-from worker.batch.chunks import Chunks
-from worker.batch.stream import Stream
-from worker.batch.sweep import Sweep
-from worker.batch.walk import Progress, Walk, WalkHost, swallowed_error_message
+from worker.batch.loop_exit import swallowed_error_message
+from worker.batch.source import Bounds, OpenStep, Page, Source
+from worker.batch.walk import Walk
+from worker.batch.walk_host import Progress, WalkHost
 
-__all__ = ["Batch", "Bulk", "Chunks", "Progress", "Stream", "Sweep", "Walk", "WalkHost", "swallowed_error_message"]
+__all__ = [
+    "Batch",
+    "Bounds",
+    "Bulk",
+    "OpenStep",
+    "Outcome",
+    "Page",
+    "Progress",
+    "Source",
+    "Walk",
+    "WalkHost",
+    "swallowed_error_message",
+]

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from worker.batch.bulk import Bulk
-from worker.batch.gather import Outcome, gather_rows
 from worker.batch.transaction import BatchTransaction
 from worker.db.sessions import ScopedSession
 from worker.errors import UsageError
 
 T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T, R]):
+    """The outcome of a call for one row.
+
+    Attributes:
+        row: The row.
+        row_key: The key that was passed to the call: the same at each attempt of the run.
+        result: The returned value; None if the call raised.
+        error: The exception; None if the call returned.
+    """
+
+    row: T
+    row_key: str
+    result: R | None = None
+    error: Exception | None = None
 
 
 class Batch(Sequence[T_co], Generic[T_co]):
     """Rows of one transaction, in the order of the walk.
 
     Attributes:
-        bulk: bulk operations in that session.
-        number: 1 for the first batch of the loop; the same when a batch is tried again.
-        first_key: key of its first row (a tuple for a key of several columns); None for a stream without one.
-        last_key: key of its last row.
-        idempotency_key: the same at each try of this batch, for effects outside of the database.
+        bulk: Bulk operations in the batch's transaction.
+        number: 1 for the first batch of the loop; the same if a batch is attempted again.
+        first_key: The key of its first row (a tuple for a key of several columns); None for a stream without one.
+        last_key: The key of its last row.
+        idempotency_key: The same at each attempt of this batch, for effects outside the database.
     """
 
     __slots__ = ("_row_keys", "_rows", "_transaction", "bulk", "first_key", "idempotency_key", "last_key", "number")
@@ -51,7 +70,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
 
     @property
     def session(self) -> ScopedSession:
-        """Session of the batch's transaction; its writes are committed with the checkpoint."""
+        """The session of the batch's transaction; its writes are committed with the checkpoint."""
         return self._transaction.session
 
     async def gather(
@@ -61,32 +80,33 @@ class Batch(Sequence[T_co], Generic[T_co]):
         concurrency: int = 20,
         errors: Literal["raise", "collect"] = "raise",
     ) -> list[Outcome[T_co, R]]:
-        """Run an async function for each row: an HTTP call, a file, a model. What is to be written follows, in the
-        batch's transaction.
+        """Run an async function for each row, such as an HTTP call, while no transaction is open. Write the outcomes
+        afterwards, in the batch's transaction.
 
-        Calls are at least once: a batch that is tried again makes them again, with the same keys.
+        Calls are made at least once: a batch that is attempted again makes them again, with the same keys.
 
         Args:
-            function: takes a row and its key: `<run>:<step>:<key>`, the same at each try, for the other side to know
-                the call by.
-            concurrency: calls at the same time, at most.
-            errors: "raise" ends all at the first error, which is the batch's; "collect" leaves them in the outcomes.
+            function: Takes a row and its key `<run>:<step>:<key>`, which is the same at each attempt. Pass the key
+                on, so that the receiver can recognise a repeated call.
+            concurrency: The largest number of calls at the same time.
+            errors: "raise" cancels all calls at the first error, which is the batch's error; "collect" puts errors
+                into the outcomes.
 
         Returns:
             An `Outcome` for each row, in their order.
 
         Raises:
-            UsageError: a transaction is open, or the rows have no key.
+            UsageError: A transaction is open, or the rows have no key.
         """
         if self._transaction.is_open:
             raise UsageError(
-                "batch.gather: a transaction is open, and would stay open, with its locks, as long as the slowest call "
-                "takes: walk with lock=False, and call out before anything is written"
+                "batch.gather: a transaction is open, and would keep its locks until the slowest call has ended: walk "
+                "with lock=False, and make the calls before the first write"
             )
         keys = self._row_keys()
         if len(keys) != len(self):
             raise UsageError("batch.gather: these rows have no key: order the stream by a unique one")
-        return await gather_rows(function, self._rows, keys, concurrency=max(1, concurrency), errors=errors)
+        return await _gather_rows(function, self._rows, keys, concurrency=max(1, concurrency), errors=errors)
 
     @overload
     def __getitem__(self, index: int) -> T_co: ...
@@ -110,3 +130,34 @@ def unwrap(key: Sequence[Any] | None) -> Any:
     if not key:
         return None
     return key[0] if len(key) == 1 else tuple(key)
+
+
+async def _gather_rows(
+    function: Callable[[T, str], Awaitable[R]],
+    rows: Sequence[T],
+    row_keys: Sequence[str],
+    *,
+    concurrency: int,
+    errors: Literal["raise", "collect"],
+) -> list[Outcome[T, R]]:
+    """Call a function for each row, at most `concurrency` at a time; see `Batch.gather`."""
+    found: list[Any] = [None] * len(rows)
+    waiting: Iterator[tuple[int, tuple[T, str]]] = enumerate(zip(rows, row_keys, strict=True))
+
+    async def work() -> None:
+        for place, (row, key) in waiting:  # one iterator for all: each takes the next row when it is free
+            try:
+                found[place] = Outcome[T, R](row, key, result=await function(row, key))
+            except Exception as error:
+                if errors == "raise":
+                    raise
+                found[place] = Outcome[T, R](row, key, error=error)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(rows))):
+                group.create_task(work())
+    except BaseExceptionGroup as failed:
+        # The first one stands for all: what the others raised on their way out says no more.
+        raise failed.exceptions[0] from None
+    return found

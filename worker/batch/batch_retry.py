@@ -1,14 +1,14 @@
-"""Entering a job again, in process, at the batch that failed: whole, in halves, or with one row set aside.
+"""Calls the job function again, in process, after a batch has failed: with half of its rows, or without one row.
 
-Python gives an iterator no way to catch what the body of its `async for` raises. So the job's function is called again:
-its finished loops are skipped, and the one that failed goes on from its cursor, with fewer rows until it is past the
-rows that failed.
+Python gives an iterator no way to catch what the body of its `async for` raises. So the job function is called again:
+its finished loops are skipped, and the one that failed continues from its cursor, with fewer rows until it has passed
+the rows that failed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 OnError = Literal["raise", "quarantine"]
 
@@ -18,44 +18,48 @@ class RetryPlan:
     """How a loop is entered again.
 
     Attributes:
-        step: its name.
-        limit: rows of the next batch, at most.
-        left: rows until the limit is over: those of the batch that failed.
-        set_aside: the error of the one row that comes next, where it is to be set aside; None to do it.
+        step: The name of its step.
+        limit: The largest size of the next batch.
+        remaining: Rows until the limit ends: those of the batch that failed.
+        skip_key: The key of the row to set aside, as JSON values; None to do all rows.
+        error: The error to store with that row.
     """
 
     step: str
     limit: int
-    left: int
-    set_aside: BaseException | None = None
+    remaining: int
+    skip_key: Any = None
+    error: BaseException | None = None
 
     def passed(self, rows: int) -> bool:
-        """Take note of rows that were committed. Returns whether the rows that failed are behind."""
-        self.left -= rows
-        self.limit = min(self.limit * 2, max(self.left, 1))
-        return self.left <= 0
+        """Take note of committed rows. Returns whether the rows that failed are behind."""
+        self.remaining -= rows
+        self.limit = min(self.limit * 2, max(self.remaining, 1))
+        return self.remaining <= 0
 
 
 @dataclass(frozen=True)
 class FailedBatch:
-    """Where a loop failed.
+    """The batch in which a loop failed.
 
     Attributes:
-        step: its name.
-        rows: rows of the batch, or those asked for where none were read.
-        left: rows until the limit that it was under is over.
-        quarantine_limit: rows that may be set aside: a number, or a share of those done; 0 for none.
+        step: The name of the step.
+        rows: The number of rows, or the size if none were read.
+        remaining: Rows until the limit of an earlier retry ends.
+        quarantine_limit: Rows that may be set aside: a number, or a share of those done; 0 for none.
+        key: The key of its row if it has only one, as JSON values; else None.
     """
 
     step: str
     rows: int
-    left: int
+    remaining: int
     quarantine_limit: float
+    key: Any = None
 
-    def halved(self) -> RetryPlan:
-        """Return the entry with half of the rows, or with the same one."""
-        return RetryPlan(self.step, max(1, self.rows // 2), max(self.left, self.rows))
+    def retry_half(self) -> RetryPlan:
+        """Return the plan with half of the rows, or with the same single one."""
+        return RetryPlan(self.step, max(1, self.rows // 2), max(self.remaining, self.rows))
 
-    def without_the_row(self, error: BaseException) -> RetryPlan:
-        """Return the entry that sets the row aside."""
-        return RetryPlan(self.step, 1, max(self.left, 1), set_aside=error)
+    def retry_without_row(self, error: BaseException) -> RetryPlan:
+        """Return the plan that sets the row aside."""
+        return RetryPlan(self.step, 1, max(self.remaining, 1), skip_key=self.key, error=error)

@@ -1,4 +1,4 @@
-"""What the database itself says of a key: is it unique, can it be null, how many rows are there."""
+"""Looks keys up in the database's catalog: whether they are unique and not null, and how many rows there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Executable, text
+from sqlalchemy import Executable, Select, func, select, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
@@ -37,10 +37,13 @@ SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
 """)
 
 
-async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
-    """Return the key with the types of its columns; raise `UnsupportedStatement` unless it is unique and not null.
+async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
+    """Return the key with the types of its columns.
 
-    The tables in the code may say so and the database not: what it enforces is what counts.
+    The database decides, not the model: only a constraint that it enforces keeps rows from being left out.
+
+    Raises:
+        UnsupportedStatement: The key is not unique, or can be null.
     """
     typed = await look_key_up(connection, keyset, kind=kind)
     if isinstance(typed, str):
@@ -48,8 +51,8 @@ async def checked_key(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     return typed
 
 
-async def refuse_missing_table(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
-    """Raise `UnsupportedStatement` where the key's table is not in the database at all."""
+async def ensure_table_exists(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
+    """Raise `UnsupportedStatement` if the key's table is not in the database."""
     table = table_name(keyset)
     if await connection.scalar(text("SELECT to_regclass(CAST(:table AS text))"), {"table": table}) is None:
         raise _no_table(table, kind)
@@ -57,8 +60,8 @@ async def refuse_missing_table(connection: AsyncConnection, keyset: Keyset, *, k
 
 def _no_table(table: str, kind: str) -> UnsupportedStatement:
     return UnsupportedStatement(
-        f"{kind}: there is no table {table} in the database: make it with your own migrations (`worker migrate` "
-        f"makes those of the ledger alone), or correct database.url"
+        f"{kind}: there is no table {table} in the database: create it with your own migrations (`worker migrate` "
+        f"creates only the ledger's tables), or correct database.url"
     )
 
 
@@ -66,7 +69,7 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     """Return the key with the types of its columns, or why it cannot order a walk.
 
     Raises:
-        UnsupportedStatement: its table is not in the database at all.
+        UnsupportedStatement: The key's table is not in the database.
     """
     table = table_name(keyset)
     columns = [part.column.name for part in keyset.parts]
@@ -86,28 +89,31 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
         )
     if not found.unique_and_sorted:
         return f"{table} has no unique index on ({shown}), and rows of one key could be parted or left out"
-    padded = [column for column in columns if found.types[column] in ("character", "bpchar")]
-    if padded:
-        return f"{table} ({', '.join(padded)}) is of type char(n), which a cursor cannot hold"
-    return keyset.typed(found.types)
+    return _find_padded(keyset, found.types) or keyset.typed(found.types)
 
 
-async def column_types(connection: AsyncConnection, keyset: Keyset) -> Keyset:
-    """Return the key with the types of its columns, which need not be unique: that of groups."""
-    table = table_name(keyset)
+def _find_padded(keyset: Keyset, types: dict[str, str]) -> str | None:
+    padded = [part.column.name for part in keyset.parts if types[part.column.name] in ("character", "bpchar")]
+    if not padded:
+        return None
+    return f"{table_name(keyset)} ({', '.join(padded)}) is of type char(n), which a cursor cannot hold"
+
+
+async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
+    """Return the key of groups, which need not be unique, with its types, or why it cannot be a cursor."""
     columns = [part.column.name for part in keyset.parts]
-    found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one()
-    return keyset.typed(found.types)
+    found = (await connection.execute(_KEY, {"table": table_name(keyset), "columns": columns})).one()
+    return _find_padded(keyset, found.types) or keyset.typed(found.types)
 
 
 async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> bool:
-    """Tell whether one of these functions can return several rows, as unnest() does."""
+    """Return whether one of these functions can return several rows, as unnest() does."""
     query = text("SELECT EXISTS (SELECT FROM pg_proc WHERE proretset AND proname = ANY(CAST(:names AS text[])))")
     return bool(await connection.scalar(query, {"names": list(names)}))
 
 
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
-    """Return the planner's estimate of a statement's rows: by statistics, without running it."""
+    """Return the planner's estimate of a statement's rows, without running it."""
     sql, arguments = CompiledStatement(statement, connection.dialect).bind(values)
     plan = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}", tuple(arguments))
     found = plan.scalar_one()
@@ -115,12 +121,20 @@ async def estimate_rows(connection: AsyncConnection, statement: Executable, valu
     return int(tree[0]["Plan"]["Plan Rows"])
 
 
+async def count_rows(connection: AsyncConnection, statement: Select[Any], *, exactly: bool) -> int:
+    """Return the number of rows that a select has: counted, or by the planner's statistics."""
+    if not exactly:
+        return await estimate_rows(connection, statement, {})
+    counted = select(func.count()).select_from(statement.order_by(None).subquery())
+    return int(await connection.scalar(counted) or 0)
+
+
 def table_name(keyset: Keyset) -> str:
-    """Return the name of a key's table, quoted where it has to be."""
+    """Return the name of a key's table, quoted if necessary."""
     return _PREPARER.format_table(keyset.table)
 
 
 def sql_text(statement: Executable) -> str:
-    """Return a statement as SQL in one line, without its values: what tells it from a changed one."""
+    """Return a statement as SQL in one line, without its values: its fingerprint."""
     assert isinstance(statement, ClauseElement)  # noqa: S101
     return " ".join(str(statement.compile(dialect=_DIALECT)).split())

@@ -1,18 +1,35 @@
-"""Which selects can be walked by a key, and by which."""
+"""Rejects selects that cannot be walked by a key, and chooses the key for those that can."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, inspect
+from sqlalchemy import Alias, Select, Table, inspect
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import Over
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import Join
 
-from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column
-from worker.db.statement_internals import read_select_clauses
+from worker.batch.catalog import ensure_table_exists, look_key_up, look_types_up, returns_sets
+from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column, walked_tables
+from worker.db.statement_internals import SelectClauses, read_select_clauses
 from worker.errors import UnsupportedStatement
 
+_REASONS = {
+    "OFFSET": "the walk goes by key, and its place is in the ledger",
+    "LIMIT": "set size= for the batch, or where() for a part of the table",
+    "DISTINCT": "the rows of a walk are found by their key, and locked: use ctx.stream",
+    "GROUP BY": "groups are not rows that could be locked: use ctx.stream",
+    "HAVING": "groups are not rows that could be locked: use ctx.stream",
+    "an ORDER BY of its own": "the order of the walk is its key: set by=",
+    "FOR UPDATE": "the walk locks its rows itself: set lock=",
+    "a syntax extension": "its effect on the walk is unknown: use ctx.stream",
+}
 
-def refuse_unwalkable(statement: Any, *, kind: str) -> None:
-    """Raise `UnsupportedStatement`, with the reason, for a select whose rows cannot be told by their key."""
+
+def check_walkable(statement: Any, *, kind: str) -> None:
+    """Raise `UnsupportedStatement`, with the reason, for a select whose rows cannot be found by their key."""
     if not isinstance(statement, Select):
         raise UnsupportedStatement(
             f"{kind} takes a select() of an entity or of columns, not {type(statement).__name__}"
@@ -28,29 +45,19 @@ def refuse_unwalkable(statement: Any, *, kind: str) -> None:
         "FOR UPDATE": found.for_update,
         "a syntax extension": found.extended,
     }
-    reasons = {
-        "OFFSET": "the walk goes by key, and has its place in the ledger",
-        "LIMIT": "say size= for the batch, or where() for the part of the table",
-        "DISTINCT": "the rows of a walk are told by their key, and locked: use ctx.stream",
-        "GROUP BY": "groups are no rows that could be locked: use ctx.stream",
-        "HAVING": "groups are no rows that could be locked: use ctx.stream",
-        "an ORDER BY of its own": "the walk's order is its key: say by=",
-        "FOR UPDATE": "the walk locks its rows itself: set lock=",
-        "a syntax extension": "its effect on the walk is unknown: use ctx.stream",
-    }
     for clause, present in clauses.items():
         if present:
-            raise UnsupportedStatement(f"{kind} cannot walk a statement with {clause}: {reasons[clause]}")
+            raise UnsupportedStatement(f"{kind} cannot walk a statement with {clause}: {_REASONS[clause]}")
 
 
-def key_of_select(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
-    """Return the key that a select is walked by: `by`, or the primary key of what its first column is of.
+def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
+    """Return the key that a select is walked by: `by`, or the primary key of the first column's table.
 
     Raises:
-        UnsupportedStatement: there is none, or it is of a table that is not selected from.
+        UnsupportedStatement: There is none, or it belongs to a table that is not selected from.
     """
     if by is not None:
-        parts = [_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
+        parts = [_make_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
         for part in parts:
             if not selects_from(statement, part):
                 raise UnsupportedStatement(
@@ -59,26 +66,110 @@ def key_of_select(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
                 )
         return Keyset(parts)
     first = statement.column_descriptions[0]
-    entity = entity_of(statement)
+    entity = find_entity(statement)
     if entity is not None:
         inspected: Any = inspect(entity)
         mapper = inspected.mapper
         keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-        return Keyset([_part(getattr(inspected.entity, key), kind) for key in keys])
+        return Keyset([_make_part(getattr(inspected.entity, key), kind) for key in keys])
     column = underlying_column(first["expr"])
     table = getattr(first["expr"], "table", None)
     if column is None or table is None or not list(table.primary_key):
-        raise UnsupportedStatement(f"{kind}: no primary key to walk by is found in this statement: say by=")
-    return Keyset([_part(part, kind) for part in table.primary_key])
+        raise UnsupportedStatement(f"{kind}: this statement has no primary key to walk by: set by=")
+    return Keyset([_make_part(part, kind) for part in table.primary_key])
 
 
-def _part(expression: Any, kind: str) -> KeyPart:
+def find_entity(statement: Select[Any]) -> Any:
+    """Return the mapped class or alias that the first column belongs to; None for a plain table."""
+    return statement.column_descriptions[0].get("entity")
+
+
+def _make_part(expression: Any, kind: str) -> KeyPart:
     column = underlying_column(expression)
     if column is None:
-        raise UnsupportedStatement(f"{kind}: by={expression} is no column of a table")
+        raise UnsupportedStatement(f"{kind}: by={expression} is not a column of a table")
     return key_part(expression, column)
 
 
-def entity_of(statement: Select[Any]) -> Any:
-    """Return the mapped class or alias that the first column is of; None for one of a plain table."""
-    return statement.column_descriptions[0].get("entity")
+async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -> tuple[Keyset | None, str]:
+    """Return the key behind which a stream can continue after a restart, or None and the reason why there is none."""
+    clauses = read_select_clauses(statement)
+    problem = _find_shape_problem(statement, clauses)
+    if problem:
+        return None, problem
+    expressions = [
+        getattr(clause, "element", clause) if _is_reference(clause) else clause for clause in clauses.order_by
+    ]
+    parts = []
+    for expression in expressions:
+        column = underlying_column(expression)
+        if column is None:
+            return None, f"it is ordered by {expression}, which is not a column of a table"
+        try:
+            parts.append(key_part(expression, column))
+        except UnsupportedStatement as error:
+            return None, str(error)
+    keyset = Keyset(parts)
+    await ensure_table_exists(connection, keyset, kind="stream")
+    for part in parts:
+        if not selects_from(statement, part):
+            return None, f"it is ordered by {part.expression}, which is in none of its tables under that name"
+    if clauses.group_by:
+        problem = _find_group_problem(statement, clauses, parts)
+        if problem:
+            return None, problem
+        found = await look_types_up(connection, keyset)
+        return (None, found) if isinstance(found, str) else (found, "")
+    sources = walked_tables(statement)
+    if len(sources) != 1 or not _is_plain(sources[0]):
+        return None, "it reads more than one plain table, and rows of one key can be repeated"
+    functions = [str(getattr(element, "name", "")) for element in _list_functions(statement)]
+    if functions and await returns_sets(connection, functions):
+        return None, "it has a function that returns several rows, which have one key"
+    found = await look_key_up(connection, keyset, kind="stream")
+    return (None, found) if isinstance(found, str) else (found, "")
+
+
+def _find_shape_problem(statement: Select[Any], clauses: SelectClauses) -> str | None:
+    if not clauses.order_by:
+        return "it has no ORDER BY"
+    if clauses.limit or clauses.offset:
+        return "it has a LIMIT or OFFSET"
+    if clauses.distinct:
+        return "it has a DISTINCT"
+    if clauses.extended:
+        return "it has a syntax extension, such as distinct_on()"
+    if any(isinstance(element, Over) for element in visitors.iterate(statement)):
+        return "it has window functions"
+    return None
+
+
+def _find_group_problem(statement: Select[Any], clauses: SelectClauses, parts: list[KeyPart]) -> str | None:
+    grouped = [underlying_column(clause) for clause in clauses.group_by]
+    if not set(grouped) <= {part.column for part in parts}:
+        return "its order does not hold all columns of its GROUP BY"
+    nullable = [part.column.name for part in parts if part.column.nullable]
+    if nullable:
+        return f"{', '.join(nullable)} can be null, and the rows after a null cannot be found"
+    if len(parts) != len(grouped):
+        return "its order holds more than the columns of its GROUP BY"
+    if any(isinstance(element, Join) and (element.isouter or element.full) for element in _list_sources(statement)):
+        return "it has an outer join, and its groups can be of null"
+    return None
+
+
+def _is_reference(clause: Any) -> bool:
+    return str(getattr(clause, "__visit_name__", "")).endswith("label_reference")
+
+
+def _is_plain(source: Any) -> bool:
+    return isinstance(source, Table) or (isinstance(source, Alias) and isinstance(source.element, Table))
+
+
+def _list_sources(statement: Select[Any]) -> list[Any]:
+    return [element for source in statement.get_final_froms() for element in visitors.iterate(source)]
+
+
+def _list_functions(statement: Select[Any]) -> list[FunctionElement[Any]]:
+    found = [element for column in statement.selected_columns for element in visitors.iterate(column)]
+    return [element for element in found if isinstance(element, FunctionElement)]

@@ -1,4 +1,4 @@
-"""How far a key is between the first and the last one of a walk: progress that needs no count of rows."""
+"""Progress by the position of a key between the first and the last one of a walk: it needs no count of rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.batch.keyset import Keyset
 
 
-class Position:
+class KeyProgress:
     """The keys of a walk on a line: those of one column of integers or UUIDs.
 
     Args:
-        first: the first key of the table, as a number.
-        last: the last one of the walk.
+        first: The first key of the table, as a number.
+        last: The last key of the walk.
     """
 
     def __init__(self, first: int, last: int) -> None:
@@ -25,8 +25,8 @@ class Position:
         self._last = last
 
     @classmethod
-    async def between(cls, connection: AsyncConnection, keyset: Keyset, last: Sequence[Any]) -> Position | None:
-        """Return the line from the table's first key to the last one of the walk; None where keys are no numbers."""
+    async def look_up(cls, connection: AsyncConnection, keyset: Keyset, last: Sequence[Any]) -> KeyProgress | None:
+        """Return the line from the table's first key to the last one of the walk; None if keys are not numbers."""
         part = keyset.parts[0]
         if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
             return None
@@ -35,7 +35,7 @@ class Position:
         return None if first is None else cls(_number(first), _number(last[0]))
 
     def share(self, key: Sequence[Any]) -> float:
-        """Return the part of the line that is behind a key, 0 to 1."""
+        """Return the part of the line that is behind a key, from 0 to 1."""
         if self._first == self._last:
             return 1.0
         return min(1.0, max(0.0, (_number(key[0]) - self._first) / (self._last - self._first)))

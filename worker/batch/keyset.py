@@ -166,14 +166,14 @@ class Keyset:
         return or_(false(), *(columns == tuple_(*map(literal, self.decode(key))) for key in keys))
 
     def one_of(self) -> ColumnElement[bool]:
-        """Return "one of many keys", with the parameters of `values_of`."""
+        """Return "one of many keys", with the parameters of `array_values`."""
         texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
         names = [f"key_{index}" for index in range(len(self.parts))]
         given = func.unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
         keys = [cast(given.c[name], _CatalogType(part.sql_type)) for name, part in zip(names, self.parts, strict=True)]
         return tuple_(*self.columns).in_(select(*keys))
 
-    def values_of(self, keys: Sequence[Sequence[Any]]) -> dict[str, list[str]]:
+    def array_values(self, keys: Sequence[Sequence[Any]]) -> dict[str, list[str]]:
         """Return the parameters of `one_of`, from cursors."""
         return {f"{_PREFIX}keys_{index}": [str(key[index]) for key in keys] for index in range(len(self.parts))}
 

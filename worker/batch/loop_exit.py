@@ -1,9 +1,12 @@
 """How a job has left an `async for`: by `break` or `return`, or by an exception.
 
-The iterator is held by the `async for` alone, and dropped when the job leaves it. Python says nothing of the reason;
-the instruction at which the job's frame stands does: `break` and `return` drop the iterator with POP_TOP, in CPython
-3.11 to 3.13, while an exception drops it at the instruction that raised. Anything else (another Python, a generator
-around the loop) counts as an exception: the batch is rolled back, and the run says so, rather than commit half of it.
+The iterator is held by the `async for` alone, and dropped when the job leaves it. Python does not tell an iterator the
+reason. The instruction at which the job's frame stands does: CPython 3.11 to 3.13 drop the iterator with POP_TOP after
+`break` and `return`, and at the instruction that raised after an exception. Everything else counts as an exception: a
+generator around the loop, a compiled module, an interpreter that is not in `_KNOWN_VERSIONS`. The batch is then rolled
+back, and the run fails with an error that names the cure, rather than commit half of a batch.
+
+`async with ctx.chunks(...) as batches` needs none of this: its `__aexit__` gets the exception, on every Python.
 """
 
 from __future__ import annotations
@@ -12,66 +15,69 @@ import dis
 import sys
 from collections.abc import AsyncIterator
 from types import CodeType
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
-
-from worker.errors import UsageError
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
-
-_DELIBERATE = frozenset({"POP_TOP", "POP_ITER"})
-
-
 T_co = TypeVar("T_co", covariant=True)
+
+_KNOWN_VERSIONS = frozenset({(3, 11), (3, 12), (3, 13)})
+#: Whether this interpreter shows how an `async for` was left. Switched off, every exit counts as an exception.
+shows_exit = sys.implementation.name == "cpython" and sys.version_info[:2] in _KNOWN_VERSIONS
 
 
 class LeavableWalk(Protocol[T_co]):
-    """A loop that hands out batches."""
+    """A walk that hands out batches."""
 
-    left_deliberately: bool | None
+    #: Set when the job drops the iterator: True after `break` or `return`, False after an exception, None if the
+    #: interpreter does not show it.
+    was_left_by_break: bool | None
 
-    async def next_batch(self) -> T_co | None:
-        """Return the next batch; None at the end."""
+    async def __anext__(self) -> T_co:
+        """Return the next batch."""
 
 
 class LoopIterator(AsyncIterator[T], Generic[T]):
-    """What an `async for` over a loop holds.
+    """The object that an `async for` over a walk holds.
 
     Args:
-        walk: the loop.
-        home: code of the function that the `async for` stands in.
+        walk: The walk.
+        function: The code of the function that contains the `async for`.
     """
 
-    def __init__(self, walk: LeavableWalk[T], home: CodeType) -> None:
+    def __init__(self, walk: LeavableWalk[T], function: CodeType) -> None:
         self._walk = walk
-        self._home = home
+        self._function = function
 
-    async def __anext__(self) -> T:
-        batch = await self._walk.next_batch()
-        if batch is None:
-            raise StopAsyncIteration
-        return batch
+    def __anext__(self) -> Any:
+        return self._walk.__anext__()
 
     def __del__(self) -> None:
         try:
             frame = sys._getframe(1)
         except ValueError:
             return  # the interpreter ends
-        instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]] if frame.f_lasti >= 0 else ""
-        self._walk.left_deliberately = frame.f_code is self._home and instruction in _DELIBERATE
+        if not shows_exit or frame.f_code is not self._function or frame.f_lasti < 0:
+            self._walk.was_left_by_break = None
+        else:
+            instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            self._walk.was_left_by_break = instruction == "POP_TOP"
 
 
-class OnlyAsyncFor:
-    """Says what a loop is for where it is used otherwise."""
+def swallowed_error_message(place: str | None) -> str:
+    """Return the error of a job that left a loop by an exception, caught it, and continued.
 
-    kind: str
-
-    def __iter__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
-
-    def __await__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
-
-
-def caller(depth: int = 2) -> Any:
-    """Return the code of the function that called the caller."""
-    return sys._getframe(depth).f_code
+    Args:
+        place: Kind, step and batch of the loop.
+    """
+    if not shows_exit:
+        return (
+            f"the job left the loop {place} before its end. This Python ({sys.version.split()[0]}) does not show "
+            f"whether that was a `break` or an exception, so the batch was rolled back. Write `async with "
+            f"ctx.chunks(...) as batches: async for batch in batches`, and `break` is committed"
+        )
+    return (
+        f"an exception has left the loop {place}, and the job continued. The batch was rolled back, and the rows "
+        f"after it were not walked. Catch the exception inside the loop's body (and `break` to end the walk there), "
+        f"or let it pass. If this was a `break` inside a generator or a compiled module, write `async with "
+        f"ctx.chunks(...) as batches: async for batch in batches`"
+    )

@@ -1,13 +1,12 @@
-"""How the rows of a walk are read: by the driver where a row is its columns, by SQLAlchemy where it is an object.
+"""Pages of rows from a select: read by the driver where a row is plain columns, by SQLAlchemy where it is an object.
 
-asyncpg makes a record in C at a tenth of the cost of a row of SQLAlchemy. It serves where no column has a conversion of
-SQLAlchemy's own, and where the key is among the columns, so that nothing has to be cut off.
+asyncpg makes a record in C at a tenth of the cost of a row of SQLAlchemy. It is used if no column has a conversion of
+SQLAlchemy's own, and if the key is among the columns, so that nothing has to be cut off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,11 +16,13 @@ from sqlalchemy import Select, inspect
 
 from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
+from worker.batch.source import Page
+from worker.batch.transaction import BatchTransaction
 from worker.db.statement_internals import cut_rows
 
 
 class Row(asyncpg.Record):  # type: ignore[misc]
-    """A row that the driver made: a sequence of its columns, which have names, too, as in a row of SQLAlchemy."""
+    """A row made by the driver: a sequence of its columns, which have names, as in a row of SQLAlchemy."""
 
     __slots__ = ()
 
@@ -46,34 +47,12 @@ class Row(asyncpg.Record):  # type: ignore[misc]
 Sequence.register(Row)  # so that `match` takes it apart
 
 
-@dataclass(frozen=True)
-class Page:
-    """Rows of one batch.
-
-    Attributes:
-        rows: as the job sees them.
-        first_key: key of the first one, in Python's types; empty without a key.
-        last_key: key of the last one.
-        cursor: key of the last one, as the ledger keeps it.
-        row_cursors: the key of each row, as the ledger would keep it; made when it is asked for.
-    """
-
-    rows: Sequence[Any]
-    first_key: list[Any]
-    last_key: list[Any]
-    cursor: list[Any]
-    row_cursors: Callable[[], list[list[Any]]] = list
-
-
-NO_PAGE = Page((), [], [], [])
-
-
 class RowShape:
     """A select together with the key of its rows.
 
     Args:
-        statement: what the job wants.
-        keyset: the order of the walk; None for a stream without one.
+        statement: The select of the job.
+        keyset: The order of the walk; None for a stream without one.
     """
 
     def __init__(self, statement: Select[Any], keyset: Keyset | None) -> None:
@@ -108,33 +87,32 @@ class RowShape:
         """Whether the driver's rows could be handed out as they are."""
         return not self.is_entity and not self._hidden
 
-    def fits(self, statement: CompiledStatement, attributes: Sequence[Any], dialect: Any) -> bool:
-        """Tell whether the driver's rows have the names and values that SQLAlchemy's would have.
+    def fits(self, attributes: Sequence[Any], dialect: Any) -> bool:
+        """Return whether the driver's rows have the names and values that SQLAlchemy's would have.
 
         Args:
-            statement: the compiled select.
-            attributes: what the server says of its columns.
-            dialect: of the connection.
+            attributes: The server's description of its columns.
+            dialect: The dialect of the connection.
         """
-        columns = list(self.statement.selected_columns)
         if not self.may_be_plain or [attribute.name for attribute in attributes] != self._names:
             return False
+        columns = list(self.statement.selected_columns)
         return len(columns) == len(attributes) and all(
             column.type.dialect_impl(dialect).result_processor(dialect, attribute.type.oid) is None
             for column, attribute in zip(columns, attributes, strict=True)
         )
 
-    def page(self, found: Sequence[Any]) -> Page:
+    def page(self, found: Sequence[Any]) -> Page[Any]:
         """Return the rows as a job sees them, and their keys."""
         if not found:
-            return NO_PAGE
+            return Page()
         first, last = found[0], found[-1]
         cursor = [last[place] for place in self._cursor_places]
         return Page(
             self._shown(found),
+            self._keyset.encode(cursor) if self._keyset else None,
             [first[place] for place in self._key_places],
             [last[place] for place in self._key_places],
-            self._keyset.encode(cursor) if self._keyset else [],
             partial(self._cursors, found),
         )
 
@@ -150,15 +128,50 @@ class RowShape:
         return cut_rows(found, found[0]._fields[: self._width])
 
 
+class PageReader:
+    """A select that is read again with other parameters: compiled once, and prepared as seldom as possible.
+
+    Args:
+        shape: The shape of its rows.
+        statement: The select, with the key's columns and conditions.
+        dialect: The dialect of the connection.
+    """
+
+    def __init__(self, shape: RowShape, statement: Select[Any], dialect: Any) -> None:
+        self._shape = shape
+        self._statement = statement
+        self._dialect = dialect
+        self._driver_statement = CompiledStatement(statement, dialect) if shape.may_be_plain else None
+        self._prepared: Any = None
+
+    async def read(self, transaction: BatchTransaction, values: Mapping[str, Any]) -> Page[Any]:
+        """Return the rows that the statement has with these parameters."""
+        if self._driver_statement is not None:
+            sql, arguments = self._driver_statement.bind(values)
+            raw = await transaction.driver()
+            if self._prepared is None or not transaction.keeps_prepared:
+                prepared = await raw.prepare(sql, record_class=Row)
+                if self._shape.fits(prepared.get_attributes(), self._dialect):
+                    self._prepared = prepared
+                else:
+                    self._driver_statement = self._prepared = None
+            if self._prepared is not None:
+                return self._shape.page(await self._prepared.fetch(*arguments))
+        result = await transaction.session.execute(self._statement, values)
+        if self._shape.is_entity:
+            result = result.unique()  # joinedload of a collection repeats its owner
+        return self._shape.page(result.all())
+
+
 def jsonable(row: Any) -> Any:
-    """Return a row as JSON values, for a person to look at: columns by name, of an object those that are loaded."""
+    """Return a row as JSON values for a person to look at: columns by name; of an object, those that are loaded."""
     if isinstance(row, Row):
         values: Any = dict(row.items())
     elif hasattr(row, "_mapping"):
         values = dict(row._mapping)
-    elif (state := inspect(row, raiseerr=False)) is not None:
+    elif (state := inspect(row, raiseerr=False)) is not None and hasattr(state, "mapper"):
         known = {attribute.key for attribute in state.mapper.column_attrs}
-        values = {key: value for key, value in row.__dict__.items() if key in known}
+        values = {key: value for key, value in state.dict.items() if key in known}
     else:
         values = row
     return to_jsonable_python(values, fallback=str, inf_nan_mode="strings")

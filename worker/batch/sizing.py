@@ -1,8 +1,8 @@
-"""How many rows a batch has: as many as are said, or as many as take the time that is aimed at.
+"""How many rows a batch has: a fixed number, or as many as take the target time.
 
-The rule is that of GitLab's batched background migrations (docs.gitlab.com, "Batch optimization"): the time efficiency,
-seconds of a batch over seconds aimed at, as a moving average; the size follows it, by a fifth at most where it grows.
-Here it doubles while a batch takes less than a quarter of its time, so that a long walk is at its pace after seconds.
+The rule is that of GitLab's batched background migrations (docs.gitlab.com, "Batch optimization"): the time efficiency
+(seconds of a batch over target seconds) as a moving average; the size follows it, and grows by a fifth at most. Here it
+doubles while a batch takes less than a quarter of its time, so that a long walk reaches its size within seconds.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ Size = int | Literal["auto"]
 _SMOOTHING = 0.4  # weight of the newest batch in the moving average
 _GROWTH = 1.2
 _SLOW_START = 0.25
-_FULL = (0.9, 0.95)  # efficiencies that are as they should be
+_FULL = (0.9, 0.95)  # efficiencies at which the size stays
 
 
 class BatchSizer(Protocol):
-    """Says the size of the next batch."""
+    """Decides the size of the next batch."""
 
     size: int
 
     def note(self, rows: int, seconds: float) -> None:
-        """Take note of a batch that was committed: rows that were asked for, and its time."""
+        """Take note of a batch: the rows that were asked for, and its time in seconds."""
 
 
 class FixedSizer:
-    """The same size always.
+    """The same size for each batch.
 
     Args:
-        size: rows.
+        size: Rows.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def note(self, rows: int, seconds: float) -> None:
-        """Nothing changes."""
+        """Keep the size."""
 
 
 class AdaptiveSizer:
     """The size that takes `batch.target_seconds`, between `batch.min_size` and `batch.max_size`.
 
     Args:
-        rules: of the settings.
+        rules: The settings of section `batch`.
     """
 
     def __init__(self, rules: BatchSettings) -> None:
@@ -68,15 +68,15 @@ class AdaptiveSizer:
 
 
 def make_sizer(size: Size | None, rules: BatchSettings, *, kind: str) -> BatchSizer:
-    """Return the pace of a loop.
+    """Return the sizer of a loop.
 
     Args:
-        size: rows, "auto", or None for `batch.size` of the settings.
-        rules: of the settings.
-        kind: of the loop, for the error.
+        size: Rows, "auto", or None for `batch.size` of the settings.
+        rules: The settings of section `batch`.
+        kind: The kind of the loop, for the error.
 
     Raises:
-        UnsupportedStatement: a size below one.
+        UnsupportedStatement: The size is below one.
     """
     wanted = rules.size if size is None else size
     if wanted == "auto":

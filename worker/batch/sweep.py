@@ -4,144 +4,146 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Delete, Insert, Select, Table, Update, literal, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.batch.catalog import checked_key, sql_text
+from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name
 from worker.batch.compiled import CompiledStatement
-from worker.batch.key_choice import key_of_select, refuse_unwalkable
+from worker.batch.key_choice import check_walkable, choose_key
+from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
-from worker.batch.options import Count
-from worker.batch.page import Page
-from worker.batch.sizing import Size
+from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
-from worker.batch.walk import Walk, WalkHost
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.statement_internals import is_same_table, replace_source, updated_names
 from worker.errors import UnsupportedStatement
-from worker.ledger import StepRecord
 
 Sweepable = Update | Delete | Insert
 
 
-class Sweep(Walk):
-    """A set-based walk; see `JobContext.sweep`.
+class SweepSource:
+    """The ranges of a table's key, each with the statement that changes its rows; see `JobContext.sweep`.
 
-    A range holds `size` rows of the table, whether they match or not: its end is found on the index alone, each
-    row is looked at once, and no batch takes longer than a range does. It ends even while others insert rows
-    that match, because its last key was taken when it began.
+    A range holds `size` rows of the table, whether they match or not: its end is found on the index alone, each row is
+    looked at once, and no batch takes longer than a range does. The walk ends even while others insert rows that
+    match, because its last key is taken when it begins.
+
+    Args:
+        statement: The statement.
+        engine: Where a connection of its own looks the ends of ranges up.
+        by: The key; None for the primary key.
     """
 
     kind = "sweep"
 
-    def __init__(
-        self, host: WalkHost, statement: Sweepable, *, size: Size | None, by: Any, name: str | None, count: Count
-    ) -> None:
-        super().__init__(host, name=name, size=size, count=count)
+    def __init__(self, statement: Sweepable, engine: AsyncEngine, *, by: Any = None) -> None:
         if not isinstance(statement, Update | Delete | Insert):
             raise UnsupportedStatement(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
         if statement.returning_column_descriptions:
             raise UnsupportedStatement("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
-        self._keyset: Keyset = _resolve_key(statement, by)
-        self._refuse_moving_key()
+        self._engine = engine
+        self._keyset: Keyset = _choose_key(statement, by)
+        self._upper: list[Any] = []
+        self._last: list[Any] | None = None
+        self._progress: KeyProgress | None = None
+        self._ends: RangeEnds | None = None
+        self.fingerprint = sql_text(statement)
+        _ensure_key_stays(statement, self._keyset)
 
-    async def run_to_end(self) -> int:
-        """LeavableWalk the table. Returns the rows changed, in earlier tries of the run too."""
-        self._walking = True
-        try:
-            if await self.begin():
-                await self._walk()
-        except BaseException:
-            await self.fail()
-            raise
-        finally:
-            self._walking = False
-        self.end()
-        return self.step.rows
+    async def open(self, step: OpenStep) -> Bounds:
+        """Check the key, look the bounds up, and compile the statements."""
+        connection = step.connection
+        keyset = self._keyset = await ensure_key_orders(connection, self._keyset, kind=self.kind)
+        self._last, total = step.last, 0
+        if step.is_new:
+            matching = self._matching()
+            ends = matching.with_only_columns(*keyset.cursor_columns, maintain_column_froms=True)
+            last = (await connection.execute(ends.order_by(*keyset.order_by(reverse=True)).limit(1))).one_or_none()
+            if last is not None:
+                self._last = keyset.encode(last)
+                total = await count_rows(connection, matching, exactly=step.count_exactly)
+        if self._last is not None:
+            self._upper = keyset.decode(self._last)
+            if not step.count_exactly:
+                self._progress = await KeyProgress.look_up(connection, keyset, self._last)
+            await self._compile(connection)
+        return Bounds(
+            key=keyset.describe(),
+            last=self._last,
+            total=total,
+            is_empty=self._last is None,
+            reads_in_transaction=True,
+            table=table_name(keyset),
+        )
 
-    async def _walk(self) -> None:
-        ahead = RangeEnds(await self._host.database.engine.connect(), self._first_end, self._next_end)
-        try:
-            while not self.step.done:
-                await self._host.boundary(resumable=True, table=self.table)
-                transaction = self.open_batch()
-                values = self._values()
-                last = await ahead.end_of(values, resumed=self._resumed)
-                if last is None:
-                    self._transaction = None
-                    await self.mark_done()
-                    return
-                parts = len(self._keyset.parts)
-                cursor = self._keyset.encode(last[parts:])
-                self._page = Page((), [], list(last[:parts]), cursor)
-                await self.refuse_deadly_batch(self._page, self.size)
-                decoded = self._keyset.decode(cursor)
-                self._asked = ahead.asked
-                if cursor != self.step.upper_bound:
-                    ahead.look(values | self._keyset.values("after", decoded) | {SIZE.key: self.size})
-                self._rows = await self._change(transaction, decoded)
-                await self.commit(done=cursor == self.step.upper_bound)
-        finally:
-            await ahead.close()
+    async def _compile(self, connection: AsyncConnection) -> None:
+        self._write_first, self._write_next = (
+            CompiledStatement(self._write(resumed=resumed), connection.dialect) for resumed in (False, True)
+        )
+        first_end, next_end = (
+            CompiledStatement(self._range_end(resumed=resumed), connection.dialect) for resumed in (False, True)
+        )
+        self._ends = RangeEnds(await self._engine.connect(), first_end, next_end)
 
-    @property
-    def _resumed(self) -> bool:
-        return self.step.cursor is not None
+    async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
+        """Return the next range, with the statement that changes its rows."""
+        assert self._ends is not None  # noqa: S101
+        behind = {} if cursor is None else self._keyset.values("after", self._keyset.decode(cursor))
+        window = self._keyset.values("upper", self._upper) | {SIZE.key: size} | behind
+        last = await self._ends.next_end(window, resumed=cursor is not None)
+        if last is None:
+            return None
+        parts = len(self._keyset.parts)
+        at = self._keyset.encode(last[parts:])
+        is_last = at == self._last
+        ahead = None if is_last else window | self._keyset.values("after", self._keyset.decode(at))
+        return Page(
+            cursor=at,
+            last_key=list(last[:parts]),
+            share=None if self._progress is None else self._progress.share(at),
+            is_last=is_last,
+            examined=self._ends.size,
+            change=partial(self._change, self._keyset.values("last", self._keyset.decode(at)), behind, ahead),
+        )
 
-    async def _change(self, transaction: BatchTransaction, last: list[Any]) -> int:
-        values = self._keyset.values("last", last) | self._behind()
-        write = self._write_next if self._resumed else self._write_first
+    async def _change(
+        self,
+        last: dict[str, Any],
+        behind: dict[str, Any],
+        ahead: dict[str, Any] | None,
+        transaction: BatchTransaction,
+    ) -> int:
+        """Run the statement on one range, while the end of the next one is looked up."""
+        if ahead is not None and self._ends is not None:
+            self._ends.look_ahead(ahead)
+        write = self._write_next if behind else self._write_first
         if not write.needs_context:
             raw = await transaction.driver()
-            sql, arguments = write.bind(values)
+            sql, arguments = write.bind(last | behind)
             status: str = await raw.execute(sql, *arguments)
             return int(status.rsplit(" ", 1)[-1])
         connection = await transaction.session.connection()
-        result = await connection.execute(self._write(resumed=self._resumed), values)
+        result = await connection.execute(self._write(resumed=bool(behind)), last | behind)
         return result.rowcount
 
-    async def _open(self, name: str) -> StepRecord:
-        connection = self.run.connection
-        spec = self.spec(name, sql_text(self._statement), self._keyset)
-        step = self.run.checkpoints.find_step(spec)
-        if step is not None and step.done:
-            return step
-        keyset = self._keyset = await checked_key(connection, self._keyset, kind=self.kind)
-        if step is None:
-            matching = self._matching()
-            ends = matching.with_only_columns(*keyset.cursor_columns, maintain_column_froms=True)
-            last = ends.order_by(*keyset.order_by(reverse=True)).limit(1)
-            upper = (await connection.execute(last)).one_or_none()
-            step = await self.run.checkpoints.open_step(
-                spec,
-                upper_bound=None if upper is None else keyset.encode(upper),
-                total=0 if upper is None else await self._total(connection, matching),
-                done=upper is None,
-            )
-        if step.upper_bound is not None:
-            self._upper = keyset.decode(step.upper_bound)
-        self._first_end, self._next_end, self._write_first, self._write_next = (
-            CompiledStatement(statement, connection.dialect)
-            for statement in (
-                self._range_end(resumed=False),
-                self._range_end(resumed=True),
-                self._write(resumed=False),
-                self._write(resumed=True),
-            )
-        )
-        return step
+    async def close(self) -> None:
+        """Return the connection that looks ranges up."""
+        ends, self._ends = self._ends, None
+        if ends is not None:
+            await ends.close()
 
     def _matching(self) -> Select[Any]:
         """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
         if isinstance(self._statement, Insert):
-            return _source(self._statement).with_only_columns(*self._keyset.columns, maintain_column_froms=True)
+            return _get_select(self._statement).with_only_columns(*self._keyset.columns, maintain_column_froms=True)
         keys = select(*self._keyset.columns)
         where = self._statement.whereclause
-        return keys if where is None or _other_tables(self._statement, self._keyset) else keys.where(where)
+        return keys if where is None or _reads_other_tables(self._statement, self._keyset) else keys.where(where)
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
         """Return the key of the last row of a range, in Python's types and as it goes into the cursor."""
@@ -158,50 +160,39 @@ class Sweep(Walk):
         conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
         if not isinstance(self._statement, Insert):
             return self._statement.where(*conditions)
-        return replace_source(self._statement, _source(self._statement).where(*conditions))
-
-    def _refuse_moving_key(self) -> None:
-        if not isinstance(self._statement, Update):
-            return
-        names = updated_names(self._statement)
-        moved = [part.column.name for part in self._keyset.parts if part.column.key in names]
-        if moved:
-            raise UnsupportedStatement(
-                f"sweep: the statement sets {', '.join(moved)}, the key that it walks by: a row that moves ahead "
-                f"would be changed twice; walk by another unique key with by="
-            )
+        return replace_source(self._statement, _get_select(self._statement).where(*conditions))
 
 
 class RangeEnds:
-    """Where ranges end: the next one is looked up on a connection of its own while the server works on this one.
+    """Looks the ends of ranges up on a connection of its own, the next one while the server works on this one.
 
-    It only parts the keys; what a range changes is up to the statement, whenever its end was looked up.
+    The ends only part the keys; the rows that a range changes are found by the statement itself.
 
     Args:
-        connection: which it closes.
-        first: the statement for the first range.
-        next_: that for the ranges after a cursor.
+        connection: The connection, which it closes.
+        first: The statement for the first range.
+        following: The statement for the ranges behind a cursor.
     """
 
-    def __init__(self, connection: AsyncConnection, first: CompiledStatement, next_: CompiledStatement) -> None:
+    def __init__(self, connection: AsyncConnection, first: CompiledStatement, following: CompiledStatement) -> None:
         self._connection = connection
         self._first = first
-        self._next = next_
+        self._following = following
         self._driver: Driver | None = None
         self._ahead: asyncio.Task[Any] | None = None
-        #: Rows that were asked for in the range whose end was looked up last.
-        self.asked = self._asked_ahead = 0
+        #: The size of the range whose end was looked up last.
+        self.size = self._ahead_size = 0
 
-    def look(self, values: dict[str, Any]) -> None:
-        """Begin to look the end of the range after a cursor up."""
-        self._asked_ahead = values[SIZE.key]
-        self._ahead = asyncio.ensure_future(self._find(self._next, values))
+    def look_ahead(self, values: dict[str, Any]) -> None:
+        """Begin to look up the end of the range behind a cursor."""
+        self._ahead_size = values[SIZE.key]
+        self._ahead = asyncio.ensure_future(self._find(self._following, values))
 
-    async def end_of(self, values: dict[str, Any], *, resumed: bool) -> Any:
-        """Return the key of the last row of the next range; None where there is no row."""
+    async def next_end(self, values: dict[str, Any], *, resumed: bool) -> Any:
+        """Return the key of the last row of the next range; None if there is no row."""
         ahead, self._ahead = self._ahead, None
-        self.asked = values[SIZE.key] if ahead is None else self._asked_ahead
-        return await (ahead if ahead is not None else self._find(self._next if resumed else self._first, values))
+        self.size = values[SIZE.key] if ahead is None else self._ahead_size
+        return await (ahead if ahead is not None else self._find(self._following if resumed else self._first, values))
 
     async def _find(self, statement: CompiledStatement, values: dict[str, Any]) -> Any:
         sql, arguments = statement.bind(values)
@@ -211,41 +202,54 @@ class RangeEnds:
             return await raw.fetchrow(sql, *arguments)
 
     async def close(self) -> None:
-        """Give the connection back."""
+        """Return the connection."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             await run_to_completion(cancel_and_wait(ahead))
         await run_to_completion(self._connection.close())
 
 
-def _source(statement: Insert) -> Select[Any]:
+def _ensure_key_stays(statement: Sweepable, keyset: Keyset) -> None:
+    """Raise `UnsupportedStatement` if the statement sets the key that it is walked by."""
+    if not isinstance(statement, Update):
+        return
+    names = set(updated_names(statement))
+    moved = [part.column.name for part in keyset.parts if part.column.key in names]
+    if moved:
+        raise UnsupportedStatement(
+            f"sweep: the statement sets {', '.join(moved)}, the key that it walks by: a row that moves ahead would be "
+            f"changed twice; walk by another unique key with by="
+        )
+
+
+def _get_select(statement: Insert) -> Select[Any]:
     """Return the select of an INSERT ... SELECT."""
-    refuse_unwalkable(statement.select, kind="sweep: insert().from_select()")
-    source: Any = statement.select
-    return source  # type: ignore[no-any-return]
+    check_walkable(statement.select, kind="sweep: insert().from_select()")
+    found: Any = statement.select
+    return found  # type: ignore[no-any-return]
 
 
-def _resolve_key(statement: Sweepable, by: Any) -> Keyset:
+def _choose_key(statement: Sweepable, by: Any) -> Keyset:
     if isinstance(statement, Insert):
-        return key_of_select(_source(statement), by, kind="sweep")
+        return choose_key(_get_select(statement), by, kind="sweep")
     table = statement.table
     if not isinstance(table, Table):
-        raise UnsupportedStatement(f"sweep: {table} is no table")
+        raise UnsupportedStatement(f"sweep: {table} is not a table")
     if by is None:
         if not list(table.primary_key):
-            raise UnsupportedStatement(f"sweep: {table.fullname} has no primary key: say by=")
+            raise UnsupportedStatement(f"sweep: {table.fullname} has no primary key: set by=")
         return Keyset([key_part(column, column) for column in table.primary_key])
     parts = []
     for expression in by if isinstance(by, list | tuple) else [by]:
         column = underlying_column(expression)
         if column is None or column.table is not table:
-            raise UnsupportedStatement(f"sweep: by={expression} is no column of {table.fullname}")
+            raise UnsupportedStatement(f"sweep: by={expression} is not a column of {table.fullname}")
         direction = key_part(expression, column).descending
         parts.append(key_part(column.desc() if direction else column, column))
     return Keyset(parts)
 
 
-def _other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
+def _reads_other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
     where = statement.whereclause
     froms = [] if where is None else select(literal(1)).where(where).get_final_froms()
     return any(not is_same_table(table, keyset.table) for table in froms)

@@ -1,7 +1,7 @@
 """The transaction of one batch, on the run's own connection.
 
-It is the driver's alone until the job asks for a session: rows that need no object, and bulk operations, pay for no
-unit of work. Both are in the same transaction, in whatever order they are used.
+No Session is created until the job asks for one, so batches of plain rows and bulk operations avoid the cost of the
+unit of work. Session and driver share the transaction, in whatever order they are used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, roll_back
-from worker.errors import LonghaulError
+from worker.errors import LonghaulError, UsageError
 from worker.ledger import OwnedRun
 
 
@@ -78,68 +78,91 @@ class DriverWriter:
 
 
 class BatchTransaction:
-    """One batch's transaction.
+    """The transaction of one batch.
 
     Args:
-        run: whose connection it is on.
+        run: The run, whose connection it is on.
+        name: The batch, for errors.
     """
 
-    def __init__(self, run: OwnedRun) -> None:
+    def __init__(self, run: OwnedRun, name: str) -> None:
         self._run = run
         self._driver = run.driver
         self._session: ScopedSession | None = None
+        self._name = name
+        self._is_over = False
 
     @property
     def session(self) -> ScopedSession:
-        """The session of this transaction, made at the first use."""
+        """The session of this transaction, created at the first use.
+
+        Raises:
+            UsageError: The batch was committed or rolled back.
+        """
+        self._ensure_open()
         if self._session is None:
             self._session = self._run.session("a batch")
         return self._session
 
     @property
     def is_open(self) -> bool:
-        """Whether the transaction has begun."""
-        return self._driver.in_transaction
+        """Whether the transaction has begun and not ended."""
+        return not self._is_over and self._driver.in_transaction
 
     @property
     def keeps_prepared(self) -> bool:
-        """Whether what is prepared here can be executed in the next batch, too."""
+        """Whether a statement that is prepared here can be executed in the next batch."""
         return not self._driver.pooled
 
     async def driver(self) -> Any:
-        """Return asyncpg's connection in the transaction, after what the session has pending."""
+        """Return asyncpg's connection in the transaction, after a flush of the session.
+
+        Raises:
+            UsageError: The batch was committed or rolled back.
+        """
+        self._ensure_open()
         await self.flush()
         return await self._driver.begin()
 
+    def _ensure_open(self) -> None:
+        if self._is_over:
+            raise UsageError(
+                f"{self._name} is over: writes through it would be in no transaction. Write inside the loop's body, or "
+                f"after the loop with ctx.transaction() or ctx.bulk"
+            )
+
     async def flush(self) -> None:
-        """Send what the session has pending."""
+        """Send the pending changes of the session."""
         session = self._session
         if session is None:
             return
-        if session.sync_session._is_clean():
+        pending = session.sync_session
+        if not (pending.new or pending.deleted or pending.dirty):
             return
         await session.connection()  # the transaction is the session's, too
         await flush_changes(session.sync_session, await self._driver.begin())
         await session.flush()
 
     async def end_read(self) -> None:
-        """End what has only read; objects stay, and the next statement begins another transaction."""
+        """End a transaction that has only read; objects stay, and the next statement begins another transaction."""
         if self._session is not None:
             await self._session.end_read()
         await run_to_completion(self._driver.commit())
 
     async def commit(self, checkpoint: str, *, begin: bool) -> None:
-        """Write the checkpoint and commit, in one message where no session takes part; close the session.
+        """Write the checkpoint and commit, in one message if no session takes part; close the session.
 
         Args:
-            checkpoint: a statement without parameters.
-            begin: whether the next batch's transaction may begin in the same message.
+            checkpoint: A statement without parameters.
+            begin: Whether the next batch's transaction may begin in the same message.
         """
         await self.driver()
+        self._is_over = True
         await run_to_completion(self._commit(checkpoint, begin))
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""
+        self._is_over = True
         await run_to_completion(self._roll_back())
 
     async def _commit(self, checkpoint: str, begin: bool) -> None:

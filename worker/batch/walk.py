@@ -1,135 +1,186 @@
-"""What the three kinds of loop have in common: a step in the ledger, a batch that is open, a boundary."""
+"""The one engine of all durable loops: it commits, obeys operators, fetches a page from its source, and hands it out.
+
+`Walk.__anext__` is the loop. Everything that differs from one kind of loop to another is in a `Source`.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 import weakref
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Protocol
-
-from sqlalchemy import Select, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from typing import Any, Generic, NoReturn, TypeVar
 
 from worker.batch.batch import Batch, unwrap
-from worker.batch.batch_retry import FailedBatch, RetryPlan
+from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan
 from worker.batch.bulk import Bulk
-from worker.batch.catalog import estimate_rows, table_name
-from worker.batch.key_progress import Position
-from worker.batch.keyset import SIZE, Keyset
-from worker.batch.options import Count
-from worker.batch.page import NO_PAGE, Page, jsonable
+from worker.batch.loop_exit import LoopIterator, swallowed_error_message
+from worker.batch.page import jsonable
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
+from worker.batch.source import Bounds, Page, Source
+from worker.batch.step import open_step
 from worker.batch.transaction import BatchTransaction
-from worker.cancellation import run_to_completion
-from worker.db.engine import Database
-from worker.db.sessions import roll_back
+from worker.batch.walk_host import Progress, WalkHost
 from worker.errors import LonghaulError, PoisonBatch, UsageError
-from worker.ledger import OwnedRun, StepRecord, StepSpec
-from worker.settings import Settings
+from worker.ledger import OwnedRun, StepRecord
+
+T = TypeVar("T")
+
+_NO_PAGE: Page[Any] = Page()
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a loop is, after a batch."""
+class Walk(Generic[T]):
+    """One durable loop: `async for batch in walk`, or `async with walk as batches: async for batch in batches`.
 
-    step: str
-    kind: str
-    rows: int
-    total: int | None
-    #: Part of the walk that is done, 0 to 1: by the key's position, or by rows; None where neither can be told.
-    share: float | None
-    batches: int
-    batch_size: int
-    batch_seconds: float
-    last_key: Any
-
-
-class WalkHost(Protocol):
-    """What a loop needs from the job that it runs in."""
-
-    settings: Settings
-    database: Database
-    #: The batch that failed, in words; None while none has.
-    where: str | None
-    #: The loop that failed, in words: a job that catches its error must not end well.
-    broken: str | None
-    #: Where it failed, for another entry; None where no batch was open.
-    failure: FailedBatch | None
-
-    def take_entry(self, step: str) -> RetryPlan | None:
-        """Return how a loop is entered again, once; None where it is not."""
-
-    async def durable_run(self) -> OwnedRun:
-        """Return the run in the ledger, begun at the first call."""
-
-    async def enter_loop(self, loop: Walk) -> None:
-        """Settle the loop before this one; refuse one loop inside another."""
-
-    def leave_loop(self, loop: Walk) -> None:
-        """Forget a loop that has ended."""
-
-    def step_name(self, kind: str, name: str | None) -> str:
-        """Return the step's name: the given one, or one made from the order of the loops."""
-
-    def ensure_unique_statement(self, walk: str) -> None:
-        """Refuse a second loop without a name over the same statement."""
-
-    async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Obey orders and throttles between two batches: raise `AttemptReleased` or `Cancelled`, or wait."""
-
-    def report(self, progress: Progress) -> None:
-        """Take note of a committed batch."""
-
-    @property
-    def throttled(self) -> bool:
-        """Whether the walk may have to wait at a boundary."""
-
-    @property
-    def max_attempts(self) -> int:
-        """Tries without progress after which the run is dead."""
-
-
-class Walk(ABC):
-    """One durable loop.
+    The second form commits the last batch when the block ends. In the first one, the last batch of a loop that was left
+    by `break` is committed when the job goes on to another loop or returns.
 
     Args:
-        host: the job that it runs in.
-        name: name of the step; None for one made from kind and order.
-        size: rows a batch, or "auto"; None for `batch.size` of the settings.
-        count: whether the rows are counted before the walk begins.
+        host: The attempt that it runs in.
+        source: Where its pages come from.
+        size: Rows in a batch, or "auto"; None for `batch.size` of the settings.
+        name: The name of the step; None for one made from kind and order.
+        count_exactly: Whether the rows are counted before the walk begins.
+        on_error: "quarantine" to set rows aside that cannot be done.
+        quarantine_limit: How many of them: a number, or a share of all rows.
     """
 
-    kind = "loop"
-    #: Whether a run that leaves its worker here can go on where it was.
-    resumable = True
-    #: Whether a batch begins with a statement in its transaction, so that BEGIN can go with the COMMIT before it.
-    begins_ahead = True
-    _keyset: Keyset | None = None
-
-    def __init__(self, host: WalkHost, *, name: str | None, size: Size | None, count: Count) -> None:
+    def __init__(
+        self,
+        host: WalkHost,
+        source: Source[T],
+        *,
+        size: Size | None = None,
+        name: str | None = None,
+        count_exactly: bool = False,
+        on_error: OnError = "raise",
+        quarantine_limit: float = 0,
+    ) -> None:
         self._host = host
-        self._given_name = name
-        self._exact = count == "exact"
-        self._position: Position | None = None
-        self._upper: list[Any] = []  # the walk's last key, where it has one
-        self._pace: BatchSizer = make_sizer(size, host.settings.batch, kind=self.kind)
-        self._asked = 0  # rows that were asked for in the open batch
-        self._entry: RetryPlan | None = None
-        self.quarantine_limit: float = 0
+        self._source = source
+        self._name = name
+        self._count_exactly = count_exactly
+        self._quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
+        self._sizer: BatchSizer = make_sizer(size, host.settings.batch, kind=source.kind)
+        self._bounds = Bounds()
+        self._retry: RetryPlan | None = None
         self._run: OwnedRun | None = None
         self._step: StepRecord | None = None
         self._transaction: BatchTransaction | None = None
-        self._page = NO_PAGE  # keys of the open batch
+        self._page: Page[T] = _NO_PAGE
         self._rows = 0  # rows of the open batch
-        self._began = 0.0
+        self._size = 0  # rows that it was to have
+        self._began_at = 0.0
         self._iterator: weakref.ref[object] | None = None
-        self._walking = False
-        self.finished = False
-        #: Set when the job drops the iterator: by `break` or `return`, or by an exception.
-        self.left_deliberately: bool | None = None
+        self._is_finished = False
+        self.was_left_by_break: bool | None = None
+
+    # --- the loop
+
+    async def __anext__(self) -> Batch[T]:
+        """Commit the batch before, obey operators and throttles, and return the next batch.
+
+        Raises:
+            StopAsyncIteration: The walk has ended.
+        """
+        try:
+            if self._step is None:
+                await self._begin()
+            else:
+                await self._commit()
+            while not self.step.done:
+                await self._pass_boundary()
+                transaction = self._open_batch()
+                page = await self._source.fetch(transaction, self.step.cursor, self._size)
+                if page is None:
+                    await self._mark_done()
+                    break
+                self._take(page)
+                if await self._is_for_the_job(page):
+                    return self._make_batch(transaction, page)
+                await self._commit()
+            await self._end()
+        except BaseException as error:
+            await self.fail(error)
+            raise
+        raise StopAsyncIteration
+
+    def __aiter__(self) -> AsyncIterator[Batch[T]]:
+        if self._iterator is not None:
+            raise UsageError(f"{self.kind}: a loop object is for one `async for`; call ctx.{self.kind} again")
+        iterator = LoopIterator[Batch[T]](self, sys._getframe(1).f_code)
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    async def __aenter__(self) -> Walk[T]:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._is_finished or self._step is None:
+            return
+        if error is not None:
+            await self.fail(error)
+        else:
+            # The block ended without an exception. Only an exception that was caught between loop and block is left.
+            self.was_left_by_break = self.was_left_by_break is not False
+            await self.leave()
+
+    async def run(self) -> int:
+        """Walk to the end, for a source whose pages need no body. Returns the rows done, by earlier attempts too."""
+        async for _ in self:
+            raise LonghaulError(f"{self.kind}: this source hands out rows, which need a loop")
+        return self.step.rows
+
+    async def leave(self) -> None:
+        """Settle a loop that the job has left: after `break` or `return`, its last batch counts and the step ends.
+
+        Raises:
+            LonghaulError: An exception has left the loop, and the job has caught it.
+        """
+        if self._is_finished or self._step is None:
+            return
+        if not self.was_left_by_break:
+            await self.fail(None)
+            raise LonghaulError(swallowed_error_message(self._host.broken))
+        try:
+            if self._transaction is not None:
+                await self._commit(done=True)
+            else:
+                await self._mark_done()
+            await self._end()
+        except BaseException as error:
+            await self.fail(error)
+            raise
+
+    async def fail(self, error: BaseException | None = None) -> None:
+        """Roll the open batch back, and note its place for the error of the run.
+
+        Raises:
+            FencedOut: The error came from the checkpoint, because another worker has taken the run over.
+        """
+        if self._is_finished:
+            return
+        self._host.where = self._place
+        self._host.broken = f"{self.kind} at {self._place or 'its beginning'}"
+        transaction, self._transaction = self._transaction, None
+        if self._step is not None and transaction is not None:
+            self._host.failure = self._describe_failure(self._step)
+        try:
+            if transaction is not None:
+                await transaction.roll_back()
+        finally:
+            await self._end()
+        if error is not None and self._run is not None:
+            await self._run.checkpoints.check_fence(error)
+
+    # --- what the attempt and the job see
+
+    @property
+    def kind(self) -> str:
+        """The kind of the walk, as its source names it."""
+        return self._source.kind
 
     @property
     def step(self) -> StepRecord:
@@ -138,310 +189,213 @@ class Walk(ABC):
         return self._step
 
     @property
-    def run(self) -> OwnedRun:
-        """The run in the ledger."""
+    def _owned_run(self) -> OwnedRun:
         assert self._run is not None  # noqa: S101
         return self._run
 
     @property
     def in_progress(self) -> bool:
-        """Whether the job stands inside of this loop: an `async for` holds the iterator, and drops it on leaving."""
-        held = self._iterator is not None and self._iterator() is not None
-        return not self.finished and (held or self._walking)
+        """Whether the job is inside this loop: an `async for` holds the iterator, and drops it on leaving."""
+        return not self._is_finished and self._iterator is not None and self._iterator() is not None
 
-    @property
-    def where(self) -> str | None:
-        """The open batch, for the error of a job that fails in it; None when none is open."""
-        if self._step is None or self._transaction is None:
-            return None
-        place = f"step {self.step.name!r}, batch {self.number}"
-        if not self._page.last_key:
-            return place
-        if not self._page.first_key:
-            return f"{place}, up to key {unwrap(self._page.last_key)!r}"
-        return f"{place}, keys {unwrap(self._page.first_key)!r} to {unwrap(self._page.last_key)!r}"
+    def __iter__(self) -> NoReturn:
+        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
 
-    def hold(self, iterator: object) -> None:
-        """Remember the iterator by which the job walks, without keeping it alive."""
-        if self._iterator is not None:
-            raise UsageError(f"{self.kind}: one loop object is for one `async for`; call ctx.{self.kind} again")
-        self._iterator = weakref.ref(iterator)
+    def __await__(self) -> NoReturn:
+        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
 
-    async def begin(self) -> bool:
-        """Find or make the step. Returns False when an earlier try has finished it, or it is none of this run's."""
-        await self._host.enter_loop(self)
-        self._run = await self._host.durable_run()
-        name = self._host.step_name(self.kind, self._given_name)
-        self._entry = self._host.take_entry(name)
-        only = self._run.spec.only
-        if only is not None:
-            # The rows of one step alone, one by one: each leaves the quarantine with its own commit.
-            self._pace = FixedSizer(1)
-        async with OwnTransaction(self._run.connection):
-            if only is not None and only[1] != name:
-                self._step = await self._pass_over(name)
-            else:
-                self._step = await self._open(name)
-                await self._locate(self._run.connection)
-        if self._step.done:
-            self.end()
-            return False
-        return True
+    # --- the steps of the loop
 
-    @abstractmethod
-    async def _open(self, name: str) -> StepRecord:
-        """Find the step in the ledger, or make it, and get ready to walk."""
-
-    async def _pass_over(self, name: str) -> StepRecord:
-        """Return a step that has nothing to do, as this run is for the rows of another one."""
-        spec = StepSpec(name, self.kind, "", [], named=True)
-        return self.run.checkpoints.find_step(spec) or await self.run.checkpoints.open_step(
-            spec, upper_bound=None, total=0, done=True
+    async def _begin(self) -> None:
+        """Find or create the step in the ledger, and open the source."""
+        host = self._host
+        await host.enter_loop(self)
+        run = self._run = await host.durable_run()
+        name = host.step_name(self.kind, self._name)
+        self._retry = host.take_entry(name)
+        if run.spec.only is not None:
+            self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
+        if self._name is None:
+            host.ensure_unique_statement(f"{self.kind} {self._source.fingerprint}")
+        self._step, self._bounds = await open_step(
+            run, self._source, name, is_named=self._name is not None, count_exactly=self._count_exactly
         )
 
-    def spec(self, name: str, statement: str, keyset: Keyset | None) -> StepSpec:
-        """Return what the ledger compares a known step with."""
-        if self._given_name is None:
-            self._host.ensure_unique_statement(f"{self.kind} {statement}")
-        return StepSpec(
-            name, self.kind, statement, keyset.describe() if keyset else [], named=self._given_name is not None
-        )
+    async def _pass_boundary(self) -> None:
+        await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
 
-    @property
-    def number(self) -> int:
-        """Number of the batch that comes next."""
-        return self.step.batches + 1
-
-    def idempotency_key(self) -> str:
-        """Return the key of the batch that comes next, the same at each try of it."""
-        return f"{self.run.spec.id}:{self.step.name}:{self.number}"
-
-    @property
-    def table(self) -> str:
-        """The table that is walked, as SQL spells it; empty where a stream has no key."""
-        return table_name(self._keyset) if self._keyset is not None else ""
-
-    @property
-    def size(self) -> int:
-        """Rows of the next batch."""
-        return self._pace.size if self._entry is None else min(self._pace.size, self._entry.limit)
-
-    def _behind(self) -> dict[str, Any]:
-        """Return the parameters of "behind the cursor"; none before the first batch."""
-        if self._keyset is None or self.step.cursor is None:
-            return {}
-        return self._keyset.values("after", self._keyset.decode(self.step.cursor))
-
-    def _values(self) -> dict[str, Any]:
-        """Return the parameters of "behind the cursor, up to the walk's last key, so many rows"."""
-        assert self._keyset is not None  # noqa: S101
-        return self._keyset.values("upper", self._upper) | {SIZE.key: self.size} | self._behind()
-
-    def open_batch(self) -> BatchTransaction:
-        """Return the transaction of a new batch."""
-        self._asked = self.size
-        self._began = time.monotonic()
+    def _open_batch(self) -> BatchTransaction:
+        self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
+        self._began_at = time.monotonic()
         self._host.where = None
-        self._page, self._rows = NO_PAGE, 0
-        self._transaction = BatchTransaction(self.run)
+        self._page, self._rows = _NO_PAGE, 0
+        self._transaction = BatchTransaction(self._owned_run, self._batch_name)
         return self._transaction
 
-    def batch(self, page: Page) -> Batch[Any]:
-        """Return the open batch, with its rows, as the job gets it."""
-        assert self._transaction is not None  # noqa: S101
+    def _take(self, page: Page[T]) -> None:
+        """Make a page that of the open batch."""
         self._page, self._rows = page, len(page.rows)
-        bulk = Bulk(self._transaction, self._host.settings.batch, self._host.database)
+        self._size = page.examined or len(page.rows) or self._size
+        if page.rows or page.change is not None:
+            self._ensure_not_poison(page)
+
+    async def _is_for_the_job(self, page: Page[T]) -> bool:
+        """Return whether the job does these rows: not those of a sweep or those that are set aside."""
+        assert self._transaction is not None  # noqa: S101
+        if page.change is not None:
+            self._rows = await page.change(self._transaction)
+            return False
+        if not page.rows:
+            if page.cursor is None and not self._transaction.is_open:
+                self._transaction = None  # nothing was done: only the boundary is passed again
+            return False
+        return not await self._set_row_aside(page)
+
+    def _make_batch(self, transaction: BatchTransaction, page: Page[T]) -> Batch[T]:
         return Batch(
             page.rows,
-            self._transaction,
-            bulk,
-            number=self.number,
+            transaction,
+            Bulk(transaction, self._host.settings.batch, self._host.database),
+            number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
-            idempotency_key=self.idempotency_key(),
-            row_keys=partial(self._row_keys, page),
+            idempotency_key=f"{self._owned_run.spec.id}:{self.step.name}:{self._number}",
+            row_keys=partial(self._make_row_keys, page),
         )
 
-    def _row_keys(self, page: Page) -> list[str]:
-        before = f"{self.run.spec.id}:{self.step.name}:"
-        return [before + json.dumps(key, separators=(",", ":")) for key in page.row_cursors()]
+    def _make_row_keys(self, page: Page[T]) -> list[str]:
+        prefix = f"{self._owned_run.spec.id}:{self.step.name}:"
+        return [prefix + json.dumps(key, separators=(",", ":")) for key in page.row_keys()]
 
-    async def commit(self, *, done: bool = False) -> None:
-        """Commit the open batch, its writes and its cursor together."""
-        transaction = self._transaction
+    async def _commit(self, *, done: bool = False) -> None:
+        """Commit the open batch: its writes and its cursor together."""
+        transaction, page, step, run = self._transaction, self._page, self.step, self._owned_run
         if transaction is None:
             return
-        cursor = self._page.cursor or None
-        try:
-            if cursor is not None and cursor == self.step.cursor:
-                raise LonghaulError(
-                    f"{self.kind}: batch {self.number} ends at {cursor}, where the one before did: this walk would "
-                    f"never end; its key does not order the rows"
-                )
-            await self._write_along(transaction)
-            checkpoint = self.run.checkpoints.statement(self.step, cursor=cursor, rows=self._rows, done=done)
-            await transaction.commit(checkpoint, begin=self.begins_ahead and not done and not self._host.throttled)
-        except BaseException as error:
-            await self.fail()
-            await self.run.checkpoints.check_fence(error)
-            raise
+        if page.cursor is not None and page.cursor == step.cursor:
+            raise LonghaulError(
+                f"{self.kind}: batch {self._number} ends at {page.cursor}, where the one before it did: the walk would "
+                f"never end, because its key does not order the rows"
+            )
+        if page.check is not None:
+            page.check()
+        if run.spec.only is not None:
+            for key in page.row_keys():
+                await run.quarantine.delete_retried_row(await transaction.driver(), key)
+        done = done or page.is_last
+        batches = int(self._rows > 0 or page.cursor is not None)
+        checkpoint = run.checkpoints.statement(step, cursor=page.cursor, rows=self._rows, done=done, batches=batches)
+        begin = self._bounds.reads_in_transaction and not done and not self._host.throttled
+        await transaction.commit(checkpoint, begin=begin)
         self._transaction = None
-        step = self.step
         step.rows += self._rows
-        step.batches += 1
-        step.cursor = cursor or step.cursor
+        step.batches += batches
+        step.cursor = step.cursor if page.cursor is None else page.cursor
         step.done = done
-        seconds = time.monotonic() - self._began
-        if self._entry is None:
-            self._pace.note(self._asked, seconds)
-        elif self._entry.passed(max(self._asked, self._rows)):
-            self._entry = None
+        self._note_committed(page)
+
+    def _note_committed(self, page: Page[T]) -> None:
+        """Follow the time of a committed batch with the size of the next one, and report it."""
+        step, seconds = self.step, time.monotonic() - self._began_at
+        if self._retry is None:
+            self._sizer.note(self._size, seconds)
+        elif self._retry.passed(max(self._size, self._rows)):
+            self._retry = None
         self._host.report(
             Progress(
                 step=step.name,
                 kind=self.kind,
                 rows=step.rows,
                 total=step.total,
-                share=self._share(),
+                share=1.0 if step.done else self._share(page),
                 batches=step.batches,
                 batch_size=self._rows,
                 batch_seconds=seconds,
-                last_key=unwrap(self._page.last_key),
+                last_key=unwrap(page.last_key),
             )
         )
 
-    async def _total(self, connection: AsyncConnection, statement: Select[Any]) -> int:
-        """Return the rows that a select has: counted, or by the planner's statistics."""
-        if not self._exact:
-            return await estimate_rows(connection, statement, {})
-        counted = select(func.count()).select_from(statement.order_by(None).subquery())
-        return int(await connection.scalar(counted) or 0)
-
-    async def _locate(self, connection: AsyncConnection) -> None:
-        """Learn between which keys the walk goes, for its progress."""
-        if not self._exact and self._keyset is not None and self.step.upper_bound is not None:
-            self._position = await Position.between(connection, self._keyset, self.step.upper_bound)
-
-    def _share(self) -> float | None:
+    def _share(self, page: Page[T]) -> float | None:
+        if page.share is not None:
+            return page.share
         step = self.step
-        if step.done:
-            return 1.0
-        if self._position is not None and step.cursor is not None:
-            return self._position.share(step.cursor)
-        # The planner's estimate may be low: no more than all, until it is all.
+        # The planner's estimate may be too low: no more than all, until it is all.
         return step.rows / max(step.total, step.rows) if step.total else None
 
-    async def _write_along(self, transaction: BatchTransaction) -> None:
-        """Write what else belongs into the batch's transaction."""
-        if self.run.spec.only is not None and self._page.cursor:
-            await self.run.quarantine.delete_retried_row(await transaction.driver(), self._page.cursor)
+    async def _mark_done(self) -> None:
+        """Store the end of the step, if there is no batch to store it with."""
+        if self._transaction is not None:
+            await self._transaction.roll_back()
+        self._page, self._rows = _NO_PAGE, 0
+        self._transaction = BatchTransaction(self._owned_run, self._batch_name)
+        checkpoint = self._owned_run.checkpoints.statement(self.step, cursor=None, rows=0, done=True, batches=0)
+        await self._transaction.commit(checkpoint, begin=False)
+        self._transaction = None
+        self.step.done = True
 
-    async def set_row_aside(self, page: Page) -> bool:
-        """Put the one row that cannot be done into quarantine, with the checkpoint past it, where that is its turn."""
-        entry = self._entry
-        if entry is None or entry.set_aside is None or len(page.rows) != 1:
+    async def _set_row_aside(self, page: Page[T]) -> bool:
+        """Put the row that cannot be done into quarantine, if it is on this page alone."""
+        retry = self._retry
+        if retry is None or retry.skip_key is None or retry.error is None:
             return False
-        error, entry.set_aside = entry.set_aside, None
+        skip_key, retry.skip_key = retry.skip_key, None
         assert self._transaction is not None  # noqa: S101
+        # The row is found by its key: others may have deleted it since, and its neighbour must not pay for that.
+        if any(key != skip_key for key in page.row_keys()):
+            return False
         raw = await self._transaction.driver()
-        await self.run.quarantine.add_row(raw, self.step, page.row_cursors()[0], error, jsonable(page.rows[0]))
-        self._page, self._rows = page, 0
-        await self.commit()
+        await self._owned_run.quarantine.add_row(raw, self.step, skip_key, retry.error, jsonable(page.rows[0]))
+        self._rows = 0
         return True
 
-    async def mark_done(self) -> None:
-        """Write down that the step has ended, where no batch is left to say so with."""
-        if not self.step.done:
-            transaction = BatchTransaction(self.run)
-            try:
-                checkpoint = self.run.checkpoints.statement(self.step, cursor=None, rows=0, done=True, batches=0)
-                await transaction.commit(checkpoint, begin=False)
-            except BaseException as error:
-                await transaction.roll_back()
-                await self.run.checkpoints.check_fence(error)
-                raise
-            self.step.done = True
+    async def _end(self) -> None:
+        """Close the source, and tell the attempt that this loop has ended."""
+        if not self._is_finished:
+            self._is_finished = True
+            self._host.leave_loop(self)
+            await self._source.close()
 
-    async def leave(self) -> None:
-        """The job has left the loop: by `break`, its last batch counts, and the step has ended.
+    # --- errors
 
-        Raises:
-            LonghaulError: an exception has left it, and the job has caught it: see `swallowed_error_message`.
+    @property
+    def _number(self) -> int:
+        """The number of the open batch."""
+        return self.step.batches + 1
+
+    @property
+    def _batch_name(self) -> str:
+        return f"batch {self._number} of step {self.step.name!r} of run {self._owned_run.spec.id}"
+
+    @property
+    def _place(self) -> str | None:
+        """The open batch, for the error of a job that fails in it; None if none is open."""
+        if self._step is None or self._transaction is None:
+            return None
+        place = f"step {self._step.name!r}, batch {self._number}"
+        if not self._page.last_key:
+            return place
+        if not self._page.first_key:
+            return f"{place}, up to key {unwrap(self._page.last_key)!r}"
+        return f"{place}, keys {unwrap(self._page.first_key)!r} to {unwrap(self._page.last_key)!r}"
+
+    def _describe_failure(self, step: StepRecord) -> FailedBatch:
+        remaining = 0 if self._retry is None else self._retry.remaining
+        keys = self._page.row_keys() if self._quarantine_limit else []
+        # A join can repeat a row: its repetitions have one key, and stand or fall together.
+        is_single = bool(keys) and all(key == keys[0] for key in keys)
+        rows = 1 if is_single else min(self._rows or self._size, self._size)
+        return FailedBatch(step.name, rows, remaining, self._quarantine_limit, keys[0] if is_single else None)
+
+    def _ensure_not_poison(self, page: Page[T]) -> None:
+        """Raise `PoisonBatch` for the first batch of an attempt that is one too many.
+
+        Each attempt before has ended with its worker, without a commit: this is the batch that they died in.
         """
-        if self.finished or self._step is None:
-            return
-        if not self.left_deliberately:
-            await self.fail()
-            raise LonghaulError(swallowed_error_message(self._host.broken))
-        try:
-            await self.settle_left()
-            if self._transaction is not None:
-                await self.commit(done=True)
-            else:
-                await self.mark_done()
-        finally:
-            await self.abandon()
-
-    async def settle_left(self) -> None:  # noqa: B027 - most loops leave nothing
-        """Look at what the job leaves behind, before it is committed."""
-
-    async def abandon(self) -> None:
-        """Roll the open batch back: the job raised, or leaves this worker."""
-        transaction, self._transaction = self._transaction, None
-        try:
-            if transaction is not None:
-                await transaction.roll_back()
-        finally:
-            self.end()
-
-    async def fail(self) -> None:
-        """Roll the open batch back, and leave its place for the error of the run."""
-        self._host.where = self.where
-        self._host.broken = f"{self.kind} at {self.where or 'its beginning'}"
-        if self._step is not None and self._transaction is not None:
-            left = 0 if self._entry is None else self._entry.left
-            self._host.failure = FailedBatch(self.step.name, self._rows or self._asked, left, self.quarantine_limit)
-        await self.abandon()
-
-    def end(self) -> None:
-        """Note that this loop walks no more."""
-        self.finished = True
-        self._host.leave_loop(self)
-
-    async def refuse_deadly_batch(self, page: Page, rows: int) -> None:
-        """Raise `PoisonBatch` for the first batch of a try that is one too many.
-
-        Each try before has ended with its worker, without a commit: this batch is the one they died in.
-        """
-        run = self.run
+        run = self._owned_run
         if run.attempt > self._host.max_attempts and not run.has_progressed:
             keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
             raise PoisonBatch(
-                f"batch {self.number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "
-                f"{rows} rows, keys {keys[0]!r} to {keys[1]!r}",
+                f"batch {self._number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "
+                f"{self._size} rows, keys {keys[0]!r} to {keys[1]!r}",
                 keys,
             )
-
-
-def swallowed_error_message(broken: str | None) -> str:
-    """Return the error of a job that caught the exception of a loop, and went on."""
-    return (
-        f"an exception has left the loop {broken}, and the job went on: that batch was rolled back, and the rows after "
-        f"it were not walked. Catch it inside of the loop's body (and `break` to end the walk there), or let it pass"
-    )
-
-
-class OwnTransaction:
-    """A transaction on the run's own connection, of the loop itself; ended under cancellation too."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def __aenter__(self) -> AsyncConnection:
-        return self._connection
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None:
-            await run_to_completion(self._connection.commit())
-        else:
-            await run_to_completion(roll_back(self._connection.rollback()))

@@ -65,7 +65,7 @@ class Checkpoints:
             "name": spec.name,
             "kind": spec.kind,
             "statement": spec.statement,
-            "key": json.dumps(spec.key),
+            "key": json.dumps(spec.key or []),
             "upper_bound": None if upper_bound is None else json.dumps(upper_bound),
             "total": total,
             "done": done,
@@ -73,7 +73,7 @@ class Checkpoints:
         if (await self._connection.connection.execute(query("open_step"), values)).one_or_none() is None:
             raise FencedOut(f"run {self._run_id}")
         step = StepRecord(
-            spec.name, position, spec.kind, spec.statement, spec.key, None, upper_bound, 0, 0, total, done
+            spec.name, position, spec.kind, spec.statement, spec.key or [], None, upper_bound, 0, 0, total, done
         )
         self.steps[spec.name] = step
         return step
@@ -87,12 +87,13 @@ class Checkpoints:
         step = self.steps.get(spec.name)
         if step is None or (step.done and spec.named):
             return step
-        if (step.kind, step.key, step.statement) != (spec.kind, spec.key, spec.statement):
+        key = step.key if spec.key is None else spec.key
+        if (step.kind, step.key, step.statement) != (spec.kind, key, spec.statement):
             where = "is the end" if step.done else f"is at {step.cursor}"
             raise CursorMismatch(
                 f"step {spec.name!r} of run {self._run_id} {where} of another walk:\n"
                 f"  in the ledger: {step.kind} by {_describe_key(step.key)}: {step.statement}\n"
-                f"  in the code:   {spec.kind} by {_describe_key(spec.key)}: {spec.statement}\n"
+                f"  in the code:   {spec.kind} by {_describe_key(key)}: {spec.statement}\n"
                 f"Deploy the old code again, or start over: worker retry {self._run_id} --from-start"
             )
         return step
@@ -138,13 +139,13 @@ class Checkpoints:
             if fence != self._fence:
                 raise FencedOut(f"run {self._run_id}") from None
 
-    async def add_skipped(self, raw: Any, step: StepRecord, keys: list[list[Any]]) -> None:
+    async def add_skipped(self, raw: Any, step: str, keys: list[list[Any]]) -> None:
         """Record the keys of rows that other sessions have locked, in the transaction that `raw` has open."""
-        await raw.execute(source("insert_skipped"), self._run_id, step.name, [json.dumps(key) for key in keys])
+        await raw.execute(source("insert_skipped"), self._run_id, step, [json.dumps(key) for key in keys])
 
-    async def list_skipped(self, raw: Any, step: StepRecord, limit: int) -> dict[int, list[Any]]:
+    async def list_skipped(self, raw: Any, step: str, limit: int) -> dict[int, list[Any]]:
         """Return the keys of skipped rows by the id under which `delete_skipped` knows them."""
-        rows = await raw.fetch(source("list_skipped"), self._run_id, step.name, limit)
+        rows = await raw.fetch(source("list_skipped"), self._run_id, step, limit)
         return {row["id"]: json.loads(row["key"]) for row in rows}
 
     async def delete_skipped(self, raw: Any, ids: list[int]) -> None:

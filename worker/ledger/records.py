@@ -53,14 +53,14 @@ class StepSpec:
         name: Name of the step.
         kind: Kind of the loop, e.g. chunks.
         statement: The SQL without its values.
-        key: Column, type and direction of each part of the cursor.
+        key: Column, type and direction of each part of the cursor; None while the source is not open.
         named: Whether the job's author has named the step, instead of the order of its loops.
     """
 
     name: str
     kind: str
     statement: str
-    key: list[list[str]]
+    key: list[list[str]] | None
     named: bool = False
 
 

@@ -13,7 +13,6 @@ from sqlalchemy.exc import DBAPIError
 from worker.batch.bulk.diagnose import explain_failure
 from worker.batch.bulk.rows import BulkTarget, Group, Rows, count_rows, fits_unnest, make_target
 from worker.batch.bulk.statements import delete_statement, update_statement, upsert_statement
-from worker.batch.collector import suspended
 from worker.batch.transaction import DriverWriter, SessionWriter, Writer, driver_transaction
 from worker.db.engine import Database
 from worker.errors import BulkError
@@ -176,13 +175,12 @@ class Bulk:
 
     async def _copy(self, writer: Writer, target: BulkTarget, group: Group) -> None:
         async def copy(raw: asyncpg.Connection) -> None:
-            with suspended():
-                await raw.copy_records_to_table(
-                    target.table.name,
-                    schema_name=target.table.schema,
-                    columns=[column.name for column in group.columns],
-                    records=zip(*group.arrays, strict=True),
-                )
+            await raw.copy_records_to_table(
+                target.table.name,
+                schema_name=target.table.schema,
+                columns=[column.name for column in group.columns],
+                records=zip(*group.arrays, strict=True),
+            )
 
         await self._send(writer, target, group, copy)
 

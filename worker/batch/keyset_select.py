@@ -1,0 +1,126 @@
+"""The statements of a walk over a select by its key: the keys behind the cursor, and the rows that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ARRAY, Select, any_, func, tuple_
+
+from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name
+from worker.batch.key_choice import check_walkable, choose_key, find_entity
+from worker.batch.key_progress import KeyProgress
+from worker.batch.keyset import SIZE, Keyset
+from worker.batch.page import RowShape
+from worker.batch.source import Bounds, OpenStep
+
+
+class KeysetSelect:
+    """A select and the key that it is walked by.
+
+    Args:
+        statement: The select of the job.
+        by: The key; None for the primary key.
+        lock: Whether the rows are locked.
+
+    Raises:
+        UnsupportedStatement: The statement cannot be walked.
+    """
+
+    def __init__(self, statement: Select[Any], *, by: Any, lock: bool) -> None:
+        check_walkable(statement, kind="chunks")
+        self._statement = statement
+        self._lock = lock
+        self._upper: list[Any] = []
+        self._progress: KeyProgress | None = None
+        self.keyset: Keyset = choose_key(statement, by, kind="chunks")
+        self.fingerprint = sql_text(statement)
+        self.last: list[Any] | None = None
+
+    async def open(self, step: OpenStep) -> Bounds:
+        """Check the key, and look the bounds of the walk up."""
+        connection = step.connection
+        keyset = self.keyset = await ensure_key_orders(connection, self.keyset, kind="chunks")
+        if step.only_keys is not None:
+            self._statement = self._statement.where(keyset.among(step.only_keys))
+        self.last, total = step.last, 0
+        if step.is_new:
+            found = await connection.execute(self.keys(keyset.cursor_columns, reverse=True).limit(1))
+            last = found.one_or_none()
+            if last is not None:
+                self.last = keyset.encode(last[: len(keyset.parts)])
+                total = await count_rows(connection, self.keys(keyset.columns), exactly=step.count_exactly)
+        if self.last is not None:
+            self._upper = keyset.decode(self.last)
+            if not step.count_exactly:
+                self._progress = await KeyProgress.look_up(connection, keyset, self.last)
+        self.shape = RowShape(self._statement, keyset)
+        return Bounds(
+            key=keyset.describe(),
+            last=self.last,
+            total=total,
+            is_empty=self.last is None,
+            reads_in_transaction=True,
+            table=table_name(keyset),
+        )
+
+    def behind(self, cursor: Sequence[Any] | None) -> dict[str, Any]:
+        """Return the parameters of "behind the cursor"; none before the first batch."""
+        return {} if cursor is None else self.keyset.values("after", self.keyset.decode(cursor))
+
+    def window(self, cursor: Sequence[Any] | None, size: int) -> dict[str, Any]:
+        """Return the parameters of "behind the cursor, up to the last key of the walk, at most `size` rows"."""
+        return self.keyset.values("upper", self._upper) | {SIZE.key: size} | self.behind(cursor)
+
+    def share(self, cursor: Sequence[Any] | None) -> float | None:
+        """Return the part of the walk that is behind a cursor, by its position between first and last key."""
+        return None if cursor is None or self._progress is None else self._progress.share(cursor)
+
+    def keys(self, columns: Sequence[Any], *, reverse: bool = False) -> Select[Any]:
+        """Return the select of the statement's keys, in the order of the walk."""
+        key = self.keyset.columns
+        if not _has_joins(self._statement):
+            keys = self._statement.with_only_columns(*columns, maintain_column_froms=True)
+        else:
+            # A join can repeat a row of the walked table: a batch must not end between its repetitions. DISTINCT
+            # requires the columns that it is ordered by.
+            more = [column for column in key if not any(column is other for other in columns)]
+            keys = self._statement.with_only_columns(*columns, *more, maintain_column_froms=True).distinct()
+        return keys.order_by(*self.keyset.order_by(reverse=reverse))
+
+    def remaining(self, *, resumed: bool) -> Select[Any]:
+        """Return the select of the keys up to the last one, behind a cursor if `resumed`."""
+        keys = self.keys(self.keyset.columns).where(self.keyset.up_to())
+        return keys.where(self.keyset.after()) if resumed else keys
+
+    def batch(self, *, resumed: bool) -> Select[Any]:
+        """Return the select that reads a batch.
+
+        PostgreSQL runs the subquery that chooses the keys once, under the statement's snapshot; the rows are then
+        found by them. With ORDER BY and LIMIT directly above FOR UPDATE, a row whose key is moved while we wait for
+        its lock would come back with its new key in its old place, and as the last row it would carry the cursor past
+        rows that were never read. Here the recheck of its key drops such a row, as the promise allows ("may be done
+        or not").
+        """
+        columns = self.keyset.columns
+        chosen = self.remaining(resumed=resumed).limit(SIZE).correlate(None)
+        if len(columns) == 1:
+            array = func.array(chosen.scalar_subquery(), type_=ARRAY(self.keyset.parts[0].column.type))
+            condition = columns[0] == any_(array)
+        else:
+            condition = tuple_(*columns).in_(chosen)
+        return self.locked(self.shape.statement.where(condition))
+
+    def locked(self, read: Select[Any], *, skip_locked: bool = False) -> Select[Any]:
+        """Return a select in the order of the walk, which locks its rows unless `lock=False`."""
+        read = read.order_by(*self.keyset.order_by())
+        if not self._lock:
+            return read
+        entity = find_entity(self._statement)
+        of = entity if entity is not None else self.keyset.parts[0].expression.table
+        return read.with_for_update(of=of, key_share=True, skip_locked=skip_locked)
+
+
+def _has_joins(statement: Select[Any]) -> bool:
+    froms = statement.get_final_froms()
+    return len(froms) > 1 or any(hasattr(item, "onclause") for item in froms)

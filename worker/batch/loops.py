@@ -1,0 +1,88 @@
+"""Makes the walk of each loop from its statement and options: source and engine meet here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
+
+from sqlalchemy import Delete, Insert, Select, Update
+
+from worker.batch.chunks import ChunksSource
+from worker.batch.lines import LinesSource
+from worker.batch.options import (
+    ChunkOptions,
+    CountOptions,
+    QuarantineOptions,
+    SourceOptions,
+    StreamOptions,
+    SweepOptions,
+    WalkOptions,
+    check_options,
+)
+from worker.batch.skip_locked import SkipLockedSource
+from worker.batch.source import Source
+from worker.batch.stream import StreamSource
+from worker.batch.sweep import SweepSource
+from worker.batch.walk import Walk
+from worker.batch.walk_host import WalkHost
+from worker.errors import UnsupportedStatement
+
+T = TypeVar("T")
+
+
+def make_chunks(host: WalkHost, statement: Select[Any], **options: Unpack[ChunkOptions]) -> Walk[Any]:
+    """Return the walk of `ctx.chunks`."""
+    check_options("chunks", options, ChunkOptions)
+    by, lock = options.get("by"), options.get("lock", True)
+    source: Source[Any]
+    if options.get("skip_locked", False):
+        if not lock:
+            raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
+        source = SkipLockedSource(statement, by=by)
+    else:
+        source = ChunksSource(statement, by=by, lock=lock)
+    return Walk(host, source, **_read_common(options))
+
+
+def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[StreamOptions]) -> Walk[Any]:
+    """Return the walk of `ctx.stream`."""
+    check_options("stream", options, StreamOptions)
+    source = StreamSource(
+        statement,
+        host.database,
+        on_restart=options.get("on_restart"),
+        replica=options.get("replica", False),
+        max_snapshot_seconds=host.settings.batch.max_snapshot_seconds,
+    )
+    return Walk(host, source, **_read_common(options))
+
+
+def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: Unpack[SweepOptions]) -> Walk[Any]:
+    """Return the walk of `ctx.sweep`."""
+    check_options("sweep", options, SweepOptions)
+    source = SweepSource(statement, host.database.engine, by=options.get("by"))
+    return Walk(host, source, **_read_common(options))
+
+
+def make_lines(host: WalkHost, path: str | Path, encoding: str, **options: Unpack[WalkOptions]) -> Walk[str]:
+    """Return the walk of `ctx.lines`."""
+    check_options("lines", options, WalkOptions)
+    return Walk(host, LinesSource(Path(path), encoding=encoding), **_read_common(options))
+
+
+def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:
+    """Return the walk of `ctx.walk`."""
+    check_options("walk", options, SourceOptions)
+    return Walk(host, source, **_read_common(options))
+
+
+def _read_common(options: WalkOptions | CountOptions | QuarantineOptions) -> dict[str, Any]:
+    """Return the options that are the engine's."""
+    given: dict[str, Any] = dict(options)
+    return {
+        "size": given.get("size"),
+        "name": given.get("name"),
+        "count_exactly": given.get("count") == "exact",
+        "on_error": given.get("on_error", "raise"),
+        "quarantine_limit": given.get("quarantine_limit", 0),
+    }

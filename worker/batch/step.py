@@ -1,0 +1,102 @@
+"""Opening the step of a walk: the ledger's record and the source are brought to the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.batch.source import Bounds, OpenStep, Source
+from worker.cancellation import run_to_completion
+from worker.db.sessions import roll_back
+from worker.ledger import OwnedRun, StepRecord, StepSpec
+from worker.ledger.checkpoint import Checkpoints
+
+
+async def open_step(
+    run: OwnedRun, source: Source[Any], name: str, *, is_named: bool, count_exactly: bool
+) -> tuple[StepRecord, Bounds]:
+    """Find or create a step in the ledger, and open its source behind the cursor.
+
+    Args:
+        run: The run.
+        source: The source, which is not opened for a step that has ended.
+        name: The name of the step.
+        is_named: Whether the job's author has named it.
+        count_exactly: Whether the total is to be counted.
+
+    Returns:
+        The step, and the bounds of its source.
+
+    Raises:
+        CursorMismatch: The ledger has another walk under that name.
+        FencedOut: Another worker has the run.
+    """
+    only, checkpoints = run.spec.only, run.checkpoints
+    async with _OwnTransaction(run.connection) as connection:
+        if only is not None and only[1] != name:
+            # This run is for the quarantined rows of another step.
+            spec = StepSpec(name, source.kind, "", [], named=True)
+            return checkpoints.find_step(spec) or await checkpoints.open_step(
+                spec, upper_bound=None, total=0, done=True
+            ), Bounds()
+        spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
+        known = checkpoints.find_step(spec)
+        if known is not None and known.done:
+            return known, Bounds()
+        bounds = await source.open(
+            OpenStep(
+                run_id=run.spec.id,
+                name=name,
+                cursor=None if known is None else known.cursor,
+                last=None if known is None else known.upper_bound,
+                is_new=known is None,
+                count_exactly=count_exactly,
+                only_keys=None if only is None else await run.quarantine.list_retried_keys(),
+                connection=connection,
+                skipped=_LedgerSkippedRows(checkpoints, name),
+            )
+        )
+        spec = replace(spec, key=bounds.key)
+        if known is None:
+            done = bounds.is_empty
+            return await checkpoints.open_step(spec, upper_bound=bounds.last, total=bounds.total, done=done), bounds
+        checkpoints.find_step(spec)
+        if not bounds.is_resumable and known.batches:
+            await checkpoints.restart_step(known)
+        return known, bounds
+
+
+class _OwnTransaction:
+    """A transaction on the run's own connection, for the walk's own statements; it ends under cancellation too."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def __aenter__(self) -> AsyncConnection:
+        return self._connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            await run_to_completion(self._connection.commit())
+        else:
+            await run_to_completion(roll_back(self._connection.rollback()))
+
+
+class _LedgerSkippedRows:
+    """The rows of one step that were locked by others, in the ledger."""
+
+    def __init__(self, checkpoints: Checkpoints, step: str) -> None:
+        self._checkpoints = checkpoints
+        self._step = step
+
+    async def remember(self, raw: Any, keys: list[list[Any]]) -> None:
+        await self._checkpoints.add_skipped(raw, self._step, keys)
+
+    async def list(self, raw: Any, limit: int) -> dict[int, Any]:
+        return await self._checkpoints.list_skipped(raw, self._step, limit)
+
+    async def forget(self, raw: Any, ids: Sequence[int]) -> None:
+        await self._checkpoints.delete_skipped(raw, list(ids))
