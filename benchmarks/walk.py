@@ -20,6 +20,7 @@ from worker import load_settings
 from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
+from worker.launch import tune_garbage_collector
 from worker.testing.plugin import JobRunner
 from worker.types import Database
 
@@ -242,6 +243,7 @@ async def main() -> int:
         )
         database = Database(settings, "bench")
         await migrate(database)
+        tune_garbage_collector()  # as in a worker
         bench = Bench(database, JobRunner(database, settings), scale.rows)
         report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds} alternated runs")
         async for row in comparisons(bench, scale):

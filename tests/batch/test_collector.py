@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from tests.models import Author, Book, authors
 from tests.support.contexts import MakeContext
-from worker.runtime.launch import tune_garbage_collector
+from worker.launch import tune_garbage_collector
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Keyset: the order in which a table is walked, and the cursor that says how far.
+"""The order in which a table is walked, and the cursor that records the place in it.
 
-A cursor is the key of the last row done, as JSON; the condition "after it" is a row comparison where all parts
-go one way, which PostgreSQL serves from one index range, and its expansion by parts where they do not.
+A cursor is the key of the last row done, as JSON. If all parts of the key have one direction, the condition "after the
+cursor" is a row comparison, which PostgreSQL serves from one index range; else it is expanded by parts.
 
-Integers, UUIDs and texts come back from Python as they were. All other types go into the cursor as the server writes
-them, and are cast by the server to the column's own type: a date of 9999-12-31 is infinity to asyncpg, a numeric can be
-rounded by the model's scale, a citext compares otherwise than a varchar; each would let a walk skip rows, or never end.
+Integers, UUIDs and texts come back from Python unchanged. All other types go into the cursor as the server writes them,
+and the server casts them to the column's own type. Otherwise a walk could skip rows or never end: a date of 9999-12-31
+is infinity to asyncpg, a model's scale can round a numeric, a citext compares differently from a varchar.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from worker.db.statement_internals import is_same_table
 from worker.errors import CursorMismatch, UnsupportedStatement
 
-#: Of the names of our parameters, so that they are nobody else's.
+#: Begins the names of our parameters, so that they differ from those of the statement.
 _PREFIX = "longhaul_"
 
 
-#: Rows of a batch, as a parameter: the statement stays the same when the pace changes.
+#: The size of a batch as a parameter: the statement stays the same when the size changes.
 SIZE: BindParameter[int] = bindparam(f"{_PREFIX}size", type_=Integer)
 
 
@@ -75,24 +75,24 @@ class KeyPart:
 
     @property
     def is_exact(self) -> bool:
-        """Whether its values survive Python and JSON as they are."""
+        """Whether its values survive Python and JSON unchanged."""
         return (self.kind, self.sql_type) in _EXACT
 
     @property
     def cursor_expression(self) -> ColumnElement[str]:
-        """The value as the server writes it, whatever the session's DateStyle."""
+        """The value as the server writes it, independent of the session's DateStyle."""
         whole: ColumnElement[Any] = literal_column("'{}'::text[]")
         return func.to_jsonb(self.expression, type_=JSONB).op("#>>", return_type=Text())(whole)
 
     def parameter(self, name: str) -> ColumnElement[Any]:
-        """Return the bound parameter that a cursor's value is given to."""
+        """Return the bound parameter for a cursor's value."""
         if self.is_exact:
             return bindparam(name, type_=_EXACT[self.kind, self.sql_type])
         return cast(bindparam(name, type_=Text()), _CatalogType(self.sql_type))
 
 
 class _CatalogType(UserDefinedType[Any]):
-    """A type by the name that the catalog gives it."""
+    """A type by its name in the catalog."""
 
     cache_ok = True
 
@@ -119,7 +119,7 @@ class Keyset:
     """The order of a walk.
 
     Args:
-        parts: the key's columns, the most significant first.
+        parts: The columns of the key, the most significant first.
     """
 
     def __init__(self, parts: Sequence[KeyPart]) -> None:
@@ -138,7 +138,7 @@ class Keyset:
         return table
 
     def describe(self) -> list[list[str]]:
-        """Return [column, type, direction] for each part, as the ledger keeps it."""
+        """Return [column, type, direction] for each part, as stored in the ledger."""
         return [
             [
                 f"{part.column.table.fullname}.{part.column.name}",
@@ -153,20 +153,20 @@ class Keyset:
         return [part.expression.desc() if part.descending != reverse else part.expression.asc() for part in self.parts]
 
     def after(self) -> ColumnElement[bool]:
-        """Return "after the cursor", with the parameters of `values("after", key)`."""
+        """Return the condition "after the cursor", with the parameters of `values("after", key)`."""
         return self._beyond("after", inclusive=False)
 
     def up_to(self, name: str = "upper") -> ColumnElement[bool]:
-        """Return "at or before a key", with the parameters of `values(name, key)`."""
+        """Return the condition "at or before a key", with the parameters of `values(name, key)`."""
         return self._beyond(name, inclusive=True)
 
     def among(self, keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
-        """Return "one of these keys", which are as a cursor has them."""
+        """Return the condition "one of these keys", which are cursors."""
         columns = tuple_(*self.cursor_columns)
         return or_(false(), *(columns == tuple_(*map(literal, self.decode(key))) for key in keys))
 
     def one_of(self) -> ColumnElement[bool]:
-        """Return "one of many keys", with the parameters of `array_values`."""
+        """Return the condition "one of many keys", with the parameters of `array_values`."""
         texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
         names = [f"key_{index}" for index in range(len(self.parts))]
         given = func.unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
@@ -182,7 +182,7 @@ class Keyset:
         return {f"{_PREFIX}{name}_{index}": value for index, value in enumerate(key)}
 
     def typed(self, types: Mapping[str, str]) -> Keyset:
-        """Return this order with the types that the catalog has for its columns, by column name."""
+        """Return this order with the catalog's types of its columns, by column name."""
         return Keyset([replace(part, sql_type=types[part.column.name]) for part in self.parts])
 
     @property
@@ -198,7 +198,7 @@ class Keyset:
         """Return the parameters' values of a key from JSON values.
 
         Raises:
-            CursorMismatch: they are not of the key's types.
+            CursorMismatch: They do not have the key's types.
         """
         try:
             return [
@@ -226,10 +226,10 @@ class Keyset:
 
 
 def key_part(expression: Any, column: Column[Any]) -> KeyPart:
-    """Return the part of a key for an expression, which may propagate a direction.
+    """Return the part of a key for an expression, which may have a direction.
 
     Raises:
-        UnsupportedStatement: its type is none that a cursor can hold.
+        UnsupportedStatement: A cursor cannot hold its type.
     """
     descending = False
     if isinstance(expression, UnaryExpression) and expression.modifier in (asc_op, desc_op):
@@ -239,7 +239,7 @@ def key_part(expression: Any, column: Column[Any]) -> KeyPart:
 
 
 def walked_tables(statement: Select[Any]) -> list[Any]:
-    """Return the tables and aliases that a statement selects from, joins taken apart."""
+    """Return the tables and aliases that a statement selects from, also those within joins."""
     found: list[Any] = []
     sources = list(statement.get_final_froms())
     while sources:
@@ -252,12 +252,12 @@ def walked_tables(statement: Select[Any]) -> list[Any]:
 
 
 def selects_from(statement: Select[Any], part: KeyPart) -> bool:
-    """Tell whether a statement selects from the table or alias that a part of a key is of."""
+    """Return whether a statement selects from the table or alias of a part of a key."""
     return any(is_same_table(part.expression.table, table) for table in walked_tables(statement))
 
 
 def underlying_column(expression: Any) -> Column[Any] | None:
-    """Return the table's column behind an attribute, an alias' column or a labelled one; None for others."""
+    """Return the table's column behind an attribute, an alias's column or a label; None for other expressions."""
     if isinstance(expression, UnaryExpression) and expression.modifier in (asc_op, desc_op):
         expression = expression.element
     expression = getattr(expression, "__clause_element__", lambda: expression)()
