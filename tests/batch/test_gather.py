@@ -65,7 +65,7 @@ async def test_keys_stay_when_batches_are_other_ones(context: MakeContext) -> No
         async for batch in first.stream(by_code, size=20):
             await batch.gather(call, concurrency=1)
     await first._attempt.fail()
-    await first.close()
+    await first._attempt.close()
     before, keys, failing = keys, [], False
     async for batch in context("run").stream(by_code, size=7):
         await batch.gather(call)

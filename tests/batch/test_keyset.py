@@ -94,7 +94,7 @@ async def test_every_row_is_done_once_over_a_restart(
             if batch.number == 4 and len(walked) == 21:
                 walked.append(None)  # the first try ends here, in its fourth batch
                 break_off = ctx
-                await break_off.fail()
+                await break_off._attempt.fail()
                 break
             keys = [key for key, _ in batch]
             assert (batch.first_key, batch.last_key) == (keys[0], keys[-1])
@@ -330,7 +330,7 @@ async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name
         return ctx.rows_done
 
     class DropsAfterOne(NoControl):
-        def report(self, host: Any, progress: Any) -> None:
+        def report(self, progress: Any, rows: int) -> None:
             dropping.append(progress.batches)
 
         async def order(self, run_id: str, job: str) -> None:
@@ -347,7 +347,7 @@ async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name
         ) as told:
             await walk(first)
         await first._attempt.fail()
-        await first.close()
+        await first._attempt.close()
         assert "n" in str(told.value)
         assert (await first._attempt.durable_run()).rows == 10
     async with database.engine.begin() as connection:

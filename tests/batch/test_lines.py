@@ -44,7 +44,7 @@ async def begun(context: MakeContext, path: Path) -> None:
     with pytest.raises(RuntimeError):
         await load(first, path, die_in=2)
     await first._attempt.fail()
-    await first.close()
+    await first._attempt.close()
 
 
 async def test_each_line_is_done_once_over_a_restart(context: MakeContext, database: Database, path: Path) -> None:

@@ -173,7 +173,7 @@ async def test_two_loops_at_once_are_refused_and_neither_is_marked_as_done(
         )
 
     ctx = context("run")
-    with pytest.raises(LonghaulError, match="inside the body of another, or beside it"):
+    with pytest.raises(LonghaulError, match="cannot be nested or run concurrently"):
         await both(ctx)
     await asyncio.sleep(0.05)  # the other one ends by itself
     await ctx._attempt.fail()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
 import pytest
 from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, update
@@ -24,7 +23,7 @@ class Heard(NoControl):
     def __init__(self) -> None:
         self.reports: list[Progress] = []
 
-    def report(self, host: Any, progress: Progress) -> None:
+    def report(self, progress: Progress, rows: int) -> None:
         self.reports.append(progress)
 
 
@@ -53,7 +52,7 @@ async def test_it_does_after_a_restart_as_well_and_downwards(context: MakeContex
     by = Author.id.desc()
     async for batch in first.chunks(select(Author), by=by, size=25):
         if batch.number == 3:
-            await first.close()
+            await first._attempt.close()
             break
     again, reports = listening(context, "run")
     async for _ in again.chunks(select(Author), by=by, size=25):

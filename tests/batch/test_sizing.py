@@ -97,4 +97,4 @@ async def test_every_row_is_walked_once_whatever_the_sizes(
     assert await ctx.sweep(update(Author).values(seen=Author.seen + 1), size="auto") == 2000
     run = await ctx._attempt.durable_run()
     await ctx._attempt.close()
-    assert run.batches > 200
+    assert run.checkpoints.batches > 200

@@ -94,7 +94,7 @@ async def test_skipped_rows_outlast_their_worker(context: MakeContext, database:
         for _ in range(3):
             for author in await anext(loop):
                 author.seen += 1
-        await first.close()  # two batches are committed
+        await first._attempt.close()  # two batches are committed
         again = context("run")
         walk = asyncio.create_task(count(again))
         await until(lambda: _all(database, [[2], [12], [50]]))

@@ -327,7 +327,7 @@ class Attempt:
                 return False
             entry = failure.retry_half()
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
-        elif not failure.quarantine_limit or not run.steps[failure.step].key:
+        elif not failure.quarantine_limit:
             return False
         elif failure.rows > 1:
             entry = failure.retry_half()

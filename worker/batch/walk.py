@@ -384,7 +384,8 @@ class Walk(Generic[T]):
         # A join can repeat a row: its repetitions have one key, and stand or fall together.
         is_single = bool(keys) and all(key == keys[0] for key in keys)
         rows = 1 if is_single else min(self._rows or self._size, self._size)
-        return FailedBatch(step.name, rows, remaining, self._quarantine_limit, keys[0] if is_single else None)
+        limit = self._quarantine_limit if keys else 0
+        return FailedBatch(step.name, rows, remaining, limit, keys[0] if is_single else None)
 
     def _ensure_not_poison(self, page: Page[T]) -> None:
         """Raise `PoisonBatch` for the first batch of an attempt that is one too many.
