@@ -60,7 +60,7 @@ async def test_a_file_that_was_cut_off_or_changed_is_refused(context: MakeContex
     await begun(context, path)
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    with pytest.raises(CursorMismatch, match=r"was cut off since then; .* --from-start"):
+    with pytest.raises(CursorMismatch, match=r"was truncated; .* --from-start"):
         await load(context("run"), path)
     path.write_bytes(whole.replace(b"7,", b"8,"))
     with pytest.raises(CursorMismatch, match="are not what they were: it was changed"):
@@ -73,7 +73,7 @@ async def test_a_file_that_cannot_be_read_is_refused(context: MakeContext, path:
     with pytest.raises(UnsupportedStatement, match="cannot be read: No such file"):
         await load(context(), tmp_path / "none.csv")
     path.write_bytes(b"1,a\n2,\xff\n")
-    with pytest.raises(UnsupportedStatement, match="the line that ends at byte 8, is not utf-8"):
+    with pytest.raises(UnsupportedStatement, match="line that ends at byte 8: not utf-8"):
         await load(context(), path)
 
 

@@ -447,7 +447,7 @@ async def test_a_drain_acts_between_batches_and_costs_no_try(context: MakeContex
         await mark(ctx)
     await ctx._attempt.fail()
     assert ctx._attempt.ledger_run is not None
-    assert await ctx._attempt.ledger_run.close("waiting", failed=False) == 1
+    assert await ctx._attempt.ledger_run.release("waiting", failed=False) == 1
     await ctx._attempt.close()
     again = context("run")
     await mark(again)
