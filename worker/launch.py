@@ -27,8 +27,6 @@ from worker.runtime.wiring import build_worker, connect_redis, worker_name
 from worker.runtime.worker import Worker
 from worker.settings import Settings, load_settings
 
-_GC_THRESHOLDS = (50_000, 20, 100)
-
 logger = logging.getLogger("longhaul.worker")
 
 #: Exit code of a process that ended although code of abandoned jobs was still running in it.
@@ -203,7 +201,6 @@ def main(
     """
     configure(settings.log)
     tune_garbage_collector()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
     workers: list[Worker] = []
 

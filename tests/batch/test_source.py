@@ -127,7 +127,7 @@ async def test_pages_without_rows_pass_a_boundary_and_move_the_cursor(context: M
 async def test_row_of_own_source_goes_to_quarantine_by_its_key(database: Database, settings: Settings) -> None:
     assert await JobRunner(database, settings)(refuse_some) == 43
     assert await written(database) == [number for number in range(1, 46) if number not in (7, 33)]
-    rows = await Ledger(database).quarantined()
+    rows = await Ledger(database).quarantine.list_rows()
     assert sorted(row.key for row in rows) == [[7], [33]]
 
 
