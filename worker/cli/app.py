@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Coroutine
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -148,6 +149,7 @@ def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
 def main() -> int:
     """Run the command line. Returns the exit code."""
     prepare_streams()
+    _add_working_directory()
     try:
         app(standalone_mode=True)
     except LonghaulError as error:
@@ -161,6 +163,12 @@ def main() -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     return 0
+
+
+def _add_working_directory() -> None:
+    """Let the console script import the packages of the working directory, as `python -m worker` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _print_error(message: str) -> None:
