@@ -20,7 +20,6 @@ FUNCTION_LINES = 60
 LONG_FILES = {
     "worker/batch/walk.py",
     "worker/cli/top/reader.py",
-    "worker/runtime/worker.py",
 }
 LONG_FUNCTIONS = {
     "worker.cli.top.reader.Reader.read",

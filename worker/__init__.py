@@ -21,7 +21,8 @@ Add to every job:
     `Middleware` and `EnqueueCall`; `propagate`, `traceparent` and `tracestate` for context variables that travel.
 
 Run a worker:
-    `discover` imports the jobs of packages; `Settings` and `load_settings`.
+    `async with running(settings, jobs=[...])` runs a `Worker` in your event loop; `discover` imports the jobs of
+    packages; `Settings` and `load_settings`.
 
 More lives in `worker.errors` (all errors), `worker.throttles` (throttles of one's own), `worker.types` (types for
 annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in for `arq.Worker`).
@@ -54,9 +55,11 @@ if TYPE_CHECKING:
     from worker.job.middleware import EnqueueCall, Middleware
     from worker.job.propagation import propagate, traceparent, tracestate
     from worker.job.registry import discover
+    from worker.launch import running
     from worker.queue.client import Client
     from worker.queue.group import Group
     from worker.queue.run import Run
+    from worker.runtime.worker import Worker
     from worker.settings.model import Settings
     from worker.settings.sources import load_settings
 
@@ -87,9 +90,11 @@ _HOMES = {
     "Settings": "worker.settings.model",
     "Snooze": "worker.errors",
     "Source": "worker.batch.source",
+    "Worker": "worker.runtime.worker",
     "discover": "worker.job.registry",
     "load_settings": "worker.settings.sources",
     "propagate": "worker.job.propagation",
+    "running": "worker.launch",
     "traceparent": "worker.job.propagation",
     "tracestate": "worker.job.propagation",
 }
@@ -119,11 +124,13 @@ __all__ = [
     "Settings",
     "Snooze",
     "Source",
+    "Worker",
     "__version__",
     "discover",
     "job",
     "load_settings",
     "propagate",
+    "running",
     "traceparent",
     "tracestate",
 ]

@@ -151,7 +151,13 @@ async def running(
     await asyncio.sleep(0)  # makes the worker, or fails
     if not made:
         await task
-    [worker] = made
+    async with _bound_to(task, made[0]):
+        yield made[0]
+
+
+@asynccontextmanager
+async def _bound_to(task: asyncio.Task[None], worker: Worker) -> AsyncIterator[None]:
+    """Cancel the block if the task of the worker fails; drain the worker at the end of the block."""
     block, in_block, has_failed = asyncio.current_task(), True, False
 
     def end_block(ended: asyncio.Task[None]) -> None:
@@ -167,7 +173,7 @@ async def running(
         if task.done():
             await task
         task.add_done_callback(end_block)
-        yield worker
+        yield
     except asyncio.CancelledError:
         if has_failed and block is not None:
             block.uncancel()

@@ -57,7 +57,7 @@ class QueueModel(RuleBasedStateMachine):
         self.levels: dict[str, int] = {}  # the priority of each
         self.counted: set[str] = set()  # those that Redis counts under the limit of the queue
         for store in self.stores.values():
-            store.queue_limits = {QUEUE: LIMIT}
+            store._queue_limits = {QUEUE: LIMIT}
 
     async def _connect(self) -> Redis:
         redis = Redis.from_url(self.url)

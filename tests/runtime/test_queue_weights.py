@@ -128,7 +128,7 @@ async def five_run(redis: Redis) -> bool:
 
 async def test_what_died_gives_its_place_in_a_limited_queue_back_with_its_lease(redis: Redis) -> None:
     store, other = QueueStore(redis, "north"), QueueStore(redis, "south")
-    store.queue_limits = other.queue_limits = {QUEUE: 2}
+    store._queue_limits = other._queue_limits = {QUEUE: 2}
     await store.enqueue_many([(name, "{}") for name in "abc"], queue=QUEUE)
     assert [claim.run_id for claim in await store.claim(QUEUE, 5)] == ["a", "b"]
     assert await other.claim(QUEUE, 5) == []

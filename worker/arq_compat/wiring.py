@@ -22,6 +22,43 @@ from worker.runtime.worker import Worker
 from worker.settings import Settings
 
 
+class BurstRules:
+    """arq's rules for how many jobs a burst begins, and when it is over.
+
+    Args:
+        arq: has the arguments, and counts.
+        redis: to ask for deferred jobs.
+    """
+
+    def __init__(self, arq: ArqWorker, redis: Redis) -> None:
+        self._arq = arq
+        self._redis = redis
+
+    def _remaining(self) -> int | None:
+        """Return how many jobs a burst may still begin; None without a limit."""
+        if not self._arq.burst or self._arq.max_burst_jobs < 0:
+            return None
+        return max(0, self._arq.max_burst_jobs - self._arq._jobs_started())
+
+    def cap_slots(self, slots: int) -> int:
+        """Return how many jobs may be claimed."""
+        remaining = self._remaining()
+        if not self._arq.allow_pick_jobs:
+            return 0
+        return slots if remaining is None else min(slots, remaining)
+
+    async def is_over(self, may_be_due: bool) -> bool:
+        """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
+        if self._remaining() == 0:
+            return True
+        if may_be_due:
+            return False
+        try:
+            return not await self._redis.zcard(self._arq.queue_name)
+        except RedisError:
+            return False
+
+
 def build_arq_worker(
     settings: Settings,
     registry: Registry,
@@ -83,29 +120,7 @@ def build_arq_worker(
             await parts.database.check()
             await check_migrated(parts.database)
 
-    def remaining_jobs() -> int | None:
-        """Return how many jobs a burst may still begin; None without a limit."""
-        if not arq.burst or arq.max_burst_jobs < 0:
-            return None
-        return max(0, arq.max_burst_jobs - arq._jobs_started())
-
-    def cap_slots(slots: int) -> int:
-        remaining = remaining_jobs()
-        if not arq.allow_pick_jobs:
-            return 0
-        return slots if remaining is None else min(slots, remaining)
-
-    async def is_burst_over(may_be_due: bool) -> bool:
-        """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
-        if remaining_jobs() == 0:
-            return True
-        if may_be_due:
-            return False
-        try:
-            return not await redis.zcard(settings.worker.queue)
-        except RedisError:
-            return False
-
+    burst = BurstRules(arq, redis)
     return parts.build_worker(
         scheduler=scheduler,
         chores=[
@@ -118,6 +133,6 @@ def build_arq_worker(
         health=None,
         check_servers=check_servers,
         burst=arq.burst,
-        cap_slots=cap_slots,
-        is_burst_over=is_burst_over,
+        cap_slots=burst.cap_slots,
+        is_burst_over=burst.is_over,
     )

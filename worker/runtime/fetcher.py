@@ -21,6 +21,7 @@ from worker.queue.store import Ack, Claim, FetchResult, QueueStore, Shares
 from worker.runtime.leases import Leases
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
+from worker.settings import WorkerSettings
 
 #: Longest wait for word of a change: if that was lost, this is the delay that it costs.
 _LONGEST_SLEEP_SECONDS = 5.0
@@ -221,38 +222,34 @@ class Fetcher:
     """Decides when to ask Redis, and asks.
 
     Args:
+        rules: of the worker's settings: weights of the queues, intervals, life of a lease.
         store: the queues.
         listener: hears of changes in Redis.
         operator_state: which queues are paused.
         leases: renewed first after Redis was away.
         outage: logs that Redis is away.
-        weights: of the queues.
         state: of the worker.
-        poll_interval_seconds: between two questions where Redis does not tell of changes.
-        lease_seconds: life of a lease.
     """
 
     def __init__(
         self,
+        rules: WorkerSettings,
         *,
         store: QueueStore,
         listener: InvalidationListener,
         operator_state: OperatorState,
         leases: Leases,
         outage: OutageLog,
-        weights: QueueWeights,
         state: WorkerState,
-        poll_interval_seconds: float,
-        lease_seconds: float,
     ) -> None:
         self._listener = listener
         self._operator_state = operator_state
         self._leases = leases
         self._outage = outage
-        self._weights = weights
+        self._weights = weights = QueueWeights(rules.queues or {rules.queue: 1}, rules.queue_order)
         self._state = state
-        self._lease_seconds = lease_seconds
-        self.timer = PollTimer(listener, self.served_queues, poll_interval_seconds)
+        self._lease_seconds = rules.lease_seconds
+        self.timer = PollTimer(listener, self.served_queues, rules.poll_interval_seconds)
         self.acks = AckBatcher(store, leases, self.timer.wake)
         self._last_served = weights.queues
         self._failures = 0

@@ -27,7 +27,7 @@ from worker.queue.retry_command import retry_ordered
 from worker.queue.store import QueueStore
 from worker.runtime.completer import Completer, ResultEncoder, encode_execution_result
 from worker.runtime.executor import Executor
-from worker.runtime.fetcher import Fetcher, QueueWeights
+from worker.runtime.fetcher import Fetcher
 from worker.runtime.health import Counters, HealthRecorder
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter
@@ -206,15 +206,7 @@ def build_parts(
     operator_state = OperatorState(redis, listener, outage, obeys_aborts=obeys_aborts)
     leases = Leases(settings, owner, outage)
     fetcher = Fetcher(
-        store=store,
-        listener=listener,
-        operator_state=operator_state,
-        leases=leases,
-        outage=outage,
-        weights=QueueWeights(rules.queues or {rules.queue: 1}, rules.queue_order),
-        state=state,
-        poll_interval_seconds=rules.poll_interval_seconds,
-        lease_seconds=rules.lease_seconds,
+        rules, store=store, listener=listener, operator_state=operator_state, leases=leases, outage=outage, state=state
     )
     return Parts(
         settings=settings,

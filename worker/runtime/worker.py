@@ -6,21 +6,17 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from signal import Signals
-from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.offload import JobPools
 from worker.cancellation import cancel_and_wait
 from worker.db.engine import Database
-from worker.errors import format_error
 from worker.queue import keys
 from worker.queue.invalidations import InvalidationListener
-from worker.queue.store import Claim, QueueStore
+from worker.queue.store import QueueStore
 from worker.runtime.completer import JobCompleter
 from worker.runtime.execution import Execution
 from worker.runtime.executor import JobExecutor
@@ -32,7 +28,7 @@ from worker.runtime.maintenance import Maintenance
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import KEYS as COMMAND_KEYS
 from worker.runtime.operator_state import OperatorState
-from worker.runtime.outcome import Outcome
+from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import WorkerState
 from worker.runtime.supervision import supervise
@@ -113,8 +109,9 @@ class Worker:
         self._store = store
         self._leases = leases
         self._fetcher = fetcher
-        self._executor = executor
-        self._completer = completer
+        self._jobs = RunningJobs(
+            executor=executor, completer=completer, leases=leases, counters=counters, on_end=self._job_ended
+        )
         self._observer = observer
         self._maintenance = maintenance
         self._health = health
@@ -125,13 +122,8 @@ class Worker:
         self._burst = burst
         self._cap_slots = cap_slots
         self._is_burst_over = is_burst_over
-        self._executions: dict[str, Execution] = {}
         #: Set when it claims jobs.
         self.ready = asyncio.Event()
-        #: What runs for each claimed job, by its id.
-        self.tasks: dict[str, asyncio.Task[None]] = {}
-        #: Code of abandoned jobs that has not ended: it takes no slot, and its runs are not its own any more.
-        self._abandoned_tasks: set[asyncio.Task[None]] = set()
         self._restoring: set[asyncio.Task[None]] = set()
 
     @property
@@ -152,11 +144,16 @@ class Worker:
     @property
     def abandoned_tasks(self) -> int:
         """Number of abandoned jobs whose code still runs."""
-        return len(self._abandoned_tasks)
+        return self._jobs.abandoned_count
+
+    @property
+    def tasks(self) -> dict[str, asyncio.Task[None]]:
+        """What runs for each claimed job, by its id."""
+        return self._jobs.tasks
 
     def execution(self, run_id: str) -> Execution | None:
         """Return the execution of a job that this worker has; None where it does not have it."""
-        return self._executions.get(run_id)
+        return self._jobs.get(run_id)
 
     # --- its life
 
@@ -218,8 +215,8 @@ class Worker:
             slots = self._free_slots()
             if fetcher.has_work(slots):
                 for claim in await fetcher.fetch(slots):
-                    self._start(claim)
-            elif self._burst and not self._executions and await self._has_burst_ended():
+                    self._jobs.start(claim)
+            elif self._burst and not self._jobs and await self._has_burst_ended():
                 return
             else:
                 await timer.wait(slots)
@@ -235,7 +232,12 @@ class Worker:
         """Return how many jobs may be claimed; jobs whose end is about to be acknowledged have left their slots."""
         if self.state.is_draining:
             return 0
-        return self._cap_slots(self._fetcher.claimable(self._rules.max_jobs - len(self._executions)))
+        return self._cap_slots(self._fetcher.claimable(self._rules.max_jobs - len(self._jobs)))
+
+    def _job_ended(self) -> None:
+        timer = self._fetcher.timer
+        timer.may_be_due = timer.may_be_due or self._burst
+        timer.wake()
 
     def _keys_changed(self, written: frozenset[str] | None) -> None:
         """Note that keys were written; None for any of them."""
@@ -244,72 +246,6 @@ class Worker:
         if written is None or not written.isdisjoint(self._fetcher.queues):
             self._fetcher.timer.queues_changed()
         self._fetcher.timer.wake()
-
-    # --- one job
-
-    def _start(self, claim: Claim) -> None:
-        run_id = claim.run_id
-        if claim.expired:
-            if self._leases.is_held(run_id):
-                logger.warning("lease expired run=%s: no other worker has claimed the job, it continues here", run_id)
-                return
-            logger.warning("job taken over run=%s attempt=%d: its lease had expired", run_id, claim.tries)
-        execution = self._executor.prepare(claim)
-        self._executions[run_id] = execution
-        self._leases.add(claim)
-        self._track(execution, self._process(execution))
-
-    def _track(self, execution: Execution, work: Any) -> None:
-        self.tasks[execution.claim.run_id] = task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(partial(self._ended, execution))
-
-    async def _process(self, execution: Execution) -> None:
-        """Run one claimed job, and write how it ended."""
-        try:
-            outcome = await self._executor.run(execution)
-            if execution.is_abandoned:
-                logger.warning("abandoned job ended job=%s run=%s: its outcome is ignored", *execution.labels)
-            else:
-                await self._complete(execution, outcome)
-        except (RedisError, SQLAlchemyError, OSError) as error:
-            _log_left_to_lease(execution, error)
-        finally:
-            await execution.close()
-
-    def _abandon(self, execution: Execution) -> None:
-        """Wait for a job's own code no more: its run ends, or is tried again, without it."""
-        run_id = execution.claim.run_id
-        body = execution.abandon()
-        if body is None:
-            return
-        abandoned = self.tasks[run_id]
-        self._abandoned_tasks.add(abandoned)
-        abandoned.add_done_callback(self._abandoned_tasks.discard)
-        self._track(execution, self._process_abandoned(execution, body))
-
-    async def _process_abandoned(self, execution: Execution, body: asyncio.Task[Any]) -> None:
-        try:
-            await self._complete(execution, await self._executor.abandon(execution, body))
-        except (RedisError, SQLAlchemyError, OSError) as error:
-            _log_left_to_lease(execution, error)
-
-    async def _complete(self, execution: Execution, outcome: Outcome) -> None:
-        await self._completer.complete(execution, outcome)
-        self.counters.count(outcome)
-
-    def _ended(self, execution: Execution, task: asyncio.Task[None]) -> None:
-        run_id = execution.claim.run_id
-        if task in self._abandoned_tasks:
-            return  # it was abandoned before: another task writes how its run ended
-        if self._executions.get(run_id) is execution:  # else it went back to the queue, and was claimed again
-            self._leases.remove(run_id)
-            del self._executions[run_id]
-            del self.tasks[run_id]
-        timer = self._fetcher.timer
-        timer.may_be_due = timer.may_be_due or self._burst
-        timer.wake()
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("job left to its lease run=%s: unexpected error", run_id, exc_info=task.exception())
 
     # --- beside the jobs
 
@@ -320,8 +256,8 @@ class Worker:
             await self.operator_state.refresh()
             if self.name in self.operator_state.drained and not self.state.is_draining:
                 self.drain(why="worker:drain")
-            for run_id, execution in self._executions.items():
-                if run_id in self.operator_state.cancelled and execution.is_between_batches:
+            for execution in self._jobs if self.operator_state.cancelled else ():
+                if execution.claim.run_id in self.operator_state.cancelled and execution.is_between_batches:
                     execution.interrupt("cancel")
             self._fetcher.check_served_queues()
 
@@ -331,19 +267,19 @@ class Worker:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = loop.time()
-            for execution in list(self._executions.values()):
+            for execution in self._jobs:
                 execution.check_time(now)
                 if execution.is_overdue(now):
-                    self._abandon(execution)
+                    self._jobs.abandon(execution)
 
     def _lease_lost(self, run_id: str) -> None:
-        execution = self._executions.get(run_id)
+        execution = self._jobs.get(run_id)
         if execution is not None:
             execution.interrupt("lost")
 
     def _job_gone(self, run_id: str) -> None:
         """Put a job back that Redis has lost, unless its end is on its way there."""
-        execution = self._executions.get(run_id)
+        execution = self._jobs.get(run_id)
         if execution is None or self._fetcher.acks.is_pending(run_id):
             return
 
@@ -371,17 +307,13 @@ class Worker:
         """
         reason = why or Signals(signum).name
         if not self.state.is_draining:
-            logger.info("drain started reason=%s jobs=%d: a second signal cancels them", reason, len(self._executions))
+            logger.info("drain started reason=%s jobs=%d: a second signal cancels them", reason, len(self._jobs))
             self.state.is_draining = True
         else:
-            logger.warning("shutdown forced reason=%s jobs=%d", reason, len(self._executions))
+            logger.warning("shutdown forced reason=%s jobs=%d", reason, len(self._jobs))
             self.state.is_shutdown_forced = True
-            self._interrupt_all()
+            self._jobs.interrupt("drain")
         self._fetcher.timer.wake()
-
-    def _interrupt_all(self) -> None:
-        for execution in list(self._executions.values()):
-            execution.interrupt("drain")
 
     async def _remove_drain_command(self) -> None:
         """Remove the command to drain: it is done, and not for the next worker of this name."""
@@ -392,30 +324,16 @@ class Worker:
                 logger.warning("drain command left in worker:drain worker=%s error=%s", self.name, error)
 
     async def _drain(self) -> None:
-        loop, timeout = asyncio.get_running_loop(), self._rules.drain_timeout_seconds
+        loop, jobs, timeout = asyncio.get_running_loop(), self._jobs, self._rules.drain_timeout_seconds
         deadline = loop.time() + timeout
-        while self.tasks and loop.time() < deadline and not self.state.is_shutdown_forced:
-            await self._wait_for_jobs(min(0.2, deadline - loop.time()))
-        if self.tasks:
-            logger.warning("drain timeout jobs=%d: they are cancelled", len(self.tasks))
+        while jobs and loop.time() < deadline and not self.state.is_shutdown_forced:
+            await jobs.wait(min(0.2, deadline - loop.time()))
+        if jobs:
+            logger.warning("drain timeout jobs=%d: they are cancelled", len(jobs))
             deadline = loop.time() + max(timeout, _MIN_GRACE_SECONDS)
-            while self.tasks and loop.time() < deadline:
-                self._interrupt_all()
-                await self._wait_for_jobs(1.0)
-        for execution in list(self._executions.values()):
-            self._abandon(execution)
-        if self.tasks:
-            await self._wait_for_jobs(_MIN_GRACE_SECONDS)
-        for task in list(self.tasks.values()):  # e.g. Redis does not answer: their leases expire by themselves
-            await cancel_and_wait(task)
-
-    async def _wait_for_jobs(self, seconds: float) -> None:
-        """Wait until the jobs that run now have ended, abandoned or not, or for the time."""
-        _, late = await asyncio.wait(set(self.tasks.values()), timeout=max(0.0, seconds))
-        if not late:
-            await asyncio.sleep(0)  # their callbacks run first
-
-
-def _log_left_to_lease(execution: Execution, error: BaseException) -> None:
-    # The lease expires by itself, and the job is claimed again.
-    logger.error("job left to its lease job=%s run=%s error=%s", *execution.labels, format_error(error))
+            while jobs and loop.time() < deadline:
+                jobs.interrupt("drain")
+                await jobs.wait(1.0)
+        jobs.abandon_all()
+        await jobs.wait(_MIN_GRACE_SECONDS)
+        await jobs.cancel()

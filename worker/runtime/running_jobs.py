@@ -1,0 +1,165 @@
+"""The jobs that a worker has: each claimed, run, completed, and, if its code does not end, abandoned."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.attempt.cancellation import Reason
+from worker.cancellation import cancel_and_wait
+from worker.errors import format_error
+from worker.queue.store import Claim
+from worker.runtime.completer import JobCompleter
+from worker.runtime.execution import Execution
+from worker.runtime.executor import JobExecutor
+from worker.runtime.health import Counters
+from worker.runtime.leases import Leases
+from worker.runtime.outcome import Outcome
+
+logger = logging.getLogger("longhaul.worker")
+
+
+class RunningJobs:
+    """Runs claimed jobs, each in a task of its own.
+
+    Args:
+        executor: runs them.
+        completer: writes how they ended.
+        leases: of the jobs that run.
+        counters: counts what has ended.
+        on_end: called when a job has left its slot.
+
+    Attributes:
+        tasks: what runs for each claimed job, by its id.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: JobExecutor,
+        completer: JobCompleter,
+        leases: Leases,
+        counters: Counters,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._executor = executor
+        self._completer = completer
+        self._leases = leases
+        self._counters = counters
+        self._on_end = on_end
+        self._executions: dict[str, Execution] = {}
+        #: Code of abandoned jobs that has not ended: it takes no slot, and its runs are not its own any more.
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    def __iter__(self) -> Iterator[Execution]:
+        return iter(list(self._executions.values()))
+
+    def get(self, run_id: str) -> Execution | None:
+        """Return the execution of a job; None where this worker does not have it."""
+        return self._executions.get(run_id)
+
+    @property
+    def abandoned_count(self) -> int:
+        """Number of abandoned jobs whose code still runs."""
+        return len(self._abandoned)
+
+    def start(self, claim: Claim) -> None:
+        """Run a claimed job."""
+        run_id = claim.run_id
+        if claim.expired:
+            if self._leases.is_held(run_id):
+                logger.warning("lease expired run=%s: no other worker has claimed the job, it continues here", run_id)
+                return
+            logger.warning("job taken over run=%s attempt=%d: its lease had expired", run_id, claim.tries)
+        execution = self._executor.prepare(claim)
+        self._executions[run_id] = execution
+        self._leases.add(claim)
+        self._track(execution, self._process(execution))
+
+    def _track(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks[execution.claim.run_id] = task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(partial(self._ended, execution))
+
+    async def _process(self, execution: Execution) -> None:
+        """Run one claimed job, and write how it ended."""
+        try:
+            outcome = await self._executor.run(execution)
+            if execution.is_abandoned:
+                logger.warning("abandoned job ended job=%s run=%s: its outcome is ignored", *execution.labels)
+            else:
+                await self._complete(execution, outcome)
+        except (RedisError, SQLAlchemyError, OSError) as error:
+            _log_left_to_lease(execution, error)
+        finally:
+            await execution.close()
+
+    async def _complete(self, execution: Execution, outcome: Outcome) -> None:
+        await self._completer.complete(execution, outcome)
+        self._counters.count(outcome)
+
+    def abandon(self, execution: Execution) -> None:
+        """Wait for a job's own code no more: its run ends, or is tried again, without it."""
+        run_id = execution.claim.run_id
+        body = execution.abandon()
+        if body is None:
+            return
+        abandoned = self.tasks[run_id]
+        self._abandoned.add(abandoned)
+        abandoned.add_done_callback(self._abandoned.discard)
+        self._track(execution, self._process_abandoned(execution, body))
+
+    async def _process_abandoned(self, execution: Execution, body: asyncio.Task[Any]) -> None:
+        try:
+            await self._complete(execution, await self._executor.abandon(execution, body))
+        except (RedisError, SQLAlchemyError, OSError) as error:
+            _log_left_to_lease(execution, error)
+
+    def _ended(self, execution: Execution, task: asyncio.Task[None]) -> None:
+        run_id = execution.claim.run_id
+        if task in self._abandoned:
+            return  # it was abandoned before: another task writes how its run ended
+        if self._executions.get(run_id) is execution:  # else it went back to the queue, and was claimed again
+            self._leases.remove(run_id)
+            del self._executions[run_id]
+            del self.tasks[run_id]
+        self._on_end()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("job left to its lease run=%s: unexpected error", run_id, exc_info=task.exception())
+
+    def interrupt(self, reason: Reason) -> None:
+        """Cancel the code of all jobs."""
+        for execution in self:
+            execution.interrupt(reason)
+
+    def abandon_all(self) -> None:
+        """Abandon all jobs whose own code still runs."""
+        for execution in self:
+            self.abandon(execution)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the jobs that run now have ended, abandoned or not, or for the time."""
+        if not self.tasks:
+            return
+        _, late = await asyncio.wait(set(self.tasks.values()), timeout=max(0.0, seconds))
+        if not late:
+            await asyncio.sleep(0)  # their callbacks run first
+
+    async def cancel(self) -> None:
+        """Cancel what runs for the jobs, e.g. because Redis does not answer: their leases expire by themselves."""
+        for task in list(self.tasks.values()):
+            await cancel_and_wait(task)
+
+
+def _log_left_to_lease(execution: Execution, error: BaseException) -> None:
+    # The lease expires by itself, and the job is claimed again.
+    logger.error("job left to its lease job=%s run=%s error=%s", *execution.labels, format_error(error))
