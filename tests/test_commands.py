@@ -106,9 +106,9 @@ def test_the_lines_of_the_procfile_run_under_honcho_as_they_stand(servers: Servi
     seen = []
     for line in lines(worker):
         seen.append(line)
-        if "jobs known" in line:
+        if "worker started" in line:
             worker.send_signal(signal.SIGTERM)
     worker.wait()
-    assert "SIGTERM: draining" in "".join(seen)
+    assert "drain started reason=SIGTERM" in "".join(seen)
     assert "worker.1 stopped (rc=0)" in "".join(seen)
     assert group(worker) == []

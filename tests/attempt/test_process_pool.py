@@ -190,7 +190,7 @@ async def test_a_process_that_dies_fails_its_own_job_alone(
     async with working(with_worker(fast, max_job_processes=2), die, report, double):
         beside = await client.enqueue(report, str(file))
         run = await client.enqueue(die, how)
-        with pytest.raises(JobFailed, match=message + r".* \(try 1, the last\)"):
+        with pytest.raises(JobFailed, match=message + r".* \(attempt 1, the last\)"):
             await run.result(timeout=20)
         file.touch()
         assert await beside.result(timeout=20) == 4
@@ -235,7 +235,7 @@ async def test_what_does_not_end_is_killed(
             run = await client.enqueue(hold_the_lock, str(tmp_path / "file"))
         else:
             run = await client.enqueue(deaf)
-        with pytest.raises(JobFailed, match=r"did not end within 0\.2 s of that: given up"):
+        with pytest.raises(JobFailed, match=r"did not end within 0\.2 s of that: abandoned"):
             await run.result(timeout=20)
         told: Any = await (await client.enqueue(tell)).result(timeout=20)
         assert children() == {told["pid"]}

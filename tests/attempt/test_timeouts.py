@@ -26,6 +26,7 @@ from worker.attempt import cancellation
 from worker.attempt.cancellation import JobCancellation
 from worker.db.engine import Database
 from worker.embedded import Services
+from worker.launch import EXIT_ABANDONED
 from worker.queue import keys
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -294,7 +295,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
     run = await client.enqueue(deaf)
     await redis.set(f"arq:retry:{run.id}", 1)
     async with working(fast, deaf):
-        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*try 2, the last"):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*attempt 2, the last"):
             await run.result(timeout=10)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()
@@ -385,7 +386,7 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
 ) -> None:
     run = await client.enqueue(deaf_thread)
     async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
-        with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: given up"):
+        with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: abandoned"):
             await run.result(timeout=10)
         other = await client.enqueue(brief_thread)
         assert await other.result(timeout=5)
@@ -424,9 +425,9 @@ async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, cl
         text=True,
         timeout=30,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert "the process ends without 1 jobs that were given up" in ran.stderr
-    with pytest.raises(JobFailed, match="given up"):
+    assert ran.returncode == EXIT_ABANDONED, ran.stderr
+    assert "process ends jobs=1" in ran.stderr
+    with pytest.raises(JobFailed, match="abandoned"):
         await run.result(timeout=1)
 
 

@@ -115,7 +115,7 @@ async def test_a_frozen_worker_neither_ends_nor_keeps_jobs_that_no_ledger_knows(
     for run in runs:
         assert (await run.result(timeout=30)).split(":")[0] == successor
         assert await ends_told(redis, run.id) == ["succeeded"]
-        assert f"job {run.id}: taken over: its lease had run out; try 2" in fleet.log(successor)
+        assert f"job taken over run={run.id} attempt=2" in fleet.log(successor)
     results = [await redis.get(f"arq:result:{run.id}") for run in runs]
     await redis.set("let-go:let-go", 1)
     fleet.kill(frozen, signal.SIGCONT)

@@ -187,7 +187,7 @@ async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_
         for file in (home / "valkey").glob("appendonlydir/*"):
             file.unlink()
         valkey.start()
-        await told(caplog, ["running: Redis had lost it; put back"])
+        await told(caplog, ["job restored", "running"])
         assert await until(lambda: result_of(client, durable.id), 15) == 12
         assert await waiting.status() == "unknown"
         stop_renewing("running")
@@ -238,7 +238,7 @@ async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
                 proxy.cut()
             else:  # connections stay open, to a server that takes no writes any more
                 await admin.replicaof("127.0.0.1", str(second.port))
-            await told(caplog, ["lost-there: Redis had lost it; put back"])
+            await told(caplog, ["job restored", "lost-there"])
             await until(lambda: replica.exists("arq:in-progress:known-there"), 10)
             for run in (known, lost):
                 stop_renewing(run.id)

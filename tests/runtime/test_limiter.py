@@ -318,7 +318,7 @@ async def sleepy(ctx: JobContext) -> int:
 async def test_a_job_has_its_own_backoff(fast: Settings, client: Client) -> None:
     run = await client.enqueue(stubborn)
     async with working(fast, stubborn):
-        with pytest.raises(JobFailed, match="try 4, the last"):
+        with pytest.raises(JobFailed, match="attempt 4, the last"):
             await run.result(timeout=10)
     pauses = [(after - before).total_seconds() for before, after in zip(seen["tries"], seen["tries"][1:], strict=False)]
     assert [pause >= least for pause, least in zip(pauses, (0.01, 0.02, 0.03), strict=True)] == [True] * 3

@@ -55,7 +55,7 @@ async def test_one_worker_of_two_is_drained_exits_with_0_and_takes_its_order_bac
         for process in (south, west):
             process.terminate()
             _, told = await asyncio.to_thread(process.communicate)
-            assert process is west or "ordered (worker:drain): draining" in told
+            assert process is west or "drain started reason=worker:drain" in told
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["told of changes", "asking"])
