@@ -27,11 +27,13 @@ LONG_FUNCTIONS = {
 CIRCLES: set[frozenset[str]] = set()
 #: Functions that may import, because what they import is an optional extra, or of one platform.
 OPTIONAL_IMPORTS = {
+    "worker.__getattr__",  # importlib.metadata, for __version__ alone
     "worker.cli.top.command._print",  # textual
     "worker.cli.top.command._show",  # textual
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
     "worker.launch.main",  # uvloop
+    "worker.queue.client.Client.__init__",  # pydantic-settings, unless the client is given its settings
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
     "worker.testing.plugin.JobRunner.__init__",
     "worker.testing.plugin.JobRunner.attempt",
@@ -43,9 +45,7 @@ OPTIONAL_IMPORTS = {
     "worker.testing.plugin.queue",
     "worker.testing.plugin.sqlite_session",
 }
-HIDDEN_IMPORTS = {
-    "worker.queue.payload.python_value",
-}
+HIDDEN_IMPORTS: set[str] = set()
 
 
 def module_name(path: Path) -> str:

@@ -20,8 +20,8 @@ from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, j
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.commands import retry_run
 from worker.queue.dead_letters import prune_dead
-from worker.queue.retry_command import retry_run
 
 cured = {"yes": False}
 

@@ -354,10 +354,10 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
             await until(watches, 10)
             chain = await client.enqueue(walked.options(then=limited.call(), priority=5))
             assert await chain.result(timeout=10) == 12
-            assert await chain.then[0].result(timeout=10) is None
+            assert await chain.next_runs[0].result(timeout=10) is None
             group = await client.group([limited.call(), limited.call()], then=limited.call())
-            assert group.then is not None
-            assert await group.then.result(timeout=10) is None
+            assert group.callback is not None
+            assert await group.callback.result(timeout=10) is None
             await (await client.enqueue(limited)).result(timeout=10)
             await client.enqueue_many(limited, [{}] * 3)
             run = await start(client, "to-be-cancelled")

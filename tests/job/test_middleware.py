@@ -39,7 +39,7 @@ from worker.errors import RegistrationError
 from worker.job.propagation import current_headers
 from worker.ledger import Ledger
 from worker.observe.logs import JsonFormatter
-from worker.queue.retry_command import retry_run
+from worker.queue.commands import retry_run
 from worker.testing.plugin import JobRunner
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -180,8 +180,8 @@ async def test_hooks_are_around_each_member_of_a_group(fast: Settings, settings:
         for name in ("a", "b"):
             assert ("outer", "greet", {"name": name}, "arq:queue") in seen
         async with working(fast, greet):
-            assert group.then is not None
-            assert await group.then.result(timeout=10) == "c"
+            assert group.callback is not None
+            assert await group.callback.result(timeout=10) == "c"
     assert seen.count("job for outer, inner") == 2
 
 
@@ -285,9 +285,9 @@ async def test_they_go_along_a_chain_and_to_a_group_and_what_follows_it(fast: Se
     group = await client.group([context_in_task.call()] * 2, then=context_in_task.call())
     tenant.set("")
     async with working(fast, context_in_task):
-        [after] = run.then
-        assert group.then is not None
-        for each in (run, after, *group.runs, group.then):
+        [after] = run.next_runs
+        assert group.callback is not None
+        for each in (run, after, *group.runs, group.callback):
             assert (await each.result(timeout=5))["tenant"] == "north"
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from tests.models import Author
 from tests.support.authors import fill_authors
+from tests.support.claims import claim_jobs
 from tests.support.waiting import until
 from tests.support.workers import working
 from worker import (
@@ -29,8 +30,8 @@ from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
+from worker.queue.commands import retry_run
 from worker.queue.payload import decode_payload
-from worker.queue.retry_command import retry_run
 from worker.queue.store import Ack, Claim, QueueStore
 from worker.types import Call
 
@@ -105,7 +106,7 @@ async def test_a_chain_runs_one_after_the_other_and_hands_results_on(fast: Setti
     )
     async with working(fast, *ALL):
         assert await run.result(timeout=10) == 8
-        assert [await one.result(timeout=10) for one in run.then] == [13, "done", 42]
+        assert [await one.result(timeout=10) for one in run.next_runs] == [13, "done", 42]
     assert calls == [("double", 4), ("add", 8, 5), ("done",), ("double", 21)]
 
 
@@ -115,13 +116,13 @@ async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
     last = done.options(queue="arq:other", priority=4, delay=0.2)
     run = await client.enqueue(double.options(then=add.options(then=last.call()).call(3)), number=4)
     async with working(fast, *ALL):
-        await run.then[0].result(timeout=10)
+        await run.next_runs[0].result(timeout=10)
     # Nobody serves that queue.
-    assert await redis.zscore(keys.priority_line("arq:other", 4), run.then[1].id)
-    due = await redis.zscore("arq:other", run.then[1].id)
-    ended = json.loads(await redis.get(keys.RESULT + run.then[0].id))["ft"]
+    assert await redis.zscore(keys.priority_line("arq:other", 4), run.next_runs[1].id)
+    due = await redis.zscore("arq:other", run.next_runs[1].id)
+    ended = json.loads(await redis.get(keys.RESULT + run.next_runs[0].id))["ft"]
     assert 100 <= due - ended <= 400
-    assert (await run.then[1].status()) in ("deferred", "waiting")
+    assert (await run.next_runs[1].status()) in ("deferred", "waiting")
 
 
 async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
@@ -130,7 +131,7 @@ async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
     await fill_authors(database, 25)
     run = await client.enqueue(walk.options(then=add.call(number=PREVIOUS_RESULT)))
     async with working(fast, *ALL):
-        assert await run.then[0].result(timeout=10) == 26
+        assert await run.next_runs[0].result(timeout=10) == 26
 
 
 async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
@@ -139,13 +140,13 @@ async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
     fail["now"] = True
     run = await client.enqueue(double.options(then=[add.call(number=PREVIOUS_RESULT), done.call()]), number=1)
     async with working(fast, *ALL):
-        for one in run.then:
+        for one in run.next_runs:
             with pytest.raises(JobFailed, match=f"not begun: double {run.id}: .*not today"):
                 await one.result(timeout=10)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), run.id, from_start=False)
         await until(lambda: _called(("done",)))
-        assert await run.then[1].result(timeout=10) == "done"
+        assert await run.next_runs[1].result(timeout=10) == "done"
     assert calls == [("double", 1), ("double", 1), ("add", 2, 1), ("done",)]
 
 
@@ -158,7 +159,7 @@ async def test_a_cancellation_ends_the_chain(fast: Settings, client: Client) -> 
     await run.cancel()
     async with working(fast, *ALL):
         with pytest.raises(JobCancelled, match="not begun"):
-            await run.then[0].result(timeout=10)
+            await run.next_runs[0].result(timeout=10)
     assert calls == []
 
 
@@ -167,14 +168,14 @@ async def test_each_run_of_enqueue_many_has_its_own_followers(fast: Settings, cl
         double.options(then=add.call(number=PREVIOUS_RESULT)), [{"number": n} for n in range(3)]
     )
     async with working(fast, *ALL):
-        assert [await run.then[0].result(timeout=10) for run in runs] == [1, 3, 5]
+        assert [await run.next_runs[0].result(timeout=10) for run in runs] == [1, 3, 5]
 
 
 async def test_a_run_that_is_known_has_no_new_followers(client: Client) -> None:
     first = await client.enqueue(double.options(id="one", then=done.call()), number=1)
     second = await client.enqueue(double.options(id="one", then=done.call()), number=1)
-    assert len(first.then) == 1
-    assert second.then == ()
+    assert len(first.next_runs) == 1
+    assert second.next_runs == ()
 
 
 async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Redis) -> None:
@@ -209,7 +210,7 @@ async def test_a_chain_that_cannot_be_read_is_refused_before_its_first_run(
 def test_calls_that_make_no_sense_are_refused_where_they_are_made() -> None:
     with pytest.raises(InvalidArguments, match="number: input should be a valid integer"):
         add.call(number="much")
-    with pytest.raises(InvalidArguments, match="it has no argument size"):
+    with pytest.raises(InvalidArguments, match="has no argument size"):
         add.call(number=1, size=PREVIOUS_RESULT)
     with pytest.raises(InvalidArguments, match="cannot both be PREVIOUS_RESULT"):
         add.call(number=PREVIOUS_RESULT, more=PREVIOUS_RESULT)
@@ -231,7 +232,7 @@ def test_calls_that_make_no_sense_are_refused_where_they_are_made() -> None:
 async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ack]:
     """Claim a run, and return its successful end."""
     store = QueueStore(redis, "north")
-    [claim] = [claim for claim in await store.claim(QUEUE, 10) if claim.run_id == run_id]
+    [claim] = [claim for claim in await claim_jobs(store, QUEUE, 10) if claim.run_id == run_id]
     assert claim.payload is not None
     payload = decode_payload(claim.payload, accept_pickle=False)
     next_ = make_follow_up(payload, run_id=run_id, queue=QUEUE, success=True, result="2")
@@ -242,7 +243,7 @@ async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Clie
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
     turned = await store.turn([ended], 1, [(QUEUE, 1)])
-    assert [one.run_id for one in turned.claims] == [run.then[0].id]  # taken in the very turn
+    assert [one.run_id for one in turned.claims] == [run.next_runs[0].id]  # taken in the very turn
     await store.turn([Ack(turned.claims[0], None, 0)], 0, [])  # it has run, and nothing is known of it any more
     assert await redis.keys("*") == []
     await store.turn([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
@@ -255,12 +256,12 @@ async def test_the_end_of_a_run_that_another_worker_has_puts_nothing_there(clien
     await redis.set(keys.IN_PROGRESS + run.id, "south")
     turned = await store.turn([ended], 0, [])
     assert turned.refused == {run.id}
-    assert await redis.exists(keys.JOB + run.then[0].id) == 0
+    assert await redis.exists(keys.JOB + run.next_runs[0].id) == 0
 
 
 async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis) -> None:
     group = await client.group([double.call(1), double.call(2)], then=done.call())
-    assert group.then is not None
+    assert group.callback is not None
     first = await ending(redis, group.runs[0].id)
     await first[0].turn([first[2]], 0, [])
     await first[0].turn([first[2]], 0, [])
@@ -270,16 +271,16 @@ async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis
     again = await ending(redis, group.runs[0].id)
     await again[0].turn([again[2]], 0, [])
     assert await group.progress() == (2, 1, False)
-    assert await redis.exists(keys.JOB + group.then.id) == 0
+    assert await redis.exists(keys.JOB + group.callback.id) == 0
 
 
 async def test_the_word_that_a_run_was_not_begun_is_void_when_it_is(client: Client, redis: Redis) -> None:
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
-    await store.publish_skipped([run.then[0].id], b"not begun", 60_000)
+    await store.publish_skipped([run.next_runs[0].id], b"not begun", 60_000)
     await store.turn([ended], 0, [])
-    assert await redis.exists(keys.RESULT + run.then[0].id) == 0
-    assert await run.then[0].status() == "waiting"
+    assert await redis.exists(keys.RESULT + run.next_runs[0].id) == 0
+    assert await run.next_runs[0].status() == "waiting"
 
 
 async def test_a_group_that_has_called_back_does_not_again(client: Client, redis: Redis) -> None:
@@ -287,7 +288,7 @@ async def test_a_group_that_has_called_back_does_not_again(client: Client, redis
     for times in (1, 0):
         store, claim, ended = await ending(redis, group.runs[0].id)
         await store.turn([ended], 0, [])
-        claims = await store.claim(QUEUE, 5)
+        claims = await claim_jobs(store, QUEUE, 5)
         assert len(claims) == times
         await store.turn([Ack(one, None, 0) for one in claims], 0, [])
         await redis.set(keys.JOB + group.runs[0].id, claim.payload or b"")
@@ -300,10 +301,10 @@ async def test_a_group_that_has_called_back_does_not_again(client: Client, redis
 async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Settings, client: Client) -> None:
     members: list[Call[int]] = [double.call(number) for number in range(600)]
     group = await client.group(members, then=total.call(numbers=PREVIOUS_RESULT, name="sum "))
-    assert group.then is not None
+    assert group.callback is not None
     assert await group.progress() == (600, 0, False)
     async with working(fast, *ALL), working(fast, *ALL):
-        assert await group.then.result(timeout=30) == f"sum {sum(2 * n for n in range(600))}"
+        assert await group.callback.result(timeout=30) == f"sum {sum(2 * n for n in range(600))}"
     assert await group.progress() == (600, 600, True)
     assert [call for call in calls if call[0] == "total"] == [("total", [2 * n for n in range(600)])]
     assert len(calls) == 601
@@ -324,28 +325,28 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
 ) -> None:
     fail["now"] = True
     group = await client.group([double.call(1), add.call(2)], then=total.call(numbers=PREVIOUS_RESULT))
-    assert group.then is not None
+    assert group.callback is not None
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match="not today"):
             await group.runs[0].result(timeout=10)
         with pytest.raises(JobFailed, match=f"not begun: double {group.id}:1"):
-            await group.then.result(timeout=10)
+            await group.callback.result(timeout=10)
         await group.runs[1].result(timeout=10)
         assert await group.progress() == (2, 1, False)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), group.runs[0].id, from_start=False)
         await until(lambda: _called(("total", [2, 3])))
-        assert await group.then.result(timeout=10) == "5"
+        assert await group.callback.result(timeout=10) == "5"
 
 
 async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
     fail["now"] = True
     chain = double.options(then=done.call()).call(7)
     then = total.options(delay=0.5).call(numbers=PREVIOUS_RESULT)
-    group = await client.group([double.call(1), add.call(2), chain], then=then, need="ended")
+    group = await client.group([double.call(1), add.call(2), chain], then=then, complete_when="all_finished")
     async with working(fast, *ALL):
-        assert group.then is not None
-        assert await group.then.result(timeout=10) == "3"  # nobody is told meanwhile that it does not begin
+        assert group.callback is not None
+        assert await group.callback.result(timeout=10) == "3"  # nobody is told meanwhile that it does not begin
     assert ("total", [None, 3, None]) in calls
     assert ("done",) not in calls
     assert await group.progress() == (3, 3, True)
@@ -378,7 +379,7 @@ async def test_a_group_that_is_enqueued_again_with_its_id_enqueues_no_member_twi
 
 async def test_a_group_without_a_callback_says_how_far_it_is(fast: Settings, client: Client) -> None:
     group = await client.group([double.call(n) for n in range(4)])
-    assert group.then is None
+    assert group.callback is None
     async with working(fast, *ALL):
         for run in group.runs:
             await run.result(timeout=10)
@@ -395,14 +396,14 @@ async def test_members_go_where_their_options_say(client: Client, redis: Redis) 
 async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redis) -> None:
     with pytest.raises(InvalidArguments, match="no members"):
         await client.group([])
-    with pytest.raises(InvalidArguments, match="no PREVIOUS_RESULT for them"):
+    with pytest.raises(InvalidArguments, match="cannot have PREVIOUS_RESULT"):
         await client.group([add.call(number=PREVIOUS_RESULT)])
     with pytest.raises(InvalidArguments, match="cannot have expires="):
         await client.group([done.call()], then=done.options(expires=5).call())
-    with pytest.raises(InvalidArguments, match="of 10,000 at most"):
+    with pytest.raises(InvalidArguments, match="10,000 members at most"):
         await client.group([done.call()] * 10_001, then=total.call(numbers=PREVIOUS_RESULT))
     assert await redis.keys("*") == []
-    with pytest.raises(InvalidArguments, match="there is no group"):
+    with pytest.raises(InvalidArguments, match=r"group .* does not exist"):
         group = await client.group([done.call()])
         await redis.flushall()
         await group.progress()
@@ -411,7 +412,7 @@ async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redi
 async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client: Client, redis: Redis) -> None:
     """Leases end, turns are repeated, members run again: the callback is there once."""
     group = await client.group([double.call(n) for n in range(20)], then=total.call(numbers=PREVIOUS_RESULT))
-    assert group.then is not None
+    assert group.callback is not None
     stores = [QueueStore(redis, owner) for owner in ("north", "south")]
     called = 0
     late: list[Ack] = []
@@ -420,7 +421,7 @@ async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client
         turned = await store.turn(late if step % 3 else [], 3, [(QUEUE, 3)])
         for claim in turned.claims:
             assert claim.payload is not None
-            if claim.run_id == group.then.id:
+            if claim.run_id == group.callback.id:
                 called += 1
                 continue
             payload = decode_payload(claim.payload, accept_pickle=False)

@@ -149,20 +149,20 @@ async def test_a_failure_and_a_large_result_say_so(fast: Settings, client: Clien
     async with working(with_worker(fast, max_attempts=1), *JOBS):
         with pytest.raises(JobFailed, match="ValueError: not today"):
             await failing.result(timeout=5)
-        with pytest.raises(ResultTooLarge, match=r"2000002 bytes is over worker\.max_result_bytes"):
+        with pytest.raises(ResultTooLarge, match=r"2,000,002 bytes exceeds worker\.max_result_bytes"):
             await big.result(timeout=5)
 
 
 async def test_what_is_no_job_is_refused(client: Client, redis: Redis) -> None:
     for wrong in (add.function, 42, None):
-        with pytest.raises(InvalidArguments, match="is no job: decorate its function with @job"):
+        with pytest.raises(InvalidArguments, match="is not a job: decorate its function with @job"):
             await client.enqueue(wrong)  # type: ignore[call-overload]
     assert await redis.keys("*") == []
 
 
 async def test_waiting_has_a_limit(client: Client) -> None:
     run = await client.enqueue(add, 1)
-    with pytest.raises(TimeoutError, match=r"has not ended within 0\.05 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.05 s; it continues"):
         await run.result(timeout=0.05)
 
 

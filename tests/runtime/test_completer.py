@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 
 from tests.models import Author
 from tests.support.authors import count_seen, fill_authors
+from tests.support.claims import claim_jobs
 from tests.support.waiting import until, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Settings, job
@@ -274,13 +275,13 @@ async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Re
 
     store = QueueStore(redis, "north:1", 10)
     run = await client.enqueue(walk)
-    [claim] = await store.claim("arq:queue", 5)
+    [claim] = await claim_jobs(store, "arq:queue", 5)
     assert await store.requeue(claim, delay=0.0, counts=True)
     renew = redis.register_script(script("renew"))
     arguments = ["north:1", 10_000, keys.IN_PROGRESS, keys.RESULT, run.id, 1]
     assert await renew(keys=["arq:queue"], args=arguments) == [b"lost"]
     assert await redis.exists(keys.IN_PROGRESS + run.id) == 0
-    await until(lambda: store.claim("arq:queue", 5))
+    await until(lambda: claim_jobs(store, "arq:queue", 5))
     await redis.delete(keys.IN_PROGRESS + run.id)  # a lease that ran out, and that nobody took
     assert await renew(keys=["arq:queue"], args=arguments) == [b"held"]
     assert await redis.get(keys.IN_PROGRESS + run.id) == b"north:1"

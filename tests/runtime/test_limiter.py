@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
+from tests.support.claims import claim_jobs
 from tests.support.waiting import until, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, Settings, Snooze, job
@@ -20,8 +21,8 @@ from worker.errors import RegistrationError
 from worker.job.limits import Rate
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.commands import retry_quarantined
 from worker.queue.payload import Payload, decode_payload
-from worker.queue.retry_command import retry_quarantined
 from worker.queue.store import Claim
 from worker.runtime.limiter import Limiter
 
@@ -132,7 +133,7 @@ async def test_a_place_whose_worker_has_died_is_free_with_its_lease(redis: Redis
 async def test_the_first_in_line_is_due_when_a_place_becomes_free(redis: Redis, client: Client) -> None:
     limiter = Limiter(redis)
     runs = [await client.enqueue(waits) for _ in range(3)]
-    claims = await client.store.claim("arq:queue", 3)
+    claims = await claim_jobs(client.store, "arq:queue", 3)
     assert await limiter.acquire(waits, claims[0], {}) is None
     for claim in claims[1:]:
         assert await limiter.acquire(waits, claim, {}) is not None
@@ -140,7 +141,7 @@ async def test_the_first_in_line_is_due_when_a_place_becomes_free(redis: Redis, 
     line = await redis.zrange("worker:held:waits", 0, -1)
     assert {run_id.decode() for run_id in line} == {run.id for run in runs} - {claims[0].run_id}
     await limiter.release(waits, claims[0], {})
-    [again] = await client.store.claim("arq:queue", 3)
+    [again] = await claim_jobs(client.store, "arq:queue", 3)
     assert again.run_id == line[0].decode()
 
 
@@ -451,6 +452,6 @@ async def test_rows_in_quarantine_are_tried_again_after_the_expiry_of_their_run(
         await session.execute(
             text("INSERT INTO worker.quarantine (run_id, step, key, error) VALUES ('old', '1-chunks', '[1]', 'no')")
         )
-    [new] = await retry_quarantined(client, Ledger(database), "old")
+    [new] = await retry_quarantined(client.reader, Ledger(database), "old")
     raw = await redis.get(keys.JOB + new)
     assert decode_payload(raw, accept_pickle=False).until_ms == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.claims import claim_jobs
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import Client, InvalidArguments, JobContext, Settings, job
@@ -130,11 +131,11 @@ async def test_what_died_gives_its_place_in_a_limited_queue_back_with_its_lease(
     store, other = QueueStore(redis, "north"), QueueStore(redis, "south")
     store._queue_limits = other._queue_limits = {QUEUE: 2}
     await store.enqueue_many([(name, "{}") for name in "abc"], queue=QUEUE)
-    assert [claim.run_id for claim in await store.claim(QUEUE, 5)] == ["a", "b"]
-    assert await other.claim(QUEUE, 5) == []
+    assert [claim.run_id for claim in await claim_jobs(store, QUEUE, 5)] == ["a", "b"]
+    assert await claim_jobs(other, QUEUE, 5) == []
     await redis.delete(keys.IN_PROGRESS + "a")  # as when its lease ends
-    assert [claim.run_id for claim in await other.claim(QUEUE, 5)] == ["c"]
-    assert await other.claim(QUEUE, 5) == []
+    assert [claim.run_id for claim in await claim_jobs(other, QUEUE, 5)] == ["c"]
+    assert await claim_jobs(other, QUEUE, 5) == []
 
 
 # --- priorities
@@ -143,7 +144,7 @@ async def test_what_died_gives_its_place_in_a_limited_queue_back_with_its_lease(
 async def order_of(store: QueueStore, slots: int = 10) -> list[str]:
     """Claim all that is due, one turn after the other, and end it."""
     taken: list[str] = []
-    while claims := await store.claim(QUEUE, slots):
+    while claims := await claim_jobs(store, QUEUE, slots):
         taken += [claim.run_id for claim in claims]
         await store.turn([Ack(claim, None, 0) for claim in claims], 0, [])
     return taken
@@ -187,17 +188,17 @@ async def test_a_job_that_comes_again_keeps_its_priority(redis: Redis) -> None:
     store, other = QueueStore(redis, "north"), QueueStore(redis, "south")
     await store.enqueue("first", "{}", queue=QUEUE, priority=7)
     for _ in range(2):
-        [claim] = await store.claim(QUEUE, 1)
+        [claim] = await claim_jobs(store, QUEUE, 1)
         await store.enqueue("plain", "{}", queue=QUEUE)
         assert await store.requeue(claim, delay=0, counts=True)
-        [claim] = await other.claim(QUEUE, 1)
+        [claim] = await claim_jobs(other, QUEUE, 1)
         assert claim.run_id == "first"
         # Its worker dies: the lease ends, and the job is due again.
         await redis.delete(keys.IN_PROGRESS + "first")
         now = await redis.time()
         await redis.zadd(QUEUE, {"first": now[0] * 1000})
         await redis.zadd(keys.priority_line(QUEUE, 7), {"first": now[0] * 1000})
-    assert [claim.run_id for claim in await other.claim(QUEUE, 2)] == ["first", "plain"]
+    assert [claim.run_id for claim in await claim_jobs(other, QUEUE, 2)] == ["first", "plain"]
 
 
 async def test_one_that_replaces_has_its_own_priority(redis: Redis) -> None:

@@ -18,12 +18,11 @@ from worker.cli.output import print_json, print_line, printable
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
 from worker.job.registry import discover
 from worker.ledger import Ledger
-from worker.queue import commands as operator_commands
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import dead_letters
 from worker.queue.overview import overview
-from worker.queue.retry_command import retry_quarantined, retry_run
+from worker.queue.commands import retry_quarantined, retry_run
 from worker.queue.run import Run
 from worker.settings import Settings
 
@@ -113,7 +112,7 @@ def pause(targets: Targets) -> None:
     """Pause runs, jobs, queues, or all. Running walks pause at their next batch boundary."""
     settings, _ = state.load()
     unknown = run_async(_unknown(settings, targets), settings)
-    _with_client(settings, lambda client: operator_commands.pause(client, targets))
+    _with_client(settings, lambda client: client.pause(*targets))
     print_line(f"paused: {', '.join(targets)}")
     if unknown:
         print_line(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the pause is kept")
@@ -123,7 +122,7 @@ def pause(targets: Targets) -> None:
 def resume(targets: Targets) -> None:
     """Resume what was paused."""
     settings, _ = state.load()
-    if not _with_client(settings, lambda client: operator_commands.resume(client, targets)):
+    if not _with_client(settings, lambda client: client.resume(*targets)):
         raise fail(f"not paused: {', '.join(targets)}; `worker status` lists what is paused")
     print_line(f"resumed: {', '.join(targets)}")
 
@@ -138,7 +137,7 @@ def pace(
     if (max_rows_per_second is None) is not reset:
         raise InvalidArguments("pace: give --max-rows-per-second, or --reset")
     settings, _ = state.load()
-    _with_client(settings, lambda client: operator_commands.pace(client, targets, max_rows_per_second))
+    _with_client(settings, lambda client: client.pace(*targets, rows_per_second=max_rows_per_second))
     shown = "as settings and job set it" if max_rows_per_second is None else f"{max_rows_per_second:g} rows/s"
     print_line(f"pace of {', '.join(targets)}: {shown}")
 
@@ -147,7 +146,7 @@ def pace(
 def cancel(runs: Annotated[list[str], typer.Argument(help="Run ids.")]) -> None:
     """Cancel runs: waiting ones at once, running ones at their next batch boundary."""
     settings, _ = state.load()
-    gone = _with_client(settings, lambda client: operator_commands.cancel(client, runs))
+    gone = _with_client(settings, lambda client: client.cancel(*runs))
     if gone:
         raise fail(f"neither waiting nor running: {', '.join(gone)}")
     print_line(f"cancelled: {', '.join(runs)}")
@@ -213,7 +212,7 @@ def _retry_quarantined(ids: list[str]) -> None:
         database = open_database(settings)
         try:
             async with Client(settings) as client:
-                return {run_id: await retry_quarantined(client, Ledger(database), run_id) for run_id in ids}
+                return {run_id: await retry_quarantined(client.reader, Ledger(database), run_id) for run_id in ids}
         finally:
             await database.close()
 

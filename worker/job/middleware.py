@@ -13,7 +13,6 @@ from worker.errors import RegistrationError
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
-    from worker.queue.run import Run
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Middleware:
     Of several, the first is the outermost.
     """
 
-    async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
+    async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """Do something around the enqueueing of a run; in the process of the client.
 
         Args:

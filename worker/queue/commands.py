@@ -1,54 +1,157 @@
-"""Giving orders: what `worker pause`, `resume`, `pace`, `cancel` and the keys of `worker top` do to Redis.
+"""Operator commands: pause, resume, pace, cancel, drain, retry.
 
-`orders.py` is the other side: how a worker reads them.
+Each changes a plain key of Redis (see keys.py), as `redis-cli` could. `worker.runtime.operator_state` is the other
+side: it reads these keys in the worker.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Awaitable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from redis.asyncio import Redis
+
+from worker.errors import InvalidArguments
 from worker.queue import keys
-from worker.queue.client import Client
+from worker.queue.dead_letters import DeadLetter
+from worker.queue.payload import decode_payload, now_ms, without_expiry
+from worker.queue.run_reader import RunReader
+from worker.queue.store import QueueStore
+
+if TYPE_CHECKING:
+    from worker.ledger import Ledger
+
+logger = logging.getLogger("longhaul.retry")
+
+_MOST_QUARANTINED = 1_000_000
 
 
-async def pause(client: Client, targets: Sequence[str]) -> None:
-    """Pause runs, jobs, queues, or `*` for all.
+async def pause(reader: RunReader, targets: Sequence[str]) -> None:
+    """Pause runs, jobs, queues, or `*` for everything.
 
-    Raises, as all of these do:
+    Raises, as the other commands do:
+        InvalidArguments: no target is given.
         ServerUnavailable: Redis does not answer.
     """
-    await client.command(cast(Awaitable[int], client.redis.sadd(keys.PAUSED, *targets)))
+    _check_targets("pause", targets)
+    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.PAUSED, *targets)))
 
 
-async def resume(client: Client, targets: Sequence[str]) -> int:
-    """Take pauses back. Returns how many there were."""
-    return int(await client.command(cast(Awaitable[int], client.redis.srem(keys.PAUSED, *targets))))
+async def resume(reader: RunReader, targets: Sequence[str]) -> int:
+    """Remove pauses. Returns how many of the targets were paused."""
+    _check_targets("resume", targets)
+    return await reader.command(cast(Awaitable[int], reader.redis.srem(keys.PAUSED, *targets)))
 
 
-async def pace(client: Client, targets: Sequence[str], rows_per_second: float | None) -> None:
-    """Give walks another pace; None takes the order back."""
+async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float | None) -> None:
+    """Limit the pace of walks; None removes the limit."""
+    _check_targets("pace", targets)
     if rows_per_second is None:
-        operation = client.redis.hdel(keys.PACE, *targets)
+        operation = reader.redis.hdel(keys.PACE, *targets)
+    elif not 0 < rows_per_second < math.inf:
+        raise InvalidArguments(f"pace: {rows_per_second} is not a number of rows per second above 0")
     else:
-        operation = client.redis.hset(keys.PACE, mapping=dict.fromkeys(targets, f"{rows_per_second:g}"))
-    await client.command(cast(Awaitable[int], operation))
+        operation = reader.redis.hset(keys.PACE, mapping=dict.fromkeys(targets, f"{rows_per_second:g}"))
+    await reader.command(cast(Awaitable[int], operation))
 
 
-async def cancel(client: Client, run_ids: Sequence[str], *, queue: str | None = None) -> list[str]:
-    """Cancel runs.
+async def cancel(reader: RunReader, run_ids: Sequence[str], *, queue: str) -> list[str]:
+    """Cancel runs of a queue. Returns the ids of those that neither wait nor run."""
+    _check_targets("cancel", run_ids)
+    return [run_id for run_id in run_ids if not await reader.command(reader.store.cancel(run_id, queue=queue))]
+
+
+async def drain(reader: RunReader, workers: Sequence[str]) -> None:
+    """Tell workers to stop as SIGTERM does."""
+    _check_targets("drain", workers)
+    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.DRAINED, *workers)))
+
+
+async def request_retry(reader: RunReader, run_ids: Sequence[str]) -> None:
+    """Tell the workers to run ended runs again. Needs no database: a worker does the ledger's part."""
+    _check_targets("retry", run_ids)
+    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.RETRIED, *run_ids)))
+
+
+def _check_targets(command: str, targets: Sequence[str]) -> None:
+    if not targets or "" in targets:
+        raise InvalidArguments(f"{command}: give at least one name, none of them empty")
+
+
+# --- retry, with the ledger
+
+
+async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bool) -> bool:
+    """Put an ended run, or a dead letter, back into its queue.
+
+    The ledger is written first. If this process dies before it writes to Redis, a worker's rescuer enqueues the run.
 
     Args:
-        client: for Redis.
-        run_ids: the runs.
-        queue: theirs, where it is not that of the settings.
+        redis: connection to the queue.
+        ledger: the runs with a durable loop.
+        run_id: id of the run.
+        from_start: whether to delete its checkpoints.
 
     Returns:
-        Those that neither wait nor run.
+        False if there is neither an ended run nor a dead letter with that id.
     """
-    return [run_id for run_id in run_ids if not await client.run(run_id, queue=queue).cancel()]
+    store = QueueStore(redis)
+    # A run that an operator wants again is not too late, even if it failed because it was.
+    spec = await ledger.retry(run_id, from_start=from_start, revise=without_expiry)
+    if spec is not None:
+        return await store.put_again(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
+    raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))
+    letter = None if raw is None else DeadLetter.read(run_id, raw)
+    if letter is None or letter.in_ledger:
+        return False
+    try:
+        payload = without_expiry(letter.payload.decode()).encode()
+    except UnicodeDecodeError:
+        payload = letter.payload  # a pickle, or bytes that nothing can read
+    return await store.put_again(run_id, payload, queue=letter.queue, letter=True)
 
 
-async def drain(client: Client, worker: str) -> None:
-    """Let one worker end as SIGTERM does."""
-    await client.command(cast(Awaitable[int], client.redis.sadd(keys.DRAINED, worker)))
+async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
+    """Obey an entry of `worker:retry`. Several workers may do so at once.
+
+    The entry is removed together with the run's return to its queue, so that it outlives a worker that dies in between.
+    """
+    done = await retry_run(redis, ledger, run_id, from_start=False)
+    if done:
+        logger.info("run enqueued again run=%s reason=worker:retry", run_id)
+    elif await cast(Awaitable[int], redis.srem(keys.RETRIED, run_id)):
+        logger.warning("worker:retry ignored run=%s reason=not an ended run or a dead letter", run_id)
+
+
+async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> list[str]:
+    """Enqueue a run for each step of a run that has quarantined rows. It runs the job's body on these rows alone.
+
+    Each row leaves the quarantine in the transaction that processes it.
+
+    Returns:
+        The ids of the new runs; none if the run has no quarantined rows.
+    """
+    known = await ledger.find(run_id)
+    if known is None:
+        return []
+    payload = decode_payload(known.payload.encode(), accept_pickle=False)
+    steps = sorted({row.step for row in await ledger.quarantine.list_rows(run_id=run_id, limit=_MOST_QUARANTINED)})
+    made = []
+    for step in steps:
+        again = payload._replace(
+            in_ledger=False,
+            pickled=False,
+            tries=None,
+            only=(run_id, step),
+            enqueued_ms=now_ms(),
+            until_ms=0,
+            deadline_ms=0,
+            then=(),
+            group=None,
+        )
+        new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
+        await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
+        made.append(new_id)
+    return made

@@ -12,15 +12,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
 
 from worker.errors import InvalidPayload
-from worker.ledger import Ledger
-from worker.ledger.records import DeadRun
 from worker.queue import keys
 from worker.queue.payload import decode_payload
+
+if TYPE_CHECKING:
+    from worker.ledger import Ledger
+    from worker.ledger.records import DeadRun
 
 _AT_ONCE = 100
 
@@ -129,6 +131,17 @@ async def dead_letters(
     in_ledger = {run.id for run in runs}
     async for letter in _letters(redis, chosen.ids):
         if not letter.in_ledger and letter.id not in in_ledger and chosen.has(letter):
+            found.append(letter)
+            if limit is not None and len(found) > 2 * limit + _AT_ONCE:
+                found = _newest(found, limit)
+    return _newest(found, limit)
+
+
+async def list_dead_letters(redis: Redis, chosen: DeadLetterFilter, *, limit: int | None = None) -> list[DeadLetter]:
+    """Return the letters of `worker:dead`, the newest first. It also mirrors the runs that the ledger has."""
+    found: list[DeadLetter] = []
+    async for letter in _letters(redis, chosen.ids):
+        if chosen.has(letter):
             found.append(letter)
             if limit is not None and len(found) > 2 * limit + _AT_ONCE:
                 found = _newest(found, limit)

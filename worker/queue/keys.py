@@ -175,7 +175,7 @@ SCHEMA = (
     Key(
         GROUP + "<id>",
         "hash",
-        "a group: size, need, and its callback: id, job, queue, delay, priority, payload, called",
+        "a group: size, complete_when, and its callback: id, job, queue, delay, priority, payload, called",
         "30 days after the last member was done",
     ),
     Key(

@@ -1,19 +1,26 @@
-"""A summary of everything in Redis, for `worker status`."""
+"""What Redis holds at one moment: the overview of `worker status`, and lists of runs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from worker.errors import InvalidPayload
 from worker.queue import keys
+from worker.queue.decoding import read_json
 from worker.queue.payload import now_ms
-from worker.settings import Settings
+from worker.queue.run import Status, decode_fields, read_status
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 _RUNS_SHOWN = 100
+_PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
         if worker["state"] != "lost" and worker["queue"] == queue
         for run_id in worker["jobs"]
     }
-    scores = {run_id.decode(errors="replace"): score for run_id, score in entries}
+    scores = {run_id.decode(errors="backslashreplace"): score for run_id, score in entries}
     ids = list(dict.fromkeys([*list(owners)[:_RUNS_SHOWN], *scores]))
     return Overview(
         queue=queue,
@@ -71,8 +78,8 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
         deferred=max(0, deferred - len(owners)),  # what runs is due again when its lease ends
         running=len(owners),
         dead_letters=dead,
-        paused=sorted(member.decode() for member in paused),
-        cancelled=sorted(member.decode() for member in cancelled),
+        paused=sorted(member.decode(errors="backslashreplace") for member in paused),
+        cancelled=sorted(member.decode(errors="backslashreplace") for member in cancelled),
         workers=workers,
         runs=await _runs(redis, ids, owners, scores),
     )
@@ -97,7 +104,7 @@ def workers_of(raw: dict[bytes, bytes], lease_seconds: float, now: datetime) -> 
             continue
         if silent > lease_seconds:
             worker["state"] = "lost"
-        workers[name.decode(errors="replace")] = worker
+        workers[name.decode(errors="backslashreplace")] = worker
     return workers
 
 
@@ -112,8 +119,8 @@ async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: di
     answers = await pipeline.execute()
     runs = []
     for run_id, mirror, payload in zip(ids, answers[::2], answers[1::2], strict=True):
-        line = {"id": run_id} | {name.decode(): value.decode() for name, value in mirror.items()}
-        line.setdefault("job", _job_of(payload))
+        line = {"id": run_id} | decode_fields(mirror)
+        line.setdefault("job", _job_name(payload))
         if run_id not in owners:
             seconds = scores.get(run_id, 0.0) / 1000 - now_ms() / 1000
             if line.get("state") != "paused":
@@ -124,8 +131,97 @@ async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: di
     return runs
 
 
-def _job_of(payload: bytes | None) -> str:
+def _job_name(payload: bytes | None) -> str:
+    """Return the name of a payload's job; `?` if the payload cannot be read."""
     try:
-        return str(json.loads(payload or b"")["f"])
-    except (ValueError, KeyError, TypeError):
+        return str(read_json(payload or b"", "the payload")["f"])
+    except (InvalidPayload, KeyError, TypeError):
         return "?"
+
+
+# --- a list of runs
+
+
+class RunSummary(NamedTuple):
+    """A run that Redis knows.
+
+    Attributes:
+        id: id of the run.
+        job: name of its job; `?` if it is not known.
+        state: its state.
+        due_at: when it is due; None if it is not in the queue.
+        fields: the hash `worker:run:<id>`; empty before its first attempt.
+    """
+
+    id: str
+    job: str
+    state: Status
+    due_at: datetime | None
+    fields: dict[str, str]
+
+
+async def list_runs(
+    redis: Redis, settings: Settings, *, job: str | None = None, state: Status | None = None, limit: int = 100
+) -> list[RunSummary]:
+    """Return runs of the queue by due time, and then runs that have ended; see `Client.runs`."""
+    found: list[RunSummary] = []
+    async for ids in _pages_of_ids(redis, settings.worker.queue):
+        for run in await _summaries(redis, ids, settings.worker.queue):
+            if (job is None or run.job == job) and (state is None or run.state == state):
+                found.append(run)
+                if len(found) >= limit:
+                    return found
+    return found
+
+
+async def _pages_of_ids(redis: Redis, queue: str) -> AsyncIterator[list[str]]:
+    """Yield ids of the queue, and then of all mirrors that are not in it, some hundred at a time."""
+    seen: set[str] = set()
+    first = 0
+    while page := await redis.zrange(queue, first, first + _PAGE - 1):
+        ids = [name.decode(errors="backslashreplace") for name in page]
+        yield [run_id for run_id in ids if run_id not in seen]
+        seen.update(ids)
+        first += _PAGE
+    cursor, batch = 0, []
+    while True:
+        cursor, names = await redis.scan(cursor, match=f"{keys.RUN}*", count=1000)
+        for name in names:
+            run_id = name.decode(errors="backslashreplace").removeprefix(keys.RUN)
+            if run_id not in seen:
+                seen.add(run_id)
+                batch.append(run_id)
+        if batch and (len(batch) >= _PAGE or cursor == 0):
+            yield batch
+            batch = []
+        if cursor == 0:
+            return
+
+
+async def _summaries(redis: Redis, ids: list[str], queue: str) -> list[RunSummary]:
+    if not ids:
+        return []
+    pipeline = redis.pipeline(transaction=False)
+    for run_id in ids:
+        pipeline.get(keys.RESULT + run_id)
+        pipeline.exists(keys.IN_PROGRESS + run_id)
+        pipeline.zscore(queue, run_id)
+        pipeline.hgetall(keys.RUN + run_id)
+        pipeline.get(keys.JOB + run_id)
+    answers = await pipeline.execute(raise_on_error=False)
+    runs = []
+    for at, run_id in enumerate(ids):
+        result, running, score, mirror, payload = (
+            None if isinstance(answer, Exception) else answer for answer in answers[5 * at : 5 * at + 5]
+        )
+        state, fields = read_status(result, bool(running), score, mirror or {})
+        due = _to_datetime(score)
+        runs.append(RunSummary(run_id, fields.get("job") or _job_name(payload), state, due, fields))
+    return runs
+
+
+def _to_datetime(score: float | None) -> datetime | None:
+    """Return a due time; None for a score that a datetime cannot hold."""
+    if score is None or not 0 <= score < 253_402_300_800_000:
+        return None
+    return datetime.fromtimestamp(score / 1000, UTC)

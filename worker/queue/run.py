@@ -1,27 +1,26 @@
-"""A run as the service that enqueued it has it: to wait for, to watch, to cancel."""
+"""A run as the service that enqueued it sees it: wait for it, watch it, cancel it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
 from worker.job.definition import Job
 from worker.queue import keys
 from worker.queue.payload import now_ms
 from worker.queue.result import decode_result
-
-if TYPE_CHECKING:
-    from worker.queue.client import Client
+from worker.queue.run_reader import RunReader
 
 R = TypeVar("R")
 
 Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "dead", "cancelled", "unknown"]
 
 _POLL_SECONDS = 0.1
-#: Longest wait for word of a result before it is looked for all the same.
+#: Longest time without a notification after which the result is read again.
 _SURE_SECONDS = 5.0
 _MIRROR_SECONDS = 1.5
 _ENDED = ("succeeded", "dead", "cancelled")
@@ -29,18 +28,18 @@ _ENDED = ("succeeded", "dead", "cancelled")
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """How far a run is, as the mirror has it; None for what is not known (yet).
+    """How far a run is, as the mirror in Redis shows it; None for a value that is not known (yet).
 
     Attributes:
         state: as `Run.status` returns it.
         rows: rows done in all its loops.
         total: rows to do in this step, by the planner's estimate.
         percent: 0 to 100, of this step.
-        rate: rows a second.
+        rate: rows per second.
         eta_seconds: time left of this step.
         batch_size: rows of the last batch.
-        worker: name of the worker that has it.
-        error: of the last try.
+        worker: name of the worker that runs it.
+        error: error of the last attempt.
         fields: the whole hash `worker:run:<id>`.
     """
 
@@ -61,45 +60,47 @@ class Run(Generic[R]):
 
     Attributes:
         id: id of the run, and of arq's job.
-        is_new: False when the id was in the queue, or its result still known, or the job is unique and there: it is
-            the run that is there.
-        replaced: True when it took the place of the run that waited there.
-        then: the runs that follow it, in their order; none where it is not new.
+        is_new: False if the id was in the queue already, or its result is still known, or the job is unique and a run
+            with these arguments exists: this is the existing run.
+        replaced: True if it replaced the run that waited under its id.
+        next_runs: the runs that follow it, in their order; none if it is not new.
     """
 
     def __init__(
         self,
-        client: Client,
+        reader: RunReader,
         run_id: str,
         queue: str,
         job: Job[..., R] | None,
         *,
         is_new: bool = False,
         replaced: bool = False,
-        then: Sequence[Run[Any]] = (),
+        next_runs: Sequence[Run[Any]] = (),
     ) -> None:
-        self._client = client
+        self._reader = reader
         self._job = job
         self._queue = queue
         self.id = run_id
         self.is_new = is_new
         self.replaced = replaced
-        self.then = tuple(then)
+        self.next_runs = tuple(next_runs)
 
     def __repr__(self) -> str:
         return f"<Run {self.id}>"
 
     async def result(self, timeout: float | None = None) -> R:
-        """Wait for the end, and return what the job returned, in the type that its function promises.
+        """Wait until the run has ended, and return the job's result in the type that its function declares.
 
         Args:
-            timeout: seconds; None to wait for ever.
+            timeout: seconds to wait; None to wait without a limit.
 
         Raises:
             JobFailed: the job ended with an error.
-            JobCancelled: it was cancelled by order.
-            ResultTooLarge: it succeeded, but its result was not kept.
-            TimeoutError: it has not ended in that time.
+            JobCancelled: an operator cancelled the run.
+            ResultTooLarge: the job succeeded, but its result was not stored.
+            InvalidPayload: the result was not written by Longhaul.
+            TimeoutError: the run has not ended within the timeout. It continues.
+            ServerUnavailable: Redis does not answer.
         """
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -107,15 +108,15 @@ class Run(Generic[R]):
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"run {self.id} has not ended within {timeout:g} s; it goes on") from None
+            raise TimeoutError(f"run {self.id} has not ended within {timeout:g} s; it continues") from None
         if result.cancelled:
             raise JobCancelled(f"run {self.id}: {result.value}")
         if not result.success:
             raise JobFailed(f"run {self.id}: {result.value}")
         if result.too_large:
             raise ResultTooLarge(
-                f"run {self.id} succeeded, but its result of {result.too_large} bytes is over "
-                f"worker.max_result_bytes and was not kept; return a key of a table instead"
+                f"run {self.id} succeeded, but its result of {result.too_large:,} bytes exceeds "
+                f"worker.max_result_bytes and was not stored; return a key of a table instead"
             )
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
 
@@ -123,11 +124,11 @@ class Run(Generic[R]):
         key = keys.RESULT + self.id
         looked = False
         while True:
-            raw, written = await self._client.look(key)
+            raw, written = await self._reader.look(key)
             if raw is not None:
                 return raw
             if not looked:
-                await self._refuse_forgotten()
+                await self._check_result_kept()
                 looked = True
             try:
                 async with asyncio.timeout(_SURE_SECONDS if written is not None else _POLL_SECONDS):
@@ -136,14 +137,14 @@ class Run(Generic[R]):
                 looked = False
 
     async def status(self) -> Status:
-        """Return the state of the run: unknown when Redis has nothing of it (any more)."""
+        """Return the state of the run; `unknown` if Redis does not know the run (any more)."""
         return (await self._look())[0]
 
     async def progress(self, every: float = 0.5) -> AsyncIterator[ProgressReport]:
-        """Report until the run has ended: `async for report in run.progress()`.
+        """Yield reports until the run has ended: `async for report in run.progress()`.
 
         Args:
-            every: seconds between two looks; the worker writes twice a second.
+            every: seconds between two reports; the worker writes twice a second.
         """
         while True:
             state, fields = await self._look()
@@ -152,41 +153,28 @@ class Run(Generic[R]):
                 return
             yield _report(state, fields)
             if state == "unknown":
-                await self._refuse_forgotten()
+                await self._check_result_kept()
             await asyncio.sleep(every)
 
     async def cancel(self) -> bool:
-        """Order the run to end: at its next batch boundary, or before it begins. Does not wait for it.
+        """Cancel the run: at its next batch boundary, or before it begins. Does not wait for the end.
 
         Returns:
-            False where it neither waits nor runs.
+            False if the run neither waits nor runs.
         """
-        return bool(await self._client.command(self._client.store.cancel(self.id, queue=self._queue)))
+        return bool(await self._reader.command(self._reader.store.cancel(self.id, queue=self._queue)))
 
     async def _look(self) -> tuple[Status, dict[str, str]]:
-        pipeline = self._client.redis.pipeline(transaction=True)
+        pipeline = self._reader.redis.pipeline(transaction=True)
         pipeline.get(keys.RESULT + self.id)
         pipeline.exists(keys.IN_PROGRESS + self.id)
         pipeline.zscore(self._queue, self.id)
         pipeline.hgetall(keys.RUN + self.id)
-        raw, running, score, mirrored = await self._client.command(pipeline.execute())
-        fields = {name.decode(): value.decode() for name, value in mirrored.items()}
-        state: Status
-        if raw is not None:
-            result = decode_result(raw)
-            state = "succeeded" if result.success else "cancelled" if result.cancelled else "dead"
-        elif running:
-            state = "running"
-        elif score is not None:
-            state = "paused" if fields.get("state") == "paused" else "deferred" if score > now_ms() else "waiting"
-        elif fields.get("state") in _ENDED:
-            state = cast(Status, fields["state"])
-        else:
-            state = "unknown"
-        return state, fields
+        raw, running, score, mirror = await self._reader.command(pipeline.execute())
+        return read_status(raw, bool(running), score, mirror)
 
     async def _last_fields(self, state: Status, fields: dict[str, str]) -> dict[str, str]:
-        """The mirror follows the result within a second: wait for its last word, if there is a mirror at all."""
+        """Wait for the last update of the mirror, which follows the result within a second, if there is a mirror."""
         for _ in range(round(_MIRROR_SECONDS / _POLL_SECONDS)):
             if not fields or fields.get("state") == state:
                 break
@@ -194,18 +182,57 @@ class Run(Generic[R]):
             fields = (await self._look())[1]
         return fields
 
-    async def _refuse_forgotten(self) -> None:
+    async def _check_result_kept(self) -> None:
         state, fields = await self._look()
-        if state in _ENDED and not await self._client.command(self._client.redis.exists(keys.RESULT + self.id)):
+        if state in _ENDED and not await self._reader.command(self._reader.redis.exists(keys.RESULT + self.id)):
             raise JobFailed(
-                f"run {self.id} has ended as {state}, and its result is not kept any more"
+                f"run {self.id} has ended as {state}, and its result has expired"
                 + (f": {fields['error']}" if fields.get("error") else "")
             )
 
 
+def read_status(
+    result: bytes | None, is_running: bool, score: float | None, mirror: dict[bytes, bytes]
+) -> tuple[Status, dict[str, str]]:
+    """Return the state of a run, and the fields of its mirror.
+
+    Args:
+        result: value of `arq:result:<id>`.
+        is_running: whether `arq:in-progress:<id>` exists.
+        score: due time of the run in its queue, in ms since 1970; None if the queue does not have it.
+        mirror: the hash `worker:run:<id>`.
+    """
+    fields = decode_fields(mirror)
+    state: Status
+    if result is not None:
+        ended = decode_result(result)
+        state = "succeeded" if ended.success else "cancelled" if ended.cancelled else "dead"
+    elif is_running:
+        state = "running"
+    elif score is not None:
+        state = "paused" if fields.get("state") == "paused" else "deferred" if score > now_ms() else "waiting"
+    elif fields.get("state") in _ENDED:
+        state = cast(Status, fields["state"])
+    else:
+        state = "unknown"
+    return state, fields
+
+
+def decode_fields(mirror: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return the fields of a hash as text. Bytes that are not UTF-8 are shown as escapes."""
+    return {
+        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
+        for name, value in mirror.items()
+    }
+
+
 def _report(state: Status, fields: dict[str, str]) -> ProgressReport:
     def number(name: str) -> float | None:
-        return float(fields[name]) if fields.get(name) else None
+        try:
+            value = float(fields.get(name) or "nan")
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
 
     total, size = number("total"), number("batch_size")
     return ProgressReport(

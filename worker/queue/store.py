@@ -206,10 +206,6 @@ class QueueStore:
         if self._lane is not None:
             await self._lane.close()
 
-    async def claim(self, queue: str, slots: int) -> list[Claim]:
-        """Take up to `slots` due jobs of a queue."""
-        return (await self.turn((), slots, [(queue, slots)])).claims
-
     async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
         """Put a job back.
 
@@ -284,11 +280,13 @@ class QueueStore:
         known = await self._run("enqueue_many", names, arguments)
         return frozenset(place - 1 for place in known)
 
-    async def form_group(self, group_id: str, size: int, *, need: str, callback: Mapping[str, str] | None) -> None:
+    async def form_group(
+        self, group_id: str, size: int, *, complete_when: str, callback: Mapping[str, str] | None
+    ) -> None:
         """Keep what a group needs before its first member is enqueued; again for a group that is there already."""
         key = keys.GROUP + group_id
         pipeline = self.redis.pipeline(transaction=True)
-        pipeline.hset(key, mapping={"size": str(size), "need": need, **(callback or {})})
+        pipeline.hset(key, mapping={"size": str(size), "complete_when": complete_when, **(callback or {})})
         pipeline.pexpire(key, _KEEP_GROUP_MS)
         await pipeline.execute()
 
@@ -302,8 +300,8 @@ class QueueStore:
 
     async def needs_success(self, group_id: str) -> bool:
         """Tell whether the callback of a group waits for a member that has failed; False for a group that has gone."""
-        need = await cast(Awaitable[bytes | None], self.redis.hget(keys.GROUP + group_id, "need"))
-        return need == b"succeeded"
+        complete_when = await cast(Awaitable[bytes | None], self.redis.hget(keys.GROUP + group_id, "complete_when"))
+        return complete_when == b"all_succeeded"
 
     async def publish_skipped(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
         """Let runs that follow one which failed end, for those who wait for them; a retry of that one voids it."""

@@ -20,10 +20,10 @@ from worker.job.middleware import Middleware, RunHook, run_hooks
 from worker.job.propagation import current_job
 from worker.job.registry import Registry
 from worker.ledger import Ledger
+from worker.queue.commands import retry_ordered
 from worker.queue.connection import DedicatedConnection, connection_pool
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.outage_log import OutageLog, unavailable
-from worker.queue.retry_command import retry_ordered
 from worker.queue.store import QueueStore
 from worker.runtime.completer import Completer, ResultEncoder, encode_execution_result
 from worker.runtime.executor import Executor

@@ -179,6 +179,11 @@ class WorkerSettings(_Section):
         description="How long the ledger keeps finished runs, dead ones included. Runs with quarantined rows stay; "
         "0: no limit.",
     )
+    max_payload_bytes: int = Field(
+        4_194_304,
+        ge=1024,
+        description="Largest payload, with its arguments, that a client enqueues and a worker reads.",
+    )
     max_result_bytes: int = Field(1_048_576, ge=1, description="Largest result, as JSON, that is stored.")
     cron_catch_up: Literal["once", "skip"] = Field(
         "once", description="Cron times that passed while no worker ran: run the job once, or skip them."

@@ -9,9 +9,8 @@ from worker.cli.top.model import Frame
 from worker.cli.top.tables import Name
 from worker.db.engine import Database
 from worker.ledger import Ledger
-from worker.queue import commands as ordering
 from worker.queue.client import Client
-from worker.queue.retry_command import retry_run
+from worker.queue.commands import retry_run
 from worker.settings import Settings
 
 Order = Literal["pause", "resume", "cancel", "retry", "drain"]
@@ -56,28 +55,28 @@ class Steering:
         """
         match order:
             case "pause":
-                await ordering.pause(self._client, [key])
+                await self._client.pause(key)
                 return f"paused: {key}"
             case "resume":
                 return await self._resume(key, frame)
             case "cancel":
                 queue = next((run.queue for run in frame.runs if run.id == key and run.queue), None)
-                gone = await ordering.cancel(self._client, [key], queue=queue)
+                gone = await self._client.cancel(key, queue=queue)
                 return f"neither waiting nor running: {key}" if gone else f"cancelled: {key}"
             case "retry":
                 again = await retry_run(self._client.redis, self._ledger(), key, from_start=False)
                 return f"{key}: in the queue again" if again else f"{key} is no dead letter any more"
             case "drain":
-                await ordering.drain(self._client, key)
+                await self._client.drain(key)
                 return f"draining: {key}"
 
     async def take_back(self, hold: str) -> str:
         """Take an order back that holds runs back: `pause <name>` or `pace <name>`, as its row has it."""
         kind, _, name = hold.partition(" ")
         if kind == "pause":
-            return f"resumed: {name}" if await ordering.resume(self._client, [name]) else f"not paused: {name}"
+            return f"resumed: {name}" if await self._client.resume(name) else f"not paused: {name}"
         if kind == "pace":
-            await ordering.pace(self._client, [name], None)
+            await self._client.pace(name, rows_per_second=None)
             return f"pace of {name}: as settings and job say"
         return f"the {kind} of {name} is no order to pause or to pace, which can be taken back here"
 
@@ -87,7 +86,7 @@ class Steering:
             await self._database.close()
 
     async def _resume(self, key: str, frame: Frame) -> str:
-        if await ordering.resume(self._client, [key]):
+        if await self._client.resume(key):
             return f"resumed: {key}"
         why = next((run.reason for run in frame.runs if run.id == key and run.state in ("paused", "pausing")), "")
         return f"not paused: {key}" + (f" ({why}: resume that)" if why else "")

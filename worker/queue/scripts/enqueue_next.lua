@@ -5,7 +5,7 @@
 -- there, with the results of all in their order, if it wants them. A result that says that it was not begun is void.
 -- The lock of a unique job that counts while it is in the queue goes with it, where it is still its own.
 --
--- The hash of a group: size, need (succeeded or ended), id, queue, delay, priority, payload, payload_after_results of its
+-- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, payload, payload_after_results of its
 -- callback, and called, the time in ms at which that was put there; beside it, `:done`, a hash of results by place.
 
 -- include priority.lua
@@ -31,8 +31,8 @@ end
 local function member_done(member, now_ms, names)
     local key = names.group .. member[1]
     local done = key .. ':done'
-    local size, need, called = unpack(redis.call('HMGET', key, 'size', 'need', 'called'))
-    if not size or called or (need == 'succeeded' and not member[4]) then return end
+    local size, complete_when, called = unpack(redis.call('HMGET', key, 'size', 'complete_when', 'called'))
+    if not size or called or (complete_when == 'all_succeeded' and not member[4]) then return end
     if redis.call('HSETNX', done, member[2], member[3]) == 0 then return end
     redis.call('PEXPIRE', key, names.keep_group)
     redis.call('PEXPIRE', done, names.keep_group)

@@ -1,0 +1,10 @@
+"""Claims of a test that is its own worker."""
+
+from __future__ import annotations
+
+from worker.queue.store import Claim, QueueStore
+
+
+async def claim_jobs(store: QueueStore, queue: str, slots: int) -> list[Claim]:
+    """Claim up to `slots` due jobs of a queue."""
+    return (await store.turn((), slots, [(queue, slots)])).claims

@@ -1,0 +1,81 @@
+"""Reads what Redis holds of runs, and waits until one of its keys is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.queue.invalidations import InvalidationListener
+from worker.queue.outage_log import unavailable
+from worker.queue.store import QueueStore
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+T = TypeVar("T")
+
+
+class RunReader:
+    """What a `Run` and a `Group` need of their client.
+
+    Args:
+        settings: for Redis.
+        redis: connection that returns bytes.
+        listens: whether to open two more connections, over which Redis tells that a key was written. Without them, a
+            caller that waits for a key reads it again and again.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis, *, listens: bool) -> None:
+        self._settings = settings
+        self.redis = redis
+        self.store = QueueStore(redis)
+        self._listens = listens
+        self._listener: InvalidationListener | None = None
+        self._waiting: dict[str, asyncio.Event] = {}
+
+    async def close(self) -> None:
+        """Close the two connections that listen."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.stop()
+
+    async def look(self, key: str) -> tuple[bytes | None, asyncio.Event | None]:
+        """Return a string of Redis, and an event that is set when the key is written; None if the caller must poll.
+
+        Raises:
+            ServerUnavailable: Redis does not answer.
+        """
+        if self._listener is None and self._listens:
+            self._listener = InvalidationListener(self._settings)
+            await self._listener.start(self._written)
+        if self._listener is not None and self._listener.active:
+            event = self._waiting.setdefault(key, asyncio.Event())
+            event.clear()
+            try:
+                [raw] = await asyncio.shield(self._listener.read(("GET", key)))
+            except RedisError:
+                pass  # the plain command below raises what is wrong
+            else:
+                if raw is not None:
+                    self._waiting.pop(key, None)
+                return raw, event
+        return await self.command(self.redis.get(key)), None
+
+    def _written(self, names: frozenset[str] | None) -> None:
+        for key in list(self._waiting) if names is None else names & self._waiting.keys():
+            self._waiting[key].set()
+
+    async def command(self, operation: Awaitable[T]) -> T:
+        """Await a command of Redis.
+
+        Raises:
+            ServerUnavailable: Redis does not answer, or refuses the command.
+        """
+        try:
+            return await operation
+        except (RedisError, OSError) as error:
+            raise unavailable(self._settings, error, "start Redis there, or set REDIS_URL") from error
