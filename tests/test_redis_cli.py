@@ -228,7 +228,7 @@ async def nothing(scene: Scene, answer: str) -> bool:
 async def letter(scene: Scene, answer: str) -> bool:
     values = json.loads(answer)
     return (
-        (values["job"], values["error"], values["tries"]) == ("send_mail", "NonRetryableError: bob has moved", 1)
+        (values["job"], values["error"], values["attempts"]) == ("send_mail", "NonRetryableError: bob has moved", 1)
         and "Traceback" in values["traceback"]
         and json.loads(values["payload"])["k"] == {"to": "bob"}
     )

@@ -499,7 +499,7 @@ async def test_a_look_is_bounded_whatever_there_is(client: Client, redis: Redis,
     now = datetime.now(UTC)
     told = {"pid": 1, "host": "h", "queue": "arq:queue", "state": "running", "max_jobs": 20, "done": 1}
     told |= {"started_at": now.isoformat(), "seen_at": (now + timedelta(hours=1)).isoformat()}
-    letter = {"job": "a", "queue": "arq:queue", "payload": "{}", "error": "no", "at": now.isoformat(), "tries": 1}
+    letter = {"job": "a", "queue": "arq:queue", "payload": "{}", "error": "no", "at": now.isoformat(), "attempts": 1}
     pipeline = redis.pipeline(transaction=False)
     for worker in range(50):
         ids = [f"run-{worker}-{number}" for number in range(20)]

@@ -167,7 +167,7 @@ async def test_what_redis_shows_of_a_forgotten_run_goes_with_it(
     pruning: Pruner, database: Database, redis: Redis
 ) -> None:
     await insert(database, "r", "dead")
-    letter = {"queue": "arq:queue", "tries": 1, "error": "no", "payload": "{}", "ledger": True}
+    letter = {"queue": "arq:queue", "attempts": 1, "error": "no", "payload": "{}", "ledger": True}
     letter["at"] = (datetime.now(UTC) - timedelta(days=1)).isoformat()
     await redis.hset(keys.DEAD, mapping={name: json.dumps(letter) for name in ("r", "another")})
     await pruning.look()

@@ -157,7 +157,7 @@ async def test_after_its_last_try_a_job_is_a_dead_letter(fast: Settings, client:
             await run.result(timeout=5)
     assert tries == [1, 2]
     letter = json.loads(await redis.hget(keys.DEAD, run.id))
-    assert letter["tries"] == 2
+    assert letter["attempts"] == 2
     assert json.loads(letter["payload"])["f"] == "always_fail"
 
 

@@ -59,7 +59,7 @@ def list_(
                 (
                     letter.id,
                     letter.job or "?",
-                    str(letter.tries),
+                    str(letter.attempts),
                     f"{letter.at.astimezone():%m-%d %H:%M:%S}",
                     json.dumps(letter.arguments, ensure_ascii=False)[:_CELL_CHARACTERS],
                     letter.error[:_CELL_CHARACTERS],
@@ -81,7 +81,7 @@ def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json:
         return
     place = "ledger" if letter.in_ledger else "worker:dead"
     print_line(f"{letter.id}: {letter.job or 'unknown job'}: dead since {letter.at.isoformat()} ({place})")
-    print_line(f"  queue {letter.queue}, attempt {letter.tries}")
+    print_line(f"  queue {letter.queue}, attempt {letter.attempts}")
     print_line(f"  arguments: {json.dumps(letter.arguments, ensure_ascii=False)}")
     print_line(f"  error: {letter.error}")
     if letter.traceback:
@@ -170,7 +170,7 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
         "job": letter.job,
         "queue": letter.queue,
         "arguments": letter.arguments,
-        "attempts": letter.tries,
+        "attempts": letter.attempts,
         "at": letter.at.isoformat(),
         "error": letter.error,
         "traceback": letter.traceback,

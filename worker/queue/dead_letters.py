@@ -1,4 +1,4 @@
-"""Dead letters: what has failed for good stays, with arguments, error, traceback and tries.
+"""Dead letters: what has failed for good stays, with arguments, error, traceback and attempts.
 
 Runs with a durable loop are in the ledger, where they stay; all other jobs are in the hash `worker:dead`, for
 `worker.dead_letter_ttl_days`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.ledger.records import DeadRun
 
 _AT_ONCE = 100
+_TRACEBACK_CHARACTERS = 8_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class DeadLetter:
         id: of the run.
         job: its name; empty where its payload could not be read.
         queue: where it was.
-        tries: number of the last one.
+        attempts: number of the last attempt.
         at: when it failed.
         error: in one line.
         traceback: its end.
@@ -46,7 +47,7 @@ class DeadLetter:
     id: str
     job: str
     queue: str
-    tries: int
+    attempts: int
     at: datetime
     error: str
     traceback: str
@@ -63,7 +64,7 @@ class DeadLetter:
                 id=run_id,
                 job=values.get("job", ""),
                 queue=values["queue"],
-                tries=values["tries"],
+                attempts=values["attempts"],
                 at=datetime.fromisoformat(values["at"]),
                 error=values["error"],
                 traceback=values.get("traceback", ""),
@@ -80,7 +81,7 @@ class DeadLetter:
             id=run.id,
             job=run.job,
             queue=run.queue,
-            tries=run.attempt,
+            attempts=run.attempt,
             at=run.finished_at,
             error=run.error or "",
             traceback=run.traceback or "",
@@ -96,6 +97,37 @@ class DeadLetter:
         except InvalidPayload:
             return self.payload.decode(errors="backslashreplace")
         return [*payload.args, payload.kwargs] if payload.args else payload.kwargs
+
+
+def encode_letter(
+    payload: bytes, *, job: str, queue: str, attempts: int, error: str, trace: str, in_ledger: bool
+) -> bytes:
+    """Return the value of a field of `worker:dead`.
+
+    Args:
+        payload: as it was in the queue.
+        job: name of the job; empty if the payload could not be read.
+        queue: queue of the run.
+        attempts: number of its last attempt.
+        error: the reason, in one line.
+        trace: the traceback, of which the end is kept.
+        in_ledger: whether the ledger has the run, so that the letter only mirrors it.
+    """
+    try:
+        stored = {"payload": payload.decode()}
+    except UnicodeDecodeError:
+        stored = {"payload_base64": base64.b64encode(payload).decode()}
+    letter = {
+        "job": job,
+        "queue": queue,
+        **stored,
+        "error": error,
+        "traceback": trace[-_TRACEBACK_CHARACTERS:],
+        "ledger": in_ledger,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "attempts": attempts,
+    }
+    return json.dumps(letter, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

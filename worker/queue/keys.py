@@ -126,7 +126,7 @@ SCHEMA = (
     Key(
         DEAD,
         "hash",
-        "what has failed for good, with job, payload, error, traceback, tries: JSON by id",
+        "what has failed for good, with job, payload, error, traceback, attempts: JSON by id",
         "`worker.dead_letter_ttl_days`",
     ),
     Key(DEAD_AT, "sorted set", "ids of what has failed for good, by the time in ms when it did", "as they do there"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import math
@@ -16,14 +15,13 @@ from redis.exceptions import NoScriptError
 
 from worker.queue import keys
 from worker.queue.connection import DedicatedConnection
+from worker.queue.dead_letters import encode_letter
 from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
 logger = logging.getLogger("longhaul.queue")
 
-_SHOWN_TRACEBACK = 8_000
 _KEEP_GROUP_MS = 30 * 86_400_000
-
 
 #: Queues in the order in which they are served, each with the most jobs to take from it.
 Shares = Sequence[tuple[str, int]]
@@ -334,9 +332,8 @@ class QueueStore:
         """Enqueue a cron job for one due time; False where somebody has."""
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         names += _line(queue, priority)
-        return bool(
-            await self._run("fire_cron", names, [run_id, payload, round(due.timestamp() * 1000), line, priority])
-        )
+        arguments = [run_id, payload, round(due.timestamp() * 1000), line, priority]
+        return bool(await self._run("fire_cron", names, arguments))
 
     async def time(self) -> datetime:
         """Return the time by the server's clock, by which jobs are due."""
@@ -371,22 +368,15 @@ class QueueStore:
             trace: the traceback, of which the end is kept.
             in_ledger: whether the ledger has the run, so that the letter is no more than its mirror.
         """
-        raw = claim.payload or b""
-        try:
-            payload = {"payload": raw.decode()}
-        except UnicodeDecodeError:
-            payload = {"payload_base64": base64.b64encode(raw).decode()}
-        letter = {
-            "job": job,
-            "queue": claim.queue,
-            **payload,
-            "error": error,
-            "traceback": trace[-_SHOWN_TRACEBACK:],
-            "ledger": in_ledger,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "tries": claim.tries,
-        }
-        text = json.dumps(letter, ensure_ascii=False).encode(errors="backslashreplace")
+        text = encode_letter(
+            claim.payload or b"",
+            job=job,
+            queue=claim.queue,
+            attempts=claim.tries,
+            error=error,
+            trace=trace,
+            in_ledger=in_ledger,
+        )
         pipeline = self.redis.pipeline(transaction=True)
         pipeline.hset(keys.DEAD, claim.run_id, text)  # type: ignore[arg-type]
         pipeline.zadd(keys.DEAD_AT, {claim.run_id: now_ms()})

@@ -331,7 +331,7 @@ def letter_text(letter: DeadLetter, width: int | None = None, height: int | None
         height: lines into which it should fit, so that the end of the traceback is seen.
     """
     arguments = json.dumps(letter.arguments, ensure_ascii=False, default=str)
-    head = f"{letter.id}: {letter.job or 'unknown job'}, queue {letter.queue}, try {letter.tries}"
+    head = f"{letter.id}: {letter.job or 'unknown job'}, queue {letter.queue}, attempt {letter.attempts}"
     trace = letter.traceback.splitlines()
     if height is not None and len(trace) > (room := max(3, height - 5)):
         trace = ["…", *trace[-room:]]

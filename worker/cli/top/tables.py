@@ -290,7 +290,7 @@ def _failures(frame: Frame) -> Sheet:
         Column("failed at"),
         Column("run", most=24, soft=True),
         Column("job", most=24, soft=True),
-        Column("tries", right=True, rank=1),
+        Column("attempts", right=True, rank=1),
         Column("error"),
     )
     rows = [_failure(one) for one in frame.failures]
@@ -304,7 +304,7 @@ def _failure(one: DeadLetter) -> Row:
         Cell(f"{one.at.astimezone():%m-%d %H:%M:%S}"),
         Cell(one.id),
         Cell(one.job or "?"),
-        Cell(str(one.tries)),
+        Cell(str(one.attempts)),
         Cell(one.error, "bad"),
     )
 
