@@ -20,9 +20,9 @@ from worker.job.registry import discover
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.client import Client
+from worker.queue.commands import retry_quarantined, retry_run
 from worker.queue.dead_letters import dead_letters
 from worker.queue.overview import overview
-from worker.queue.commands import retry_quarantined, retry_run
 from worker.queue.run import Run
 from worker.settings import Settings
 

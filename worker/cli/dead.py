@@ -15,7 +15,6 @@ from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async
 from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.commands import retry_run
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
 
 T = TypeVar("T")
