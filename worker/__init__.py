@@ -21,12 +21,9 @@ Add to every job:
     `Middleware` and `EnqueueCall`; `propagate`, `traceparent` and `tracestate` for context variables that travel.
 
 Run a worker:
-<<<<<<< HEAD
     `async with running(settings, jobs=[...])` runs a `Worker` in your event loop; `discover` imports the jobs of
     packages; `Settings` and `load_settings`.
-=======
     `Worker` and `running`; `discover` imports the jobs of packages; `Settings` and `load_settings`.
->>>>>>> afdb241 (Give runs and groups a reader, and the client its operator commands)
 
 More lives in `worker.errors` (all errors), `worker.throttles` (throttles of one's own), `worker.types` (types for
 annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in for `arq.Worker`).
@@ -93,10 +90,7 @@ _HOMES = {
     "ServerUnavailable": "worker.errors",
     "Settings": "worker.settings.model",
     "Snooze": "worker.errors",
-<<<<<<< HEAD
     "Source": "worker.batch.source",
-=======
->>>>>>> afdb241 (Give runs and groups a reader, and the client its operator commands)
     "Worker": "worker.runtime.worker",
     "discover": "worker.job.registry",
     "load_settings": "worker.settings.sources",
@@ -130,10 +124,7 @@ __all__ = [
     "ServerUnavailable",
     "Settings",
     "Snooze",
-<<<<<<< HEAD
     "Source",
-=======
->>>>>>> afdb241 (Give runs and groups a reader, and the client its operator commands)
     "Worker",
     "__version__",
     "discover",
