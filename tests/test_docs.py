@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import inspect
 import linecache
 import os
@@ -24,10 +23,12 @@ from redis.asyncio import Redis
 
 import jobs.models
 from tests.support.command_line import run_here
-from tests.support.workers import with_worker, working
+from tests.support.workers import with_worker
 from worker import Client, Job, Settings, discover
 from worker.cli import app
+from worker.launch import run_until_drained
 from worker.queue import keys
+from worker.runtime.worker import Worker
 from worker.settings import describe_all
 from worker.testing.plugin import JobRunner
 from worker.types import Database, Registry
@@ -130,13 +131,17 @@ async def reader(
     monkeypatch.setenv("DATABASE_URL", fast.database.url)
     monkeypatch.setenv("REDIS_URL", fast.redis.url)
     registry = Registry(one for one in discover(["jobs"]).values() if not one.schedule)
-    worker = contextlib.AsyncExitStack()
-    await worker.enter_async_context(working(with_worker(fast, name="docs"), *registry.values()))
+    # Not `running`: the registry gets the jobs that the page defines later.
+    started: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    run = run_until_drained(with_worker(fast, name="docs"), registry, on_worker=started.set_result)
+    task = asyncio.create_task(run)
+    worker = await started
     run_job = JobRunner(database, fast)
     ctx = run_job.context("docs")
     names = {"__name__": "docs", "ctx": ctx, "client": client, "run_job": run_job}
     yield Reader(names, registry, redis)
-    await worker.aclose()
+    worker.drain()
+    await task
     await ctx._attempt.close()
     for value in names.values():
         if isinstance(value, Database):
@@ -178,3 +183,35 @@ def test_the_page_of_the_command_line_has_every_command() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     table = set(re.findall(r"`worker ([a-z]+)`", page.split("## Exit codes")[0].split("## Commands")[1]))
     assert table == set(typer.main.get_command(app).commands), "docs/reference/cli.md lists other commands"
+
+
+def build_site(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site, as `make docs` does."""
+    # Not -q: mkdocs counts the warnings that --strict fails on where it logs them.
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(config), "-d", str(site)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    ran = build_site(ROOT / "mkdocs.yml", tmp_path / "site")
+    assert ran.returncode == 0, ran.stderr
+    page = (tmp_path / "site" / "reference" / "api.html").read_text(encoding="utf-8")
+    assert 'id="worker.JobContext.chunks"' in page
+    loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)
+    assert not [url for url in loaded if "canonical" not in url], loaded
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[a page](nowhere.md)", "[a heading](index.md#nowhere)", "::: worker.nowhere", "[a name][worker.nowhere]"],
+    ids=["page", "heading", "object", "reference"],
+)
+def test_the_site_does_not_build_with_a_dead_link(tmp_path: Path, text: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# One page\n\n{text}\n")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nnav: [index.md]\n")
+    ran = build_site(config, tmp_path / "site")
+    assert ran.returncode != 0
+    assert "nowhere" in ran.stderr
