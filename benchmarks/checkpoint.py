@@ -21,7 +21,7 @@ from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.settings import load_settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 RULE = 0.02
 SIZES = (1_000, 10_000)

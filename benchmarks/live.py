@@ -43,7 +43,7 @@ from worker import Client, Job, JobCancelled, Run, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import Services, services
 from worker.ledger import Ledger
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 RATE = 200

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from benchmarks.ours import COLUMNS
 from benchmarks.tables import Reader
 from worker import JobContext, load_settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

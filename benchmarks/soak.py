@@ -34,7 +34,7 @@ from worker import Client, Settings, load_settings
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.queue import keys
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 _MARKS = 10

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import DateTime, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

@@ -21,7 +21,7 @@ from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.launch import tune_garbage_collector
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 Side = Callable[[], Awaitable[int]]

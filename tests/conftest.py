@@ -21,7 +21,7 @@ from worker.db.engine import Database
 from worker.embedded import Services
 from worker.job.propagation import current_job
 from worker.settings import Settings, load_settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ from worker.launch import run_until_drained
 from worker.queue import keys
 from worker.runtime.worker import Worker
 from worker.settings import describe_all
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database, Registry
 
 ROOT = Path(__file__).parent.parent

@@ -35,15 +35,14 @@ OPTIONAL_IMPORTS = {
     "worker.launch.main",  # uvloop
     "worker.queue.client.Client.__init__",  # pydantic-settings, unless the client is given its settings
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
-    "worker.testing.plugin.JobRunner.__init__",
-    "worker.testing.plugin.JobRunner.attempt",
-    "worker.testing.plugin.JobRunner.context",
-    "worker.testing.plugin.longhaul_database",
-    "worker.testing.plugin.longhaul_servers",
-    "worker.testing.plugin.longhaul_settings",
-    "worker.testing.plugin.pg_session",
-    "worker.testing.plugin.queue",
-    "worker.testing.plugin.sqlite_session",
+    "worker.testing.__getattr__",
+    "worker.testing.fixtures.longhaul_database",
+    "worker.testing.fixtures.longhaul_servers",
+    "worker.testing.fixtures.longhaul_settings",
+    "worker.testing.fixtures.pg_session",
+    "worker.testing.fixtures.queue",
+    "worker.testing.fixtures.run_job",
+    "worker.testing.fixtures.sqlite_session",
 }
 HIDDEN_IMPORTS: set[str] = set()
 

@@ -21,9 +21,8 @@ Add to every job:
     `Middleware` and `EnqueueCall`; `propagate`, `traceparent` and `tracestate` for context variables that travel.
 
 Run a worker:
-    `async with running(settings, jobs=[...])` runs a `Worker` in your event loop; `discover` imports the jobs of
-    packages; `Settings` and `load_settings`.
-    `Worker` and `running`; `discover` imports the jobs of packages; `Settings` and `load_settings`.
+    `running` runs a `Worker` in your event loop: `async with running(settings, jobs=[...])`; `discover` imports the
+    jobs of packages; `Settings` and `load_settings`.
 
 More lives in `worker.errors` (all errors), `worker.throttles` (throttles of one's own), `worker.types` (types for
 annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in for `arq.Worker`).

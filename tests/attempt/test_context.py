@@ -6,7 +6,7 @@ import threading
 
 from tests.conftest import MakeContext
 from worker import JobContext, job
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 #: All that a job may use. Each new name is an addition to the public interface: document it.
 NAMES = {

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from tests.models import Target
 from worker import JobContext, load_settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

@@ -15,7 +15,7 @@ from worker import JobContext, Retry, Settings, job
 from worker.db.engine import Database
 from worker.errors import UsageError
 from worker.ledger import Ledger
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 BAD = {13, 14, 77}
 sizes: list[int] = []

@@ -9,7 +9,7 @@ from tests.models import Author, authors
 from tests.support.authors import count_seen
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 read_at: list[bool] = []
 fail_once: list[str] = []

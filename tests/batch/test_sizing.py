@@ -13,7 +13,7 @@ from worker.batch.sizing import AdaptiveSizer, make_sizer
 from worker.db.engine import Database
 from worker.errors import SettingsError, UnsupportedStatement
 from worker.settings import BatchSettings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 RULES = BatchSettings(target_seconds=0.5, first_size=1000, min_size=100, max_size=20_000)
 

@@ -19,7 +19,7 @@ from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.errors import CursorMismatch, UnsupportedStatement
 from worker.ledger import Ledger
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 
 class Numbers:
@@ -211,7 +211,7 @@ import asyncio, os, signal, sys
 from tests.batch.test_source import Numbers, authors, Author
 from worker import load_settings, job, JobContext
 from worker.db.engine import Database
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 @job
 async def walk(ctx: JobContext) -> int:

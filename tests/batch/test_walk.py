@@ -31,7 +31,7 @@ from worker.errors import (
 )
 from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 
 async def fill(ctx: JobContext, count: int) -> None:

@@ -15,7 +15,7 @@ from worker import Settings, load_settings
 from worker.db.driver import Driver
 from worker.db.engine import Database, unavailable
 from worker.job.propagation import current_job
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 NAMES = ("application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "jit")
 SHOW = "SELECT " + ", ".join(f"current_setting('{name}')" for name in NAMES)

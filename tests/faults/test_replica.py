@@ -20,7 +20,7 @@ from worker.db.errors import is_transient, is_unavailable
 from worker.embedded import Services
 from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 pytestmark = pytest.mark.long
 

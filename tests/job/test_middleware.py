@@ -40,7 +40,7 @@ from worker.job.propagation import current_headers
 from worker.ledger import Ledger
 from worker.observe.logs import JsonFormatter
 from worker.queue.commands import retry_run
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 
 pytestmark = pytest.mark.usefixtures("database")
 

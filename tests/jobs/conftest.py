@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from jobs.models import Base
 from worker import Settings
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

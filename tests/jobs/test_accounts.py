@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from jobs.accounts import TransferRefused, transfer_funds
 from jobs.models import Account
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 import jobs.places
 from jobs.models import CountrySummary, Place, PlaceName
 from jobs.places import fold, index_place_names, purge_place_names, retire_hamlets, summarise_countries
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 

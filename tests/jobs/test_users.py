@@ -20,7 +20,7 @@ from jobs.users import (
     stream_large_table,
     stream_partitioned,
 )
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 NOW = datetime.now(UTC)

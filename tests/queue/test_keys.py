@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -127,6 +129,13 @@ def test_a_key_is_found_by_its_form(key: str, name: str | None) -> None:
 def test_another_queue_is_a_queue() -> None:
     assert keys.find("slow", queue="slow") == keys.find("arq:queue")
     assert keys.find("slow:health-check", queue="slow") == keys.find("arq:queue:health-check")
+
+
+def test_a_worker_starts_where_docstrings_are_stripped() -> None:
+    command = [sys.executable, "-OO", "-m", "worker", "keys"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "worker:paused" in run.stdout
 
 
 def test_the_docstring_has_the_table() -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.models import Author, Base, Book
 from tests.queue.test_client import add
 from worker import Client, InvalidArguments, JobContext, job
-from worker.testing.plugin import JobRunner
+from worker.testing.runner import JobRunner
 from worker.types import Database
 
 # Tables whose types SQLite has, too.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from arq.worker import Worker as ArqWorker
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -17,7 +19,7 @@ from worker.queue.outage_log import OutageLog
 from worker.runtime.maintenance import Chore
 from worker.runtime.observer import Observer
 from worker.runtime.pruner import Pruner
-from worker.runtime.wiring import build_parts, check_redis
+from worker.runtime.wiring import Parts, build_parts, check_redis
 from worker.runtime.worker import Worker
 from worker.settings import Settings
 
@@ -57,6 +59,24 @@ class BurstRules:
             return not await self._redis.zcard(self._arq.queue_name)
         except RedisError:
             return False
+
+
+async def check_servers(parts: Parts, *, needs_database: bool) -> None:
+    """Check that Redis answers, and PostgreSQL if a `@job` needs it.
+
+    Raises:
+        ServerUnavailable: one of them does not answer.
+        DatabaseNotMigrated: `worker migrate` has not been run.
+    """
+    await check_redis(parts.redis, parts.settings)
+    if needs_database:
+        await parts.database.check()
+        await check_migrated(parts.database)
+
+
+def make_prune_chore(parts: Parts) -> Chore:
+    """Return the chore that deletes old dead letters, and leaves the ledger alone."""
+    return Chore("prune", Pruner(parts.store, None, parts.settings.worker).look)
 
 
 def build_arq_worker(
@@ -111,15 +131,7 @@ def build_arq_worker(
         observer=observer,
     )
     scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec)
-    pruner = Pruner(parts.store, None, settings.worker)
-    chores = parts.build_ledger_chores() if registry else [Chore("prune", pruner.look)]
-
-    async def check_servers() -> None:
-        await check_redis(redis, settings)
-        if registry:
-            await parts.database.check()
-            await check_migrated(parts.database)
-
+    chores = parts.build_ledger_chores() if registry else [make_prune_chore(parts)]
     burst = BurstRules(arq, redis)
     return parts.build_worker(
         scheduler=scheduler,
@@ -131,7 +143,7 @@ def build_arq_worker(
         executor=executor,
         completer=completer,
         health=None,
-        check_servers=check_servers,
+        check_servers=partial(check_servers, parts, needs_database=bool(registry)),
         burst=arq.burst,
         cap_slots=burst.cap_slots,
         is_burst_over=burst.is_over,

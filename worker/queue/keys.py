@@ -230,4 +230,5 @@ def as_markdown() -> str:
     return "\n".join(["| key | type | holds | lives |", "| --- | --- | --- | --- |", *rows])
 
 
-__doc__ += "\n" + as_markdown()
+if __doc__:  # python -OO strips docstrings
+    __doc__ += "\n" + as_markdown()
