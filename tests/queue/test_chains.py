@@ -242,11 +242,11 @@ async def ending(redis: Redis, run_id: str) -> tuple[QueueStore, Claim, Ack]:
 async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Client, redis: Redis) -> None:
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
-    turned = await store.turn([ended], 1, [(QUEUE, 1)])
+    turned = await store.ack_and_claim([ended], 1, [(QUEUE, 1)])
     assert [one.run_id for one in turned.claims] == [run.next_runs[0].id]  # taken in the very turn
-    await store.turn([Ack(turned.claims[0], None, 0)], 0, [])  # it has run, and nothing is known of it any more
+    await store.ack_and_claim([Ack(turned.claims[0], None, 0)], 0, [])  # it has run, and is forgotten
     assert await redis.keys("*") == []
-    await store.turn([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
+    await store.ack_and_claim([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
     assert await redis.keys("*") == []
 
 
@@ -254,7 +254,7 @@ async def test_the_end_of_a_run_that_another_worker_has_puts_nothing_there(clien
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
     await redis.set(keys.IN_PROGRESS + run.id, "south")
-    turned = await store.turn([ended], 0, [])
+    turned = await store.ack_and_claim([ended], 0, [])
     assert turned.refused == {run.id}
     assert await redis.exists(keys.JOB + run.next_runs[0].id) == 0
 
@@ -263,13 +263,13 @@ async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis
     group = await client.group([double.call(1), double.call(2)], then=done.call())
     assert group.callback is not None
     first = await ending(redis, group.runs[0].id)
-    await first[0].turn([first[2]], 0, [])
-    await first[0].turn([first[2]], 0, [])
+    await first[0].ack_and_claim([first[2]], 0, [])
+    await first[0].ack_and_claim([first[2]], 0, [])
     # It runs once more, e.g. since an operator wanted it, with nothing left of its first time.
     await redis.set(keys.JOB + group.runs[0].id, first[1].payload or b"")
     await redis.zadd(QUEUE, {group.runs[0].id: 1})
     again = await ending(redis, group.runs[0].id)
-    await again[0].turn([again[2]], 0, [])
+    await again[0].ack_and_claim([again[2]], 0, [])
     assert await group.progress() == (2, 1, False)
     assert await redis.exists(keys.JOB + group.callback.id) == 0
 
@@ -277,8 +277,8 @@ async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis
 async def test_the_word_that_a_run_was_not_begun_is_void_when_it_is(client: Client, redis: Redis) -> None:
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
-    await store.publish_skipped([run.next_runs[0].id], b"not begun", 60_000)
-    await store.turn([ended], 0, [])
+    await store.groups.publish_skipped([run.next_runs[0].id], b"not begun", 60_000)
+    await store.ack_and_claim([ended], 0, [])
     assert await redis.exists(keys.RESULT + run.next_runs[0].id) == 0
     assert await run.next_runs[0].status() == "waiting"
 
@@ -287,10 +287,10 @@ async def test_a_group_that_has_called_back_does_not_again(client: Client, redis
     group = await client.group([double.call(1)], then=done.call())
     for times in (1, 0):
         store, claim, ended = await ending(redis, group.runs[0].id)
-        await store.turn([ended], 0, [])
+        await store.ack_and_claim([ended], 0, [])
         claims = await claim_jobs(store, QUEUE, 5)
         assert len(claims) == times
-        await store.turn([Ack(one, None, 0) for one in claims], 0, [])
+        await store.ack_and_claim([Ack(one, None, 0) for one in claims], 0, [])
         await redis.set(keys.JOB + group.runs[0].id, claim.payload or b"")
         await redis.zadd(QUEUE, {group.runs[0].id: 1})
 
@@ -360,7 +360,7 @@ async def test_a_group_that_is_enqueued_again_with_its_id_enqueues_no_member_twi
     await client.group(members, then=done.call(), id="nightly")
     # The client died in its middle: the last member is not there. The first one has run, and is forgotten.
     store, _, ended = await ending(redis, "nightly:1")
-    await store.turn([ended], 0, [])
+    await store.ack_and_claim([ended], 0, [])
     for place in (2, 3):
         await redis.delete(keys.IN_PROGRESS + f"nightly:{place}", keys.RETRY + f"nightly:{place}")
         await redis.zadd(QUEUE, {f"nightly:{place}": 1})
@@ -418,14 +418,14 @@ async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client
     late: list[Ack] = []
     for step in range(200):
         store = stores[step % 2]
-        turned = await store.turn(late if step % 3 else [], 3, [(QUEUE, 3)])
+        turned = await store.ack_and_claim(late if step % 3 else [], 3, [(QUEUE, 3)])
         for claim in turned.claims:
             assert claim.payload is not None
             if claim.run_id == group.callback.id:
                 called += 1
                 continue
             payload = decode_payload(claim.payload, accept_pickle=False)
-            next_ = make_follow_up(payload, run_id=claim.run_id, queue=QUEUE, success=True, result=str(claim.tries))
+            next_ = make_follow_up(payload, run_id=claim.run_id, queue=QUEUE, success=True, result=str(claim.attempt))
             if step % 4 == 0:  # this worker dies, and its lease ends
                 await redis.delete(keys.IN_PROGRESS + claim.run_id)
                 await redis.zadd(QUEUE, {claim.run_id: 1})

@@ -78,7 +78,7 @@ class QueueModel(RuleBasedStateMachine):
     def fill(self) -> None:
         """Some jobs wait, and north has two of them."""
         self.enqueue_many(["r0", "r1", "r2", "r3"], 0)
-        self.turn(OWNERS[0], 2, 0.0)
+        self.ack_and_claim(OWNERS[0], 2, 0.0)
 
     @rule(run_id=IDS, later=strategies.booleans(), level=LEVELS)
     def enqueue(self, run_id: str, later: bool, level: int) -> None:
@@ -114,13 +114,13 @@ class QueueModel(RuleBasedStateMachine):
         return order[: min(wanted, max(0, LIMIT - len(self.counted)))]
 
     @rule(owner=OWNER, slots=strategies.integers(0, 4), share=strategies.floats(0, 1))
-    def turn(self, owner: str, slots: int, share: float) -> None:
+    def ack_and_claim(self, owner: str, slots: int, share: float) -> None:
         """A worker ends some of what it has, and takes what is due."""
         mine = [claim for holder, claim in self.held.values() if holder == owner]
         ending = mine[: round(share * len(mine))]
         late = [claim for holder, claim in self.stale if holder == owner]
         sent = [Ack(claim, owner.encode(), 60_000) for claim in (*ending, *late)]
-        turned = self.wait(self.stores[owner].turn(sent, slots, [(QUEUE, slots)]))
+        turned = self.wait(self.stores[owner].ack_and_claim(sent, slots, [(QUEUE, slots)]))
         for claim in ending:
             del self.held[claim.run_id]
             self.counted.discard(claim.run_id)

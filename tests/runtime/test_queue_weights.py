@@ -146,7 +146,7 @@ async def order_of(store: QueueStore, slots: int = 10) -> list[str]:
     taken: list[str] = []
     while claims := await claim_jobs(store, QUEUE, slots):
         taken += [claim.run_id for claim in claims]
-        await store.turn([Ack(claim, None, 0) for claim in claims], 0, [])
+        await store.ack_and_claim([Ack(claim, None, 0) for claim in claims], 0, [])
     return taken
 
 

@@ -7,4 +7,4 @@ from worker.queue.store import Claim, QueueStore
 
 async def claim_jobs(store: QueueStore, queue: str, slots: int) -> list[Claim]:
     """Claim up to `slots` due jobs of a queue."""
-    return (await store.turn((), slots, [(queue, slots)])).claims
+    return (await store.ack_and_claim((), slots, [(queue, slots)])).claims

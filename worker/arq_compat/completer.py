@@ -141,7 +141,7 @@ def make_result_values(execution: Execution, value: Any, *, success: bool, cance
         success=success,
         run_id=claim.run_id,
         queue=claim.queue,
-        tries=claim.tries,
+        attempt=claim.attempt,
         started_ms=execution.started_ms,
     )
     values |= {"f": values["f"] or "<unknown>", "a": tuple(values["a"]), "r": value}

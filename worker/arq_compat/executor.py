@@ -96,7 +96,7 @@ class ArqHooks:
         execution.hook_ctx = ctx = {
             **self._arq.ctx,
             "job_id": execution.claim.run_id,
-            "job_try": execution.claim.tries,
+            "job_try": execution.claim.attempt,
             "enqueue_time": ms_to_datetime(payload.enqueued_ms),
             "score": execution.claim.due_ms,
         }
@@ -180,7 +180,7 @@ class ArqExecutor:
         if function is None:
             return self._end_unbegun(execution, JobExecutionFailed(f"function {payload.function!r} not found"))
         most = self._arq.max_tries if function.max_tries is None else function.max_tries
-        if execution.claim.tries > most:
+        if execution.claim.attempt > most:
             return self._end_unbegun(execution, JobExecutionFailed(f"max {most} retries exceeded"))
         return await self._call(execution, function, payload)
 
@@ -288,7 +288,7 @@ class ArqExecutor:
         if not logger.isEnabledFor(logging.INFO):
             return
         claim = execution.claim
-        extra = f" try={claim.tries}" if claim.tries > 1 else ""
+        extra = f" try={claim.attempt}" if claim.attempt > 1 else ""
         late = (execution.started_ms - claim.due_ms) / 1000
         if late > 1.2 and claim.due_ms > 1:
             extra += f" delayed={late:0.2f}s"

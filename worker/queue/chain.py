@@ -48,14 +48,14 @@ def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, 
         success: whether the job returned.
         result: the returned value as JSON text.
     """
-    if payload.then and success:
-        first, *rest = payload.then
+    if payload.next_calls and success:
+        first, *rest = payload.next_calls
         return {"put": _next_run(first, rest, payload, run_id=run_id, queue=queue, result=result)}
     group = payload.group
     if group is None:
         return None
     wanted = result if success else "null"
-    return {"group": [group.group, str(group.place), wanted if group.wanted else "", success]}
+    return {"group": [group.group, str(group.place), wanted if group.needs_result else "", success]}
 
 
 def _next_run(

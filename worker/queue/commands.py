@@ -101,7 +101,7 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
     # A run that an operator wants again is not too late, even if it failed because it was.
     spec = await ledger.retry(run_id, from_start=from_start, revise=without_expiry)
     if spec is not None:
-        return await store.put_again(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
+        return await store.retry(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
     raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))
     letter = None if raw is None else DeadLetter.read(run_id, raw)
     if letter is None or letter.in_ledger:
@@ -110,7 +110,7 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
         payload = without_expiry(letter.payload.decode()).encode()
     except UnicodeDecodeError:
         payload = letter.payload  # a pickle, or bytes that nothing can read
-    return await store.put_again(run_id, payload, queue=letter.queue, letter=True)
+    return await store.retry(run_id, payload, queue=letter.queue, letter=True)
 
 
 async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
@@ -143,12 +143,12 @@ async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> l
         again = payload._replace(
             in_ledger=False,
             pickled=False,
-            tries=None,
-            only=(run_id, step),
+            attempt=None,
+            quarantine_retry=(run_id, step),
             enqueued_ms=now_ms(),
             until_ms=0,
             deadline_ms=0,
-            then=(),
+            next_calls=(),
             group=None,
         )
         new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"

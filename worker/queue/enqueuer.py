@@ -236,7 +236,7 @@ class Enqueuer:
         name = group_id or uuid.uuid4().hex
         values = None if callback is None else make_callback(callback, group_id=name, queue=self.queue)
         await self.reader.command(
-            self.reader.store.form_group(name, len(calls), complete_when=complete_when, callback=values)
+            self.reader.store.groups.create(name, len(calls), complete_when=complete_when, callback=values)
         )
         runs: list[Run[Any]] = []
         members = [(call, place) for place, call in enumerate(calls, 1)]

@@ -51,7 +51,7 @@ class Group(Generic[R]):
             InvalidArguments: the group does not exist, or ended more than 30 days ago.
             ServerUnavailable: Redis does not answer.
         """
-        found = await self.reader.command(self.reader.store.group(self.id))
+        found = await self.reader.command(self.reader.store.groups.progress(self.id))
         if found is None:
             raise InvalidArguments(f"group {self.id} does not exist: it was never enqueued, or ended 30 days ago")
         return GroupProgress(*found)

@@ -67,12 +67,12 @@ class Member(NamedTuple):
     Attributes:
         group: id of the group.
         place: place of the run, from 1.
-        wanted: whether the callback receives the run's result.
+        needs_result: whether the callback receives the run's result.
     """
 
     group: str
     place: int
-    wanted: bool
+    needs_result: bool
 
     @classmethod
     def from_wire(cls, value: Any) -> Member | None:
@@ -84,10 +84,10 @@ class Member(NamedTuple):
         if value is None:
             return None
         match value:
-            case [str(group), int(place), bool() | 0 | 1 as wanted] if (
+            case [str(group), int(place), bool() | 0 | 1 as needs_result] if (
                 group and _is_unicode(group) and type(place) is int and 1 <= place <= _MOST_MEMBERS
             ):
-                return cls(group, place, bool(wanted))
+                return cls(group, place, bool(needs_result))
         raise InvalidPayload(
             f"the payload's g is not [group, place from 1, whether its result is needed]: {_shown(value)}"
         )
@@ -102,11 +102,11 @@ class Payload(NamedTuple):
     enqueued_ms: int
     pickled: bool = False  # the result must be a pickle, too
     in_ledger: bool = False  # an attempt has begun in the ledger, which must be asked first
-    tries: int | None = None  # lowest number of its first attempt: `_job_try` of arq's clients
-    only: tuple[str, str] | None = None  # run and step whose quarantined rows are retried
+    attempt: int | None = None  # lowest number of its first attempt: `_job_try` of arq's clients
+    quarantine_retry: tuple[str, str] | None = None  # run and step whose quarantined rows are retried
     until_ms: int = 0  # the run must not begin after this time; 0 for no limit
     deadline_ms: int = 0  # the run must have ended by this time; 0 for no limit
-    then: tuple[dict[str, Any], ...] = ()  # the calls that follow: see chain.py
+    next_calls: tuple[dict[str, Any], ...] = ()  # the calls that follow: see chain.py
     group: Member | None = None
     headers: Mapping[str, str] = {}
     version: str = ""  # fingerprint of the signature that validated the arguments; '' if the client knew none
@@ -114,7 +114,7 @@ class Payload(NamedTuple):
     @property
     def arguments(self) -> str:
         """The arguments alone, as JSON that is the same for the same call."""
-        call = [self.args, self.kwargs, *([] if self.only is None else [list(self.only)])]
+        call = [self.args, self.kwargs, *([] if self.quarantine_retry is None else [list(self.quarantine_retry)])]
         return json.dumps(call, sort_keys=True, ensure_ascii=False, default=str)
 
     def to_json(self) -> str:
@@ -123,22 +123,22 @@ class Payload(NamedTuple):
         Raises:
             TypeError: an argument is not a JSON value.
         """
-        values: dict[str, Any] = {"t": self.tries, "f": self.function, "a": self.args, "k": self.kwargs}
+        values: dict[str, Any] = {"t": self.attempt, "f": self.function, "a": self.args, "k": self.kwargs}
         values["et"] = self.enqueued_ms
         if self.in_ledger:
             values["ledger"] = True
         if self.pickled:
             values["pickle"] = True
-        if self.only is not None:
-            values["only"] = list(self.only)
+        if self.quarantine_retry is not None:
+            values["only"] = list(self.quarantine_retry)
         if self.until_ms:
             values["until"] = self.until_ms
         if self.deadline_ms:
             values["deadline"] = self.deadline_ms
         if self.version:
             values["v"] = self.version
-        if self.then:
-            values["then"] = list(self.then)
+        if self.next_calls:
+            values["then"] = list(self.next_calls)
         if self.group is not None:
             values["g"] = list(self.group)
         if self.headers:
@@ -253,7 +253,7 @@ def payload_from_values(values: Any, *, pickled: bool) -> Payload:
     version = values.get("v") or ""
     if not isinstance(version, str) or len(version) > _LONGEST_NAME:
         raise InvalidPayload(f"the payload's v is not the fingerprint of a signature: {_shown(version)}")
-    payload = Payload(function, list(args), dict(kwargs), enqueued, pickled, tries=attempt, version=version)
+    payload = Payload(function, list(args), dict(kwargs), enqueued, pickled, attempt=attempt, version=version)
     return payload if values.keys() <= _PLAIN else _with_extras(payload, values)
 
 
@@ -270,10 +270,10 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
     return payload._replace(
         pickled=payload.pickled or values.get("pickle") is True,
         in_ledger=bool(values.get("ledger")),
-        only=(only[0], only[1]) if only else None,
+        quarantine_retry=(only[0], only[1]) if only else None,
         until_ms=_bounded(values, "until", _LAST_MS, "a time in ms since 1970") or 0,
         deadline_ms=_bounded(values, "deadline", _LAST_MS, "a time in ms since 1970") or 0,
-        then=_next_calls(values["then"]) if values.get("then") else (),
+        next_calls=_next_calls(values["then"]) if values.get("then") else (),
         group=Member.from_wire(values.get("g")),
         headers=headers,
     )

@@ -35,11 +35,11 @@ class Result(NamedTuple):
 
 
 def result_values(
-    payload: Payload | None, *, success: bool, run_id: str, queue: str, tries: int, started_ms: int
+    payload: Payload | None, *, success: bool, run_id: str, queue: str, attempt: int, started_ms: int
 ) -> dict[str, Any]:
     """Return the object of arq's format for a run that ends now, without its result."""
     return {
-        "t": tries,
+        "t": attempt,
         "f": payload.function if payload else "",
         "a": payload.args if payload else [],
         "k": payload.kwargs if payload else {},
@@ -58,7 +58,7 @@ def encode_result(
     *,
     run_id: str,
     queue: str,
-    tries: int,
+    attempt: int,
     started_ms: int,
     result_json: str | None = None,
 ) -> bytes:
@@ -69,12 +69,12 @@ def encode_result(
         result: the end of the run.
         run_id: id of the run.
         queue: name of its queue.
-        tries: number of the attempt.
+        attempt: number of the attempt.
         started_ms: begin of the attempt, in ms since 1970.
         result_json: `result.value` as JSON text, if the caller has it.
     """
     values = result_values(
-        payload, success=result.success, run_id=run_id, queue=queue, tries=tries, started_ms=started_ms
+        payload, success=result.success, run_id=run_id, queue=queue, attempt=attempt, started_ms=started_ms
     )
     if result.cancelled:
         values["cancelled"] = True

@@ -16,12 +16,14 @@ from redis.exceptions import NoScriptError
 from worker.queue import keys
 from worker.queue.connection import DedicatedConnection
 from worker.queue.dead_letters import encode_letter
+from worker.queue.group_store import KEEP_GROUP_MS, GroupStore
 from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
 logger = logging.getLogger("longhaul.queue")
 
-_KEEP_GROUP_MS = 30 * 86_400_000
+#: Fraction of a ms in the due time of a running job, which is due when its lease expires: see running_mark.lua.
+RUNNING_MARK = 0.5
 
 #: Queues in the order in which they are served, each with the most jobs to take from it.
 Shares = Sequence[tuple[str, int]]
@@ -35,7 +37,7 @@ class Claim(NamedTuple):
         queue: where it was.
         due_ms: its due time.
         payload: as it lay there; None when it had gone.
-        tries: number of this claim, from 1.
+        attempt: number of the attempt, from 1.
         expired: whether another worker had it, whose lease has run out.
     """
 
@@ -43,7 +45,7 @@ class Claim(NamedTuple):
     queue: str
     due_ms: int
     payload: bytes | None
-    tries: int
+    attempt: int
     expired: bool = False
 
 
@@ -54,13 +56,13 @@ class Ack(NamedTuple):
         claim: the job.
         result: what its result's key gets; None for none.
         keep_ms: life of that; below 0 for ever.
-        sequel: what follows it: see chain.py.
+        follow_up: what follows it: see chain.py.
     """
 
     claim: Claim
     result: bytes | None
     keep_ms: int
-    sequel: dict[str, Any] | None = None
+    follow_up: dict[str, Any] | None = None
 
 
 class FetchResult(NamedTuple):
@@ -129,6 +131,7 @@ class QueueStore:
         keep_expiry: bool = False,
     ) -> None:
         self.redis = redis
+        self.groups = GroupStore(redis)
         self._lane = lane
         self._queue_limits = queue_limits or {}
         self._keep_expiry = keep_expiry
@@ -151,7 +154,7 @@ class QueueStore:
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
-    async def turn(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
+    async def ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
         """End jobs, and take due ones, in one round trip.
 
         Args:
@@ -166,17 +169,17 @@ class QueueStore:
         arguments: list[Any] = [self.owner, self.lease_ms, slots]
         arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
         arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self._keep_expiry else 1)
-        sequels = {one.claim.run_id: one.sequel for one in ended if one.sequel is not None}
-        arguments += (keys.GROUP, _KEEP_GROUP_MS, json.dumps(sequels) if sequels else "", len(ended))
+        follow_ups = {one.claim.run_id: one.follow_up for one in ended if one.follow_up is not None}
+        arguments += (keys.GROUP, KEEP_GROUP_MS, json.dumps(follow_ups) if follow_ups else "", len(ended))
         for claim, result, keep_ms, _ in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
             arguments += (places[queue], most, self._queue_limits.get(queue, 0))
         names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
-        refused, taken, ordered = await self._turn(names, arguments)
+        refused, taken, ordered = await self._send(names, arguments)
         queues = list(places)
         claims = []
-        for place, raw_id, due, payload, tries in taken:
+        for place, raw_id, due, payload, attempt in taken:
             queue = queues[int(place) - 1]
             try:
                 run_id = raw_id.decode()
@@ -186,10 +189,12 @@ class QueueStore:
                 continue
             at = float(due)
             due_ms = int(at) if math.isfinite(at) else 0
-            claims.append(Claim(run_id, queue, due_ms, payload, tries, expired=tries > 1 and at - due_ms == 0.5))
+            claims.append(
+                Claim(run_id, queue, due_ms, payload, attempt, expired=attempt > 1 and at - due_ms == RUNNING_MARK)
+            )
         return FetchResult(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
 
-    async def _turn(self, names: list[str], arguments: list[Any]) -> Any:
+    async def _send(self, names: list[str], arguments: list[Any]) -> Any:
         if self._lane is None:
             return await self._run("ack_and_claim", names, arguments)
         turn = self._scripts["ack_and_claim"]
@@ -278,48 +283,16 @@ class QueueStore:
         known = await self._run("enqueue_many", names, arguments)
         return frozenset(place - 1 for place in known)
 
-    async def form_group(
-        self, group_id: str, size: int, *, complete_when: str, callback: Mapping[str, str] | None
-    ) -> None:
-        """Keep what a group needs before its first member is enqueued; again for a group that is there already."""
-        key = keys.GROUP + group_id
-        pipeline = self.redis.pipeline(transaction=True)
-        pipeline.hset(key, mapping={"size": str(size), "complete_when": complete_when, **(callback or {})})
-        pipeline.pexpire(key, _KEEP_GROUP_MS)
-        await pipeline.execute()
-
-    async def group(self, group_id: str) -> tuple[int, int, bool] | None:
-        """Return size of a group, how many of it are done, and whether all were; None where there is none."""
-        pipeline = self.redis.pipeline(transaction=True)
-        pipeline.hmget(keys.GROUP + group_id, ["size", "called"])
-        pipeline.hlen(keys.GROUP + group_id + ":done")
-        [[size, called], done] = await pipeline.execute()
-        return None if size is None else (int(size), int(size) if called else done, called is not None)
-
-    async def needs_success(self, group_id: str) -> bool:
-        """Tell whether the callback of a group waits for a member that has failed; False for a group that has gone."""
-        complete_when = await cast(Awaitable[bytes | None], self.redis.hget(keys.GROUP + group_id, "complete_when"))
-        return complete_when == b"all_succeeded"
-
-    async def publish_skipped(self, run_ids: Sequence[str], result: bytes, keep_ms: int) -> None:
-        """Let runs that follow one which failed end, for those who wait for them; a retry of that one voids it."""
-        if not run_ids:
-            return
-        pipeline = self.redis.pipeline(transaction=True)
-        for run_id in run_ids:
-            pipeline.set(keys.RESULT + run_id, result, px=keep_ms, nx=True)
-        await pipeline.execute()
-
-    async def set_tries(self, claim: Claim, tries: int) -> Claim:
+    async def set_attempt(self, claim: Claim, attempt: int) -> Claim:
         """Let a claim be a later try than it is (`_job_try` of arq's clients)."""
-        await self.redis.set(keys.RETRY + claim.run_id, tries)
-        return claim._replace(tries=tries)
+        await self.redis.set(keys.RETRY + claim.run_id, attempt)
+        return claim._replace(attempt=attempt)
 
     async def cancel(self, run_id: str, *, queue: str) -> bool:
         """Order a run to end; False where the queue does not have it."""
         return bool(await self._run("cancel", [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id], [run_id]))
 
-    async def put_back(self, run_id: str, payload: str, *, queue: str) -> None:
+    async def requeue_orphan(self, run_id: str, payload: str, *, queue: str) -> None:
         """Put a run that the ledger knows back into a queue that does not have it."""
         pipeline = self.redis.pipeline(transaction=True)
         pipeline.set(keys.JOB + run_id, payload, nx=True)
@@ -340,7 +313,7 @@ class QueueStore:
         seconds, microseconds = cast(tuple[int, int], await self.redis.time())
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
-    async def put_again(self, run_id: str, payload: bytes, *, queue: str, letter: bool) -> bool:
+    async def retry(self, run_id: str, payload: bytes, *, queue: str, letter: bool) -> bool:
         """Put an ended run back into its queue.
 
         Args:
@@ -372,7 +345,7 @@ class QueueStore:
             claim.payload or b"",
             job=job,
             queue=claim.queue,
-            attempts=claim.tries,
+            attempts=claim.attempt,
             error=error,
             trace=trace,
             in_ledger=in_ledger,

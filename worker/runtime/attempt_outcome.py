@@ -46,7 +46,7 @@ def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException,
         case FencedOut():
             return Lost()
     run = execution.attempt.ledger_run if execution.attempt else None
-    attempt = run.attempt if run else execution.claim.tries
+    attempt = run.attempt if run else execution.claim.attempt
     progressed = run.has_progressed if run else False
     decision = decide(error, job, attempt=attempt, progressed=progressed, rules=rules)
     if isinstance(error, Snooze) and decision.again:

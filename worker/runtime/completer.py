@@ -78,7 +78,7 @@ def encode_execution_result(execution: Execution, result: Result, result_json: s
         result,
         run_id=claim.run_id,
         queue=claim.queue,
-        tries=claim.tries,
+        attempt=claim.attempt,
         started_ms=execution.started_ms,
         result_json=result_json,
     )
@@ -202,7 +202,7 @@ class Completer:
     async def _retry(self, execution: Execution, outcome: Failed) -> None:
         decision, run = outcome.decision, _owned_run(execution)
         text, trace = _describe(execution, outcome)
-        attempt = run.attempt if run else execution.claim.tries
+        attempt = run.attempt if run else execution.claim.attempt
         logger.warning(
             "attempt failed job=%s run=%s attempt=%d retry_seconds=%.1f error=%s",
             *execution.labels,
@@ -293,7 +293,7 @@ class Completer:
         keep_ms = round(keep * 1000)
         raw = self._encode(execution, result, result_json)
         next_: dict[str, Any] | None = None
-        follows = payload is not None and bool(payload.then or payload.group)
+        follows = payload is not None and bool(payload.next_calls or payload.group)
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
             next_ = make_follow_up(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
@@ -317,13 +317,15 @@ class Completer:
         """End the runs that were to follow one that failed, for those who wait for their results."""
         payload, claim, store = execution.payload, execution.claim, self._store
         assert payload is not None  # noqa: S101
-        ids = [call["id"] for call in payload.then if "id" in call]
+        ids = [call["id"] for call in payload.next_calls if "id" in call]
         group = payload.group
-        if group is not None and await self._servers.redis(execution.name, lambda: store.needs_success(group.group)):
+        if group is not None and await self._servers.redis(
+            execution.name, lambda: store.groups.needs_success(group.group)
+        ):
             ids.append(f"{group.group}:then")
         why = Result(False, f"not begun: {execution.info.job} {claim.run_id}: {result.value}", result.cancelled)
-        raw = encode_result(None, why, run_id="", queue=claim.queue, tries=0, started_ms=now_ms())
-        await self._servers.redis(execution.name, lambda: store.publish_skipped(ids, raw, keep_ms))
+        raw = encode_result(None, why, run_id="", queue=claim.queue, attempt=0, started_ms=now_ms())
+        await self._servers.redis(execution.name, lambda: store.groups.publish_skipped(ids, raw, keep_ms))
 
     async def _requeue(self, execution: Execution, delay: float, *, counts: bool) -> None:
         """Put a job back into its queue.

@@ -86,7 +86,7 @@ class Execution:
         observer: Observer,
     ) -> None:
         self.claim = claim
-        self.info = RunInfo(claim.run_id, "", claim.queue, claim.tries, 0)
+        self.info = RunInfo(claim.run_id, "", claim.queue, claim.attempt, 0)
         self.payload: Payload | None = None
         self.job: Job[..., Any] | None = None
         self.attempt: Attempt | None = None
@@ -135,7 +135,9 @@ class Execution:
         assert payload is not None  # noqa: S101
         text = payload.arguments if arguments is None else arguments
         claim = self.claim
-        return RunSpec(claim.run_id, payload.function, claim.queue, _ledger_payload(payload), text, payload.only)
+        return RunSpec(
+            claim.run_id, payload.function, claim.queue, _ledger_payload(payload), text, payload.quarantine_retry
+        )
 
     # --- its clock
 

@@ -181,12 +181,12 @@ class Executor:
         """Note what a claim is: its payload has been read."""
         claim = execution.claim
         execution.payload = payload
-        if payload.tries is not None and payload.tries > claim.tries:
-            tries = payload.tries
-            claim = await self._servers.redis(execution.name, lambda: self._store.set_tries(execution.claim, tries))
+        if payload.attempt is not None and payload.attempt > claim.attempt:
+            attempt = payload.attempt
+            claim = await self._servers.redis(execution.name, lambda: self._store.set_attempt(execution.claim, attempt))
             execution.claim = claim
         execution.info = execution.info._replace(
-            job=payload.function, attempt=claim.tries, enqueued_ms=payload.enqueued_ms
+            job=payload.function, attempt=claim.attempt, enqueued_ms=payload.enqueued_ms
         )
 
     async def run_payload(self, execution: Execution, payload: Payload) -> Outcome:
@@ -234,7 +234,7 @@ class Executor:
     def _check_times(self, execution: Execution, payload: Payload) -> Rejected | None:
         """Return the outcome of a job that comes too late; None where it is in time."""
         now = execution.started_ms
-        if 0 < payload.until_ms < now and execution.claim.tries == 1 and not payload.in_ledger:
+        if 0 < payload.until_ms < now and execution.claim.attempt == 1 and not payload.in_ledger:
             late = (now - payload.until_ms) / 1000
             return Rejected(f"expired {late:.1f} s before it could begin: it was not run")
         if 0 < payload.deadline_ms < now:
@@ -262,7 +262,7 @@ class Executor:
         execution.attempt = attempt = Attempt(
             run_id=claim.run_id,
             job=payload.function,
-            number=claim.tries,
+            number=claim.attempt,
             spec=execution.make_spec,
             settings=self._settings,
             database=self._database,
@@ -277,7 +277,7 @@ class Executor:
         if payload.headers:
             apply_headers(payload.headers)  # the context is this task's own
         self._observer.started(execution.info)
-        self._log.info("attempt started job=%s run=%s attempt=%d", *execution.labels, claim.tries)
+        self._log.info("attempt started job=%s run=%s attempt=%d", *execution.labels, claim.attempt)
         body = asyncio.current_task()
         execution.begin(
             body,
@@ -310,7 +310,7 @@ class Executor:
         attempt = execution.attempt
         assert attempt is not None  # noqa: S101
         try:
-            if execution.claim.tries > 1 or (execution.payload is not None and execution.payload.in_ledger):
+            if execution.claim.attempt > 1 or (execution.payload is not None and execution.payload.in_ledger):
                 await self._check_earlier_attempts(execution, attempt)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
@@ -325,8 +325,8 @@ class Executor:
         claim = execution.claim
         known = await self._ledger.find(claim.run_id)
         if known is None:
-            if claim.tries > attempt.max_attempts:
-                raise NonRetryableError(f"its worker ended at each of {claim.tries - 1} attempts")
+            if claim.attempt > attempt.max_attempts:
+                raise NonRetryableError(f"its worker ended at each of {claim.attempt - 1} attempts")
             return
         run = await attempt.durable_run()
         # One attempt more than allowed: a loop names the batch that its workers died in. If even that attempt died, it

@@ -196,7 +196,7 @@ class AckBatcher:
         """
         self._sent, self._waiting = self._waiting, []
         try:
-            fetched = await self._store.turn([ack for ack, _ in self._sent], slots, shares)
+            fetched = await self._store.ack_and_claim([ack for ack, _ in self._sent], slots, shares)
         except BaseException:
             self._sent, self._waiting = [], self._sent + self._waiting
             raise

@@ -38,7 +38,7 @@ class Rescuer:
             known = await self._store.known([spec.id for spec in waiting], queue)
             for spec, is_known in zip(waiting, known, strict=True):
                 if not is_known:
-                    await self._store.put_back(spec.id, spec.payload, queue=queue)
+                    await self._store.requeue_orphan(spec.id, spec.payload, queue=queue)
                     logger.warning("run rescued job=%s run=%s: the queue had lost it", spec.job, spec.id)
                     rescued += 1
         return rescued

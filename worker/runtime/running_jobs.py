@@ -80,7 +80,7 @@ class RunningJobs:
             if self._leases.is_held(run_id):
                 logger.warning("lease expired run=%s: no other worker has claimed the job, it continues here", run_id)
                 return
-            logger.warning("job taken over run=%s attempt=%d: its lease had expired", run_id, claim.tries)
+            logger.warning("job taken over run=%s attempt=%d: its lease had expired", run_id, claim.attempt)
         execution = self._executor.prepare(claim)
         self._executions[run_id] = execution
         self._leases.add(claim)

@@ -27,11 +27,11 @@ async def put(scripts: Scripts, *run_ids: str, due: int = 1, queue: str = QUEUE,
 
 
 async def take(scripts: Scripts, slots: int = 10, *shares: tuple[str, int]) -> FetchResult:
-    return await scripts.store.turn((), slots, shares or [(QUEUE, slots)])
+    return await scripts.store.ack_and_claim((), slots, shares or [(QUEUE, slots)])
 
 
 async def end(scripts: Scripts, run_id: str, *, keep_ms: int = 5_000, result: bytes | None = b"{}") -> FetchResult:
-    return await scripts.store.turn([Ack(Claim(run_id, QUEUE, 0, b"", 1), result, keep_ms)], 0, [])
+    return await scripts.store.ack_and_claim([Ack(Claim(run_id, QUEUE, 0, b"", 1), result, keep_ms)], 0, [])
 
 
 def ids(turned: FetchResult) -> list[str]:
@@ -64,7 +64,7 @@ async def test_a_result_for_ever_and_one_for_no_time_and_none(scripts: Scripts) 
 
 async def test_what_another_worker_has_by_now_is_refused_and_stays_his(scripts: Scripts) -> None:
     await put(scripts, "r")
-    await StandingStore(scripts.redis, "south").turn((), 1, [(QUEUE, 1)])
+    await StandingStore(scripts.redis, "south").ack_and_claim((), 1, [(QUEUE, 1)])
     before = await scripts.everything()
     assert (await end(scripts, "r")).refused == {"r"}
     assert await scripts.everything() == before
@@ -92,7 +92,7 @@ async def test_several_end_at_once_each_in_its_queue_and_the_turn_still_takes(sc
     await put(scripts, "b", queue=SLOW)
     claims = (await take(scripts, 10, (QUEUE, 10), (SLOW, 10))).claims
     await put(scripts, "next")
-    turned = await scripts.store.turn([Ack(claim, b"{}", 5_000) for claim in claims], 1, [(QUEUE, 1)])
+    turned = await scripts.store.ack_and_claim([Ack(claim, b"{}", 5_000) for claim in claims], 1, [(QUEUE, 1)])
     assert ids(turned) == ["next"]
     assert await scripts.redis.zcard(SLOW) == 0
     assert await scripts.redis.zrange(QUEUE, 0, -1) == [b"next"]
@@ -155,7 +155,7 @@ async def test_a_job_is_due_at_its_millisecond_and_not_before(scripts: Scripts) 
 async def test_a_claim_is_counted(scripts: Scripts) -> None:
     await put(scripts, "r")
     await scripts.redis.set(keys.RETRY + "r", 2)
-    assert (await take(scripts)).claims[0].tries == 3
+    assert (await take(scripts)).claims[0].attempt == 3
     assert await scripts.redis.get(keys.RETRY + "r") == b"3"
 
 
@@ -188,7 +188,7 @@ async def test_who_claims_one_whose_lease_has_expired_knows_it(scripts: Scripts)
 async def test_of_workers_that_come_together_each_job_has_one(scripts: Scripts) -> None:
     await put(scripts, *(f"r{n}" for n in range(40)))
     stores = [StandingStore(scripts.redis, owner) for owner in ("north", "south", "east", "west")]
-    turns = await asyncio.gather(*(store.turn((), 5, [(QUEUE, 5)]) for store in stores * 3))
+    turns = await asyncio.gather(*(store.ack_and_claim((), 5, [(QUEUE, 5)]) for store in stores * 3))
     taken = [run_id for turned in turns for run_id in ids(turned)]
     assert sorted(taken) == sorted(f"r{n}" for n in range(40))
 
@@ -262,7 +262,7 @@ async def test_no_more_of_a_queue_run_than_its_limit_over_all_workers(scripts: S
     await put(scripts, "s", queue=SLOW)
     south = StandingStore(scripts.redis, "south")
     scripts.store._queue_limits = south._queue_limits = {QUEUE: 3}
-    assert ids(await south.turn((), 2, [(QUEUE, 2)])) == ["a", "b"]
+    assert ids(await south.ack_and_claim((), 2, [(QUEUE, 2)])) == ["a", "b"]
     assert ids(await take(scripts, 10, (SLOW, 10), (QUEUE, 10))) == ["s", "c"]
     assert sorted(await scripts.redis.zrange(keys.RUNNING + QUEUE, 0, -1)) == [b"a", b"b", b"c"]
     assert 0 < await scripts.redis.pttl(keys.RUNNING + QUEUE) <= 604_800_000
@@ -308,6 +308,6 @@ async def test_what_another_worker_has_taken_and_ended_is_not_ended_again(script
     await scripts.redis.delete(keys.IN_PROGRESS + "r")  # our lease has run out
     await scripts.redis.zrem(QUEUE, "r")
     await scripts.redis.set(keys.RESULT + "r", "his")
-    turned = await scripts.store.turn([Ack(claim, b"ours", 60_000)], 0, [])
+    turned = await scripts.store.ack_and_claim([Ack(claim, b"ours", 60_000)], 0, [])
     assert turned.refused == {"r"}
     assert await scripts.redis.get(keys.RESULT + "r") == b"his"

@@ -45,7 +45,7 @@ async def enter(scripts: Scripts, one: Job[[], None], run_id: str, *, after_ms: 
     """Come with a job that this worker has."""
     await scripts.redis.set(keys.IN_PROGRESS + run_id, "north")
     limiter = StandingLimiter(scripts.redis, NOW + after_ms)
-    return await limiter.enter(one, claim(run_id), {})
+    return await limiter.acquire(one, claim(run_id), {})
 
 
 # --- how many at once

@@ -17,7 +17,7 @@ async def narrow(ctx: JobContext) -> None:
 
 async def leave(scripts: Scripts) -> None:
     """Let `r` leave."""
-    await scripts.limiter.leave(narrow, Claim("r", QUEUE, 0, b"", 1), {})
+    await scripts.limiter.release(narrow, Claim("r", QUEUE, 0, b"", 1), {})
 
 
 async def test_its_place_is_free_and_those_of_others_are_not(scripts: Scripts) -> None:

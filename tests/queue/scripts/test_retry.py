@@ -13,7 +13,7 @@ PAYLOAD, PREVIOUS_RESULT, TRY = keys.JOB + "r", keys.RESULT + "r", keys.RETRY + 
 
 
 async def retry(scripts: Scripts, *, letter: bool) -> bool:
-    return await scripts.store.put_again("r", b"again", queue=QUEUE, letter=letter)
+    return await scripts.store.retry("r", b"again", queue=QUEUE, letter=letter)
 
 
 async def ended(scripts: Scripts) -> None:

@@ -27,6 +27,7 @@
 --         each claim, and 1 where there are orders, which may be for them
 
 -- include clock.lua
+-- include running_mark.lua
 -- include enqueue_next.lua
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -76,7 +77,7 @@ for _ = 1, ended do
 end
 if ended == 0 then redis.call('DEL', tries) end  -- the key of no job: so it has begun to write; a replica refuses it
 if slots <= 0 then return {refused, claimed, ordered and 1 or 0} end
-local again = now_ms + lease + 0.5
+local again = now_ms + lease + RUNNING_MARK
 
 local function claim(place, id, due)
     if not redis.call('SET', held .. id, owner, 'NX', 'PX', lease) then return false end

@@ -11,6 +11,7 @@
 -- returns for each id: held, lost, gone
 
 -- include clock.lua
+-- include running_mark.lua
 local again = time_ms() + ARGV[2]
 local told = {}
 for at = 5, #ARGV, 2 do
@@ -20,16 +21,16 @@ for at = 5, #ARGV, 2 do
     local answer = 'held'
     if holder == ARGV[1] then
         redis.call('PEXPIRE', key, ARGV[2])
-        redis.call('ZADD', queue, 'XX', again + 0.5, id)
+        redis.call('ZADD', queue, 'XX', again + RUNNING_MARK, id)
     elseif holder or redis.call('EXISTS', ARGV[4] .. id) == 1 then
         answer = 'lost'
     else
         local due = redis.call('ZSCORE', queue, id)
         if not due then
             answer = 'gone'
-        elseif due % 1 == 0.5 then
+        elseif is_running(due) then
             redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
-            redis.call('ZADD', queue, 'XX', again + 0.5, id)
+            redis.call('ZADD', queue, 'XX', again + RUNNING_MARK, id)
         else
             answer = 'lost'
         end
