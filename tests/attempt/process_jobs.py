@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -159,3 +161,61 @@ def deaf(ctx: JobContext) -> None:
     while True:
         with suppress(JobInterrupted):
             time.sleep(60)
+
+
+@job(run_in="process", max_attempts=1)
+def answer(ctx: JobContext, number: int) -> int:
+    """Return what it was given."""
+    return number
+
+
+@job(run_in="process", max_attempts=1)
+def fork_and_return(ctx: JobContext, file: str) -> str:
+    """Return in the process and in a fork of it; the fork answers only when the process has."""
+    pid = os.fork()
+    if pid == 0:
+        while not Path(file).exists():
+            time.sleep(0.01)
+        return "fork"
+    return str(pid)
+
+
+@job(run_in="process", max_attempts=1)
+def forge(ctx: JobContext, line: str) -> int:
+    """Write a line of its own to the socket of the worker."""
+    for number in range(3, 64):
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
+            found.sendall(line.encode() + b"\n")
+    return 1
+
+
+@job(run_in="process", max_attempts=1)
+def fork_and_die(ctx: JobContext, file: str) -> None:
+    """Leave a fork behind that holds the socket open and ignores SIGIO."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        time.sleep(60)
+        os._exit(0)
+    Path(file).write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(run_in="process", max_attempts=1)
+def start_and_wait(ctx: JobContext, file: str) -> None:
+    """Start another program, and compute for long."""
+    child = subprocess.Popen(["sleep", "300"])
+    Path(file).write_text(f"{os.getpid()} {child.pid}")
+    hold_the_lock.function(ctx, str(Path(file).with_suffix(".lock")))
+
+
+@job(run_in="process", max_attempts=1)
+def exhausted(ctx: JobContext) -> str:
+    """Raise StopIteration."""
+    return next(iter(()))
+
+
+@job(run_in="process", max_attempts=1)
+def not_text(ctx: JobContext) -> str:
+    """Return something else than its annotation says."""
+    return 5  # type: ignore[return-value]

@@ -24,11 +24,17 @@ from redis.asyncio import Redis
 from tests.attempt.process_jobs import (
     Odd,
     Order,
+    answer,
     deaf,
     die,
     double,
+    exhausted,
     fail,
+    forge,
+    fork_and_die,
+    fork_and_return,
     hold_the_lock,
+    not_text,
     report,
     sleep,
     spin,
@@ -290,6 +296,71 @@ async def _gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+async def test_a_fork_that_returns_answers_no_call(fast: Settings, client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    async with working(with_worker(fast, max_job_processes=1), answer, fork_and_return):
+        fork = int(await (await client.enqueue(fork_and_return, str(file))).result(timeout=20))
+        assert psutil.pid_exists(fork)
+        file.touch()  # from now on the fork may answer
+        assert [await (await client.enqueue(answer, n)).result(timeout=20) for n in range(3)] == [0, 1, 2]
+        await until(lambda: _gone(fork))
+
+
+async def test_an_answer_to_another_call_ends_the_process(
+    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(with_worker(fast, max_job_processes=1), answer, forge):
+        assert await (await client.enqueue(answer, 1)).result(timeout=20) == 1
+        before = children()
+        forged = await client.enqueue(forge, '{"kind": "result", "value": "7", "call": 1}')
+        with pytest.raises(JobFailed, match="JobProcessDied"):
+            await forged.result(timeout=20)
+        assert await (await client.enqueue(answer, 2)).result(timeout=20) == 2
+        assert children().isdisjoint(before)
+        noise = await client.enqueue(forge, "no message")
+        with pytest.raises(JobFailed, match="JobProcessDied"):
+            await noise.result(timeout=20)
+    assert "answered call 1 instead of" in caplog.text
+
+
+async def test_the_end_of_a_process_is_seen_though_a_fork_holds_its_socket(
+    fast: Settings, client: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    async with working(fast, fork_and_die):
+        run = await client.enqueue(fork_and_die, str(file))
+        with pytest.raises(JobFailed, match="was ended by SIGKILL in the middle of fork_and_die"):
+            await run.result(timeout=20)
+        await until(lambda: _gone(int(file.read_text())))
+
+
+async def test_stopiteration_and_a_wrong_result_fail_the_job(fast: Settings, client: Client) -> None:
+    async with working(fast, exhausted, not_text):
+        with pytest.raises(JobFailed, match="JobProcessError: StopIteration"):
+            await (await client.enqueue(exhausted)).result(timeout=20)
+        with pytest.raises(JobFailed, match="UsageError: job not_text: its result of type int does not fit `-> str`"):
+            await (await client.enqueue(not_text)).result(timeout=20)
+
+
+async def test_what_a_job_has_started_does_not_outlive_a_worker_that_is_killed(
+    servers: Services, client: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    await client.enqueue("start_and_wait", str(file))
+    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
+    command += ["--set", "worker.grace_period_seconds=60", "run"]
+    worker = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=servers.environment())
+    try:
+        text = await until(lambda: _written(file), 30)
+        pids = [int(pid) for pid in text.split()]
+        assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
+    finally:
+        worker.kill()
+        await asyncio.to_thread(worker.wait)
+    for pid in pids:
+        await until(lambda pid=pid: _gone(pid), 10)
 
 
 def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -38,6 +39,8 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from worker.at
 _END_SECONDS = 2.0
 _STACK_SECONDS = 0.5
 _OWN_END_SECONDS = 0.05
+_POLL_SECONDS = 0.5
+_RECEIVE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ class JobProcess:
                 start_new_session=True,  # a process group of its own, which ends with it
             )
         self._socket = ours
-        self._lines = ours.makefile("rb")
+        self._pidfd: int | None = os.pidfd_open(self._child.pid) if hasattr(os, "pidfd_open") else None
+        self._poll = select.poll()
+        self._poll.register(ours, select.POLLIN)
+        if self._pidfd is not None:
+            self._poll.register(self._pidfd, select.POLLIN)
+        self._received = bytearray()
         self._sending = threading.Lock()
         self.settings_sent: Settings | None = None
         self.is_used = False
@@ -111,10 +119,39 @@ class JobProcess:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield its messages until it ends."""
-        with contextlib.suppress(OSError, ValueError):  # it ended, perhaps in the middle of a line
-            for line in self._lines:
-                yield json.loads(line)
+        """Yield its messages until it ends, or sends a line that is no message.
+
+        A process that it has forked may hold the socket open after its end: its own end is watched, too.
+        """
+        while (line := self._read_line()) is not None:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                return
+            if not isinstance(message, dict):
+                return
+            yield message
+
+    def _read_line(self) -> bytes | None:
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            self._poll.poll(_POLL_SECONDS * 1000)
+            has_ended = self.has_ended  # before the last look: what it has sent counts
+            try:
+                part = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if has_ended:
+                    return None
+                continue
+            except OSError:
+                return None
+            if not part:
+                return None
+            self._received += part
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
 
     def end_dead(self, when: str) -> JobProcessDied:
         """End a process that has died or cannot be used, with its group. Returns the error that says how it ended."""
@@ -144,8 +181,10 @@ class JobProcess:
         self._close()
 
     def _close(self) -> None:
-        self._lines.close()
         self._socket.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
         if self._child.stdin is not None:
             self._child.stdin.close()
 

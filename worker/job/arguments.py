@@ -7,6 +7,7 @@ import inspect
 import json
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,10 @@ from worker.job.round_trip import MAX_UNCHECKED_LENGTH, as_lists, is_exact, is_s
 #: How types without a configuration of their own are written: bytes as base64, NaN and infinities as texts.
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 _COMPILE_ERRORS = (PydanticSchemaGenerationError, PydanticUserError, TypeError)
+
+
+class UndefinedType(RegistrationError):
+    """A type of a signature is not defined, or not yet."""
 
 
 class JobCodec:
@@ -54,10 +59,11 @@ class JobCodec:
         parameters = list(whole.parameters.values())[1:]
         try:
             hints = self._hints
-        except RegistrationError:  # a type that only the type checker imports; `check` reports it
+        except UndefinedType:  # a type that only the type checker imports; `check` reports it
             return whole.replace(parameters=parameters)
         resolved = [each.replace(annotation=hints.get(each.name, each.empty)) for each in parameters]
-        return whole.replace(parameters=resolved, return_annotation=hints.get("return", whole.empty))
+        returns = hints.get("return", whole.empty)
+        return whole.replace(parameters=resolved, return_annotation=None if returns is type(None) else returns)
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -74,7 +80,7 @@ class JobCodec:
         try:
             return typing.get_type_hints(annotated, globalns=function.__globals__, include_extras=True)
         except NameError as error:
-            raise RegistrationError(f"job {self._job}: {error}; import the types of its arguments") from None
+            raise UndefinedType(f"job {self._job}: {error}; import the types of its arguments") from None
 
     @cached_property
     def _arguments(self) -> type[BaseModel]:
@@ -84,7 +90,9 @@ class JobCodec:
             fields[parameter.name] = (self._hints.get(parameter.name, Any), default)
         config = ConfigDict(extra="forbid", protected_namespaces=(), **_CONFIG)
         try:
-            model: type[BaseModel] = create_model(f"{self._job}_arguments", __config__=config, **fields)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an argument may have the name of a method of pydantic's model
+                model: type[BaseModel] = create_model(f"{self._job}_arguments", __config__=config, **fields)
         except (*_COMPILE_ERRORS, NameError) as error:
             raise self._explain_schema(error) from None
         for name, field in model.model_fields.items():
@@ -110,6 +118,15 @@ class JobCodec:
             f"job {self._job}: {what}: {shown} cannot be converted to JSON and back: {detail}; use types that pydantic "
             f"knows, e.g. an id instead of an ORM object"
         )
+
+    @property
+    def has_plain_types(self) -> bool:
+        """Whether all types of the signature are known without compiling them; False for one that is not defined."""
+        try:
+            hints = self._hints.values()
+        except UndefinedType:
+            return False
+        return all(hint is Any or is_exact(hint) for hint in hints)
 
     @cached_property
     def _inexact(self) -> frozenset[str]:

@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from worker.errors import InvalidArguments, RegistrationError
-from worker.job.arguments import JobCodec
+from worker.job.arguments import JobCodec, UndefinedType
 from worker.job.definition import Backoff, Job, JobOptions, OnStall, RunIn, check_priority, describe_place
 from worker.job.limits import Limits, Unique, UniqueWhile
 from worker.job.schedule import make_schedule
@@ -114,6 +115,7 @@ def make_job(function: Callable[..., Any], rules: JobOptions) -> Job[..., Any]:
         codec=JobCodec(name, function),
     )
     _check_argument_names(made, parameters)
+    _check_types(made)
     return made
 
 
@@ -123,23 +125,28 @@ def _check_function(name: str, function: Callable[..., Any], asked: RunIn | None
     Raises:
         RegistrationError: The object is not a function, or it cannot run where it is asked to.
     """
-    is_async = inspect.iscoroutinefunction(function)
-    if not is_async and (not inspect.isfunction(function) or inspect.isgeneratorfunction(function)):
+    place = describe_place(function)
+    if inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
         raise RegistrationError(
-            f"job {name}: {describe_place(function)} is neither an `async def` function nor a `def` one"
+            f"job {name}: {place} is a method: no worker has its object; use a function of a module"
         )
+    if not inspect.isfunction(function):
+        raise RegistrationError(f"job {name}: {place} is neither an `async def` function nor a `def` one")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise RegistrationError(f"job {name}: {place} contains `yield`: a job returns its result, or writes to tables")
+    is_async = inspect.iscoroutinefunction(function)
     run_in: RunIn = asked or ("loop" if is_async else "thread")
     if run_in not in typing.get_args(RunIn):
         raise RegistrationError(f'job {name}: run_in={run_in!r}: give "loop", "thread" or "process"')
     if is_async and run_in != "loop":
         raise RegistrationError(
-            f'job {name}: run_in="{run_in}" is for plain functions, and {describe_place(function)} is an `async def`: '
+            f'job {name}: run_in="{run_in}" is for plain functions, and {place} is an `async def`: '
             f"make it a `def`, or remove run_in= and move the long computation to a job of its own"
         )
     if not is_async and run_in == "loop":
         raise RegistrationError(
-            f'job {name}: run_in="loop" is for `async def` functions: the plain {describe_place(function)} would block '
-            f"the event loop of all jobs"
+            f'job {name}: run_in="loop" is for `async def` functions: the plain {place} would block the '
+            f"event loop of all jobs"
         )
     if run_in == "process":
         _check_importable(name, function)
@@ -171,12 +178,55 @@ def _check_parameters(name: str, function: Callable[..., Any], *, has_cron: bool
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if not parameters or parameters[0].kind not in positional:
         raise RegistrationError(f"job {name}: its first parameter has to be the JobContext")
+    _check_context(name, function, parameters[0])
     for parameter in parameters[1:]:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise RegistrationError(f"job {name}: {parameter.name} is positional-only; remove the / behind it")
+        if parameter.name.startswith(("_", "model_")):
+            raise RegistrationError(f"job {name}: rename {parameter.name}: pydantic reserves names that begin so")
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RegistrationError(f"job {name}: *{parameter.name} cannot be validated; name its arguments")
         if has_cron and parameter.default is parameter.empty:
             raise RegistrationError(f"job {name}: cron has no value for {parameter.name}; give it a default")
     return [parameter.name for parameter in parameters[1:]]
+
+
+def _check_context(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> None:
+    """Raise `RegistrationError` if the first parameter of a function is not its context.
+
+    The context's class is compared by name: this package must not load it, and a module may import it for the type
+    checker alone.
+    """
+    if parameter.name in ("self", "cls"):
+        raise RegistrationError(
+            f"job {name}: {describe_place(function)} is a method: no worker has its object; use a function of a module"
+        )
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        try:
+            annotated = types.SimpleNamespace(__annotations__={"context": hint})
+            hint = typing.get_type_hints(annotated, globalns=function.__globals__)["context"]
+        except Exception:  # noqa: BLE001 - e.g. a name that only the type checker imports
+            return
+    kind = typing.get_origin(hint) or hint
+    if kind is parameter.empty or not isinstance(kind, type) or kind is object or getattr(kind, "_is_protocol", False):
+        return
+    if all(base.__name__ != "JobContext" for base in kind.__mro__):
+        raise RegistrationError(
+            f"job {name}: its first parameter has to be the JobContext, and {parameter.name} is {kind.__qualname__}"
+        )
+
+
+def _check_types(made: Job[..., Any]) -> None:
+    """Raise `RegistrationError` if a type of the signature cannot be converted to JSON.
+
+    Types that are defined later in the module are checked at the first use, or by the worker when it starts.
+    """
+    if not made.codec.has_plain_types:
+        try:
+            made.codec.check()
+        except UndefinedType:
+            return
 
 
 def _check_choices(name: str, rules: JobOptions) -> None:

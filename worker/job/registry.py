@@ -1,15 +1,16 @@
-"""The jobs of a process: by name, and where they are found."""
+"""The jobs that a process knows, by name, and the modules in which they are found."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from worker.errors import RegistrationError, UnknownJob
+from worker.errors import RegistrationError, UnknownJob, format_error
 from worker.job.definition import Job, describe_place
 
 
@@ -25,7 +26,7 @@ class Registry(Mapping[str, Job[..., Any]]):
         """Add a job.
 
         Raises:
-            RegistrationError: another function has its name.
+            RegistrationError: Another function has the same name.
         """
         known = self._jobs.get(one.name)
         if known is not None and known.function is not one.function:
@@ -43,10 +44,10 @@ class Registry(Mapping[str, Job[..., Any]]):
         return len(self._jobs)
 
     def find(self, name: str) -> Job[..., Any]:
-        """Return the job of that name.
+        """Return the job of a name.
 
         Raises:
-            UnknownJob: there is none; the message names the nearest.
+            UnknownJob: There is none; the message names the most similar one.
         """
         if name in self._jobs:
             return self._jobs[name]
@@ -56,10 +57,10 @@ class Registry(Mapping[str, Job[..., Any]]):
 
 
 def discover(packages: Iterable[str]) -> Registry:
-    """Import packages with all their modules, and return the jobs in them.
+    """Import packages with all their modules. Returns the jobs that these define.
 
     Raises:
-        RegistrationError: a package or module cannot be imported, or a job is defined twice.
+        RegistrationError: A module cannot be imported, a job is defined twice, or a type cannot be converted to JSON.
     """
     registry = Registry()
     for package in packages:
@@ -89,4 +90,17 @@ def _import(name: str) -> ModuleType:
                 f"worker.packages: there is no package {name!r}; start the worker in the project's folder, or "
                 f"correct worker.packages"
             ) from None
-        raise RegistrationError(f"{name}: {error}") from error
+        raise _import_error(name, error) from error
+    except RegistrationError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _import_error(name, error) from error
+
+
+def _import_error(name: str, error: BaseException) -> RegistrationError:
+    """Return the error of a module that cannot be imported, with the line of the user's code that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith("<") and frame.filename != __file__]
+    own = [frame for frame in own if frame.filename != importlib.__file__]
+    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return RegistrationError(f"module {name} cannot be imported: {format_error(error)}{place}")
