@@ -23,6 +23,7 @@ from worker.observe.logs import configure
 from worker.observe.mirror import Mirror
 from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import Observer
+from worker.runtime.supervision import end_tasks
 from worker.runtime.wiring import build_worker, connect_redis, worker_name
 from worker.runtime.worker import Worker
 from worker.settings import Settings, load_settings
@@ -32,6 +33,9 @@ logger = logging.getLogger("longhaul.worker")
 #: Exit code of a process that ended although code of abandoned jobs was still running in it.
 EXIT_ABANDONED = 75
 _EXIT_HOOKS_SECONDS = 5.0
+_WATCH_SECONDS = 1.0
+#: Time for tasks that jobs have left behind, once they are cancelled.
+_REMAINING_TASKS_SECONDS = 2.0
 #: Objects that come and go with each row do not survive a collection: look at the young ones less often, and at the old
 #: ones far less.
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -203,34 +207,67 @@ def main(
 ) -> None:
     """Run a worker as this process: its log, its signals, its event loop. See `run_until_drained` for what is raised.
 
-    If abandoned jobs still run at the end, the process ends without them, with exit code 75.
+    If code of abandoned jobs, or a task that a job has left behind, still runs at the end, the process ends without it,
+    with exit code 75; so it does when a drain has not ended in its time, whatever hangs.
     """
     configure(settings.log)
     tune_garbage_collector()
 
-    workers: list[Worker] = []
+    signalled, done = threading.Event(), threading.Event()
 
-    def handle_signals(worker: Worker) -> None:
-        workers.append(worker)
+    def watch(worker: Worker) -> None:
         loop = asyncio.get_running_loop()
+
+        def handle_signal(signum: int, frame: object) -> None:
+            # Not `loop.add_signal_handler`: this runs between two lines of a job that blocks the event loop, too.
+            signalled.set()
+            loop.call_soon_threadsafe(worker.drain, signum)
+
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, worker.drain, signum)
+            signal.signal(signum, handle_signal)
+        threading.Thread(target=_end_in_time, args=(worker, signalled, done), name="watchdog", daemon=True).start()
 
     async def run_and_exit() -> None:
+        workers: list[Worker] = []
+
+        def on_worker(worker: Worker) -> None:
+            workers.append(worker)
+            watch(worker)
+
         await run_until_drained(
-            settings, burst=burst, migrate_first=migrate_first, on_worker=handle_signals, observer=observer
+            settings, burst=burst, migrate_first=migrate_first, on_worker=on_worker, observer=observer
         )
-        abandoned = sum(worker.abandoned_tasks for worker in workers)
-        if abandoned:  # the event loop would wait for them for ever
-            logger.warning("process ends jobs=%d: abandoned jobs still run in it", abandoned)
-            exit_now(EXIT_ABANDONED)
+        await _end_remaining_tasks(sum(worker.abandoned_tasks for worker in workers))
 
-    if settings.worker.uvloop and sys.platform != "win32":
-        import uvloop
+    try:
+        if settings.worker.uvloop and sys.platform != "win32":
+            import uvloop
 
-        uvloop.run(run_and_exit())
-    else:
-        asyncio.run(run_and_exit())
+            uvloop.run(run_and_exit())
+        else:
+            asyncio.run(run_and_exit())
+    finally:
+        done.set()
+
+
+def _end_in_time(worker: Worker, signalled: threading.Event, done: threading.Event) -> None:
+    """End the process when a drain takes too long, e.g. because the event loop is blocked; in a thread of its own."""
+    while not worker.is_draining and not signalled.wait(_WATCH_SECONDS):
+        pass
+    if not done.wait(worker.shutdown_seconds):
+        words = "process ends worker=%s seconds=%.0f: the drain has not ended in time; jobs are left to their leases"
+        logger.error(words, worker.name, worker.shutdown_seconds)
+        exit_now(EXIT_ABANDONED)
+
+
+async def _end_remaining_tasks(abandoned_jobs: int) -> None:
+    """End what jobs have left running in the event loop; if something does not end, end the process without it."""
+    remaining = asyncio.all_tasks() - {asyncio.current_task()}
+    remaining = await end_tasks(remaining, seconds=0.0 if abandoned_jobs else _REMAINING_TASKS_SECONDS)
+    if abandoned_jobs or remaining:  # the event loop would wait for them for ever
+        words = "process ends abandoned_jobs=%d tasks=%s: their code still runs in it"
+        logger.warning(words, abandoned_jobs, ", ".join(sorted(task.get_name() for task in remaining)))
+        exit_now(EXIT_ABANDONED)
 
 
 def exit_now(code: int) -> None:

@@ -426,7 +426,7 @@ async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, cl
         timeout=30,
     )
     assert ran.returncode == EXIT_ABANDONED, ran.stderr
-    assert "process ends jobs=1" in ran.stderr
+    assert "process ends abandoned_jobs=1" in ran.stderr
     with pytest.raises(JobFailed, match="abandoned"):
         await run.result(timeout=1)
 

@@ -1,10 +1,12 @@
-"""A TCP proxy before a server: slow, cut, moved to another server, or with TLS."""
+"""A TCP proxy before a server: slow, cut, reset, half-open, moved to another server, or with TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,11 +26,24 @@ class Proxy:
         self.opened = 0
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
         """End every connection."""
         for writer in list(self._writers):
             writer.close()
+
+    def reset(self) -> None:
+        """End every connection with a reset (RST), also in the middle of an answer."""
+        for writer in list(self._writers):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # it has just been closed
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+
+    def swallow(self) -> None:
+        """Pass nothing on any more on the connections that are open: to both sides they look alive."""
+        self._swallowed |= self._writers
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -51,8 +66,9 @@ class Proxy:
             while data := await reader.read(65536):
                 if delay:
                     await asyncio.sleep(delay)
-                writer.write(data)
-                await writer.drain()
+                if writer not in self._swallowed:
+                    writer.write(data)
+                    await writer.drain()
         writer.close()
 
 

@@ -1,26 +1,38 @@
-"""Connections to Redis: of one kind for worker, client and watch, and a plain one for the thread of the leases.
+"""Connections to Redis: of one kind for worker, client and listener, and a plain one for the thread of the leases.
 
-Where Sentinels know the primary, each new connection asks them first. A connection whose server says that it takes no
-writes (READONLY) is not used again: the name of the primary, or a proxy, may lead to another server by now.
+If Sentinels know the primary, each new connection asks them first. A connection whose server refuses writes (READONLY)
+is not used again: the name of the primary, or a proxy, may lead to another server by now.
+
+This is the lowest layer, and the one place that translates what a connection raises when it ends: each error of a
+connection that leaves this module is a `RedisError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import socket
+from collections.abc import Awaitable, Hashable
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import redis as blocking
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import ResponseError
 
+from worker.queue.errors import ConnectionLost
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import asked_of, of_sentinels
 from worker.settings import parse_redis_url
 
 if TYPE_CHECKING:
     from worker.settings import Settings
+
+
+#: A connection whose peer has gone without a word, e.g. behind a firewall that forgot it, ends after this time.
+_IDLE_SECONDS = 15
+_PROBE_SECONDS = 5
+_PROBES = 3
+_UNACKNOWLEDGED_SECONDS = 20
 
 
 def connection_pool(settings: Settings) -> ConnectionPool:
@@ -31,7 +43,9 @@ def connection_pool(settings: Settings) -> ConnectionPool:
         socket_connect_timeout=settings.redis.connect_timeout_seconds,
         socket_timeout=settings.redis.command_timeout_seconds,
     )
-    pool.connection_class = _packing(cast(Hashable, pool.connection_class))
+    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
+        pool.connection_kwargs |= _keepalive()
+    pool.connection_class = _make_connection_class(cast(Hashable, pool.connection_class))
     if place.sentinels is not None:
         pool.connection_class = of_sentinels(cast(Hashable, pool.connection_class))
         pool.connection_kwargs["asked"] = asked_of(place.sentinels, settings.redis.connect_timeout_seconds)
@@ -58,26 +72,51 @@ def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.R
         "socket_connect_timeout": settings.redis.connect_timeout_seconds,
         "socket_timeout": command_timeout,
     }
+    if not place.url.startswith("unix:"):
+        limits |= _keepalive()
     if place.sentinels is None:
         return blocking.Redis.from_url(place.url, **limits)
     host, port = asked_of(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
     return blocking.Redis.from_url(place.at(host, port), **limits)
 
 
-@cache
-def _packing(plain: Any) -> Any:
-    """Return a class of connections that makes commands in C, as they are read; redis-py's asyncio side does not.
+def _keepalive() -> dict[str, Any]:
+    """Return the options of a TCP connection that notices a peer that has gone without a word."""
+    options = {
+        "TCP_KEEPIDLE": _IDLE_SECONDS,
+        "TCP_KEEPINTVL": _PROBE_SECONDS,
+        "TCP_KEEPCNT": _PROBES,
+        "TCP_USER_TIMEOUT": 1000 * _UNACKNOWLEDGED_SECONDS,
+    }
+    known = {getattr(socket, name): value for name, value in options.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": known}
 
-    One of a server that takes no writes is opened anew.
+
+@cache
+def _make_connection_class(plain: Any) -> Any:
+    """Return a class of connections for asyncio, over one of redis-py.
+
+    It packs commands in C, translates what a connection raises when it ends, and opens the connection to a server that
+    refuses writes anew.
+
+    If a connection closes under a send, or while another task reads from it, uvloop raises RuntimeError ("the handler
+    is closed") and asyncio AttributeError (the writer is None by then), and redis-py passes them on.
     """
 
-    class Packing(plain):  # type: ignore[misc]
+    class LonghaulConnection(plain):  # type: ignore[misc]
         refused = False
+
+        async def _translate(self, operation: Awaitable[Any]) -> Any:
+            try:
+                return await operation
+            except (RuntimeError, AttributeError) as error:
+                await self.disconnect(nowait=True)
+                raise ConnectionLost(f"the connection to Redis has ended: {error}") from error
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             if self.refused:
                 await self.disconnect(nowait=True)
-            await super().send_packed_command(command, check_health)
+            await self._translate(super().send_packed_command(command, check_health))
 
         async def on_connect(self) -> None:
             self.refused = False
@@ -85,11 +124,21 @@ def _packing(plain: Any) -> Any:
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return await super().read_response(*args, **options)
+                return await self._translate(super().read_response(*args, **options))
             except ResponseError as error:
                 if kind_of(error) == "READONLY":
                     self.refused = True
                 raise
+
+        async def can_read_destructive(self) -> bool:
+            readable: bool = await self._translate(super().can_read_destructive())
+            return readable
+
+        async def disconnect(self, nowait: bool = False) -> None:
+            try:
+                await super().disconnect(nowait)
+            except (RuntimeError, AttributeError):
+                self._reader = self._writer = None  # another task has closed it
 
         def pack_command(self, *args: Any) -> list[bytes]:
             if type(args[0]) is str and " " in args[0]:
@@ -103,7 +152,7 @@ def _packing(plain: Any) -> Any:
         def pack_commands(self, commands: Any) -> list[bytes]:
             return [b"".join(part for command in commands for part in self.pack_command(*command))]
 
-    return Packing
+    return LonghaulConnection
 
 
 class DedicatedConnection:

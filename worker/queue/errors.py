@@ -6,6 +6,11 @@ from redis import exceptions
 
 from worker.errors import iter_causes
 
+
+class ConnectionLost(exceptions.ConnectionError):
+    """Our connection to Redis has ended, in a way for which redis-py has no error."""
+
+
 _UNAVAILABLE = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,

@@ -284,6 +284,11 @@ class Fetcher:
             return 0
         return max(0, free_slots + self.acks.waiting)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether Redis did not answer the last call."""
+        return self._failures > 0
+
     def has_work(self, slots: int) -> bool:
         """Tell whether there is something to ask Redis for, with so many free slots."""
         return bool(self._failures or self.acks.waiting or (slots and self.timer.may_be_due))

@@ -19,11 +19,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.errors import format_error
 from worker.queue.outage_log import OutageLog
 from worker.runtime.server_retry import WorkerState
-from worker.runtime.supervision import supervise
+from worker.runtime.supervision import end_tasks, supervise
 
 logger = logging.getLogger("longhaul.maintenance")
 
 _AWAY_SECONDS = 1.0
+_CANCEL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,29 @@ class Chore:
     interval_seconds: float = 0.2
     limit_seconds: float = 60.0
     while_draining: bool = False
+
+
+async def _run_within(chore: Chore) -> None:
+    """Do a chore once, within its limit.
+
+    It runs in a task of its own, because what it waits for may not be cancellable: the end of a transaction on a
+    connection that does not answer, e.g. Such a task is left to itself, and the chore is started again.
+
+    Raises:
+        TimeoutError: it has taken too long.
+    """
+    task = asyncio.ensure_future(chore.run())
+    try:
+        await asyncio.wait({task}, timeout=chore.limit_seconds)
+        if task.done():
+            await task
+            return
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    remaining = await end_tasks([task], seconds=_CANCEL_SECONDS)
+    end = "it does not end when it is cancelled" if remaining else "it was cancelled"
+    raise TimeoutError(f"it took longer than {chore.limit_seconds:g} s: {end}, and starts again")
 
 
 class Maintenance:
@@ -73,8 +97,7 @@ class Maintenance:
         while True:
             if chore.while_draining or not self._state.is_draining:
                 try:
-                    async with asyncio.timeout(chore.limit_seconds):
-                        await chore.run()
+                    await _run_within(chore)
                     self._outage.answered(cannot)
                     failing = False
                 except RedisError as error:

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.cancellation import Reason
-from worker.cancellation import cancel_and_wait
 from worker.errors import format_error
 from worker.queue.store import Claim
 from worker.runtime.completer import JobCompleter
@@ -87,7 +86,9 @@ class RunningJobs:
         self._track(execution, self._process(execution))
 
     def _track(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
-        self.tasks[execution.claim.run_id] = task = asyncio.get_running_loop().create_task(work)
+        self.tasks[execution.claim.run_id] = task = asyncio.get_running_loop().create_task(
+            work, name=execution.claim.run_id
+        )
         task.add_done_callback(partial(self._ended, execution))
 
     async def _process(self, execution: Execution) -> None:
@@ -153,11 +154,6 @@ class RunningJobs:
         _, late = await asyncio.wait(set(self.tasks.values()), timeout=max(0.0, seconds))
         if not late:
             await asyncio.sleep(0)  # their callbacks run first
-
-    async def cancel(self) -> None:
-        """Cancel what runs for the jobs, e.g. because Redis does not answer: their leases expire by themselves."""
-        for task in list(self.tasks.values()):
-            await cancel_and_wait(task)
 
 
 def _log_left_to_lease(execution: Execution, error: BaseException) -> None:

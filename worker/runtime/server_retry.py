@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import TypeVar
 
@@ -26,13 +27,18 @@ class WorkerState:
 
     Attributes:
         name: of the worker, as operators see it.
-        is_draining: whether it stops: jobs leave at their next boundary.
         is_shutdown_forced: whether it stops at once: no server is waited for any more.
+        drain_started: set when the worker begins to stop.
     """
 
     name: str
-    is_draining: bool = False
     is_shutdown_forced: bool = False
+    drain_started: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker stops: jobs leave at their next boundary."""
+        return self.drain_started.is_set()
 
 
 class ServerRetry:

@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.attempt.offload import JobPools
-from worker.cancellation import cancel_and_wait
 from worker.db.engine import Database
 from worker.queue import keys
 from worker.queue.invalidations import InvalidationListener
@@ -31,7 +30,7 @@ from worker.runtime.operator_state import OperatorState
 from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import WorkerState
-from worker.runtime.supervision import supervise
+from worker.runtime.supervision import end_tasks, finish_steps, supervise
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.worker")
@@ -39,6 +38,8 @@ logger = logging.getLogger("longhaul.worker")
 _TICK_SECONDS = 0.1
 #: Time that a cancelled job has at least, to roll back and go back to the queue.
 _MIN_GRACE_SECONDS = 5.0
+#: Longest time for each of the last steps: cancelled tasks, and connections that are closed.
+_STOP_SECONDS = 5.0
 
 
 class Worker:
@@ -151,6 +152,12 @@ class Worker:
         """What runs for each claimed job, by its id."""
         return self._jobs.tasks
 
+    @property
+    def shutdown_seconds(self) -> float:
+        """Longest time that a drain takes, whatever hangs."""
+        timeout = self._rules.drain_timeout_seconds
+        return timeout + max(timeout, _MIN_GRACE_SECONDS) + 3 * _STOP_SECONDS
+
     def execution(self, run_id: str) -> Execution | None:
         """Return the execution of a job that this worker has; None where it does not have it."""
         return self._jobs.get(run_id)
@@ -180,30 +187,31 @@ class Worker:
             self.ready.set()
             await self._work()
         finally:
-            for task in beside:
-                await cancel_and_wait(task)
-            await self._stop()
+            await self._stop(beside)
 
-    async def _stop(self) -> None:
-        await self._leases.stop()
-        await self.listener.stop()
-        await self._store.close()
-        await asyncio.to_thread(self._pools.close)
-        await self._remove_drain_command()
+    async def _stop(self, beside: Sequence[asyncio.Task[None]]) -> None:
+        for task in await end_tasks(beside, seconds=_STOP_SECONDS / 2):
+            logger.error("task still runs task=%s: it does not end when it is cancelled", task.get_name())
         self._log.flush()
         self._observer.worker_stopped()
-        await self._observer.close()
+        steps = [
+            ("leases", self._leases.stop()),
+            ("drain command", self._remove_drain_command()),
+            ("observer", self._observer.close()),
+            ("listener", self.listener.stop()),
+            ("queue", self._store.close()),
+            ("processes", asyncio.to_thread(self._pools.close)),
+        ]
+        await finish_steps(steps, seconds=_STOP_SECONDS)
         logger.info("worker stopped worker=%s jobs=%d", self.name, self.counters.complete + self.counters.failed)
 
     async def close(self) -> None:
         """Close the connections of the worker."""
-        await self.database.close()
+        steps = [("database", self.database.close())]
         if self._health is not None:
-            try:
-                await self._health.clear()
-            except RedisError:
-                logger.debug("health key left until it expires")
-        await self._redis.aclose(close_connection_pool=True)
+            steps.append(("health key", self._health.clear()))
+        steps.append(("Redis", self._redis.aclose(close_connection_pool=True)))
+        await finish_steps(steps, seconds=_STOP_SECONDS)
 
     async def _work(self) -> None:
         draining: asyncio.Task[None] | None = None
@@ -212,6 +220,8 @@ class Worker:
             if self.state.is_draining and draining is None:
                 draining = asyncio.create_task(self._drain())
                 draining.add_done_callback(lambda _: timer.wake())
+            if draining is not None and draining.done() and fetcher.is_failing:
+                break  # Redis is away: the leases of these jobs expire
             slots = self._free_slots()
             if fetcher.has_work(slots):
                 for claim in await fetcher.fetch(slots):
@@ -308,7 +318,7 @@ class Worker:
         reason = why or Signals(signum).name
         if not self.state.is_draining:
             logger.info("drain started reason=%s jobs=%d: a second signal cancels them", reason, len(self._jobs))
-            self.state.is_draining = True
+            self.state.drain_started.set()
         else:
             logger.warning("shutdown forced reason=%s jobs=%d", reason, len(self._jobs))
             self.state.is_shutdown_forced = True
@@ -336,4 +346,5 @@ class Worker:
                 await jobs.wait(1.0)
         jobs.abandon_all()
         await jobs.wait(_MIN_GRACE_SECONDS)
-        await jobs.cancel()
+        for task in await end_tasks(jobs.tasks.values(), seconds=_STOP_SECONDS):
+            logger.error("job still runs run=%s: its task does not end when it is cancelled", task.get_name())
