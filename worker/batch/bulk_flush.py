@@ -1,8 +1,10 @@
 """The changes of a batch's objects as one `UPDATE ... FROM unnest(...)` for each set of columns.
 
-SQLAlchemy's unit of work sends one UPDATE a row. Where nothing asks for that (no event, version counter, value made by
-the server, second table, relationship), the same rows come of one statement, and the session is told that they are
-written. What is not eligible is left to SQLAlchemy's own flush, which follows in any case.
+SQLAlchemy's unit of work sends one UPDATE for each row. One statement for all rows is as good only if nobody can tell
+the
+difference: no event, trigger, version counter or value of the server, no second table, no relationship, no unique index
+on a column that changes (the order of the rows would matter), and only types that `worker.batch.bulk.eligibility`
+lists. If one object of the session is not eligible, SQLAlchemy's own flush writes all of them.
 """
 
 from __future__ import annotations
@@ -11,51 +13,71 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Column
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy import Column, inspect
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql import ClauseElement
 
-from worker.batch.bulk.rows import Group, bind_values, fits_unnest, make_target
+from worker.batch.bulk import eligibility
+from worker.batch.bulk.rows import bind_values
 from worker.batch.bulk.statements import update_statement
+from worker.batch.bulk.target import make_target
+from worker.db.driver import connection_info, execution_options
+from worker.db.statement_internals import changed_attributes, has_listeners, mark_as_flushed
 
-#: Below this many objects one statement costs more than it saves.
+#: Below this number of objects one statement costs more than it saves.
 _WORTH_IT = 10
 
+_Update = tuple[str, list[list[Any]], list[InstanceState[Any]], str]
 
-async def flush_changes(session: Session, raw: Any) -> None:
-    """Write the changed objects of a session that are eligible.
+
+async def flush_changes(session: Session, connection: AsyncConnection, raw: Any) -> None:
+    """Write the changed objects of a session, if all of them are eligible.
 
     Args:
-        session: whose transaction `raw` is in.
-        raw: asyncpg's connection.
+        session: the session; its own flush must follow.
+        connection: the connection that the session uses.
+        raw: asyncpg's connection beneath it, in the session's transaction.
 
     Raises:
-        StaleDataError: a row is gone, or is not what its object's key says.
+        StaleDataError: A row does not exist any more, or not under the key of its object.
     """
-    states = list(session.identity_map._modified)
-    if len(states) < _WORTH_IT or session._new or session._deleted or not _session_is_plain(session):
+    changed = session.dirty
+    if len(changed) < _WORTH_IT or session.new or session.deleted or not _is_plain(session, connection):
         return
-    by_mapper: dict[Mapper[Any], list[Any]] = {}
+    states: list[InstanceState[Any]] = [inspect(instance) for instance in changed]
+    by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
     for state in states:
         by_mapper.setdefault(state.mapper, []).append(state)
-    if any(_columns(mapper) is None for mapper in by_mapper):
-        return  # the order of the others' statements is SQLAlchemy's to find
-    for mapper, changed in by_mapper.items():
-        for keys, alike in _by_columns(mapper, changed).items():
-            await _write(session, raw, mapper, keys, alike)
+    updates: list[_Update] = []
+    for mapper, of_mapper in by_mapper.items():
+        made = await _make_updates(mapper, of_mapper, connection, raw)
+        if made is None:
+            return
+        updates += made
+    if len(by_mapper) > 1:
+        return  # the order of statements to several tables is SQLAlchemy's to find
+    for sql, arrays, written, table in updates:
+        status: str = await raw.execute(sql, *arrays)
+        matched = int(status.rsplit(" ", 1)[-1])
+        if matched != len(written):
+            raise StaleDataError(
+                f"UPDATE statement on table {table!r} expected to update {len(written)} row(s); {matched} were matched."
+            )
+        mark_as_flushed(session, written)
 
 
-def _session_is_plain(session: Session) -> bool:
-    dispatch: Any = session.dispatch
-    heard = (dispatch.before_flush, dispatch.after_flush, dispatch.after_flush_postexec)
-    return not any(heard) and not session.in_nested_transaction()
+def _is_plain(session: Session, connection: AsyncConnection) -> bool:
+    heard = has_listeners(session, "before_flush", "after_flush", "after_flush_postexec")
+    translated = execution_options(connection).get("schema_translate_map")
+    return not heard and not translated and not session.in_nested_transaction()
 
 
 @lru_cache(maxsize=256)
-def _declared_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]] | None:
-    """Return the columns that can be written by attribute; None where the mapper needs its own unit of work."""
-    table = mapper.local_table
+def _updatable_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]] | None:
+    """Return the columns that can be written, by attribute; None if the mapper needs its own unit of work."""
+    table: Any = mapper.local_table
     special = (
         len(mapper.tables) != 1
         or mapper.version_id_col is not None
@@ -70,60 +92,87 @@ def _declared_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]] | None:
     found: dict[str, Column[Any]] = {}
     for attribute in mapper.column_attrs:
         column: Any = attribute.columns[0]
-        plain = isinstance(column, Column) and column.table is table and len(attribute.columns) == 1
-        if plain and not column.primary_key and fits_unnest([column]):
+        if not isinstance(column, Column) or column.table is not table or len(attribute.columns) != 1:
+            return None  # a column_property(): the unit of work expires it
+        if not column.primary_key:
             found[attribute.key] = column
     return found
 
 
-def _columns(mapper: Mapper[Any]) -> dict[str, Column[Any]] | None:
-    dispatch: Any = mapper.dispatch
-    if dispatch.before_update or dispatch.after_update:  # they can come at any time, so they are not cached
+async def _make_updates(
+    mapper: Mapper[Any], states: Sequence[InstanceState[Any]], connection: AsyncConnection, raw: Any
+) -> list[_Update] | None:
+    """Return the statements for the objects of a mapper; None if one of them is not eligible."""
+    if has_listeners(mapper, "before_update", "after_update"):
+        return None  # listeners can be added at any time, so this is not cached
+    columns = _updatable_columns(mapper)
+    if columns is None:
         return None
-    return _declared_columns(mapper)
+    by_columns = _group_by_changes(mapper, columns, states)
+    if by_columns is None:
+        return None
+    entity: Any = mapper.class_
+    target = make_target(entity)
+    facts = await eligibility.read_facts(raw, connection_info(connection), target)
+    key: list[Any] = list(mapper.primary_key)
+    if (
+        facts is None
+        or not facts.is_table
+        or facts.has_parts
+        or facts.has_update_triggers
+        or facts.unique is None
+        or not eligibility.are_keys(key, facts)
+    ):
+        return None
+    updates: list[_Update] = []
+    for names, alike in by_columns.items():
+        sets = [columns[name] for name in names]
+        if any(column.name in facts.unique or column.name in facts.generated for column in sets):
+            return None
+        casts = {column: eligibility.array_cast(column, facts) for column in [*key, *sets]}
+        values = [list(each) for each in zip(*(_identity(state) for state in alike), strict=True)]
+        values += [[state.dict[name] for state in alike] for name in names]
+        if None in casts.values() or any(_is_expression(value) for array in values for value in _one_of_each(array)):
+            return None
+        places = range(len(alike))
+        arrays = [bind_values(column, array, places) for column, array in zip(casts, values, strict=True)]
+        if not eligibility.are_flat(arrays):
+            return None
+        sql = update_statement(target, casts, key, sets, {})  # type: ignore[arg-type]
+        updates.append((sql, arrays, alike, target.table.name))
+    return updates
 
 
-def _by_columns(mapper: Mapper[Any], states: Sequence[Any]) -> dict[tuple[str, ...], list[Any]]:
-    """Return the states by the attributes that differ from what the database has; those that are not eligible not."""
-    columns = _columns(mapper) or {}
-    same = {key: mapper.class_manager[key].impl.is_equal for key in columns}
-    parted: dict[tuple[str, ...], list[Any]] = {}
+def _group_by_changes(
+    mapper: Mapper[Any], columns: dict[str, Column[Any]], states: Sequence[InstanceState[Any]]
+) -> dict[tuple[str, ...], list[InstanceState[Any]]] | None:
+    """Return the objects by the attributes that differ from the database; None if SQLAlchemy must write one of them."""
+    parted: dict[tuple[str, ...], list[InstanceState[Any]]] = {}
     for state in states:
-        before, now = state.committed_state, state.dict
-        if state.key is None or not all(key in columns and key in now for key in before):
-            continue
-        keys = tuple(key for key, value in before.items() if not same[key](value, now[key]))
-        if keys:
-            parted.setdefault(keys, []).append(state)
+        before, now = changed_attributes(state), state.dict
+        if state.key is None or not all(name in columns and name in now for name in before):
+            return None
+        names = tuple(name for name, value in before.items() if not columns[name].type.compare_values(value, now[name]))
+        if names:
+            parted.setdefault(names, []).append(state)
+    try:
+        for alike in parted.values():
+            alike.sort(key=_identity)  # SQLAlchemy's order, in which rows are locked
+    except TypeError:
+        return None
     return parted
 
 
-async def _write(session: Session, raw: Any, mapper: Mapper[Any], keys: tuple[str, ...], states: list[Any]) -> None:
-    columns = _columns(mapper) or {}
-    entity: Any = mapper.class_
-    target = make_target(entity)
-    sets = [columns[key] for key in keys]
-    key_columns: list[Any] = list(mapper.primary_key)
-    values = [[state.dict[key] for state in states] for key in keys]
-    if any(isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") for value in _one_of_each(values)):
-        return
-    identities = list(zip(*(state.key[1] for state in states), strict=True))
-    places = range(len(states))
-    arrays = [
-        bind_values(column, list(array), places)
-        for column, array in zip([*key_columns, *sets], [*identities, *values], strict=True)
-    ]
-    group = Group([*key_columns, *sets], arrays, places, frozenset(sets))
-    sql = update_statement(target, group, key_columns, sets)
-    status: str = await raw.execute(sql, *arrays)
-    if int(status.rsplit(" ", 1)[-1]) != len(states):
-        matched = status.rsplit(" ", 1)[-1]
-        raise StaleDataError(
-            f"UPDATE on table {target.name!r} expected to update {len(states)} rows; {matched} matched"
-        )
-    states[0]._commit_all_states(((state, state.dict) for state in states), session.identity_map)
+def _identity(state: InstanceState[Any]) -> tuple[Any, ...]:
+    identity = state.identity
+    assert identity is not None  # noqa: S101
+    return tuple(identity)
 
 
-def _one_of_each(arrays: Sequence[Sequence[Any]]) -> list[Any]:
+def _one_of_each(values: Sequence[Any]) -> list[Any]:
     """Return one value of each type."""
-    return list({type(value): value for array in arrays for value in array}.values())
+    return list({type(value): value for value in values}.values())
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")

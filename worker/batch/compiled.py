@@ -1,4 +1,7 @@
-"""A statement as the driver takes it: compiled once a step, its own values bound once, the cursor's at each batch."""
+"""A statement in the form that the driver takes.
+
+It is compiled and its own values are bound once a step; only the cursor's values are bound for each batch.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,35 @@ from sqlalchemy.sql import ClauseElement
 class CompiledStatement:
     """SQL text and arguments of a statement.
 
+    `schema_translate_map` in the execution options of the statement, or of its connection, is applied.
+
     Args:
-        statement: any `select()`, `update()` or `delete()`.
-        dialect: of the connection that it will run on.
+        statement: any `select()`, `insert()`, `update()` or `delete()`.
+        dialect: the dialect of the connection that the statement will run on.
+        options: the execution options of that connection.
     """
 
-    def __init__(self, statement: Executable, dialect: Any) -> None:
+    def __init__(self, statement: Executable, dialect: Any, options: Mapping[str, Any] | None = None) -> None:
         assert isinstance(statement, ClauseElement)  # noqa: S101
-        self.compiled: Any = statement.compile(dialect=dialect)
+        known = {**(options or {}), **statement.get_execution_options()}
+        translated: dict[str, Any] = {}
+        if schemas := known.get("schema_translate_map"):
+            translated = {"schema_translate_map": schemas, "render_schema_translate": True}
+        self.compiled: Any = statement.compile(dialect=dialect, **translated)
         self._sql = ""
         self._arguments: list[Any] = []
         self._moving: list[tuple[int, str, Any]] = []  # position, name and processor of a value that changes
 
     @property
     def needs_context(self) -> bool:
-        """Whether values are made by SQLAlchemy at each execution, e.g. by a Python function as `onupdate`."""
+        """Whether SQLAlchemy makes values at each execution, e.g. with a Python function as `onupdate`."""
         return bool(getattr(self.compiled, "prefetch", None))
 
     def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-        """Return the SQL and its arguments in order, as database values.
+        """Return the SQL and its arguments in order, as the driver takes them.
 
         Args:
-            values: by name; the same names at each call.
+            values: values by name. Every call must give the same names.
         """
         if not self._sql:
             self._expand(values)
@@ -43,19 +53,20 @@ class CompiledStatement:
         return self._sql, self._arguments
 
     def _expand(self, values: Mapping[str, Any]) -> None:
-        """Settle what depends on the statement's own values: the length of an IN, literals, processors."""
+        """Resolve what depends on the statement's own values: the length of an IN, literals, processors."""
         state = self.compiled.construct_expanded_state(dict(values))
         processors = {**self._processors(), **state.processors}
+        escaped = self.compiled.escaped_bind_names  # names with spaces, %, dots or brackets
         for position, name in enumerate(state.positiontup or ()):
             process = processors.get(name)
-            value = state.parameters[name]
+            value = state.parameters[escaped.get(name, name)]
             self._arguments.append(value if process is None else process(value))
             if name in values:
                 self._moving.append((position, name, process))
         self._sql = state.statement
 
     def _processors(self) -> dict[str, Any]:
-        """Return what turns a Python value into the driver's, by the name of the parameter."""
+        """Return the function that converts a Python value into the driver's, by the name of the parameter."""
         dialect = self.compiled.dialect
         return {
             name: parameter.type.dialect_impl(dialect).bind_processor(dialect)

@@ -8,73 +8,58 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.bulk_flush import flush_changes
 from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, roll_back
-from worker.errors import LonghaulError, UsageError
+from worker.errors import UsageError
 from worker.ledger import OwnedRun
 
 
-class Writer(Protocol):
-    """Where a bulk operation writes to: a session, and the driver in the same transaction."""
+class BulkTransaction:
+    """The transaction of one bulk operation outside of a batch.
+
+    Attributes:
+        connection: SQLAlchemy's connection, which no other operation uses.
+    """
+
+    def __init__(self, connection: AsyncConnection, driver: Driver) -> None:
+        self.connection = connection
+        self._driver = driver
 
     @property
     def session(self) -> ScopedSession:
-        """The session."""
+        """A new session in this transaction."""
+        session = ScopedSession(bind=self.connection, expire_on_commit=False, close_resets_only=False)
+        session.bind_to_scope("a bulk operation")
+        return session
 
     async def driver(self) -> Any:
-        """Return asyncpg's connection in the transaction, after what the session has pending."""
-
-
-class SessionWriter:
-    """A session's transaction, of which its scope takes care."""
-
-    def __init__(self, session: ScopedSession) -> None:
-        self.session = session
-
-    async def driver(self) -> Any:
-        """Return asyncpg's connection in the transaction, after what the session has pending."""
-        await self.session.flush()
-        return await (await Driver.from_connection(await self.session.connection())).begin()
+        """Return asyncpg's connection, in the transaction."""
+        return await self._driver.begin()
 
 
 @asynccontextmanager
-async def driver_transaction(database: Database) -> AsyncIterator[Any]:
-    """Open a connection in a transaction of the driver alone: asyncpg's connection, committed at the end.
-
-    For a bulk operation outside of a batch: without a session, which it has no use for.
-    """
+async def bulk_transaction(database: Database) -> AsyncIterator[BulkTransaction]:
+    """Open a transaction for a bulk operation: committed at the end, rolled back if the block raises."""
     connection = await database.engine.connect()
     try:
         driver = await Driver.from_connection(connection)
         try:
-            yield await driver.begin()
+            yield BulkTransaction(connection, driver)
         except BaseException:
+            await run_to_completion(roll_back(connection.rollback()))
             await run_to_completion(roll_back(driver.rollback()))
             raise
+        await run_to_completion(connection.commit())
         await run_to_completion(driver.commit())
     finally:
         await run_to_completion(connection.close())
-
-
-class DriverWriter:
-    """A transaction of the driver alone."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-
-    @property
-    def session(self) -> ScopedSession:
-        """There is none."""
-        raise LonghaulError("this transaction is the driver's alone")
-
-    async def driver(self) -> Any:
-        """Return asyncpg's connection in the transaction."""
-        return self._raw
 
 
 class BatchTransaction:
@@ -91,6 +76,11 @@ class BatchTransaction:
         self._session: ScopedSession | None = None
         self._name = name
         self._is_over = False
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """SQLAlchemy's connection."""
+        return self._run.connection
 
     @property
     def session(self) -> ScopedSession:
@@ -132,15 +122,18 @@ class BatchTransaction:
             )
 
     async def flush(self) -> None:
-        """Send the pending changes of the session."""
+        """Send what the session has pending: changed objects, and a savepoint that was opened."""
         session = self._session
         if session is None:
             return
         pending = session.sync_session
+        if pending.in_nested_transaction():
+            # SQLAlchemy sends SAVEPOINT before its own next statement; the driver's would run outside of it.
+            await session.connection()
         if not (pending.new or pending.deleted or pending.dirty):
             return
         await session.connection()  # the transaction is the session's, too
-        await flush_changes(session.sync_session, await self._driver.begin())
+        await flush_changes(pending, self.connection, await self._driver.begin())
         await session.flush()
 
     async def end_read(self) -> None:

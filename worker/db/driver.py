@@ -56,6 +56,16 @@ def check_private_names() -> None:
 check_private_names()
 
 
+def connection_info(connection: AsyncConnection) -> dict[Any, Any]:
+    """Return what SQLAlchemy keeps with a connection of its pool, for the life of the connection to the server."""
+    return {} if connection.sync_connection is None else connection.sync_connection.info
+
+
+def execution_options(connection: AsyncConnection) -> Mapping[str, Any]:
+    """Return the execution options of a connection and of its engine."""
+    return {} if connection.sync_connection is None else connection.sync_connection.get_execution_options()
+
+
 class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
     """asyncpg's connection through PgBouncer in transaction mode; see `worker.db.pgbouncer`.
 
@@ -144,8 +154,7 @@ class Driver:
 
     async def prepare(self, connection: AsyncConnection, statement: TextStatement) -> None:
         """Prepare a statement in the server's session, once in the life of its connection."""
-        info: dict[str, Any] = connection.sync_connection.info if connection.sync_connection else {}
-        known: set[str] = info.setdefault("prepared", set())
+        known: set[str] = connection_info(connection).setdefault("prepared", set())
         if statement.name not in known and not self.pooled:
             # An earlier call may have been cancelled after the server had executed it.
             with suppress(DuplicatePreparedStatementError):

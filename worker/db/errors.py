@@ -1,50 +1,102 @@
-"""Classification of errors of PostgreSQL: the server is unavailable, the error is transient, or neither."""
+"""Classification of errors of PostgreSQL: of the server, of the moment, of a row, or of the job.
+
+It is asked before an error is wrapped, for each way to the server: SQLAlchemy's, asyncpg's own, and that of bulk
+operations. https://www.postgresql.org/docs/current/errcodes-appendix.html
+"""
 
 from __future__ import annotations
 
-from asyncpg.exceptions import InterfaceError, PostgresConnectionError
+import enum
+
+import asyncpg
 from sqlalchemy.exc import DBAPIError
 
 from worker.errors import iter_causes
 
-#: SQLSTATEs of a server that is away or about to be: the job is not to blame, so the try does not count.
-#: 08 connection exceptions; 57P01 to 57P05 shutdown, crash, starting up, dropped, idle; 53300 too many connections.
-_AWAY = ("08", "57P", "53300")
-#: Of a batch that another moment, or a smaller batch, can cure: serialization failure, deadlock, a lock or a statement
-#: that took too long.
-_PASSING = frozenset({"40001", "40P01", "55P03", "57014"})
+
+class ErrorKind(enum.Enum):
+    """What has to happen for an operation to succeed."""
+
+    #: The server must come back, or accept our connection, or writes, again. The job is not to blame.
+    UNAVAILABLE = "unavailable"
+    #: Another moment, or a smaller batch: the same operation can succeed.
+    TRANSIENT = "transient"
+    #: A row must change: one of its values does not fit, or violates a constraint.
+    ROW = "row"
+    #: The statement, the job, the schema or the server's disk must change.
+    OTHER = "other"
+
+
+#: 08: connection exceptions; 57P01 to 57P05: shutdown, crash, starting up, database dropped, idle session; 53300: too
+#: many connections; 25006: the server accepts no writes, as a standby after a failover.
+_UNAVAILABLE = ("08", "57P", "53300", "25006")
+#: Serialization failure, deadlock, and a lock or a statement that took too long. 22P03, and a cached statement that
+#: fits no more: a table was altered since the driver has read its types.
+_TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "22P03"})
+#: 22: data exceptions; 23: integrity constraints; 44: WITH CHECK OPTION of a view; 428C9: a value for a column that the
+#: server alone writes.
+_ROW = ("22", "23", "44", "428C9")
+_OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+
+
+def classify(error: BaseException) -> ErrorKind:
+    """Return what kind of error the database, or the way to it, has raised."""
+    if _lost_connection(error):
+        return ErrorKind.UNAVAILABLE
+    if any(isinstance(cause, _OUTDATED) for cause in iter_causes(error)):
+        return ErrorKind.TRANSIENT
+    code = sqlstate(error)
+    if code is None:
+        values = (asyncpg.DataError, asyncpg.InterfaceError)  # the driver cannot encode a value
+        return ErrorKind.ROW if any(isinstance(cause, values) for cause in iter_causes(error)) else ErrorKind.OTHER
+    if code.startswith(_UNAVAILABLE):
+        return ErrorKind.UNAVAILABLE
+    if code in _TRANSIENT:
+        return ErrorKind.TRANSIENT
+    return ErrorKind.ROW if code.startswith(_ROW) else ErrorKind.OTHER
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether the server, or the connection to it, is to blame, and not the job."""
+    return classify(error) is ErrorKind.UNAVAILABLE
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same batch, or half of it, can succeed a moment later."""
+    return classify(error) is ErrorKind.TRANSIENT
+
+
+def blames_a_row(error: BaseException) -> bool:
+    """Return whether a value or a constraint is the reason, so that some row of the statement is to blame."""
+    if isinstance(error, AttributeError | LookupError | OverflowError | TypeError | ValueError):
+        return True  # a value that its type, or the driver, cannot convert
+    return classify(error) is ErrorKind.ROW
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Return PostgreSQL's code of an error, or None."""
-    for one in iter_causes(error):
-        found = getattr(one, "sqlstate", None)
+    """Return PostgreSQL's code of an error, or None if it has none."""
+    for cause in iter_causes(error):
+        found = getattr(cause, "sqlstate", None)
         if isinstance(found, str):
             return found
     return None
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same batch, or half of it, can succeed a moment later."""
-    return sqlstate(error) in _PASSING
-
-
-def is_unavailable(error: BaseException) -> bool:
-    """Whether a server, not the job, is to blame."""
-    if (sqlstate(error) or "").startswith(_AWAY):
-        return True
+def _lost_connection(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return any(
-        isinstance(one, PostgresConnectionError)
-        or (isinstance(one, InterfaceError) and "closed" in str(one))
-        or (isinstance(one, OSError) and _raised_by_driver(one))
-        for one in iter_causes(error)
+        isinstance(cause, asyncpg.PostgresConnectionError)
+        or (isinstance(cause, asyncpg.InterfaceError) and "closed" in str(cause))
+        # The server's last message was read, e.g. FATAL 57P01, and the connection is about to close.
+        or (isinstance(cause, asyncpg.InternalClientError) and "cannot switch to state" in str(cause))
+        or (isinstance(cause, OSError) and _raised_by_driver(cause))
+        for cause in iter_causes(error)
     )
 
 
 def _raised_by_driver(error: BaseException) -> bool:
-    """Whether an OSError comes from the driver's own socket, and not from one that the job has opened."""
+    """Return whether an OSError is of the driver's own socket, and not of one that the job has opened."""
     trace = error.__traceback__
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).startswith("asyncpg."):

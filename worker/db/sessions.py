@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresError
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -158,7 +158,7 @@ async def roll_back(rollback: Coroutine[Any, Any, None]) -> None:
     """Run a ROLLBACK; on a connection that is gone there is nothing left to roll back."""
     try:
         await rollback
-    except (DBAPIError, PostgresError, InterfaceError) as error:
+    except (DBAPIError, PostgresError, InterfaceError, InternalClientError) as error:
         # The connection is gone, and the server has rolled back by itself: what is on its way up says more.
         logger.debug("rollback on a lost connection: %s", error)
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import FromClause, Insert, Select, Update
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,18 @@ def cut_rows(rows: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
     cut: Any = IteratorResult(SimpleResultMetaData(list(names)), iter([tuple(row)[:width] for row in rows]))
     remaining: Sequence[Any] = cut.all()
     return remaining
+
+
+def changed_attributes(state: InstanceState[Any]) -> dict[str, Any]:
+    """Return the attributes of an object that were set since it was loaded, with the values that they had before."""
+    return dict(state.committed_state)
+
+
+def mark_as_flushed(session: Session, states: Sequence[InstanceState[Any]]) -> None:
+    """Tell a session that the changes of objects are in the database, as its own flush does."""
+    states[0]._commit_all_states(((state, state.dict) for state in states), session.identity_map)
+
+
+def has_listeners(target: Session | type[Mapper[Any]] | Mapper[Any], *events: str) -> bool:
+    """Return whether somebody listens to one of these events of a session or a mapper."""
+    return any(bool(getattr(target.dispatch, event)) for event in events)

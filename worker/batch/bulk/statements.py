@@ -1,77 +1,91 @@
-"""The SQL of bulk operations: one statement for any number of rows, which come as one array a column."""
+"""The SQL of the fast paths: one statement for any number of rows, which are sent as an array for each column."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column
 
-from worker.batch.bulk.rows import BulkTarget, Group, array_type, fits_unnest
+from worker.batch.bulk.target import BulkTarget
+
+Columns = Sequence[Column[Any]]
 
 
-def _source(target: BulkTarget, group: Group) -> str:
-    """Return `unnest($1::t[], ...) AS given (a, b)`, or VALUES for a row at a time."""
-    names = ", ".join(target.quoted(group.columns))
-    if fits_unnest(group.columns):
-        arrays = ", ".join(f"${place}::{array_type(column)}" for place, column in enumerate(group.columns, start=1))
-        return f"unnest({arrays}) AS given ({names})"
-    values = ", ".join(f"${place}::{array_type(column)[:-2]}" for place, column in enumerate(group.columns, 1))
-    return f"(VALUES ({values})) AS given ({names})"
-
-
-def _changes(target: BulkTarget, sets: list[Column[Any]], source: str, computed: dict[Column[Any], str]) -> str:
-    named = [f"{name} = {source}.{name}" for name in target.quoted(sets)]
-    made = [f"{name} = {sql}" for name, sql in zip(target.quoted(computed), computed.values(), strict=True)]
-    return ", ".join(named + made)
+def insert_statement(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
+    """Return `INSERT ... SELECT ... FROM unnest(...)`."""
+    return target.cached(("insert", tuple(casts.items())), lambda: _insert(target, casts))
 
 
 def update_statement(
     target: BulkTarget,
-    group: Group,
-    key: list[Column[Any]],
-    sets: list[Column[Any]],
-    computed: dict[Column[Any], str] | None = None,
+    casts: Mapping[Column[Any], str],
+    key: Columns,
+    sets: Columns,
+    expressions: Mapping[Column[Any], str],
 ) -> str:
-    """Return `UPDATE ... FROM unnest(...)` for rows of a group, built once for its columns."""
-    return target.cached(("update", group.columns, key), _update_sql, group, key, sets, computed or {})
+    """Return `UPDATE ... FROM unnest(...)`.
 
+    Args:
+        target: the table.
+        casts: the columns that are sent, with the types of their arrays.
+        key: the columns that a row is found by.
+        sets: the columns that get the values that are sent.
+        expressions: the columns that get the value of an SQL expression.
+    """
 
-def _update_sql(
-    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
-) -> str:
-    changes = _changes(target, sets, "given", computed)
-    same = " AND ".join(f"target.{name} = given.{name}" for name in target.quoted(key))
-    return f"UPDATE {target.name} AS target SET {changes} FROM {_source(target, group)} WHERE {same}"  # noqa: S608
+    def build() -> str:
+        changes = _changes(target, sets, "given", expressions)
+        same = " AND ".join(f"target.{name} = given.{name}" for name in target.quoted(key))
+        return f"UPDATE {target.name} AS target SET {changes} FROM {_source(target, casts)} WHERE {same}"  # noqa: S608
+
+    return target.cached(("update", tuple(casts.items()), tuple(key), tuple(expressions)), build)
 
 
 def upsert_statement(
-    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
+    target: BulkTarget,
+    casts: Mapping[Column[Any], str],
+    key: Columns,
+    sets: Columns,
+    expressions: Mapping[Column[Any], str],
 ) -> str:
-    """Return `INSERT ... ON CONFLICT` for rows of a group, built once for its columns."""
-    return target.cached(("upsert", group.columns, key, sets), _upsert_sql, group, key, sets, computed)
+    """Return `INSERT ... SELECT ... FROM unnest(...) ON CONFLICT`; the arguments are those of `update_statement`."""
+
+    def build() -> str:
+        changes = _changes(target, sets, "excluded", expressions)
+        conflict = ", ".join(target.quoted(key))
+        action = f"DO UPDATE SET {changes}" if changes else "DO NOTHING"
+        return f"{_insert(target, casts)} ON CONFLICT ({conflict}) {action}"
+
+    return target.cached(("upsert", tuple(casts.items()), tuple(key), tuple(sets), tuple(expressions)), build)
 
 
-def delete_statement(target: BulkTarget, group: Group) -> str:
-    """Return `DELETE ... = ANY` for keys, built once for their columns."""
-    return target.cached(("delete", group.columns), _delete_sql, group)
+def delete_statement(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
+    """Return `DELETE ... = ANY` for the values of a key, or `DELETE ... USING unnest(...)` for a key of several
+    columns."""
+
+    def build() -> str:
+        names = target.quoted(casts)
+        if len(names) == 1:
+            return f"DELETE FROM {target.name} WHERE {names[0]} = ANY($1::{next(iter(casts.values()))})"  # noqa: S608
+        same = " AND ".join(f"target.{name} = given.{name}" for name in names)
+        return f"DELETE FROM {target.name} AS target USING {_source(target, casts)} WHERE {same}"  # noqa: S608
+
+    return target.cached(("delete", tuple(casts.items())), build)
 
 
-def _upsert_sql(
-    target: BulkTarget, group: Group, key: list[Column[Any]], sets: list[Column[Any]], computed: dict[Column[Any], str]
-) -> str:
-    names = ", ".join(target.quoted(group.columns))
-    conflict = ", ".join(target.quoted(key))
-    changes = _changes(target, sets, "excluded", computed)
-    action = f"DO UPDATE SET {changes}" if changes else "DO NOTHING"
-    return (
-        f"INSERT INTO {target.name} ({names}) SELECT {names} FROM {_source(target, group)} "  # noqa: S608
-        f"ON CONFLICT ({conflict}) {action}"
-    )
+def _insert(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
+    names = ", ".join(target.quoted(casts))
+    return f"INSERT INTO {target.name} ({names}) SELECT {names} FROM {_source(target, casts)}"  # noqa: S608
 
 
-def _delete_sql(target: BulkTarget, group: Group) -> str:
-    names = target.quoted(group.columns)
-    if len(names) == 1:
-        return f"DELETE FROM {target.name} WHERE {names[0]} = ANY($1::{array_type(group.columns[0])})"  # noqa: S608
-    same = " AND ".join(f"target.{name} = given.{name}" for name in names)
-    return f"DELETE FROM {target.name} AS target USING {_source(target, group)} WHERE {same}"  # noqa: S608
+def _source(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
+    # With one array each: pg_catalog.unnest() takes no more, and an unqualified one can be anybody's.
+    arrays = ", ".join(f"pg_catalog.unnest(${place}::{cast})" for place, cast in enumerate(casts.values(), start=1))
+    return f"ROWS FROM ({arrays}) AS given ({', '.join(target.quoted(casts))})"
+
+
+def _changes(target: BulkTarget, sets: Columns, source: str, expressions: Mapping[Column[Any], str]) -> str:
+    named = [f"{name} = {source}.{name}" for name in target.quoted(sets)]
+    made = [f"{name} = {sql}" for name, sql in zip(target.quoted(expressions), expressions.values(), strict=True)]
+    return ", ".join(named + made)
