@@ -30,7 +30,6 @@ class JobRunner:
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
-
         self._database = database
         self.settings = settings
         self._pools: JobPools = JobPools(
@@ -61,11 +60,11 @@ class JobRunner:
             try:
                 hooks = run_hooks(load_middleware(self.settings.worker.middleware))
                 value = await through(hooks, ctx, lambda: attempt.run(job, ctx, arguments))
+                text = job.encode_result(value)
             except BaseException as error:
                 if attempt.ledger_run is not None:
                     await attempt.ledger_run.release("waiting", failed=True, error=str(error))
                 raise
-            text = job.encode_result(value)
             if attempt.ledger_run is not None:
                 await attempt.ledger_run.finish("succeeded", result=text)
         finally:
