@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence one process more than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-versions lint docs bench bench-walk bench-queue bench-live soak services worker lock clean
+.PHONY: help setup demo test test-long test-versions lint docs picture bench bench-walk bench-queue bench-live soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -24,6 +24,9 @@ test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repe
 
 test-versions: setup  ## tests/batch, tests/ledger and tests/db against PostgreSQL 14 to 17, from npm
 	@$(PY) -m tests.versions
+
+picture: setup  ## docs/worker-top.svg: the page of `worker top` while the demo's jobs run
+	@$(PY) -m demo.picture
 
 docs: setup  ## the documentation as a site, in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
