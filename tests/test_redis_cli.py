@@ -33,7 +33,8 @@ from worker.db.engine import Database
 from worker.job.limits import Limits, Rate
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.store import Claim, QueueStore
+from worker.queue.claims import Claim
+from worker.queue.store import QueueStore
 from worker.runtime.limiter import Limiter
 from worker.runtime.scheduler import Scheduler
 from worker.types import Registry

@@ -8,6 +8,7 @@ Errors for applications, which jobs and callers raise or catch:
     ├── UnknownJob               no job of that name is registered
     ├── InvalidArguments         the arguments do not match the job's signature
     ├── InvalidPayload           a payload or result in Redis cannot be read
+    ├── CorruptKey               a key in Redis has a type or a value that is not Longhaul's
     ├── DatabaseNotMigrated      the schema `worker` is missing or older than this worker
     ├── ServerUnavailable        PostgreSQL or Redis does not answer, or refuses the command
     ├── UsageError               the job's code does something that cannot work
@@ -83,6 +84,13 @@ class InvalidPayload(LonghaulError):
     """A payload, result or dead letter in Redis cannot be read."""
 
     retryable = False
+
+
+class CorruptKey(LonghaulError):
+    """A key in Redis has another type than Longhaul gives it, or a value that cannot be used.
+
+    The message names the key and the command of `redis-cli` that mends it.
+    """
 
 
 class DatabaseNotMigrated(LonghaulError):

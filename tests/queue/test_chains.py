@@ -30,9 +30,10 @@ from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
+from worker.queue.claims import Ack, Claim
 from worker.queue.commands import retry_run
 from worker.queue.payload import decode_payload
-from worker.queue.store import Ack, Claim, QueueStore
+from worker.queue.store import QueueStore
 from worker.types import Call
 
 pytestmark = pytest.mark.usefixtures("database")

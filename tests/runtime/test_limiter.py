@@ -21,9 +21,9 @@ from worker.errors import RegistrationError
 from worker.job.limits import Rate
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.claims import Claim
 from worker.queue.commands import retry_quarantined
 from worker.queue.payload import Payload, decode_payload
-from worker.queue.store import Claim
 from worker.runtime.limiter import Limiter
 
 pytestmark = pytest.mark.usefixtures("database")

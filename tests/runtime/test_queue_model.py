@@ -24,8 +24,9 @@ from redis.asyncio import Redis
 
 from worker import Settings
 from worker.queue import keys
+from worker.queue.claims import Ack, Claim
 from worker.queue.scripts import script
-from worker.queue.store import Ack, Claim, QueueStore
+from worker.queue.store import QueueStore
 
 QUEUE = "arq:queue"
 OWNERS = ("north:1", "south:2")
@@ -57,7 +58,7 @@ class QueueModel(RuleBasedStateMachine):
         self.levels: dict[str, int] = {}  # the priority of each
         self.counted: set[str] = set()  # those that Redis counts under the limit of the queue
         for store in self.stores.values():
-            store._queue_limits = {QUEUE: LIMIT}
+            store.claims._queue_limits = {QUEUE: LIMIT}
 
     async def _connect(self) -> Redis:
         redis = Redis.from_url(self.url)

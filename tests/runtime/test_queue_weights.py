@@ -18,7 +18,8 @@ from worker.errors import RegistrationError
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
-from worker.queue.store import Ack, QueueStore
+from worker.queue.claims import Ack
+from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -129,7 +130,7 @@ async def five_run(redis: Redis) -> bool:
 
 async def test_what_died_gives_its_place_in_a_limited_queue_back_with_its_lease(redis: Redis) -> None:
     store, other = QueueStore(redis, "north"), QueueStore(redis, "south")
-    store._queue_limits = other._queue_limits = {QUEUE: 2}
+    store.claims._queue_limits = other.claims._queue_limits = {QUEUE: 2}
     await store.enqueue_many([(name, "{}") for name in "abc"], queue=QUEUE)
     assert [claim.run_id for claim in await claim_jobs(store, QUEUE, 5)] == ["a", "b"]
     assert await claim_jobs(other, QUEUE, 5) == []

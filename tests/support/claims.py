@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker.queue.store import Claim, QueueStore
+from worker.queue.claims import Claim
+from worker.queue.store import QueueStore
 
 
 async def claim_jobs(store: QueueStore, queue: str, slots: int) -> list[Claim]:

@@ -14,8 +14,8 @@ from arq.worker import Worker as ArqWorker
 from worker.arq_compat.codec import ArqCodec
 from worker.arq_compat.executor import ArqEnded, ArqExecution
 from worker.errors import format_error
+from worker.queue.claims import Ack
 from worker.queue.result import Result, result_values
-from worker.queue.store import Ack
 from worker.runtime.completer import Completer, encode_execution_result
 from worker.runtime.execution import Execution
 from worker.runtime.observer import Observer

@@ -23,8 +23,9 @@ from arq.worker import Worker as ArqWorker
 from worker.arq_compat.codec import ArqCodec
 from worker.attempt.context import JobContext
 from worker.errors import InvalidArguments, InvalidPayload, Retry, format_error
+from worker.queue.claims import Claim
 from worker.queue.payload import Payload
-from worker.queue.store import Claim, QueueStore
+from worker.queue.store import QueueStore
 from worker.runtime.execution import Execution
 from worker.runtime.executor import Executor, describe_stack
 from worker.runtime.log_sampling import SampledLogger
@@ -157,7 +158,7 @@ class ArqExecutor:
         """Run a claimed job to its end."""
         assert isinstance(execution, ArqExecution)  # noqa: S101
         claim = execution.claim
-        if claim.payload is None and self._has_ledger:
+        if claim.payload is None and (self._has_ledger or claim.payload_problem is not None):
             return await self._jobs.run(execution)
         if claim.payload is None:
             return self._end_unbegun(execution, JobExecutionFailed("job expired"))

@@ -22,7 +22,7 @@ from worker.job.middleware import EnqueueCall, EnqueueHook, through
 from worker.job.propagation import current_headers
 from worker.queue.chain import make_callback, make_next_calls, to_ms
 from worker.queue.group import CompleteWhen, Group
-from worker.queue.payload import Member, Payload, now_ms, payload_text, to_seconds
+from worker.queue.payload import LONGEST_ID, Member, Payload, now_ms, payload_text, read_run_id, to_seconds
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
 from worker.queue.store import Lock
@@ -123,6 +123,8 @@ class Enqueuer:
         next_runs: Sequence[Run[Any]] = (),
     ) -> Run[Any]:
         self._check_size(payload, job.name if job else "the job")
+        if options.id is not None and read_run_id(options.id) is None:
+            raise InvalidArguments(f"id={options.id[:100]!r}: an id has 1 to {LONGEST_ID} printable characters")
         queue = options.queue or self.queue
         put = await self.reader.command(
             self.reader.store.enqueue(

@@ -31,6 +31,8 @@ _ADVICE = {
     "MISCONF": "it cannot write its file: nothing was written; look at its log and at its disk",
     "NOPERM": "its user may not do this: docs/how-to/secure-redis.md has the ACL that is needed",
 }
+#: Codes of refusals that are about the state of the server, not about the command.
+REFUSALS = frozenset({*_ADVICE, "away", "LOADING", "BUSY", "MASTERDOWN", "NOSCRIPT", "NOAUTH", "WRONGPASS"})
 #: A Redis that comes and goes is complained of no more often than that.
 _SAY_AGAIN_SECONDS = 10.0
 

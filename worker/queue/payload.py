@@ -44,6 +44,8 @@ _PLAIN = frozenset({"t", "f", "a", "k", "et", "v"})
 _LAST_MS = 253_402_300_800_000  # the year 10,000
 _LONGEST_MS = 100 * 366 * 86_400_000  # a hundred years
 _LONGEST_NAME = 500
+#: Longest id of a run, in characters.
+LONGEST_ID = 500
 _MOST_ATTEMPTS = 1_000_000
 _MOST_MEMBERS = 1_000_000_000
 
@@ -85,7 +87,7 @@ class Member(NamedTuple):
             return None
         match value:
             case [str(group), int(place), bool() | 0 | 1 as needs_result] if (
-                group and _is_unicode(group) and type(place) is int and 1 <= place <= _MOST_MEMBERS
+                group and is_unicode(group) and type(place) is int and 1 <= place <= _MOST_MEMBERS
             ):
                 return cls(group, place, bool(needs_result))
         raise InvalidPayload(
@@ -149,6 +151,16 @@ class Payload(NamedTuple):
 def now_ms() -> int:
     """Return the current time in ms since 1970, the unit of arq's format."""
     return int(time.time() * 1000)
+
+
+def read_run_id(raw: bytes | str) -> str | None:
+    """Return the id of a run; None for bytes that cannot be one: ids appear in logs, in the ledger and on terminals."""
+    try:
+        text = raw if isinstance(raw, str) else raw.decode()
+    except UnicodeDecodeError:
+        return None
+    is_valid = 0 < len(text) <= LONGEST_ID and (text.isprintable() or text.replace("\u200d", "").isprintable())
+    return text if is_valid and is_unicode(text) else None
 
 
 def to_seconds(time: float | timedelta | None) -> float:
@@ -241,7 +253,7 @@ def payload_from_values(values: Any, *, pickled: bool) -> Payload:
     if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
         raise InvalidPayload('the payload is not an object with the job\'s name: {"f": "name", "k": {"argument": 1}}')
     function = values["f"]
-    if not 0 < len(function) <= _LONGEST_NAME or "\x00" in function or not _is_unicode(function):
+    if not 0 < len(function) <= _LONGEST_NAME or "\x00" in function or not is_unicode(function):
         raise InvalidPayload(f"the payload's f is not the name of a job: {_shown(function)}")
     args, kwargs = values.get("a") or [], values.get("k") or {}
     if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
@@ -264,7 +276,7 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
         raise InvalidPayload(f"the payload's only is not a run and a step: {_shown(only)}")
     headers = values.get("h") or {}
     if not isinstance(headers, Mapping) or not all(
-        isinstance(text, str) and _is_unicode(text) for pair in headers.items() for text in pair
+        isinstance(text, str) and is_unicode(text) for pair in headers.items() for text in pair
     ):
         raise InvalidPayload(f"the payload's h is not an object of texts: {_shown(headers)}")
     return payload._replace(
@@ -311,10 +323,10 @@ def _is_call_part(name: str, value: Any) -> bool:
         return False
     if name in _CALL_BOUNDS:
         return bool(0 <= value <= _CALL_BOUNDS[name])
-    return name not in ("id", "f", "q") or (value != "" and _is_unicode(value))
+    return name not in ("id", "f", "q") or (value != "" and is_unicode(value))
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Tell whether a text can be written as UTF-8: pickles can hold halves of surrogate pairs."""
     try:
         text.encode()

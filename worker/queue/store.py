@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
+from worker.errors import CorruptKey
 from worker.queue import keys
+from worker.queue.claims import Ack, AckAndClaim, Claim, FetchResult, Shares, add_dead_letter
 from worker.queue.connection import DedicatedConnection
-from worker.queue.dead_letters import encode_letter
-from worker.queue.group_store import KEEP_GROUP_MS, GroupStore
+from worker.queue.group_store import GroupStore
+from worker.queue.key_problems import KeyProblemLog, from_script
 from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
 logger = logging.getLogger("longhaul.queue")
-
-#: Fraction of a ms in the due time of a running job, which is due when its lease expires: see running_mark.lua.
-RUNNING_MARK = 0.5
-
-#: Queues in the order in which they are served, each with the most jobs to take from it.
-Shares = Sequence[tuple[str, int]]
-
-
-class Claim(NamedTuple):
-    """A job that this worker has.
-
-    Attributes:
-        run_id: its id.
-        queue: where it was.
-        due_ms: its due time.
-        payload: as it lay there; None when it had gone.
-        attempt: number of the attempt, from 1.
-        expired: whether another worker had it, whose lease has run out.
-    """
-
-    run_id: str
-    queue: str
-    due_ms: int
-    payload: bytes | None
-    attempt: int
-    expired: bool = False
-
-
-class Ack(NamedTuple):
-    """A job that has ended.
-
-    Attributes:
-        claim: the job.
-        result: what its result's key gets; None for none.
-        keep_ms: life of that; below 0 for ever.
-        follow_up: what follows it: see chain.py.
-    """
-
-    claim: Claim
-    result: bytes | None
-    keep_ms: int
-    follow_up: dict[str, Any] | None = None
-
-
-class FetchResult(NamedTuple):
-    """What a turn has brought.
-
-    Attributes:
-        refused: ids of ended jobs that another worker has.
-        claims: jobs that are this worker's now.
-        ordered: whether there are orders, which may be for them.
-    """
-
-    refused: frozenset[str]
-    claims: list[Claim]
-    ordered: bool
 
 
 class Lock(NamedTuple):
@@ -114,7 +57,7 @@ class QueueStore:
         redis: connection that returns bytes.
         owner: name of this worker, the value of its leases.
         lease_seconds: life of a lease.
-        lane: connection for the turns, of which one at a time is on its way; that of `redis` by default.
+        connection: dedicated connection of `ack_and_claim`; that of `redis` by default.
         queue_limits: how many jobs of a queue may run at the same time, over all workers; without an entry any number.
         keep_expiry: whether a payload keeps its expiry when it is claimed: arq's rule, by which a job that has expired
             is not tried again.
@@ -125,22 +68,28 @@ class QueueStore:
         redis: Redis,
         owner: str = "",
         lease_seconds: float = 10.0,
-        lane: DedicatedConnection | None = None,
+        connection: DedicatedConnection | None = None,
         *,
         queue_limits: Mapping[str, int] | None = None,
         keep_expiry: bool = False,
     ) -> None:
         self.redis = redis
         self.groups = GroupStore(redis)
-        self._lane = lane
-        self._queue_limits = queue_limits or {}
-        self._keep_expiry = keep_expiry
+        self._problems = self.problems = KeyProblemLog()
         self.owner = owner
         self.lease_ms = round(lease_seconds * 1000)
+        self.claims = AckAndClaim(
+            redis,
+            owner,
+            self.lease_ms,
+            problems=self._problems,
+            connection=connection,
+            queue_limits=queue_limits,
+            keep_expiry=keep_expiry,
+        )
         self._scripts = {
             name: redis.register_script(script(name))
             for name in (
-                "ack_and_claim",
                 "requeue",
                 "restore",
                 "enqueue",
@@ -155,59 +104,23 @@ class QueueStore:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
     async def ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
-        """End jobs, and take due ones, in one round trip.
-
-        Args:
-            ended: jobs that have ended.
-            slots: jobs to take, at most.
-            shares: the queues in the order in which they are served, each with the most jobs to take from it; one can
-                come again.
-        """
-        places: dict[str, int] = {}
-        for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
-            places.setdefault(queue, len(places) + 1)
-        arguments: list[Any] = [self.owner, self.lease_ms, slots]
-        arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
-        arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self._keep_expiry else 1)
-        follow_ups = {one.claim.run_id: one.follow_up for one in ended if one.follow_up is not None}
-        arguments += (keys.GROUP, KEEP_GROUP_MS, json.dumps(follow_ups) if follow_ups else "", len(ended))
-        for claim, result, keep_ms, _ in ended:
-            arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
-        for queue, most in shares:
-            arguments += (places[queue], most, self._queue_limits.get(queue, 0))
-        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
-        refused, taken, ordered = await self._send(names, arguments)
-        queues = list(places)
-        claims = []
-        for place, raw_id, due, payload, attempt in taken:
-            queue = queues[int(place) - 1]
-            try:
-                run_id = raw_id.decode()
-            except UnicodeDecodeError:
-                logger.error("%s has an id that is not UTF-8, %r: removed", queue, raw_id)
-                await self.redis.zrem(queue, raw_id)
-                continue
-            at = float(due)
-            due_ms = int(at) if math.isfinite(at) else 0
-            claims.append(
-                Claim(run_id, queue, due_ms, payload, attempt, expired=attempt > 1 and at - due_ms == RUNNING_MARK)
-            )
-        return FetchResult(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
-
-    async def _send(self, names: list[str], arguments: list[Any]) -> Any:
-        if self._lane is None:
-            return await self._run("ack_and_claim", names, arguments)
-        turn = self._scripts["ack_and_claim"]
-        try:
-            return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
-        except NoScriptError:
-            await self._lane.send("SCRIPT LOAD", turn.script)
-            return await self._lane.send("EVALSHA", turn.sha, len(names), *names, *arguments)
+        """Acknowledge jobs that have ended, and claim due jobs; see `AckAndClaim`."""
+        return await self.claims(ended, slots, shares)
 
     async def close(self) -> None:
-        """Close the connection of the turns."""
-        if self._lane is not None:
-            await self._lane.close()
+        """Close the dedicated connection."""
+        await self.claims.close()
+
+    @staticmethod
+    def _is_done(answer: Any) -> bool:
+        """Return the answer of a script that does one thing.
+
+        Raises:
+            CorruptKey: a key has a wrong type, and the script has done nothing.
+        """
+        if isinstance(answer, list):
+            raise _corrupt(answer[0])
+        return bool(answer)
 
     async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
         """Put a job back.
@@ -224,7 +137,7 @@ class QueueStore:
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
         names.append(keys.RESULT + i)
         arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b"", keys.PRIORITY]
-        return bool(await self._run("requeue", names, arguments))
+        return self._is_done(await self._run("requeue", names, arguments))
 
     async def restore(self, claim: Claim) -> bool:
         """Put a job that runs here back into a Redis that lost it.
@@ -234,7 +147,7 @@ class QueueStore:
         """
         names = [claim.queue, keys.IN_PROGRESS + claim.run_id, keys.JOB + claim.run_id]
         arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b""]
-        return bool(await self._run("restore", names, arguments))
+        return self._is_done(await self._run("restore", names, arguments))
 
     async def enqueue(
         self,
@@ -264,6 +177,8 @@ class QueueStore:
         arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0)), priority, keys.PRIORITY]
         names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else queue, keys.PRIORITIES + queue]
         how, known = await self._run("enqueue", names, arguments)
+        if how < 0:
+            raise _corrupt(known)
         return Enqueued(known.decode(), is_new=how == 1, replaced=how == 2)
 
     async def enqueue_many(
@@ -281,6 +196,8 @@ class QueueStore:
         arguments += chain.from_iterable(jobs)
         names = [queue, keys.CANCELLED, *_line(queue, priority), queue if group is None else keys.GROUP + group]
         known = await self._run("enqueue_many", names, arguments)
+        if known and isinstance(known[0], list):
+            raise _corrupt(known[0])
         return frozenset(place - 1 for place in known)
 
     async def set_attempt(self, claim: Claim, attempt: int) -> Claim:
@@ -290,7 +207,8 @@ class QueueStore:
 
     async def cancel(self, run_id: str, *, queue: str) -> bool:
         """Order a run to end; False where the queue does not have it."""
-        return bool(await self._run("cancel", [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id], [run_id]))
+        names = [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id]
+        return self._is_done(await self._run("cancel", names, [run_id]))
 
     async def requeue_orphan(self, run_id: str, payload: str, *, queue: str) -> None:
         """Put a run that the ledger knows back into a queue that does not have it."""
@@ -306,7 +224,11 @@ class QueueStore:
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         names += _line(queue, priority)
         arguments = [run_id, payload, round(due.timestamp() * 1000), line, priority]
-        return bool(await self._run("fire_cron", names, arguments))
+        fired, noted = await self._run("fire_cron", names, arguments)
+        if fired < 0:
+            raise _corrupt(noted)
+        self._problems.report(map(from_script, noted))
+        return bool(fired)
 
     async def time(self) -> datetime:
         """Return the time by the server's clock, by which jobs are due."""
@@ -327,33 +249,13 @@ class QueueStore:
         """
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.RETRY + run_id]
         names += [keys.CANCELLED, keys.DEAD, keys.RETRIED, keys.DEAD_AT]
-        return bool(await self._run("retry", names, [run_id, payload, "1" if letter else "0"]))
+        return self._is_done(await self._run("retry", names, [run_id, payload, "1" if letter else "0"]))
 
     async def add_dead_letter(
         self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False
     ) -> None:
-        """Keep a job that has failed for good as a dead letter: see dead_letters.py.
-
-        Args:
-            claim: the job.
-            error: the reason, in one line.
-            job: its name; empty where its payload could not be read.
-            trace: the traceback, of which the end is kept.
-            in_ledger: whether the ledger has the run, so that the letter is no more than its mirror.
-        """
-        text = encode_letter(
-            claim.payload or b"",
-            job=job,
-            queue=claim.queue,
-            attempts=claim.attempt,
-            error=error,
-            trace=trace,
-            in_ledger=in_ledger,
-        )
-        pipeline = self.redis.pipeline(transaction=True)
-        pipeline.hset(keys.DEAD, claim.run_id, text)  # type: ignore[arg-type]
-        pipeline.zadd(keys.DEAD_AT, {claim.run_id: now_ms()})
-        await pipeline.execute()
+        """Keep a job that has failed for good as a dead letter: see dead_letters.py."""
+        await add_dead_letter(self.redis, claim, error, job=job, trace=trace, in_ledger=in_ledger)
 
     async def known(self, run_ids: list[str], queue: str) -> list[bool]:
         """Return for each id whether the queue has it."""
@@ -361,6 +263,10 @@ class QueueStore:
             return []
         scores = await self.redis.zmscore(queue, run_ids)
         return [score is not None for score in scores]
+
+
+def _corrupt(noted: Sequence[Any]) -> CorruptKey:
+    return CorruptKey("; ".join(str(from_script(raw)) for raw in noted))
 
 
 def _line(queue: str, priority: int) -> tuple[str, str]:

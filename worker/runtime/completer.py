@@ -32,9 +32,10 @@ from worker.job.registry import Registry
 from worker.ledger import Ledger, OwnedRun
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
+from worker.queue.claims import Ack
 from worker.queue.payload import now_ms
 from worker.queue.result import Result, encode_result
-from worker.queue.store import Ack, QueueStore
+from worker.queue.store import QueueStore
 from worker.runtime.execution import Execution
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter

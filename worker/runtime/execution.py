@@ -15,8 +15,8 @@ from worker.batch import Progress
 from worker.batch.throttle import Wait
 from worker.job.definition import Job
 from worker.ledger import OwnedRun, RunSpec
+from worker.queue.claims import Claim
 from worker.queue.payload import Payload, now_ms
-from worker.queue.store import Claim
 from worker.runtime.observer import Observer, RunInfo
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState

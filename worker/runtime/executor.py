@@ -32,8 +32,9 @@ from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
 from worker.job.registry import Registry
 from worker.ledger import Ledger
+from worker.queue.claims import Claim
 from worker.queue.payload import Payload, decode_payload
-from worker.queue.store import Claim, QueueStore
+from worker.queue.store import QueueStore
 from worker.runtime.attempt_outcome import (
     DEADLINE,
     PAUSED_SECONDS,
@@ -166,6 +167,8 @@ class Executor:
 
     async def _read_payload(self, execution: Execution) -> Payload:
         claim = execution.claim
+        if claim.payload_problem is not None:
+            raise InvalidPayload(claim.payload_problem)
         if claim.payload is None:
             known = await self._servers.database(lambda: self._ledger.find(claim.run_id))
             if known is None:
@@ -175,7 +178,9 @@ class Executor:
                 )
             execution.claim = claim = claim._replace(payload=known.payload.encode())
         assert claim.payload is not None  # noqa: S101
-        return decode_payload(claim.payload, accept_pickle=self._rules.accept_pickle)
+        return decode_payload(
+            claim.payload, accept_pickle=self._rules.accept_pickle, max_bytes=self._rules.max_payload_bytes
+        )
 
     async def set_payload(self, execution: Execution, payload: Payload) -> None:
         """Note what a claim is: its payload has been read."""

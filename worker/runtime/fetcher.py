@@ -15,9 +15,10 @@ from typing import Literal
 
 from redis.exceptions import RedisError
 
+from worker.queue.claims import Ack, Claim, FetchResult, Shares
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.outage_log import OutageLog
-from worker.queue.store import Ack, Claim, FetchResult, QueueStore, Shares
+from worker.queue.store import QueueStore
 from worker.runtime.leases import Leases
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState

@@ -23,10 +23,10 @@ from redis.exceptions import RedisError
 
 from worker.cancellation import cancel_and_wait
 from worker.queue import keys
+from worker.queue.claims import Claim
 from worker.queue.connection import blocking_client
 from worker.queue.outage_log import OutageLog
 from worker.queue.scripts import script
-from worker.queue.store import Claim
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.leases")

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 
 from worker.job.definition import Job
 from worker.queue import keys
+from worker.queue.claims import Claim
+from worker.queue.key_problems import KeyProblemLog, from_script
 from worker.queue.scripts import script
-from worker.queue.store import Claim
 
 #: Longest wait for a place: its owner may have died without giving it back.
 _PLACE_SECONDS = 5.0
@@ -36,6 +37,7 @@ class Limiter:
     """
 
     def __init__(self, redis: Redis) -> None:
+        self._problems = KeyProblemLog()
         self._acquire = redis.register_script(script("acquire"))
         self._release = redis.register_script(script("release"))
 
@@ -52,7 +54,8 @@ class Limiter:
         values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.concurrency]
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
         answer = self._acquire(keys=[*names, keys.LIMITS, keys.RATES], args=values)
-        wait_ms, why = await cast(Awaitable[Any], answer)
+        wait_ms, why, noted = await cast(Awaitable[Any], answer)
+        self._problems.report(map(from_script, noted))
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
 
     async def release(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:

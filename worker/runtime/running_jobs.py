@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.cancellation import Reason
 from worker.errors import format_error
-from worker.queue.store import Claim
+from worker.queue.claims import Claim
 from worker.runtime.completer import JobCompleter
 from worker.runtime.execution import Execution
 from worker.runtime.executor import JobExecutor

@@ -29,6 +29,7 @@ class StandingStore(QueueStore):
 
     def __init__(self, redis: Redis, owner: str = "north") -> None:
         super().__init__(redis, owner, lease_seconds=60)
+        self.claims.script = redis.register_script(at_standing_clock("ack_and_claim"))
         for name in self._scripts:
             if _TIME in script(name):
                 self._scripts[name] = redis.register_script(at_standing_clock(name))
@@ -39,8 +40,8 @@ class StandingLimiter(Limiter):
 
     def __init__(self, redis: Redis, now: int = NOW) -> None:
         super().__init__(redis)
-        self._enter = redis.register_script(at_standing_clock("acquire", now))
-        self._leave = redis.register_script(at_standing_clock("release", now))
+        self._acquire = redis.register_script(at_standing_clock("acquire", now))
+        self._release = redis.register_script(at_standing_clock("release", now))
 
 
 class Scripts:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingStore
 from worker.queue import keys
-from worker.queue.store import Ack, Claim, FetchResult
+from worker.queue.claims import Ack, Claim, FetchResult
 
 LEASE_MS = 60_000
 #: When a job that runs is due again: no other one is due at half a millisecond.
@@ -197,7 +197,7 @@ async def test_of_workers_that_come_together_each_job_has_one(scripts: Scripts) 
 async def test_a_payload_loses_its_expiry_unless_the_worker_keeps_arqs_rule(scripts: Scripts, keep: bool) -> None:
     await put(scripts, "r")
     await scripts.redis.pexpire(keys.JOB + "r", 50_000)
-    scripts.store._keep_expiry = keep
+    scripts.store.claims._keep_expiry = keep
     assert (await take(scripts)).claims[0].payload == b"payload of r"
     assert (await scripts.redis.pttl(keys.JOB + "r") > 0) == keep
 
@@ -261,7 +261,7 @@ async def test_no_more_of_a_queue_run_than_its_limit_over_all_workers(scripts: S
     await put(scripts, *"abcde")
     await put(scripts, "s", queue=SLOW)
     south = StandingStore(scripts.redis, "south")
-    scripts.store._queue_limits = south._queue_limits = {QUEUE: 3}
+    scripts.store.claims._queue_limits = south.claims._queue_limits = {QUEUE: 3}
     assert ids(await south.ack_and_claim((), 2, [(QUEUE, 2)])) == ["a", "b"]
     assert ids(await take(scripts, 10, (SLOW, 10), (QUEUE, 10))) == ["s", "c"]
     assert sorted(await scripts.redis.zrange(keys.RUNNING + QUEUE, 0, -1)) == [b"a", b"b", b"c"]
@@ -273,7 +273,7 @@ async def test_no_more_of_a_queue_run_than_its_limit_over_all_workers(scripts: S
 
 async def test_the_place_of_one_whose_lease_is_gone_is_free(scripts: Scripts) -> None:
     await put(scripts, *"abc")
-    scripts.store._queue_limits = {QUEUE: 2}
+    scripts.store.claims._queue_limits = {QUEUE: 2}
     await take(scripts)
     await scripts.redis.delete(keys.IN_PROGRESS + "a")
     assert ids(await take(scripts)) == ["c"]
@@ -282,7 +282,7 @@ async def test_the_place_of_one_whose_lease_is_gone_is_free(scripts: Scripts) ->
 
 async def test_an_order_says_another_limit_and_what_is_no_number_says_none(scripts: Scripts) -> None:
     await put(scripts, *"abcd")
-    scripts.store._queue_limits = {QUEUE: 1}
+    scripts.store.claims._queue_limits = {QUEUE: 1}
     await scripts.redis.hset(keys.LIMITS, QUEUE, "3")
     assert ids(await take(scripts)) == ["a", "b", "c"]
     await scripts.redis.hset(keys.LIMITS, QUEUE, "many")
@@ -298,7 +298,7 @@ async def test_a_queue_without_a_limit_counts_nobody(scripts: Scripts) -> None:
 async def test_a_limit_holds_for_the_lines_of_a_queue_and_the_rest_together(scripts: Scripts) -> None:
     await put(scripts, "high", level=5)
     await put(scripts, "a", "b")
-    scripts.store._queue_limits = {QUEUE: 2}
+    scripts.store.claims._queue_limits = {QUEUE: 2}
     assert ids(await take(scripts)) == ["high", "a"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingLimiter
 from worker import Job, JobContext, job
 from worker.queue import keys
-from worker.queue.store import Claim
+from worker.queue.claims import Claim
 from worker.runtime.limiter import Held
 
 DAY_MS = 86_400_000

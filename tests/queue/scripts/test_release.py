@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts
 from worker import JobContext, job
 from worker.queue import keys
-from worker.queue.store import Claim
+from worker.queue.claims import Claim
 
 PLACES, LINE = keys.LIMIT + "narrow", keys.HELD + "narrow"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts
 from worker.queue import keys
-from worker.queue.store import Claim
+from worker.queue.claims import Claim
 
 LEASE, PAYLOAD, TRY = keys.IN_PROGRESS + "r", keys.JOB + "r", keys.RETRY + "r"
 

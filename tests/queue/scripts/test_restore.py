@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.queue.scripts.conftest import NOW, QUEUE, Scripts, StandingStore
 from worker.queue import keys
-from worker.queue.store import Claim
+from worker.queue.claims import Claim
 
 LEASE_MS = 60_000
 LEASE, PAYLOAD = keys.IN_PROGRESS + "r", keys.JOB + "r"

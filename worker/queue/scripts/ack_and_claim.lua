@@ -1,65 +1,74 @@
--- One turn of a worker: the jobs that have ended leave, and due ones are claimed for the slots that are free.
+-- Acknowledge jobs that have ended, and claim due jobs for the free slots of a worker.
 --
--- A job that runs stays in its queue, due again when its lease ends: so the due jobs are those that nobody has, the
--- front of the queue is never full of running ones, and a job whose worker has died is due by itself. Its lease is the
--- key in-progress:<id>, which workers of stock arq respect, too; it holds who has the job.
--- Only its holder may end a job. A lease that has expired and that nobody took counts as held; where another worker took
--- it and ended it, there is a result that is not the one told here (a call whose answer was lost is made again).
--- The due time of a job that runs ends in half a millisecond, that of no other one does: who claims such a job knows that
--- its lease has expired, and a renewal that comes late, whether it was put back meanwhile.
--- A Redis whose memory is full lets a script go on that has begun to write: so a full queue is worked off.
--- The payload loses its expiry, if an arq client gave it one: what is claimed must outlive its own time in the queue;
--- unless the worker keeps arq's own rule, by which what has expired is not tried again.
--- Orders for a job are done with when it ends, and what follows it is put into its queue, once: as it leaves its own.
+-- A running job stays in its queue, due when its lease expires. So the due jobs are those that nobody runs, the front of
+-- the queue is never full of running jobs, and a job whose worker has died is due by itself. The lease is the key
+-- in-progress:<id>, which stock arq workers respect as well. Its value is the owner.
 --
--- A queue with priorities has a set of the levels in use, and for each a line of its jobs, by due time: hints, that say
--- which of the queue's due jobs to take first. The queue has the truth; what a line says else is mended here, so that
--- clients and workers of stock arq need not know of them.
--- A queue with a limit has the set of those that run; one whose lease is gone has died, and its place is free.
+-- Only the owner of a lease may acknowledge its job. A lease that has expired and that nobody has taken counts as owned.
+-- If another worker took and ended the job, there is a result that differs from the one that is acknowledged here. A call
+-- whose answer was lost is repeated, and changes nothing the second time.
 --
--- KEYS cancelled, paused, abort, pace, limits by order, queues
--- ARGV owner, lease in ms, slots, prefixes of lease, payload, try, result, levels, line, and those that run of a queue,
---      1 where payloads lose their expiry, prefix of groups, ms for which they are kept, what follows the ended jobs
---      (JSON by id; '' for nothing), number of jobs that have ended, then for each of them: id, place of its queue
---      among the queues from 1, result ('' for none), life of the result in ms (below 0: for ever); then, for each
---      queue in the order in which they are served, its place, the most jobs to take from it, and its limit (0 for none)
--- returns {ids of ended jobs that another worker has, or has ended}, {place, id, due time in ms, payload or false, try} for
---         each claim, and 1 where there are orders, which may be for them
+-- A payload loses its expiry, if an arq client set one, because a claimed job must outlive its time in the queue; unless
+-- the worker keeps arq's rule, by which an expired job is not run again.
+--
+-- The commands of operators for a job are deleted when it ends. What follows it is enqueued once: when the job leaves its
+-- queue.
+--
+-- Priorities (priority.lua) are hints: entries that the queue contradicts are corrected here, so that stock arq clients
+-- and workers need not know about them. A queue with a limit has a sorted set of its running jobs; a job whose lease is
+-- gone has died, and does not count.
+--
+-- A key of a wrong type, or with a wrong value, is reported, and only the job that it belongs to is affected. If Redis is
+-- out of memory, a script that has begun to write may go on, so that a full queue is worked off.
+--
+-- KEYS cancelled, paused, abort, pace, limits set by operators, queues
+-- ARGV owner, lease in ms, slots; prefixes of leases, payloads, attempts and results, of levels and lines of priority, and
+--      of running jobs of a queue; 1 if payloads lose their expiry; prefix of groups, and ms for which they are kept; keys
+--      of dead letters and of their times; what follows the ended jobs (JSON by id, '' for nothing); number of ended jobs;
+--      for each of them: id, index of its queue among the queues from 1, result ('' for none), lifetime of the result in
+--      ms (below 0 for no limit); then for each queue to claim from, in order: its index, the most jobs to claim, and its
+--      limit (0 for none)
+-- returns {ids of ended jobs that another worker owns or has ended}, {index of queue, id, due time in ms, payload or
+--         false, attempt} for each claim, 1 if operators have set something that may apply to them, and the problems
 
 -- include clock.lua
 -- include running_mark.lua
 -- include enqueue_next.lua
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local held, payloads, tries, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local leases, payloads, attempts, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
-local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[15]), 16
+local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[17]), 18
 local first_queue = 5
 local refused, claimed = {}, {}
 local now_ms = time_ms()
 
-local sequels = ARGV[14] ~= '' and cjson.decode(ARGV[14]) or {}
+local follow_ups = ARGV[16] ~= '' and cjson.decode(ARGV[16]) or {}
 local names = {payload = payloads, result = results, priorities = priorities, priority = priority, group = ARGV[12],
-    keep_group = ARGV[13]}
+    keep_group = ARGV[13], dead = ARGV[14], dead_at = ARGV[15]}
 
--- By queue: its levels of priority, highest first; whether there is a set of those that run.
-local levels, limited = {}, {}
+-- For each queue: whether it is one, its levels of priority from the highest, and whether it has a set of running jobs.
+local is_queue, levels, limited = {}, {}, {}
 for at = first_queue + 1, #KEYS do
-    levels[KEYS[at]] = redis.call('ZRANGE', priorities .. KEYS[at], 0, -1, 'REV')
-    limited[KEYS[at]] = redis.call('EXISTS', running .. KEYS[at]) == 1
+    local queue = KEYS[at]
+    is_queue[queue] = has_type(queue, 'zset')
+    levels[queue] = try('ZRANGE', priorities .. queue, 0, -1, 'REV') or {}
+    limited[queue] = (try('ZCARD', running .. queue) or 0) > 0
 end
 
 local ordered = redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) > 0
 for _ = 1, ended do
     local id, queue, result, keep = ARGV[at], KEYS[first_queue + ARGV[at + 1]], ARGV[at + 2], tonumber(ARGV[at + 3])
     at = at + 4
-    local holder = redis.call('GET', held .. id)
-    local told = not holder and redis.call('GET', results .. id)
-    if holder and holder ~= owner or told and told ~= result then
+    local holder = try('GET', leases .. id)
+    local stored = not holder and try('GET', results .. id)
+    if holder and holder ~= owner or stored and stored ~= result then
         refused[#refused + 1] = id
     else
-        redis.call('DEL', held .. id, payloads .. id, tries .. id)
-        local was_there = redis.call('ZREM', queue, id) == 1
-        for _, level in ipairs(levels[queue]) do redis.call('ZREM', priority .. level .. ':' .. queue, id) end
+        local had_payload = redis.call('DEL', payloads .. id) == 1
+        redis.call('DEL', leases .. id, attempts .. id)
+        local was_there = had_payload
+        if is_queue[queue] then was_there = redis.call('ZREM', queue, id) == 1 end
+        for _, level in ipairs(levels[queue]) do try('ZREM', priority .. level .. ':' .. queue, id) end
         if limited[queue] then redis.call('ZREM', running .. queue, id) end
         if result ~= '' and keep > 0 then
             redis.call('SET', results .. id, result, 'PX', keep)
@@ -67,38 +76,47 @@ for _ = 1, ended do
             redis.call('SET', results .. id, result)
         end
         if ordered then
-            redis.call('SREM', KEYS[1], id)
-            redis.call('SREM', KEYS[2], id)
-            redis.call('ZREM', KEYS[3], id)
-            redis.call('HDEL', KEYS[4], id)
+            try('SREM', KEYS[1], id)
+            try('SREM', KEYS[2], id)
+            try('ZREM', KEYS[3], id)
+            try('HDEL', KEYS[4], id)
         end
-        if was_there and sequels[id] then follow(sequels[id], now_ms, names) end
+        if was_there and follow_ups[id] then follow(follow_ups[id], now_ms, names) end
     end
 end
-if ended == 0 then redis.call('DEL', tries) end  -- the key of no job: so it has begun to write; a replica refuses it
-if slots <= 0 then return {refused, claimed, ordered and 1 or 0} end
+if ended == 0 then redis.call('DEL', attempts) end  -- a key that does not exist: a write, which a replica refuses
+if slots <= 0 then return {refused, claimed, ordered and 1 or 0, problems} end
 local again = now_ms + lease + RUNNING_MARK
 
-local function claim(place, id, due)
-    if not redis.call('SET', held .. id, owner, 'NX', 'PX', lease) then return false end
-    local payload = persist and redis.call('GETEX', payloads .. id, 'PERSIST') or redis.call('GET', payloads .. id)
-    claimed[#claimed + 1] = {place, id, due, payload, redis.call('INCR', tries .. id)}
+local function claim(index, id, due)
+    if not redis.call('SET', leases .. id, owner, 'NX', 'PX', lease) then
+        has_type(leases .. id, 'string')
+        return false
+    end
+    local payload
+    if persist then payload = try('GETEX', payloads .. id, 'PERSIST') else payload = try('GET', payloads .. id) end
+    local attempt = try('INCR', attempts .. id)
+    if not attempt then
+        redis.call('SET', attempts .. id, 1)
+        attempt = 1
+    end
+    claimed[#claimed + 1] = {index, id, due, payload or false, attempt}
     return true
 end
 
--- Claims jobs of one line of a queue; returns how many.
-local function claim_of_line(place, queue, line, most)
+-- Claim jobs of one priority of a queue. Return how many.
+local function claim_from_line(index, queue, line, most)
     local offset, left = 0, most
     while left > 0 do
         local asked = left
-        local due = redis.call('ZRANGEBYSCORE', line, '-inf', now_ms, 'LIMIT', offset, asked)
+        local due = try('ZRANGEBYSCORE', line, '-inf', now_ms, 'LIMIT', offset, asked) or {}
         for _, id in ipairs(due) do
             local score = redis.call('ZSCORE', queue, id)
             if not score then
                 redis.call('ZREM', line, id)
             elseif tonumber(score) > now_ms then
                 redis.call('ZADD', line, score, id)
-            elseif claim(place, id, score) then
+            elseif claim(index, id, score) then
                 redis.call('ZADD', queue, again, id)
                 redis.call('ZADD', line, again, id)
                 left = left - 1
@@ -111,54 +129,57 @@ local function claim_of_line(place, queue, line, most)
     return most - left
 end
 
-local function claim_of_queue(place, queue, most)
-    local offset, left, taken = 0, most, {}
+local function claim_from_queue(index, queue, most)
+    local offset, left = 0, most
     while left > 0 do
-        local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now_ms, 'WITHSCORES', 'LIMIT', offset, left)
+        local asked = math.min(left, 1000)  -- Lua passes a limited number of arguments
+        local due, taken = redis.call('ZRANGEBYSCORE', queue, '-inf', now_ms, 'WITHSCORES', 'LIMIT', offset, asked), {}
         for one = 1, #due, 2 do
             local id = due[one]
-            if claim(place, id, due[one + 1]) then
+            if claim(index, id, due[one + 1]) then
                 taken[#taken + 1] = again
                 taken[#taken + 1] = id
             else
                 offset = offset + 1
             end
         end
-        local got = #taken / 2
-        if got > 0 then redis.call('ZADD', queue, unpack(taken)) end
-        if #due < left * 2 then break end
-        left, taken = left - got, {}
+        if #taken > 0 then redis.call('ZADD', queue, unpack(taken)) end
+        if #due < asked * 2 then break end
+        left = left - #taken / 2
     end
 end
 
--- Returns how many more jobs of a queue may run; those that have died or gone back are looked for where it matters.
-local function room(queue, limit, wanted)
-    local busy = running .. queue
-    if redis.call('ZCARD', busy) + wanted > limit then
-        for _, id in ipairs(redis.call('ZRANGE', busy, 0, -1)) do
-            if redis.call('EXISTS', held .. id) == 0 then redis.call('ZREM', busy, id) end
+-- Return how many more jobs of a queue may run. Jobs that have died or gone back are removed if that matters.
+local function free_places(queue, limit, wanted)
+    local key = running .. queue
+    if not has_type(key, 'zset') then return wanted end
+    if redis.call('ZCARD', key) + wanted > limit then
+        for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+            if redis.call('EXISTS', leases .. id) == 0 then redis.call('ZREM', key, id) end
         end
     end
-    return limit - redis.call('ZCARD', busy)
+    return limit - redis.call('ZCARD', key)
 end
 
-local limits_ordered = redis.call('EXISTS', KEYS[5]) == 1
+local has_limits = redis.call('EXISTS', KEYS[5]) == 1
 while at < #ARGV and #claimed < slots do
-    local place, most, limit = ARGV[at], math.min(tonumber(ARGV[at + 1]), slots - #claimed), tonumber(ARGV[at + 2])
-    local queue = KEYS[first_queue + place]
+    local index, most, limit = ARGV[at], math.min(tonumber(ARGV[at + 1]), slots - #claimed), tonumber(ARGV[at + 2])
+    local queue = KEYS[first_queue + index]
     at = at + 3
-    if limits_ordered then limit = tonumber(redis.call('HGET', KEYS[5], queue) or limit) or limit end
-    if limit > 0 then most = math.min(most, room(queue, limit, most)) end
-    local before = #claimed
-    for _, level in ipairs(levels[queue]) do
-        local line = priority .. level .. ':' .. queue
-        most = most - claim_of_line(place, queue, line, most)
-        if redis.call('EXISTS', line) == 0 then redis.call('ZREM', priorities .. queue, level) end
-    end
-    claim_of_queue(place, queue, most)
-    if limit > 0 and #claimed > before then
-        for one = before + 1, #claimed do redis.call('ZADD', running .. queue, now_ms, claimed[one][2]) end
-        redis.call('PEXPIRE', running .. queue, 604800000)
+    if has_limits then limit = whole_number(KEYS[5], queue) or limit end
+    if is_queue[queue] then
+        if limit > 0 then most = math.min(most, free_places(queue, limit, most)) end
+        local before = #claimed
+        for _, level in ipairs(levels[queue]) do
+            local line = priority .. level .. ':' .. queue
+            most = most - claim_from_line(index, queue, line, most)
+            if redis.call('EXISTS', line) == 0 then redis.call('ZREM', priorities .. queue, level) end
+        end
+        claim_from_queue(index, queue, most)
+        if limit > 0 and #claimed > before and has_type(running .. queue, 'zset') then
+            for one = before + 1, #claimed do redis.call('ZADD', running .. queue, now_ms, claimed[one][2]) end
+            redis.call('PEXPIRE', running .. queue, 604800000)
+        end
     end
 end
-return {refused, claimed, ordered and 1 or 0}
+return {refused, claimed, ordered and 1 or 0, problems}

@@ -1,23 +1,36 @@
--- A claimed job enters, if the limits of its kind let it.
+-- Acquire a place under the limits of a job, for a run that was claimed.
 --
--- Who runs is in a sorted set for each limit; one whose lease is gone has died, and its place is free. Who has to wait
--- stands in line, and is due again when a place becomes free (release.lua), or after a while in any case.
--- The rate is the generic cell rate algorithm (ITU-T I.371): a moment before which the next one does not conform. A job
--- that comes too early has its own moment reserved, is due then, and passes: nobody asks twice, nobody waits behind it.
+-- The running runs of a limit are in a sorted set; a run whose lease is gone has died, and does not count. A run that has
+-- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua), or after some
+-- seconds in any case.
 --
--- KEYS who runs, who stands in line, moment of the rate, reservation of this job, limits by order, rates by order
--- ARGV id, job, prefix of leases, limit (0 for none), ms between two by rate (0 for none), ms of tolerance, ms to wait for a
---      place at most
--- returns {ms to wait, 0 to enter; limit or rate}
+-- The rate limit is the generic cell rate algorithm (ITU-T I.371): a moment before which the next run does not conform. A
+-- run that comes too early has its moment reserved, is due at that moment, and passes then.
+--
+-- A key of a wrong type or a wrong value is reported and ignored: the limit of the code applies.
+--
+-- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators
+-- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest wait
+--      for a place in ms
+-- returns {ms to wait (0 if the place is acquired), limit or rate, problems}
 
 -- include clock.lua
+-- include checks.lua
 local id = ARGV[1]
 local now_ms = time_ms()
-local limit = tonumber(redis.call('HGET', KEYS[5], ARGV[2]) or ARGV[4]) or tonumber(ARGV[4])
+local limit = whole_number(KEYS[5], ARGV[2]) or tonumber(ARGV[4])
 local between = tonumber(ARGV[5])
-local ordered = tonumber(redis.call('HGET', KEYS[6], ARGV[2]) or '')
-if ordered and ordered > 0 then between = 1000 / ordered end
-if limit > 0 and not redis.call('ZSCORE', KEYS[1], id) then
+local rate = try('HGET', KEYS[6], ARGV[2])
+if rate then
+    local per_second = tonumber(rate)
+    if per_second and per_second >= 1e-6 and per_second <= 1e9 then
+        between = 1000 / per_second
+    else
+        note(KEYS[6], 'value', ARGV[2] .. ' = ' .. string.sub(rate, 1, 100))
+    end
+end
+local limited = limit > 0 and has_type(KEYS[1], 'zset') and has_type(KEYS[2], 'zset')
+if limited and not redis.call('ZSCORE', KEYS[1], id) then
     if redis.call('ZCARD', KEYS[1]) >= limit then
         for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
             if redis.call('EXISTS', ARGV[3] .. other) == 0 then redis.call('ZREM', KEYS[1], other) end
@@ -26,22 +39,28 @@ if limit > 0 and not redis.call('ZSCORE', KEYS[1], id) then
     if redis.call('ZCARD', KEYS[1]) >= limit then
         redis.call('ZADD', KEYS[2], 'NX', now_ms, id)
         redis.call('PEXPIRE', KEYS[2], 86400000)
-        return {tonumber(ARGV[7]), 'limit'}
+        return {tonumber(ARGV[7]), 'limit', problems}
     end
 end
 if between > 0 and redis.call('DEL', KEYS[4]) == 0 then
-    local moment = math.max(tonumber(redis.call('GET', KEYS[3]) or '0'), now_ms)
+    local moment = tonumber(try('GET', KEYS[3]) or '0')
+    -- A moment further ahead than a day was not written by this script.
+    if not moment or moment ~= moment or moment > now_ms + 86400000 + between then
+        note(KEYS[3], 'value', 'not a moment within a day')
+        moment = 0
+    end
+    moment = math.max(moment, now_ms)
     local after = moment + between
     redis.call('SET', KEYS[3], string.format('%.3f', after), 'PX', math.ceil(after - now_ms) + 1000)
     local wait = math.ceil(moment - tonumber(ARGV[6]) - now_ms)
     if wait > 0 then
         redis.call('SET', KEYS[4], '1', 'PX', wait + 86400000)
-        return {wait, 'rate'}
+        return {wait, 'rate', problems}
     end
 end
-if limit > 0 then
+if limited then
     redis.call('ZREM', KEYS[2], id)
     redis.call('ZADD', KEYS[1], now_ms, id)
     redis.call('PEXPIRE', KEYS[1], 604800000)
 end
-return {0, ''}
+return {0, '', problems}

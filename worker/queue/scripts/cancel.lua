@@ -1,11 +1,15 @@
--- Order a run to end: one that the queue has, whether it waits or runs. An order for any other id would stay, and end the
--- next run of that id. A deferred one is due now, so that it ends now; one that runs is left where its lease put it.
+-- Cancel a run that the queue has, whether it waits or runs. A command for another id would stay, and cancel the next run
+-- of that id. A deferred run becomes due now, so that it ends now. A running run keeps its due time, which is its lease's.
 --
 -- KEYS queue, cancelled, lease
 -- ARGV id
--- returns 1, or 0 where the queue does not have it
+-- returns 1; 0 if the queue does not have the run; or the problems, if nothing could be done
 
 -- include clock.lua
+-- include checks.lua
+local are_sound = has_type(KEYS[1], 'zset')
+are_sound = has_type(KEYS[2], 'set') and are_sound
+if not are_sound then return {problems} end
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not due then return 0 end
 redis.call('SADD', KEYS[2], ARGV[1])

@@ -1,10 +1,10 @@
--- The server's clock (a part of other scripts): all times are its own, whatever those of workers and clients are.
+-- The server's clock (a part of other scripts). All times are the server's, whatever the clocks of workers and clients say.
 local function time_ms()
     local now = redis.call('TIME')
     return now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
--- When a job is due: that time in ms where the second is 1, else so many ms from now on.
+-- Return when a job is due: at `value`, in ms since 1970, if `is_time` is '1'; otherwise `value` ms from now.
 local function due_ms(value, is_time)
     return is_time == '1' and tonumber(value) or time_ms() + value
 end

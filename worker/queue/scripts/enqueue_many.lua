@@ -1,34 +1,40 @@
--- Put many jobs into a queue, each once for its id (see enqueue.lua).
+-- Enqueue many runs, each once for its id (see enqueue.lua).
 --
--- Members of a group whose ids end with their places are put there once also when their results are forgotten.
+-- A member of a group, whose id ends with its place, is enqueued once even after its result has expired.
 --
--- KEYS queue, cancelled, levels of priority that are in use, line of this level (the queue for none), group (the queue for
---      none)
--- ARGV prefixes of payload and result, level, delay in ms, or due time in ms where the next is 1, whether it is, then id
---      and payload of each job
--- returns the places, from 1, of those whose id is known
+-- KEYS queue, cancelled, levels of priority in use, line of this level (the queue for none), group (the queue for none)
+-- ARGV prefixes of payloads and results, level, delay in ms, or due time in ms if the next is 1, whether it is; then id and
+--      payload of each run
+-- returns the indices, from 1, of runs whose id is known; or {problems}, in a table, if a key is unsound
 
 -- include clock.lua
+-- include checks.lua
+local is_group, has_priority = KEYS[5] ~= KEYS[1], KEYS[4] ~= KEYS[1]
+local done = KEYS[5] .. ':done'
+local are_sound = has_type(KEYS[1], 'zset')
+if is_group then are_sound = has_type(KEYS[5], 'hash') and has_type(done, 'hash') and are_sound end
+if not are_sound then return {problems} end
+has_priority = has_priority and has_type(KEYS[3], 'zset') and has_type(KEYS[4], 'zset')
 local due = due_ms(ARGV[4], ARGV[5])
-local ordered = redis.call('EXISTS', KEYS[2]) == 1
+local has_cancelled = redis.call('EXISTS', KEYS[2]) == 1 and has_type(KEYS[2], 'set')
 local known, added = {}, {}
-local called = KEYS[5] ~= KEYS[1] and redis.call('HEXISTS', KEYS[5], 'called') == 1
+local called = is_group and redis.call('HEXISTS', KEYS[5], 'called') == 1
 local function is_done(id)
-    return KEYS[5] ~= KEYS[1] and (called or redis.call('HEXISTS', KEYS[5] .. ':done', string.match(id, '%d+$')) == 1)
+    return is_group and (called or redis.call('HEXISTS', done, string.match(id, '%d+$')) == 1)
 end
 for at = 6, #ARGV, 2 do
     local id = ARGV[at]
     if is_done(id) or redis.call('EXISTS', ARGV[2] .. id) == 1 or not redis.call('SET', ARGV[1] .. id, ARGV[at + 1], 'NX') then
         known[#known + 1] = (at - 4) / 2
     else
-        if ordered then redis.call('SREM', KEYS[2], id) end
+        if has_cancelled then redis.call('SREM', KEYS[2], id) end
         added[#added + 1] = due
         added[#added + 1] = id
     end
 end
 if #added > 0 then
     redis.call('ZADD', KEYS[1], unpack(added))
-    if KEYS[4] ~= KEYS[1] then
+    if has_priority then
         redis.call('ZADD', KEYS[4], unpack(added))
         redis.call('ZADD', KEYS[3], ARGV[3], ARGV[3])
     end

@@ -1,56 +1,83 @@
--- What follows an end (a part of other scripts, which give it its prefixes).
+-- What follows the end of a run (a part of other scripts, which give it the prefixes of keys as `names`).
 --
--- It is called once for each end: by the script that takes the job out of its queue, and only where it was there.
--- The next one of a chain is put into its queue. A member of a group is marked as done; the last one puts the callback
--- there, with the results of all in their order, if it wants them. A result that says that it was not begun is void.
--- The lock of a unique job that counts while it is in the queue goes with it, where it is still its own.
+-- The script that removes a job from its queue calls it, once for each end, and only if the job was there.
 --
--- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, payload, payload_after_results of its
--- callback, and called, the time in ms at which that was put there; beside it, `:done`, a hash of results by place.
+-- * The next run of a chain is put into its queue. If that queue is not a sorted set, the run becomes a dead letter, which
+--   an operator can retry when the key is mended.
+-- * A member of a group is marked as complete. The last one enqueues the callback, with the results of all members in
+--   their order if the callback needs them. A result that says that the run was not begun is deleted.
+-- * The lock of a unique job is deleted, if it counts while the job is in the queue and is still this run's.
+--
+-- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, payload,
+-- payload_after_results of its callback, and called, the time in ms at which that was enqueued; beside it, `:done`, a hash
+-- of results by place.
 
+-- include checks.lua
 -- include priority.lua
 
+local function bury_next(run, now_ms, names)
+    if not has_type(names.dead, 'hash') then return end
+    redis.call('HSET', names.dead, run.id, cjson.encode({
+        job = run.job or '', queue = run.queue, payload = run.payload, traceback = '', ledger = false,
+        at = now_ms / 1000, attempts = 0, error = run.queue .. ' is not a sorted set: the run could not be enqueued'
+    }))
+    if has_type(names.dead_at, 'zset') then redis.call('ZADD', names.dead_at, now_ms, run.id) end
+end
+
 local function put_next(run, now_ms, names)
-    if redis.call('SET', names.payload .. run.id, run.payload, 'NX') then
-        local due = now_ms + run.delay
+    if not has_type(run.queue, 'zset') then
+        bury_next(run, now_ms, names)
+    elseif redis.call('SET', names.payload .. run.id, run.payload, 'NX') then
+        local due, priority = now_ms + (tonumber(run.delay) or 0), tonumber(run.priority) or 0
         redis.call('DEL', names.result .. run.id)
         redis.call('ZADD', run.queue, due, run.id)
-        if tonumber(run.priority) > 0 then
-            local line = names.priority .. run.priority .. ':' .. run.queue
-            stand_in_line(names.priorities .. run.queue, line, run.priority, due, run.id)
+        if priority > 0 then
+            local line = names.priority .. priority .. ':' .. run.queue
+            add_to_priority(names.priorities .. run.queue, line, priority, due, run.id)
         end
     end
 end
 
 local function results_in_order(done, size)
     local found, all = redis.call('HGETALL', done), {}
-    for at = 1, #found, 2 do all[tonumber(found[at])] = found[at + 1] end
-    return '[' .. table.concat(all, ',', 1, size) .. ']'
+    for place = 1, size do all[place] = 'null' end
+    for at = 1, #found, 2 do
+        local place = tonumber(found[at])
+        if place and all[place] then all[place] = found[at + 1] end
+    end
+    return '[' .. table.concat(all, ',') .. ']'
 end
 
 local function member_done(member, now_ms, names)
     local key = names.group .. member[1]
     local done = key .. ':done'
+    if not has_type(key, 'hash') or not has_type(done, 'hash') then return end
     local size, complete_when, called = unpack(redis.call('HMGET', key, 'size', 'complete_when', 'called'))
     if not size or called or (complete_when == 'all_succeeded' and not member[4]) then return end
+    size = tonumber(size)
+    if not size or size ~= size or size < 1 or size > 1e9 then
+        note(key, 'value', 'size')
+        return
+    end
     if redis.call('HSETNX', done, member[2], member[3]) == 0 then return end
     redis.call('PEXPIRE', key, names.keep_group)
     redis.call('PEXPIRE', done, names.keep_group)
-    if redis.call('HLEN', done) < tonumber(size) then return end
-    local id, queue, delay, priority, before, after =
-        unpack(redis.call('HMGET', key, 'id', 'queue', 'delay', 'priority', 'payload', 'payload_after_results'))
-    if before then
+    if redis.call('HLEN', done) < size then return end
+    local id, job, queue, delay, priority, before, after =
+        unpack(redis.call('HMGET', key, 'id', 'job', 'queue', 'delay', 'priority', 'payload', 'payload_after_results'))
+    if before and id and queue then
         local payload = before
-        if after ~= '' then payload = before .. results_in_order(done, tonumber(size)) .. after end
-        put_next({id = id, queue = queue, delay = delay, priority = priority, payload = payload}, now_ms, names)
+        if after and after ~= '' then payload = before .. results_in_order(done, size) .. after end
+        put_next(
+            {id = id, job = job, queue = queue, delay = delay, priority = priority, payload = payload}, now_ms, names)
     end
     redis.call('HSET', key, 'called', now_ms)
     redis.call('HDEL', key, 'payload', 'payload_after_results')
     redis.call('DEL', done)
 end
 
-local function follow(sequel, now_ms, names)
-    if sequel.put then put_next(sequel.put, now_ms, names) end
-    if sequel.lock and redis.call('GET', sequel.lock[1]) == sequel.lock[2] then redis.call('DEL', sequel.lock[1]) end
-    if sequel.group then member_done(sequel.group, now_ms, names) end
+local function follow(follow_up, now_ms, names)
+    if follow_up.put then put_next(follow_up.put, now_ms, names) end
+    if follow_up.lock and try('GET', follow_up.lock[1]) == follow_up.lock[2] then redis.call('DEL', follow_up.lock[1]) end
+    if follow_up.group then member_done(follow_up.group, now_ms, names) end
 end

@@ -1,20 +1,32 @@
--- Enqueue a cron job for one due time. The hash holds the last one for each line, so that of all workers that
--- come with it, however late, one enqueues it; also after its result has gone. A stock arq worker, which knows nothing
--- of the hash, leaves the lease of a cron job for a minute after its end.
+-- Enqueue a cron job for one due time, once.
 --
--- KEYS queue, payload, result, guard, lease, levels of priority that are in use, line of this level
---      (the queue for none)
+-- The hash holds the last due time of each cron line, so that one of all workers enqueues it, however late they come, also
+-- after its result has expired. A stock arq worker, which does not know the hash, keeps the lease of a cron job for a
+-- minute after its end. A last due time that is not a number, or is more than a day ahead, was not written by a worker.
+--
+-- KEYS queue, payload, result, last due times, lease, levels of priority in use, line of this level (the queue for none)
 -- ARGV id, payload, due time in ms, job and line, level
--- returns 1 when this call enqueued it
+-- returns {1 if this call enqueued it, 0 if it is known, or -1 if a key is unsound; problems}
 
+-- include clock.lua
+-- include checks.lua
 -- include priority.lua
-local last = redis.call('HGET', KEYS[4], ARGV[4])
-if last and tonumber(last) >= tonumber(ARGV[3]) then return 0 end
+local are_sound = has_type(KEYS[1], 'zset')
+are_sound = has_type(KEYS[4], 'hash') and are_sound
+if not are_sound then return {-1, problems} end
+local due = tonumber(ARGV[3])
+local text = redis.call('HGET', KEYS[4], ARGV[4])
+if text then
+    local last = tonumber(text)
+    if not last or last ~= last or last > math.max(time_ms(), due) + 86400000 then
+        note(KEYS[4], 'value', ARGV[4] .. ' = ' .. string.sub(text, 1, 100))
+    elseif last >= due then
+        return {0, problems}
+    end
+end
 redis.call('HSET', KEYS[4], ARGV[4], ARGV[3])
-if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[5]) > 0 then return 0 end
+if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[5]) > 0 then return {0, problems} end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-if KEYS[7] ~= KEYS[1] then
-    stand_in_line(KEYS[6], KEYS[7], ARGV[5], ARGV[3], ARGV[1])
-end
-return 1
+if KEYS[7] ~= KEYS[1] then add_to_priority(KEYS[6], KEYS[7], ARGV[5], ARGV[3], ARGV[1]) end
+return {1, problems}

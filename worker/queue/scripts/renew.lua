@@ -1,30 +1,33 @@
--- Renew the leases of one worker, and with them the times at which its jobs are due again.
+-- Renew the leases of a worker, and with them the due times of its jobs.
 --
--- A lease that has expired is taken back where nobody else has the job, and its due time is still one of a job that runs
--- (ack_and_claim.lua): one that was put back meanwhile, by a requeue that overtook this call, is for whoever comes. The time need
--- not be ours: a replica that has become the primary may have an older one. One that is another worker's is lost. Where
--- the queue does not know the job any more, it was ended by somebody else, or Redis has lost its data: the worker puts it
--- back (restore.lua), and its fence in the ledger makes either harmless.
+-- A lease that has expired is renewed if nobody else has the job and its due time is still that of a running job
+-- (running_mark.lua). A job that was put back in the meantime, by a requeue that overtook this call, is left to the next
+-- worker. The due time need not be the worker's own: a replica that has become the primary may have an older one. A lease
+-- of another worker is lost. If the queue does not have the job, somebody else has ended it, or Redis has lost its data:
+-- the worker restores it (restore.lua), and its fence in the ledger makes either harmless.
+--
+-- A lease or a queue of a wrong type leaves the job with its worker.
 --
 -- KEYS queues
--- ARGV owner, lease in ms, prefixes of lease, result, then for each job: id, place of its queue from 1
--- returns for each id: held, lost, gone
+-- ARGV owner, lease in ms, prefixes of leases and results, then for each job: id, index of its queue from 1
+-- returns for each job: held, lost or gone
 
 -- include clock.lua
 -- include running_mark.lua
+-- include checks.lua
 local again = time_ms() + ARGV[2]
-local told = {}
+local answers = {}
 for at = 5, #ARGV, 2 do
     local id, queue = ARGV[at], KEYS[tonumber(ARGV[at + 1])]
     local key = ARGV[3] .. id
-    local holder = redis.call('GET', key)
+    local holder = try('GET', key)
     local answer = 'held'
     if holder == ARGV[1] then
         redis.call('PEXPIRE', key, ARGV[2])
-        redis.call('ZADD', queue, 'XX', again + RUNNING_MARK, id)
+        try('ZADD', queue, 'XX', again + RUNNING_MARK, id)
     elseif holder or redis.call('EXISTS', ARGV[4] .. id) == 1 then
         answer = 'lost'
-    else
+    elseif has_type(queue, 'zset') then
         local due = redis.call('ZSCORE', queue, id)
         if not due then
             answer = 'gone'
@@ -35,6 +38,6 @@ for at = 5, #ARGV, 2 do
             answer = 'lost'
         end
     end
-    told[#told + 1] = answer
+    answers[#answers + 1] = answer
 end
-return told
+return answers

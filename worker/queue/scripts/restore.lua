@@ -1,12 +1,14 @@
--- Put a job that runs back into a Redis that has lost its data.
+-- Put a running job back into a Redis that has lost its data.
 --
 -- KEYS queue, lease, payload
 -- ARGV id, owner, lease in ms, payload
--- returns 1, or 0 where another worker has it by now
+-- returns 1; 0 if another worker has it by now; or the problems, if the queue is unsound
 
 -- include clock.lua
 -- include running_mark.lua
-if not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('GET', KEYS[2]) ~= ARGV[2] then
+-- include checks.lua
+if not has_type(KEYS[1], 'zset') then return {problems} end
+if not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) and try('GET', KEYS[2]) ~= ARGV[2] then
     return 0
 end
 local again = time_ms() + ARGV[3]

@@ -1,0 +1,115 @@
+"""Problems with keys of Redis that somebody else has written: each is logged once, with the command that cures it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from worker.queue import keys
+
+logger = logging.getLogger("longhaul.keys")
+
+_REPEAT_SECONDS = 600.0
+_MOST_REMEMBERED = 1_000
+
+
+class KeyProblem(NamedTuple):
+    """A key of Redis that cannot be used as it is.
+
+    Attributes:
+        key: the key, printable.
+        problem: what is wrong with it.
+        cure: arguments of `redis-cli` that mend it.
+    """
+
+    key: str
+    problem: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.problem}; to mend it, run: redis-cli {self.cure}"
+
+
+def wrong_type(key: bytes | str, found: str, wanted: str = "") -> KeyProblem:
+    """Return the problem of a key that has another type than the schema says.
+
+    Args:
+        key: the key.
+        found: the type that TYPE answers.
+        wanted: the type that it should have; that of the schema by default.
+    """
+    name = printable(key)
+    known = keys.find(name)
+    wanted = wanted or (known.type if known else "sorted set")  # a queue of another name is not in the schema
+    cure = f"RENAME {quote(key)} {quote(_with_prefix(key))}"
+    return KeyProblem(name, f"is a {_TYPES.get(found, found)}, not a {wanted}", cure)
+
+
+def wrong_value(key: bytes | str, value: bytes | str, *, field: bytes | str | None = None) -> KeyProblem:
+    """Return the problem of a key, or of a field of a hash, whose value cannot be read."""
+    where = "" if field is None else f" in field {printable(field)}"
+    cure = f"DEL {quote(key)}" if field is None else f"HDEL {quote(key)} {quote(field)}"
+    return KeyProblem(printable(key), f"has the invalid value {printable(value)[:100]!r}{where}", cure)
+
+
+def wrong_member(key: bytes | str, member: bytes | str, *, command: str = "SREM") -> KeyProblem:
+    """Return the problem of a set, or a sorted set, with a member that cannot be a name."""
+    cure = f"{command} {quote(key)} {quote(member)}"
+    return KeyProblem(printable(key), f"has the invalid member {printable(member)[:100]!r}", cure)
+
+
+def from_script(raw: Sequence[Any]) -> KeyProblem:
+    """Return the problem that a script has noted: key, kind and detail; see checks.lua."""
+    key, kind, detail = (bytes(part) for part in raw)
+    if kind == b"type":
+        return wrong_type(key, detail.decode(errors="replace"))
+    field, equals, value = detail.partition(b" = ")
+    return wrong_value(key, value, field=field) if equals else wrong_value(key, detail)
+
+
+def printable(text: bytes | str) -> str:
+    """Return a text without control characters, and with what is not UTF-8 escaped."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def quote(text: bytes | str) -> str:
+    """Return a name as an argument of `redis-cli` in a shell."""
+    raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    try:
+        plain = raw.decode()
+    except UnicodeDecodeError:
+        plain = ""
+    if plain and plain.isprintable():
+        return shlex.quote(plain)
+    # Bash's and zsh's own notation for bytes that cannot be typed.
+    return "$'" + "".join(chr(one) if 32 < one < 127 and one not in b"'\\" else f"\\x{one:02x}" for one in raw) + "'"
+
+
+class KeyProblemLog:
+    """Logs each problem once, and again after ten minutes if it is still there."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[KeyProblem, float] = {}
+
+    def report(self, problems: Iterable[KeyProblem]) -> None:
+        """Log problems that are new."""
+        for problem in problems:
+            now = time.monotonic()
+            if now - self._logged_at.get(problem, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
+                continue
+            if len(self._logged_at) >= _MOST_REMEMBERED:
+                self._logged_at.clear()
+            self._logged_at[problem] = now
+            logger.warning("key problem key=%s problem=%s cure=redis-cli %s", *problem)
+
+
+def _with_prefix(key: bytes | str) -> bytes | str:
+    return b"broken:" + key if isinstance(key, bytes) else f"broken:{key}"
+
+
+_TYPES = {"zset": "sorted set"}
