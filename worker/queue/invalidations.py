@@ -1,11 +1,11 @@
-"""A watch over the queues and the orders: Redis tells when they have changed, nobody asks again and again.
+"""Server-assisted invalidation: Redis tells when a key that was read is written, so that nothing has to be polled.
 
-Redis remembers which keys a connection has read, and says once when one of them is written, by whomever: a client of
-ours, one of stock arq, `redis-cli`. So an idle worker sends nothing, and knows of a new job as soon as it is there.
-https://redis.io/docs/latest/develop/reference/client-side-caching/ (in RESP2: reads on one connection, word of changes
-on another one).
+Redis remembers which keys a connection has read, and sends one message when any client writes one of them: a client of
+Longhaul, a stock arq client, or `redis-cli`. An idle worker sends nothing, and sees a new job at once.
+https://redis.io/docs/latest/develop/reference/client-side-caching/ (in RESP2: one connection reads,
+another one receives the messages).
 
-Where the server has no CLIENT TRACKING, or this user may not use it, the watch says so once, and the worker polls.
+If the server has no CLIENT TRACKING, or the user may not use it, that is logged once, and the worker polls.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError, ResponseError
 
 from worker.queue.connection import one_connection
+from worker.queue.key_problems import printable
 from worker.queue.outage_log import OutageLog
 
 if TYPE_CHECKING:
@@ -28,15 +29,15 @@ logger = logging.getLogger("longhaul.watch")
 _CHANNEL = "__redis__:invalidate"
 _PING_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
-_HEARING = "changes are not heard of"
+_RECEIVING = "changes of keys cannot be received"
 
 
 class InvalidationListener:
-    """Two connections: one that reads, and one that hears of changes to what was read.
+    """Two connections: one reads keys, the other receives a message when one of them is written.
 
     Args:
         settings: for Redis.
-        outage: says that Redis is away.
+        outage: logs that Redis is away.
     """
 
     def __init__(self, settings: Settings, outage: OutageLog | None = None) -> None:
@@ -45,73 +46,77 @@ class InvalidationListener:
         self._outage = outage or OutageLog()
         self._reopening = False
         self._reader: Any = None
-        self._hearer: Any = None
+        self._receiver: Any = None
         self._reading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        #: Whether changes are heard of; where not, one has to ask.
+        #: Whether changes are received. If not, the caller must poll.
         self.active = False
 
     async def start(self, on_change: Callable[[frozenset[str] | None], None]) -> None:
-        """Open both connections; returns when changes are heard of, or cannot be.
+        """Open both connections. Returns when changes are received, or cannot be.
 
         Args:
-            on_change: called with the names of keys that were written; with None for any of them.
+            on_change: called with the names of keys that were written; with None if any key may have been.
         """
         self._on_change = on_change
         self._task = asyncio.create_task(self._run())
         await self._ready.wait()
 
     async def stop(self) -> None:
-        """Close them."""
+        """Close the connections."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def reopen(self) -> None:
-        """Begin again: behind the name of the server there may be another one by now."""
+        """Connect again: the name of the server may lead to another one by now."""
         if self.active:
             self._reopening, self.active = True, False
-            hearer = self._hearer
+            receiver = self._receiver
             self._reader = None
-            await hearer.disconnect(nowait=True)
+            await receiver.disconnect(nowait=True)
 
     async def read(self, *commands: Sequence[Any]) -> list[Any]:
-        """Read keys, and hear of their next change.
+        """Read keys, and receive their next change.
 
         Args:
-            commands: each a name and its arguments.
+            commands: each a command and its arguments.
+
+        Returns:
+            The answers. That of a command that Redis refuses, for example because its key has another type, is the
+            `ResponseError`.
 
         Raises:
-            RedisError: the watch is not active, or has just lost its connection.
+            RedisError: the listener is not active, or has just lost its connection.
         """
         async with self._reading:
             reader = self._reader
             if reader is None:
-                raise RedisError("the watch is closed")
+                raise RedisError("the listener is closed")
             try:
                 await reader.send_packed_command(reader.pack_commands([tuple(command) for command in commands]))
-                return [await reader.read_response() for _ in commands]
+                return [await _read_answer(reader) for _ in commands]
             except BaseException:
                 self._reader, self.active = None, False
-                for connection in (reader, self._hearer):  # what hears ends, too, and both begin again
+                for connection in (reader, self._receiver):  # both connections begin again
                     await connection.disconnect(nowait=True)
                 raise
 
     async def _run(self) -> None:
         while True:
             try:
-                await self._hear()
+                await self._receive()
             except ResponseError as error:
                 logger.warning(
-                    "Redis does not tell of changes (CLIENT TRACKING: %s): asking every %g s instead",
+                    "CLIENT TRACKING is not available error=%s: polling every %g s instead",
                     error,
                     self._settings.worker.poll_interval_seconds,
                 )
                 return
             except (RedisError, OSError) as error:
                 if not self._reopening:
-                    self._outage.failed(_HEARING, error)
+                    self._outage.failed(_RECEIVING, error)
             finally:
                 self.active = False
                 self._ready.set()
@@ -120,37 +125,44 @@ class InvalidationListener:
                 continue
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _hear(self) -> None:
-        hearer, reader = one_connection(self._settings), one_connection(self._settings)
+    async def _receive(self) -> None:
+        receiver, reader = one_connection(self._settings), one_connection(self._settings)
         try:
-            await hearer.connect()
+            await receiver.connect()
             await reader.connect()
-            await hearer.send_command("CLIENT", "ID")
-            number = await hearer.read_response()
-            await hearer.send_command("SUBSCRIBE", _CHANNEL)
-            await hearer.read_response()
+            await receiver.send_command("CLIENT", "ID")
+            number = await receiver.read_response()
+            await receiver.send_command("SUBSCRIBE", _CHANNEL)
+            await receiver.read_response()
             await reader.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", number)
             await reader.read_response()
-            self._reader, self._hearer, self.active = reader, hearer, True
-            self._outage.answered(_HEARING)
+            self._reader, self._receiver, self.active = reader, receiver, True
+            self._outage.answered(_RECEIVING)
             self._on_change(None)
             self._ready.set()
-            asked = False
+            pinged = False
             while True:
-                told = await hearer.read_response(timeout=_PING_SECONDS, disconnect_on_error=False)
-                if told is None:
-                    if asked:
+                message = await receiver.read_response(timeout=_PING_SECONDS, disconnect_on_error=False)
+                if message is None:
+                    if pinged:
                         raise RedisError(f"no answer for {_PING_SECONDS:g} s")
-                    await hearer.send_command("PING")
-                    asked = True
+                    await receiver.send_command("PING")
+                    pinged = True
                     continue
-                asked = False
-                if told[0] == b"message":
-                    written = told[2]
-                    names = None if written is None else frozenset(name.decode(errors="replace") for name in written)
-                    self._on_change(names)
+                pinged = False
+                if message[0] == b"message":
+                    written = message[2]
+                    self._on_change(None if written is None else frozenset(map(printable, written)))
         finally:
             self._reader, self.active = None, False
-            for connection in (hearer, reader):
+            for connection in (receiver, reader):
                 await connection.disconnect(nowait=True)
             self._on_change(None)
+
+
+async def _read_answer(reader: Any) -> Any:
+    """Return the next answer of a connection, and a refusal as a value: the answers after it must be read as well."""
+    try:
+        return await reader.read_response()
+    except ResponseError as error:
+        return error

@@ -33,19 +33,19 @@ class KeyProblem(NamedTuple):
         return f"{self.key} {self.problem}; to mend it, run: redis-cli {self.cure}"
 
 
-def wrong_type(key: bytes | str, found: str, wanted: str = "") -> KeyProblem:
+def wrong_type(key: bytes | str, found: str = "", wanted: str = "") -> KeyProblem:
     """Return the problem of a key that has another type than the schema says.
 
     Args:
         key: the key.
-        found: the type that TYPE answers.
+        found: the type that TYPE answers; empty if it is not known.
         wanted: the type that it should have; that of the schema by default.
     """
     name = printable(key)
     known = keys.find(name)
     wanted = wanted or (known.type if known else "sorted set")  # a queue of another name is not in the schema
     cure = f"RENAME {quote(key)} {quote(_with_prefix(key))}"
-    return KeyProblem(name, f"is a {_TYPES.get(found, found)}, not a {wanted}", cure)
+    return KeyProblem(name, f"is {_TYPES.get(found, f'a {found}')}, not a {wanted}", cure)
 
 
 def wrong_value(key: bytes | str, value: bytes | str, *, field: bytes | str | None = None) -> KeyProblem:
@@ -112,4 +112,4 @@ def _with_prefix(key: bytes | str) -> bytes | str:
     return b"broken:" + key if isinstance(key, bytes) else f"broken:{key}"
 
 
-_TYPES = {"zset": "sorted set"}
+_TYPES = {"zset": "a sorted set", "": "of another type"}

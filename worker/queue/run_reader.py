@@ -7,9 +7,11 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from worker.errors import CorruptKey, InvalidPayload
 from worker.queue.invalidations import InvalidationListener
+from worker.queue.key_problems import wrong_type
 from worker.queue.outage_log import unavailable
 from worker.queue.store import QueueStore
 
@@ -60,6 +62,8 @@ class RunReader:
             except RedisError:
                 pass  # the plain command below raises what is wrong
             else:
+                if isinstance(raw, ResponseError):
+                    raise InvalidPayload(str(wrong_type(key)))
                 if raw is not None:
                     self._waiting.pop(key, None)
                 return raw, event
@@ -73,9 +77,14 @@ class RunReader:
         """Await a command of Redis.
 
         Raises:
+            CorruptKey: a key has another type.
             ServerUnavailable: Redis does not answer, or refuses the command.
         """
         try:
             return await operation
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise CorruptKey(f"{error}; `worker doctor` lists keys of a wrong type") from error
+            raise unavailable(self._settings, error, "start Redis there, or set REDIS_URL") from error
         except (RedisError, OSError) as error:
             raise unavailable(self._settings, error, "start Redis there, or set REDIS_URL") from error

@@ -141,7 +141,8 @@ class PollTimer:
             return None  # the listener has lost its connection: polling from now on
         if changes != self._changes:
             return None
-        first = min((float(head[1]) for head in found if head), default=math.inf)
+        # The head of a queue of a wrong type is an error: ack_and_claim.lua reports it.
+        first = min((float(head[1]) for head in found if head and isinstance(head, list)), default=math.inf)
         return first / 1000 - int(now[0]) - int(now[1]) / 1e6
 
     async def _pause(self, seconds: float) -> None:

@@ -17,15 +17,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.queue import keys
 from worker.queue.invalidations import InvalidationListener
+from worker.queue.key_problems import KeyProblem, KeyProblemLog, wrong_member, wrong_type, wrong_value
 from worker.queue.outage_log import OutageLog
+from worker.queue.payload import read_run_id
 
 logger = logging.getLogger("longhaul.operators")
 
@@ -65,6 +67,10 @@ class OperatorState:
         self._reading = asyncio.Lock()
         self._failing = False
         self._outage = outage or OutageLog()
+        self._problems = KeyProblemLog()
+        self._has_problems = False
+        self._cancelled: frozenset[str] = frozenset()
+        self._aborted: frozenset[str] = frozenset()
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
         self.paces: dict[str, float] = {}
@@ -78,6 +84,8 @@ class OperatorState:
     @property
     def known(self) -> bool:
         """Whether what was read is current: as long as a listener hears of no change, or for a moment without one."""
+        if self._has_problems and time.monotonic() - self._read_at > _RETRY_SECONDS:
+            return False
         if self._listener is not None and self._listener.active:
             return not self._stale
         return time.monotonic() - self._read_at < FRESH_SECONDS
@@ -112,13 +120,17 @@ class OperatorState:
         try:
             if self._listener is not None and self._listener.active:
                 self._stale = False  # before the answer: what is written while it comes makes it stale again
-                paused, cancelled, aborted, flat, drained, retried = await self._listener.read(*commands)
-                paces = dict(zip(flat[::2], flat[1::2], strict=True))
+                answers = await self._listener.read(*commands)
+                if not isinstance(answers[3], ResponseError):
+                    answers[3] = dict(zip(answers[3][::2], answers[3][1::2], strict=True))
             else:
                 pipeline = self._redis.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
-                paused, cancelled, aborted, paces, drained, retried = await pipeline.execute()
+                answers = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, RedisError) and not is_wrong_type(answer):
+                    raise answer
         except RedisError as error:
             self._stale = True
             self._read_at = time.monotonic() + _RETRY_SECONDS
@@ -128,11 +140,18 @@ class OperatorState:
         self._failing = False
         self._outage.answered(_READING)
         self._read_at = began
-        self.paused = _names(paused)
-        self.cancelled = _names([*cancelled, *(aborted if self._obeys_aborts else ())])
-        self.drained = _names(drained)
-        self.retried = _names(retried)
-        self.paces = {name.decode(): pace for name, raw in paces.items() if (pace := _positive(raw)) is not None}
+        problems: list[KeyProblem] = []
+        paused, cancelled, aborted, paces, drained, retried = answers
+        self.paused = read_names(keys.PAUSED, paused, self.paused, problems)
+        self._cancelled = read_names(keys.CANCELLED, cancelled, self._cancelled, problems)
+        if self._obeys_aborts:
+            self._aborted = read_names(keys.ABORT, aborted, self._aborted, problems, remove="ZREM")
+        self.cancelled = self._cancelled | self._aborted
+        self.drained = read_names(keys.DRAINED, drained, self.drained, problems)
+        self.retried = read_names(keys.RETRIED, retried, self.retried, problems)
+        self.paces = read_paces(paces, self.paces, problems)
+        self._has_problems = bool(problems)
+        self._problems.report(problems)
 
     def is_queue_paused(self, queue: str) -> bool:
         """Tell whether nothing is to be claimed from a queue."""
@@ -151,17 +170,61 @@ class OperatorState:
         return next((self.paces[name] for name in (run_id, job, keys.ALL) if name in self.paces), None)
 
 
-def _names(members: Iterable[bytes]) -> frozenset[str]:
-    return frozenset(member.decode(errors="replace") for member in members)
+def is_wrong_type(error: BaseException) -> bool:
+    """Tell whether an error says that a key has another type."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
-def _positive(raw: bytes) -> float | None:
-    """Return the number that an operator has written; None, and a line in the log, if it is no number."""
+def read_names(
+    key: str,
+    answer: Iterable[bytes] | ResponseError,
+    last: frozenset[str],
+    problems: list[KeyProblem],
+    *,
+    remove: str = "SREM",
+) -> frozenset[str]:
+    """Return the names in a set, without members that cannot be names.
+
+    Args:
+        key: the key.
+        answer: its members; the error if it has another type.
+        last: names that were read before, which then stay in force.
+        problems: where problems are noted.
+        remove: command that removes a member.
+    """
+    if isinstance(answer, ResponseError):
+        problems.append(wrong_type(key))
+        return last
+    names = set()
+    for member in answer:
+        name = read_run_id(member)
+        if name is None:
+            problems.append(wrong_member(key, member, command=remove))
+        else:
+            names.add(name)
+    return frozenset(names)
+
+
+def read_paces(
+    answer: Mapping[bytes, bytes] | ResponseError, last: dict[str, float], problems: list[KeyProblem]
+) -> dict[str, float]:
+    """Return the rows per second that operators have set, by name; see `read_names`."""
+    if isinstance(answer, ResponseError):
+        problems.append(wrong_type(keys.PACE))
+        return last
+    paces = {}
+    for field, raw in answer.items():
+        name, pace = read_run_id(field), _to_pace(raw)
+        if name is None or pace is None:
+            problems.append(wrong_value(keys.PACE, raw, field=field))
+        else:
+            paces[name] = pace
+    return paces
+
+
+def _to_pace(raw: bytes) -> float | None:
     try:
         value = float(raw)
     except ValueError:
-        value = math.nan
-    if value > 0 and math.isfinite(value):
-        return value
-    logger.warning("command ignored key=%s value=%r: it is no number of rows a second", keys.PACE, raw)
-    return None
+        return None
+    return value if 0 < value < math.inf else None
