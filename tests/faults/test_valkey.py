@@ -95,7 +95,7 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             valkey.stop(immediate=True)
             proxy.cut()
             before = proxy.opened
-            await told(caplog, ["Redis: ", "asked until it is well"])
+            await told(caplog, ["Redis: ", "Running jobs continue"])
             stop_renewing("ends-meanwhile")
             await passed(AWAY_SECONDS)
             # Two workers, and what they tried at once when it went.
