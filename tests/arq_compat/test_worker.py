@@ -691,7 +691,7 @@ async def test_cron_jobs_are_due_in_the_workers_timezone(arq: ArqRedis, make: Ma
 class WorkerSettings:
     """As arq documents it."""
 
-    functions = (add, "tests.queue.test_arq_worker.fail")
+    functions = (add, "tests.arq_compat.test_worker.fail")
     max_jobs = 3
     burst = True
     handle_signals = False
@@ -703,7 +703,7 @@ def test_a_class_of_settings_is_taken_as_arq_takes_it(settings: Settings, event_
     assert get_kwargs({"max_jobs": 2, "other": 1}) == {"max_jobs": 2}
     worker = create_worker(WorkerSettings, max_jobs=4)
     assert worker.max_jobs == 4
-    assert set(worker.functions) == {"add", "tests.queue.test_arq_worker.fail"}
+    assert set(worker.functions) == {"add", "tests.arq_compat.test_worker.fail"}
     ran = run_worker(WorkerSettings, redis_settings=RedisSettings.from_dsn(settings.redis.url))
     assert ran.jobs_complete == 0
 

@@ -67,19 +67,16 @@ KEYS: dict[str, tuple[Any, list[Any]]] = {
 
 
 @pytest_asyncio.fixture(params=KEYS)
-async def table(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Table]:
+async def table(request: pytest.FixtureRequest, database: Database) -> Table:
     """A table whose key is of that type, in a schema and with names that have to be quoted."""
     type_, values = KEYS[request.param]
     key, done = Column("The Key", type_, key="key", primary_key=True), Column("done", Integer, nullable=False)
     found = Table("Keyed Rows", MetaData(schema="Odd Schema"), key, done)
     async with database.engine.begin() as connection:
-        await connection.execute(text('DROP SCHEMA IF EXISTS "Odd Schema" CASCADE'))
         await connection.execute(text('CREATE SCHEMA "Odd Schema"'))
         await connection.run_sync(found.metadata.create_all)
         await connection.execute(insert(found), [{"key": value, "done": 0} for value in values])
-    yield found
-    async with database.engine.begin() as connection:
-        await connection.execute(text('DROP SCHEMA "Odd Schema" CASCADE'))
+    return found
 
 
 @pytest.mark.parametrize("direction", ["asc", "desc"])

@@ -48,7 +48,7 @@ async def test_runs_are_listed_with_the_sums_of_their_steps(context: MakeContext
 async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeContext) -> None:
     first = context("run")
     await walk(first, 1)
-    await first.close()  # without a word: it died
+    await first._attempt.close()  # without a word: it died
     second = await walk(context("run"), 0)
     assert (second.takeovers, second.attempt) == (1, 1)  # there was progress
     third = await walk(context("run"), 0)

@@ -58,6 +58,12 @@ BEGIN
 END $$
 """
 
+# A test that failed may have left a transaction, whose locks the next one would wait for.
+_END_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
 _built: str | None = None
 
 
@@ -65,6 +71,7 @@ async def clean(database: Database) -> None:
     """Leave the ledger's tables and those of `tests.models`, empty, and nothing else."""
     global _built
     async with database.engine.begin() as connection:
+        await connection.exec_driver_sql(_END_OTHERS)
         if _built is not None and await connection.scalar(text(_FINGERPRINT)) == _built:
             await connection.exec_driver_sql(_EMPTY)
             return
