@@ -144,7 +144,7 @@ async def test_a_stock_client_enqueues_and_reads_result_status_and_info(arq: Arq
     assert await sent.status() is JobStatus.queued
     worker = make()
     await worker.main()
-    assert await sent.result(timeout=1) == 6
+    assert await sent.result(timeout=60) == 6
     assert await sent.status() is JobStatus.complete
     info = await sent.result_info()
     assert info is not None
@@ -162,7 +162,7 @@ async def test_values_that_only_a_pickle_can_carry_come_back(arq: ArqRedis, make
     values = {"at": datetime(2026, 1, 1, tzinfo=UTC), "set": {1, 2}, "raw": b"\x00\xff", 3: timedelta(1)}
     sent = await put(arq, "echo", values)
     await make([arq_func(echo, name="echo")]).main()
-    assert await sent.result(timeout=1) == values
+    assert await sent.result(timeout=60) == values
 
 
 async def test_a_failure_is_raised_at_the_client_and_costs_one_try(arq: ArqRedis, make: MakeWorker) -> None:
@@ -170,7 +170,7 @@ async def test_a_failure_is_raised_at_the_client_and_costs_one_try(arq: ArqRedis
     worker = make([fail])
     await worker.main()
     with pytest.raises(ValueError, match="not today"):
-        await sent.result(timeout=1)
+        await sent.result(timeout=60)
     assert seen == [1]
     assert worker.jobs_failed == 1
 
@@ -194,9 +194,9 @@ async def test_an_error_that_no_pickle_can_bring_back_comes_as_text(arq: ArqRedi
     worker = make([arq_func(odd, name="odd"), arq_func(lock, name="lock")])
     await worker.main()
     with pytest.raises(SerializationError, match="TwoWords: no way"):
-        await failing.result(timeout=1)
+        await failing.result(timeout=60)
     with pytest.raises(SerializationError, match="unable to serialize result"):
-        await returning.result(timeout=1)
+        await returning.result(timeout=60)
 
 
 async def test_abort_ends_what_runs_waits_or_is_deferred(arq: ArqRedis, make: MakeWorker) -> None:
@@ -205,10 +205,10 @@ async def test_abort_ends_what_runs_waits_or_is_deferred(arq: ArqRedis, make: Ma
     first = await put(arq, "hang")
     await until(lambda: asyncio.sleep(0, bool(seen)))
     assert await first.status() is JobStatus.in_progress
-    assert await first.abort(timeout=5, poll_delay=0.02)
+    assert await first.abort(timeout=60, poll_delay=0.02)
     deferred = await put(arq, "hang", _defer_by=60)
     assert await deferred.status() is JobStatus.deferred
-    assert await deferred.abort(timeout=5, poll_delay=0.02)
+    assert await deferred.abort(timeout=60, poll_delay=0.02)
     assert seen == [1]
     assert worker.jobs_failed == 2
     assert await arq.zcard(keys.ABORT) == 0
@@ -224,7 +224,7 @@ async def test_aborts_are_not_heeded_unless_they_are_allowed(arq: ArqRedis, make
     with pytest.raises(asyncio.TimeoutError):
         await sent.abort(timeout=0.4, poll_delay=0.05)
     gate["go"].set()
-    assert await sent.result(timeout=5, poll_delay=0.02) == "went"
+    assert await sent.result(timeout=60, poll_delay=0.02) == "went"
     await worker.close()
     await running
 
@@ -238,13 +238,13 @@ async def test_the_options_of_enqueueing_keep_their_meaning(arq: ArqRedis, make:
     until_then = await put(arq, "again", 0, _defer_until=datetime.now(UTC) + timedelta(seconds=0.5))
     third = await put(arq, "look", _job_try=3)
     await make([add, again, look]).main()  # by arq's rule, a burst waits for what is deferred
-    assert await one.result(timeout=1) == 3
+    assert await one.result(timeout=60) == 3
     assert min(seen[1:]) - began >= 0.4
-    assert await by.result(timeout=1) == await until_then.result(timeout=1) == 1
-    assert (await third.result(timeout=1))["job_try"] == 3
+    assert await by.result(timeout=60) == await until_then.result(timeout=60) == 1
+    assert (await third.result(timeout=60))["job_try"] == 3
     assert await elsewhere.status() is JobStatus.queued
     await make([add], queue_name="other").main()
-    assert await elsewhere.result(timeout=1) == 5
+    assert await elsewhere.result(timeout=60) == 5
 
 
 async def test_what_has_expired_is_neither_begun_nor_tried_again(arq: ArqRedis, make: MakeWorker) -> None:
@@ -253,12 +253,12 @@ async def test_what_has_expired_is_neither_begun_nor_tried_again(arq: ArqRedis, 
     worker = make([add, again])
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="job expired"):
-        await waits.result(timeout=1)
+        await waits.result(timeout=60)
     assert seen == []
     repeats = await put(arq, "again", 1, 0.4, _expires=0.2)
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="job expired"):
-        await repeats.result(timeout=1)
+        await repeats.result(timeout=60)
     assert len(seen) == 1
 
 
@@ -269,13 +269,13 @@ async def test_retry_runs_again_after_its_time_and_up_to_max_tries(arq: ArqRedis
     good = await put(arq, "again", 2, 0.2)
     worker = make([again])
     await worker.main()
-    assert await good.result(timeout=1) == 3
+    assert await good.result(timeout=60) == 3
     assert all(later - before >= 0.2 for before, later in itertools.pairwise(seen))
     assert worker.jobs_retried == 2
     never = await put(arq, "again", 99)
     await make([again], max_tries=2).main()
     with pytest.raises(JobExecutionFailed, match="max 2 retries exceeded"):
-        await never.result(timeout=1)
+        await never.result(timeout=60)
     assert len(seen) == 3 + 2
 
 
@@ -288,14 +288,14 @@ async def test_other_ways_to_ask_for_another_try(arq: ArqRedis, make: MakeWorker
 
     sent = await put(arq, "ask")
     await make([arq_func(ask, name="ask")]).main()
-    assert await sent.result(timeout=1) == 2
+    assert await sent.result(timeout=60) == 2
 
 
 async def test_without_retry_jobs_a_retry_is_a_failure(arq: ArqRedis, make: MakeWorker) -> None:
     sent = await put(arq, "again", 1)
     await make([again], retry_jobs=False).main()
     with pytest.raises(Retry):
-        await sent.result(timeout=1)
+        await sent.result(timeout=60)
     assert len(seen) == 1
 
 
@@ -332,7 +332,7 @@ async def test_what_a_function_says_of_itself_wins(arq: ArqRedis, make: MakeWork
     tried, for_ever = await put(arq, "named", 5), await put(arq, "kept", 1)
     await make([named, kept]).main()
     with pytest.raises(JobExecutionFailed, match="max 1 retries exceeded"):
-        await tried.result(timeout=1)
+        await tried.result(timeout=60)
     assert await arq.ttl(keys.RESULT + for_ever.job_id) == -1
 
 
@@ -349,7 +349,7 @@ async def test_results_are_kept_as_long_as_the_worker_says(arq: ArqRedis, make: 
         assert ttl - 1 <= left <= ttl if ttl > 0 else left == ttl
         if ttl == -2:
             with pytest.raises(ResultNotFound):
-                await sent.result(timeout=1)
+                await sent.result(timeout=60)
 
 
 async def test_an_unknown_function_and_a_payload_that_is_none_fail(arq: ArqRedis, make: MakeWorker) -> None:
@@ -359,9 +359,9 @@ async def test_an_unknown_function_and_a_payload_that_is_none_fail(arq: ArqRedis
     worker = make()
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="function 'nobody' not found"):
-        await unknown.result(timeout=1)
+        await unknown.result(timeout=60)
     with pytest.raises(DeserializationError):
-        await ArqJob("broken", arq).result(timeout=1)
+        await ArqJob("broken", arq).result(timeout=60)
     assert worker.jobs_failed == 2
     assert await arq.hexists(keys.DEAD, "broken")
 
@@ -370,8 +370,8 @@ async def test_a_job_that_exits_fails_alone(arq: ArqRedis, make: MakeWorker) -> 
     sent, other = await put(arq, "leave"), await put(arq, "add", 1)
     await make([leave, add]).main()
     with pytest.raises(JobExecutionFailed, match="SystemExit"):
-        await sent.result(timeout=1)
-    assert await other.result(timeout=1) == 3
+        await sent.result(timeout=60)
+    assert await other.result(timeout=60) == 3
 
 
 # --- context and hooks
@@ -384,7 +384,7 @@ async def test_the_context_has_what_arq_puts_there(arq: ArqRedis, make: MakeWork
     began = datetime.now(UTC)
     sent = await put(arq, "look", _job_id="x")
     await make([look], ctx={"mine": 1}, on_startup=startup).main()
-    got = await sent.result(timeout=1)
+    got = await sent.result(timeout=60)
     assert got["mine"] == 1
     assert got["pool"] == "open"
     assert (got["job_id"], got["job_try"]) == ("x", 1)
@@ -431,10 +431,10 @@ async def test_an_error_of_a_hook_does_not_end_the_worker(
     sent = await put(arq, "add", 1)
     await make(on_job_start=broken).main()
     with pytest.raises(KeyError):
-        await sent.result(timeout=1)
+        await sent.result(timeout=60)
     other = await put(arq, "add", 1)
     await make(on_job_end=broken, after_job_end=broken).main()
-    assert await other.result(timeout=1) == 3
+    assert await other.result(timeout=60) == 3
     assert "on_job_end: KeyError" in caplog.text
     assert "after_job_end: KeyError" in caplog.text
 
@@ -512,7 +512,7 @@ async def test_a_signal_hands_running_jobs_back_at_no_cost(arq: ArqRedis, make: 
     await worker.close()
     gate["go"].set()
     await make([hang], max_tries=1).main()
-    assert await sent.result(timeout=1) == "went"
+    assert await sent.result(timeout=60) == "went"
     assert seen == [1, 1]
 
 
@@ -526,7 +526,7 @@ async def test_job_completion_wait_lets_jobs_end(arq: ArqRedis, make: MakeWorker
     await asyncio.sleep(0.1)
     gate["go"].set()
     await running
-    assert await sent.result(timeout=1) == "went"
+    assert await sent.result(timeout=60) == "went"
     assert await waits.status() is JobStatus.queued
     assert worker.jobs_retried == 0
 
@@ -539,7 +539,7 @@ async def test_without_retry_jobs_a_signal_fails_running_jobs(arq: ArqRedis, mak
     await worker.close()
     await running
     with pytest.raises(asyncio.CancelledError):
-        await sent.result(timeout=1)
+        await sent.result(timeout=60)
 
 
 async def test_a_cancelled_main_hands_its_jobs_back(arq: ArqRedis, make: MakeWorker) -> None:
@@ -612,10 +612,10 @@ async def test_serializers_of_ones_own_and_the_default_queue_of_a_pool(
     ) as c:
         ours = await c.enqueue("add", 40)
         await worker.main()
-        assert await good.result(timeout=1) == 3
+        assert await good.result(timeout=60) == 3
         with pytest.raises(SerializationError, match="ValueError: not today"):
-            await bad.result(timeout=1)
-        assert await ours.result(timeout=1) == 42  # JSON came, and JSON goes
+            await bad.result(timeout=60)
+        assert await ours.result(timeout=60) == 42  # JSON came, and JSON goes
     pickled = await put(arq, "add", 1, _queue_name="mine")
     await make(queue_name="mine", job_serializer=write, job_deserializer=read, accept_pickle=None).main()
     assert await arq.hexists(keys.DEAD, pickled.job_id)
@@ -637,7 +637,7 @@ async def test_pickles_are_refused_on_demand_and_warned_of_by_default(
     assert "pickles from Redis are read" not in caplog.text
     other = await put(arq, "add", 1)
     await make(accept_pickle=None).main()
-    assert await other.result(timeout=1) == 3
+    assert await other.result(timeout=60) == 3
     assert "pickles from Redis are read" in caplog.text
 
 
@@ -648,13 +648,13 @@ async def test_operators_see_and_steer_arqs_jobs_too(arq: ArqRedis, make: MakeWo
     await until(lambda: arq.hget(keys.RUN + "seen", "state"))
     await arq.sadd(keys.CANCELLED, "seen")
     with pytest.raises(asyncio.CancelledError):
-        await sent.result(timeout=5, poll_delay=0.02)
+        await sent.result(timeout=60, poll_delay=0.02)
     await arq.sadd(keys.PAUSED, "add")
     paused = await put(arq, "add", 1)
     await asyncio.sleep(0.3)
     assert seen == [1]
     await arq.srem(keys.PAUSED, "add")
-    assert await paused.result(timeout=5, poll_delay=0.02) == 3
+    assert await paused.result(timeout=60, poll_delay=0.02) == 3
     await worker.close()
     await running
 
@@ -800,10 +800,10 @@ async def test_our_own_jobs_run_beside_arqs_with_hooks_and_counts(
     bad, theirs = await put(arq, "refuse", _job_id="bad"), await put(arq, "add", 1, _job_id="theirs")
     worker = make([greet, refuse, add], settings=settings, on_job_start=note, after_job_end=note)
     await worker.main()
-    assert await sent.result(timeout=1) == "Ada 2026"
+    assert await sent.result(timeout=60) == "Ada 2026"
     with pytest.raises(JobExecutionFailed, match="ValueError: no"):
-        await bad.result(timeout=1)
-    assert await theirs.result(timeout=1) == 3
+        await bad.result(timeout=60)
+    assert await theirs.result(timeout=60) == 3
     assert (worker.jobs_complete, worker.jobs_failed) == (2, 1)
     assert sorted(seen) == ["bad", "bad", "ours", "ours", "theirs", "theirs", "theirs"]
 

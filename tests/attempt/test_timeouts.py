@@ -226,7 +226,7 @@ async def test_a_cleanup_is_not_interrupted_again(
     run = await client.enqueue(tidy, how)
     async with working(fast, tidy):
         with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.1 s"):
-            await run.result(timeout=10)
+            await run.result(timeout=60)
     assert seen["cleaned"] == ["in peace"]
     assert seen["tries"] == (["timeout"] if how == "except" else [])
 
@@ -273,13 +273,13 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
     other = await client.enqueue(brief)
     one_slot = with_worker(fast, max_jobs=1)
     async with working(one_slot, deaf, brief) as worker:
-        assert await run.result(timeout=10) == "second"
-        assert await other.result(timeout=5) == "brief"
+        assert await run.result(timeout=60) == "second"
+        assert await other.result(timeout=60) == "brief"
         assert worker.abandoned_tasks == 1
         assert await redis.keys("arq:in-progress:*") == []
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
-        assert await run.result(timeout=5) == "second"
+        assert await run.result(timeout=60) == "second"
         assert worker.counters.complete == 2
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
     assert await redis.zcard("arq:queue") == 0
@@ -296,7 +296,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
     await redis.set(f"arq:retry:{run.id}", 1)
     async with working(fast, deaf):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*attempt 2, the last"):
-            await run.result(timeout=10)
+            await run.result(timeout=60)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()
         await until(lambda: _true(lambda: seen["ended"]))
@@ -310,9 +310,9 @@ async def test_a_given_up_walk_commits_no_batch_more(
     await fill_authors(database, 30)
     run = await client.enqueue(deaf_walk, lock=lock)
     async with working(fast, deaf_walk) as worker:
-        await asyncio.wait_for(seen["begun"].wait(), 20)
+        await asyncio.wait_for(seen["begun"].wait(), 60)
         worker.execution(run.id).interrupt("stall")
-        assert await run.result(timeout=10) == 30
+        assert await run.result(timeout=60) == 30
         assert worker.abandoned_tasks == 1
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
@@ -328,10 +328,10 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
 ) -> None:
     run = await client.enqueue(deaf_in_transaction)
     async with working(fast, deaf_in_transaction) as worker:
-        await asyncio.wait_for(seen["begun"].wait(), 5)
+        await asyncio.wait_for(seen["begun"].wait(), 60)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
     assert seen["ended"] == ["FencedOut"] * 4
@@ -344,12 +344,12 @@ async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, clien
     async with working(fast, deaf_and_alone) as worker:
         await until(lambda: _true(lambda: seen["tries"]))
         worker.execution(run.id).interrupt("timeout")
-        await asyncio.wait_for(seen["begun"].wait(), 5)
+        await asyncio.wait_for(seen["begun"].wait(), 60)
         seen["go"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
         assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
         seen["second"].set()
-        await run.result(timeout=5)
+        await run.result(timeout=60)
     assert await redis.keys("worker:limit:*") == []
 
 
@@ -373,11 +373,11 @@ async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: 
     other = await client.enqueue(stubborn_thread)
     async with working(with_worker(fast, max_threads=2), busy_thread, stubborn_thread, brief_thread):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
-            await run.result(timeout=10)
-        assert await other.result(timeout=10) == "a part"
+            await run.result(timeout=60)
+        assert await other.result(timeout=60) == "a part"
         after = await client.enqueue_many(brief_thread, [{}] * 20)
         for one in after:  # nothing is raised in those that come after it in its thread
-            assert await one.result(timeout=5)
+            assert await one.result(timeout=60)
     assert seen["cleaned"] == ["job"]
 
 
@@ -387,14 +387,14 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
     run = await client.enqueue(deaf_thread)
     async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
         with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: abandoned"):
-            await run.result(timeout=10)
+            await run.result(timeout=60)
         other = await client.enqueue(brief_thread)
-        assert await other.result(timeout=5)
+        assert await other.result(timeout=60)
         assert worker.abandoned_tasks == 1 and not seen["ended"]
         seen["thread"].set()
         await until(lambda: _true(lambda: not worker.abandoned_tasks))
         again = [await client.enqueue(brief_thread) for _ in range(3)]
-        assert len({await one.result(timeout=5) for one in again}) == 1, "one thread again"
+        assert len({await one.result(timeout=60) for one in again}) == 1, "one thread again"
     assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
 
 
@@ -428,7 +428,7 @@ async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, cl
     assert ran.returncode == EXIT_ABANDONED, ran.stderr
     assert "process ends abandoned_jobs=1" in ran.stderr
     with pytest.raises(JobFailed, match="abandoned"):
-        await run.result(timeout=1)
+        await run.result(timeout=60)
 
 
 # --- deadlines
@@ -459,7 +459,7 @@ async def test_a_run_that_has_not_ended_by_its_deadline_is_cancelled_and_not_tri
     run = await client.enqueue(wait_for_go.options(deadline=0.3))
     async with working(fast, wait_for_go):
         with pytest.raises(JobFailed, match="its deadline has passed: cancelled"):
-            await run.result(timeout=10)
+            await run.result(timeout=60)
     assert seen["tries"] == [1]
 
 
@@ -471,7 +471,7 @@ async def test_a_walk_has_a_deadline_too_and_keeps_what_it_has_committed(
     run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=1)))
     async with working(fast, walk_slowly):
         with pytest.raises(JobFailed, match="its deadline has passed"):
-            await run.result(timeout=10)
+            await run.result(timeout=60)
     assert seen["tries"] == [0, 10]
     async with database.session() as session:
         state, rows = (
@@ -486,8 +486,8 @@ async def test_a_run_whose_deadline_has_passed_is_not_begun(fast: Settings, clie
     seen["go"].set()
     async with working(fast, wait_for_go):
         with pytest.raises(JobFailed, match="its deadline has passed; it was not begun"):
-            await run.result(timeout=10)
-        assert await in_time.result(timeout=10) == "gone"
+            await run.result(timeout=60)
+        assert await in_time.result(timeout=60) == "gone"
     assert seen["tries"] == [1]
 
 

@@ -43,7 +43,7 @@ async def test_a_run_is_paused_shown_resumed_and_retried(
         status = json.loads((await cli("status", "--json")).stdout)
         assert status["paused"] == ["*"]
         assert (await cli("resume", "*")).returncode == 0
-        assert await run.result(timeout=5) == 50
+        assert await run.result(timeout=60) == 50
         listed = json.loads((await cli("runs", "--json")).stdout)
         assert [(one["id"], one["state"], one["rows"]) for one in listed] == [("w1", "succeeded", 50)]
         shown = (await cli("runs", "show", "w1")).stdout

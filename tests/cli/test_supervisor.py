@@ -56,7 +56,7 @@ async def test_two_processes_run_are_restarted_and_drain_together(
     import json
 
     process = supervise(started, settings, "--name", "pair")
-    first = await until(lambda: workers(redis, 2), seconds=30)
+    first = await until(lambda: workers(redis, 2))
     assert set(first) == {b"pair-1", b"pair-2"}
     pids = {name: json.loads(raw)["pid"] for name, raw in first.items()}
     os.kill(pids[b"pair-1"], signal.SIGKILL)
@@ -65,7 +65,7 @@ async def test_two_processes_run_are_restarted_and_drain_together(
         now = await redis.hget("worker:workers", "pair-1")
         return now is not None and json.loads(now)["pid"] != pids[b"pair-1"]
 
-    await until(replaced, seconds=30)
+    await until(replaced)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=30)
     assert process.returncode == 0

@@ -49,7 +49,7 @@ async def start(client: Client, name: str) -> Run[str]:
     async def has_begun() -> bool:
         return begun[name] > 0
 
-    await until(has_begun, 10)
+    await until(has_begun)
     return run
 
 
@@ -57,7 +57,7 @@ async def run_one(client: Client, name: str) -> None:
     """Enqueue a run and wait for its end."""
     stop_renewing(name)
     run = await client.enqueue(gated.options(id=name), name=name)
-    assert await run.result(timeout=10) == name
+    assert await run.result(timeout=60) == name
 
 
 async def ends_told(redis: Redis, run_id: str) -> list[str]:
@@ -69,7 +69,7 @@ async def ends_told(redis: Redis, run_id: str) -> list[str]:
         mine = [event[b"event"].decode() for _, event in events if event.get(b"run") == run_id.encode()]
         return [event for event in mine if event in ends]
 
-    return await until(look, 10)
+    return await until(look)
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -83,7 +83,7 @@ async def over(caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
     async def look() -> bool:
         return len([message for message in caplog.messages if "Redis answers again" in message]) == times
 
-    await until(look, 10)
+    await until(look)
 
 
 async def told(caplog: pytest.LogCaptureFixture, words: Sequence[str]) -> None:
@@ -92,4 +92,4 @@ async def told(caplog: pytest.LogCaptureFixture, words: Sequence[str]) -> None:
     async def look() -> bool:
         return any(all(word in message for word in words) for message in caplog.messages)
 
-    await until(look, 10)
+    await until(look)

@@ -69,7 +69,7 @@ class Watched:
                 return False
             return "master-link-status" in (seen if isinstance(seen, dict) else {}) or b"ok" in seen
 
-        await until(knows_both, 20)
+        await until(knows_both)
 
     async def fail_over(self) -> None:
         """Make the other server the primary, once it has all that was written, and wait until it is."""
@@ -85,8 +85,8 @@ class Watched:
         async def is_another() -> bool:
             return await self.primary() != before
 
-        await until(accepted, 20)
-        await until(is_another, 20)
+        await until(accepted)
+        await until(is_another)
 
     async def primary(self) -> int:
         """Return the port of the primary."""

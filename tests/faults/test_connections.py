@@ -75,9 +75,9 @@ async def work_a_little(settings: Settings) -> None:
         async def is_renewed() -> bool:
             return await due() > first
 
-        await until(is_renewed, 10)
+        await until(is_renewed)
         stop_renewing("renewed")
-        assert await run.result(timeout=10) == "renewed"
+        assert await run.result(timeout=60) == "renewed"
         await run_one(client, "another")
 
 
@@ -127,9 +127,9 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
         assert second != first
         await run_one(client, "afterwards")
         stop_renewing("running")
-        assert await running.result(timeout=10) == "running"
+        assert await running.result(timeout=60) == "running"
         for name in enqueued:
-            assert await client.run(name).result(timeout=10) == name
+            assert await client.run(name).result(timeout=60) == name
         async with Redis(port=second, password=PASSWORD) as redis:
             assert await ends_told(redis, "running") == ["succeeded"]
     assert begun["running"] == 1
@@ -253,7 +253,7 @@ async def test_a_real_server_with_tls(fast: Settings, home: Path, certificates: 
                 except RedisError:
                     return False
 
-        await until(answers, 10)
+        await until(answers)
         await work_a_little(settings)
     finally:
         process.stop(server, signal.SIGKILL)
@@ -351,26 +351,26 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
             async def watches() -> bool:
                 return worker.listener.active
 
-            await until(watches, 10)
+            await until(watches)
             chain = await client.enqueue(walked.options(then=limited.call(), priority=5))
-            assert await chain.result(timeout=10) == 12
-            assert await chain.next_runs[0].result(timeout=10) is None
+            assert await chain.result(timeout=60) == 12
+            assert await chain.next_runs[0].result(timeout=60) is None
             group = await client.group([limited.call(), limited.call()], then=limited.call())
             assert group.callback is not None
-            assert await group.callback.result(timeout=10) is None
-            await (await client.enqueue(limited)).result(timeout=10)
+            assert await group.callback.result(timeout=60) is None
+            await (await client.enqueue(limited)).result(timeout=60)
             await client.enqueue_many(limited, [{}] * 3)
             run = await start(client, "to-be-cancelled")
             assert await run.cancel()
             with pytest.raises(JobCancelled):
-                await run.result(timeout=10)
+                await run.result(timeout=60)
             failed = await client.enqueue(fails.options(id="failed"))
-            await until(lambda: admin.hexists("worker:dead", "failed"), 10)
+            await until(lambda: admin.hexists("worker:dead", "failed"))
             [fired] = await worker.scheduler.look(now=worker.scheduler._entries[0].next_due)
             await admin.zadd("arq:queue", {fired: 0})  # now, and not when the next minute begins
-            assert await client.run(fired).result(timeout=10) is None
+            assert await client.run(fired).result(timeout=60) is None
             assert [report.state async for report in failed.progress()][-1] == "dead"
-            await until(lambda: admin.hget("worker:jobs", "each_minute:succeeded"), 10)
+            await until(lambda: admin.hget("worker:jobs", "each_minute:succeeded"))
             ran = await asyncio.to_thread(
                 subprocess.run,
                 [sys.executable, "-c", COMMANDS_ONE_BY_ONE, *COMMANDS],

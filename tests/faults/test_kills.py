@@ -90,7 +90,7 @@ async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(
 
     await until(replace_the_dead)
     with pytest.raises(JobFailed, match=r"ended its worker 2 times: 10 rows, keys 51 to 60"):
-        await run.result(timeout=5)
+        await run.result(timeout=60)
     assert await effects(database) == {1: 50, 0: 50}
     assert (await ledger_row(database, run.id)).state == "dead"
 

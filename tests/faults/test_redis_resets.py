@@ -107,7 +107,7 @@ async def results_under_resets(settings: Settings, rounds: int) -> Counter[str]:
         for number in range(rounds):
             try:
                 run = await client.enqueue(brief.options(delay=0.2))
-                waiting = asyncio.create_task(run.result(timeout=30))
+                waiting = asyncio.create_task(run.result(timeout=60))
                 await asyncio.sleep(0.05)
                 proxy.reset()
                 found[await waiting] += 1
@@ -147,12 +147,12 @@ async def test_worker_obeys_orders_after_its_connections_were_reset(
                 proxy.reset()
                 await redis.client_kill_filter(_type="pubsub")
                 await redis.sadd(keys.RETRIED, f"nobody-{number}")  # the worker takes this order back itself
-                await until(lambda: _has_no_member(redis, keys.RETRIED), seconds=30)
+                await until(lambda: _has_no_member(redis, keys.RETRIED))
             await run.cancel()
-            await until(lambda: _status_is(run, "cancelled"), seconds=30)
-            assert await (await client.enqueue(brief)).result(timeout=30) == "done"
+            await until(lambda: _status_is(run, "cancelled"))
+            assert await (await client.enqueue(brief)).result(timeout=60) == "done"
             await redis.sadd(keys.DRAINED, "north")
-            await until(lambda: _is(lambda: worker.is_draining), seconds=30)
+            await until(lambda: _is(lambda: worker.is_draining))
 
 
 async def _status_is(run: Any, state: str) -> bool:

@@ -122,7 +122,7 @@ async def ended(run: Run[int]) -> int:
 
     async def look() -> int:
         try:
-            return await run.result(timeout=5) if await run.status() == "succeeded" else 0
+            return await run.result(timeout=60) if await run.status() == "succeeded" else 0
         except (RedisError, OSError, Exception):
             return 0
 

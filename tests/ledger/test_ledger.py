@@ -151,6 +151,6 @@ async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Data
     async def told() -> bool:
         return (await updates())[0] - before[0] >= 4
 
-    await until(told, seconds=10)
+    await until(told)
     after = await updates()
     assert after[0] - before[0] == after[1] - before[1]

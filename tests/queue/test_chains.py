@@ -106,8 +106,8 @@ async def test_a_chain_runs_one_after_the_other_and_hands_results_on(fast: Setti
         double.options(then=[add.call(number=PREVIOUS_RESULT, more=5), done.call(), double.call(21)]), number=4
     )
     async with working(fast, *ALL):
-        assert await run.result(timeout=10) == 8
-        assert [await one.result(timeout=10) for one in run.next_runs] == [13, "done", 42]
+        assert await run.result(timeout=60) == 8
+        assert [await one.result(timeout=60) for one in run.next_runs] == [13, "done", 42]
     assert calls == [("double", 4), ("add", 8, 5), ("done",), ("double", 21)]
 
 
@@ -117,7 +117,7 @@ async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
     last = done.options(queue="arq:other", priority=4, delay=0.2)
     run = await client.enqueue(double.options(then=add.options(then=last.call()).call(3)), number=4)
     async with working(fast, *ALL):
-        await run.next_runs[0].result(timeout=10)
+        await run.next_runs[0].result(timeout=60)
     # Nobody serves that queue.
     assert await redis.zscore(keys.priority_line("arq:other", 4), run.next_runs[1].id)
     due = await redis.zscore("arq:other", run.next_runs[1].id)
@@ -132,7 +132,7 @@ async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
     await fill_authors(database, 25)
     run = await client.enqueue(walk.options(then=add.call(number=PREVIOUS_RESULT)))
     async with working(fast, *ALL):
-        assert await run.next_runs[0].result(timeout=10) == 26
+        assert await run.next_runs[0].result(timeout=60) == 26
 
 
 async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
@@ -143,11 +143,11 @@ async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
     async with working(fast, *ALL):
         for one in run.next_runs:
             with pytest.raises(JobFailed, match=f"not begun: double {run.id}: .*not today"):
-                await one.result(timeout=10)
+                await one.result(timeout=60)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), run.id, from_start=False)
         await until(lambda: _called(("done",)))
-        assert await run.next_runs[1].result(timeout=10) == "done"
+        assert await run.next_runs[1].result(timeout=60) == "done"
     assert calls == [("double", 1), ("double", 1), ("add", 2, 1), ("done",)]
 
 
@@ -160,7 +160,7 @@ async def test_a_cancellation_ends_the_chain(fast: Settings, client: Client) -> 
     await run.cancel()
     async with working(fast, *ALL):
         with pytest.raises(JobCancelled, match="not begun"):
-            await run.next_runs[0].result(timeout=10)
+            await run.next_runs[0].result(timeout=60)
     assert calls == []
 
 
@@ -169,7 +169,7 @@ async def test_each_run_of_enqueue_many_has_its_own_followers(fast: Settings, cl
         double.options(then=add.call(number=PREVIOUS_RESULT)), [{"number": n} for n in range(3)]
     )
     async with working(fast, *ALL):
-        assert [await run.next_runs[0].result(timeout=10) for run in runs] == [1, 3, 5]
+        assert [await run.next_runs[0].result(timeout=60) for run in runs] == [1, 3, 5]
 
 
 async def test_a_run_that_is_known_has_no_new_followers(client: Client) -> None:
@@ -184,7 +184,7 @@ async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Re
     await redis.set("arq:job:by-hand", json.dumps(payload))
     await redis.zadd("arq:queue", {"by-hand": 0})
     async with working(fast, *ALL):
-        assert await client.run("by-hand:then").result(timeout=10) == 7
+        assert await client.run("by-hand:then").result(timeout=60) == 7
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ async def test_a_chain_that_cannot_be_read_is_refused_before_its_first_run(
     await redis.zadd("arq:queue", {"bent": 0})
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match=message):
-            await client.run("bent").result(timeout=10)
+            await client.run("bent").result(timeout=60)
     assert calls == []
 
 
@@ -305,7 +305,7 @@ async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Set
     assert group.callback is not None
     assert await group.progress() == (600, 0, False)
     async with working(fast, *ALL), working(fast, *ALL):
-        assert await group.callback.result(timeout=30) == f"sum {sum(2 * n for n in range(600))}"
+        assert await group.callback.result(timeout=60) == f"sum {sum(2 * n for n in range(600))}"
     assert await group.progress() == (600, 600, True)
     assert [call for call in calls if call[0] == "total"] == [("total", [2 * n for n in range(600)])]
     assert len(calls) == 601
@@ -329,15 +329,15 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
     assert group.callback is not None
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match="not today"):
-            await group.runs[0].result(timeout=10)
+            await group.runs[0].result(timeout=60)
         with pytest.raises(JobFailed, match=f"not begun: double {group.id}:1"):
-            await group.callback.result(timeout=10)
-        await group.runs[1].result(timeout=10)
+            await group.callback.result(timeout=60)
+        await group.runs[1].result(timeout=60)
         assert await group.progress() == (2, 1, False)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), group.runs[0].id, from_start=False)
         await until(lambda: _called(("total", [2, 3])))
-        assert await group.callback.result(timeout=10) == "5"
+        assert await group.callback.result(timeout=60) == "5"
 
 
 async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
@@ -347,7 +347,7 @@ async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Sett
     group = await client.group([double.call(1), add.call(2), chain], then=then, complete_when="all_finished")
     async with working(fast, *ALL):
         assert group.callback is not None
-        assert await group.callback.result(timeout=10) == "3"  # nobody is told meanwhile that it does not begin
+        assert await group.callback.result(timeout=60) == "3"  # nobody is told meanwhile that it does not begin
     assert ("total", [None, 3, None]) in calls
     assert ("done",) not in calls
     assert await group.progress() == (3, 3, True)
@@ -383,7 +383,7 @@ async def test_a_group_without_a_callback_says_how_far_it_is(fast: Settings, cli
     assert group.callback is None
     async with working(fast, *ALL):
         for run in group.runs:
-            await run.result(timeout=10)
+            await run.result(timeout=60)
     assert await group.progress() == (4, 4, True)
 
 

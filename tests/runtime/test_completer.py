@@ -65,7 +65,7 @@ async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, 
     """Enqueue a walk, and drain its worker in the second batch. Returns the run."""
     run = await (client.enqueue(one.name) if by_name else client.enqueue(one))
     async with working(with_worker(fast, drain_timeout_seconds=0.1), one):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
     assert await run.status() == "waiting"
     return run
 
@@ -119,7 +119,7 @@ async def test_arguments_of_an_old_signature_wait_for_a_worker_that_has_it(
     await redis.zadd("arq:queue", {run.id: 0})
     gate["go"].set()
     async with working(fast, walk):
-        assert await run.result(timeout=10) == "walked"
+        assert await run.result(timeout=60) == "walked"
     assert await count_seen(database) == {1: 50}
 
 
@@ -129,7 +129,7 @@ async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledge
     run = await drained(fast, client, by_name=True)
     async with working(fast, deployed):
         with pytest.raises(JobFailed, match="must: field required"):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert await states(database) == ["dead"]
     await age(database)
     await rescued(fast)
@@ -145,7 +145,7 @@ async def test_a_run_whose_worker_died_is_cancelled_for_good(
     await run.cancel()
     async with working(fast, walk):
         with pytest.raises(JobCancelled):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert await states(database) == ["cancelled"]
     await age(database)
     await rescued(fast)
@@ -165,13 +165,13 @@ async def in_a_task_group(ctx: JobContext) -> str:
 async def test_a_drain_gets_out_of_a_task_group(fast: Settings, client: Client, database: Database) -> None:
     run = await client.enqueue(in_a_task_group)
     async with working(fast, in_a_task_group) as worker:
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         worker.drain()
         gate["go"].set()
     assert await run.status() == "waiting"
     assert await states(database) == ["waiting"]
     async with working(fast, in_a_task_group):
-        assert await run.result(timeout=5) == "walked"
+        assert await run.result(timeout=60) == "walked"
     assert await count_seen(database) == {1: 50}
 
 
@@ -200,9 +200,9 @@ async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
 ) -> None:
     good, bad = await client.enqueue(return_nul), await client.enqueue(raise_nul)
     async with working(fast, return_nul, raise_nul):
-        assert await good.result(timeout=5) == "a\x00b"
+        assert await good.result(timeout=60) == "a\x00b"
         with pytest.raises(JobFailed, match="ValueError: a"):
-            await bad.result(timeout=5)
+            await bad.result(timeout=60)
     assert sorted(await states(database)) == ["dead", "succeeded"]
     async with database.session() as session:
         assert await session.scalar(text("SELECT error FROM worker.run WHERE state = 'dead'")) == (
@@ -228,10 +228,10 @@ async def test_no_entry_of_the_queue_stops_a_worker(fast: Settings, client: Clie
     await redis.zadd("arq:queue", {"late": 0, "negative": 0, "exploding": 0, b"\xff\xfe": 0, "first": "-inf"})
     run = client.run("first")
     async with working(fast, walk, with_validator):
-        assert await run.result(timeout=5) == "walked"
+        assert await run.result(timeout=60) == "walked"
         for name, message in (("late", "et is not a time"), ("negative", "et is not a time"), ("exploding", "'1'|: 1")):
             with pytest.raises(JobFailed, match=message):
-                await client.run(name).result(timeout=5)
+                await client.run(name).result(timeout=60)
         await until(lambda: _empty(redis))
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"exploding", b"late", b"negative"]
 
@@ -267,7 +267,7 @@ async def test_a_cancel_for_nobody_does_not_wait_for_the_next_one(client: Client
     await redis.sadd(keys.CANCELLED, "later")  # by hand, and too early
     run = await client.enqueue(walk.options(id="later"))
     async with working(fast, walk):
-        assert await run.result(timeout=5) == "walked"
+        assert await run.result(timeout=60) == "walked"
 
 
 async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Redis, client: Client) -> None:
@@ -331,5 +331,5 @@ async def test_a_foreign_entry_among_the_workers_does_not_stop_the_mirror(
     gate["go"].set()
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await run.result(timeout=5)
+        await run.result(timeout=60)
         await until(lambda: redis.hget(keys.RUN + run.id, "finished_at"))

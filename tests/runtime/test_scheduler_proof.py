@@ -195,7 +195,7 @@ async def test_whatever_the_clocks_of_machines_say_each_due_time_is_fired_when_t
         async def enough() -> bool:
             return len(fired) >= 6
 
-        await until(enough, seconds=30)
+        await until(enough)
     due_times = [due for due, _ in fired]
     assert len(set(due_times)) == len(due_times)
     assert sorted(due_times) == due_times

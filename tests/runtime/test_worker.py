@@ -145,7 +145,7 @@ async def block_the_loop(ctx: JobContext, seconds: float) -> str:
 async def test_a_failed_job_is_tried_again(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(fail_twice)
     async with working(fast, fail_twice):
-        assert await run.result(timeout=5) == 3
+        assert await run.result(timeout=60) == 3
     assert tries == [1, 2, 3]
     assert await redis.keys("arq:[jr]e*") == [f"arq:result:{run.id}".encode()]
 
@@ -154,7 +154,7 @@ async def test_after_its_last_try_a_job_is_a_dead_letter(fast: Settings, client:
     run = await client.enqueue(always_fail)
     async with working(fast, always_fail):
         with pytest.raises(JobFailed, match=r"ValueError: never \(attempt 2, the last\)"):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1, 2]
     letter = json.loads(await redis.hget(keys.DEAD, run.id))
     assert letter["attempts"] == 2
@@ -166,7 +166,7 @@ async def test_what_another_try_cannot_cure_gets_none(fast: Settings, client: Cl
     run = await client.enqueue(not_again, kind=kind)
     async with working(fast, not_again):
         with pytest.raises(JobFailed):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1]
 
 
@@ -174,7 +174,7 @@ async def test_a_dropped_table_is_an_error_at_once(fast: Settings, client: Clien
     run = await client.enqueue(missing_table)
     async with working(fast, missing_table):
         with pytest.raises(JobFailed, match='relation "dropped" does not exist'):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1]
 
 
@@ -182,7 +182,7 @@ async def test_retry_after_is_obeyed(fast: Settings, client: Client) -> None:
     began = time.time()
     run = await client.enqueue(ask_again)
     async with working(fast, ask_again):
-        await run.result(timeout=5)
+        await run.result(timeout=60)
     assert tries == [1, 2]
     assert time.time() - began >= 0.3
 
@@ -191,7 +191,7 @@ async def test_a_job_that_takes_too_long_is_cancelled(fast: Settings, client: Cl
     run = await client.enqueue(too_long)
     async with working(with_worker(fast, max_attempts=2), too_long):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1, 2]
 
 
@@ -199,11 +199,11 @@ async def test_a_walk_has_no_total_timeout(fast: Settings, client: Client, datab
     await fill_authors(database, 30)
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         with pytest.raises(TimeoutError):
             await run.result(timeout=0.5)  # longer than the job's timeout of 0.2 s
         gate["go"].set()
-        assert await run.result(timeout=5) == 30
+        assert await run.result(timeout=60) == 30
 
 
 async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
@@ -215,7 +215,7 @@ async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
     assert await run.status() == "deferred"
     await client.redis.zadd("arq:queue", {run.id: 0})  # now, not in five seconds
     async with working(fast, fail_twice):
-        assert await run.result(timeout=5) == 3
+        assert await run.result(timeout=60) == 3
 
 
 def renamed(**annotations: type) -> Job[..., int]:
@@ -243,13 +243,13 @@ async def test_arguments_of_another_signature_are_kept_for_a_worker_that_has_it(
     assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no try
     await client.redis.zadd("arq:queue", {run.id: 0})
     async with working(fast, new):
-        assert await run.result(timeout=5) == 2
+        assert await run.result(timeout=60) == 2
 
 
 async def test_arguments_that_fit_are_taken_whatever_the_signature_was(fast: Settings, client: Client) -> None:
     run = await client.enqueue(renamed(days=int), days=1)
     async with working(fast, renamed(days=str | int)):  # type: ignore[arg-type]
-        assert await run.result(timeout=5) == 1
+        assert await run.result(timeout=60) == 1
 
 
 async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Settings, client: Client) -> None:
@@ -258,7 +258,7 @@ async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Sett
     await client.store.enqueue("bent", json.dumps(raw), queue="arq:queue")
     async with working(fast, mine):
         with pytest.raises(JobFailed, match="days: input should be a valid integer"):
-            await client.run("bent").result(timeout=5)
+            await client.run("bent").result(timeout=60)
 
 
 async def _logged(caplog: pytest.LogCaptureFixture, words: str) -> bool:
@@ -286,7 +286,7 @@ async def test_a_broken_payload_goes_to_the_dead_letters(
         assert message in letter["error"]
         assert letter["payload"] == (payload or "")
         with pytest.raises(JobFailed, match=message):
-            await client.run("broken").result(timeout=5)
+            await client.run("broken").result(timeout=60)
     assert await redis.zcard("arq:queue") == 0
 
 
@@ -296,14 +296,14 @@ async def test_pause_and_resume_act_within_one_batch(
     await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         await redis.sadd(keys.PAUSED, "walk")
         await asyncio.sleep(0.15)  # an order is read when it is a tenth of a second old
         gate["go"].set()
         await until_status(run, "paused")
         assert await count_seen(database) == {0: 30, 1: 20}
         await redis.srem(keys.PAUSED, "walk")
-        assert await run.result(timeout=5) == 50
+        assert await run.result(timeout=60) == 50
     assert await count_seen(database) == {1: 50}
 
 
@@ -311,12 +311,12 @@ async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, data
     await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         await run.cancel()
         await asyncio.sleep(0.15)
         gate["go"].set()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert await count_seen(database) == {0: 30, 1: 20}
     async with database.session() as session:
         assert await session.scalar(text("SELECT state FROM worker.run")) == "cancelled"
@@ -325,21 +325,21 @@ async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, data
 async def test_a_job_outside_of_a_loop_is_cancelled_where_it_is(fast: Settings, client: Client) -> None:
     run = await client.enqueue(wait_for_go)
     async with working(fast, wait_for_go):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
 
 
 async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(wait_for_go)
     async with working(with_worker(fast, drain_timeout_seconds=0.1), wait_for_go):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
     assert await run.status() == "waiting"
     assert await redis.get(f"arq:retry:{run.id}") is None
     gate["go"].set()
     async with working(fast, wait_for_go):
-        assert await run.result(timeout=5) == "went"
+        assert await run.result(timeout=60) == "went"
     assert tries == [1, 1]
 
 
@@ -347,7 +347,7 @@ async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None
     run = await client.enqueue(wait_for_go)
     began = time.monotonic()
     async with working(with_worker(fast, drain_timeout_seconds=60), wait_for_go) as worker:
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
         worker.drain()
         worker.drain()
     assert time.monotonic() - began < 10
@@ -359,7 +359,7 @@ async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client,
     run = await client.enqueue(fail_in_third_batch)
     async with working(with_worker(fast, max_attempts=2), fail_in_third_batch):
         with pytest.raises(JobFailed, match=r"batch 3, keys 21 to 30"):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     # The first try committed two batches: those without progress are counted from there.
     assert tries == [1, 1, 2]
     assert await count_seen(database) == {0: 30, 1: 20}
@@ -377,7 +377,7 @@ async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
     run = await client.enqueue(drop_its_table)
     async with working(fast, drop_its_table):
         with pytest.raises(JobFailed, match='relation "author" does not exist'):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1]
 
 
@@ -393,7 +393,7 @@ async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Cl
         with pytest.raises(
             JobFailed, match=r"DiskFullError: could not extend file .*attempt 2, the last.*up to key 40"
         ):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
     assert tries == [1, 1, 2]  # the first one committed three batches
     assert await count_seen(database) == {0: 20, 1: 30}
 
@@ -414,19 +414,19 @@ async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(
     run = await client.enqueue(walk)
     payload = await redis.get(f"arq:job:{run.id}")
     async with working(fast, walk):
-        assert await run.result(timeout=5) == 20
+        assert await run.result(timeout=60) == 20
         await redis.delete(f"arq:result:{run.id}")
         await redis.set(f"arq:job:{run.id}", payload)
         await redis.set(f"arq:retry:{run.id}", 1)
         await redis.zadd("arq:queue", {run.id: 0})
-        assert await run.result(timeout=5) == 20
+        assert await run.result(timeout=60) == 20
     assert await count_seen(database) == {1: 20}
 
 
 async def test_a_job_that_blocks_the_loop_keeps_its_lease(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(block_the_loop, seconds=2.0)  # more than three leases
     async with working(fast, block_the_loop):
-        assert await run.result(timeout=10) == "done"
+        assert await run.result(timeout=60) == "done"
     assert tries == [1]
 
 
@@ -445,14 +445,14 @@ async def test_a_run_that_redis_has_forgotten_is_put_back(
     await fill_authors(database, 50)
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await asyncio.wait_for(gate["begun"].wait(), 5)
+        await asyncio.wait_for(gate["begun"].wait(), 60)
     await redis.flushall()
     async with database.transaction() as session:
         await session.execute(text("UPDATE worker.run SET updated_at = now() - interval '1 minute'"))
         await session.execute(text("UPDATE worker.step SET updated_at = now() - interval '1 minute'"))
     gate["go"].set()
     async with working(fast, walk):
-        assert await run.result(timeout=10) == 50
+        assert await run.result(timeout=60) == 50
     assert await count_seen(database) == {1: 50}
 
 
@@ -460,7 +460,7 @@ async def test_jobs_without_a_loop_touch_no_ledger_table(fast: Settings, client:
     gate["go"].set()
     run = await client.enqueue(wait_for_go)
     async with working(fast, wait_for_go):
-        await run.result(timeout=5)
+        await run.result(timeout=60)
     async with database.session() as session:
         assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
 
@@ -481,7 +481,7 @@ async def test_jobs_that_have_ended_are_freed_without_the_garbage_collector(sett
     try:
         async with working(settings, leave_a_trace):
             for run in runs:
-                await run.result(timeout=10)
+                await run.result(timeout=60)
         assert len(contexts) == 50
         assert [found for found in contexts if found() is not None] == []
     finally:
