@@ -333,6 +333,43 @@ async def test_a_unique_run_is_the_same_with_and_without_its_defaults(queue: Cli
     assert (await queue.enqueue(refresh)).id == (await queue.enqueue(refresh, region="eu", force=True)).id
 
 
+@pytest.mark.parametrize(
+    ("value", "arrives"),
+    [
+        ((1, [2.5, None]), [1, [2.5, None]]),
+        ({"at": date(2026, 1, 2), "key": UUID(int=1)}, {"at": "2026-01-02", "key": str(UUID(int=1))}),
+        (Camel(customerId=7), {"customer_id": 7}),
+        ("Zürich", "Zürich"),
+        (math.inf, "Infinity"),
+    ],
+)
+async def test_arguments_by_name_are_json_values(queue: Client, value: Any, arrives: Any) -> None:
+    run = await queue.enqueue("elsewhere", x=value)
+    assert json.loads(await queue.redis.get(f"arq:job:{run.id}"))["k"] == {"x": arrives}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SecretStr("correct horse"),
+        {"deep": [SecretStr("correct horse")]},
+        {1: 2},
+        object(),
+        Private(shown=1),
+        pytest.param("\ud800", id="surrogate"),
+        pytest.param(10**5000, id="long"),
+    ],
+)
+async def test_arguments_by_name_that_json_would_change_are_refused(queue: Client, value: Any) -> None:
+    for make in (
+        lambda: queue.enqueue("elsewhere", x=value),
+        lambda: queue.enqueue_many("elsewhere", [{"x": value}]),
+    ):
+        with pytest.raises(InvalidArguments, match=r"job elsewhere: x.*: ") as refused:
+            await make()
+        assert "correct horse" not in str(refused.value)
+
+
 async def test_a_result_that_does_not_fit_fails_the_job(run_job: JobRunner) -> None:
     with pytest.raises(UsageError, match="does not fit `-> str`"):
         await run_job(lies)

@@ -24,10 +24,8 @@ from pydantic import (
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from worker.errors import InvalidArguments, RegistrationError, UsageError, format_error
-from worker.job.round_trip import MAX_UNCHECKED_LENGTH, as_lists, is_exact, is_same
+from worker.job.round_trip import CONFIG, MAX_UNCHECKED_LENGTH, as_lists, is_exact, is_same
 
-#: How types without a configuration of their own are written: bytes as base64, NaN and infinities as texts.
-_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 _COMPILE_ERRORS = (PydanticSchemaGenerationError, PydanticUserError, TypeError)
 
 
@@ -88,7 +86,7 @@ class JobCodec:
         for parameter in self.signature.parameters.values():
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (self._hints.get(parameter.name, Any), default)
-        config = ConfigDict(extra="forbid", protected_namespaces=(), **_CONFIG)
+        config = ConfigDict(extra="forbid", protected_namespaces=(), **CONFIG)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an argument may have the name of a method of pydantic's model
@@ -163,7 +161,7 @@ class JobCodec:
         hint = self._hints.get("return", Any)
         try:
             try:
-                return TypeAdapter(hint, config=_CONFIG)
+                return TypeAdapter(hint, config=CONFIG)
             except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
                 return TypeAdapter(hint)
         except _COMPILE_ERRORS as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import functools
 import math
 import types
 import typing
@@ -12,12 +13,21 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-#: Types all of whose values survive, written by pydantic with the configuration of `arguments.py`. Not among them:
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+from worker.errors import InvalidArguments, format_error
+
+#: How types without a configuration of their own are written: bytes as base64, NaN and infinities as texts.
+CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+#: Types all of whose values survive, written by pydantic with this configuration. Not among them:
 #: datetime (pydantic reads no offset with seconds), and all types that have a configuration or validators of their own.
 _EXACT = frozenset({bool, int, float, str, bytes, type(None), decimal.Decimal, datetime.date, uuid.UUID})
 _CONTAINERS = frozenset({list, set, frozenset, tuple})
 #: The longest text that is not compared; the JSON parser reads no integer of more than 4,300 digits.
 MAX_UNCHECKED_LENGTH = 4_000
+_MAX_BITS = 13_000
 
 
 def is_exact(hint: Any) -> bool:
@@ -70,6 +80,51 @@ def as_lists(value: Any) -> Any:
     if type(value) is dict:
         return {key: as_lists(each) for key, each in value.items()}
     return value
+
+
+def to_json_values(job: str, argument: str, value: Any) -> Any:
+    """Return a value of a job without its function as JSON values: its types are not known here.
+
+    Lists, tuples and dictionaries are converted with what they hold. A value of another type is converted if pydantic
+    reads it back as it was, by its own type; the worker converts it to the type of the argument.
+
+    Args:
+        job: name of the job, for errors.
+        argument: name of the argument, for errors.
+        value: the value.
+
+    Raises:
+        InvalidArguments: It cannot be converted, or does not come back as it was.
+    """
+    kind = type(value)
+    if kind in (bool, type(None)) or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()):
+        return value
+    if kind is int and value.bit_length() < _MAX_BITS:
+        return value
+    if kind in (list, tuple):
+        return [to_json_values(job, f"{argument}.{place}", each) for place, each in enumerate(value)]
+    if kind is dict and all(type(key) is str for key in value):
+        return {key: to_json_values(job, f"{argument}.{key}", each) for key, each in value.items()}
+    try:
+        adapter = _adapter(kind)  # type: ignore[arg-type]
+        text = adapter.dump_json(value, by_alias=False, round_trip=True, warnings="none")
+        same = is_same(value, adapter.validate_json(text, by_alias=True, by_name=True))
+        plain = _ANY.validate_json(text)
+    except Exception as error:  # noqa: BLE001 - the class of a value may raise anything
+        raise InvalidArguments(f"job {job}: {argument}: cannot be converted to JSON: {format_error(error)}") from None
+    if not same:
+        raise InvalidArguments(
+            f"job {job}: {argument}: a {kind.__qualname__} does not come back from JSON as it was given"
+        )
+    return plain
+
+
+@functools.lru_cache(256)
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=CONFIG)
+    except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
+        return TypeAdapter(kind)
 
 
 def _state(value: Any) -> dict[str, Any]:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError
-
 from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job
 from worker.job.middleware import EnqueueCall, EnqueueHook, through
 from worker.job.propagation import current_headers
+from worker.job.round_trip import to_json_values
 from worker.queue.chain import make_callback, make_next_calls, to_ms
 from worker.queue.group import CompleteWhen, Group
 from worker.queue.payload import LONGEST_ID, Member, Payload, now_ms, payload_text, read_run_id, to_seconds
@@ -31,7 +29,6 @@ R = TypeVar("R")
 
 _JOBS_PER_CALL = 500
 _MOST_RESULTS = 10_000  # Lua joins them while Redis serves nobody else
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,9 @@ class Enqueuer:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
     ) -> Run[Any]:
         """Enqueue a job by its name. Only the worker validates the arguments."""
-        try:
-            plain = _ANY.dump_python({"args": list(args), "kwargs": dict(kwargs)}, mode="json")
-        except PydanticSerializationError as error:
-            raise InvalidArguments(f"job {name}: {error}") from None
-        payload = Payload(name, plain["args"], plain["kwargs"], now_ms(), headers=current_headers())
+        values = [to_json_values(name, str(place), value) for place, value in enumerate(args, 1)]
+        named = {key: to_json_values(name, key, value) for key, value in kwargs.items()}
+        payload = Payload(name, values, named, now_ms(), headers=current_headers())
         if not self.hooks:
             return await self._put(payload.to_json(), options, None)
         # Headers that hooks add, they add to the payload's own.
@@ -213,11 +208,10 @@ class Enqueuer:
                     if next_runs:
                         followers[place] = next_runs
                 else:
-                    text = Payload(
-                        job, [], _ANY.dump_python(dict(call), mode="json"), now_ms(), headers=headers
-                    ).to_json()
+                    named = {key: to_json_values(job, key, value) for key, value in call.items()}
+                    text = Payload(job, [], named, now_ms(), headers=headers).to_json()
                 self._check_size(text, name)
-            except (InvalidArguments, PydanticSerializationError) as error:
+            except InvalidArguments as error:
                 raise InvalidArguments(f"enqueue_many: call {place}: {error}") from None
             texts.append(text)
         return texts, followers
