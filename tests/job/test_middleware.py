@@ -235,7 +235,7 @@ async def test_run_job_goes_through_them_as_well(database: Database, settings: S
         ("tests.job.test_middleware:nobody", "no attribute 'nobody': write module:name"),
         ("tests.nowhere:outer", "No module named 'tests.nowhere': write module:name"),
         ("tests.job.test_middleware", "write module:name"),
-        ("tests.job.test_middleware:PARENT", "is no worker.Middleware: derive it from that"),
+        ("tests.job.test_middleware:PARENT", r"is not a worker\.Middleware: derive its class from it"),
     ],
 )
 def test_what_is_no_middleware_is_refused(settings: Settings, place: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Middleware: what is to be done around each enqueueing, and around each run."""
+"""Middleware: hooks around each enqueueing and around each attempt."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class EnqueueCall:
 
     Attributes:
         job: name of the job.
-        arguments_json: its arguments, the text of a JSON object by name; of a job by name without its function, perhaps
-            of an array, those by place.
-        queue: where it goes.
-        headers: texts by name that travel with it, see `ctx.headers`: what a middleware adds here, it finds there.
+        arguments_json: the arguments, the text of a JSON object by name. For a job that is enqueued by its name with
+            positional arguments it is the text of an array.
+        queue: name of the queue.
+        headers: texts by name that travel with the run. A header that is added here is in `ctx.headers` there.
     """
 
     job: str
@@ -39,17 +39,14 @@ class EnqueueCall:
 
 
 class Middleware:
-    """Hooks around enqueueing and running; derive from it, and override one of them, or both.
-
-    Of several, the first is the outermost.
-    """
+    """Base class of middleware: override `enqueue`, `run`, or both. Of several, the first is the outermost."""
 
     async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """Do something around the enqueueing of a run; in the process of the client.
+        """Run around the enqueueing of a run, in the process of the client.
 
         Args:
-            call: what is enqueued; headers can be added.
-            proceed: enqueues it. What is raised before that keeps it from being enqueued, and goes to the caller.
+            call: the run; add headers to it.
+            proceed: enqueues the run. An exception before that prevents it, and is raised in the caller.
 
         Returns:
             The run.
@@ -57,12 +54,12 @@ class Middleware:
         return await proceed()
 
     async def run(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """Do something around each try of a run; in the worker, in the job's own task.
+        """Run around each attempt of a run, in the worker, in the task of the job.
 
         Args:
-            ctx: the job's context.
-            proceed: runs the job, to the commit of its last batch; call it once. What is raised here fails the try as
-                the job's own error does: what is committed stays, and it is tried again by the same rules.
+            ctx: the context of the job.
+            proceed: runs the job until its last batch is committed; call it once. An exception here fails the attempt
+                as an error of the job does: committed batches stay, and the attempt is retried by the same rules.
 
         Returns:
             The run's result.
@@ -75,12 +72,12 @@ RunHook = Callable[["JobContext", Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 def enqueue_hooks(middleware: Iterable[Middleware]) -> tuple[EnqueueHook, ...]:
-    """Return the hooks around enqueueing that do something, outermost first."""
+    """Return the overridden hooks around enqueueing, outermost first."""
     return tuple(one.enqueue for one in middleware if type(one).enqueue is not Middleware.enqueue)
 
 
 def run_hooks(middleware: Iterable[Middleware]) -> tuple[RunHook, ...]:
-    """Return the hooks around runs that do something, outermost first."""
+    """Return the overridden hooks around attempts, outermost first."""
     return tuple(one.run for one in middleware if type(one).run is not Middleware.run)
 
 
@@ -89,12 +86,12 @@ async def through(
     what: Any,
     innermost: Callable[[], Awaitable[Any]],
 ) -> Any:
-    """Call something within hooks.
+    """Call a function within hooks.
 
     Args:
         hooks: outermost first.
-        what: their first argument.
-        innermost: what they are around.
+        what: first argument of each hook.
+        innermost: the function.
     """
     proceed = innermost
     for hook in reversed(hooks):
@@ -103,10 +100,13 @@ async def through(
 
 
 def load_middleware(places: Iterable[str]) -> list[Middleware]:
-    """Import what `worker.middleware` names: `module:name` of instances, or of classes that take no arguments.
+    """Import the middleware that `worker.middleware` names.
+
+    Args:
+        places: `module:name` of instances, or of classes that take no arguments.
 
     Raises:
-        RegistrationError: there is none of that name, or it is no middleware.
+        RegistrationError: A name cannot be imported, or is not that of a middleware.
     """
     return [_load(place) for place in places]
 
@@ -119,5 +119,5 @@ def _load(place: str) -> Middleware:
         raise RegistrationError(f"worker.middleware: {place}: {error}: write module:name") from error
     made = found() if isinstance(found, type) else found
     if not isinstance(made, Middleware):
-        raise RegistrationError(f"worker.middleware: {place} is no worker.Middleware: derive it from that")
+        raise RegistrationError(f"worker.middleware: {place} is not a worker.Middleware: derive its class from it")
     return made
