@@ -1,4 +1,4 @@
-"""`worker doctor`: each check finds what it is there for."""
+"""`worker doctor`: each check reports its problem and the next step."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ FAILURES = [
 @pytest.mark.parametrize(
     ("check", "level", "change"), FAILURES, ids=[f"{name}: {level}" for name, level, _ in FAILURES]
 )
-def test_a_check_finds_what_it_is_there_for_and_says_what_to_do(
+def test_check_reports_its_problem_with_advice_and_no_other_check_does(
     check: str, level: str, change: Callable[[Facts], Facts]
 ) -> None:
     found = findings(change(GOOD))
@@ -124,13 +124,13 @@ def test_a_check_finds_what_it_is_there_for_and_says_what_to_do(
     assert "wrong" not in {one.level for name, one in found.items() if name != check}
 
 
-def test_what_is_good_is_fine_and_every_check_has_a_test() -> None:
+def test_checks_pass_on_good_servers_and_each_has_a_failure_here() -> None:
     assert {one.level for one in findings(GOOD).values()} == {"fine"}
     assert len(findings(GOOD)) == 2 + len(OF_SETTINGS) + len(OF_REDIS) + len(OF_POSTGRES)
     assert set(findings(GOOD)) <= {name for name, *_ in FAILURES}
 
 
-async def test_the_facts_are_those_of_the_servers(tmp_path: Path, settings: Settings, database: Database) -> None:
+async def test_gather_returns_the_facts_of_the_servers(tmp_path: Path, settings: Settings, database: Database) -> None:
     wrongly = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "timeout": "7"}
     valkey = EmbeddedValkey(tmp_path, settings=wrongly)
     valkey.start()
@@ -146,7 +146,9 @@ async def test_the_facts_are_those_of_the_servers(tmp_path: Path, settings: Sett
         assert found[name].level == "fine", (name, found[name])
 
 
-async def test_what_is_wrong_is_the_exit_code(cli: CommandLine, servers: Services, database: Database) -> None:
+async def test_doctor_exits_with_1_if_something_is_wrong(
+    cli: CommandLine, servers: Services, database: Database
+) -> None:
     ran = await cli("doctor", "--json")
     assert ran.returncode == 0, ran.stdout
     assert json.loads(ran.stdout)["postgres ledger"]["level"] == "fine"

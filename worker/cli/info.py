@@ -84,7 +84,7 @@ def doctor(as_json: Json = False) -> None:
         print_table(
             ("", "check", "finding", "what to do"),
             [
-                ("" if finding.level == "fine" else finding.level, name, finding.says, finding.advice)
+                ("" if finding.level == "fine" else finding.level, name, finding.message, finding.advice)
                 for name, finding in found.items()
             ],
         )

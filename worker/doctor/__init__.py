@@ -1,4 +1,4 @@
-"""`worker doctor`: looks at servers and settings, and says what is wrong with them and what to do."""
+"""`worker doctor`: checks servers and settings, and reports problems with the next step for each."""
 
 from worker.doctor.checks import examine
 from worker.doctor.finding import Finding

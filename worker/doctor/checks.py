@@ -1,4 +1,4 @@
-"""The checks: each looks at one thing, and says what is so and what to do."""
+"""The checks of `worker doctor`: each examines one fact, and reports its state and the next step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PING_SECONDS = 10
 
 
 async def examine(settings: Settings) -> dict[str, Finding]:
-    """Ask both servers, and return what each check has found, by its name."""
+    """Query both servers, and return the finding of each check by its name."""
     return findings(await gather(settings))
 
 
 def findings(facts: Facts) -> dict[str, Finding]:
-    """Return what each check has found; those of a server that does not answer are left out."""
+    """Return the finding of each check. The checks of a server that does not answer are omitted."""
     found = {"jobs": jobs(facts)}
     found |= {name: check(facts.settings) for name, check in OF_SETTINGS.items()}
     redis, postgres = facts.redis, facts.postgres
@@ -39,11 +39,11 @@ def findings(facts: Facts) -> dict[str, Finding]:
 
 
 def jobs(facts: Facts) -> Finding:
-    """The jobs can be loaded."""
+    """Check that the jobs can be loaded."""
     if isinstance(facts.jobs, str):
         return wrong(facts.jobs, "correct worker.packages, or the package")
     if not facts.jobs:
-        return wrong("no @job function was found", "name their packages in worker.packages")
+        return wrong("no @job function was found", "add their packages to worker.packages")
     return fine(f"{facts.jobs} jobs")
 
 
@@ -51,74 +51,74 @@ def jobs(facts: Facts) -> Finding:
 
 
 def pool(settings: Settings) -> Finding:
-    """Jobs do not wait for each other's connections."""
-    said = settings.pool_warning()
-    if said is None:
-        return fine(f"{settings.pool_size} connections and {settings.max_overflow} more for a moment")
-    return warning(said, "raise database.pool_size, or lower worker.max_jobs")
+    """Check that jobs do not wait for each other's connections."""
+    message = settings.pool_warning()
+    if message is None:
+        return fine(f"{settings.pool_size} connections and {settings.max_overflow} temporary ones")
+    return warning(message, "raise database.pool_size, or lower worker.max_jobs")
 
 
 def lock_timeout(settings: Settings) -> Finding:
-    """A wait for a lock ends as such, before its statement does."""
+    """Check that the lock timeout ends before the statement timeout."""
     lock, statement = settings.database.lock_timeout_seconds, settings.database.statement_timeout_seconds
     if lock and statement and lock >= statement:
         return wrong(
-            f"database.lock_timeout_seconds = {lock:g} is never reached: statements end after {statement:g} s",
+            f"database.lock_timeout_seconds = {lock:g} is never reached, because statements end after {statement:g} s",
             "lower it below database.statement_timeout_seconds",
         )
-    return fine("a wait for a lock ends before its statement" if lock else "waits for locks have no limit of their own")
+    return fine("the lock timeout is below the statement timeout" if lock else "there is no lock timeout")
 
 
 def statement_timeout(settings: Settings) -> Finding:
-    """A statement may take as long as a batch aims at."""
+    """Check that a statement may take as long as a batch aims at."""
     statement, target = settings.database.statement_timeout_seconds, settings.batch.target_seconds
     if statement and statement <= 2 * target:
         return wrong(
-            f"database.statement_timeout_seconds = {statement:g} ends batches that aim at {target:g} s",
-            "raise it to many times batch.target_seconds",
+            f"database.statement_timeout_seconds = {statement:g} ends batches, which aim at {target:g} s",
+            "raise it to a multiple of batch.target_seconds",
         )
-    return fine("statements may take as long as batches do")
+    return fine("statements may take as long as batches")
 
 
 def lease(settings: Settings) -> Finding:
-    """A call of Redis that hangs ends before the leases of this worker do."""
+    """Check that a call to Redis that hangs ends before the leases expire."""
     lasts, call = settings.worker.lease_seconds, settings.redis.command_timeout_seconds
     if call > lasts:
         return wrong(
-            f"redis.command_timeout_seconds = {call:g} outlasts worker.lease_seconds = {lasts:g}: one call that hangs "
+            f"redis.command_timeout_seconds = {call:g} is above worker.lease_seconds = {lasts:g}: one call that hangs "
             f"loses every job of the worker",
             "lower the former, or raise the latter",
         )
-    return fine(f"leases of {lasts:g} s outlast a call that hangs")
+    return fine(f"a call that hangs ends before the leases of {lasts:g} s expire")
 
 
 def blocked_loop(settings: Settings) -> Finding:
-    """A blocked loop keeps its leases for longer than they last by themselves."""
+    """Check that a blocked event loop keeps its leases for longer than one lease."""
     blocked, lasts = settings.worker.loop_block_tolerance_seconds, settings.worker.lease_seconds
     if blocked < lasts:
         return warning(
             f"worker.loop_block_tolerance_seconds = {blocked:g} is below worker.lease_seconds = {lasts:g}: no effect",
             "raise it, or lower the lease",
         )
-    return fine(f"a blocked loop keeps its leases for {blocked:g} s")
+    return fine(f"a blocked event loop keeps its leases for {blocked:g} s")
 
 
 def results(settings: Settings) -> Finding:
-    """Who waits for a result finds it."""
+    """Check that results are stored for long enough to be read."""
     keep = settings.worker.result_ttl_seconds
     if keep < 1:
         return warning(
-            f"worker.result_ttl_seconds = {keep:g}: `run.result()` may never see an end", "keep them for a minute"
+            f"worker.result_ttl_seconds = {keep:g}: `run.result()` may miss the end of a run", "set it to 60"
         )
-    return fine(f"results are kept for {keep:g} s")
+    return fine(f"results are stored for {keep:g} s")
 
 
 def pickles(settings: Settings) -> Finding:
-    """Nothing in Redis can run code."""
+    """Check that data in Redis cannot run code."""
     if settings.worker.accept_pickle:
         return warning(
-            "worker.accept_pickle: whoever can write to Redis can run any code here",
-            "let clients send JSON, turn it off",
+            "worker.accept_pickle is on: everyone who can write to Redis can run any code in the worker",
+            "let clients send JSON, and turn it off",
         )
     return fine("payloads are JSON")
 
@@ -127,7 +127,7 @@ def pickles(settings: Settings) -> Finding:
 
 
 def redis_version(redis: RedisFacts, settings: Settings) -> Finding:
-    """It has the commands that we use."""
+    """Check that Redis has the commands that Longhaul uses."""
     version = str(redis.info.get("redis_version", "0"))
     name = f"Valkey {redis.info['valkey_version']}" if "valkey_version" in redis.info else f"Redis {version}"
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_REDIS:
@@ -136,72 +136,72 @@ def redis_version(redis: RedisFacts, settings: Settings) -> Finding:
 
 
 def eviction(redis: RedisFacts, settings: Settings) -> Finding:
-    """No key is thrown away."""
+    """Check that Redis evicts no keys."""
     policy = str(redis.info.get("maxmemory_policy", redis.config.get("maxmemory-policy", "noeviction")))
     if policy == "noeviction":
         return fine("noeviction")
-    says, advice = f"maxmemory-policy is {policy}: Redis may throw jobs away", "CONFIG SET maxmemory-policy noeviction"
-    return wrong(says, advice) if redis.info.get("maxmemory") else warning(f"{says}, were there a limit", advice)
+    message, advice = f"maxmemory-policy is {policy}: Redis may evict jobs", "CONFIG SET maxmemory-policy noeviction"
+    return wrong(message, advice) if redis.info.get("maxmemory") else warning(f"{message} if a limit is set", advice)
 
 
 def memory(redis: RedisFacts, settings: Settings) -> Finding:
-    """There is room for jobs."""
+    """Check that Redis has memory left for jobs."""
     limit, used = int(redis.info.get("maxmemory", 0)), int(redis.info.get("used_memory", 0))
     if limit and used > _FULL * limit:
         return wrong(
-            f"{used:,} of {limit:,} bytes are taken: when they are full, nothing can be enqueued",
-            "raise maxmemory, or look for what takes it: redis-cli --bigkeys",
+            f"{used:,} of {limit:,} bytes are used: when memory is full, nothing can be enqueued",
+            "raise maxmemory, or find the largest keys: redis-cli --bigkeys",
         )
-    return fine(f"{used:,} bytes are taken" + (f" of {limit:,}" if limit else ", no limit"))
+    return fine(f"{used:,} bytes are used" + (f" of {limit:,}" if limit else ", no limit"))
 
 
 def persistence(redis: RedisFacts, settings: Settings) -> Finding:
-    """Jobs outlive a restart."""
+    """Check that jobs survive a restart of Redis."""
     broken = [
         name
         for name in ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
         if redis.info.get(name, "ok") != "ok"
     ]
     if broken:
-        return wrong(f"Redis cannot write its file ({', '.join(broken)})", "look at its log and at its disk")
+        return wrong(f"Redis cannot persist its data ({', '.join(broken)})", "check its log and its disk")
     if not redis.info.get("aof_enabled") and redis.config.get("save") == "":
         return warning(
-            "Redis keeps nothing on disk: after a restart, jobs that no worker has begun are gone; walks come back",
-            "CONFIG SET appendonly yes, where that matters",
+            "Redis stores nothing on disk: a restart loses waiting jobs, except walks that the ledger knows",
+            "CONFIG SET appendonly yes, if waiting jobs matter",
         )
     return fine("an append-only file" if redis.info.get("aof_enabled") else "snapshots")
 
 
 def redis_role(redis: RedisFacts, settings: Settings) -> Finding:
-    """It takes writes, and scripts over several keys."""
+    """Check that Redis accepts writes, and scripts over several keys."""
     if redis.info.get("role") != "master":
-        return wrong("this Redis is a replica, and takes no writes", "give the URL of the primary in redis.url")
+        return wrong("this Redis is a replica and accepts no writes", "set redis.url to the primary")
     if redis.info.get("redis_mode") == "cluster":
         return wrong("this Redis is a cluster: the queue's scripts need all keys on one server", "use a single server")
     return fine("a primary")
 
 
 def tracking(redis: RedisFacts, settings: Settings) -> Finding:
-    """It tells of changes."""
+    """Check that Redis announces changed keys."""
     if redis.no_tracking:
         return warning(
-            f"no word of changes (CLIENT TRACKING: {redis.no_tracking}): workers ask each "
+            f"Redis does not announce changes (CLIENT TRACKING: {redis.no_tracking}): workers poll every "
             f"{settings.worker.poll_interval_seconds:g} s",
-            "let this user have CLIENT TRACKING, without a proxy between",
+            "grant CLIENT TRACKING to this user, and connect without a proxy",
         )
-    return fine("it tells of changes; keyspace events are not needed")
+    return fine("Redis announces changes; keyspace events are not needed")
 
 
 def idle_clients(redis: RedisFacts, settings: Settings) -> Finding:
-    """It does not close the watch, which says something each ten seconds only."""
+    """Check that Redis does not close the connection that listens for changes, which sends only every ten seconds."""
     limit = int(redis.config.get("timeout", "0"))
     if 0 < limit <= _PING_SECONDS:
-        return wrong(f"timeout {limit}: Redis closes connections that are idle so long", "CONFIG SET timeout 0")
+        return wrong(f"timeout = {limit}: Redis closes connections after {limit} idle seconds", "CONFIG SET timeout 0")
     return fine("idle connections stay open")
 
 
 def redis_clock(redis: RedisFacts, settings: Settings) -> Finding:
-    """Both clocks agree: due times are of the client's, and what is due is of Redis's."""
+    """Check the clock of Redis: clients compute due times by theirs, and Redis compares them with its own."""
     return _clock("Redis", redis.clock_ahead)
 
 
@@ -209,29 +209,29 @@ def redis_clock(redis: RedisFacts, settings: Settings) -> Finding:
 
 
 def postgres_version(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """It is one that we are tested with."""
+    """Check that this version of PostgreSQL is tested."""
     major, name = postgres.version // 10_000, f"PostgreSQL {postgres.version_name}"
     if major < _OLDEST_POSTGRES:
         return wrong(f"{name} is too old", f"upgrade to {_OLDEST_POSTGRES} or newer")
     if major > _NEWEST_POSTGRES:
-        return warning(f"{name} is newer than this version was tested with", "look for a newer version")
-    return fine(name + (", PgBouncer before it" if postgres.pooled else ""))
+        return warning(f"{name} is newer than those that this version was tested with", "upgrade Longhaul")
+    return fine(name + (", behind PgBouncer" if postgres.pooled else ""))
 
 
 def ledger(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """The ledger's tables are there."""
+    """Check that the ledger's tables are up to date."""
     return wrong(postgres.not_migrated, "worker migrate") if postgres.not_migrated else fine("the ledger is up to date")
 
 
 def postgres_role(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """It takes writes."""
+    """Check that PostgreSQL accepts writes."""
     if postgres.in_recovery:
-        return wrong("this PostgreSQL is a replica, and takes no writes", "give the primary in database.url")
+        return wrong("this PostgreSQL is a replica and accepts no writes", "set database.url to the primary")
     return fine("a primary")
 
 
 def connections(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """One worker's pool is not more than the server has."""
+    """Check that the server has enough connections for the pool of one worker."""
     most, there = settings.pool_size + settings.max_overflow, postgres.max_connections - postgres.reserved_connections
     if most > there and not postgres.pooled:
         return wrong(
@@ -242,55 +242,55 @@ def connections(postgres: PostgresFacts, settings: Settings) -> Finding:
 
 
 def frozen_workers(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """What a frozen worker has locked becomes free."""
+    """Check that the locks of a frozen worker are released."""
     if settings.database.idle_in_transaction_timeout_seconds:
-        return fine("a transaction that nobody goes on with ends by itself")
-    says, advice = "database.idle_in_transaction_timeout_seconds = 0", "set it to 60"
+        return fine("an idle transaction is ended by the server")
+    message, advice = "database.idle_in_transaction_timeout_seconds = 0", "set it to 60"
     if postgres.pooled:
-        return wrong(f"{says}: behind PgBouncer, a frozen worker keeps its locks for ever", advice)
-    return warning(f"{says}: locks of a frozen worker end with its takeover only", advice)
+        return wrong(f"{message}: behind PgBouncer, a frozen worker keeps its locks forever", advice)
+    return warning(f"{message}: a frozen worker keeps its locks until its run is taken over", advice)
 
 
 def throttles(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """The throttles can see what they look at, and let a walk go on at some time."""
+    """Check that the throttles have the rights that they need, and let a walk continue at some time."""
     rules = settings.throttle
     if rules.min_free_connections is not None and rules.min_free_connections >= postgres.max_connections:
         return wrong(
             f"throttle.min_free_connections = {rules.min_free_connections}: the server has "
-            f"{postgres.max_connections}, and no walk ever goes on",
+            f"{postgres.max_connections}, so every walk waits forever",
             "lower it",
         )
     looks = (rules.max_active_sessions, rules.max_lock_waiters, rules.max_replication_lag_seconds)
     if any(rule is not None for rule in looks) and not postgres.may_see_sessions:
-        return warning("throttles count sessions, and this role sees its own only", "GRANT pg_monitor to it")
-    return fine("throttles see what they look at")
+        return warning("throttles count sessions, but this role sees only its own", "GRANT pg_monitor to it")
+    return fine("throttles have the rights that they need")
 
 
 def upkeep(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """Dead rows go, and what is committed stays."""
+    """Check that dead rows are removed, and commits are durable."""
     if not postgres.fsync:
         return warning(
-            "fsync is off: a crash of the server can lose what was committed, and more",
-            "turn it on, unless this is a server for tests",
+            "fsync is off: a crash of the server can lose committed data",
+            "turn it on, unless this is a test server",
         )
     if not postgres.autovacuum:
-        return warning("autovacuum is off: walks leave dead rows that nobody takes away", "turn it on")
+        return warning("autovacuum is off: dead rows of walks are not removed", "turn it on")
     return fine("fsync and autovacuum are on")
 
 
 def postgres_clock(postgres: PostgresFacts, settings: Settings) -> Finding:
-    """Both clocks agree: cron's due times are of this one."""
+    """Check the clock of PostgreSQL."""
     return _clock("PostgreSQL", postgres.clock_ahead)
 
 
 def all_connections(redis: RedisFacts, postgres: PostgresFacts, settings: Settings) -> Finding:
-    """The pools of all workers that live are not more than the server has."""
+    """Check that the server has enough connections for the pools of all running workers."""
     most = redis.workers * (settings.pool_size + settings.max_overflow)
     there = postgres.max_connections - postgres.reserved_connections
     if most > there and not postgres.pooled:
         return warning(
             f"{redis.workers} workers may open {most} connections, the server has {there}",
-            "lower worker.max_jobs or database.pool_size, put PgBouncer between, or raise max_connections",
+            "lower worker.max_jobs or database.pool_size, put PgBouncer in front, or raise max_connections",
         )
     return fine(f"{redis.workers} workers open {most} of {there} connections at most")
 
@@ -299,7 +299,7 @@ def _clock(whose: str, ahead: float) -> Finding:
     if abs(ahead) > _CLOCK_SECONDS:
         return wrong(
             f"the clock of {whose} is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this one",
-            "let both hosts keep their time by NTP",
+            "synchronize both hosts by NTP",
         )
     return fine(f"both clocks agree within {_CLOCK_SECONDS:g} s")
 

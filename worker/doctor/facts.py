@@ -1,4 +1,4 @@
-"""What is to be known of both servers, asked once; the checks look at this, and at nothing else."""
+"""The facts about both servers, queried once. The checks examine these facts, and nothing else."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RedisFacts:
     """Redis or Valkey.
 
     Attributes:
-        info: of INFO.
-        config: of CONFIG GET; empty where this user may not ask.
-        no_tracking: why it does not tell of changes; empty where it does.
-        clock_ahead: seconds that its clock is ahead of this one.
-        workers: processes that have been seen of late.
+        info: The answer to INFO.
+        config: The answer to CONFIG GET; empty if this user may not send it.
+        no_tracking: The reason why Redis does not announce changes; empty if it does.
+        clock_ahead: Seconds by which its clock is ahead of this host's.
+        workers: The number of running worker processes.
     """
 
     info: Mapping[str, Any]
@@ -55,17 +55,17 @@ class PostgresFacts:
     """PostgreSQL.
 
     Attributes:
-        version: as `server_version_num` has it.
-        version_name: as people write it.
-        max_connections: of the server.
-        reserved_connections: of those, for superusers only.
-        autovacuum: whether it is on.
-        fsync: whether it is on.
-        in_recovery: whether it is a replica.
-        may_see_sessions: whether this role may see the sessions of others.
-        pooled: whether PgBouncer is between.
-        not_migrated: what is to be said where the ledger is missing or old.
-        clock_ahead: seconds that its clock is ahead of this one.
+        version: The value of `server_version_num`.
+        version_name: The version as people write it.
+        max_connections: The number of connections of the server.
+        reserved_connections: The number of those that are reserved for superusers.
+        autovacuum: Whether autovacuum is on.
+        fsync: Whether fsync is on.
+        in_recovery: Whether the server is a replica.
+        may_see_sessions: Whether this role may see the sessions of other roles.
+        pooled: Whether connections go through PgBouncer.
+        not_migrated: The message if the ledger is missing or old; empty if it is up to date.
+        clock_ahead: Seconds by which its clock is ahead of this host's.
     """
 
     version: int
@@ -83,7 +83,7 @@ class PostgresFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything; a server that does not answer is the line that says so."""
+    """All facts. A server that does not answer is represented by the error message."""
 
     settings: Settings
     redis: RedisFacts | str
@@ -92,7 +92,7 @@ class Facts:
 
 
 async def gather(settings: Settings) -> Facts:
-    """Ask both servers, and load the jobs."""
+    """Query both servers, and load the jobs."""
     return Facts(settings, await _redis(settings), await _postgres(settings), _jobs(settings))
 
 
@@ -127,19 +127,19 @@ async def _config(redis: Redis) -> dict[str, str]:
 
 
 async def _no_tracking(redis: Redis) -> str:
-    """Try what worker/queue/watch.py does: word of changes, on another connection."""
-    async with redis.client() as hearer, redis.client() as reader:
-        asking: Any = reader
+    """Try what `queue/invalidations.py` needs: changes announced on another connection."""
+    async with redis.client() as listener, redis.client() as reader:
+        tracked: Any = reader
         try:
-            await asking.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", await hearer.client_id())
-            await asking.execute_command("CLIENT", "TRACKING", "OFF")
+            await tracked.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", await listener.client_id())
+            await tracked.execute_command("CLIENT", "TRACKING", "OFF")
         except ResponseError as error:
             return str(error)
     return ""
 
 
 def _alive(workers: Mapping[bytes, bytes]) -> int:
-    states = [json.loads(told).get("state") for told in workers.values()]
+    states = [json.loads(text).get("state") for text in workers.values()]
     return len([state for state in states if state != "stopped"])
 
 

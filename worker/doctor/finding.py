@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of one check.
 
     Attributes:
-        level: fine; a warning is for somebody to know; what is wrong loses jobs, or stops the work.
-        says: what is so.
-        advice: what to do; empty where all is fine.
+        level: `fine`; `warning` for a risk; `wrong` for a problem that loses jobs or stops the work.
+        message: The state that was found.
+        advice: The next step for the operator; empty if all is fine.
     """
 
     level: Literal["fine", "warning", "wrong"]
-    says: str
+    message: str
     advice: str = ""
 
 
-def fine(says: str) -> Finding:
-    """All is well."""
-    return Finding("fine", says)
+def fine(message: str) -> Finding:
+    """Return the finding of a check that passed."""
+    return Finding("fine", message)
 
 
-def warning(says: str, advice: str) -> Finding:
-    """Somebody should know it."""
-    return Finding("warning", says, advice)
+def warning(message: str, advice: str) -> Finding:
+    """Return the finding of a risk."""
+    return Finding("warning", message, advice)
 
 
-def wrong(says: str, advice: str) -> Finding:
-    """It loses jobs, or stops the work."""
-    return Finding("wrong", says, advice)
+def wrong(message: str, advice: str) -> Finding:
+    """Return the finding of a problem that loses jobs or stops the work."""
+    return Finding("wrong", message, advice)
