@@ -114,7 +114,7 @@ async def test_settings_tell_their_origin_and_hide_passwords(cli: CommandLine) -
 @pytest.mark.parametrize(
     ("arguments", "environment", "code", "message"),
     [
-        (["status"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, 69, "start it there, or set REDIS_URL"),
+        (["status"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, 69, "start Redis there, or set REDIS_URL"),
         (["run"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, 69, "start Redis or Valkey there, or set REDIS_URL"),
         (["run"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 69, "start PostgreSQL there, or set DATABASE_URL"),
         (["runs"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 69, "start PostgreSQL there"),

@@ -375,7 +375,7 @@ async def test_without_redis_the_page_stays_and_says_so_until_it_is_back(
             assert deferred() == "1"
             await pilot.press("p")  # an order, too, is answered
             await pilot.press("tab", "tab", "tab", "tab", "p")
-            await until(lambda: _is(lambda: "start it there" in str(page.query_one("#told", Static).content)))
+            await until(lambda: _is(lambda: "start Redis there" in str(page.query_one("#told", Static).content)))
             own_valkey.start()
             await until(lambda: _is(lambda: page.problem is None))
             assert "does not answer" not in str(page.query_one("#header", Static).content)
@@ -420,7 +420,7 @@ def test_without_a_terminal_one_frame_is_printed(
 
 def test_one_frame_without_redis_is_an_error(at: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
     at("redis://127.0.0.1:1/0")
-    with pytest.raises(ServerUnavailable, match="start it there, or set REDIS_URL"):
+    with pytest.raises(ServerUnavailable, match="start Redis there, or set REDIS_URL"):
         top(every=0.1, once=True)
     assert capsys.readouterr().out == ""
 

@@ -95,12 +95,12 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             valkey.stop(immediate=True)
             proxy.cut()
             before = proxy.opened
-            await told(caplog, ["Redis: ", "Running jobs continue"])
+            await told(caplog, ["Redis: ", "running jobs continue"])
             stop_renewing("ends-meanwhile")
             await passed(AWAY_SECONDS)
             # Two workers, and what they tried at once when it went.
             assert proxy.opened - before < 2 * TRIED_A_SECOND * (AWAY_SECONDS + 1)
-            with pytest.raises(ServerUnavailable, match="start it there"):
+            with pytest.raises(ServerUnavailable, match="start Redis there"):
                 await client.enqueue(gated, name="in-vain")
             valkey.start()
             assert await runs[1].result(timeout=60) == "ends-meanwhile"

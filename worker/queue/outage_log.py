@@ -68,7 +68,7 @@ class OutageLog:
             if outage.was_logged or now - self._logged_at.get(kind, -_LOG_INTERVAL_SECONDS) < _LOG_INTERVAL_SECONDS:
                 return
             outage.was_logged, self._logged_at[kind] = True, now
-        logger.warning("Redis: %s: %s. Running jobs continue; retrying", part, format_error(error))
+        logger.warning("Redis: %s: %s; running jobs continue, retrying", part, format_error(error))
 
     def answered(self, part: str) -> None:
         """Note that a part of the worker succeeded."""
