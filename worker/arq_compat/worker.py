@@ -84,7 +84,7 @@ class Worker(StockWorker):
         settings: for what arq has no argument for: leases, Redis's timeouts, PostgreSQL. By default those of
             `settings.toml` and the environment where there is a `@job`, and of the variables `LONGHAUL_*` and
             `REDIS_URL` alone where there is none: no PostgreSQL is needed then.
-        accept_pickle: whether pickles are read, as arq does: whoever can write to Redis can then run any code here.
+        accept_pickle: whether pickles of plain types are read, as arq's clients write them; no code of a pickle runs.
             False refuses them; it is the default where `job_deserializer` is given, which then reads all.
         arguments: those of `arq.Worker`.
 
@@ -132,8 +132,8 @@ class Worker(StockWorker):
                 self._pool = await self._connect()
             if self._warns:
                 logger.warning(
-                    "pickles from Redis are read, as arq does: whoever can write there can run any code here. "
-                    "accept_pickle=True says that this is wanted; job_serializer and job_deserializer end it"
+                    "pickles from Redis are read, of plain types alone: for your own classes, pass "
+                    "job_deserializer=pickle.loads. accept_pickle=True says that this is wanted"
                 )
             self.ctx["redis"] = self.pool
             if self.on_startup:

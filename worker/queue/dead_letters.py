@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from worker.errors import InvalidPayload
 from worker.queue import keys
+from worker.queue.decoding import read_json
 from worker.queue.payload import decode_payload
 
 if TYPE_CHECKING:
@@ -56,23 +57,20 @@ class DeadLetter:
 
     @classmethod
     def read(cls, run_id: str, raw: bytes) -> DeadLetter | None:
-        """Return a letter of `worker:dead`; None for what none of our workers has written."""
+        """Return a letter of `worker:dead`; None for a value that no worker has written."""
         try:
-            values = json.loads(raw)
+            values = read_json(raw, "the dead letter")
             encoded = values.get("payload_base64")
-            return cls(
-                id=run_id,
-                job=values.get("job", ""),
-                queue=values["queue"],
-                attempts=values["attempts"],
-                at=datetime.fromisoformat(values["at"]),
-                error=values["error"],
-                traceback=values.get("traceback", ""),
-                payload=values["payload"].encode() if encoded is None else base64.b64decode(encoded),
-                in_ledger=values.get("ledger", False),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
+            payload = values["payload"].encode() if encoded is None else base64.b64decode(encoded)
+            texts = [values.get(name, "") for name in ("job", "queue", "error", "traceback")]
+            attempts, in_ledger = values["attempts"], values.get("ledger", False)
+            at = _read_moment(values["at"])
+        except (InvalidPayload, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
+        if not all(isinstance(text, str) for text in texts) or type(attempts) is not int or type(in_ledger) is not bool:
+            return None
+        job, queue, error, trace = texts
+        return cls(run_id, job, queue, attempts, at, error, trace, payload, in_ledger)
 
     @classmethod
     def of_run(cls, run: DeadRun) -> DeadLetter:
@@ -97,6 +95,18 @@ class DeadLetter:
         except InvalidPayload:
             return self.payload.decode(errors="backslashreplace")
         return [*payload.args, payload.kwargs] if payload.args else payload.kwargs
+
+
+def _read_moment(value: Any) -> datetime:
+    """Return an aware time: from ISO 8601, or from seconds since 1970, as a script writes it.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is neither.
+    """
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return datetime.fromtimestamp(float(value), UTC)
 
 
 def encode_letter(

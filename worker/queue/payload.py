@@ -28,7 +28,6 @@ argument that receives the preceding result. The last run of a chain carries the
 from __future__ import annotations
 
 import json
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -36,6 +35,7 @@ from typing import Any, NamedTuple
 
 from worker.errors import InvalidPayload
 from worker.queue.decoding import MAX_BYTES, read_json
+from worker.queue.plain_pickle import read_pickle
 
 _PICKLE = b"\x80"
 encode_strictly = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -231,13 +231,9 @@ def decode_payload(raw: bytes, *, accept_pickle: bool, max_bytes: int = MAX_BYTE
     if not accept_pickle:
         raise InvalidPayload(
             "the payload is a pickle of a stock arq client: give that client job_serializer=json.dumps (encoded), "
-            "or set worker.accept_pickle = true if everyone who can write to Redis may run code here"
+            "or set worker.accept_pickle = true: pickles of plain types are read then"
         )
-    try:
-        values = pickle.loads(raw)  # noqa: S301
-    except Exception as error:  # noqa: BLE001 - pickles fail with any error
-        raise InvalidPayload(f"the payload is a pickle that cannot be read: {error}") from None
-    return payload_from_values(values, pickled=True)
+    return payload_from_values(read_pickle(raw, "the payload", max_bytes=max_bytes), pickled=True)
 
 
 def payload_from_values(values: Any, *, pickled: bool) -> Payload:

@@ -189,7 +189,7 @@ class WorkerSettings(_Section):
         "once", description="Cron times that passed while no worker ran: run the job once, or skip them."
     )
     accept_pickle: bool = Field(
-        False, description="Read pickles of stock arq clients. A pickle from Redis can run arbitrary code."
+        False, description="Read pickles of stock arq clients. Only plain types are read: no code of a pickle runs."
     )
     uvloop: bool = Field(True, description="Use uvloop's event loop if it is installed.")
 

@@ -1,0 +1,127 @@
+"""Pickles of plain values are read; everything else that a pickle can do is refused with one error."""
+
+from __future__ import annotations
+
+import contextlib
+import decimal
+import pickle
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import InvalidPayload
+from worker.queue.plain_pickle import MAX_CONTAINERS, read_pickle
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**200), 2**200)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters())
+    | st.binary()
+    | st.binary().map(bytearray)
+    | st.dates()
+    | st.datetimes()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.complex_numbers(allow_nan=False)
+)
+hashable = st.integers() | st.text() | st.dates() | st.uuids()
+values = st.recursive(
+    scalars | st.sets(hashable) | st.frozensets(hashable),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=20,
+)
+
+
+def read(raw: bytes) -> Any:
+    """Read a pickle of at most a megabyte."""
+    return read_pickle(raw, "the payload", max_bytes=1_100_000)
+
+
+@given(values, st.integers(2, pickle.HIGHEST_PROTOCOL))
+def test_read_pickle_returns_plain_values_as_they_were(value: Any, protocol: int) -> None:
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda raw: b"\x80\x04" + raw))
+def test_read_pickle_raises_one_error_for_junk(raw: bytes) -> None:
+    with contextlib.suppress(InvalidPayload):
+        read(raw)
+
+
+@given(values, st.data())
+def test_read_pickle_raises_one_error_for_a_pickle_that_was_changed(value: Any, data: st.DataObject) -> None:
+    raw = bytearray(pickle.dumps(value))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(InvalidPayload):
+        read(bytes(raw))
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('the code of a pickle has run')",))
+
+
+class Mine:
+    """A class of a user."""
+
+
+def _doubled(times: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def _cycle() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def _many_sets() -> bytes:
+    """A list of 100,000 numbers, of which a set is made a thousand times."""
+    numbers = pickle.dumps(list(range(100_000)), 2)
+    return b"\x80\x02c__builtin__\nset\nq\x01" + numbers[2:-1] + b"q\x02" + b"(h\x01h\x02\x85R" * 1_000 + b"."
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        pytest.param(pickle.dumps({"a": Trap()}), "builtins.exec", id="code"),
+        pytest.param(pickle.dumps(Mine()), "only plain types", id="class"),
+        pytest.param(pickle.dumps({"f": "x"}, 0), "opcode", id="protocol 0"),
+        pytest.param(b"\x80\x04Nr\xff\xff\xff\x7f.", "opcode b'r'", id="memo of 2 GB"),
+        pytest.param(b"\x80\x04K.r\xff\xff\xff\x7f.", "opcode b'r'", id="memo of 2 GB behind a false STOP"),
+        pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "cannot be read", id="length of a terabyte"),
+        pytest.param(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x01\x85R.", "of a number", id="4 GB"),
+        pytest.param(_many_sets(), "constructs more than", id="sets"),
+        pytest.param(pickle.dumps(_doubled(60)), "containers", id="doubled 60 times"),
+        pytest.param(pickle.dumps([[]] * (MAX_CONTAINERS + 1)), "containers", id="many containers"),
+        pytest.param(pickle.dumps(_cycle()), "levels deep", id="cycle"),
+        pytest.param(pickle.dumps(1 << 7_000_000), "digits", id="large integer"),
+        pytest.param(b"\x80\x02c__builtin__\nset\n.", "holds a type", id="type"),
+        pytest.param(b"\x80\x02cuuid\nUUID\n)\x81.", "cannot be read", id="empty UUID"),
+        pytest.param(b"\x80\x02cuuid\nUUID\nN}X\x03\x00\x00\x00intK\x01s\x86b.", "be changed", id="patched class"),
+        pytest.param(b"", "cannot be read", id="empty"),
+        pytest.param(b"\x80\x04" + b"N" * 1_200_000 + b".", "the limit is", id="too long"),
+    ],
+)
+def test_read_pickle_refuses(raw: bytes, words: str) -> None:
+    with pytest.raises(InvalidPayload, match=words):
+        read(raw)
+
+
+def test_read_pickle_leaves_types_as_they_are() -> None:
+    before = set(vars(uuid.UUID)), decimal.Decimal("1.50").as_tuple()
+    read(pickle.dumps([uuid.uuid4(), decimal.Decimal("1.50")]))
+    assert (set(vars(uuid.UUID)), decimal.Decimal("1.50").as_tuple()) == before

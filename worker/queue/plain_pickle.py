@@ -1,0 +1,216 @@
+"""Reads pickles of plain values: those that stock arq clients send. No code of a pickle runs.
+
+`pickle.loads` calls whatever a pickle names. This reader admits the built-in types, dates, Decimal and UUID, and
+nothing else. Pickles can also be small and expensive: an index of the memo of 4 GB, a set that is built a hundred
+thousand times, or a value that refers to itself. So the opcodes are checked first, and the values are counted
+afterwards.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import io
+import pickle
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from worker.errors import InvalidPayload, format_error
+
+#: Containers in one value, each counted as often as it is referred to.
+MAX_CONTAINERS = 20_000
+MAX_DEPTH = 200
+#: Elements of all sets, decimals and byte arrays that constructors are called with.
+_MAX_CONSTRUCTED = 1_000_000
+_MAX_INT_BITS = 14_000  # about 4,200 decimal digits: Python does not print more
+
+#: A length of one byte, and as many bytes: a regular expression counts faster than a loop.
+_SHORT = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(256))
+#: Runs of opcodes of protocols 2 to 5. Those of text (protocols 0 and 1) are not among them.
+_RUN = re.compile(
+    rb"(?:[()0-2NRabdelostu}\]\x81\x85-\x89\x8f-\x94]++|(?:K.)++|(?:M..)++|(?:J....)++|[hq\x80].|j....|G.{8}"
+    rb"|\x95.{8}|[CU\x8a\x8c](?:" + _SHORT + rb"))*+",
+    re.DOTALL,
+)
+#: Opcodes that are followed by a length, and the number of its bytes.
+_LENGTHS = {b"T": 4, b"X": 4, b"B": 4, b"\x8b": 4, b"\x8d": 8, b"\x8e": 8, b"\x96": 8}
+
+
+def read_pickle(raw: bytes, what: str, *, max_bytes: int) -> Any:
+    """Return the value of a pickle.
+
+    Args:
+        raw: the pickle.
+        what: name of the value for the error, for example `the payload`.
+        max_bytes: longest pickle that is read.
+
+    Raises:
+        InvalidPayload: the pickle is too long, is not a pickle of plain values, or holds too many of them.
+    """
+    if len(raw) > max_bytes:
+        raise InvalidPayload(f"{what} has {len(raw):,} bytes; the limit is {max_bytes:,}")
+    try:
+        _check_opcodes(raw)
+        value = _PlainUnpickler(raw).load()
+        _check_size(value)
+    except InvalidPayload as error:
+        raise InvalidPayload(f"{what} {error}") from None
+    except Exception as error:  # noqa: BLE001 - pickles fail with any error
+        raise InvalidPayload(f"{what} is a pickle that cannot be read: {format_error(error)[:200]}") from None
+    return value
+
+
+def _check_opcodes(raw: bytes) -> None:
+    """Refuse opcodes of text, of extensions, and memo indices that would make the unpickler allocate a large table."""
+    at, size = 0, len(raw)
+    while at < size:
+        at = _RUN.match(raw, at).end()  # type: ignore[union-attr]  # it matches the empty text
+        opcode = raw[at : at + 1]
+        if opcode in (b".", b""):  # the end, or too early an end, which the unpickler refuses
+            return
+        width = _LENGTHS.get(opcode)
+        if width is not None:
+            length = int.from_bytes(raw[at + 1 : at + 1 + width], "little")
+            at += 1 + width + length
+        elif opcode == b"r" and int.from_bytes(raw[at + 1 : at + 5], "little") <= size:
+            at += 5
+        elif opcode == b"c":
+            at = raw.find(b"\n", raw.find(b"\n", at + 1) + 1) + 1
+            if at == 0:
+                raise InvalidPayload("is a pickle that ends too early")
+        else:
+            raise InvalidPayload(f"is a pickle with the opcode {opcode!r}, which clients of arq do not write")
+
+
+class _Sealed(type):
+    """A class that a pickle cannot change: BUILD sets attributes of whatever is on the stack."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise TypeError(f"{cls.__name__} cannot be changed")
+
+
+class _UuidMaker(metaclass=_Sealed):
+    """Stands for `uuid.UUID`, which a pickle makes empty and then fills."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> Any:
+        return object.__new__(uuid.UUID)
+
+
+class _Constructor:
+    """Stands for a type. It cannot be changed, and counts what it is given.
+
+    Args:
+        make: makes the value.
+        counter: shared count of elements.
+    """
+
+    __slots__ = ("_counter", "_make")
+
+    _counter: list[int]
+    _make: Callable[..., Any]
+
+    def __init__(self, make: Callable[..., Any], counter: list[int]) -> None:
+        object.__setattr__(self, "_make", make)
+        object.__setattr__(self, "_counter", counter)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError("a type cannot be changed")
+
+    def __call__(self, *arguments: Any) -> Any:
+        for argument in arguments:
+            if isinstance(argument, int) and self._make in (bytearray, bytes):
+                raise InvalidPayload("is a pickle that makes bytes of a number")
+            if isinstance(argument, str | bytes | bytearray | list | tuple | set | frozenset | dict):
+                self._counter[0] += len(argument)
+        self._counter[0] += 1
+        if self._counter[0] > _MAX_CONSTRUCTED:
+            raise InvalidPayload(f"is a pickle that constructs more than {_MAX_CONSTRUCTED:,} elements")
+        return self._make(*arguments)
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise InvalidPayload("is a pickle that encodes text")
+    return text.encode("latin-1")
+
+
+_TYPES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _encode_latin1,
+    ("builtins", "bytearray"): bytearray,
+    ("builtins", "bytes"): bytes,
+    ("builtins", "complex"): complex,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "set"): set,
+    ("datetime", "date"): datetime.date,
+    ("datetime", "datetime"): datetime.datetime,
+    ("datetime", "time"): datetime.time,
+    ("datetime", "timedelta"): datetime.timedelta,
+    ("datetime", "timezone"): datetime.timezone,
+    ("decimal", "Decimal"): decimal.Decimal,
+}
+_TYPES |= {("__builtin__", name): value for (module, name), value in list(_TYPES.items()) if module == "builtins"}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds plain types alone."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw))
+        self._counter = [0]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("uuid", "UUID"):
+            return _UuidMaker
+        if (module, name) == ("uuid", "SafeUUID"):
+            return _Constructor(lambda value: uuid.SafeUUID.unknown, self._counter)
+        make = _TYPES.get((module, name))
+        if make is None:
+            raise InvalidPayload(
+                f"is a pickle of {module[:100]}.{name[:100]}: only plain types are read; pass "
+                f"job_deserializer=pickle.loads if everyone who can write to Redis may run code here"
+            )
+        return _Constructor(make, self._counter)
+
+
+def _check_size(value: Any) -> None:
+    """Refuse values that are nested too deeply, hold too many containers, or numbers that cannot be printed."""
+    containers = 0
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for one in level:
+            if type(one) is int and one.bit_length() > _MAX_INT_BITS:
+                raise InvalidPayload("has an integer of more than 4,200 digits")
+            if type(one) not in _CONTAINERS:
+                _check_scalar(one)
+                continue
+            containers += 1
+            if containers > MAX_CONTAINERS:
+                raise InvalidPayload(f"holds more than {MAX_CONTAINERS:,} containers")
+            parts = [*one.keys(), *one.values()] if isinstance(one, dict) else one
+            kinds = set(map(type, parts)) - _HARMLESS
+            if kinds == {int}:
+                below.append(max((part for part in parts if type(part) is int), key=int.bit_length))
+            elif kinds:
+                below += [part for part in parts if type(part) not in _HARMLESS]
+        if not below:
+            return
+        level = below
+    raise InvalidPayload(f"is nested more than {MAX_DEPTH} levels deep")
+
+
+def _check_scalar(value: Any) -> None:
+    if isinstance(value, (_Constructor, type)):
+        raise InvalidPayload("holds a type, which is not a value")
+    if isinstance(value, uuid.UUID):
+        str(value)  # raises if the pickle did not fill it
+
+
+_CONTAINERS = {list, tuple, dict, set, frozenset}
+_HARMLESS = {type(None), bool, float, str, bytes, bytearray, complex}
+_HARMLESS |= {datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal}
