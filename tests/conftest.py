@@ -122,7 +122,7 @@ def fast(settings: Settings) -> Settings:
         poll_interval_seconds=0.02,
         backoff_base_seconds=0.05,
         backoff_max_seconds=0.2,
-        lease_seconds=0.6,
+        lease_seconds=5.0,
         rescue_interval_seconds=0.5,
         drain_timeout_seconds=2.0,
     )

@@ -24,7 +24,7 @@ from sqlalchemy import select
 
 from tests.models import Author
 from tests.support.authors import fill_authors
-from tests.support.waiting import until
+from tests.support.waiting import until, until_scripts
 from tests.support.workers import with_worker, working
 from tests.test_docs import ROOT, blocks
 from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
@@ -253,7 +253,7 @@ async def queue_is_paused(scene: Scene, answer: str) -> bool:
     await scene.client.enqueue(send_mail.options(id="held"), to="dora")
     if not await is_paused(scene, answer):
         return False
-    await asyncio.sleep(1.0)  # nothing happens
+    await until_scripts(scene.redis, 10)
     return await scene.client.run("held").status() == "waiting"
 
 
@@ -263,8 +263,12 @@ async def runs(scene: Scene, answer: str) -> bool:
 
 async def is_faster(scene: Scene, answer: str) -> bool:
     before, began = int(await scene.night("rows")), time.monotonic()
-    await asyncio.sleep(3)
-    return (int(await scene.night("rows")) - before) / (time.monotonic() - began) > 15
+
+    async def has_walked() -> bool:
+        return int(await scene.night("rows")) >= before + 60
+
+    await until(has_walked)
+    return 60 / (time.monotonic() - began) > 8  # the pace was 5 and is 60
 
 
 async def is_slow_again(scene: Scene, answer: str) -> bool:
@@ -323,7 +327,7 @@ async def queue_has_one_more(scene: Scene, answer: str) -> bool:
     """Of two more, one runs."""
     await scene.client.enqueue_many(hold_press.options(queue=PRINTING), [{}] * (0 if await held_presses(scene) else 2))
     await until(lambda: held_presses(scene))
-    await asyncio.sleep(0.5)  # nothing more happens
+    await until_scripts(scene.redis, 10)
     return await held_presses(scene) == 1
 
 

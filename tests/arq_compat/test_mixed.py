@@ -187,7 +187,6 @@ async def test_jobs_of_a_killed_worker_of_ours_are_the_stock_workers(
 
     await until(begun)
     project.stock("stock")
-    await asyncio.sleep(0.1)
     ours.kill()
     ours.wait()
 

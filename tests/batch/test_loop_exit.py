@@ -166,16 +166,14 @@ async def test_no_other_loop_begins_after_it(context: MakeContext, database: Dat
 async def test_two_loops_at_once_are_refused_and_neither_is_marked_as_done(
     context: MakeContext, database: Database
 ) -> None:
-    async def both(ctx: JobContext) -> None:
-        await asyncio.gather(
-            ctx.sweep(update(Author).values(seen=Author.seen + 1), size=10, name="a"),
-            ctx.sweep(update(Author).where(Author.id > 0).values(seen=Author.seen + 1), size=10, name="b"),
-        )
-
     ctx = context("run")
+    both = [
+        asyncio.create_task(ctx.sweep(statement.values(seen=Author.seen + 1), size=10, name=name))
+        for statement, name in ((update(Author), "a"), (update(Author).where(Author.id > 0), "b"))
+    ]
     with pytest.raises(LonghaulError, match="cannot be nested or run concurrently"):
-        await both(ctx)
-    await asyncio.sleep(0.05)  # the other one ends by itself
+        await asyncio.gather(*both)
+    await asyncio.wait(both)
     await ctx._attempt.fail()
     await ctx._attempt.close()
     again = context("run")

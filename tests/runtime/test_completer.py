@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from tests.models import Author
 from tests.support.authors import count_seen, fill_authors
 from tests.support.claims import claim_jobs
-from tests.support.waiting import until, until_status
+from tests.support.waiting import until, until_scripts, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
@@ -70,12 +70,12 @@ async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, 
     return run
 
 
-async def rescued(fast: Settings) -> None:
+async def rescued(fast: Settings, redis: Redis) -> None:
     """Let the rescue of a worker look some times, with nothing to wait for."""
     async with working(fast, walk) as worker:
         for _ in range(3):
             await Rescuer(worker.scheduler._ledger, worker.scheduler._store, fast).run()
-            await asyncio.sleep(0.1)
+            await until_scripts(redis, 3)
 
 
 async def age(database: Database) -> None:
@@ -98,7 +98,7 @@ async def test_a_run_of_the_ledger_that_ends_before_its_loop_has_ended_there_too
         await until_status(run, state)
     assert await states(database) == [state]
     await age(database)
-    await rescued(fast)
+    await rescued(fast, redis)
     assert len(tries) == (0 if end == "cancel" else 1)
     assert await redis.zcard("arq:queue") == 0
     assert await count_seen(database) == {0: 40, 1: 10}
@@ -132,7 +132,7 @@ async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledge
             await run.result(timeout=60)
     assert await states(database) == ["dead"]
     await age(database)
-    await rescued(fast)
+    await rescued(fast, redis)
     assert await redis.zcard("arq:queue") == 0
 
 
@@ -148,7 +148,7 @@ async def test_a_run_whose_worker_died_is_cancelled_for_good(
             await run.result(timeout=60)
     assert await states(database) == ["cancelled"]
     await age(database)
-    await rescued(fast)
+    await rescued(fast, redis)
     assert await redis.zcard("arq:queue") == 0
     assert await count_seen(database) == {0: 40, 1: 10}
 

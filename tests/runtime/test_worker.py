@@ -16,7 +16,7 @@ from sqlalchemy import select, text, update
 
 from tests.models import Author
 from tests.support.authors import count_seen, fill_authors
-from tests.support.waiting import until, until_status
+from tests.support.waiting import until, until_status, until_true
 from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Retry, Settings, job
 from worker.db.engine import Database
@@ -295,10 +295,10 @@ async def test_pause_and_resume_act_within_one_batch(
 ) -> None:
     await fill_authors(database, 50)
     run = await client.enqueue(walk)
-    async with working(fast, walk):
+    async with working(fast, walk) as worker:
         await asyncio.wait_for(gate["begun"].wait(), 60)
         await redis.sadd(keys.PAUSED, "walk")
-        await asyncio.sleep(0.15)  # an order is read when it is a tenth of a second old
+        await until_true(lambda: "walk" in worker.operator_state.paused)
         gate["go"].set()
         await until_status(run, "paused")
         assert await count_seen(database) == {0: 30, 1: 20}
@@ -310,10 +310,10 @@ async def test_pause_and_resume_act_within_one_batch(
 async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, database: Database) -> None:
     await fill_authors(database, 50)
     run = await client.enqueue(walk)
-    async with working(fast, walk):
+    async with working(fast, walk) as worker:
         await asyncio.wait_for(gate["begun"].wait(), 60)
         await run.cancel()
-        await asyncio.sleep(0.15)
+        await until_true(lambda: run.id in worker.operator_state.cancelled)
         gate["go"].set()
         with pytest.raises(JobCancelled):
             await run.result(timeout=60)

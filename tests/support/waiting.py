@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from redis.asyncio import Redis
+
 from worker import Run
 
 T = TypeVar("T")
@@ -37,3 +39,22 @@ async def until_status(run: Run[Any], status: str) -> None:
         return await run.status() == status
 
     await until(has_status)
+
+
+async def until_scripts(redis: Redis, count: int) -> None:
+    """Wait until the server has run so many more Lua scripts: so often has a worker asked for work, and not got any.
+
+    It proves that something does not happen by the worker's own steps, and not by a time in which a busy machine may
+    do nothing at all.
+    """
+    wanted = await script_calls(redis) + count
+
+    async def have_run() -> bool:
+        return await script_calls(redis) >= wanted
+
+    await until(have_run)
+
+
+async def script_calls(redis: Redis) -> int:
+    """Return how many Lua scripts the server has run by their digest."""
+    return int((await redis.info("commandstats")).get("cmdstat_evalsha", {}).get("calls", 0))
