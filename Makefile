@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence one process more than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-versions lint docs picture bench bench-walk bench-queue bench-live soak services worker lock clean
+.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -15,15 +15,19 @@ setup:  ## make .venv from requirements.lock (skipped when up to date)
 demo: setup  ## the main job on real data: a worker is killed in the middle, nothing is doubled or lost
 	@$(PY) -m demo
 
-test: lint  ## ruff, mypy --strict and every test but the long ones
+test: lint docs  ## lint, the documentation's site, and every test but the long ones
 	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
-	@$(PY) -m pytest -q -m long
+	@$(PY) -m pytest -q -m long --durations=15
 
-test-versions: setup  ## tests/batch, tests/ledger and tests/db against PostgreSQL 14 to 17, from npm
-	@$(PY) -m tests.versions
+test-matrix: setup  ## Python 3.11 to 3.13, and PostgreSQL 14 to 17; ONLY="3.12 16" for a part
+	@$(PY) -m tests.matrix $(ONLY)
+
+coverage: setup  ## branch coverage of worker/, and which files are below 90 %
+	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --cov=worker --cov-branch --cov-report=
+	@$(PY) -m tests.coverage
 
 picture: setup  ## docs/worker-top.svg: the page of `worker top` while the demo's jobs run
 	@$(PY) -m demo.picture
@@ -63,4 +67,4 @@ lock: setup  ## pin the newest versions that pyproject.toml admits
 	  --generate-hashes --no-emit-package longhaul-worker --no-header --upgrade -q -o requirements.lock
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage site

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Makes .venv from requirements.lock; does nothing when both are unchanged since the last time.
+# Makes .venv (or $VENV) from requirements.lock; does nothing when what decides its contents is unchanged.
 set -eu
 
-stamp=.venv/.installed-from
-wanted() { # what decides the contents of .venv: settings of tools do not
+venv=${VENV:-.venv}
+stamp=$venv/.installed-from
+wanted() { # what decides the contents: settings of tools do not
     sed '/^\[tool\.\(ruff\|mypy\|pytest\|importlinter\|coverage\)/,$d' pyproject.toml
     cat requirements.lock
 }
-if [ -x .venv/bin/python ] && [ -f "$stamp" ] && wanted | cmp -s - "$stamp"; then
+if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && wanted | cmp -s - "$stamp"; then
     exit 0
 fi
 
@@ -23,15 +24,15 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-echo "setup: installing into .venv with $("$python" --version)" >&2
-rm -rf .venv
+echo "setup: installing into $venv with $("$python" --version)" >&2
+rm -rf "$venv"
 if command -v uv >/dev/null 2>&1; then
-    uv venv --quiet --python "$(command -v "$python")" .venv
-    uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
-    uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+    uv venv --quiet --python "$(command -v "$python")" "$venv"
+    uv pip install --quiet --python "$venv/bin/python" --require-hashes -r requirements.lock
+    uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e .
 else
-    "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 fi
 wanted >"$stamp"
