@@ -1,1 +1,1 @@
-"""What operators see: the mirror in Redis, and the log."""
+"""Observation by operators: the mirror in Redis, and the log."""

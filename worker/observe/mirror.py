@@ -1,9 +1,8 @@
-"""The mirror: what runs and workers do, in Redis, for `redis-cli`, the command line and whoever likes to look.
+"""The mirror: the state of runs and workers in Redis, for `redis-cli` and the command line.
 
-Written from memory in one pipeline, twice a second at most, so that neither the number of batches nor a slow Redis
-holds a job up. Of jobs that begin and succeed between two writes it shows the first few, and counts all of them: ten
-thousand a second cost it no more than fifty. It is a mirror only: nothing reads it to decide anything, and a lost write
-is made good by the next.
+It is written from memory in one pipeline, at most twice a second, so neither the number of batches nor a slow Redis
+delays a job. Of the jobs that start and succeed between two writes it shows the first few, and counts all: 10,000 jobs
+a second cost no more than 50. Nothing decides by the mirror, and the next write repairs a lost one.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ _WRITING = "the mirror cannot be written"
 _DEAD_WORKER_SECONDS = 60.0
 _SHOWN_ERROR = 1_000
 _RATE_SECONDS = 5.0
-#: Runs that begin and succeed between two writes are shown up to this number; all of them are counted.
+#: Most runs that are shown of those that start and succeed between two writes. All of them are counted.
 _BRIEF_SHOWN = 25
-#: A run that has nothing to tell is shown at the first write after this time: most have ended by then.
+#: A run without progress is shown at the first write after this time. Most runs have ended by then.
 _YOUNG_SECONDS = 0.1
-#: Longest time, in seconds, for which a worker that does nothing says nothing.
+#: Longest time between two writes of an idle worker.
 _SEEN_SECONDS = 2.0
 
 
-class _Line:
-    """One run as the mirror shows it; made into values only when it is written."""
+class _Entry:
+    """The mirror's entry of one run. Its values are computed when it is written."""
 
-    # What holds for nearly all is held by the class: most runs have ended before anybody looks.
+    # Defaults are class attributes, because most runs end before they are written.
     values: Mapping[str, str | int | float] = MappingProxyType({})
     changed = True
     ended = False
-    #: Whether Redis has it, or may have it of another try.
+    #: Whether Redis has the entry, or may have it from another attempt.
     shown = False
     throttled_seconds = 0.0
     throttled_at: float | None = None
@@ -65,17 +64,17 @@ class _Line:
 
     @cached_property
     def marks(self) -> deque[tuple[float, int, float | None]]:
-        """Moments with the rows and the share that were done: seconds at work, without those that a throttle took."""
+        """Moments with the rows and the share that were done by then, in seconds without the waits of throttles."""
         return deque(maxlen=40)
 
     @property
-    def told(self) -> dict[str, str | int | float]:
-        """The values of one that has some."""
+    def fields(self) -> dict[str, str | int | float]:
+        """The values of an entry that has its own."""
         assert isinstance(self.values, dict)  # noqa: S101
         return self.values
 
     def first_values(self, worker: str) -> dict[str, str | int | float]:
-        """Return what a run shows from its beginning on."""
+        """Return the fields that a run has from its start."""
         run = self.run
         return {
             "job": run.job,
@@ -88,12 +87,12 @@ class _Line:
         }
 
     def at_work(self) -> float:
-        """Return a clock that stands while the walk is throttled."""
+        """Return a clock that stops while the walk is throttled."""
         now = time.monotonic() if self.throttled_at is None else self.throttled_at
         return now - self.throttled_seconds
 
     def seconds_left(self, now: float, share: float) -> float | None:
-        """Return the time that the rest takes at the pace of the last marks; None where that cannot be told."""
+        """Return the remaining time at the rate of the last marks; None if it is unknown."""
         for then, _, before in self.marks:
             if before is not None and share > before:
                 return (1 - share) * (now - then) / (share - before)
@@ -104,18 +103,18 @@ class Mirror(Observer):
     """An `Observer` that writes to Redis.
 
     Args:
-        redis: its connection.
-        settings: for the life of what it writes.
-        name: name of this worker.
-        outage: says that Redis is away.
+        redis: The connection to write to.
+        settings: The settings, for the TTL of entries.
+        name: The name of this worker.
+        outage: The log of outages.
     """
 
     def __init__(self, redis: Redis, settings: Settings, name: str, outage: OutageLog | None = None) -> None:
         self._redis = redis
         self._settings = settings
         self._name = name
-        self._lines: dict[str, _Line] = {}
-        self._brief: list[tuple[_Line, float]] = []  # short runs that have succeeded, and when
+        self._entries: dict[str, _Entry] = {}
+        self._brief: list[tuple[_Entry, float]] = []  # short runs that succeeded, and when
         self._counts: Counter[tuple[str, str]] = Counter()  # by job and state
         self._events: deque[dict[Any, Any]] = deque(maxlen=_EVENTS_WAITING)
         self._started_at = _now()
@@ -123,10 +122,10 @@ class Mirror(Observer):
         self._state = "running"
         self._outage = outage or OutageLog()
         self._pruned_at = 0.0
-        self._told_of_self = ""
+        self._last_self = ""
         self._seen_at = 0.0
 
-    # --- what it hears
+    # --- observed events
 
     def worker_started(self) -> None:
         """The worker starts."""
@@ -141,36 +140,36 @@ class Mirror(Observer):
         await self.write(final=True)
 
     def started(self, run: RunInfo) -> None:
-        """A try begins."""
-        known = self._lines.get(run.run_id)
-        self._lines[run.run_id] = line = _Line(run)
-        # What an earlier try has shown, here or in a worker that has died, stays until the end of this one is written.
+        """Note that an attempt starts."""
+        known = self._entries.get(run.run_id)
+        self._entries[run.run_id] = entry = _Entry(run)
+        # The entry of an earlier attempt, of this worker or of a dead one, stays until the end of this one is written.
         if run.attempt > 1 or (known is not None and known.shown):
-            line.shown = True
+            entry.shown = True
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
-        """The run is in the ledger."""
-        line = self._told(run)
-        line.told.update({"attempt": attempt, "takeovers": takeovers, "rows": rows})
-        line.marks.append((line.at_work(), rows, 0.0 if rows == 0 else None))
-        line.changed = True
+        """Note that the run is in the ledger."""
+        entry = self._changed_entry(run)
+        entry.fields.update({"attempt": attempt, "takeovers": takeovers, "rows": rows})
+        entry.marks.append((entry.at_work(), rows, 0.0 if rows == 0 else None))
+        entry.changed = True
         if takeovers:
             self._event("resumed", run, rows=str(rows), takeovers=str(takeovers))
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
-        """A batch was committed."""
-        line = self._told(run)
-        now, share = line.at_work(), progress.share
-        if line.values.get("step", progress.step) != progress.step:
-            line.marks.clear()  # the share is that of another loop
-        # Old marks go, but never the last one before the window: a slow loop has a rate too.
-        while len(line.marks) > 1 and line.marks[1][0] < now - _RATE_SECONDS:
-            line.marks.popleft()
-        if not line.marks or now - line.marks[-1][0] > _RATE_SECONDS / 40:
-            line.marks.append((now, rows, share))
-        began, rows_then, _ = line.marks[0]
+        """Note that a batch was committed."""
+        entry = self._changed_entry(run)
+        now, share = entry.at_work(), progress.share
+        if entry.values.get("step", progress.step) != progress.step:
+            entry.marks.clear()  # the share belongs to another loop
+        # Drop old marks, except the last one before the window, so that a slow loop has a rate, too.
+        while len(entry.marks) > 1 and entry.marks[1][0] < now - _RATE_SECONDS:
+            entry.marks.popleft()
+        if not entry.marks or now - entry.marks[-1][0] > _RATE_SECONDS / 40:
+            entry.marks.append((now, rows, share))
+        began, rows_then, _ = entry.marks[0]
         rate = (rows - rows_then) / (now - began) if now > began else 0.0
-        line.told.update(
+        entry.fields.update(
             {
                 "rows": rows,
                 "step": progress.step,
@@ -185,24 +184,24 @@ class Mirror(Observer):
             }
         )
         if progress.total:
-            line.told["total"] = max(progress.total, progress.rows)
+            entry.fields["total"] = max(progress.total, progress.rows)
         if share is not None:
-            line.told["percent"] = round(100 * share, 1)
-            left = line.seconds_left(now, share)
+            entry.fields["percent"] = round(100 * share, 1)
+            left = entry.seconds_left(now, share)
             if left is not None:
-                line.told["eta_seconds"] = round(left)
-        line.changed = True
+                entry.fields["eta_seconds"] = round(left)
+        entry.changed = True
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
-        """The walk waits, or goes on."""
-        line = self._told(run)
-        if reason and line.throttled_at is None:
-            line.throttled_at = time.monotonic()
-        elif not reason and line.throttled_at is not None:
-            line.throttled_seconds += time.monotonic() - line.throttled_at
-            line.throttled_at = None
-            line.told["throttled_seconds"] = round(line.throttled_seconds, 1)
-        line.told.update(
+        """Note that the walk waits, or continues."""
+        entry = self._changed_entry(run)
+        if reason and entry.throttled_at is None:
+            entry.throttled_at = time.monotonic()
+        elif not reason and entry.throttled_at is not None:
+            entry.throttled_seconds += time.monotonic() - entry.throttled_at
+            entry.throttled_at = None
+            entry.fields["throttled_seconds"] = round(entry.throttled_seconds, 1)
+        entry.fields.update(
             {
                 "throttled": reason or "",
                 "throttled_since": since.isoformat(timespec="seconds") if reason else "",
@@ -210,18 +209,18 @@ class Mirror(Observer):
                 "updated_at": _now(),
             }
         )
-        line.changed = True
+        entry.changed = True
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
-        """The run makes no progress."""
-        line = self._told(run)
-        line.told["stalled_since"] = _at(time.time() - seconds)
-        line.changed = True
+        """Note that the run makes no progress."""
+        entry = self._changed_entry(run)
+        entry.fields["stalled_since"] = _at(time.time() - seconds)
+        entry.changed = True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
     def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
-        """The run goes back to the queue."""
-        known = self._lines.get(run.run_id)
+        """Note that the run goes back to the queue."""
+        known = self._entries.get(run.run_id)
         was_running = known is not None and known.values.get("state") == "running"
         self._end(run, state, error)
         if was_running or error:
@@ -229,29 +228,29 @@ class Mirror(Observer):
             self._event(kind, run, error=error or "", delay_seconds=f"{delay:.1f}")
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
-        """The run has ended."""
+        """Note that the run has ended."""
         self._counts[run.job, state] += 1
         self._done += 1
-        known = self._lines.get(run.run_id)
+        known = self._entries.get(run.run_id)
         if known is not None and state == "succeeded" and not known.shown and not known.values:
-            del self._lines[run.run_id]
+            del self._entries[run.run_id]
             if len(self._brief) < _BRIEF_SHOWN:
                 self._brief.append((known, time.time()))
             return
-        line = self._end(run, state, error)
+        entry = self._end(run, state, error)
         if state == "succeeded":
-            line.told.pop("eta_seconds", None)
-            if "percent" in line.values:
-                line.told["percent"] = 100.0
-        line.told["finished_at"] = _now()
+            entry.fields.pop("eta_seconds", None)
+            if "percent" in entry.values:
+                entry.fields["percent"] = 100.0
+        entry.fields["finished_at"] = _now()
         self._event(state, run, error=error or "")
 
     def lost(self, run: RunInfo) -> None:
-        """Another worker has the run, and writes its line now."""
-        self._lines.pop(run.run_id, None)
+        """Note that another worker has the run, and writes its entry from now on."""
+        self._entries.pop(run.run_id, None)
         self._event("lost", run)
 
-    # --- what it writes
+    # --- writing
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -260,40 +259,40 @@ class Mirror(Observer):
             await asyncio.sleep(WRITE_SECONDS)
 
     async def write(self, *, final: bool = False) -> None:
-        """Write what has changed, and that this worker lives."""
-        pipeline = self._redis.pipeline(transaction=True)  # all of it, or nothing: counts are not told twice
+        """Write the changed entries, and that this worker is alive."""
+        pipeline = self._redis.pipeline(transaction=True)  # atomic, so that nothing is counted twice
         keep = max(60, round(self._settings.worker.result_ttl_seconds))
         young = time.time() - (0.0 if final else _YOUNG_SECONDS)
         written = [
-            (run_id, line)
-            for run_id, line in self._lines.items()
-            if line.changed and (line.values or line.started <= young)
+            (run_id, entry)
+            for run_id, entry in self._entries.items()
+            if entry.changed and (entry.values or entry.started <= young)
         ]
-        for _, line in written:
-            self._tell(line)
-        for run_id, line in written:
+        for _, entry in written:
+            self._start_entry(entry)
+        for run_id, entry in written:
             key = keys.RUN + run_id
-            pipeline.hset(key, mapping=line.told)
-            if line.ended:
+            pipeline.hset(key, mapping=entry.fields)
+            if entry.ended:
                 pipeline.hdel(key, "eta_seconds")
                 pipeline.expire(key, keep)
             else:
                 pipeline.persist(key)
-            line.changed, line.shown = False, True
+            entry.changed, entry.shown = False, True
         brief, self._brief = self._brief, []
-        for line, ended in brief:
-            self._write_brief(pipeline, line, ended, keep)
+        for entry, ended in brief:
+            self._write_brief(pipeline, entry, ended, keep)
         counts, self._counts = self._counts, Counter()
         for (job, state), number in counts.items():
             pipeline.hincrby(keys.JOBS, f"{job}:{state}", number)
         events = [self._events.popleft() for _ in range(len(self._events))]
         for event in events:
             pipeline.xadd(keys.EVENTS, event, maxlen=_EVENTS_KEPT, approximate=True)
-        told = json.dumps(self._self(), sort_keys=True)
+        text = json.dumps(self._self(), sort_keys=True)
         if final:
             pipeline.hdel(keys.WORKERS, self._name)
-        elif len(pipeline) or told != self._told_of_self or time.monotonic() - self._seen_at > _SEEN_SECONDS:
-            self._told_of_self, self._seen_at = told, time.monotonic()
+        elif len(pipeline) or text != self._last_self or time.monotonic() - self._seen_at > _SEEN_SECONDS:
+            self._last_self, self._seen_at = text, time.monotonic()
             pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self() | {"seen_at": _now()}))
         else:
             return
@@ -302,15 +301,15 @@ class Mirror(Observer):
         except RedisError as error:
             self._outage.failed(_WRITING, error)
             self._counts += counts
-            for _, line in written:
-                line.changed = True
-            self._told_of_self = ""
+            for _, entry in written:
+                entry.changed = True
+            self._last_self = ""
             self._events.extendleft(reversed(events))
             return
         self._outage.answered(_WRITING)
-        for run_id, line in written:
-            if line.ended and not line.changed and self._lines.get(run_id) is line:
-                del self._lines[run_id]
+        for run_id, entry in written:
+            if entry.ended and not entry.changed and self._entries.get(run_id) is entry:
+                del self._entries[run_id]
         await self._prune()
 
     def worker_event(self, kind: str, state: str | None = None) -> None:
@@ -320,7 +319,7 @@ class Mirror(Observer):
         self._events.append({"event": kind, "worker": self._name, "at": _now()})
 
     def _self(self) -> dict[str, Any]:
-        running = [run_id for run_id, line in self._lines.items() if not line.ended]
+        running = [run_id for run_id, entry in self._entries.items() if not entry.ended]
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -333,14 +332,14 @@ class Mirror(Observer):
         }
 
     async def _prune(self) -> None:
-        """Forget workers that have died without a word."""
+        """Remove workers that have died."""
         if time.monotonic() - self._pruned_at < _DEAD_WORKER_SECONDS:
             return
         self._pruned_at = time.monotonic()
         try:
             await self._prune_workers()
         except RedisError as error:
-            logger.debug("workers that have died stay in the mirror: %s", error)
+            logger.debug("dead workers cannot be removed from the mirror error=%s", error)
 
     async def _prune_workers(self) -> None:
         known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))
@@ -348,42 +347,44 @@ class Mirror(Observer):
             try:
                 seen = datetime.fromisoformat(json.loads(raw)["seen_at"])
             except (ValueError, KeyError, TypeError):
-                continue  # not ours
+                continue  # not written by Longhaul
             if (datetime.now(UTC) - seen).total_seconds() > _DEAD_WORKER_SECONDS:
                 await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name.decode()))
 
-    def _line(self, run: RunInfo) -> _Line:
-        return self._lines.get(run.run_id) or self._lines.setdefault(run.run_id, _Line(run))
+    def _entry(self, run: RunInfo) -> _Entry:
+        return self._entries.get(run.run_id) or self._entries.setdefault(run.run_id, _Entry(run))
 
-    def _told(self, run: RunInfo) -> _Line:
-        """Return a run's line, from now on one that is told of."""
-        line = self._line(run)
-        self._tell(line)
-        return line
+    def _changed_entry(self, run: RunInfo) -> _Entry:
+        """Return a run's entry, with values of its own from now on."""
+        entry = self._entry(run)
+        self._start_entry(entry)
+        return entry
 
-    def _tell(self, line: _Line) -> None:
-        if not line.values:
-            line.values = line.first_values(self._name)
-            self._event("started", line.run, attempt=str(line.run.attempt), at=_at(line.started))
+    def _start_entry(self, entry: _Entry) -> None:
+        if not entry.values:
+            entry.values = entry.first_values(self._name)
+            self._event("started", entry.run, attempt=str(entry.run.attempt), at=_at(entry.started))
 
-    def _write_brief(self, pipeline: Any, line: _Line, ended: float, keep: int) -> None:
-        """Write a run that began and succeeded between two writes: of many of them, the first few."""
-        run, at = line.run, _at(ended)
-        values = line.first_values(self._name) | {"state": "succeeded", "finished_at": at, "updated_at": at, "rate": 0}
+    def _write_brief(self, pipeline: Any, entry: _Entry, ended: float, keep: int) -> None:
+        """Write a run that started and succeeded between two writes."""
+        run, at = entry.run, _at(ended)
+        values = entry.first_values(self._name) | {"state": "succeeded", "finished_at": at, "updated_at": at, "rate": 0}
         pipeline.hset(keys.RUN + run.run_id, mapping=values)
         pipeline.expire(keys.RUN + run.run_id, keep)
-        self._event("started", run, attempt=str(run.attempt), at=_at(line.started))
+        self._event("started", run, attempt=str(run.attempt), at=_at(entry.started))
         self._event("succeeded", run, at=at)
 
-    def _end(self, run: RunInfo, state: str, error: str | None) -> _Line:
-        line = self._told(run)
-        line.told.update({"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()})
-        line.told["rate"] = 0
-        if line.values.get("throttled"):
-            line.told.update({"throttled": "", "throttled_since": "", "throttled_until": ""})
-        line.ended = True  # for this worker; the next owner's writes keep the line in Redis
-        line.changed = True
-        return line
+    def _end(self, run: RunInfo, state: str, error: str | None) -> _Entry:
+        entry = self._changed_entry(run)
+        entry.fields.update(
+            {"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()}
+        )
+        entry.fields["rate"] = 0
+        if entry.values.get("throttled"):
+            entry.fields.update({"throttled": "", "throttled_since": "", "throttled_until": ""})
+        entry.ended = True  # for this worker; the next owner's writes keep the entry in Redis
+        entry.changed = True
+        return entry
 
     def _event(self, kind: str, run: RunInfo, **more: str) -> None:
         self._events.append(
