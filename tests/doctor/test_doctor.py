@@ -17,6 +17,7 @@ from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
 from worker.doctor.facts import Facts, PostgresFacts, RedisFacts, gather
 from worker.embedded import Services
 from worker.embedded.valkey import EmbeddedValkey
+from worker.queue.key_problems import wrong_type
 
 REDIS = RedisFacts(
     info={"redis_version": "7.2.4", "role": "master", "redis_mode": "standalone", "maxmemory_policy": "noeviction"},
@@ -88,6 +89,7 @@ FAILURES = [
     ("redis tracking", "warning", redis(no_tracking="NOPERM")),
     ("redis idle clients", "wrong", redis(config={"save": "3600 1", "timeout": "5"})),
     ("redis clock", "wrong", redis(clock_ahead=-3.0)),
+    ("redis keys", "wrong", redis(key_problems=(wrong_type("worker:paused", "string"),))),
     ("postgres", "wrong", lambda facts: replace(facts, postgres="PostgreSQL at x: refused")),
     ("postgres version", "wrong", postgres(version=130_010)),
     ("postgres version", "warning", postgres(version=190_000)),

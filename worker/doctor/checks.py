@@ -13,6 +13,7 @@ _OLDEST_POSTGRES, _NEWEST_POSTGRES = 14, 18
 _CLOCK_SECONDS = 2.0
 _FULL = 0.9
 _PING_SECONDS = 10
+_MOST_KEYS = 10
 
 
 async def examine(settings: Settings) -> dict[str, Finding]:
@@ -295,6 +296,16 @@ def all_connections(redis: RedisFacts, postgres: PostgresFacts, settings: Settin
     return fine(f"{redis.workers} workers open {most} of {there} connections at most")
 
 
+def redis_keys(redis: RedisFacts, settings: Settings) -> Finding:
+    """Check that the keys have the types and the values that the schema gives them."""
+    if not redis.key_problems:
+        return fine("keys have the types and values of the schema")
+    shown = [f"{one.key} {one.problem}" for one in redis.key_problems[:_MOST_KEYS]]
+    more = len(redis.key_problems) - len(shown)
+    cures = [f"redis-cli {one.cure}" for one in redis.key_problems[:_MOST_KEYS]]
+    return wrong("; ".join(shown) + (f"; and {more} more" if more else ""), "; ".join(cures))
+
+
 def _clock(whose: str, ahead: float) -> Finding:
     if abs(ahead) > _CLOCK_SECONDS:
         return wrong(
@@ -322,6 +333,7 @@ OF_REDIS: dict[str, Callable[[RedisFacts, Settings], Finding]] = {
     "tracking": tracking,
     "idle clients": idle_clients,
     "clock": redis_clock,
+    "keys": redis_keys,
 }
 OF_POSTGRES: dict[str, Callable[[PostgresFacts, Settings], Finding]] = {
     "version": postgres_version,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -18,6 +18,9 @@ from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavaila
 from worker.job.registry import discover
 from worker.queue import keys
 from worker.queue.connection import connection_pool
+from worker.queue.key_check import find_key_problems
+from worker.queue.key_problems import KeyProblem
+from worker.queue.overview import describe_workers
 from worker.settings import Settings, mask_passwords
 
 _CONFIG: Any = ("save", "timeout")
@@ -41,6 +44,7 @@ class RedisFacts:
         no_tracking: The reason why Redis does not announce changes; empty if it does.
         clock_ahead: Seconds by which its clock is ahead of this host's.
         workers: The number of running worker processes.
+        key_problems: The keys that cannot be used as they are.
     """
 
     info: Mapping[str, Any]
@@ -48,6 +52,7 @@ class RedisFacts:
     no_tracking: str
     clock_ahead: float
     workers: int
+    key_problems: tuple[KeyProblem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,15 @@ async def _redis(settings: Settings) -> RedisFacts | str:
         seconds, micros = await redis.time()
         ahead = seconds + micros / 1e6 - (before + time.time()) / 2
         info = await redis.info()
-        workers = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(keys.WORKERS))
-        return RedisFacts(info, await _config(redis), await _no_tracking(redis), ahead, _alive(workers))
+        problems = await find_key_problems(redis, settings.worker.queues or [settings.worker.queue])
+        return RedisFacts(
+            info,
+            await _config(redis),
+            await _no_tracking(redis),
+            ahead,
+            await _alive(redis, settings.worker.lease_seconds),
+            tuple(problems),
+        )
     except (RedisError, OSError) as error:
         return f"Redis at {mask_passwords(settings.redis.url)}: {str(error).rstrip('.')}"
     finally:
@@ -138,9 +150,13 @@ async def _no_tracking(redis: Redis) -> str:
     return ""
 
 
-def _alive(workers: Mapping[bytes, bytes]) -> int:
-    states = [json.loads(text).get("state") for text in workers.values()]
-    return len([state for state in states if state != "stopped"])
+async def _alive(redis: Redis, lease_seconds: float) -> int:
+    try:
+        raw = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(keys.WORKERS))
+    except ResponseError:
+        return 0  # a key of another type, which is among the problems
+    workers = describe_workers(raw, lease_seconds, datetime.now(UTC))
+    return len([worker for worker in workers.values() if worker["state"] not in ("stopped", "lost")])
 
 
 async def _postgres(settings: Settings) -> PostgresFacts | str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from worker.errors import InvalidPayload
 from worker.queue import keys
 from worker.queue.decoding import read_json
+from worker.queue.key_problems import printable
 from worker.queue.payload import now_ms
 from worker.queue.run import Status, decode_fields, read_status
 
@@ -62,8 +63,12 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     pipeline.smembers(keys.CANCELLED)
     pipeline.hgetall(keys.WORKERS)
     pipeline.zrange(queue, 0, _RUNS_SHOWN - 1, withscores=True)
-    due, deferred, dead, paused, cancelled, raw_workers, entries = await pipeline.execute()
-    workers = workers_of(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
+    # A key of another type counts as an empty one: `worker doctor` reports it.
+    due, deferred, dead, paused, cancelled, raw_workers, entries = (
+        default if isinstance(answer, ResponseError) else answer
+        for answer, default in zip(await pipeline.execute(raise_on_error=False), (0, 0, 0, [], [], {}, []), strict=True)
+    )
+    workers = describe_workers(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
     owners = {
         run_id: name
         for name, worker in workers.items()
@@ -85,27 +90,37 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     )
 
 
-def workers_of(raw: dict[bytes, bytes], lease_seconds: float, now: datetime) -> dict[str, dict[str, Any]]:
-    """Return workers by name, as they describe themselves; what none of ours has written is left out.
+def describe_workers(raw: Mapping[bytes, bytes], lease_seconds: float, now: datetime) -> dict[str, dict[str, Any]]:
+    """Return workers by name, as they describe themselves. Values that no worker has written are left out.
 
     Args:
         raw: fields of `worker:workers`.
-        lease_seconds: how long one may say nothing before it is `lost`: it has died without a word, and its jobs are
-            somebody else's, or nobody's yet.
-        now: the moment.
+        lease_seconds: how long a worker may be silent before it is `lost`: it has died, and others claim its jobs.
+        now: the current time.
     """
     workers: dict[str, dict[str, Any]] = {}
     for name, text in sorted(raw.items()):
-        try:
-            worker = json.loads(text)
-            silent = (now - datetime.fromisoformat(worker["seen_at"])).total_seconds()
-            _ = worker["state"], worker["queue"], worker["jobs"]
-        except (ValueError, KeyError, TypeError):
+        worker = read_worker(text)
+        if worker is None:
             continue
-        if silent > lease_seconds:
+        if (now - worker["seen_at"]).total_seconds() > lease_seconds:
             worker["state"] = "lost"
-        workers[name.decode(errors="backslashreplace")] = worker
+        workers[printable(name)] = worker | {"seen_at": worker["seen_at"].isoformat()}
     return workers
+
+
+def read_worker(raw: bytes) -> dict[str, Any] | None:
+    """Return what a worker has written about itself, with `seen_at` as an aware time; None if no worker wrote it."""
+    try:
+        worker = read_json(raw, "the worker")
+        seen_at = datetime.fromisoformat(worker["seen_at"])
+        texts, jobs = (worker["state"], worker["queue"]), worker["jobs"]
+    except (InvalidPayload, ValueError, KeyError, TypeError):
+        return None
+    if not all(isinstance(text, str) for text in texts) or not isinstance(jobs, list) or seen_at.tzinfo is None:
+        return None
+    described: dict[str, Any] = worker | {"seen_at": seen_at, "jobs": [job for job in jobs if isinstance(job, str)]}
+    return described
 
 
 async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[dict[str, str]]:
@@ -116,10 +131,10 @@ async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: di
     for run_id in ids:
         pipeline.hgetall(keys.RUN + run_id)
         pipeline.get(keys.JOB + run_id)
-    answers = await pipeline.execute()
+    answers = [None if isinstance(one, Exception) else one for one in await pipeline.execute(raise_on_error=False)]
     runs = []
     for run_id, mirror, payload in zip(ids, answers[::2], answers[1::2], strict=True):
-        line = {"id": run_id} | decode_fields(mirror)
+        line = {"id": run_id} | decode_fields(mirror or {})
         line.setdefault("job", _job_name(payload))
         if run_id not in owners:
             seconds = scores.get(run_id, 0.0) / 1000 - now_ms() / 1000

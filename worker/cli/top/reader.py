@@ -20,7 +20,7 @@ from worker.cli.top.run_state import ENDED, Orders, line_of
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter
-from worker.queue.overview import workers_of
+from worker.queue.overview import describe_workers
 from worker.settings import Settings, mask_passwords
 
 #: Mirrors of runs that a look reads.
@@ -123,7 +123,7 @@ class Reader:
         self._ahead_ms = (now - time.time()) * 1000
         self._take_server(got["info"], got["memory"])
         moment = datetime.fromtimestamp(now, UTC)
-        workers = workers_of(got["workers"][1], self._settings.worker.lease_seconds, moment)
+        workers = describe_workers(got["workers"][1], self._settings.worker.lease_seconds, moment)
         owners = {
             run_id: name for name, worker in workers.items() if worker["state"] != "lost" for run_id in worker["jobs"]
         }
