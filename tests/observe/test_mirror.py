@@ -112,7 +112,7 @@ async def test_a_next_try_that_is_too_short_to_be_shown_ends_what_the_one_before
     mirror.started(RUN)
     await mirror.write()
     assert (await shown(redis))["state"] == "running"
-    mirror.left(RUN, "waiting", error="not yet")
+    mirror.requeued(RUN, "waiting", error="not yet")
     crowd(mirror)
     again = RUN._replace(attempt=2)
     mirror.started(again)  # before that was written
@@ -126,7 +126,7 @@ async def test_a_next_try_that_is_too_short_to_be_shown_ends_what_the_one_before
 async def test_a_run_that_was_put_back_uncounted_ends_what_it_has_shown(mirror: Mirror, redis: Redis) -> None:
     mirror.started(RUN)
     await mirror.write()
-    mirror.left(RUN, "paused")
+    mirror.requeued(RUN, "paused")
     crowd(mirror)
     mirror.started(RUN)
     mirror.ended(RUN, "succeeded")
@@ -160,7 +160,7 @@ async def test_what_could_not_be_written_is_written_later(
     def broken(**options: object) -> object:
         made = pipeline(transaction=False)
 
-        async def fail() -> None:
+        async def fail(**options: object) -> None:
             raise RedisConnectionError("away")
 
         made.execute = fail  # type: ignore[method-assign,assignment]
@@ -195,7 +195,11 @@ async def test_a_run_with_nothing_to_tell_is_shown_when_it_has_lasted_a_moment(
 
 
 async def test_workers_that_died_without_a_word_are_forgotten(mirror: Mirror, redis: Redis) -> None:
-    await redis.hset("worker:workers", "old", json.dumps({"seen_at": "2020-01-01T00:00:00+00:00"}))
+    await redis.hset(
+        "worker:workers",
+        "old",
+        json.dumps({"seen_at": "2020-01-01T00:00:00+00:00", "state": "running", "queue": "arq:queue", "jobs": []}),
+    )
     await mirror.write()
     assert await redis.hkeys("worker:workers") == [b"north"]
     await mirror.write(final=True)

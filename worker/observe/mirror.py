@@ -24,8 +24,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.batch import Progress
+from worker.observe.mirror_entry import MirrorEntry, format_time
 from worker.queue import keys
+from worker.queue.key_problems import KeyProblemLog, wrong_type, wrong_value
 from worker.queue.outage_log import OutageLog
+from worker.queue.overview import read_worker
 from worker.runtime.observer import Observer, RunInfo
 from worker.settings import Settings
 
@@ -46,59 +49,6 @@ _YOUNG_SECONDS = 0.1
 _SEEN_SECONDS = 2.0
 
 
-class _Entry:
-    """The mirror's entry of one run. Its values are computed when it is written."""
-
-    # Defaults are class attributes, because most runs end before they are written.
-    values: Mapping[str, str | int | float] = MappingProxyType({})
-    changed = True
-    ended = False
-    #: Whether Redis has the entry, or may have it from another attempt.
-    shown = False
-    throttled_seconds = 0.0
-    throttled_at: float | None = None
-
-    def __init__(self, run: RunInfo) -> None:
-        self.run = run
-        self.started = time.time()
-
-    @cached_property
-    def marks(self) -> deque[tuple[float, int, float | None]]:
-        """Moments with the rows and the share that were done by then, in seconds without the waits of throttles."""
-        return deque(maxlen=40)
-
-    @property
-    def fields(self) -> dict[str, str | int | float]:
-        """The values of an entry that has its own."""
-        assert isinstance(self.values, dict)  # noqa: S101
-        return self.values
-
-    def first_values(self, worker: str) -> dict[str, str | int | float]:
-        """Return the fields that a run has from its start."""
-        run = self.run
-        return {
-            "job": run.job,
-            "state": "running",
-            "worker": worker,
-            "queue": run.queue,
-            "attempt": run.attempt,
-            "started_at": _at(self.started),
-            "error": "",
-        }
-
-    def at_work(self) -> float:
-        """Return a clock that stops while the walk is throttled."""
-        now = time.monotonic() if self.throttled_at is None else self.throttled_at
-        return now - self.throttled_seconds
-
-    def seconds_left(self, now: float, share: float) -> float | None:
-        """Return the remaining time at the rate of the last marks; None if it is unknown."""
-        for then, _, before in self.marks:
-            if before is not None and share > before:
-                return (1 - share) * (now - then) / (share - before)
-        return None
-
-
 class Mirror(Observer):
     """An `Observer` that writes to Redis.
 
@@ -113,8 +63,8 @@ class Mirror(Observer):
         self._redis = redis
         self._settings = settings
         self._name = name
-        self._entries: dict[str, _Entry] = {}
-        self._brief: list[tuple[_Entry, float]] = []  # short runs that succeeded, and when
+        self._entries: dict[str, MirrorEntry] = {}
+        self._brief: list[tuple[MirrorEntry, float]] = []  # short runs that succeeded, and when
         self._counts: Counter[tuple[str, str]] = Counter()  # by job and state
         self._events: deque[dict[Any, Any]] = deque(maxlen=_EVENTS_WAITING)
         self._started_at = _now()
@@ -124,6 +74,7 @@ class Mirror(Observer):
         self._pruned_at = 0.0
         self._last_self = ""
         self._seen_at = 0.0
+        self._problems = KeyProblemLog()
 
     # --- observed events
 
@@ -142,7 +93,7 @@ class Mirror(Observer):
     def started(self, run: RunInfo) -> None:
         """Note that an attempt starts."""
         known = self._entries.get(run.run_id)
-        self._entries[run.run_id] = entry = _Entry(run)
+        self._entries[run.run_id] = entry = MirrorEntry(run)
         # The entry of an earlier attempt, of this worker or of a dead one, stays until the end of this one is written.
         if run.attempt > 1 or (known is not None and known.shown):
             entry.shown = True
@@ -214,7 +165,7 @@ class Mirror(Observer):
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """Note that the run makes no progress."""
         entry = self._changed_entry(run)
-        entry.fields["stalled_since"] = _at(time.time() - seconds)
+        entry.fields["stalled_since"] = format_time(time.time() - seconds)
         entry.changed = True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
@@ -272,7 +223,7 @@ class Mirror(Observer):
             self._start_entry(entry)
         for run_id, entry in written:
             key = keys.RUN + run_id
-            pipeline.hset(key, mapping=entry.fields)
+            pipeline.hset(key, mapping=_encodable(entry.fields))
             if entry.ended:
                 pipeline.hdel(key, "eta_seconds")
                 pipeline.expire(key, keep)
@@ -284,10 +235,10 @@ class Mirror(Observer):
             self._write_brief(pipeline, entry, ended, keep)
         counts, self._counts = self._counts, Counter()
         for (job, state), number in counts.items():
-            pipeline.hincrby(keys.JOBS, f"{job}:{state}", number)
+            pipeline.hincrby(keys.JOBS, f"{escape(job)}:{state}", number)
         events = [self._events.popleft() for _ in range(len(self._events))]
         for event in events:
-            pipeline.xadd(keys.EVENTS, event, maxlen=_EVENTS_KEPT, approximate=True)
+            pipeline.xadd(keys.EVENTS, _encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
         text = json.dumps(self._self(), sort_keys=True)
         if final:
             pipeline.hdel(keys.WORKERS, self._name)
@@ -296,8 +247,13 @@ class Mirror(Observer):
             pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self() | {"seen_at": _now()}))
         else:
             return
+        commands: list[Any] = list(pipeline.command_stack)
         try:
-            await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=False)
+            # A key of another type is not written; all the others are. Whatever else failed, failed for all of them.
+            for answer in answers:
+                if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
+                    raise answer
         except RedisError as error:
             self._outage.failed(_WRITING, error)
             self._counts += counts
@@ -307,6 +263,11 @@ class Mirror(Observer):
             self._events.extendleft(reversed(events))
             return
         self._outage.answered(_WRITING)
+        self._problems.report(
+            wrong_type(command[0][1])
+            for command, answer in zip(commands, answers, strict=False)
+            if isinstance(answer, RedisError)
+        )
         for run_id, entry in written:
             if entry.ended and not entry.changed and self._entries.get(run_id) is entry:
                 del self._entries[run_id]
@@ -344,37 +305,36 @@ class Mirror(Observer):
     async def _prune_workers(self) -> None:
         known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))
         for name, raw in known.items():
-            try:
-                seen = datetime.fromisoformat(json.loads(raw)["seen_at"])
-            except (ValueError, KeyError, TypeError):
-                continue  # not written by Longhaul
-            if (datetime.now(UTC) - seen).total_seconds() > _DEAD_WORKER_SECONDS:
-                await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name.decode()))
+            worker = read_worker(raw)
+            if worker is None:
+                self._problems.report([wrong_value(keys.WORKERS, raw, field=name)])
+            elif (datetime.now(UTC) - worker["seen_at"]).total_seconds() > _DEAD_WORKER_SECONDS:
+                await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name))  # type: ignore[arg-type]
 
-    def _entry(self, run: RunInfo) -> _Entry:
-        return self._entries.get(run.run_id) or self._entries.setdefault(run.run_id, _Entry(run))
+    def _entry(self, run: RunInfo) -> MirrorEntry:
+        return self._entries.get(run.run_id) or self._entries.setdefault(run.run_id, MirrorEntry(run))
 
-    def _changed_entry(self, run: RunInfo) -> _Entry:
+    def _changed_entry(self, run: RunInfo) -> MirrorEntry:
         """Return a run's entry, with values of its own from now on."""
         entry = self._entry(run)
         self._start_entry(entry)
         return entry
 
-    def _start_entry(self, entry: _Entry) -> None:
+    def _start_entry(self, entry: MirrorEntry) -> None:
         if not entry.values:
             entry.values = entry.first_values(self._name)
-            self._event("started", entry.run, attempt=str(entry.run.attempt), at=_at(entry.started))
+            self._event("started", entry.run, attempt=str(entry.run.attempt), at=format_time(entry.started))
 
-    def _write_brief(self, pipeline: Any, entry: _Entry, ended: float, keep: int) -> None:
+    def _write_brief(self, pipeline: Any, entry: MirrorEntry, ended: float, keep: int) -> None:
         """Write a run that started and succeeded between two writes."""
-        run, at = entry.run, _at(ended)
+        run, at = entry.run, format_time(ended)
         values = entry.first_values(self._name) | {"state": "succeeded", "finished_at": at, "updated_at": at, "rate": 0}
-        pipeline.hset(keys.RUN + run.run_id, mapping=values)
+        pipeline.hset(keys.RUN + run.run_id, mapping=_encodable(values))
         pipeline.expire(keys.RUN + run.run_id, keep)
-        self._event("started", run, attempt=str(run.attempt), at=_at(entry.started))
+        self._event("started", run, attempt=str(run.attempt), at=format_time(entry.started))
         self._event("succeeded", run, at=at)
 
-    def _end(self, run: RunInfo, state: str, error: str | None) -> _Entry:
+    def _end(self, run: RunInfo, state: str, error: str | None) -> MirrorEntry:
         entry = self._changed_entry(run)
         entry.fields.update(
             {"job": run.job, "state": state, "error": (error or "")[:_SHOWN_ERROR], "updated_at": _now()}
@@ -393,9 +353,14 @@ class Mirror(Observer):
         )
 
 
+def escape(text: str) -> str:
+    """Return a text with its halves of surrogate pairs escaped, which UTF-8 cannot hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _encodable(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: escape(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
 def _now() -> str:
-    return _at(time.time())
-
-
-def _at(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return format_time(time.time())

@@ -64,9 +64,11 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     pipeline.hgetall(keys.WORKERS)
     pipeline.zrange(queue, 0, _RUNS_SHOWN - 1, withscores=True)
     # A key of another type counts as an empty one: `worker doctor` reports it.
+    answers: list[Any] = await pipeline.execute(raise_on_error=False)
+    defaults: list[Any] = [0, 0, 0, [], [], {}, []]
     due, deferred, dead, paused, cancelled, raw_workers, entries = (
         default if isinstance(answer, ResponseError) else answer
-        for answer, default in zip(await pipeline.execute(raise_on_error=False), (0, 0, 0, [], [], {}, []), strict=True)
+        for answer, default in zip(answers, defaults, strict=True)
     )
     workers = describe_workers(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
     owners = {

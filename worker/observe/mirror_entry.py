@@ -1,0 +1,70 @@
+"""The mirror's entry of one run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from types import MappingProxyType
+
+from worker.runtime.observer import RunInfo
+
+
+class MirrorEntry:
+    """The mirror's entry of one run. Its values are computed when it is written."""
+
+    # Defaults are class attributes, because most runs end before they are written.
+    values: Mapping[str, str | int | float] = MappingProxyType({})
+    changed = True
+    ended = False
+    #: Whether Redis has the entry, or may have it from another attempt.
+    shown = False
+    throttled_seconds = 0.0
+    throttled_at: float | None = None
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+        self.started = time.time()
+
+    @cached_property
+    def marks(self) -> deque[tuple[float, int, float | None]]:
+        """Moments with the rows and the share that were done by then, in seconds without the waits of throttles."""
+        return deque(maxlen=40)
+
+    @property
+    def fields(self) -> dict[str, str | int | float]:
+        """The values of an entry that has its own."""
+        assert isinstance(self.values, dict)  # noqa: S101
+        return self.values
+
+    def first_values(self, worker: str) -> dict[str, str | int | float]:
+        """Return the fields that a run has from its start."""
+        run = self.run
+        return {
+            "job": run.job,
+            "state": "running",
+            "worker": worker,
+            "queue": run.queue,
+            "attempt": run.attempt,
+            "started_at": format_time(self.started),
+            "error": "",
+        }
+
+    def at_work(self) -> float:
+        """Return a clock that stops while the walk is throttled."""
+        now = time.monotonic() if self.throttled_at is None else self.throttled_at
+        return now - self.throttled_seconds
+
+    def seconds_left(self, now: float, share: float) -> float | None:
+        """Return the remaining time at the rate of the last marks; None if it is unknown."""
+        for then, _, before in self.marks:
+            if before is not None and share > before:
+                return (1 - share) * (now - then) / (share - before)
+        return None
+
+
+def format_time(seconds: float) -> str:
+    """Return a time in seconds since 1970 in ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
