@@ -16,8 +16,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
-from types import MappingProxyType
 from typing import Any, cast
 
 from redis.asyncio import Redis
