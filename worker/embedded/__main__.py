@@ -19,11 +19,12 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     command = arguments[1:] if arguments[:1] == ["--"] else []
     try:
-        with services() as running:
+        with services(default_ports=not command) as running:
             if not command:
                 sys.stdout.write(
                     f"export DATABASE_URL={running.database_url}\nexport REDIS_URL={running.redis_url}\n"
-                    "# both run until Ctrl-C; their data goes with them\n"
+                    f"# redis-cli -u {running.redis_url}  (.venv/bin/redis-cli after `make setup`)\n"
+                    "# Both servers run until Ctrl-C. Their data is removed with them.\n"
                 )
                 sys.stdout.flush()
                 signal.pause()

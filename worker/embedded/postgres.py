@@ -39,9 +39,17 @@ class EmbeddedPostgres:
         home: folder made by `make_home`.
         settings: server settings (`-c name=value`) over ours.
         programs: folder with `initdb` and `postgres` of another version; None for the wheel's.
+        preferred_port: the port to listen on if it is free; 0 for any.
     """
 
-    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, programs: Path | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        programs: Path | None = None,
+        preferred_port: int = 0,
+    ) -> None:
         self._user = server_user()
         self._password = secrets.token_urlsafe(12)
         self._settings = {**_SETTINGS, **(settings or {})}
@@ -49,6 +57,7 @@ class EmbeddedPostgres:
         self._data = make_data_dir(home, "postgres")
         self._bin = programs or _binaries(home, self._user)
         self._process: subprocess.Popen[bytes] | None = None
+        self._preferred_port = preferred_port
         self.port = 0
 
     @property
@@ -72,7 +81,7 @@ class EmbeddedPostgres:
             self._initdb(cluster)
         for _ in range(5):
             # A port that was given out once is kept, so that a restart keeps its URL.
-            port = self.port or process.free_port()
+            port = self.port or process.free_port(self._preferred_port)
             options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
             self._process = process.start(
                 [self._bin / "postgres", "-D", cluster, "-p", str(port), *options],

@@ -14,10 +14,15 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on right now."""
+def free_port(preferred: int = 0) -> int:
+    """Return a TCP port of the loopback interface that is free right now: `preferred`, if it is."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        # As servers do: a port whose last connections are in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            return free_port()
         port: int = probe.getsockname()[1]
         return port
 

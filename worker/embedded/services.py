@@ -29,13 +29,17 @@ class Services:
 
 @contextlib.contextmanager
 def services(
-    settings: Mapping[str, str] | None = None, *, environment: Mapping[str, str] = os.environ
+    settings: Mapping[str, str] | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    default_ports: bool = False,
 ) -> Iterator[Services]:
     """Start what DATABASE_URL and REDIS_URL do not name; stop and remove it on leaving.
 
     Args:
         settings: of the PostgreSQL that is started, over ours.
         environment: where these two are looked for; an empty one for servers that are nobody else's.
+        default_ports: listen on 5432 and 6379 where they are free, so that `psql` and `redis-cli` need no URL.
 
     Raises:
         RuntimeError: a server did not start, or its wheel is not installed.
@@ -45,8 +49,9 @@ def services(
         yield Services(database_url, redis_url, None, None)
         return
     home = make_home()
-    postgres = None if database_url else EmbeddedPostgres(home, settings=settings)
-    valkey = None if redis_url else EmbeddedValkey(home)
+    postgres_port, valkey_port = (5432, 6379) if default_ports else (0, 0)
+    postgres = None if database_url else EmbeddedPostgres(home, settings=settings, preferred_port=postgres_port)
+    valkey = None if redis_url else EmbeddedValkey(home, preferred_port=valkey_port)
     try:
         for server in (valkey, postgres):
             if server is not None:

@@ -20,14 +20,23 @@ class EmbeddedValkey:
         home: folder made by `make_home`.
         settings: server settings over ours, e.g. `{"appendonly": "yes"}`.
         name: name of its folder below `home`, for tests that start several.
+        preferred_port: the port to listen on if it is free; 0 for any.
     """
 
-    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, name: str = "valkey") -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        name: str = "valkey",
+        preferred_port: int = 0,
+    ) -> None:
         self._data = home / name
         self._data.mkdir(mode=0o700)
         self._log = home / f"{name}.log"
         self._settings = {"save": "", "appendonly": "no", **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._preferred_port = preferred_port
         self.port = 0
 
     @property
@@ -49,7 +58,7 @@ class EmbeddedValkey:
         command = str(program())
         options = [part for name, value in self._settings.items() for part in (f"--{name}", value)]
         for _ in range(5):
-            port = self.port or process.free_port()
+            port = self.port or process.free_port(self._preferred_port)
             self._process = process.start(
                 [
                     *(command, "--port", str(port), "--bind", "127.0.0.1"),
