@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
@@ -96,18 +97,18 @@ async def test_a_broken_key_disturbs_no_other_job(
     async with working(settings, echo, limited, sleep):
         await _works(client, redis, "before")
         for kind in KINDS:
+            of_victim = (keys.JOB, keys.RETRY, keys.IN_PROGRESS, keys.RESULT)
+            await redis.delete(*(prefix + VICTIM for prefix in of_victim))
             await write(redis, key, kind)
             if VICTIM in key:
                 await redis.set(keys.JOB + VICTIM, '{"f":"echo","k":{"name":"victim"}}', nx=True)
                 await redis.zadd(QUEUE, {VICTIM: 1})
             await _works(client, redis, kind)
             await redis.zrem(QUEUE, VICTIM)
-            await redis.delete(
-                key, *(prefix + VICTIM for prefix in (keys.JOB, keys.RETRY, keys.IN_PROGRESS, keys.RESULT))
-            )
-        began = time.monotonic()
-    assert time.monotonic() - began < 30  # a drain that hangs takes as long as the test may
-    assert [record for record in caplog.records if record.levelname == "CRITICAL"] == []
+        began = time.monotonic()  # the worker drains with the last of them in place
+    assert time.monotonic() - began < 30
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [error for error in errors if f"run={VICTIM} " not in error] == []
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sorted set"])
