@@ -180,7 +180,7 @@ class Bulk:
         if facts is None or not facts.is_table or eligibility.needs_context(target, "default", given.columns):
             return False
         group = fill_defaults(target, given, "default")
-        if eligibility.gives_defaults_for_none(target, group, facts):
+        if eligibility.none_is_left_out(target, group, facts):
             return False
         if eligibility.are_copyable(group.columns, facts):
             await self._copy(transaction, target, group)

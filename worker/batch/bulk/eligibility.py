@@ -226,13 +226,16 @@ def are_flat(arrays: Sequence[Sequence[Any]]) -> bool:
     return not any(issubclass(type_, _NESTED) for array in arrays for type_ in set(map(type, array)))
 
 
-def gives_defaults_for_none(target: BulkTarget, group: Group, facts: TableFacts) -> bool:
-    """Return whether a row gives None for a column with a default, which the ORM's INSERT then leaves out."""
+def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> bool:
+    """Return whether the ORM writes another value than a row gives: its INSERT leaves a column out whose value is None.
+
+    The column then gets its default, and a type of the application does not see the value.
+    """
     if target.mapper is None:
         return False
     return any(
         not column.type.should_evaluate_none
-        and (column.primary_key or column.name in facts.defaulted or _has_default(column))
+        and (column.primary_key or column.name in facts.defaulted or _has_default(column) or _converts_none(column))
         and any(value is None for value in values)
         for column, values in zip(group.columns, group.values, strict=True)
     )
@@ -276,6 +279,14 @@ def update_expressions(target: BulkTarget, given: Iterable[Column[Any]]) -> dict
 
 def _has_default(column: Column[Any]) -> bool:
     return column.default is not None or column.server_default is not None
+
+
+def _converts_none(column: Column[Any]) -> bool:
+    process = column.type.dialect_impl(DIALECT).bind_processor(DIALECT)
+    try:
+        return process is not None and process(None) is not None
+    except Exception:  # noqa: BLE001 - a type of the application can raise anything
+        return True
 
 
 def _is_enum(type_: TypeEngine[Any]) -> bool:
