@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Executable, Select, func, select, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
@@ -16,23 +17,25 @@ from worker.batch.keyset import Keyset
 from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
-_PREPARER = _DIALECT.identifier_preparer
+#: Of asyncpg's dialect: that of others writes a % in a name twice.
+_PREPARER = asyncpg_dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 _KEY = text("""
-SELECT coalesce((SELECT array_agg(attname::text) FROM pg_attribute
+SELECT coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
-       coalesce((SELECT jsonb_object_agg(attname, format_type(atttypid, NULL)) FROM pg_attribute
+       coalesce((SELECT pg_catalog.jsonb_object_agg(attname, pg_catalog.format_type(atttypid, NULL))
+                   FROM pg_catalog.pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS types,
-       (SELECT bool_or(NOT EXISTS (
-                 SELECT FROM generate_series(0, indnkeyatts - 1) AS place
-                   JOIN pg_attribute ON attrelid = relation AND attnum = indkey[place]
+       (SELECT pg_catalog.bool_or(NOT EXISTS (
+                 SELECT FROM pg_catalog.generate_series(0, indnkeyatts - 1) AS place
+                   JOIN pg_catalog.pg_attribute ON attrelid = relation AND attnum = indkey[place]
                   WHERE indcollation[place] NOT IN (0, attcollation)))
-          FROM pg_index
+          FROM pg_catalog.pg_index
          WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
            AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
-           AND (SELECT array_agg(attname::text) FROM pg_attribute
+           AND (SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
                  WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted
-  FROM (SELECT to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
+  FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
 """)
 
@@ -54,7 +57,7 @@ async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind
 async def ensure_table_exists(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> None:
     """Raise `UnsupportedStatement` if the key's table is not in the database."""
     table = table_name(keyset)
-    if await connection.scalar(text("SELECT to_regclass(CAST(:table AS text))"), {"table": table}) is None:
+    if await connection.scalar(text("SELECT pg_catalog.to_regclass(CAST(:table AS text))"), {"table": table}) is None:
         raise _no_table(table, kind)
 
 
@@ -108,7 +111,9 @@ async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset |
 
 async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> bool:
     """Return whether one of these functions can return several rows, as unnest() does."""
-    query = text("SELECT EXISTS (SELECT FROM pg_proc WHERE proretset AND proname = ANY(CAST(:names AS text[])))")
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proretset AND proname = ANY(CAST(:names AS text[])))"
+    )
     return bool(await connection.scalar(query, {"names": list(names)}))
 
 
@@ -126,15 +131,17 @@ async def count_rows(connection: AsyncConnection, statement: Select[Any], *, exa
     if not exactly:
         return await estimate_rows(connection, statement, {})
     counted = select(func.count()).select_from(statement.order_by(None).subquery())
+    counted = counted.execution_options(**statement.get_execution_options())
     return int(await connection.scalar(counted) or 0)
 
 
 def table_name(keyset: Keyset) -> str:
-    """Return the name of a key's table, quoted if necessary."""
-    return _PREPARER.format_table(keyset.table)
+    """Return the name of a key's table, in its translated schema, quoted if necessary."""
+    name = _PREPARER.format_table(keyset.table, use_schema=False)
+    return f"{_PREPARER.quote_schema(keyset.schema)}.{name}" if keyset.schema else name
 
 
 def sql_text(statement: Executable) -> str:
     """Return a statement as SQL in one line, without its values: its fingerprint."""
     assert isinstance(statement, ClauseElement)  # noqa: S101
-    return " ".join(str(statement.compile(dialect=_DIALECT)).split())
+    return " ".join(str(CompiledStatement(statement, _DIALECT).compiled).split())

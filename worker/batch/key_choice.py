@@ -64,19 +64,19 @@ def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
                     f"{kind}: by={part.expression} is of {part.column.table}, which the statement does not select from "
                     f"under that name"
                 )
-        return Keyset(parts)
+        return Keyset(parts, statement)
     first = statement.column_descriptions[0]
     entity = find_entity(statement)
     if entity is not None:
         inspected: Any = inspect(entity)
         mapper = inspected.mapper
         keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-        return Keyset([_make_part(getattr(inspected.entity, key), kind) for key in keys])
+        return Keyset([_make_part(getattr(inspected.entity, key), kind) for key in keys], statement)
     column = underlying_column(first["expr"])
     table = getattr(first["expr"], "table", None)
     if column is None or table is None or not list(table.primary_key):
         raise UnsupportedStatement(f"{kind}: this statement has no primary key to walk by: set by=")
-    return Keyset([_make_part(part, kind) for part in table.primary_key])
+    return Keyset([_make_part(part, kind) for part in table.primary_key], statement)
 
 
 def find_entity(statement: Select[Any]) -> Any:
@@ -109,7 +109,7 @@ async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -
             parts.append(key_part(expression, column))
         except UnsupportedStatement as error:
             return None, str(error)
-    keyset = Keyset(parts)
+    keyset = Keyset(parts, statement)
     await ensure_table_exists(connection, keyset, kind="stream")
     for part in parts:
         if not selects_from(statement, part):

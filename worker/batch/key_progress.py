@@ -31,7 +31,8 @@ class KeyProgress:
         if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
             return None
         key = part.column
-        first = await connection.scalar(select(key).order_by(key.desc() if part.descending else key.asc()).limit(1))
+        keys = select(key).order_by(key.desc() if part.descending else key.asc()).limit(1)
+        first = await connection.scalar(keyset.in_schema(keys))
         return None if first is None else cls(_number(first), _number(last[0]))
 
     def share(self, key: Sequence[Any]) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -25,6 +25,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Enum,
+    Executable,
     Float,
     Integer,
     Join,
@@ -55,6 +56,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from worker.db.statement_internals import is_same_table
 from worker.errors import CursorMismatch, UnsupportedStatement
 
+ExecutableT = TypeVar("ExecutableT", bound=Executable)
+
 #: Begins the names of our parameters, so that they differ from those of the statement.
 _PREFIX = "longhaul_"
 
@@ -82,7 +85,7 @@ class KeyPart:
     def cursor_expression(self) -> ColumnElement[str]:
         """The value as the server writes it, independent of the session's DateStyle."""
         whole: ColumnElement[Any] = literal_column("'{}'::text[]")
-        return func.to_jsonb(self.expression, type_=JSONB).op("#>>", return_type=Text())(whole)
+        return func.pg_catalog.to_jsonb(self.expression, type_=JSONB).op("#>>", return_type=Text())(whole)
 
     def parameter(self, name: str) -> ColumnElement[Any]:
         """Return the bound parameter for a cursor's value."""
@@ -120,10 +123,13 @@ class Keyset:
 
     Args:
         parts: The columns of the key, the most significant first.
+        statement: The statement that is walked; its `schema_translate_map` holds for the key's own statements, too.
     """
 
-    def __init__(self, parts: Sequence[KeyPart]) -> None:
+    def __init__(self, parts: Sequence[KeyPart], statement: Executable | None = None) -> None:
         self.parts = tuple(parts)
+        options = {} if statement is None else statement.get_execution_options()
+        self._schemas: Mapping[str | None, str | None] = options.get("schema_translate_map") or {}
 
     @property
     def columns(self) -> list[ColumnElement[Any]]:
@@ -136,6 +142,15 @@ class Keyset:
         table = self.parts[0].column.table
         assert isinstance(table, Table)  # noqa: S101
         return table
+
+    @property
+    def schema(self) -> str | None:
+        """The schema of the table, translated as the statement asks for; None for that of the search path."""
+        return self._schemas.get(self.table.schema, self.table.schema)
+
+    def in_schema(self, statement: ExecutableT) -> ExecutableT:
+        """Return a statement about the key's table that finds it in the schema of the walk's statement."""
+        return statement.execution_options(schema_translate_map=self._schemas) if self._schemas else statement
 
     def describe(self) -> list[list[str]]:
         """Return [column, type, direction] for each part, as stored in the ledger."""
@@ -169,7 +184,9 @@ class Keyset:
         """Return the condition "one of many keys", with the parameters of `array_values`."""
         texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
         names = [f"key_{index}" for index in range(len(self.parts))]
-        given = func.unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
+        # Of several arrays, unnest() is the parser's own: only one is looked up in the search path.
+        unnest = func.pg_catalog.unnest if len(texts) == 1 else func.unnest
+        given = unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
         keys = [cast(given.c[name], _CatalogType(part.sql_type)) for name, part in zip(names, self.parts, strict=True)]
         return tuple_(*self.columns).in_(select(*keys))
 
@@ -183,7 +200,9 @@ class Keyset:
 
     def typed(self, types: Mapping[str, str]) -> Keyset:
         """Return this order with the catalog's types of its columns, by column name."""
-        return Keyset([replace(part, sql_type=types[part.column.name]) for part in self.parts])
+        typed = Keyset([replace(part, sql_type=types[part.column.name]) for part in self.parts])
+        typed._schemas = self._schemas
+        return typed
 
     @property
     def cursor_columns(self) -> list[ColumnElement[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Select, any_, func, tuple_
+from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
@@ -116,9 +116,20 @@ class KeysetSelect:
         read = read.order_by(*self.keyset.order_by())
         if not self._lock:
             return read
-        entity = find_entity(self._statement)
-        of = entity if entity is not None else self.keyset.parts[0].expression.table
+        of = _find_locked_tables(find_entity(self._statement), self.keyset)
         return read.with_for_update(of=of, key_share=True, skip_locked=skip_locked)
+
+
+def _find_locked_tables(entity: Any, keyset: Keyset) -> Any:
+    """Return what FOR UPDATE names: the entity, without tables of subclasses, which are outer joined."""
+    if entity is None:
+        return keyset.parts[0].expression.table
+    inspected: Any = inspect(entity)
+    if len(inspected.with_polymorphic_mappers) < 2:
+        return entity
+    if inspected.is_aliased_class:
+        return keyset.columns
+    return list(dict.fromkeys(mapper.local_table for mapper in inspected.mapper.iterate_to_root()))
 
 
 def _has_joins(statement: Select[Any]) -> bool:

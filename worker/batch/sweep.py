@@ -141,7 +141,7 @@ class SweepSource:
         """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
         if isinstance(self._statement, Insert):
             return _get_select(self._statement).with_only_columns(*self._keyset.columns, maintain_column_froms=True)
-        keys = select(*self._keyset.columns)
+        keys = self._keyset.in_schema(select(*self._keyset.columns))
         where = self._statement.whereclause
         return keys if where is None or _reads_other_tables(self._statement, self._keyset) else keys.where(where)
 
@@ -154,7 +154,8 @@ class SweepSource:
         ends = Keyset(
             [replace(part, expression=column) for part, column in zip(self._keyset.parts, chosen.columns, strict=True)]
         )
-        return select(*ends.columns, *ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
+        end = select(*ends.columns, *ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
+        return self._keyset.in_schema(end)
 
     def _write(self, *, resumed: bool) -> Sweepable:
         conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
@@ -238,15 +239,15 @@ def _choose_key(statement: Sweepable, by: Any) -> Keyset:
     if by is None:
         if not list(table.primary_key):
             raise UnsupportedStatement(f"sweep: {table.fullname} has no primary key: set by=")
-        return Keyset([key_part(column, column) for column in table.primary_key])
+        return Keyset([key_part(column, column) for column in table.primary_key], statement)
     parts = []
     for expression in by if isinstance(by, list | tuple) else [by]:
         column = underlying_column(expression)
-        if column is None or column.table is not table:
+        if column is None or not is_same_table(column.table, table):
             raise UnsupportedStatement(f"sweep: by={expression} is not a column of {table.fullname}")
         direction = key_part(expression, column).descending
         parts.append(key_part(column.desc() if direction else column, column))
-    return Keyset(parts)
+    return Keyset(parts, statement)
 
 
 def _reads_other_tables(statement: Update | Delete, keyset: Keyset) -> bool:
