@@ -25,10 +25,10 @@ async def migrate(database: Database, revision: str = "head") -> str:
     async with database.connection() as connection:
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
         await connection.execute(text("SET LOCAL lock_timeout = 0"))
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        await connection.execute(text("SELECT pg_catalog.pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         # The catalog itself, and not to_regnamespace(): what a backend has cached of a schema that was not there is
         # refreshed when it locks a relation, and we may just have waited for somebody who made it.
-        made = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :name)"
+        made = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = :name)"
         if not await connection.scalar(text(made), {"name": SCHEMA}):
             await connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
         await connection.run_sync(_upgrade, revision)
@@ -42,7 +42,9 @@ async def check_migrated(database: Database) -> None:
     """
     script = ScriptDirectory.from_config(_config())
     async with database.connection() as connection:
-        exists = await connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.schema_version"})
+        exists = await connection.scalar(
+            text("SELECT pg_catalog.to_regclass(:name)"), {"name": f"{SCHEMA}.schema_version"}
+        )
         found = (
             await connection.scalar(text(f"SELECT version_num FROM {SCHEMA}.schema_version"))  # noqa: S608
             if exists
