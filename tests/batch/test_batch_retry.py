@@ -238,3 +238,20 @@ async def test_a_lock_that_is_held_for_too_long_halves_the_batch(
 async def _done(database: Database) -> Any:
     async with database.session() as session:
         return (await session.execute(select(Author.id).where(Author.seen == 1))).all()
+
+
+async def test_a_row_whose_statement_always_times_out_goes_to_quarantine(run: JobRunner, database: Database) -> None:
+    await hinder(database, "IF NEW.id = 50 THEN RAISE 'too slow' USING ERRCODE = '57014'; END IF;")
+
+    @job
+    async def count_or_set_aside(ctx: JobContext) -> int:
+        async for batch in ctx.chunks(select(Author), size=10, on_error="quarantine", quarantine_limit=3):
+            for author in batch:
+                author.seen += 1
+        return ctx.rows_done
+
+    assert await run(count_or_set_aside) == 99
+    assert await count_seen(database) == {0: 1, 1: 99}
+    (row,) = await Ledger(database).quarantine.list_rows()
+    assert row.key == [50]
+    assert "too slow" in row.error

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import asyncpg
 import pytest
-from sqlalchemy import ARRAY, CHAR, ForeignKey, Identity, String, func, select
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    Column,
+    ForeignKey,
+    Identity,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    func,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from tests.models import Author, Base, Mood, Sample, authors
 from tests.support.contexts import MakeContext
+from worker.batch.bulk import Bulk
 from worker.db.engine import Database
+from worker.db.errors import sqlstate
 from worker.errors import BulkError
+from worker.settings import Settings
 
 VALUES: dict[str, Any] = {
     "mood": Mood.wild,
@@ -260,3 +280,163 @@ async def test_a_copy_first_in_a_transaction_goes_with_its_rollback(context: Mak
     await ctx._attempt.fail()
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Author)) == 0
+
+
+@pytest.mark.parametrize("code", ["55P03", "40P01", "53100", "08006"])
+@pytest.mark.parametrize("way", ["insert", "update", "upsert", "delete"])
+async def test_bulk_raises_an_error_that_no_row_is_to_blame_for_as_it_is(
+    context: MakeContext, database: Database, code: str, way: str
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                f"CREATE OR REPLACE FUNCTION fail_now() RETURNS trigger LANGUAGE plpgsql AS "
+                f"$$ BEGIN RAISE 'not now' USING ERRCODE = '{code}'; END $$"
+            )
+        )
+        await session.execute(
+            text(
+                "CREATE TRIGGER fail_now BEFORE INSERT OR UPDATE OR DELETE ON author FOR EACH STATEMENT "
+                "EXECUTE FUNCTION fail_now()"
+            )
+        )
+    rows: list[Any] = authors(3) if way != "delete" else [1, 2]
+    for count in (1, 100) if way == "insert" else (1,):
+        given = [row | {"id": row["id"] + 10 * n} for n in range(count) for row in rows] if way != "delete" else rows
+        with pytest.raises((asyncpg.PostgresError, DBAPIError)) as failed:
+            await getattr(context().bulk, way)(Author, given)
+        assert sqlstate(failed.value) == code
+
+
+async def test_a_savepoint_holds_what_bulk_writes_in_it(context: MakeContext, database: Database) -> None:
+    bulk = context().bulk
+    await bulk.insert(Author, authors(30))
+    ctx = context()
+    async for batch in ctx.chunks(select(Author.id), size=10):
+        with pytest.raises(RuntimeError):
+            async with ctx.savepoint(batch.session):
+                await batch.bulk.upsert(Sample, [{"id": id_} for id_ in batch])
+                raise RuntimeError
+        with pytest.raises(BulkError):
+            async with ctx.savepoint(batch.session):
+                await batch.bulk.insert(Sample, {"id": [1] * 300})  # the server refuses it
+        await batch.bulk.insert(Sample, [{"id": 100 + id_} for id_ in batch])  # the batch goes on
+    async with database.session() as session:
+        assert sorted(await session.scalars(select(Sample.id))) == list(range(101, 131))
+
+
+@pytest.mark.parametrize("rows", [5, 300])
+async def test_insert_into_a_table_writes_what_each_row_names(
+    context: MakeContext, database: Database, rows: int
+) -> None:
+    table = Sample.__table__
+    given = [
+        {"id": 1},
+        *({"id": n, "count": n, "price": Decimal(1)} for n in range(2, rows + 1)),
+        {"id": 0, "count": 9},
+    ]
+    assert await context().bulk.insert(table, given) == rows + 1
+    async with database.session() as session:
+        found = await session.execute(select(Sample.id, Sample.count, Sample.price).order_by(Sample.id))
+        first = [tuple(row) for row in found.all()[:3]]
+    assert first == [(0, 9, None), (1, 7, None), (2, 2, Decimal("1.000"))]
+
+
+async def test_insert_goes_by_arrays_where_row_level_security_forbids_copy(
+    context: MakeContext, database: Database, settings: Settings
+) -> None:
+    async with database.engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE secured (id int PRIMARY KEY)",
+            "ALTER TABLE secured ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY small ON secured USING (true) WITH CHECK (id < 1000)",
+            "DROP ROLE IF EXISTS limited",
+            "CREATE ROLE limited LOGIN PASSWORD 'x'",
+            "GRANT ALL ON secured TO limited",
+        ):
+            await connection.exec_driver_sql(statement)
+    url = make_url(settings.database.url).set(username="limited", password="x")
+    there = settings.database.model_copy(update={"url": url.render_as_string(hide_password=False)})
+    limited = Database(settings.model_copy(update={"database": there}))
+    table = Table("secured", MetaData(), Column("id", Integer, primary_key=True))
+    bulk = Bulk(None, settings.batch, limited)
+    try:
+        assert await bulk.insert(table, [{"id": n} for n in range(300)]) == 300
+        with pytest.raises(DBAPIError, match="row-level security"):
+            await bulk.insert(table, [{"id": 5000}])
+    finally:
+        await limited.close()
+    async with database.engine.begin() as connection:
+        assert await connection.scalar(select(func.count()).select_from(table)) == 300
+        for statement in ("DROP TABLE secured", "DROP ROLE limited"):
+            await connection.exec_driver_sql(statement)
+
+
+class Day(Base):
+    """Its key is a date."""
+
+    __tablename__ = "day"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(default=0)
+
+
+DAYS = ["0001-01-01", "-infinity", "2013-01-01", "9999-12-31", "infinity"]
+
+
+@pytest.mark.parametrize("there", [DAYS[::2], [DAYS[1], DAYS[3]], ["9999-12-31", "0001-01-01"], ["infinity"]])
+async def test_keys_at_the_ends_of_the_calendar_are_found(
+    context: MakeContext, database: Database, there: list[str]
+) -> None:
+    async with database.transaction() as session:
+        for day in there:
+            await session.execute(text(f"INSERT INTO day VALUES ('{day}', 0)"))
+    ctx = context()
+    async for batch in ctx.chunks(select(Day.day), size=1):
+        assert await batch.bulk.update(Day, [{"day": day, "n": 1} for day in batch]) == 1
+    async with database.session() as session:
+        assert set(await session.scalars(select(Day.n))) == {1}
+        days = (await session.scalars(select(Day.day))).all()
+    assert await ctx.bulk.delete(Day, days) == len(there)
+
+
+async def test_a_key_that_stands_for_two_rows_at_the_end_of_the_calendar_is_refused(
+    context: MakeContext, database: Database
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("INSERT INTO day VALUES ('9999-12-31', 0), ('infinity', 0)"))
+    with pytest.raises(BulkError, match="stands for 9999-12-31 and infinity"):
+        await context().bulk.update(Day, [{"day": date.max, "n": 1}])
+    async with database.session() as session:
+        assert set(await session.scalars(select(Day.n))) == {0}
+
+
+async def test_the_failing_row_is_found_in_tables_with_the_same_columns_of_other_types(context: MakeContext) -> None:
+    bulk = context().bulk
+    await bulk.insert(Named, [{"id": n, "x": "ok"} for n in range(10)])
+    await bulk.insert(Timed, [{"id": n, "x": timedelta(1)} for n in range(10)])
+    for _ in range(2):
+        with pytest.raises(BulkError) as failed:
+            await bulk.update(Named, [{"id": n, "x": "much too long" if n == 7 else "ok"} for n in range(10)])
+        assert failed.value.row_index == 7
+        with pytest.raises(BulkError) as failed:
+            await bulk.update(Timed, [{"id": n, "x": None if n == 3 else timedelta(1)} for n in range(10)])
+        assert failed.value.row_index == 3
+
+
+class Named(Base):
+    """Its second column has the name of that of `Timed`."""
+
+    __tablename__ = "named"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    x: Mapped[str] = mapped_column(String(5))
+
+
+class Timed(Base):
+    """An interval."""
+
+    __tablename__ = "timed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    x: Mapped[timedelta] = mapped_column(INTERVAL(), nullable=False)

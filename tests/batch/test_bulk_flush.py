@@ -279,3 +279,41 @@ async def test_a_relationship_is_loaded_once_a_batch(context: MakeContext, datab
     async with database.session() as session:
         assert set(await session.scalars(select(Author.seen))) == {3}
         assert await session.scalar(select(func.count()).where(Book.title.startswith("first of"))) == 30
+
+
+class Placed(Base):
+    """Positions that are unique: the order of the updates matters."""
+
+    __tablename__ = "placed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(unique=True)
+
+
+async def test_unique_columns_are_written_in_the_order_of_the_unit_of_work(
+    context: MakeContext, database: Database
+) -> None:
+    await context().bulk.insert(Placed, [{"id": n, "position": n} for n in range(1, 101)])
+    async for batch in context().chunks(select(Placed), size=100):
+        for row in batch:
+            row.position -= 1
+    async with database.session() as session:
+        found = await session.execute(select(Placed.id, Placed.position).order_by(Placed.id))
+        assert [tuple(row) for row in found] == [(n, n - 1) for n in range(1, 101)]
+
+
+async def test_triggers_fire_for_each_row_as_it_is_written(
+    context: MakeContext, database: Database, updates: list[str]
+) -> None:
+    await context().bulk.insert(Author, authors(20))
+    async with database.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "CREATE FUNCTION heard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$"
+        )
+        await connection.exec_driver_sql(
+            "CREATE TRIGGER heard AFTER UPDATE ON author FOR EACH STATEMENT EXECUTE FUNCTION heard()"
+        )
+    async for batch in context().chunks(select(Author), size=20):
+        for author in batch:
+            author.seen = 5
+    assert updates != []

@@ -308,8 +308,8 @@ class Attempt:
         """Prepare another call of the job's function, if that can cure the error of a batch.
 
         After a transient error (deadlock, lock timeout, statement timeout) the batch is retried with half of its rows,
-        down to one. After another error, if the loop has a quarantine, it is halved until the row that fails stands
-        alone; that row goes to quarantine.
+        down to one. After another error, or a transient one that does not pass, the batch is halved until the row that
+        fails stands alone, if the loop has a quarantine; that row goes to quarantine.
 
         Returns:
             False if the error is that of the run.
@@ -322,9 +322,7 @@ class Attempt:
         if run.checkpoints.batches != self._batches_before:
             self._entries, self._batches_before = 0, run.checkpoints.batches
         self._entries += 1
-        if is_transient(error):
-            if self._entries > _BATCH_RETRIES:
-                return False
+        if is_transient(error) and self._entries <= _BATCH_RETRIES:
             entry = failure.retry_half()
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
         elif not failure.quarantine_limit:
