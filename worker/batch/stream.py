@@ -29,8 +29,10 @@ logger = logging.getLogger("longhaul.batch")
 
 _REPLAY_POLL_SECONDS = 0.05
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time if the rows are objects
-_WRITTEN = "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"
-_REPLAYED = text("SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() - '0/0'::pg_lsn >= :position")
+_WRITTEN = "SELECT pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn"
+_REPLAYED = text(
+    "SELECT NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn >= :position"
+)
 
 
 class StreamSource:

@@ -110,7 +110,7 @@ class WalRate:
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Wait while the rate since the last check exceeds its limit."""
-        position = int(await context.raw.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
+        position = int(await context.raw.fetchval("SELECT pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn"))
         now = self._clock()
         last, self._last = self._last, (now, position)
         if last is None or now <= last[0]:
@@ -165,28 +165,31 @@ class CustomThrottle:
         return Wait(reason) if isinstance(reason, str) else reason
 
 
-_LAG = "SELECT max(extract(epoch FROM replay_lag)) FROM pg_stat_replication"
+_LAG = "SELECT pg_catalog.max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication"
 _OWN_LAG = (
-    "SELECT CASE WHEN pg_is_in_recovery() THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) "
+    "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN "
+    "extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) "
     "END"
 )
 _ACTIVE = (
-    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' "
-    "AND pid <> pg_backend_pid()"
+    "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity "
+    "WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()"
 )
-_WAITERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+_WAITERS = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE wait_event_type = 'Lock'"
 _DEAD = (
-    "SELECT n_dead_tup / greatest(n_live_tup + n_dead_tup, 1)::float8 FROM pg_stat_all_tables "
+    "SELECT n_dead_tup / greatest(n_live_tup + n_dead_tup, 1)::float8 FROM pg_catalog.pg_stat_all_tables "
     "WHERE relid = to_regclass($1::text) AND n_dead_tup > 10000"
 )
-_VACUUM = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = to_regclass($1::text)"
+_VACUUM = (
+    "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_progress_vacuum WHERE relid = pg_catalog.to_regclass($1::text)"
+)
 _CONNECTIONS = (
-    "SELECT count(*) - current_setting('max_connections')::int FROM pg_stat_activity "
+    "SELECT pg_catalog.count(*) - pg_catalog.current_setting('max_connections')::int FROM pg_catalog.pg_stat_activity "
     "WHERE backend_type = 'client backend'"
 )
 
-_FORCED = "SELECT num_requested FROM pg_stat_checkpointer"
-_FORCED_BEFORE_17 = "SELECT checkpoints_req FROM pg_stat_bgwriter"
+_FORCED = "SELECT num_requested FROM pg_catalog.pg_stat_checkpointer"
+_FORCED_BEFORE_17 = "SELECT checkpoints_req FROM pg_catalog.pg_stat_bgwriter"
 
 
 def make_throttles(rules: ThrottleSettings) -> list[Throttle]:

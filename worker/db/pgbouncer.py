@@ -65,4 +65,4 @@ async def _answers_for_another(raw: asyncpg.Connection) -> bool:
     of its own up, as other poolers do: a backend's would not hold beyond a transaction.
     """
     async with raw.transaction(readonly=True):
-        return bool(await raw.fetchval("SELECT pg_backend_pid()") != raw.get_server_pid())
+        return bool(await raw.fetchval("SELECT pg_catalog.pg_backend_pid()") != raw.get_server_pid())

@@ -25,12 +25,15 @@ from worker.settings import Settings, mask_passwords
 
 _CONFIG: Any = ("save", "timeout")
 _POSTGRES = """
-SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS version_name,
-       current_setting('max_connections')::int AS max_connections,
-       current_setting('superuser_reserved_connections')::int AS reserved_connections,
-       current_setting('autovacuum')::bool AS autovacuum, current_setting('fsync')::bool AS fsync,
-       pg_is_in_recovery() AS in_recovery, pg_has_role('pg_monitor', 'member') AS may_see_sessions,
-       extract(epoch FROM clock_timestamp())::float8 AS clock
+SELECT pg_catalog.current_setting('server_version_num')::int AS version,
+       pg_catalog.current_setting('server_version') AS version_name,
+       pg_catalog.current_setting('max_connections')::int AS max_connections,
+       pg_catalog.current_setting('superuser_reserved_connections')::int AS reserved_connections,
+       pg_catalog.current_setting('autovacuum')::bool AS autovacuum,
+       pg_catalog.current_setting('fsync')::bool AS fsync,
+       pg_catalog.pg_is_in_recovery() AS in_recovery,
+       pg_catalog.pg_has_role('pg_monitor', 'member') AS may_see_sessions,
+       extract(epoch FROM pg_catalog.clock_timestamp())::float8 AS clock
 """
 
 
