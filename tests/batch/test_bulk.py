@@ -350,8 +350,8 @@ async def test_insert_goes_by_arrays_where_row_level_security_forbids_copy(
             "CREATE TABLE secured (id int PRIMARY KEY)",
             "ALTER TABLE secured ENABLE ROW LEVEL SECURITY",
             "CREATE POLICY small ON secured USING (true) WITH CHECK (id < 1000)",
-            "DROP ROLE IF EXISTS limited",
             "CREATE ROLE limited LOGIN PASSWORD 'x'",
+            "GRANT USAGE ON SCHEMA public TO limited",
             "GRANT ALL ON secured TO limited",
         ):
             await connection.exec_driver_sql(statement)
@@ -368,7 +368,7 @@ async def test_insert_goes_by_arrays_where_row_level_security_forbids_copy(
         await limited.close()
     async with database.engine.begin() as connection:
         assert await connection.scalar(select(func.count()).select_from(table)) == 300
-        for statement in ("DROP TABLE secured", "DROP ROLE limited"):
+        for statement in ("DROP TABLE secured", "DROP OWNED BY limited", "DROP ROLE limited"):
             await connection.exec_driver_sql(statement)
 
 

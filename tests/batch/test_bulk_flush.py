@@ -305,7 +305,6 @@ async def test_unique_columns_are_written_in_the_order_of_the_unit_of_work(
 async def test_triggers_fire_for_each_row_as_it_is_written(
     context: MakeContext, database: Database, updates: list[str]
 ) -> None:
-    await context().bulk.insert(Author, authors(20))
     async with database.engine.begin() as connection:
         await connection.exec_driver_sql(
             "CREATE FUNCTION heard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$"
@@ -313,6 +312,7 @@ async def test_triggers_fire_for_each_row_as_it_is_written(
         await connection.exec_driver_sql(
             "CREATE TRIGGER heard AFTER UPDATE ON author FOR EACH STATEMENT EXECUTE FUNCTION heard()"
         )
+    await context().bulk.insert(Author, authors(20))
     async for batch in context().chunks(select(Author), size=20):
         for author in batch:
             author.seen = 5

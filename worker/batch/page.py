@@ -22,7 +22,7 @@ from worker.db.statement_internals import cut_rows
 
 
 class Row(asyncpg.Record):  # type: ignore[misc]
-    """A row made by the driver: a sequence of its columns, which have names, as in a row of SQLAlchemy."""
+    """A row made by the driver. It behaves as a row of SQLAlchemy, and has its columns by name as well: `row["id"]`."""
 
     __slots__ = ()
 
@@ -30,6 +30,8 @@ class Row(asyncpg.Record):  # type: ignore[misc]
         try:
             return self[name]
         except KeyError:
+            if name in ("count", "index"):  # of tuple, unless a column has that name
+                return getattr(tuple(self), name)
             raise AttributeError(f"the row has no column {name!r}; it has {', '.join(self.keys())}") from None
 
     @property
@@ -43,6 +45,28 @@ class Row(asyncpg.Record):  # type: ignore[misc]
     def _asdict(self) -> dict[str, Any]:
         return dict(self.items())
 
+    def _tuple(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    def __contains__(self, value: object) -> bool:
+        return value in tuple(self)  # of asyncpg's record: whether it is the name of a column
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __copy__(self) -> Row:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _restore, (self._fields, tuple(self))  # asyncpg's records cannot be pickled
+
+
+def _restore(names: Sequence[str], values: Sequence[Any]) -> Any:
+    return cut_rows([values], names)[0]
+
+
+#: Names of columns that a method of asyncpg's record would hide.
+_HIDDEN = frozenset({"get", "items", "keys", "values"})
 
 Sequence.register(Row)  # so that `match` takes it apart
 
@@ -94,7 +118,9 @@ class RowShape:
             attributes: The server's description of its columns.
             dialect: The dialect of the connection.
         """
-        if not self.may_be_plain or [attribute.name for attribute in attributes] != self._names:
+        if not self.may_be_plain or not _HIDDEN.isdisjoint(self._names):
+            return False
+        if [attribute.name for attribute in attributes] != self._names:
             return False
         columns = list(self.statement.selected_columns)
         return len(columns) == len(attributes) and all(

@@ -14,6 +14,7 @@ What SQLAlchemy would write for a value is `$1::T`, where `T` is the type as SQL
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,6 +85,8 @@ class TableFacts:
     unique: frozenset[str] | None
 
 
+_FACTS_SECONDS = 30.0
+
 _FACTS = """
 SELECT c.relkind IN ('r', 'p') AND NOT c.relhasrules AS is_table,
        c.relkind = 'p' OR c.relhassubclass AS has_parts,
@@ -113,7 +116,9 @@ SELECT c.relkind IN ('r', 'p') AND NOT c.relhasrules AS is_table,
 
 
 async def read_facts(raw: Any, known: dict[Any, Any], target: BulkTarget) -> TableFacts | None:
-    """Return the catalog's description of a table, read once in the life of a connection.
+    """Return the catalog's description of a table, read again on a connection after some seconds.
+
+    A trigger, index or policy that is created while a worker runs is noticed by then.
 
     Args:
         raw: asyncpg's connection.
@@ -123,12 +128,12 @@ async def read_facts(raw: Any, known: dict[Any, Any], target: BulkTarget) -> Tab
     Returns:
         None if the table does not exist.
     """
-    facts: dict[str, TableFacts] = known.setdefault("table_facts", {})
-    if target.name not in facts:
+    facts: dict[str, tuple[float, TableFacts]] = known.setdefault("table_facts", {})
+    if target.name not in facts or time.monotonic() - facts[target.name][0] > _FACTS_SECONDS:
         row = await raw.fetchrow(_FACTS, target.name)
         if row is None:
             return None
-        facts[target.name] = TableFacts(
+        found = TableFacts(
             row["is_table"],
             row["has_parts"],
             row["is_secured"],
@@ -139,7 +144,8 @@ async def read_facts(raw: Any, known: dict[Any, Any], target: BulkTarget) -> Tab
             frozenset(row["unordered"]),
             None if row["unique_expressions"] else frozenset(row["unique_columns"]),
         )
-    return facts[target.name]
+        facts[target.name] = time.monotonic(), found
+    return facts[target.name][1]
 
 
 def forget_facts(known: dict[Any, Any]) -> None:
