@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
+from arq import Retry as ArqRetry
 from arq import create_pool, cron
 from arq import func as arq_func
 from arq.connections import ArqRedis, RedisSettings
@@ -812,3 +813,21 @@ async def test_a_job_of_ours_without_a_database_says_so(monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RegistrationError, match="needs PostgreSQL: set DATABASE_URL"):
         Worker([greet, add], handle_signals=False)
+
+
+async def test_keep_result_of_a_function_holds_in_each_way_to_fail(arq: ArqRedis, make: MakeWorker) -> None:
+    async def boom(ctx: dict[Any, Any]) -> None:
+        raise ValueError("no")
+
+    async def retry_for_ever(ctx: dict[Any, Any]) -> None:
+        raise ArqRetry(defer=0.01)
+
+    functions = [
+        arq_func(boom, keep_result=0, name="boom"),
+        arq_func(retry_for_ever, keep_result=0, max_tries=2, name="again"),
+    ]
+    await arq.enqueue_job("boom", _job_id="boom")
+    await arq.enqueue_job("again", _job_id="again")
+    await make(functions).main()
+    assert await arq.exists(keys.RESULT + "boom", keys.RESULT + "again") == 0
+    assert await arq.enqueue_job("again", _job_id="again") is not None

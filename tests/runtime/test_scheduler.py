@@ -16,6 +16,7 @@ from worker.db.engine import Database
 from worker.errors import RegistrationError
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
+from worker.queue import keys
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler, firing_id
 from worker.types import Registry
@@ -173,3 +174,22 @@ def test_a_cron_job_needs_defaults() -> None:
 
         @job(cron="* * * * *")
         async def wrong(ctx: JobContext, days: int) -> None: ...
+
+
+@job(cron="* * * * *", unique=True)
+async def alone(ctx: JobContext) -> None:
+    """Be the only one."""
+
+
+async def test_a_due_time_of_a_unique_job_that_runs_is_left_out(
+    redis: Redis, database: Database, fast: Settings, client: Client
+) -> None:
+    store = QueueStore(redis)
+    scheduler = Scheduler(Registry([alone]), Ledger(database, "test"), store, fast.worker)
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    await scheduler.start(noon)
+    [first] = await scheduler.look(noon + timedelta(minutes=1))
+    assert await scheduler.look(noon + timedelta(minutes=2)) == []  # it waits
+    assert not (await client.enqueue(alone)).is_new
+    await redis.delete(keys.JOB + first)  # it has ended
+    [_] = await scheduler.look(noon + timedelta(minutes=3))

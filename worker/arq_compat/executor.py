@@ -182,7 +182,7 @@ class ArqExecutor:
             return self._end_unbegun(execution, JobExecutionFailed(f"function {payload.function!r} not found"))
         most = self._arq.max_tries if function.max_tries is None else function.max_tries
         if execution.claim.attempt > most:
-            return self._end_unbegun(execution, JobExecutionFailed(f"max {most} retries exceeded"))
+            return self._end_unbegun(execution, JobExecutionFailed(f"max {most} retries exceeded"), function)
         return await self._call(execution, function, payload)
 
     # --- the function
@@ -277,13 +277,17 @@ class ArqExecutor:
             keep_ms = max(keep_ms, keep_cronjob_progress * 1000)
         return ArqEnded(value, keep_ms, state)
 
-    def _end_unbegun(self, execution: Execution, error: BaseException) -> ArqEnded:
+    def _end_unbegun(
+        self, execution: Execution, error: BaseException, function: Function | CronJob | None = None
+    ) -> ArqEnded:
         """End a job that arq's rules do not let begin."""
         cancelled = isinstance(error, asyncio.CancelledError)
         if not cancelled:
             logger.warning("%s: %s", execution.name, error)
-        keep_ms = _kept(self._arq.keep_result_forever, self._arq.keep_result_s)
-        return ArqEnded(error, keep_ms, "cancelled" if cancelled else "dead")
+        state = "cancelled" if cancelled else "dead"
+        if function is not None:
+            return self._end_begun(function, error, state=state)
+        return ArqEnded(error, _kept(self._arq.keep_result_forever, self._arq.keep_result_s), state)
 
     def _log_begin(self, execution: Execution, payload: Payload) -> None:
         if not logger.isEnabledFor(logging.INFO):

@@ -195,7 +195,7 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
         known = (await connection.execute(query("find_run"), {"id": spec.id})).one()
         if not known.finished:
             raise RunIdConflict(spec.id, known.job, known.arguments, spec.job, spec.arguments)
-        if known.payload == spec.payload:
+        if known.payload == spec.payload and not spec.is_new:
             raise AlreadyFinished(known.state, known.result, known.error)
         run = (await connection.execute(query("restart_finished_run"), values)).one()
     owner_died = run.state_before == "running" and not run.is_new

@@ -22,6 +22,7 @@ class RunSpec:
         payload: The payload in the queue, as JSON.
         arguments: The arguments alone, as JSON: they tell the same call from another one.
         only: The run and the step whose quarantined rows alone are processed, or None.
+        is_new: Whether the run was enqueued after a finished one of its id, though their payloads are the same.
     """
 
     id: str
@@ -30,6 +31,7 @@ class RunSpec:
     payload: str
     arguments: str = ""
     only: tuple[str, str] | None = None
+    is_new: bool = False
 
 
 @dataclass(frozen=True)

@@ -218,13 +218,39 @@ class QueueStore:
         await pipeline.execute()
 
     async def fire(
-        self, run_id: str, payload: str | bytes, *, queue: str, due: datetime, line: str, priority: int = 0
+        self,
+        run_id: str,
+        payload: str | bytes,
+        *,
+        queue: str,
+        due: datetime,
+        line: str,
+        priority: int = 0,
+        lock: Lock | None = None,
     ) -> bool:
-        """Enqueue a cron job for one due time; False where somebody has."""
+        """Enqueue a cron job for one due time.
+
+        Args:
+            run_id: id of the run.
+            payload: its payload.
+            queue: its queue.
+            due: the due time.
+            line: job and cron line, the field of `worker:cron`.
+            priority: its priority.
+            lock: the lock of a unique job.
+
+        Returns:
+            False if another worker enqueued it, or the unique job is in the queue.
+
+        Raises:
+            CorruptKey: the queue, or `worker:cron`, has another type.
+        """
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
-        names += _line(queue, priority)
-        arguments = [run_id, payload, round(due.timestamp() * 1000), line, priority]
-        fired, noted = await self._run("fire_cron", names, arguments)
+        names += [*_line(queue, priority), keys.UNIQUE + lock.key if lock else queue]
+        arguments: list[Any] = [run_id, payload, round(due.timestamp() * 1000), line, priority]
+        arguments += (keys.JOB, keys.IN_PROGRESS, *((lock.counts, lock.ms) if lock else ("", 0)))
+        answer = await self._run("fire_cron", names, arguments)
+        fired, noted = answer
         if fired < 0:
             raise _corrupt(noted)
         self._problems.report(map(from_script, noted))

@@ -135,8 +135,17 @@ class Execution:
         assert payload is not None  # noqa: S101
         text = payload.arguments if arguments is None else arguments
         claim = self.claim
+        # `redis-cli` writes payloads without the time of enqueueing: the same id a day later has the same payload. Its
+        # first attempt is that of a new run, unless the ledger has marked the payload.
+        is_new = payload.enqueued_ms == 0 and claim.attempt == 1 and not payload.in_ledger
         return RunSpec(
-            claim.run_id, payload.function, claim.queue, _ledger_payload(payload), text, payload.quarantine_retry
+            claim.run_id,
+            payload.function,
+            claim.queue,
+            _ledger_payload(payload),
+            text,
+            payload.quarantine_retry,
+            is_new,
         )
 
     # --- its clock

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import groupby
 
-from worker.ledger import Ledger
+from redis.exceptions import ResponseError
+
+from worker.errors import InvalidPayload, format_error
+from worker.ledger import Ledger, RunSpec
+from worker.queue.key_problems import KeyProblem, printable, quote
+from worker.queue.outage_log import REFUSALS, kind_of
+from worker.queue.payload import decode_payload
 from worker.queue.store import QueueStore
 from worker.settings import Settings
 
@@ -35,10 +42,46 @@ class Rescuer:
         orphans = sorted(await self._ledger.find_orphans(idle_seconds=self._idle_seconds), key=lambda spec: spec.queue)
         for queue, specs in groupby(orphans, key=lambda spec: spec.queue):
             waiting = list(specs)
-            known = await self._store.known([spec.id for spec in waiting], queue)
+            try:
+                known = await self._store.known([spec.id for spec in waiting], queue)
+            except ResponseError as error:
+                self._report(queue, waiting[0], error)
+                continue
             for spec, is_known in zip(waiting, known, strict=True):
-                if not is_known:
-                    await self._store.requeue_orphan(spec.id, spec.payload, queue=queue)
-                    logger.warning("run rescued job=%s run=%s: the queue had lost it", spec.job, spec.id)
+                if not is_known and await self._rescue(spec):
                     rescued += 1
         return rescued
+
+    async def _rescue(self, spec: RunSpec) -> bool:
+        """Put one orphan back. An orphan that cannot be put back does not keep the others from it."""
+        try:
+            decode_payload(spec.payload.encode(), accept_pickle=False)
+        except InvalidPayload as error:
+            await self._end_unreadable(spec, format_error(error))
+            return False
+        try:
+            await self._store.requeue_orphan(spec.id, spec.payload, queue=spec.queue)
+        except ResponseError as error:
+            self._report(spec.queue, spec, error)
+            return False
+        logger.warning("run rescued job=%s run=%s: the queue had lost it", spec.job, spec.id)
+        return True
+
+    def _report(self, queue: str, spec: RunSpec, error: ResponseError) -> None:
+        """Report a queue that cannot be used; raise what is about the server."""
+        if kind_of(error) in REFUSALS - {"NOPERM"}:
+            raise error
+        problem = KeyProblem(printable(queue), f"cannot take the run {spec.id}: {error}", f"TYPE {quote(queue)}")
+        self._store.problems.report([problem])
+
+    async def _end_unreadable(self, spec: RunSpec, error: str) -> None:
+        """End a run whose payload in the ledger cannot be read. Unfinished, it would be found again and again."""
+        logger.error("run dead job=%s run=%s error=%s", spec.job, spec.id, error)
+        known = await self._ledger.find(spec.id)
+        if known is None or known.finished:
+            return
+        run = await self._ledger.claim(replace(spec, arguments=known.arguments))
+        try:
+            await run.finish("dead", error=error)
+        finally:
+            await run.close()

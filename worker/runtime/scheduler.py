@@ -24,7 +24,7 @@ from worker.job.registry import Registry
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue.payload import Payload, now_ms
-from worker.queue.store import QueueStore
+from worker.queue.store import Lock, QueueStore
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
@@ -119,7 +119,10 @@ class Scheduler:
         payload = Payload(job.name, [], {}, now_ms()).to_json()
         guard = f"{job.name} {line}"
         queue, priority = self._rules.queue, job.priority
-        if not await self._store.fire(run_id, payload, queue=queue, due=due, line=guard, priority=priority):
+        lock = None
+        if job.unique is not None:
+            lock = Lock(job.unique_key({}), job.unique.counts, round(job.unique.seconds * 1000))
+        if not await self._store.fire(run_id, payload, queue=queue, due=due, line=guard, priority=priority, lock=lock):
             return None
         logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
         return run_id

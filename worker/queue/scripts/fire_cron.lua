@@ -4,8 +4,12 @@
 -- after its result has expired. A stock arq worker, which does not know the hash, keeps the lease of a cron job for a
 -- minute after its end. A last due time that is not a number, or is more than a day ahead, was not written by a worker.
 --
--- KEYS queue, payload, result, last due times, lease, levels of priority in use, line of this level (the queue for none)
--- ARGV id, payload, due time in ms, job and line, level
+-- A unique job is not enqueued while its lock counts (see enqueue.lua): this due time is left out.
+--
+-- KEYS queue, payload, result, last due times, lease, levels of priority in use, line of this level (the queue for none),
+--      lock (the queue for none)
+-- ARGV id, payload, due time in ms, job and line, level; prefixes of payloads and leases; when the lock counts, its lifetime
+--      in ms
 -- returns {1 if this call enqueued it, 0 if it is known, or -1 if a key is unsound; problems}
 
 -- include clock.lua
@@ -26,6 +30,15 @@ if text then
 end
 redis.call('HSET', KEYS[4], ARGV[4], ARGV[3])
 if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[5]) > 0 then return {0, problems} end
+if KEYS[8] ~= KEYS[1] then
+    local holder = try('GET', KEYS[8])
+    if holder and holder ~= ARGV[1] then
+        local is_there = redis.call('EXISTS', ARGV[6] .. holder) == 1
+        local runs = redis.call('EXISTS', ARGV[7] .. holder) == 1
+        if ARGV[8] == 'time' or (is_there and (ARGV[8] == 'active' or not runs)) then return {0, problems} end
+    end
+    redis.call('SET', KEYS[8], ARGV[1], 'PX', ARGV[9])
+end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 if KEYS[7] ~= KEYS[1] then add_to_priority(KEYS[6], KEYS[7], ARGV[5], ARGV[3], ARGV[1]) end
