@@ -21,6 +21,8 @@ WORKERS = "worker:workers"
 EVENTS = "worker:events"
 PAUSED = "worker:paused"
 CANCELLED = "worker:cancelled"
+PARKED = "worker:parked"
+PARKED_RUNS = "worker:parked:"
 PACE = "worker:pace"
 LIMITS = "worker:limits"
 RATES = "worker:rates"
@@ -191,6 +193,13 @@ SCHEMA = (
         "until taken back; a run's until it ends",
         "operator",
     ),
+    Key(
+        PARKED_RUNS + "<order>",
+        "hash",
+        "paused runs that are not claimed until their order is taken back: due time in ms and queue, by id",
+        "until the order is taken back",
+    ),
+    Key(PARKED, "set", "the entries of `worker:paused` for which runs are parked", "until they are taken back"),
     Key(CANCELLED, "set", "orders: run ids", "until the run ends", "operator"),
     Key(
         PACE,

@@ -21,6 +21,9 @@ from worker.queue.scripts import script
 
 logger = logging.getLogger("longhaul.queue")
 
+#: Some hundred at a time: others use Redis, too.
+_UNPARKED_AT_ONCE = 500
+
 
 class Lock(NamedTuple):
     """What a unique run has for itself.
@@ -91,6 +94,7 @@ class QueueStore:
             name: redis.register_script(script(name))
             for name in (
                 "requeue",
+                "unpark",
                 "restore",
                 "enqueue",
                 "enqueue_many",
@@ -122,7 +126,7 @@ class QueueStore:
             raise _corrupt(answer[0])
         return bool(answer)
 
-    async def requeue(self, claim: Claim, *, delay: float, counts: bool) -> bool:
+    async def requeue(self, claim: Claim, *, delay: float, counts: bool, parked_by: str = "") -> bool:
         """Put a job back.
 
         Args:
@@ -137,7 +141,22 @@ class QueueStore:
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
         names.append(keys.RESULT + i)
         arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b"", keys.PRIORITY]
-        return self._is_done(await self._run("requeue", names, arguments))
+        if parked_by:
+            names += (keys.PARKED_RUNS + parked_by, keys.PARKED)
+        return self._is_done(await self._run("requeue", names, [*arguments, parked_by]))
+
+    async def unpark(self, order: str, run_ids: Sequence[str] = ()) -> int:
+        """Make runs due that were parked for an order to pause.
+
+        Args:
+            order: the entry of `worker:paused`.
+            run_ids: those of them; some hundred of all by default.
+
+        Returns:
+            Number of runs that are still parked for the order.
+        """
+        arguments: list[Any] = [order, keys.PRIORITIES, keys.PRIORITY, 0 if run_ids else _UNPARKED_AT_ONCE, *run_ids]
+        return int(await self._run("unpark", [keys.PARKED_RUNS + order, keys.PARKED], arguments))
 
     async def restore(self, claim: Claim) -> bool:
         """Put a job that runs here back into a Redis that lost it.

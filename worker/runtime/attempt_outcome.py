@@ -21,8 +21,6 @@ from worker.runtime.outcome import AlreadyEnded, Cancelled, Failed, Lost, Outcom
 from worker.runtime.retry_policy import decide
 from worker.settings import WorkerSettings
 
-#: Time after which a paused run is claimed again, to see whether it may continue.
-PAUSED_SECONDS = 1.0
 DEADLINE = "its deadline has passed"
 
 
@@ -40,7 +38,7 @@ def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException,
             return AlreadyEnded(error.state, error.result, error.error)
         case AttemptReleased():
             paused = error.reason == "pause"
-            return Released("paused", PAUSED_SECONDS) if paused else Released("waiting")
+            return Released("paused") if paused else Released("waiting")
         case errors.Cancelled():
             return Cancelled()
         case FencedOut():

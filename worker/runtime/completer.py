@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
+from worker.runtime.operator_state import OperatorState
 from worker.runtime.outcome import (
     Abandoned,
     AlreadyEnded,
@@ -58,6 +60,7 @@ from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 
+_PARKED_SECONDS = 3600.0
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 #: Makes the bytes of a result's key, of an execution, its result, and the job's return value as JSON text.
@@ -95,6 +98,7 @@ class Completer:
         store: the queue.
         acknowledge: tells the queue that a job has ended; the result is False where another worker has the job.
         limiter: gets places among the limits back.
+        operator_state: knows which order pauses a run.
         leases: renews the lease of a job no more when it goes back to the queue.
         observer: hears of ends.
         log: for lines that come with each job.
@@ -112,6 +116,7 @@ class Completer:
         acknowledge: Callable[[Ack], Awaitable[bool]],
         limiter: Limiter,
         leases: Leases,
+        operator_state: OperatorState,
         observer: Observer,
         log: SampledLogger,
         servers: ServerRetry,
@@ -124,6 +129,7 @@ class Completer:
         self._acknowledge = acknowledge
         self._limiter = limiter
         self._leases = leases
+        self._operator_state = operator_state
         self._observer = observer
         self._log = log
         self._servers = servers
@@ -240,10 +246,16 @@ class Completer:
         run = _owned_run(execution)
         if run is not None:
             await self._servers.database(lambda: run.release(outcome.state, failed=outcome.counts))
-        await self._requeue(execution, outcome.delay_seconds, counts=outcome.counts)
+        delay, order = outcome.delay_seconds, ""
+        if outcome.state == "paused":
+            claim = execution.claim
+            order = self._operator_state.find_pause(claim.run_id, execution.info.job, claim.queue) or ""
+            # Not claimed again before the order is taken back, or, should the notice of that be lost, after an hour.
+            delay = _PARKED_SECONDS * random.uniform(0.5, 1.5) if order else 0.0  # noqa: S311 - no secret
+        await self._requeue(execution, delay, counts=outcome.counts, parked_by=order)
         if execution.attempt is not None:
             self._log_end(execution, "paused" if outcome.state == "paused" else "released")
-        self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=outcome.delay_seconds)
+        self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=delay)
 
     async def _cancel(self, execution: Execution, outcome: Cancelled) -> None:
         run = _owned_run(execution)
@@ -328,7 +340,7 @@ class Completer:
         raw = encode_result(None, why, run_id="", queue=claim.queue, attempt=0, started_ms=now_ms())
         await self._servers.redis(execution.name, lambda: store.groups.publish_skipped(ids, raw, keep_ms))
 
-    async def _requeue(self, execution: Execution, delay: float, *, counts: bool) -> None:
+    async def _requeue(self, execution: Execution, delay: float, *, counts: bool, parked_by: str = "") -> None:
         """Put a job back into its queue.
 
         Raises:
@@ -340,7 +352,7 @@ class Completer:
         self._leases.remove(execution.claim.run_id)
         claim = execution.claim
         if not await self._servers.redis(
-            execution.name, lambda: self._store.requeue(claim, delay=delay, counts=counts)
+            execution.name, lambda: self._store.requeue(claim, delay=delay, counts=counts, parked_by=parked_by)
         ):
             raise FencedOut(claim.run_id)
 

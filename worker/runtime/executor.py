@@ -37,7 +37,6 @@ from worker.queue.payload import Payload, decode_payload
 from worker.queue.store import QueueStore
 from worker.runtime.attempt_outcome import (
     DEADLINE,
-    PAUSED_SECONDS,
     find_exit,
     make_cancellation_error,
     make_outcome,
@@ -233,7 +232,7 @@ class Executor:
         if order == "cancel":
             return Cancelled("cancelled by order before it began")
         if order == "pause":
-            return Released("paused", PAUSED_SECONDS)
+            return Released("paused")
         return None
 
     def _check_times(self, execution: Execution, payload: Payload) -> Rejected | None:

@@ -34,7 +34,7 @@ logger = logging.getLogger("longhaul.operators")
 Order = Literal["pause", "cancel"]
 
 #: The keys of all commands: the listener has to hear of their changes.
-KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED})
+KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED, keys.PARKED})
 #: Longest age, in seconds, of what a batch boundary looks at.
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
@@ -76,6 +76,8 @@ class OperatorState:
         self.paces: dict[str, float] = {}
         self.drained: frozenset[str] = frozenset()
         self.retried: frozenset[str] = frozenset()
+        #: The orders to pause for which runs are parked.
+        self.parked: frozenset[str] = frozenset()
 
     def changed(self) -> None:
         """Note that a command was written."""
@@ -116,6 +118,7 @@ class OperatorState:
             ("HGETALL", keys.PACE),
             ("SMEMBERS", keys.DRAINED),
             ("SMEMBERS", keys.RETRIED),
+            ("SMEMBERS", keys.PARKED),
         ]
         try:
             if self._listener is not None and self._listener.active:
@@ -141,7 +144,7 @@ class OperatorState:
         self._outage.answered(_READING)
         self._read_at = began
         problems: list[KeyProblem] = []
-        paused, cancelled, aborted, paces, drained, retried = answers
+        paused, cancelled, aborted, paces, drained, retried, parked = answers
         self.paused = read_names(keys.PAUSED, paused, self.paused, problems)
         self._cancelled = read_names(keys.CANCELLED, cancelled, self._cancelled, problems)
         if self._obeys_aborts:
@@ -149,6 +152,7 @@ class OperatorState:
         self.cancelled = self._cancelled | self._aborted
         self.drained = read_names(keys.DRAINED, drained, self.drained, problems)
         self.retried = read_names(keys.RETRIED, retried, self.retried, problems)
+        self.parked = read_names(keys.PARKED, parked, self.parked, problems)
         self.paces = read_paces(paces, self.paces, problems)
         self._has_problems = bool(problems)
         self._problems.report(problems)
@@ -161,9 +165,13 @@ class OperatorState:
         """Return the command for a run; None where there is none."""
         if run_id in self.cancelled:
             return "cancel"
-        if self.paused and not self.paused.isdisjoint((run_id, job, queue, keys.ALL)):
-            return "pause"
-        return None
+        return "pause" if self.find_pause(run_id, job, queue) else None
+
+    def find_pause(self, run_id: str, job: str, queue: str) -> str | None:
+        """Return the entry of `worker:paused` that pauses a run; None where there is none."""
+        if not self.paused:
+            return None
+        return next((name for name in (run_id, job, queue, keys.ALL) if name in self.paused), None)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that a run is limited to: its own, its job's, or that of all runs."""

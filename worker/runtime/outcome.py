@@ -83,7 +83,7 @@ class Released(Outcome):
 
     Attributes:
         state: what the run is from now on.
-        delay_seconds: time until it is due again.
+        delay_seconds: time until it is due again; a paused run is due when its order is taken back.
         error: why this worker cannot run it; None for a drain, a pause or a limit.
         counts: whether this attempt counts towards `max_attempts`.
     """

@@ -118,6 +118,7 @@ class Parts:
             acknowledge=self.fetcher.acks.acknowledge,
             limiter=self.limiter,
             leases=self.leases,
+            operator_state=self.operator_state,
             observer=self.observer,
             log=self.log,
             servers=self.servers,

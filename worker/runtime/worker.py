@@ -36,6 +36,7 @@ from worker.settings import Settings
 logger = logging.getLogger("longhaul.worker")
 
 _TICK_SECONDS = 0.1
+_IDS_AT_ONCE = 1000
 #: Time that a cancelled job has at least, to roll back and go back to the queue.
 _MIN_GRACE_SECONDS = 5.0
 #: Longest time for each of the last steps: cancelled tasks, and connections that are closed.
@@ -125,6 +126,8 @@ class Worker:
         self._is_burst_over = is_burst_over
         #: Set when it claims jobs.
         self.ready = asyncio.Event()
+        #: The cancelled runs that were looked for among the parked ones.
+        self._unparked: frozenset[str] = frozenset()
         self._restoring: set[asyncio.Task[None]] = set()
 
     @property
@@ -270,6 +273,21 @@ class Worker:
                 if execution.claim.run_id in self.operator_state.cancelled and execution.is_between_batches:
                     execution.interrupt("cancel")
             self._fetcher.check_served_queues()
+            await self._unpark_runs()
+
+    async def _unpark_runs(self) -> None:
+        """Make runs due whose order to pause was taken back, or that are cancelled. Any worker may do it."""
+        operators = self.operator_state
+        if not operators.parked:
+            return
+        for order in operators.parked - operators.paused:
+            while await self._store.unpark(order):
+                pass
+        cancelled = sorted(operators.cancelled - self._unparked)
+        for order in operators.parked & operators.paused if cancelled else ():
+            for first in range(0, len(cancelled), _IDS_AT_ONCE):
+                await self._store.unpark(order, cancelled[first : first + _IDS_AT_ONCE])
+        self._unparked = operators.cancelled
 
     async def _keep_time(self) -> None:
         """Check timeouts and stalls: one clock for all jobs."""

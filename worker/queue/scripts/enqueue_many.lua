@@ -8,6 +8,7 @@
 -- returns the indices, from 1, of runs whose id is known; or {problems}, in a table, if a key is unsound
 
 -- include clock.lua
+-- include zadd_all.lua
 -- include checks.lua
 local is_group, has_priority = KEYS[5] ~= KEYS[1], KEYS[4] ~= KEYS[1]
 local done = KEYS[5] .. ':done'
@@ -33,9 +34,9 @@ for at = 6, #ARGV, 2 do
     end
 end
 if #added > 0 then
-    redis.call('ZADD', KEYS[1], unpack(added))
+    zadd_all(KEYS[1], added)
     if has_priority then
-        redis.call('ZADD', KEYS[4], unpack(added))
+        zadd_all(KEYS[4], added)
         redis.call('ZADD', KEYS[3], ARGV[3], ARGV[3])
     end
 end
