@@ -127,9 +127,12 @@ class RowsAtTheEnds(RowByRow):
     @staticmethod
     def split(group: Group, key: Columns) -> tuple[Group, Group]:
         """Return the rows that can be told by their key, and those at the ends of the calendar."""
-        at_ends = [any(map(_is_end, record)) for record in zip(*map(group.of, key), strict=True)]
+        keys = [group.of(column) for column in key]
+        if not any(issubclass(type_, date) for values in keys for type_ in set(map(type, values))):
+            return group, group.first(0)
+        at_ends = [any(map(_is_end, record)) for record in zip(*keys, strict=True)]
         if not any(at_ends):
-            return group, group.choose([])
+            return group, group.first(0)
         places = range(len(group))
         return (
             group.choose([place for place in places if not at_ends[place]]),

@@ -133,7 +133,7 @@ def fill_defaults(target: BulkTarget, group: Group, kind: Literal["default", "on
         return group
     count = len(group)
     # Row by row, as SQLAlchemy does: two defaults can share a counter.
-    made = [[make(None) for make in called.values()] for _ in range(count)]
+    made = [[make(None) for make in called.values()] for _ in range(count)] if called else []
     columns = [*group.columns, *constant, *called]
     values = [*group.values, *([value] * count for value in constant.values())]
     values += [list(each) for each in zip(*made, strict=True)]
