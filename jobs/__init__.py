@@ -1,1 +1,1 @@
-"""The jobs of this deployment: one file a subject; each is an example worth copying."""
+"""The jobs of this deployment: one file for each subject. Each job is an example to copy."""

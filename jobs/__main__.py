@@ -1,4 +1,4 @@
-"""`python -m jobs`: make the tables of the example jobs, where they are not there; yours come from your migrations."""
+"""`python -m jobs`: create the missing tables of the example jobs. Your own tables come from your migrations."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ from worker import JobContext, NonRetryableError, job
 
 
 class TransferRefused(NonRetryableError):
-    """The transfer cannot take place, now or at another try; nothing was changed."""
+    """The transfer cannot take place, now or at a later attempt. Nothing was changed."""
 
 
 @job
 async def transfer_funds(ctx: JobContext, source: int, target: int, amount: Decimal) -> Decimal:
-    """Move money from one account to another. Returns what is left on the first.
+    """Move money from one account to another. Returns the balance of the first.
 
-    Both rows are locked in the order of their ids, so that two transfers in opposite directions wait for each
-    other instead of for ever; the balance is looked at under the lock, so that two cannot both pass.
+    Both rows are locked in the order of their ids, so that two transfers in opposite directions cannot deadlock. The
+    balance is checked under the lock, so that two transfers cannot both pass.
     """
     if amount <= 0 or amount != round(amount, 2):
         raise TransferRefused(f"amount {amount}: a positive number with two decimals, please")

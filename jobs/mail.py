@@ -8,7 +8,7 @@ from arq import Retry, cron
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
-    """Open what all jobs share."""
+    """Open the resources that all jobs share."""
     ctx["sent"] = []
 
 
@@ -21,12 +21,12 @@ async def send_welcome(ctx: dict[Any, Any], address: str) -> str:
 
 
 async def send_digest(ctx: dict[Any, Any]) -> None:
-    """Send what has gathered."""
+    """Send the collected mails."""
     ctx["sent"].clear()
 
 
 class WorkerSettings:
-    """What arq's worker, and ours, is made from."""
+    """Settings of arq's worker, and of its stand-in."""
 
     functions = (send_welcome,)
     cron_jobs = (cron(send_digest, hour=6, minute=30),)

@@ -33,7 +33,7 @@ class Place(Base):
 class PlaceName(Base):
     """One name of a place, ready to be searched.
 
-    There is no unique constraint, on purpose: a batch that was done twice has to be seen, not swallowed.
+    It has no unique constraint, so that a batch that was done twice is visible.
     """
 
     __tablename__ = "place_name"
@@ -45,7 +45,7 @@ class PlaceName(Base):
 
 
 class CountrySummary(Base):
-    """What `summarise_countries` finds out."""
+    """The results of `summarise_countries`."""
 
     __tablename__ = "country_summary"
 
@@ -82,7 +82,7 @@ class User(Base):
 
 
 class Post(Base):
-    """What a user has written."""
+    """A post of a user."""
 
     __tablename__ = "posts"
 
@@ -94,7 +94,7 @@ class Post(Base):
 
 
 class UserDigest(Base):
-    """One row a user, made by the streaming jobs."""
+    """One row for each user, written by the streaming jobs."""
 
     __tablename__ = "user_digests"
 

@@ -1,4 +1,4 @@
-"""Jobs over the places of GeoNames: the ones that `make demo` runs."""
+"""Jobs over the places of GeoNames; `make demo` runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers: work that computes for long, in a process of its own."""
+"""Prime numbers: a long computation, in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _REPORT_EVERY = 10_000
 
 @job(run_in="process", timeout=600)
 def count_primes(ctx: JobContext, below: int) -> int:
-    """Count the primes below a number, by the sieve of Eratosthenes; interrupted, say how far it came."""
+    """Count the primes below a number, by the sieve of Eratosthenes. Report the progress when interrupted."""
     composite = bytearray(below)
     count = 0
     try:

@@ -1,4 +1,4 @@
-"""The seed's own jobs under their own names, in the form that stands load; docs/patterns.md says why."""
+"""The jobs of the seed document, under their own names, in a form for large tables; docs/patterns.md explains why."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ async def deactivate_dormant_users(ctx: JobContext, days: int = 365) -> int:
 
 @job
 async def bulk_create_users(ctx: JobContext, users: list[dict[str, Any]]) -> int:
-    """Insert many users in one transaction: COPY for many, insertmanyvalues for few, no limit of parameters."""
+    """Insert users in one transaction: COPY for many, insertmanyvalues for few, without a limit of parameters."""
     return await ctx.bulk.insert(User, users)
 
 
 @job
 async def deactivate_users(ctx: JobContext, user_ids: list[int]) -> int:
-    """Switch off the accounts with these ids: one statement and one array, whatever their number."""
+    """Switch off the accounts with these ids, in one statement with one array, whatever their number."""
     return await ctx.bulk.update(User, [{"id": user_id, "is_active": False} for user_id in user_ids])
 
 
 @job
 async def delete_old_posts(ctx: JobContext, before: datetime) -> int:
-    """Delete posts in ranges of their key, each committed: no lock is held, and no WAL written, for an hour."""
+    """Delete posts in ranges of their key, and commit each range: no lock is held for an hour."""
     return await ctx.sweep(delete(Post).where(Post.created_at < before), size=10_000)
 
 
 @job
 async def process_all_users(ctx: JobContext, points: int = 1) -> int:
-    """Give each user points: by key and not by OFFSET, rows locked, each batch once."""
+    """Give each user points: by key instead of OFFSET, with locked rows, each batch once."""
     async for batch in ctx.chunks(select(User), size=1_000):
         for user in batch:
             user.score += points
@@ -51,7 +51,7 @@ async def process_all_users(ctx: JobContext, points: int = 1) -> int:
 
 @job
 async def stream_large_table(ctx: JobContext) -> int:
-    """Log a line for every active user, as of one moment, without keeping them in memory."""
+    """Log a line for each active user, from one snapshot, without holding all of them in memory."""
     users = select(User.id, User.name).where(User.is_active).order_by(User.id)
     async for partition in ctx.stream(users, size=5_000):
         await partition.bulk.insert(Log, [{"message": f"user {user}: {name}"} for user, name in partition])
@@ -69,7 +69,7 @@ async def stream_partitioned(ctx: JobContext) -> int:
 
 @job
 async def complex_operation(ctx: JobContext, name: str, email: str) -> int | None:
-    """Add a user if the address is free, and log it either way: the savepoint alone is rolled back."""
+    """Add a user if the address is free, and log both outcomes: only the savepoint is rolled back."""
     user = User(name=name, email=email)
     async with ctx.transaction() as session:
         try:

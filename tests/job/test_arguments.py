@@ -229,6 +229,18 @@ TYPES = st.recursive(st.sampled_from(list(LEAVES.items())), lambda inner: inner.
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_argument_of_any_type_arrives_equal_or_is_refused(data: st.DataObject) -> None:
+    check_any_argument(data)
+
+
+@pytest.mark.long
+@settings(max_examples=20_000, deadline=None)
+@given(st.data())
+def test_many_arguments_of_any_type_arrive_equal_or_are_refused(data: st.DataObject) -> None:
+    check_any_argument(data)
+
+
+def check_any_argument(data: st.DataObject) -> None:
+    """Draw a type and a value of it: it arrives equal, or is refused by name."""
     hint, values = data.draw(TYPES)
     value = data.draw(values)
     one = codec(hint)

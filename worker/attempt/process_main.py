@@ -226,10 +226,13 @@ class WorkerLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record."""
-        if not self._main.is_fork:
-            self._main.send("log", describe_record(record))
-        elif logging.lastResort is not None:
-            logging.lastResort.handle(record)
+        try:
+            if not self._main.is_fork:
+                self._main.send("log", describe_record(record))
+            elif logging.lastResort is not None:
+                logging.lastResort.handle(record)
+        except Exception:  # noqa: BLE001 - as any handler: a record that cannot be written is no error of the job
+            self.handleError(record)
 
 
 def _find(request: ProcessRequest) -> tuple[JobCodec, Callable[..., Any]]:

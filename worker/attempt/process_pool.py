@@ -29,7 +29,7 @@ from typing import Any
 
 from worker.attempt.process_protocol import handle_record, make_error
 from worker.attempt.threads import ThreadPool
-from worker.errors import JobInterrupted, JobProcessDied
+from worker.errors import JobInterrupted, JobProcessDied, format_error
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.processes")
@@ -245,41 +245,54 @@ class ProcessCall:
                 logger.warning("%s: %s before the call began: another process runs it", job, died)
                 continue
             self._pool.give_back(process)
-            kind, value = answer
-            if kind == "error":
-                raise make_error(value)
-            return str(value)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
 
-    def _receive(self, process: JobProcess) -> tuple[bool, tuple[str, Any] | None]:
+    def _receive(self, process: JobProcess) -> tuple[bool, str | BaseException | None]:
         """Handle messages until the call ends.
 
         Returns:
-            Whether the call has begun, and its answer: "result" or "error" with the value. The answer is None if the
-            process ended, or answered another call: a fork of it may have answered twice, and nothing that it sends
-            can be trusted any more.
+            Whether the call has begun, and its answer: the result as JSON text, or the exception. The answer is None
+            if the process has ended, or is to be ended: it answered another call, as a fork of it does, or sent what
+            is no message.
         """
         has_begun = False
         for message in process.messages():
-            kind: str = message.get("kind", "")
+            kind, call = message.get("kind"), message.get("call")
             value: Any = message.get("value")
-            if kind == "log":
-                handle_record(value)
-            elif message.get("call") != self._id:
-                logger.error(
-                    "process %d answered call %s instead of %d: ended", process.pid, message.get("call"), self._id
-                )
+            if kind != "log" and call != self._id:
+                logger.error("answer of another call process=%d call=%s expected=%d", process.pid, call, self._id)
                 return has_begun, None
-            elif kind == "begun":
-                has_begun = True
-            elif kind == "progress":
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._on_progress, *value)
-            elif kind == "stack":
-                if not self._stack.done():
-                    self._stack.set_result(value)
-            else:
-                return has_begun, (kind, value)
+            try:
+                if kind == "result" and isinstance(value, str):
+                    return has_begun, value
+                if kind == "error":
+                    return has_begun, make_error(value)
+                has_begun = has_begun or kind == "begun"
+                self._handle(kind, value)
+            except (KeyError, TypeError, ValueError) as error:
+                logger.error("unreadable message process=%d error=%s", process.pid, format_error(error))
+                return has_begun, None
         return has_begun, None
+
+    def _handle(self, kind: Any, value: Any) -> None:
+        """Handle a message that does not end the call.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is not one that a process sends.
+        """
+        if kind == "log":
+            handle_record(value)
+        elif kind == "progress":
+            done, total = value
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._on_progress, int(done), None if total is None else int(total))
+        elif kind == "stack":
+            if not self._stack.done():
+                self._stack.set_result(str(value))
+        elif kind != "begun":
+            raise ValueError(f"kind {kind!r}")
 
     def _send(self, process: JobProcess) -> None:
         message: dict[str, Any] = {"call": self._id, "request": asdict(self._request)}
