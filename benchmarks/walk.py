@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from benchmarks import byhand, ours
 from benchmarks.report import Report, Row, at_least, at_most, quick
 from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
 from worker import load_settings
-from worker.db.driver import Driver
 from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.launch import tune_garbage_collector
+from worker.ledger.checkpoint import Checkpoints
 from worker.testing.runner import JobRunner
 from worker.types import Database
 
@@ -177,28 +178,27 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
 async def checkpoint_share(bench: Bench, scale: Scale, size: int) -> float:
     """Return the share of a walk's time that the checkpoint takes, per cent.
 
-    It goes to the server in one message with COMMIT and the next BEGIN: what it takes is the difference to the same
-    message with a `SELECT 1` in its place, timed where it is sent, in walks that alternate.
+    It is one UPDATE in the batch's transaction, timed where it is sent.
     """
-    spent, whole = [0.0, 0.0], 0.0
-    commit_after = Driver.commit_after
+    spent, whole = 0.0, 0.0
+    move = Checkpoints.move
 
-    for measured in [True, False] * scale.rounds:
+    async def timed(self: Checkpoints, *args: Any, **options: Any) -> None:
+        nonlocal spent
+        began = time.perf_counter()
+        await move(self, *args, **options)
+        spent += time.perf_counter() - began
 
-        async def timed(self: Driver, statement: str, *, begin: bool) -> None:
-            began = time.perf_counter()
-            await commit_after(self, statement if measured else "SELECT 1", begin=begin)  # noqa: B023
-            spent[measured] += time.perf_counter() - began  # noqa: B023
-
-        Driver.commit_after = timed  # type: ignore[method-assign]
-        try:
+    Checkpoints.move = timed  # type: ignore[method-assign]
+    try:
+        for _ in range(scale.rounds):
             began = time.perf_counter()
             await bench.run_job(ours.update_in_chunks, size)
-            whole += measured * (time.perf_counter() - began)
-        finally:
-            Driver.commit_after = commit_after  # type: ignore[method-assign]
-        await vacuum(bench)
-    return 100 * (spent[True] - spent[False]) / whole
+            whole += time.perf_counter() - began
+            await vacuum(bench)
+    finally:
+        Checkpoints.move = move  # type: ignore[method-assign]
+    return 100 * spent / whole
 
 
 async def depth(bench: Bench, scale: Scale) -> Row:

@@ -177,7 +177,7 @@ async def test_source_can_read_in_the_batchs_transaction(context: MakeContext, d
         fingerprint = "book"
 
         async def open(self, step: OpenStep) -> Bounds:
-            return Bounds(reads_in_transaction=True)
+            return Bounds()
 
         async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[str] | None:
             raw = await transaction.driver()

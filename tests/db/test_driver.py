@@ -7,22 +7,19 @@ import sys
 
 import asyncpg
 import pytest
-from asyncpg.exceptions import DivisionByZeroError, ForeignKeyViolationError
+from asyncpg.exceptions import ForeignKeyViolationError
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
-from worker.db.driver import Driver, check_private_names
+from worker.db.driver import Driver, check_private_names, literal
 from worker.db.engine import Database
-from worker.db.simple_query import TextStatement, literal
 
 pytestmark = pytest.mark.asyncio
 
 PRIVATE = [
-    (asyncpg.Connection, "asyncpg.Connection", "_top_xact"),
     (asyncpg.Connection, "asyncpg.Connection", "_get_statement"),
     (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "_transaction"),
     (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "_start_transaction"),
-    (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "isolation_level"),
     (AsyncAdapt_asyncpg_connection, "AsyncAdapt_asyncpg_connection", "autocommit"),
 ]
 
@@ -81,37 +78,6 @@ async def test_begin_and_commit_are_seen_by_both_sides(database: Database) -> No
         assert not driver.in_transaction
 
 
-@pytest.mark.parametrize("begin", [True, False])
-async def test_a_statement_and_commit_in_one_message(database: Database, begin: bool) -> None:
-    async with database.engine.connect() as connection:
-        driver = await Driver.from_connection(connection)
-        raw = await driver.begin()
-        first = await raw.fetchval("SELECT pg_current_xact_id()::text")
-        await driver.commit_after("SELECT 1", begin=begin)
-        assert driver.in_transaction == raw.is_in_transaction() == begin
-        assert await raw.fetchval("SELECT pg_xact_status($1::text::xid8)", first) == "committed"
-        # Both sides can go on, whichever comes next.
-        assert await connection.scalar(text("SELECT pg_current_xact_id()::text")) != first
-        await connection.rollback()
-        async with raw.transaction():
-            assert await raw.fetchval("SELECT 1") == 1
-        assert not driver.in_transaction
-
-
-async def test_a_statement_that_fails_keeps_commit_from_being_reached(database: Database) -> None:
-    async with database.engine.connect() as connection:
-        driver = await Driver.from_connection(connection)
-        raw = await driver.begin()
-        first = await raw.fetchval("SELECT pg_current_xact_id()::text")
-        with pytest.raises(DivisionByZeroError):
-            await driver.commit_after("SELECT 1 / 0", begin=True)
-        assert driver.in_transaction
-        await driver.rollback()
-        assert not driver.in_transaction
-        assert not raw.is_in_transaction()
-        assert await raw.fetchval("SELECT pg_xact_status($1::text::xid8)", first) == "aborted"
-
-
 @pytest.mark.parametrize("setting", ["on", "off"])
 @pytest.mark.parametrize(
     "value", ["", "it's", 'a "\\" b', "\\'", "\n\t", "$1 $2", "ä\U0001f600", None, True, False, -5, 2**62]
@@ -132,15 +98,3 @@ async def test_values_in_the_text_are_what_they_were(
 async def test_a_text_has_no_place_for_nul() -> None:
     with pytest.raises(ValueError, match="NUL"):
         literal("a\x00b")
-
-
-async def test_a_text_statement_by_name_and_in_whole(database: Database) -> None:
-    statement = TextStatement("twice", "-- a comment with $1\nSELECT $1::int * 2, $2::text")
-    async with database.engine.connect() as connection:
-        driver = await Driver.from_connection(connection)
-        await driver.prepare(connection, statement)
-        await driver.prepare(connection, statement)  # known already: nothing is sent
-        connection.sync_connection.info.clear()  # as if the first call had been cancelled behind its back
-        await driver.prepare(connection, statement)
-        for sql in (statement.execute((21, "x $1")), statement.inline((21, "x $1"))):
-            assert tuple(await driver.raw.fetchrow(sql)) == (42, "x $1")

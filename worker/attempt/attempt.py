@@ -9,7 +9,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,18 +20,13 @@ from worker.attempt.control import AttemptControl
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
 from worker.batch import Progress, Walk, swallowed_error_message
-from worker.batch.batch_retry import FailedBatch, RetryPlan
+from worker.batch.batch_retry import BatchRetries, FailedBatch, RetryPlan
 from worker.batch.throttle import Throttle
 from worker.db.engine import Database
-from worker.db.errors import is_transient, is_unavailable
 from worker.db.sessions import ScopedSession
 from worker.errors import (
-    CursorMismatch,
     FencedOut,
     LonghaulError,
-    PoisonBatch,
-    Retry,
-    UnsupportedStatement,
     UsageError,
     format_error,
 )
@@ -48,10 +42,6 @@ logger = logging.getLogger("longhaul.jobs")
 
 #: Longest wait for the ledger to begin the run of a job that is being abandoned.
 _BEGIN_SECONDS = 5.0
-#: Retries of a batch for transient errors without progress, until the attempt has failed.
-_BATCH_RETRIES = 12
-#: Errors that no row is to blame for, and that no smaller batch cures.
-_NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
 
 
 class Attempt:
@@ -111,7 +101,7 @@ class Attempt:
         self._names: set[str] = set()
         self._count = 0
         self._entry: RetryPlan | None = None
-        self._entries = self._batches_before = 0
+        self._batch_retries = BatchRetries()
         self._walks: set[str] = set()
         self._sessions: WeakSet[ScopedSession] | None = None
         self._offloaded: set[OffloadedCall] = set()
@@ -228,11 +218,6 @@ class Attempt:
 
     # --- the host of durable loops, see `WalkHost`
 
-    @property
-    def throttled(self) -> bool:
-        """Whether the walk may have to wait at a boundary; no transaction is begun ahead of it then."""
-        return self._boundary.has_throttles
-
     async def durable_run(self) -> OwnedRun:
         """Return the run in the ledger; the first call begins it."""
         async with self._opening:
@@ -305,35 +290,16 @@ class Attempt:
         return entry
 
     async def retry_batch(self, error: BaseException) -> bool:
-        """Prepare another call of the job's function, if that can cure the error of a batch.
-
-        After a transient error (deadlock, lock timeout, statement timeout) the batch is retried with half of its rows,
-        down to one. After another error, or a transient one that does not pass, the batch is halved until the row that
-        fails stands alone, if the loop has a quarantine; that row goes to quarantine.
+        """Prepare another call of the job's function, if that can cure the error of a batch; see `BatchRetries`.
 
         Returns:
-            False if the error is that of the run.
+            False if the error is that of the attempt.
         """
         failure, run = self.failure, self._run
         if self._is_abandoned or failure is None or run is None or not isinstance(error, Exception):
             return False
-        if is_unavailable(error) or isinstance(error, _NOT_OF_A_ROW):
-            return False
-        if run.checkpoints.batches != self._batches_before:
-            self._entries, self._batches_before = 0, run.checkpoints.batches
-        self._entries += 1
-        if is_transient(error) and self._entries <= _BATCH_RETRIES:
-            entry = failure.retry_half()
-            await asyncio.sleep(random.uniform(0.01, 0.05) * self._entries)  # noqa: S311 - no secret
-        elif not failure.quarantine_limit:
-            return False
-        elif failure.rows > 1:
-            entry = failure.retry_half()
-        elif failure.key is None:
-            return False  # the row cannot be read, so its key is unknown
-        elif await self._ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
-            entry = failure.retry_without_row(error)
-        else:
+        entry = await self._batch_retries.decide(failure, error, run, self._ledger)
+        if entry is None:
             return False
         logger.warning(
             "batch retried: job=%s run=%s step=%r with=%s error=%s",

@@ -46,11 +46,6 @@ class Boundary:
         self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
 
-    @property
-    def has_throttles(self) -> bool:
-        """Whether a throttle may make the walk wait."""
-        return self._throttles.any
-
     async def wait(self, run: OwnedRun, *, resumable: bool, table: str) -> None:
         """Return when the next batch may begin.
 

@@ -7,8 +7,23 @@ the rows that failed.
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from sqlalchemy.exc import DBAPIError
+
+from worker.db.errors import is_transient, is_unavailable
+from worker.errors import CursorMismatch, PoisonBatch, Retry, UnsupportedStatement, UsageError
+from worker.ledger import Ledger, OwnedRun
+
+#: Retries without progress until the attempt has failed: for errors that pass, such as a deadlock, and for batches that
+#: are halved until the row that fails stands alone.
+_TRANSIENT_RETRIES = 12
+_QUARANTINE_RETRIES = 40
+#: Errors that no row is to blame for, and that no smaller batch cures.
+_NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
 
 OnError = Literal["raise", "quarantine"]
 
@@ -63,3 +78,53 @@ class FailedBatch:
     def retry_without_row(self, error: BaseException) -> RetryPlan:
         """Return the plan that sets the row aside."""
         return RetryPlan(self.step, 1, max(self.remaining, 1), skip_key=self.key, error=error)
+
+
+class BatchRetries:
+    """Decides whether, and with which rows, the job function is called again after a batch has failed."""
+
+    def __init__(self) -> None:
+        self._count = self._batches_before = 0
+
+    async def decide(self, failure: FailedBatch, error: Exception, run: OwnedRun, ledger: Ledger) -> RetryPlan | None:
+        """Return how the failed loop is entered again, or None if the error is that of the attempt.
+
+        The steps are read from the ledger first: an error that comes out of COMMIT, or after it, does not tell whether
+        the batch was committed. If it was, the loop continues behind it with all rows.
+
+        After a transient error (deadlock, lock timeout, statement timeout) the batch is halved, down to one row. After
+        another error, if the loop has a quarantine, it is halved until the row that fails stands alone; that row goes
+        to quarantine.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        if is_unavailable(error):
+            return None
+        known = run.steps[failure.step].batches
+        try:
+            await run.checkpoints.reload()
+        except (DBAPIError, OSError):
+            return None  # the next attempt reads the ledger when it claims the run
+        is_committed = run.steps[failure.step].batches != known
+        if isinstance(error, _NOT_OF_A_ROW) or not (is_transient(error) or failure.quarantine_limit):
+            return None
+        if run.checkpoints.batches != self._batches_before:
+            self._count, self._batches_before = 0, run.checkpoints.batches
+        self._count += 1
+        if is_committed:
+            return RetryPlan(failure.step, failure.rows, 0)
+        if is_transient(error):
+            if self._count > _TRANSIENT_RETRIES:
+                return None
+            await asyncio.sleep(random.uniform(0.01, 0.05) * self._count)  # noqa: S311 - no secret
+            return failure.retry_half()
+        if self._count > _QUARANTINE_RETRIES:
+            return None
+        if failure.rows > 1:
+            return failure.retry_half()
+        if failure.key is None:
+            return None  # the row cannot be read, so its key is unknown
+        if await ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
+            return failure.retry_without_row(error)
+        return None

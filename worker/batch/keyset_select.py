@@ -60,7 +60,6 @@ class KeysetSelect:
             last=self.last,
             total=total,
             is_empty=self.last is None,
-            reads_in_transaction=True,
             table=table_name(keyset),
         )
 

@@ -55,8 +55,6 @@ class Bounds:
         total: The number of rows, or an estimate; None if it is unknown.
         is_empty: Whether there is nothing to walk.
         is_resumable: Whether a restart can continue behind the cursor. If not, it begins with the first row.
-        reads_in_transaction: Whether `fetch` sends statements in the batch's transaction. The walk then begins it in
-            the same message as the COMMIT of the batch before.
         table: The name of the table for throttles, as SQL spells it.
     """
 
@@ -65,7 +63,6 @@ class Bounds:
     total: int | None = None
     is_empty: bool = False
     is_resumable: bool = True
-    reads_in_transaction: bool = False
     table: str = ""
 
 

@@ -77,7 +77,6 @@ class SweepSource:
             last=self._last,
             total=total,
             is_empty=self._last is None,
-            reads_in_transaction=True,
             table=table_name(keyset),
         )
 

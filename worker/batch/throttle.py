@@ -80,11 +80,6 @@ class Throttles:
         self._pace: Throttle | None = None
         self._rows_per_second: float | None = None
 
-    @property
-    def any(self) -> bool:
-        """Whether there is a throttle."""
-        return bool(self._always) or self._pace is not None
-
     def set_pace(self, rows_per_second: float | None) -> None:
         """Replace the pace of settings and job by an operator's; None restores it."""
         if rows_per_second != self._rows_per_second:

@@ -6,7 +6,7 @@ unit of work. Session and driver share the transaction, in whatever order they a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -142,30 +142,26 @@ class BatchTransaction:
             await self._session.end_read()
         await run_to_completion(self._driver.commit())
 
-    async def commit(self, checkpoint: str, *, begin: bool) -> None:
-        """Write the checkpoint and commit, in one message if no session takes part; close the session.
+    async def commit(self, checkpoint: Callable[[Any], Awaitable[None]]) -> None:
+        """Write the checkpoint, commit, and close the session.
 
         Args:
-            checkpoint: A statement without parameters.
-            begin: Whether the next batch's transaction may begin in the same message.
+            checkpoint: Takes asyncpg's connection, and moves the cursor in this transaction.
         """
-        await self.driver()
+        await checkpoint(await self.driver())
         self._is_over = True
-        await run_to_completion(self._commit(checkpoint, begin))
+        await run_to_completion(self._commit())
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""
         self._is_over = True
         await run_to_completion(self._roll_back())
 
-    async def _commit(self, checkpoint: str, begin: bool) -> None:
-        if self._session is None:
-            await self._driver.commit_after(checkpoint, begin=begin)
-            return
-        await self._driver.raw.execute(checkpoint)
+    async def _commit(self) -> None:
         session, self._session = self._session, None
-        await session.end(commit=True)
-        await self._driver.commit()  # a session that sent nothing has no transaction to commit
+        if session is not None:
+            await session.end(commit=True)
+        await self._driver.commit()  # if no session, or one that has sent nothing, has committed it
 
     async def _roll_back(self) -> None:
         session, self._session = self._session, None

@@ -102,8 +102,8 @@ class Walk(Generic[T]):
                     return self._make_batch(transaction, page)
                 await self._commit()
             await self._end()
-        except BaseException as error:
-            await self.fail(error)
+        except BaseException:
+            await self.fail()
             raise
         raise StopAsyncIteration
 
@@ -121,7 +121,7 @@ class Walk(Generic[T]):
         if self._is_finished or self._step is None:
             return
         if error is not None:
-            await self.fail(error)
+            await self.fail()
         else:
             # The block ended without an exception. Only an exception that was caught between loop and block is left.
             self.was_left_by_break = self.was_left_by_break is not False
@@ -142,7 +142,7 @@ class Walk(Generic[T]):
         if self._is_finished or self._step is None:
             return
         if not self.was_left_by_break:
-            await self.fail(None)
+            await self.fail()
             raise LonghaulError(swallowed_error_message(self._host.broken))
         try:
             if self._transaction is not None:
@@ -150,16 +150,12 @@ class Walk(Generic[T]):
             else:
                 await self._mark_done()
             await self._end()
-        except BaseException as error:
-            await self.fail(error)
+        except BaseException:
+            await self.fail()
             raise
 
-    async def fail(self, error: BaseException | None = None) -> None:
-        """Roll the open batch back, and note its place for the error of the run.
-
-        Raises:
-            FencedOut: The error came from the checkpoint, because another worker has taken the run over.
-        """
+    async def fail(self) -> None:
+        """Roll the open batch back, and note its place for the error of the run."""
         if self._is_finished:
             return
         self._host.where = self._place
@@ -172,8 +168,6 @@ class Walk(Generic[T]):
                 await transaction.roll_back()
         finally:
             await self._end()
-        if error is not None and self._run is not None:
-            await self._run.checkpoints.check_fence(error)
 
     # --- what the attempt and the job see
 
@@ -284,9 +278,8 @@ class Walk(Generic[T]):
                 await run.quarantine.delete_retried_row(await transaction.driver(), key)
         done = done or page.is_last
         batches = int(self._rows > 0 or page.cursor is not None)
-        checkpoint = run.checkpoints.statement(step, cursor=page.cursor, rows=self._rows, done=done, batches=batches)
-        begin = self._bounds.reads_in_transaction and not done and not self._host.throttled
-        await transaction.commit(checkpoint, begin=begin)
+        move = partial(run.checkpoints.move, step=step, cursor=page.cursor, rows=self._rows, done=done, batches=batches)
+        await transaction.commit(move)
         self._transaction = None
         step.rows += self._rows
         step.batches += batches
@@ -328,8 +321,8 @@ class Walk(Generic[T]):
             await self._transaction.roll_back()
         self._page, self._rows = _NO_PAGE, 0
         self._transaction = BatchTransaction(self._owned_run, self._batch_name)
-        checkpoint = self._owned_run.checkpoints.statement(self.step, cursor=None, rows=0, done=True, batches=0)
-        await self._transaction.commit(checkpoint, begin=False)
+        move = partial(self._owned_run.checkpoints.move, step=self.step, cursor=None, rows=0, done=True, batches=0)
+        await self._transaction.commit(move)
         self._transaction = None
         self.step.done = True
 

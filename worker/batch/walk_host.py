@@ -70,9 +70,5 @@ class WalkHost(Protocol):
         """Take note of a committed batch."""
 
     @property
-    def throttled(self) -> bool:
-        """Whether the walk may have to wait at a boundary."""
-
-    @property
     def max_attempts(self) -> int:
         """Attempts without progress after which the run is dead."""

@@ -11,27 +11,25 @@ runs when the module is imported, and tests/db/test_driver.py tests the behaviou
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
 import sqlalchemy
-from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.cancellation import run_to_completion
 from worker.db.sessions import AUTOCOMMIT, roll_back
-from worker.db.simple_query import TextStatement, Value, literal
 from worker.errors import UsageError
 
 #: The versions that the tests of this module run with.
 TESTED_VERSIONS = "asyncpg 0.32 and SQLAlchemy 2.1"
 
-_ADAPTER_NAMES = ("_transaction", "_start_transaction", "autocommit", "isolation_level")
-_ASYNCPG_NAMES = ("_top_xact", "_get_statement")
+_ADAPTER_NAMES = ("_transaction", "_start_transaction", "autocommit")
+_ASYNCPG_NAMES = ("_get_statement",)
 
 
 def check_private_names() -> None:
@@ -64,6 +62,23 @@ def connection_info(connection: AsyncConnection) -> dict[Any, Any]:
 def execution_options(connection: AsyncConnection) -> Mapping[str, Any]:
     """Return the execution options of a connection and of its engine."""
     return {} if connection.sync_connection is None else connection.sync_connection.get_execution_options()
+
+
+def literal(value: str | int | bool | None) -> str:
+    """Return a value as SQL spells it, whatever `standard_conforming_strings` says.
+
+    Raises:
+        ValueError: a NUL, for which PostgreSQL's text has no place.
+    """
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if "\x00" in value:
+        raise ValueError("PostgreSQL's text has no place for NUL")
+    return "E'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
@@ -151,36 +166,6 @@ class Driver:
     async def rollback(self) -> None:
         """Send ROLLBACK if a transaction is open. SQLAlchemy must have no transaction of its own."""
         await self._end(self._adapter.rollback)
-
-    async def prepare(self, connection: AsyncConnection, statement: TextStatement) -> None:
-        """Prepare a statement in the server's session, once in the life of its connection."""
-        known: set[str] = connection_info(connection).setdefault("prepared", set())
-        if statement.name not in known and not self.pooled:
-            # An earlier call may have been cancelled after the server had executed it.
-            with suppress(DuplicatePreparedStatementError):
-                await self.raw.execute(statement.prepare)
-            known.add(statement.name)
-
-    def text_of(self, statement: TextStatement, values: Sequence[Value]) -> str:
-        """Return the text that executes a statement: by its name if the session can have it prepared, else in full."""
-        return statement.inline(values) if self.pooled else statement.execute(values)
-
-    async def commit_after(self, statement: str, *, begin: bool) -> None:
-        """Send a statement and COMMIT in one message. If the statement fails, the transaction stays open.
-
-        Args:
-            statement: SQL text without parameters.
-            begin: whether the next transaction begins in the same message. Through PgBouncer it does not, because it
-                may be in another session.
-        """
-        if begin and not self.pooled:
-            level = self._adapter.isolation_level
-            begin_ = f"BEGIN ISOLATION LEVEL {level.replace('_', ' ').upper()}" if level else "BEGIN"
-            await self.raw.execute(f"{statement}; COMMIT; {begin_}")
-            return  # one transaction follows the other: the notes of SQLAlchemy and asyncpg still hold
-        await self.raw.execute(f"{statement}; COMMIT")
-        self._adapter._transaction = None
-        self.raw._top_xact = None  # asyncpg's own note of an open transaction
 
     async def _end(self, end: Callable[[], None]) -> None:
         with self._driver_errors():

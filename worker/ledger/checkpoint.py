@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from asyncpg.exceptions import DivisionByZeroError
-
-from worker.db.simple_query import TextStatement
+from worker.cancellation import run_to_completion
 from worker.errors import CursorMismatch, FencedOut
 from worker.ledger.queries import query, source
 from worker.ledger.records import StepRecord, StepSpec
 from worker.ledger.run_connection import RunConnection
 
-CHECKPOINT = TextStatement("longhaul_checkpoint", source("checkpoint"))
+_CHECKPOINT = source("checkpoint")
 
 
 class Checkpoints:
@@ -98,6 +96,21 @@ class Checkpoints:
             )
         return step
 
+    async def reload(self) -> None:
+        """Read the steps again, after an error that leaves it unknown whether a COMMIT took effect.
+
+        On the run's own connection the answer is certain: the server has ended one message before it reads the next.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        connection = self._connection.connection
+        rows = (await connection.execute(query("reload_steps"), {"id": self._run_id, "fence": self._fence})).all()
+        await run_to_completion(connection.rollback())
+        if not rows:
+            raise FencedOut(f"run {self._run_id}")
+        self.steps = {row.name: StepRecord(**row._mapping) for row in rows if row.name is not None}
+
     async def restart_step(self, step: StepRecord) -> None:
         """Reset a step to its first row, in the caller's transaction.
 
@@ -111,33 +124,24 @@ class Checkpoints:
         self.rows_before -= step.rows
         step.cursor, step.rows, step.batches = None, 0, 0
 
-    def statement(self, step: StepRecord, *, cursor: list[Any] | None, rows: int, done: bool, batches: int = 1) -> str:
-        """Return the SQL that moves the cursor of a step, to be sent together with COMMIT.
-
-        The SQL fails if the fence has grown: see `check_fence`.
+    async def move(self, raw: Any, step: StepRecord, *, cursor: Any, rows: int, done: bool, batches: int = 1) -> None:
+        """Move the cursor of a step, in the batch's transaction that `raw` has open.
 
         Args:
+            raw: asyncpg's connection.
             step: The step.
-            cursor: Key of the last row done; None keeps the cursor.
+            cursor: The place behind the last row done, as a JSON value; None keeps the cursor.
             rows: Rows done in this batch.
             done: Whether the step has ended.
             batches: Number of batches to add.
-        """
-        written = None if cursor is None else json.dumps(cursor)
-        values = (written, rows, done, self._run_id, step.name, self._fence, batches)
-        return self._connection.driver.text_of(CHECKPOINT, values)
-
-    async def check_fence(self, error: BaseException) -> None:
-        """Check whether a failed checkpoint, already rolled back, failed because of its fence.
 
         Raises:
             FencedOut: Another worker owns the run.
         """
-        # A deferred constraint of the job's own tables can divide by zero at COMMIT as well.
-        if isinstance(error, DivisionByZeroError):
-            fence = await self._connection.driver.raw.fetchval(source("read_fence"), self._run_id)
-            if fence != self._fence:
-                raise FencedOut(f"run {self._run_id}") from None
+        written = None if cursor is None else json.dumps(cursor)
+        status = await raw.execute(_CHECKPOINT, written, rows, done, self._run_id, step.name, self._fence, batches)
+        if status != "UPDATE 1":
+            raise FencedOut(f"run {self._run_id}")
 
     async def add_skipped(self, raw: Any, step: str, keys: list[list[Any]]) -> None:
         """Record the keys of rows that other sessions have locked, in the transaction that `raw` has open."""

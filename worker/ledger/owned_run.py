@@ -15,7 +15,7 @@ from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession
 from worker.errors import AlreadyFinished, FencedOut, RunIdConflict
-from worker.ledger.checkpoint import CHECKPOINT, Checkpoints
+from worker.ledger.checkpoint import Checkpoints
 from worker.ledger.quarantine import RunQuarantine
 from worker.ledger.queries import query
 from worker.ledger.records import RunSpec, StepRecord
@@ -134,17 +134,20 @@ class OwnedRun:
         Raises:
             FencedOut: Another worker owns the run.
         """
-        attempt = 1 if self.has_progressed else self.attempt + failed
-        values = {"state": state, "attempt": attempt, "batches": self.checkpoints.batches}
-        await self._update("release_run", values | {"error": storable(error), "traceback": shorten_traceback(trace)})
+        values: dict[str, Any] = {"state": state, "attempt": self.attempt + failed}
+        values |= {"batches_before": self.checkpoints.batches_before}
+        values |= {"error": storable(error), "traceback": shorten_traceback(trace)}
+        attempt: int = await self._update("release_run", values)
         return attempt
 
-    async def _update(self, name: str, values: dict[str, Any]) -> None:
+    async def _update(self, name: str, values: dict[str, Any]) -> Any:
         # On another connection, because the run's own may be what has failed.
         async with self._database.connection() as connection:
             values |= {"id": self.spec.id, "fence": self._fence}
-            if (await connection.execute(query(name), values)).rowcount == 0:
+            found = await connection.execute(query(name), values)
+            if found.rowcount == 0:
                 raise FencedOut(f"run {self.spec.id}")
+            return found.scalar_one() if found.returns_rows else None
 
     async def close(self, *, discard: bool = False) -> None:
         """Return the run's connection to the pool, and roll back its transaction.
@@ -178,8 +181,7 @@ async def claim_run(database: Database, spec: RunSpec, owner: str) -> OwnedRun:
             await connection.execute(text("SET LOCAL lock_timeout = 0"))
             claim = await _claim(database, connection, spec, owner)
         await run_to_completion(connection.commit())
-        driver = await own.attach_driver()
-        await driver.prepare(connection, CHECKPOINT)
+        await own.attach_driver()
     except BaseException:
         await own.close()
         raise

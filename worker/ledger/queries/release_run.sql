@@ -1,5 +1,13 @@
--- Give a run back to the queue: drained, paused, or to be retried.
+-- Give a run back to the queue: drained, paused, or to be retried. Whether this attempt has made progress is read from
+-- the steps, because the worker does not know whether its last COMMIT took effect.
+WITH done AS (
+    SELECT coalesce(pg_catalog.sum(batches), 0)::bigint AS batches FROM worker.step WHERE run_id = :id
+)
 UPDATE worker.run
-   SET state = :state, attempt = :attempt, batches_before = :batches, error = :error, traceback = :traceback,
+   SET state = :state,
+       attempt = CASE WHEN done.batches > CAST(:batches_before AS bigint) THEN 1 ELSE CAST(:attempt AS int) END,
+       batches_before = done.batches, error = :error, traceback = :traceback,
        backend_pid = NULL, backend_start = NULL, updated_at = pg_catalog.clock_timestamp()
- WHERE id = :id AND fence = :fence
+  FROM done
+ WHERE id = :id AND fence = :fence AND finished_at IS NULL
+RETURNING attempt
