@@ -15,6 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
@@ -300,6 +302,7 @@ class Attempt:
             return False
         entry = await self._batch_retries.decide(failure, error, run, self._ledger)
         if entry is None:
+            await self._store_pace(failure, run)
             return False
         logger.warning(
             "batch retried: job=%s run=%s step=%r with=%s error=%s",
@@ -313,6 +316,16 @@ class Attempt:
         self._loop, self.where, self.broken, self.failure = None, None, None, None
         self._names, self._walks, self._count = set(), set(), 0
         return True
+
+    async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:
+        """Let the next attempt begin with the pace that the failed batch has taught, and with half of its rows."""
+        step = run.steps.get(failure.step)
+        if step is None or step.batches != failure.batches:
+            return  # it was committed
+        try:
+            await run.store_pace(failure.step, {**failure.pace, **failure.retry_half().dump()})
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("pace not stored: run=%s step=%r error=%s", self.run_id, failure.step, format_error(error))
 
     # --- the end
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy.exc import DBAPIError
@@ -46,6 +46,18 @@ class RetryPlan:
     skip_key: Any = None
     error: BaseException | None = None
 
+    @classmethod
+    def from_pace(cls, step: str, pace: dict[str, Any] | None) -> RetryPlan | None:
+        """Return the plan that an earlier attempt has stored, or None."""
+        limit, remaining = (pace or {}).get("limit"), (pace or {}).get("remaining")
+        if isinstance(limit, int) and isinstance(remaining, int) and limit > 0 and remaining > 0:
+            return cls(step, limit, remaining)
+        return None
+
+    def dump(self) -> dict[str, Any]:
+        """Return limit and remaining rows, to be stored with the pace of the step."""
+        return {"limit": self.limit, "remaining": self.remaining}
+
     def passed(self, rows: int) -> bool:
         """Take note of committed rows. Returns whether the rows that failed are behind."""
         self.remaining -= rows
@@ -63,6 +75,9 @@ class FailedBatch:
         remaining: Rows until the limit of an earlier retry ends.
         quarantine_limit: Rows that may be set aside: a number, or a share of those done; 0 for none.
         key: The key of its row if it has only one, as JSON values; else None.
+        batches: Committed batches of the step when it failed.
+        seconds: Seconds from its begin to its failure.
+        pace: The pace of the step, which has taken note of it.
     """
 
     step: str
@@ -70,6 +85,9 @@ class FailedBatch:
     remaining: int
     quarantine_limit: float
     key: Any = None
+    batches: int = 0
+    seconds: float = 0.0
+    pace: dict[str, Any] = field(default_factory=dict)
 
     def retry_half(self) -> RetryPlan:
         """Return the plan with half of the rows, or with the same single one."""
@@ -101,12 +119,13 @@ class BatchRetries:
         """
         if is_unavailable(error):
             return None
-        known = run.steps[failure.step].batches
         try:
             await run.checkpoints.reload()
         except (DBAPIError, OSError):
             return None  # the next attempt reads the ledger when it claims the run
-        is_committed = run.steps[failure.step].batches != known
+        step = run.steps[failure.step]
+        is_committed = step.batches != failure.batches
+        step.pace = failure.pace
         if isinstance(error, _NOT_OF_A_ROW) or not (is_transient(error) or failure.quarantine_limit):
             return None
         if run.checkpoints.batches != self._batches_before:
@@ -128,3 +147,20 @@ class BatchRetries:
         if await ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
             return failure.retry_without_row(error)
         return None
+
+
+def ensure_not_poison(run: OwnedRun, max_attempts: int, name: str, rows: int, keys: list[Any]) -> None:
+    """Raise `PoisonBatch` for the first batch of an attempt that is one too many.
+
+    Each attempt before has ended with its worker, without a commit: this is the batch that they died in.
+
+    Args:
+        run: The run.
+        max_attempts: The number of attempts that are allowed.
+        name: The batch, for the error.
+        rows: Its size.
+        keys: Its first and its last key.
+    """
+    if run.attempt > max_attempts and not run.has_progressed:
+        ends = f"{run.attempt - 1} times: {rows} rows, keys {keys[0]!r} to {keys[1]!r}"
+        raise PoisonBatch(f"{name} ended its worker {ends}", keys)

@@ -53,7 +53,7 @@ class KeysetSelect:
         if self.last is not None:
             self._upper = keyset.decode(self.last)
             if not step.count_exactly:
-                self._progress = await KeyProgress.look_up(connection, keyset, self.last)
+                self._progress = await KeyProgress.look_up(step, keyset, self.last)
         self.shape = RowShape(self._statement, keyset)
         return Bounds(
             key=keyset.describe(),

@@ -6,6 +6,7 @@ SQLAlchemy's own, and if the key is among the columns, so that nothing has to be
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from worker.batch.keyset import Keyset
 from worker.batch.source import Page
 from worker.batch.transaction import BatchTransaction
 from worker.db.statement_internals import cut_rows
+
+_WEIGHED_ROWS = 8
 
 
 class Row(asyncpg.Record):  # type: ignore[misc]
@@ -201,6 +204,21 @@ def jsonable(row: Any) -> Any:
     else:
         values = row
     return to_jsonable_python(values, fallback=str, inf_nan_mode="strings")
+
+
+def weigh_rows(rows: Sequence[Any]) -> float | None:
+    """Return the bytes of a row, by some of them: those of its values, as Python holds them; None without rows."""
+    if not rows:
+        return None
+    chosen = [rows[place] for place in range(0, len(rows), max(1, len(rows) // _WEIGHED_ROWS))]
+    return sum(map(_weigh, chosen)) / len(chosen)
+
+
+def _weigh(row: Any) -> int:
+    values = row.__dict__.values() if hasattr(row, "__dict__") else row if isinstance(row, Sequence) else (row,)
+    if isinstance(row, str | bytes):
+        return sys.getsizeof(row)
+    return sum(map(sys.getsizeof, values))
 
 
 def _clause(expression: Any) -> Any:

@@ -1,13 +1,16 @@
-"""How many rows a batch has: a fixed number, or as many as take the target time.
+"""How many rows a batch has: a fixed number, or as many as take the target time and fit into the target memory.
 
 The rule is that of GitLab's batched background migrations (docs.gitlab.com, "Batch optimization"): the time efficiency
 (seconds of a batch over target seconds) as a moving average; the size follows it, and grows by a fifth at most. Here it
 doubles while a batch takes less than a quarter of its time, so that a long walk reaches its size within seconds.
+
+A batch that fails after more than its target time is noted at once: its rows take at least that long. The pace is
+stored with the step, so that the next attempt begins with it.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from worker.errors import UnsupportedStatement
 from worker.settings import BatchSettings
@@ -25,8 +28,17 @@ class BatchSizer(Protocol):
 
     size: int
 
-    def note(self, rows: int, seconds: float) -> None:
-        """Take note of a batch: the rows that were asked for, and its time in seconds."""
+    def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
+        """Take note of a batch: the rows that were asked for, its time in seconds, and the bytes of a row."""
+
+    def note_failure(self, rows: int, seconds: float) -> None:
+        """Take note of a batch that failed after so many seconds."""
+
+    def load(self, pace: dict[str, Any]) -> None:
+        """Continue with the pace of an earlier attempt."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return the pace as JSON values."""
 
 
 class FixedSizer:
@@ -39,12 +51,24 @@ class FixedSizer:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def note(self, rows: int, seconds: float) -> None:
+    def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Keep the size."""
+
+    def note_failure(self, rows: int, seconds: float) -> None:
+        """Keep the size; the retry of the batch has a limit of its own."""
+
+    def load(self, pace: dict[str, Any]) -> None:
+        """Keep the size."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
 
 
 class AdaptiveSizer:
     """The size that takes `batch.target_seconds`, between `batch.min_size` and `batch.max_size`.
+
+    Rows that weigh more than `batch.max_bytes` together are never asked for, whatever `batch.min_size` is.
 
     Args:
         rules: The settings of section `batch`.
@@ -53,18 +77,44 @@ class AdaptiveSizer:
     def __init__(self, rules: BatchSettings) -> None:
         self._rules = rules
         self._row_seconds: float | None = None
+        self._row_bytes: float | None = None
         self.size = min(max(rules.first_size, rules.min_size), rules.max_size)
 
-    def note(self, rows: int, seconds: float) -> None:
+    def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Take note of a batch."""
+        if row_bytes is not None:
+            self._row_bytes = row_bytes
         each = seconds / max(1, rows)
         known = self._row_seconds
         self._row_seconds = each if known is None else known + _SMOOTHING * (each - known)
         efficiency = self._row_seconds * self.size / self._rules.target_seconds
-        if _FULL[0] <= efficiency <= _FULL[1]:
+        size = float(self.size)
+        if not _FULL[0] <= efficiency <= _FULL[1]:
+            size *= 2.0 if efficiency < _SLOW_START else min(_GROWTH, _FULL[1] / efficiency)
+        self.size = self._bound(size)
+
+    def note_failure(self, rows: int, seconds: float) -> None:
+        """Follow the time of a batch that failed, if it was longer than the target."""
+        if seconds <= self._rules.target_seconds:
             return
-        factor = 2.0 if efficiency < _SLOW_START else min(_GROWTH, _FULL[1] / efficiency)
-        self.size = min(max(round(self.size * factor), self._rules.min_size), self._rules.max_size)
+        self._row_seconds = max(self._row_seconds or 0.0, seconds / max(1, rows))
+        self.size = self._bound(min(self.size, _FULL[1] * self._rules.target_seconds / self._row_seconds))
+
+    def load(self, pace: dict[str, Any]) -> None:
+        """Continue with the pace of an earlier attempt, as far as it is one."""
+        self._row_seconds = _read_positive(pace, "row_seconds") or self._row_seconds
+        self._row_bytes = _read_positive(pace, "row_bytes") or self._row_bytes
+        self.size = self._bound(_read_positive(pace, "size") or self.size)
+
+    def dump(self) -> dict[str, Any]:
+        """Return size, seconds and bytes of a row."""
+        return {"size": self.size, "row_seconds": self._row_seconds, "row_bytes": self._row_bytes}
+
+    def _bound(self, size: float) -> int:
+        bounded = min(max(round(size), self._rules.min_size), self._rules.max_size)
+        if self._row_bytes:
+            bounded = min(bounded, max(1, int(self._rules.max_bytes / self._row_bytes)))
+        return bounded
 
 
 def make_sizer(size: Size | None, rules: BatchSettings, *, kind: str) -> BatchSizer:
@@ -84,3 +134,8 @@ def make_sizer(size: Size | None, rules: BatchSettings, *, kind: str) -> BatchSi
     if not isinstance(wanted, int) or wanted < 1:
         raise UnsupportedStatement(f'{kind}: size={wanted!r}: a batch has at least one row, or is size="auto"')
     return FixedSizer(wanted)
+
+
+def _read_positive(pace: dict[str, Any], name: str) -> float | None:
+    value = pace.get(name)
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e12 else None

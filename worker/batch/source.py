@@ -29,6 +29,7 @@ class OpenStep:
         is_new: Whether no earlier attempt has opened the step. Only then are `Bounds.last` and `Bounds.total` stored.
         count_exactly: Whether the total is to be counted rather than estimated (`count="exact"`).
         only_keys: Keys of quarantined rows, to which the walk is restricted; None for a walk over everything.
+        share: The part of the walk that earlier attempts have done, from 0 to 1.
         connection: The run's own connection, in a transaction that the walk ends. Use it to look bounds up.
         skipped: Rows that a walk with `skip_locked=True` comes back for.
     """
@@ -40,6 +41,7 @@ class OpenStep:
     is_new: bool
     count_exactly: bool
     only_keys: list[list[Any]] | None
+    share: float
     connection: AsyncConnection
     skipped: SkippedRows
 
@@ -56,6 +58,7 @@ class Bounds:
         is_empty: Whether there is nothing to walk.
         is_resumable: Whether a restart can continue behind the cursor. If not, it begins with the first row.
         table: The name of the table for throttles, as SQL spells it.
+        row_bytes: The weight of a row in bytes; None if it is unknown before the first page.
     """
 
     key: list[list[str]] = field(default_factory=list)
@@ -64,6 +67,7 @@ class Bounds:
     is_empty: bool = False
     is_resumable: bool = True
     table: str = ""
+    row_bytes: float | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ async def open_step(
                 count_exactly=count_exactly,
                 only_keys=None if only is None else await run.quarantine.list_retried_keys(),
                 connection=connection,
+                share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
             )
         )
@@ -67,6 +68,12 @@ async def open_step(
         if not bounds.is_resumable and known.batches:
             await checkpoints.restart_step(known)
         return known, bounds
+
+
+def read_share(pace: dict[str, Any]) -> float:
+    """Return the part of the walk that earlier attempts have done, from the pace of the step."""
+    share = pace.get("share")
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
 
 
 class _OwnTransaction:

@@ -70,7 +70,7 @@ class SweepSource:
         if self._last is not None:
             self._upper = keyset.decode(self._last)
             if not step.count_exactly:
-                self._progress = await KeyProgress.look_up(connection, keyset, self._last)
+                self._progress = await KeyProgress.look_up(step, keyset, self._last)
             await self._compile(connection)
         return Bounds(
             key=keyset.describe(),

@@ -14,16 +14,16 @@ from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
 from worker.batch.batch import Batch, unwrap
-from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan
+from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
 from worker.batch.bulk import Bulk
 from worker.batch.loop_exit import LoopIterator, swallowed_error_message
-from worker.batch.page import jsonable
+from worker.batch.page import jsonable, weigh_rows
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
 from worker.batch.source import Bounds, Page, Source
-from worker.batch.step import open_step
+from worker.batch.step import open_step, read_share
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_host import Progress, WalkHost
-from worker.errors import LonghaulError, PoisonBatch, UsageError
+from worker.errors import LonghaulError, UsageError
 from worker.ledger import OwnedRun, StepRecord
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Walk(Generic[T]):
         self._rows = 0  # rows of the open batch
         self._size = 0  # rows that it was to have
         self._began_at = 0.0
+        self._done_share = 0.0  # the largest share that was reported
         self._iterator: weakref.ref[object] | None = None
         self._is_finished = False
         self.was_left_by_break: bool | None = None
@@ -162,6 +163,7 @@ class Walk(Generic[T]):
         self._host.broken = f"{self.kind} at {self._place or 'its beginning'}"
         transaction, self._transaction = self._transaction, None
         if self._step is not None and transaction is not None:
+            self._sizer.note_failure(self._size, time.monotonic() - self._began_at)
             self._host.failure = self._describe_failure(self._step)
         try:
             if transaction is not None:
@@ -211,9 +213,13 @@ class Walk(Generic[T]):
             self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
         if self._name is None:
             host.ensure_unique_statement(f"{self.kind} {self._source.fingerprint}")
-        self._step, self._bounds = await open_step(
+        self._step, self._bounds = step, _ = await open_step(
             run, self._source, name, is_named=self._name is not None, count_exactly=self._count_exactly
         )
+        pace = step.pace or {}
+        self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
+        self._retry = self._retry or RetryPlan.from_pace(name, pace)
+        self._done_share = read_share(pace)
 
     async def _pass_boundary(self) -> None:
         await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
@@ -231,7 +237,8 @@ class Walk(Generic[T]):
         self._page, self._rows = page, len(page.rows)
         self._size = page.examined or len(page.rows) or self._size
         if page.rows or page.change is not None:
-            self._ensure_not_poison(page)
+            keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
+            ensure_not_poison(self._owned_run, self._host.max_attempts, self._batch_name, self._size, keys)
 
     async def _is_for_the_job(self, page: Page[T]) -> bool:
         """Return whether the job does these rows: not those of a sweep or those that are set aside."""
@@ -291,7 +298,7 @@ class Walk(Generic[T]):
         """Follow the time of a committed batch with the size of the next one, and report it."""
         step, seconds = self.step, time.monotonic() - self._began_at
         if self._retry is None:
-            self._sizer.note(self._size, seconds)
+            self._sizer.note(self._size, seconds, weigh_rows(page.rows))
         elif self._retry.passed(max(self._size, self._rows)):
             self._retry = None
         self._host.report(
@@ -309,11 +316,20 @@ class Walk(Generic[T]):
         )
 
     def _share(self, page: Page[T]) -> float | None:
-        if page.share is not None:
-            return page.share
-        step = self.step
-        # The planner's estimate may be too low: no more than all, until it is all.
-        return step.rows / max(step.total, step.rows) if step.total else None
+        """Return the part that is done. It never goes back, whatever is deleted or added meanwhile."""
+        step, share = self.step, page.share
+        if share is None and step.total:
+            # The planner's estimate may be too low: no more than all, until it is all.
+            share = step.rows / max(step.total, step.rows)
+        if share is not None:
+            self._done_share = share = max(self._done_share, share)
+        return share
+
+    def _make_pace(self, page: Page[Any]) -> dict[str, Any]:
+        """Return what the next attempt is to know: sizes, the limit of a retry, and the share that is done."""
+        share = self._done_share if page.share is None else max(self._done_share, page.share)
+        pace = {**self._sizer.dump(), "share": round(share, 6)}
+        return pace if self._retry is None else {**pace, **self._retry.dump()}
 
     async def _mark_done(self) -> None:
         """Store the end of the step, if there is no batch to store it with."""
@@ -378,18 +394,6 @@ class Walk(Generic[T]):
         is_single = bool(keys) and all(key == keys[0] for key in keys)
         rows = 1 if is_single else min(self._rows or self._size, self._size)
         limit = self._quarantine_limit if keys else 0
-        return FailedBatch(step.name, rows, remaining, limit, keys[0] if is_single else None)
-
-    def _ensure_not_poison(self, page: Page[T]) -> None:
-        """Raise `PoisonBatch` for the first batch of an attempt that is one too many.
-
-        Each attempt before has ended with its worker, without a commit: this is the batch that they died in.
-        """
-        run = self._owned_run
-        if run.attempt > self._host.max_attempts and not run.has_progressed:
-            keys = [unwrap(page.first_key or page.last_key), unwrap(page.last_key)]
-            raise PoisonBatch(
-                f"batch {self._number} of step {self.step.name!r} ended its worker {run.attempt - 1} times: "
-                f"{self._size} rows, keys {keys[0]!r} to {keys[1]!r}",
-                keys,
-            )
+        key = keys[0] if is_single else None
+        seconds = time.monotonic() - self._began_at
+        return FailedBatch(step.name, rows, remaining, limit, key, step.batches, seconds, self._make_pace(_NO_PAGE))

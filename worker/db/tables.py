@@ -76,6 +76,7 @@ step = Table(
     Column("batches", BigInteger, nullable=False, server_default="0"),
     Column("total", BigInteger, doc="rows to do, by the planner's estimate"),
     Column("done", Boolean, nullable=False, server_default="false"),
+    Column("pace", JSONB(none_as_null=True), doc="sizes that the batches have learned, and the share that is done"),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     # Each checkpoint leaves a dead version of this row: room on the page keeps the updates HOT.

@@ -124,7 +124,17 @@ class Checkpoints:
         self.rows_before -= step.rows
         step.cursor, step.rows, step.batches = None, 0, 0
 
-    async def move(self, raw: Any, step: StepRecord, *, cursor: Any, rows: int, done: bool, batches: int = 1) -> None:
+    async def move(
+        self,
+        raw: Any,
+        step: StepRecord,
+        *,
+        cursor: Any,
+        rows: int,
+        done: bool,
+        batches: int = 1,
+        pace: dict[str, Any] | None = None,
+    ) -> None:
         """Move the cursor of a step, in the batch's transaction that `raw` has open.
 
         Args:
@@ -134,12 +144,16 @@ class Checkpoints:
             rows: Rows done in this batch.
             done: Whether the step has ended.
             batches: Number of batches to add.
+            pace: The pace of the step, as JSON values; None keeps it.
 
         Raises:
             FencedOut: Another worker owns the run.
         """
         written = None if cursor is None else json.dumps(cursor)
-        status = await raw.execute(_CHECKPOINT, written, rows, done, self._run_id, step.name, self._fence, batches)
+        paced = None if pace is None else json.dumps(pace)
+        status = await raw.execute(
+            _CHECKPOINT, written, rows, done, self._run_id, step.name, self._fence, batches, paced
+        )
         if status != "UPDATE 1":
             raise FencedOut(f"run {self._run_id}")
 

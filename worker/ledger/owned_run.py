@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,12 @@ class OwnedRun:
             if found.rowcount == 0:
                 raise FencedOut(f"run {self.spec.id}")
             return found.scalar_one() if found.returns_rows else None
+
+    async def store_pace(self, step: str, pace: dict[str, Any]) -> None:
+        """Store the pace of a step after a batch has failed. A run that another worker owns stays as it is."""
+        async with self._database.connection() as connection:
+            values = {"run_id": self.spec.id, "step": step, "fence": self._fence, "pace": json.dumps(pace)}
+            await connection.execute(query("store_pace"), values)
 
     async def close(self, *, discard: bool = False) -> None:
         """Return the run's connection to the pool, and roll back its transaction.

@@ -81,6 +81,7 @@ class StepRecord:
     batches: int
     total: int | None
     done: bool
+    pace: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 -- Fence and cursor stand in one row. Either a takeover's UPDATE of the fence waits for our commit and then
 -- reads the new cursor; or ours waits for it, finds another fence, matches nothing, and we roll back. With the
 -- fence in another row, a takeover could commit between our look at it and our commit, and read the old cursor.
--- $1 cursor, $2 rows, $3 done, $4 run, $5 step, $6 fence, $7 batches
+-- $1 cursor, $2 rows, $3 done, $4 run, $5 step, $6 fence, $7 batches, $8 pace
 UPDATE worker.step
    SET cursor = coalesce($1::text::jsonb, cursor), rows = rows + $2::bigint, batches = batches + $7::bigint,
-       done = $3::boolean, updated_at = clock_timestamp()
+       done = $3::boolean, pace = coalesce($8::text::jsonb, pace), updated_at = clock_timestamp()
  WHERE run_id = $4::text AND name = $5::text AND fence = $6::bigint
