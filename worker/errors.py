@@ -23,6 +23,7 @@ Errors for applications, which jobs and callers raise or catch:
     ├── ResultTooLarge           raised by `Run.result()`: the result was not stored
     ├── NonRetryableError        raise it in a job: the run is not retried
     ├── StallTimeout             the run made no progress and is retried
+    ├── ConnectionLost           a job lost a connection to a server that answers others
     ├── JobProcessDied           the subprocess of a job ended while it ran
     ├── JobProcessError          a job in a subprocess raised an exception
     └── Retry                    raise it in a job: the run is retried
@@ -214,6 +215,10 @@ class Snooze(Retry):
 
     def __init__(self, after: float, message: str = "the job asked to be run later") -> None:
         super().__init__(after, message)
+
+
+class ConnectionLost(LonghaulError):
+    """A job lost a connection, of its batch or of its own, to a server that answers others."""
 
 
 class StallTimeout(LonghaulError):

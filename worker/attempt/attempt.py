@@ -22,6 +22,7 @@ from worker.attempt.control import AttemptControl
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
 from worker.batch import Progress, Walk, swallowed_error_message
+from worker.batch.awaiting import TrackedCalls
 from worker.batch.batch_retry import BatchRetries, FailedBatch, RetryPlan
 from worker.batch.throttle import Throttle
 from worker.db.engine import Database
@@ -66,6 +67,7 @@ class Attempt:
         where: the batch that was open when the job raised, in words; None if none was.
         broken: the loop that an exception has left, in words; None if none has.
         failure: the batch that failed, to be retried; None if no batch was open.
+        calls: calls of the job that have to be awaited.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Attempt:
         self._run: OwnedRun | None = None
         self._reported_rows = 0
         self._loop: Walk[Any] | None = None
+        self.calls = TrackedCalls()
         self._names: set[str] = set()
         self._count = 0
         self._entry: RetryPlan | None = None
@@ -217,6 +220,15 @@ class Attempt:
         session = self.database.sessions()
         self._sessions.add(session)
         return session
+
+    async def settle_loop(self) -> None:
+        """Commit the last batch of a loop that the job has left by `break`, before another scope of the job opens.
+
+        The batch holds locks until then, and the scope could wait for them for ever.
+        """
+        loop = self._loop
+        if loop is not None and loop.is_left:
+            await loop.leave()
 
     # --- the host of durable loops, see `WalkHost`
 
@@ -339,6 +351,7 @@ class Attempt:
             await self._loop.leave()
         if self.broken is not None:
             raise LonghaulError(swallowed_error_message(self.broken))
+        self.calls.ensure_awaited()
 
     async def fail(self) -> None:
         """Roll back what is open: the job has raised."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
@@ -108,11 +108,17 @@ class JobContext:
 
         At the end of the block, the open transaction is committed; it is rolled back if the block raises.
         """
-        return session_scope(self._attempt.open_session)
+        return self._settled(session_scope(self._attempt.open_session))
 
     def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
         """Open a session in one transaction, committed once at the end of the block; rolled back if it raises."""
-        return transaction_scope(self._attempt.open_session)
+        return self._settled(transaction_scope(self._attempt.open_session))
+
+    @asynccontextmanager
+    async def _settled(self, scope: AbstractAsyncContextManager[ScopedSession]) -> AsyncIterator[ScopedSession]:
+        await self._attempt.settle_loop()
+        async with scope as session:
+            yield session
 
     def savepoint(self, session: AsyncSession) -> AbstractAsyncContextManager[AsyncSession]:
         """Open a savepoint in a session's transaction. Catch the error outside of the block to go on after it."""
@@ -184,7 +190,7 @@ class JobContext:
         """
         return make_stream(self._attempt, statement, **options)
 
-    async def sweep(self, statement: Update | Delete | Insert, **options: Unpack[SweepOptions]) -> int:
+    def sweep(self, statement: Update | Delete | Insert, **options: Unpack[SweepOptions]) -> Coroutine[Any, Any, int]:
         """Run one UPDATE, DELETE or INSERT ... SELECT over a whole table, in ranges of its key, each committed with
         its cursor.
 
@@ -200,6 +206,9 @@ class JobContext:
         Raises:
             UnsupportedStatement: The statement cannot be walked.
         """
+        return self._attempt.calls.track("ctx.sweep", self._sweep(statement, options))
+
+    async def _sweep(self, statement: Update | Delete | Insert, options: SweepOptions) -> int:
         return await make_sweep(self._attempt, statement, **options).run()
 
     def lines(self, path: str | Path, *, encoding: str = "utf-8", **options: Unpack[WalkOptions]) -> Walk[str]:

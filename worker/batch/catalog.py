@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
 from worker.batch.compiled import CompiledStatement
-from worker.batch.keyset import Keyset
+from worker.batch.keyset import KeyPart, Keyset
 from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
@@ -104,9 +104,19 @@ def _find_padded(keyset: Keyset, types: dict[str, str]) -> str | None:
 
 async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
     """Return the key of groups, which need not be unique, with its types, or why it cannot be a cursor."""
-    columns = [part.column.name for part in keyset.parts]
-    found = (await connection.execute(_KEY, {"table": table_name(keyset), "columns": columns})).one()
-    return _find_padded(keyset, found.types) or keyset.typed(found.types)
+    parts: list[KeyPart] = []
+    for part in keyset.parts:  # each may be of a table of its own
+        one = Keyset([part])
+        found = (
+            await connection.execute(_KEY, {"table": table_name(one), "columns": [part.column.name]})
+        ).one_or_none()
+        if found is None:
+            raise _no_table(table_name(one), "stream")
+        problem = _find_padded(one, found.types)
+        if problem:
+            return problem
+        parts += one.typed(found.types).parts
+    return Keyset(parts)
 
 
 async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> bool:

@@ -58,6 +58,7 @@ def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     """
     if by is not None:
         parts = [_make_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
+        _ensure_one_table(parts, kind)
         for part in parts:
             if not selects_from(statement, part):
                 raise UnsupportedStatement(
@@ -77,6 +78,16 @@ def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     if column is None or table is None or not list(table.primary_key):
         raise UnsupportedStatement(f"{kind}: this statement has no primary key to walk by: set by=")
     return Keyset([_make_part(part, kind) for part in table.primary_key], statement)
+
+
+def _ensure_one_table(parts: list[KeyPart], kind: str) -> None:
+    """Raise `UnsupportedStatement` for a key of several tables: no unique index can hold it."""
+    tables = {str(part.expression.table) for part in parts}
+    if len(tables) > 1:
+        raise UnsupportedStatement(
+            f"{kind}: by= names columns of {' and '.join(sorted(tables))}, and no unique index holds a key of several "
+            f"tables: walk by a key of one table"
+        )
 
 
 def find_entity(statement: Select[Any]) -> Any:

@@ -53,6 +53,7 @@ def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[Stream
         on_restart=options.get("on_restart"),
         replica=options.get("replica", False),
         max_snapshot_seconds=host.settings.batch.max_snapshot_seconds,
+        lock_timeout_seconds=host.settings.database.lock_timeout_seconds,
     )
     return Walk(host, source, **_read_common(options))
 

@@ -69,6 +69,9 @@ class SkipLockedSource:
         values = keyset.values("last", keyset.decode(keys[-1])) | self._select.behind(cursor)
         page = await (self._first if cursor is None else self._next).read(transaction, values)
         got = {json.dumps(key) for key in page.row_keys()}
+        if not got <= {json.dumps(key) for key in keys}:
+            await transaction.roll_back()  # a key was spelled anew between the two statements: read them again
+            return Page()
         skipped = [key for key in keys if json.dumps(key) not in got]
         if skipped:
             await self._ledger.remember(await transaction.driver(), skipped)
@@ -84,12 +87,24 @@ class SkipLockedSource:
         if page.rows:
             got = {json.dumps(key) for key in page.row_keys()}
             done = [id_ for id_, key in known.items() if json.dumps(key) in got]
+            if not got <= {json.dumps(key) for key in known.values()}:
+                page, done = await self._fetch_one_skipped(transaction, known)
         else:
             page = await self._waiting.read(transaction, values)
             done = list(known)  # with those that were deleted, or no longer match
         if done:
             await self._ledger.forget(await transaction.driver(), done)
         return replace(page, cursor=None, share=1.0, examined=size)
+
+    async def _fetch_one_skipped(
+        self, transaction: BatchTransaction, known: dict[int, Any]
+    ) -> tuple[Page[Any], list[int]]:
+        """Return one row and its stored key, if equal keys are spelled in several ways, such as 1.0 and 1.00."""
+        for id_, key in known.items():
+            page = await self._free.read(transaction, self._select.keyset.array_values([key]))
+            if page.rows:
+                return page, [id_]
+        return Page(), []
 
     async def close(self) -> None:
         """Nothing is held between two batches."""

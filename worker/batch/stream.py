@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
 from sqlalchemy import Select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 
 from worker.batch.catalog import count_rows, sql_text, table_name
@@ -28,6 +30,7 @@ from worker.errors import UnsupportedStatement, UsageError
 logger = logging.getLogger("longhaul.batch")
 
 _REPLAY_POLL_SECONDS = 0.05
+_LOCK_TIMEOUT_SECONDS = 5
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time if the rows are objects
 _WRITTEN = "SELECT pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn"
 _REPLAYED = text(
@@ -44,6 +47,7 @@ class StreamSource:
         on_restart: "start_over" admits a result without a key to continue behind.
         replica: Whether to read at the replica, if there is one.
         max_snapshot_seconds: The age at which a snapshot is renewed; 0 for never.
+        lock_timeout_seconds: The `lock_timeout` of the database; 0 for none.
     """
 
     kind = "stream"
@@ -56,6 +60,7 @@ class StreamSource:
         on_restart: Literal["start_over"] | None = None,
         replica: bool = False,
         max_snapshot_seconds: float = 0,
+        lock_timeout_seconds: float = 0,
     ) -> None:
         if not isinstance(statement, Select):
             raise UnsupportedStatement(f"stream takes a select(), not {type(statement).__name__}")
@@ -64,6 +69,8 @@ class StreamSource:
         self._replica = database.replica if replica else None
         self._database = self._replica or database
         self._max_age_seconds = max_snapshot_seconds
+        self._lock_timeout_seconds = lock_timeout_seconds
+        self._writer: AsyncConnection | None = None
         self._keyset: Keyset | None = None
         self._reader: SnapshotReader | None = None
         self._replica_position: Decimal | None = None
@@ -73,6 +80,7 @@ class StreamSource:
     async def open(self, step: OpenStep) -> Bounds:
         """Choose the key behind which a restart continues."""
         self._name = f"step={step.name} run={step.run_id}"
+        await self._limit_lock_waits(step.connection)
         self._keyset, problem = await find_resume_key(step.connection, self._statement)
         if self._keyset is None:
             if not self._starts_over:
@@ -108,6 +116,28 @@ class StreamSource:
 
     async def close(self) -> None:
         """Close the reader."""
+        try:
+            await self._close_reader()
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with suppress(DBAPIError):  # a lost connection has no settings any more
+                    await writer.execute(text("RESET lock_timeout"))
+                    await writer.commit()
+
+    async def _limit_lock_waits(self, writer: AsyncConnection) -> None:
+        """Limit the waits for locks of the connection that writes, for as long as the stream is open.
+
+        The reader holds a lock on its tables. If an ALTER TABLE waits for that lock, and the writer waits behind the
+        ALTER TABLE, the reader waits for the writer in this process: a deadlock that PostgreSQL cannot see. The lock
+        timeout fails the partition; the reader closes, and the partition is attempted again.
+        """
+        if self._lock_timeout_seconds or self._database.pooled:
+            return
+        self._writer = writer
+        await writer.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'"))
+
+    async def _close_reader(self) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
             await reader.close()
@@ -144,7 +174,7 @@ class StreamSource:
         logger.info(
             "stream takes a new snapshot: %s age_seconds=%.0f cursor=%s", self._name, reader.age_seconds, cursor
         )
-        await self.close()
+        await self._close_reader()
 
     async def _has_replica_caught_up(self, transaction: BatchTransaction) -> bool:
         """Return whether a snapshot of the replica has everything that was committed before: else rows are left out.

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
+from worker.batch.awaiting import TrackedBulk, TrackedCalls
 from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
-from worker.batch.bulk import Bulk
 from worker.batch.loop_exit import LoopIterator, swallowed_error_message
 from worker.batch.page import jsonable, weigh_rows
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
@@ -35,7 +35,7 @@ class Walk(Generic[T]):
     """One durable loop: `async for batch in walk`, or `async with walk as batches: async for batch in batches`.
 
     The second form commits the last batch when the block ends. In the first one, the last batch of a loop that was left
-    by `break` is committed when the job goes on to another loop or returns.
+    by `break` is committed when the job opens another loop or scope, or returns.
 
     Args:
         host: The attempt that it runs in.
@@ -66,8 +66,8 @@ class Walk(Generic[T]):
         self._sizer: BatchSizer = make_sizer(size, host.settings.batch, kind=source.kind)
         self._bounds = Bounds()
         self._retry: RetryPlan | None = None
-        self._run: OwnedRun | None = None
         self._step: StepRecord | None = None
+        self._owned_run: OwnedRun  # set by the first call of __anext__, as the step
         self._transaction: BatchTransaction | None = None
         self._page: Page[T] = _NO_PAGE
         self._rows = 0  # rows of the open batch
@@ -76,6 +76,7 @@ class Walk(Generic[T]):
         self._done_share = 0.0  # the largest share that was reported
         self._iterator: weakref.ref[object] | None = None
         self._is_finished = False
+        self._calls = TrackedCalls()
         self.was_left_by_break: bool | None = None
 
     # --- the loop
@@ -124,7 +125,7 @@ class Walk(Generic[T]):
         if error is not None:
             await self.fail()
         else:
-            # The block ended without an exception. Only an exception that was caught between loop and block is left.
+            # Only an exception that was caught between loop and block is left.
             self.was_left_by_break = self.was_left_by_break is not False
             await self.leave()
 
@@ -171,8 +172,6 @@ class Walk(Generic[T]):
         finally:
             await self._end()
 
-    # --- what the attempt and the job see
-
     @property
     def kind(self) -> str:
         """The kind of the walk, as its source names it."""
@@ -185,9 +184,9 @@ class Walk(Generic[T]):
         return self._step
 
     @property
-    def _owned_run(self) -> OwnedRun:
-        assert self._run is not None  # noqa: S101
-        return self._run
+    def is_left(self) -> bool:
+        """Whether the job has left this loop, which still has its last batch open."""
+        return self._iterator is not None and self._iterator() is None and not self._is_finished
 
     @property
     def in_progress(self) -> bool:
@@ -206,7 +205,7 @@ class Walk(Generic[T]):
         """Find or create the step in the ledger, and open the source."""
         host = self._host
         await host.enter_loop(self)
-        run = self._run = await host.durable_run()
+        run = self._owned_run = await host.durable_run()
         name = host.step_name(self.kind, self._name)
         self._retry = host.take_entry(name)
         if run.spec.only is not None:
@@ -256,7 +255,7 @@ class Walk(Generic[T]):
         return Batch(
             page.rows,
             transaction,
-            Bulk(transaction, self._host.settings.batch, self._host.database),
+            TrackedBulk(self._calls, transaction, self._host.settings.batch, self._host.database),
             number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
@@ -278,6 +277,7 @@ class Walk(Generic[T]):
                 f"{self.kind}: batch {self._number} ends at {page.cursor}, where the one before it did: the walk would "
                 f"never end, because its key does not order the rows"
             )
+        self._calls.ensure_awaited()
         if page.check is not None:
             page.check()
         if run.spec.only is not None:
@@ -348,10 +348,10 @@ class Walk(Generic[T]):
         if retry is None or retry.skip_key is None or retry.error is None:
             return False
         skip_key, retry.skip_key = retry.skip_key, None
-        assert self._transaction is not None  # noqa: S101
-        # The row is found by its key: others may have deleted it since, and its neighbour must not pay for that.
+        # Others may have deleted the row since: it is found by its key, so that its neighbour is not set aside.
         if any(key != skip_key for key in page.row_keys()):
             return False
+        assert self._transaction is not None  # noqa: S101
         raw = await self._transaction.driver()
         await self._owned_run.quarantine.add_row(raw, self.step, skip_key, retry.error, jsonable(page.rows[0]))
         self._rows = 0

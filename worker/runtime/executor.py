@@ -54,6 +54,7 @@ from worker.runtime.outcome import (
     Released,
     Succeeded,
 )
+from worker.runtime.server_probe import confirm_error
 from worker.runtime.server_retry import ServerRetry, WorkerState
 from worker.settings.model import Settings
 
@@ -302,7 +303,8 @@ class Executor:
         except BaseExceptionGroup as group:
             return make_outcome(execution, job, find_exit(group) or group, self._rules)
         except (Exception, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
-            return make_outcome(execution, job, error, self._rules)
+            confirmed = await confirm_error(error, execution.attempt, self._database, self._store.redis)
+            return make_outcome(execution, job, confirmed, self._rules)
 
     async def _call(
         self,
