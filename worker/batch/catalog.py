@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Executable, Select, func, select, text
+from sqlalchemy import Enum, Executable, LargeBinary, Select, String, func, inspect, select, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +20,12 @@ from worker.errors import UnsupportedStatement
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
 #: Of asyncpg's dialect: that of others writes a % in a name twice.
 _PREPARER = asyncpg_dialect().identifier_preparer  # type: ignore[no-untyped-call]
+
+logger = logging.getLogger("longhaul.batch")
+
+_WEIGHED_ROWS = 100
+#: Of Python for each value, beside its bytes.
+_VALUE_BYTES = 50
 
 _KEY = text("""
 SELECT coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
@@ -34,9 +41,28 @@ SELECT coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_a
          WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
            AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
            AND (SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
-                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted
+                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted,
+       EXISTS (SELECT FROM pg_catalog.pg_index
+                WHERE indrelid = relation AND indisvalid AND indpred IS NULL
+                  AND (SELECT pg_catalog.array_agg(attname::text ORDER BY place)
+                         FROM pg_catalog.unnest(indkey[0:pg_catalog.cardinality(wanted) - 1])
+                              WITH ORDINALITY AS key (number, place)
+                         JOIN pg_catalog.pg_attribute ON attrelid = relation AND attnum = number) = wanted) AS is_served
   FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
+""")
+
+
+_UNINDEXED_CHILDREN = text("""
+SELECT conrelid::regclass::text AS name,
+       (SELECT pg_catalog.array_agg(attname::text ORDER BY place)
+          FROM pg_catalog.unnest(conkey) WITH ORDINALITY AS key (number, place)
+          JOIN pg_catalog.pg_attribute ON attrelid = conrelid AND attnum = number) AS columns
+  FROM pg_catalog.pg_constraint
+ WHERE contype = 'f' AND confrelid = pg_catalog.to_regclass(CAST(:table AS text))
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_index
+                    WHERE indrelid = conrelid AND indisvalid AND indpred IS NULL
+                      AND conkey <@ (indkey::int2[])[0:pg_catalog.cardinality(conkey) - 1])
 """)
 
 
@@ -92,6 +118,16 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
         )
     if not found.unique_and_sorted:
         return f"{table} has no unique index on ({shown}), and rows of one key could be parted or left out"
+    if not found.is_served:
+        logger.warning(
+            "no index has the order of a walk, so each batch sorts the rest of the table: kind=%s table=%s key=(%s) "
+            "cure='CREATE INDEX CONCURRENTLY ON %s (%s)'",
+            kind,
+            table,
+            shown,
+            table,
+            shown,
+        )
     return _find_padded(keyset, found.types) or keyset.typed(found.types)
 
 
@@ -117,6 +153,55 @@ async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset |
             return problem
         parts += one.typed(found.types).parts
     return Keyset(parts)
+
+
+async def warn_of_unindexed_children(connection: AsyncConnection, keyset: Keyset) -> None:
+    """Log each foreign key to a table that no index serves: a DELETE of a parent reads the whole child for each row."""
+    table = table_name(keyset)
+    for child in await connection.execute(_UNINDEXED_CHILDREN, {"table": table}):
+        logger.warning(
+            "a foreign key has no index, so each deleted row of %s reads all of %s: "
+            "cure='CREATE INDEX CONCURRENTLY ON %s (%s)'",
+            table,
+            child.name,
+            child.name,
+            ", ".join(child.columns),
+        )
+
+
+async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order: Sequence[Any]) -> float | None:
+    """Return the bytes of a row of a select, by the first rows of the walk, without reading their long values.
+
+    Args:
+        connection: The run's own connection.
+        statement: The select.
+        order: The order of the walk.
+    """
+    weights: list[Any] = []
+    for described in statement.column_descriptions:
+        entity, expression = described.get("entity"), described["expr"]
+        if entity is not None and expression is entity:
+            inspected: Any = inspect(entity)
+            attributes = [attribute for attribute in inspected.mapper.column_attrs if not attribute.deferred]
+            weights += [_weight(getattr(inspected.entity, attribute.key)) for attribute in attributes]
+        else:
+            weights.append(_weight(expression))
+    if not weights:
+        return None
+    weight = weights[0]
+    for more in weights[1:]:
+        weight = weight + more
+    rows = statement.with_only_columns(weight.label("weight"), maintain_column_froms=True).order_by(None)
+    some = rows.order_by(*order).limit(_WEIGHED_ROWS).subquery()
+    weighed = await connection.scalar(select(func.avg(some.c.weight)))
+    return None if weighed is None else float(weighed)
+
+
+def _weight(column: Any) -> Any:
+    # The length of a text or bytea is known without reading a value that is stored out of line.
+    is_text = isinstance(getattr(column, "type", None), String | LargeBinary) and not isinstance(column.type, Enum)
+    size = func.octet_length(column) if is_text else func.pg_column_size(column)
+    return func.coalesce(size, 0) + _VALUE_BYTES
 
 
 async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
 
-from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name
+from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
@@ -55,12 +55,14 @@ class KeysetSelect:
             if not step.count_exactly:
                 self._progress = await KeyProgress.look_up(step, keyset, self.last)
         self.shape = RowShape(self._statement, keyset)
+        row_bytes = await weigh_rows(connection, self._statement, keyset.order_by())
         return Bounds(
             key=keyset.describe(),
             last=self.last,
             total=total,
             is_empty=self.last is None,
             table=table_name(keyset),
+            row_bytes=row_bytes,
         )
 
     def behind(self, cursor: Sequence[Any] | None) -> dict[str, Any]:

@@ -24,13 +24,15 @@ class LinesSource:
     Args:
         path: The file.
         encoding: The encoding of its text.
+        max_bytes: The most bytes of the lines in a batch, but for a single line.
     """
 
     kind = "lines"
 
-    def __init__(self, path: Path, *, encoding: str) -> None:
+    def __init__(self, path: Path, *, encoding: str, max_bytes: int) -> None:
         self._path = path
         self._encoding = encoding
+        self._max_bytes = max_bytes
         self._file: IO[bytes] | None = None
         self._hash = hashlib.sha256()
         self._done_bytes = self._length = 0
@@ -81,7 +83,8 @@ class LinesSource:
     def _read(self, size: int) -> list[str]:
         assert self._file is not None  # noqa: S101
         found: list[str] = []
-        while len(found) < size:
+        end = self._done_bytes + self._max_bytes
+        while len(found) < size and self._done_bytes < end:
             raw = self._file.readline()
             if not raw:
                 break

@@ -68,7 +68,11 @@ def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: U
 def make_lines(host: WalkHost, path: str | Path, encoding: str, **options: Unpack[WalkOptions]) -> Walk[str]:
     """Return the walk of `ctx.lines`."""
     check_options("lines", options, WalkOptions)
-    return Walk(host, LinesSource(Path(path), encoding=encoding), **_read_common(options))
+    return Walk(
+        host,
+        LinesSource(Path(path), encoding=encoding, max_bytes=host.settings.batch.max_bytes),
+        **_read_common(options),
+    )
 
 
 def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:

@@ -14,7 +14,7 @@ from sqlalchemy import Select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 
-from worker.batch.catalog import count_rows, sql_text, table_name
+from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
 from worker.batch.key_choice import find_resume_key
 from worker.batch.keyset import Keyset
@@ -25,6 +25,7 @@ from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession, roll_back
+from worker.db.statement_internals import read_select_clauses
 from worker.errors import UnsupportedStatement, UsageError
 
 logger = logging.getLogger("longhaul.batch")
@@ -91,7 +92,9 @@ class StreamSource:
             logger.warning("stream cannot resume, a restart starts over: %s reason=%r", self._name, problem)
         if step.only_keys is not None and self._keyset is not None:
             self._statement = self._statement.where(self._keyset.among(step.only_keys))
-        total = None
+        total = row_bytes = None
+        if self._keyset is not None and not read_select_clauses(self._statement).group_by:
+            row_bytes = await weigh_rows(step.connection, self._statement, self._keyset.order_by())
         if step.is_new:
             total = await count_rows(step.connection, self._statement, exactly=step.count_exactly)
         return Bounds(
@@ -99,6 +102,7 @@ class StreamSource:
             total=total,
             is_resumable=self._keyset is not None,
             table=table_name(self._keyset) if self._keyset else "",
+            row_bytes=row_bytes,
         )
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:

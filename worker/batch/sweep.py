@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Delete, Insert, Select, Table, Update, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name
+from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, warn_of_unindexed_children
 from worker.batch.compiled import CompiledStatement
 from worker.batch.key_choice import check_walkable, choose_key
 from worker.batch.key_progress import KeyProgress
@@ -59,6 +59,8 @@ class SweepSource:
         """Check the key, look the bounds up, and compile the statements."""
         connection = step.connection
         keyset = self._keyset = await ensure_key_orders(connection, self._keyset, kind=self.kind)
+        if isinstance(self._statement, Delete):
+            await warn_of_unindexed_children(connection, keyset)
         self._last, total = step.last, 0
         if step.is_new:
             matching = self._matching()
