@@ -81,7 +81,7 @@ async def test_every_row_is_walked_once_whatever_the_sizes(
 ) -> None:
     sizes = random.Random(3)
 
-    def jump(self: AdaptiveSizer, rows: int, seconds: float) -> None:
+    def jump(self: AdaptiveSizer, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         self.size = sizes.randint(1, 40)
 
     monkeypatch.setattr(AdaptiveSizer, "note", jump)

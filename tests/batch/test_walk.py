@@ -302,14 +302,14 @@ async def test_an_id_that_is_enqueued_again_after_its_end_is_another_run(
     ledger = Ledger(database)
     first = await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
     await first.finish("succeeded", result="1")
-    await first._attempt.close()
+    await first.close()
     with pytest.raises(AlreadyFinished):  # the same one, come again
         await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 1}', "[]"))
     second = await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 2}', "[3]"))
     assert (second.rows, second.attempt) == (0, 1)
     with pytest.raises(RunIdConflict, match=r"with arguments \[3\]; a run of test with arguments \[4\]"):
         await ledger.claim(RunSpec("again", "test", "arq:queue", '{"et": 3}', "[4]"))
-    await second._attempt.close()
+    await second.close()
 
 
 async def test_a_loop_that_took_another_ones_place_is_refused(context: MakeContext) -> None:

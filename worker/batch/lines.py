@@ -68,7 +68,7 @@ class LinesSource:
             remaining -= len(piece)
         if self._hash.hexdigest() != known_hash:
             raise CursorMismatch(
-                f"lines: the first {done_bytes} bytes of {self._path}, which are done, changed; {cure}"
+                f"lines: the first {done_bytes} bytes of {self._path}, which are done, have changed; {cure}"
             )
         self._done_bytes = done_bytes
 
