@@ -227,8 +227,12 @@ class Attempt:
         The batch holds locks until then, and the scope could wait for them for ever.
         """
         loop = self._loop
-        if loop is not None and loop.is_left:
+        if loop is None or not loop.is_left:
+            return
+        if loop.was_left_by_break:
             await loop.leave()
+        else:  # the job may be about to record the exception that left the loop
+            await loop.fail()
 
     # --- the host of durable loops, see `WalkHost`
 

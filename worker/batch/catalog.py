@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
 from worker.batch.compiled import CompiledStatement
-from worker.batch.keyset import KeyPart, Keyset
+from worker.batch.keyset import KeyPart, Keyset, underlying_column
 from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
@@ -183,9 +183,11 @@ async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order:
         if entity is not None and expression is entity:
             inspected: Any = inspect(entity)
             attributes = [attribute for attribute in inspected.mapper.column_attrs if not attribute.deferred]
-            weights += [_weight(getattr(inspected.entity, attribute.key)) for attribute in attributes]
+            columns = [getattr(inspected.entity, attribute.key) for attribute in attributes]
         else:
-            weights.append(_weight(expression))
+            columns = [expression]
+        # An expression could fail, or have effects, and is weighed with the first batch.
+        weights += [_weight(column) for column in columns if underlying_column(column) is not None]
     if not weights:
         return None
     weight = weights[0]

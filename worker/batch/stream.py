@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from sqlalchemy import Select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 
 from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
@@ -125,7 +125,7 @@ class StreamSource:
         finally:
             writer, self._writer = self._writer, None
             if writer is not None:
-                with suppress(DBAPIError):  # a lost connection has no settings any more
+                with suppress(SQLAlchemyError):  # a lost connection has no settings any more
                     await writer.execute(text("RESET lock_timeout"))
                     await writer.commit()
 
