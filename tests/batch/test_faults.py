@@ -236,6 +236,18 @@ async def test_transaction_after_a_break_does_not_wait_for_the_jobs_own_lock(
         assert await session.scalar(select(Author.seen).where(Author.id == 1)) == 202
 
 
+async def test_bulk_after_a_break_does_not_wait_for_the_jobs_own_lock(context: MakeContext, database: Database) -> None:
+    await fill_authors(database, ROWS)
+    ctx = context()
+    async for batch in ctx.chunks(select(Author.id), size=SIZE):
+        await count(batch)
+        break
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await ctx.bulk.update(Author, [{"id": key, "seen": 5} for key in range(1, SIZE + 1)]) == SIZE
+    await ctx._attempt.succeed()
+    assert await count_seen(database) == {0: ROWS - SIZE, 5: SIZE}
+
+
 async def test_transaction_inside_a_loop_leaves_the_batch_open(context: MakeContext, database: Database) -> None:
     await fill_authors(database, ROWS)
     ctx = context()

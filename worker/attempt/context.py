@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
 from worker.batch import Bulk, Source, Walk
+from worker.batch.awaiting import TrackedBulk
 from worker.batch.loops import make_chunks, make_lines, make_stream, make_sweep, make_walk
 from worker.batch.options import ChunkOptions, SourceOptions, StreamOptions, SweepOptions, WalkOptions
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
@@ -250,4 +251,5 @@ class JobContext:
     def bulk(self) -> Bulk:
         """Bulk operations outside of a batch: each call is one transaction."""
         self._attempt.ensure_not_abandoned()
-        return Bulk(None, self.settings.batch, self.database)
+        attempt = self._attempt
+        return TrackedBulk(attempt.calls, "ctx.bulk", attempt.settle_loop, None, self.settings.batch, self.database)

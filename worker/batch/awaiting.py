@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from worker.batch.bulk import Bulk
@@ -63,24 +63,47 @@ class TrackedCalls:
 
 
 class TrackedBulk(Bulk):
-    """The bulk operations of a batch, each of which has to be awaited."""
+    """Bulk operations of a batch or a job, each of which has to be awaited.
 
-    def __init__(self, calls: TrackedCalls, *args: Any) -> None:
+    Args:
+        calls: Keeps the calls.
+        name: How the job spells them, such as "batch.bulk".
+        settle: Called before an operation opens a transaction of its own; None inside a batch.
+        args: Those of `Bulk`.
+    """
+
+    def __init__(
+        self, calls: TrackedCalls, name: str, settle: Callable[[], Awaitable[None]] | None, *args: Any
+    ) -> None:
         super().__init__(*args)
         self._calls = calls
+        self._name = name
+        self._settle = settle
 
     def insert(self, *args: Any, **options: Any) -> TrackedCall[int]:
         """See `Bulk.insert`."""
-        return self._calls.track("batch.bulk.insert", super().insert(*args, **options))
+        return self._track("insert", super().insert(*args, **options))
 
     def update(self, *args: Any, **options: Any) -> TrackedCall[int]:
         """See `Bulk.update`."""
-        return self._calls.track("batch.bulk.update", super().update(*args, **options))
+        return self._track("update", super().update(*args, **options))
 
     def upsert(self, *args: Any, **options: Any) -> TrackedCall[int]:
         """See `Bulk.upsert`."""
-        return self._calls.track("batch.bulk.upsert", super().upsert(*args, **options))
+        return self._track("upsert", super().upsert(*args, **options))
 
     def delete(self, *args: Any, **options: Any) -> TrackedCall[int]:
         """See `Bulk.delete`."""
-        return self._calls.track("batch.bulk.delete", super().delete(*args, **options))
+        return self._track("delete", super().delete(*args, **options))
+
+    def _track(self, verb: str, call: Coroutine[Any, Any, int]) -> TrackedCall[int]:
+        return self._calls.track(f"{self._name}.{verb}", self._settled(call) if self._settle is not None else call)
+
+    async def _settled(self, call: Coroutine[Any, Any, int]) -> int:
+        try:
+            if self._settle is not None:
+                await self._settle()
+        except BaseException:
+            call.close()
+            raise
+        return await call

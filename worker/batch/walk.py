@@ -255,7 +255,7 @@ class Walk(Generic[T]):
         return Batch(
             page.rows,
             transaction,
-            TrackedBulk(self._calls, transaction, self._host.settings.batch, self._host.database),
+            TrackedBulk(self._calls, "batch.bulk", None, transaction, self._host.settings.batch, self._host.database),
             number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
