@@ -285,8 +285,8 @@ class Walk(Generic[T]):
                 await run.quarantine.delete_retried_row(await transaction.driver(), key)
         done = done or page.is_last
         batches = int(self._rows > 0 or page.cursor is not None)
-        move = partial(run.checkpoints.move, step=step, cursor=page.cursor, rows=self._rows, done=done, batches=batches)
-        await transaction.commit(move)
+        moved = {"cursor": page.cursor, "rows": self._rows, "done": done, "batches": batches}
+        await transaction.commit(partial(run.checkpoints.move, step=step, pace=self._make_pace(page), **moved))
         self._transaction = None
         step.rows += self._rows
         step.batches += batches
