@@ -111,8 +111,8 @@ class BatchRetries:
         the batch was committed. If it was, the loop continues behind it with all rows.
 
         After a transient error (deadlock, lock timeout, statement timeout) the batch is halved, down to one row. After
-        another error, if the loop has a quarantine, it is halved until the row that fails stands alone; that row goes
-        to quarantine.
+        another error, or a transient one that does not pass, it is halved until the row that fails stands alone, if the
+        loop has a quarantine; that row goes to quarantine.
 
         Raises:
             FencedOut: Another worker owns the run.
@@ -133,12 +133,10 @@ class BatchRetries:
         self._count += 1
         if is_committed:
             return RetryPlan(failure.step, failure.rows, 0)
-        if is_transient(error):
-            if self._count > _TRANSIENT_RETRIES:
-                return None
+        if is_transient(error) and self._count <= _TRANSIENT_RETRIES:
             await asyncio.sleep(random.uniform(0.01, 0.05) * self._count)  # noqa: S311 - no secret
             return failure.retry_half()
-        if self._count > _QUARANTINE_RETRIES:
+        if not failure.quarantine_limit or self._count > _QUARANTINE_RETRIES:
             return None
         if failure.rows > 1:
             return failure.retry_half()

@@ -5,5 +5,5 @@
 -- $1 cursor, $2 rows, $3 done, $4 run, $5 step, $6 fence, $7 batches, $8 pace
 UPDATE worker.step
    SET cursor = coalesce($1::text::jsonb, cursor), rows = rows + $2::bigint, batches = batches + $7::bigint,
-       done = $3::boolean, pace = coalesce($8::text::jsonb, pace), updated_at = clock_timestamp()
+       done = $3::boolean, pace = coalesce($8::text::jsonb, pace), updated_at = pg_catalog.clock_timestamp()
  WHERE run_id = $4::text AND name = $5::text AND fence = $6::bigint
