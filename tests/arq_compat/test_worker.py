@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 import logging
 import pickle
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -831,3 +833,68 @@ async def test_keep_result_of_a_function_holds_in_each_way_to_fail(arq: ArqRedis
     await make(functions).main()
     assert await arq.exists(keys.RESULT + "boom", keys.RESULT + "again") == 0
     assert await arq.enqueue_job("again", _job_id="again") is not None
+
+
+async def test_the_log_has_arqs_own_words(arq: ArqRedis, make: MakeWorker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def good(ctx: dict[Any, Any], name: str) -> str:
+        return name
+
+    async def bad(ctx: dict[Any, Any]) -> None:
+        raise ValueError("no")
+
+    async def again(ctx: dict[Any, Any]) -> None:
+        raise ArqRetry(defer=0.01)
+
+    for name, arguments in (("good", ("x",)), ("bad", ()), ("again", ()), ("unknown", ())):
+        await arq.enqueue_job(name, *arguments, _job_id=f"id-{name}")
+    await arq.set(keys.JOB + "id-junk", b"\x80junk")
+    await arq.zadd("arq:queue", {"id-junk": 1, "id-gone": 1})
+    functions = [
+        arq_func(good, name="good"),
+        arq_func(bad, name="bad"),
+        arq_func(again, name="again", max_tries=1),
+    ]
+    await make(functions).main()
+    for words in (
+        r"\d\.\d\ds → id-good:good\('x'\)",
+        r"\d\.\d\ds ← id-good:good ● 'x'",
+        r"\d\.\d\ds ! id-bad:bad failed, ValueError: no",
+        r"\d\.\d\ds ↻ id-again:again retrying job in 0\.01s",
+        r"\d\.\d\ds ! id-again:again max retries 1 exceeded",
+        r"job id-unknown, function 'unknown' not found",
+        r"deserializing job id-junk failed",
+        r"job id-gone expired",
+    ):
+        assert re.search(words, caplog.text), words
+
+
+def test_the_signature_is_arqs_with_what_is_ours_behind_it() -> None:
+    stock, ours = inspect.signature(StockWorker).parameters, inspect.signature(Worker).parameters
+    assert list(ours) == [*stock, "settings", "accept_pickle", "mirror"]
+    assert [ours[name].default for name in stock] == [one.default for one in stock.values()]
+
+
+async def test_the_health_check_is_there_before_the_first_job(arq: ArqRedis, make: MakeWorker) -> None:
+    found: list[Any] = []
+
+    async def look(ctx: dict[Any, Any]) -> None:
+        found.append(await ctx["redis"].get("arq:queue:health-check"))
+
+    await arq.enqueue_job("look")
+    await make([arq_func(look, name="look")]).main()
+    assert b"j_complete=0 j_failed=0 j_retried=0 j_ongoing=0 queued=1" in found[0]
+
+
+async def test_without_a_mirror_all_keys_are_arqs(arq: ArqRedis, make: MakeWorker) -> None:
+    async def good(ctx: dict[Any, Any]) -> None:
+        pass
+
+    await arq.enqueue_job("good")
+    await arq.set(keys.JOB + "junk", b"\x80junk")
+    await arq.zadd("arq:queue", {"junk": 1})
+    lines = [cron(good, name="cron", second=set(range(60)), unique=True)]
+    await make([arq_func(good, name="good")], mirror=False, cron_jobs=lines, max_burst_jobs=4).main()
+    assert [name for name in await arq.keys("*") if not name.startswith(b"arq:")] == []
+    assert await arq.keys("arq:result:cron:*")

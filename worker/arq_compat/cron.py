@@ -36,6 +36,7 @@ class ArqCron(Scheduler):
         rules: for theirs.
         arq: has the cron jobs, and their time zone.
         codec: writes payloads.
+        guards: whether the last due time of each line is kept in `worker:cron`.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class ArqCron(Scheduler):
         rules: WorkerSettings,
         arq: ArqWorker,
         codec: ArqCodec,
+        *,
+        guards: bool = True,
     ) -> None:
         super().__init__(registry, ledger, store, rules)
         self._arq = arq
         self._codec = codec
+        self._guards = guards
 
     async def start(self, now: datetime | None = None) -> None:
         """Begin; what runs at startup is enqueued."""
@@ -76,7 +80,7 @@ class ArqCron(Scheduler):
                 job.calculate_next(job.next_run)
 
     async def _enqueue_arqs(self, job: CronJob, due: datetime, now: datetime, *, at_startup: bool) -> None:
-        if job.unique and not job.job_id and not at_startup:
+        if self._guards and job.unique and not job.job_id and not at_startup:
             run_id = f"{job.name}:{to_unix_ms(due)}"
             fields = (job.month, job.day, job.weekday, job.hour, job.minute, job.second, job.microsecond)
             line = f"arq {job.name} {' '.join(map(str, fields))}"

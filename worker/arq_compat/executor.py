@@ -120,6 +120,7 @@ class ArqExecutor:
         observer: hears of attempts that begin.
         log: for lines that come with each job.
         servers: repeats what a server that is away did not take.
+        keeps_dead_letters: whether a payload that cannot be read is kept in `worker:dead`.
     """
 
     def __init__(
@@ -135,7 +136,9 @@ class ArqExecutor:
         observer: Observer,
         log: SampledLogger,
         servers: ServerRetry,
+        keeps_dead_letters: bool = True,
     ) -> None:
+        self._keeps_dead_letters = keeps_dead_letters
         self._jobs = jobs
         self._hooks = hooks
         self._is_known = is_known
@@ -161,28 +164,35 @@ class ArqExecutor:
         if claim.payload is None and (self._has_ledger or claim.payload_problem is not None):
             return await self._jobs.run(execution)
         if claim.payload is None:
-            return self._end_unbegun(execution, JobExecutionFailed("job expired"))
+            logger.warning("job %s expired", claim.run_id)
+            return self._end_unbegun(JobExecutionFailed("job expired"))
         try:
             payload = self._codec.read(claim.payload)
         except InvalidPayload as error:
             text = format_error(error)
-            await self._servers.redis(execution.name, lambda: self._store.add_dead_letter(claim, text, job=""))
-            return self._end_unbegun(execution, DeserializationError(text))
+            if self._keeps_dead_letters:
+                await self._servers.redis(execution.name, lambda: self._store.add_dead_letter(claim, text, job=""))
+            logger.error("deserializing job %s failed", claim.run_id, exc_info=error)
+            return self._end_unbegun(DeserializationError(f"unable to deserialize job: {text}"))
         if self._is_known(payload.function):
             return await self._jobs.run_payload(execution, payload)
         await self._jobs.set_payload(execution, payload)
         order = await self._jobs.follow_order(execution)
         if isinstance(order, Cancelled):
-            logger.info("%s: aborted before start", execution.name)
-            return self._end_unbegun(execution, asyncio.CancelledError())
+            logger.info("%6.2fs ⊘ %s aborted before start", _waited(execution, payload), _reference(execution))
+            return self._end_unbegun(asyncio.CancelledError())
         if order is not None:
             return order
         function = self._arq.functions.get(payload.function)
         if function is None:
-            return self._end_unbegun(execution, JobExecutionFailed(f"function {payload.function!r} not found"))
+            logger.warning("job %s, function %r not found", claim.run_id, payload.function)
+            return self._end_unbegun(JobExecutionFailed(f"function {payload.function!r} not found"))
         most = self._arq.max_tries if function.max_tries is None else function.max_tries
         if execution.claim.attempt > most:
-            return self._end_unbegun(execution, JobExecutionFailed(f"max {most} retries exceeded"), function)
+            words = "%6.2fs ! %s max retries %d exceeded"
+            reference = _reference(execution, function)
+            logger.warning(words, _waited(execution, payload), reference, most)
+            return self._end_unbegun(JobExecutionFailed(f"max {most} retries exceeded"), function)
         return await self._call(execution, function, payload)
 
     # --- the function
@@ -193,7 +203,7 @@ class ArqExecutor:
         execution.function = function
         try:
             ctx = await self._hooks.start(execution, payload)
-            self._log_begin(execution, payload)
+            self._log_begin(execution, function, payload)
             body = asyncio.create_task(_guarded(function, ctx, payload))
             execution.begin(body, now=asyncio.get_running_loop().time(), limit_seconds=limit)
             try:
@@ -208,7 +218,7 @@ class ArqExecutor:
         except Exception as error:  # noqa: BLE001 - a job raises anything
             return self._make_outcome(execution, function, error)
         shown = "" if result is None or not self._arq.log_results else _shown(result)
-        self._log.info("%6.2fs ← %s ● %s", execution.elapsed_seconds, execution.name, shown)
+        self._log.info("%6.2fs ← %s ● %s", execution.elapsed_seconds, _reference(execution, function), shown)
         return self._end_begun(function, result, state="succeeded")
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
@@ -226,7 +236,7 @@ class ArqExecutor:
     def _make_outcome(self, execution: ArqExecution, function: Function | CronJob, error: BaseException) -> Outcome:
         if not isinstance(error, asyncio.CancelledError):
             return self._make_failure(execution, function, error)
-        seconds, name = execution.elapsed_seconds, execution.name
+        seconds, name = execution.elapsed_seconds, _reference(execution, function)
         match execution.interrupt_reason:
             case "timeout":
                 return self._make_failure(execution, function, TimeoutError())
@@ -237,9 +247,9 @@ class ArqExecutor:
                 return self._end_begun(function, error, state="cancelled")
             case reason if self._arq.retry_jobs:
                 # The end of this worker costs the job no attempt; a job that cancels itself could go on for ever.
-                return self._again(execution, 0.0, "cancelled, will be run again", counts=reason != "drain")
+                return self._again(execution, function, 0.0, "cancelled, will be run again", counts=reason != "drain")
             case _:
-                logger.error("%6.2fs ! %s failed, CancelledError", seconds, name)
+                logger.error("%6.2fs ! %s failed, CancelledError: %s", seconds, name, error)
                 return self._end_begun(function, error, state="dead")
 
     def _make_failure(self, execution: ArqExecution, function: Function | CronJob, error: BaseException) -> Outcome:
@@ -249,20 +259,26 @@ class ArqExecutor:
                 delay = (error.defer_score or 0) / 1000
             elif isinstance(error, Retry):
                 delay = error.after or 0.0
-            return self._again(execution, max(0.0, delay), f"retrying job in {delay:0.2f}s", counts=True)
+            words = f"retrying job in {delay:0.2f}s"
+            if isinstance(error, RetryJob) and not isinstance(error, ArqRetry):
+                words = "cancelled, will be run again"
+            return self._again(execution, function, max(0.0, delay), words, counts=True)
         extra = getattr(error, "extra", None)
         logger.error(
-            "%6.2fs ! %s failed, %s",
+            "%6.2fs ! %s failed, %s: %s",
             execution.elapsed_seconds,
-            execution.name,
-            format_error(error),
+            _reference(execution, function),
+            type(error).__name__,
+            format_error(error).partition(": ")[2],
             exc_info=error,
             extra={"extra": extra() if callable(extra) else extra},
         )
         return self._end_begun(function, error, state="dead")
 
-    def _again(self, execution: Execution, delay: float, why: str, *, counts: bool) -> Released:
-        self._log.info("%6.2fs ↻ %s %s", execution.elapsed_seconds, execution.name, why)
+    def _again(
+        self, execution: Execution, function: Function | CronJob, delay: float, why: str, *, counts: bool
+    ) -> Released:
+        self._log.info("%6.2fs ↻ %s %s", execution.elapsed_seconds, _reference(execution, function), why)
         execution.claim = execution.claim._replace(payload=None)  # it lies there as it did, and expires when it did
         return Released(delay_seconds=delay, counts=counts)
 
@@ -277,19 +293,15 @@ class ArqExecutor:
             keep_ms = max(keep_ms, keep_cronjob_progress * 1000)
         return ArqEnded(value, keep_ms, state)
 
-    def _end_unbegun(
-        self, execution: Execution, error: BaseException, function: Function | CronJob | None = None
-    ) -> ArqEnded:
+    def _end_unbegun(self, error: BaseException, function: Function | CronJob | None = None) -> ArqEnded:
         """End a job that arq's rules do not let begin."""
         cancelled = isinstance(error, asyncio.CancelledError)
-        if not cancelled:
-            logger.warning("%s: %s", execution.name, error)
         state = "cancelled" if cancelled else "dead"
         if function is not None:
             return self._end_begun(function, error, state=state)
         return ArqEnded(error, _kept(self._arq.keep_result_forever, self._arq.keep_result_s), state)
 
-    def _log_begin(self, execution: Execution, payload: Payload) -> None:
+    def _log_begin(self, execution: Execution, function: Function | CronJob, payload: Payload) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
         claim = execution.claim
@@ -297,9 +309,9 @@ class ArqExecutor:
         late = (execution.started_ms - claim.due_ms) / 1000
         if late > 1.2 and claim.due_ms > 1:
             extra += f" delayed={late:0.2f}s"
-        waited = (execution.started_ms - payload.enqueued_ms) / 1000
         given = args_to_string(payload.args, payload.kwargs)
-        self._log.info("%6.2fs → %s(%s)%s", waited, execution.name, given, extra)
+        waited, reference = _waited(execution, payload), _reference(execution, function)
+        self._log.info("%6.2fs → %s(%s)%s", waited, reference, given, extra)
 
 
 async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: Payload) -> Any:
@@ -307,6 +319,17 @@ async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: P
         return await function.coroutine(ctx, *payload.args, **payload.kwargs)
     except (SystemExit, KeyboardInterrupt) as error:
         raise JobExecutionFailed(f"the job raised {type(error).__name__}, which would end the worker") from error
+
+
+def _reference(execution: Execution, function: Function | CronJob | None = None) -> str:
+    """Return what arq's log lines call a job: its id and its function, and a cron job by its function alone."""
+    name = execution.info.job or "<unknown>"
+    return name if isinstance(function, CronJob) else f"{execution.claim.run_id}:{name}"
+
+
+def _waited(execution: Execution, payload: Payload) -> float:
+    """Return the seconds between enqueueing and the claim."""
+    return (execution.started_ms - payload.enqueued_ms) / 1000
 
 
 def _kept(for_ever: bool | None, seconds: float | None) -> int:

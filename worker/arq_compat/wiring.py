@@ -88,6 +88,7 @@ def build_arq_worker(
     observer: Observer,
     redis: Redis,
     outage: OutageLog,
+    own_keys: bool = True,
 ) -> Worker:
     """Return our worker for the functions of an arq worker; nothing is connected yet.
 
@@ -99,6 +100,7 @@ def build_arq_worker(
         observer: hears what happens.
         redis: connection of our worker, which closes it.
         outage: logs that Redis is away.
+        own_keys: whether keys of our own (`worker:*`) may be written beside arq's.
     """
     parts = build_parts(
         settings,
@@ -122,6 +124,7 @@ def build_arq_worker(
         observer=observer,
         log=parts.log,
         servers=parts.servers,
+        keeps_dead_letters=own_keys,
     )
     completer = ArqCompleter(
         parts.build_completer(make_encoder(codec)),
@@ -130,8 +133,8 @@ def build_arq_worker(
         acknowledge=parts.fetcher.acks.acknowledge,
         observer=observer,
     )
-    scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec)
-    chores = parts.build_ledger_chores() if registry else [make_prune_chore(parts)]
+    scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec, guards=own_keys)
+    chores = parts.build_ledger_chores() if registry else [make_prune_chore(parts)] if own_keys else []
     burst = BurstRules(arq, redis)
     return parts.build_worker(
         scheduler=scheduler,

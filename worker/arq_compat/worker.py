@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -10,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta, tzinfo
 from signal import Signals
 from typing import Any, TypedDict, Unpack
-from urllib.parse import quote, urlencode
 
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.cron import CronJob
@@ -18,11 +18,10 @@ from arq.jobs import Deserializer, Serializer
 from arq.utils import import_string
 from arq.worker import Function, func
 from arq.worker import Worker as StockWorker
-from redis.asyncio import SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from worker.arq_compat.codec import ArqCodec
+from worker.arq_compat.redis_settings import make_redis_url
 from worker.arq_compat.wiring import build_arq_worker
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.job.definition import Job
@@ -30,6 +29,7 @@ from worker.job.registry import Registry
 from worker.observe.mirror import Mirror
 from worker.queue.connection import connection_pool
 from worker.queue.outage_log import OutageLog
+from worker.runtime.observer import Observer
 from worker.runtime.wiring import check_redis, connect_redis, worker_name
 from worker.runtime.worker import Worker as QueueWorker
 from worker.settings import Settings, load_with_origins
@@ -86,6 +86,7 @@ class Worker(StockWorker):
             `REDIS_URL` alone where there is none: no PostgreSQL is needed then.
         accept_pickle: whether pickles of plain types are read, as arq's clients write them; no code of a pickle runs.
             False refuses them; it is the default where `job_deserializer` is given, which then reads all.
+        mirror: whether runs and the worker are shown under `worker:*` in Redis. Without it, all keys are arq's.
         arguments: those of `arq.Worker`.
 
     Raises:
@@ -98,6 +99,7 @@ class Worker(StockWorker):
         *,
         settings: Settings | None = None,
         accept_pickle: bool | None = None,
+        mirror: bool = True,
         **arguments: Unpack[ArqArguments],
     ) -> None:
         jobs, others = _sorted(functions)
@@ -108,13 +110,14 @@ class Worker(StockWorker):
         if arguments.get("redis_pool") is None and arguments.get("redis_settings") is None:
             self._url = self.settings.redis.url
         else:
-            self._url = _url(arguments.get("redis_settings"), arguments.get("redis_pool"))
+            self._url = make_redis_url(arguments.get("redis_settings"), arguments.get("redis_pool"))
         self._asked_to_stop: Signals | None = None
         self._queue: QueueWorker | None = None
         named = [func(job.__call__, name=job.name) for job in jobs]  # type: ignore[arg-type]
         super().__init__(functions=[*others, *named], **arguments)  # type: ignore[arg-type]
         self._given_settings = arguments.get("redis_settings")
         self._accepts_pickle = self.job_deserializer is None if accept_pickle is None else accept_pickle
+        self._mirrors = mirror
         self._warns = accept_pickle is None and self._accepts_pickle
         self._idle = asyncio.Event()
         self._idle.set()
@@ -138,6 +141,7 @@ class Worker(StockWorker):
             self.ctx["redis"] = self.pool
             if self.on_startup:
                 await self.on_startup(self.ctx)
+            await self.record_health()  # before the first job, as arq does
             await self._work()
         finally:
             self._queue = None
@@ -170,9 +174,18 @@ class Worker(StockWorker):
         settings = self._settings_in_force()
         redis = connect_redis(settings)
         outage = OutageLog()
-        mirror = Mirror(redis, settings, worker_name(settings), outage)
+        observer = Mirror(redis, settings, worker_name(settings), outage) if self._mirrors else Observer()
         codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
-        queue = build_arq_worker(settings, self._registry, self, codec, observer=mirror, redis=redis, outage=outage)
+        queue = build_arq_worker(
+            settings,
+            self._registry,
+            self,
+            codec,
+            observer=observer,
+            redis=redis,
+            outage=outage,
+            own_keys=self._mirrors,
+        )
         self._queue = queue
         self.tasks = queue.tasks
         if self._asked_to_stop is not None:
@@ -250,9 +263,20 @@ class Worker(StockWorker):
         self._pool = None
 
 
+def _make_signature() -> inspect.Signature:
+    """Return arq's own signature, with the arguments that are ours behind it."""
+    stock, ours = inspect.signature(StockWorker), inspect.signature(Worker.__init__)
+    more = [ours.parameters[name] for name in ("settings", "accept_pickle", "mirror")]
+    kept = [one for one in stock.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    return stock.replace(parameters=[*kept, *more], return_annotation=inspect.Signature.empty)
+
+
+Worker.__signature__ = _make_signature()  # type: ignore[attr-defined]
+
+
 def get_kwargs(settings_cls: Any) -> dict[str, Any]:
     """Return the arguments of `Worker` that a class `WorkerSettings`, or a dictionary, has."""
-    known = {*ArqArguments.__annotations__, "functions", "settings", "accept_pickle"}
+    known = {*ArqArguments.__annotations__, "functions", "settings", "accept_pickle", "mirror"}
     values = settings_cls if isinstance(settings_cls, Mapping) else settings_cls.__dict__
     return {name: value for name, value in values.items() if name in known}
 
@@ -295,84 +319,3 @@ def _settings(given: Settings | None, arguments: ArqArguments, *, needs_database
     if arguments.get("redis_settings") is not None or arguments.get("redis_pool") is not None:
         environment.pop("REDIS_URL", None)
     return load_with_origins(environment.get("LONGHAUL_SETTINGS") or os.devnull, environment=environment)[0]
-
-
-def _url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
-    """Return the URL of what arq's settings, or a pool, connect to."""
-    if pool is not None:
-        return _url_of_pool(pool.connection_pool)
-    assert given is not None  # noqa: S101
-    if given.sentinel == isinstance(given.host, str):
-        raise RegistrationError("redis_settings: with sentinel=True, host is a list of Sentinels; else it is one name")
-    options: dict[str, Any] = {}
-    if given.ssl:
-        options = {
-            "ssl_cert_reqs": given.ssl_cert_reqs,
-            "ssl_keyfile": given.ssl_keyfile,
-            "ssl_certfile": given.ssl_certfile,
-            "ssl_ca_certs": given.ssl_ca_certs,
-            "ssl_ca_data": given.ssl_ca_data,
-            "ssl_check_hostname": given.ssl_check_hostname,
-        }
-    return _joined(
-        ssl=given.ssl,
-        path=given.unix_socket_path,
-        hosts=[(given.host, given.port)] if isinstance(given.host, str) else given.host,
-        service=given.sentinel_master if given.sentinel else None,
-        database=given.database,
-        username=given.username,
-        password=given.password,
-        # arq has TLS to the servers alone
-        options=options | ({"sentinel_ssl": False} if given.sentinel and given.ssl else {}),
-    )
-
-
-def _url_of_pool(pool: Any) -> str:
-    values, kind = pool.connection_kwargs, pool.connection_class
-    by_sentinel = isinstance(pool, SentinelConnectionPool)
-    is_unix = issubclass(kind, UnixDomainSocketConnection)
-    if not is_unix and not by_sentinel and "host" not in values:
-        raise RegistrationError(f"redis_pool: {kind.__name__} is no connection to a server by host and port")
-    ssl = issubclass(kind, SSLConnection)
-    options = {name: value for name, value in values.items() if name.startswith("ssl_")} if ssl else {}
-    hosts = [(values.get("host", "localhost"), values.get("port", 6379))]
-    if by_sentinel:
-        asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
-        hosts = [(one["host"], one["port"]) for one in asked]
-        options |= {f"sentinel_{name}": asked[0].get(name) for name in ("username", "password")}
-        if ssl and not issubclass(pool.sentinel_manager.sentinels[0].connection_pool.connection_class, SSLConnection):
-            options["sentinel_ssl"] = False
-    return _joined(
-        ssl=ssl,
-        path=values.get("path") if is_unix else None,
-        hosts=hosts,
-        service=pool.service_name if by_sentinel else None,
-        database=values.get("db") or 0,
-        username=values.get("username"),
-        password=values.get("password"),
-        options=options,
-    )
-
-
-def _joined(
-    *,
-    ssl: bool,
-    path: str | None,
-    hosts: Sequence[tuple[str, int]],
-    service: str | None,
-    database: int,
-    username: str | None,
-    password: str | None,
-    options: Mapping[str, Any],
-) -> str:
-    who = quote(username or "", safe="")
-    if password:
-        who += f":{quote(password, safe='')}"
-    who += "@" if who else ""
-    query = {name: value for name, value in options.items() if value is not None}
-    if path:
-        return f"unix://{who}{path}?{urlencode({'db': database, **query})}"
-    scheme = f"{'rediss' if ssl else 'redis'}{'' if service is None else '+sentinel'}"
-    shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
-    path = f"/{database}" if service is None else f"/{quote(service, safe='')}/{database}"
-    return f"{scheme}://{who}{shown}{path}" + (f"?{urlencode(query)}" if query else "")
