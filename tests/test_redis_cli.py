@@ -24,7 +24,7 @@ from sqlalchemy import select
 
 from tests.models import Author
 from tests.support.authors import fill_authors
-from tests.support.waiting import until, until_scripts
+from tests.support.waiting import round_trips, until
 from tests.support.workers import with_worker, working
 from tests.test_docs import ROOT, blocks
 from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
@@ -253,7 +253,7 @@ async def queue_is_paused(scene: Scene, answer: str) -> bool:
     await scene.client.enqueue(send_mail.options(id="held"), to="dora")
     if not await is_paused(scene, answer):
         return False
-    await until_scripts(scene.redis, 10)
+    await round_trips(scene.redis)
     return await scene.client.run("held").status() == "waiting"
 
 
@@ -327,7 +327,7 @@ async def queue_has_one_more(scene: Scene, answer: str) -> bool:
     """Of two more, one runs."""
     await scene.client.enqueue_many(hold_press.options(queue=PRINTING), [{}] * (0 if await held_presses(scene) else 2))
     await until(lambda: held_presses(scene))
-    await until_scripts(scene.redis, 10)
+    await round_trips(scene.redis)
     return await held_presses(scene) == 1
 
 

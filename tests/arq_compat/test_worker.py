@@ -29,7 +29,7 @@ from arq.worker import Worker as StockWorker
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 
-from tests.support.waiting import until, until_scripts
+from tests.support.waiting import round_trips, until
 from worker import Client, JobContext, ServerUnavailable, Settings, job
 from worker import Retry as OurRetry
 from worker.arq_compat import Worker, create_worker, get_kwargs, run_worker
@@ -526,8 +526,7 @@ async def test_job_completion_wait_lets_jobs_end(arq: ArqRedis, make: MakeWorker
     await until(lambda: asyncio.sleep(0, bool(seen)))
     worker.handle_sig_wait_for_completion(15)  # type: ignore[arg-type]
     waits = await put(arq, "hang")
-    for _ in range(100):  # steps in which the worker, in the same event loop, could begin it
-        await arq.ping()
+    await round_trips(arq)
     gate["go"].set()
     await running
     assert await sent.result(timeout=60) == "went"
@@ -652,7 +651,7 @@ async def test_operators_see_and_steer_arqs_jobs_too(arq: ArqRedis, make: MakeWo
         await sent.result(timeout=60, poll_delay=0.02)
     await arq.sadd(keys.PAUSED, "add")
     paused = await put(arq, "add", 1)
-    await until_scripts(arq, 10)
+    await round_trips(arq)
     assert seen == [1]
     await arq.srem(keys.PAUSED, "add")
     assert await paused.result(timeout=60, poll_delay=0.02) == 3

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from tests.models import Author
 from tests.support.authors import count_seen, fill_authors
 from tests.support.claims import claim_jobs
-from tests.support.waiting import until, until_scripts, until_status
+from tests.support.waiting import round_trips, until, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
@@ -75,7 +75,7 @@ async def rescued(fast: Settings, redis: Redis) -> None:
     async with working(fast, walk) as worker:
         for _ in range(3):
             await Rescuer(worker.scheduler._ledger, worker.scheduler._store, fast).run()
-            await until_scripts(redis, 3)
+            await round_trips(redis)
 
 
 async def age(database: Database) -> None:

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.support.claims import claim_jobs
-from tests.support.waiting import until, until_scripts, until_status
+from tests.support.waiting import round_trips, until, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, Settings, Snooze, job
 from worker.db.engine import Database
@@ -382,7 +382,7 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
         waiting = asyncio.create_task(run.result(timeout=60))
         await until_status(run, "running")
         before = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
-        await until_scripts(redis, 10)
+        await round_trips(redis)
         after = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
         assert after - before <= 1
         seen["gate"].set()
