@@ -14,14 +14,13 @@ from typing import Any
 
 from demo.check import Counts, check
 from demo.data import Source, load, occupied, read_source, transfers, unload
+from demo.ledger import recorded
 from demo.show import Bar, bar, console, print_jobs
 from demo.workers import Workers
 from jobs.accounts import transfer_funds
 from jobs.places import index_place_names, purge_place_names, retire_hamlets, summarise_countries
 from worker import Client, JobFailed, Run, Settings, load_settings
-from worker.db.migrate import migrate
 from worker.embedded import services
-from worker.ledger import Ledger
 from worker.types import Database
 
 KILL_AT_PERCENT = 40
@@ -51,7 +50,6 @@ async def demo(settings: Settings, workers: Workers, logs: Path) -> Counts:
         if taken:
             raise SystemExit(f"the database has tables {', '.join(taken)} already: give the demo an empty one")
         try:
-            await migrate(database)
             source = read_source()
             await load(database, source)
             console.print(
@@ -83,7 +81,7 @@ async def _run_jobs(settings: Settings, database: Database, workers: Workers, so
             await other.result(timeout=60)
             done.append(other.id)
         moved = await _transfer(client)
-    runs = [found for run_id in done for found in await Ledger(database).list_runs(run_id=run_id)]
+    runs = await recorded(database, done)
     console.print()
     print_jobs(runs)
     console.print(f"transfer_funds: {moved} of {TRANSFERS} transfers made, the others refused as overdrafts")
@@ -112,7 +110,7 @@ async def _workers(client: Client) -> dict[str, Any]:
 
 
 async def _kill_in_the_middle(client: Client, database: Database, run: Run[int], shown: Bar) -> float:
-    """InvalidationListener the run; kill its worker once. Returns the seconds until the next committed batch."""
+    """Follow the run; kill its worker once. Returns the seconds until the next committed batch."""
     killed_at = seconds = 0.0
     rows_then = 0
     async for report in run.progress(every=0.1):
@@ -133,8 +131,7 @@ async def _kill_in_the_middle(client: Client, database: Database, run: Run[int],
 
 
 async def _committed(database: Database, run: Run[int]) -> int:
-    found = await Ledger(database).list_runs(run_id=run.id)
-    return found[0].rows if found else 0
+    return sum(found.rows for found in await recorded(database, [run.id]))
 
 
 async def _transfer(client: Client) -> int:

@@ -15,7 +15,6 @@ from jobs.accounts import transfer_funds
 from jobs.places import index_place_names, purge_place_names, retire_hamlets
 from worker import Client, Settings, load_settings
 from worker.cli.top.app import Page
-from worker.db.migrate import migrate
 from worker.embedded import services
 from worker.types import Database
 
@@ -32,7 +31,6 @@ async def draw(settings: Settings, workers: Workers) -> str:
     try:
         if await occupied(database):
             raise SystemExit("the database has tables of the demo already: give the picture an empty one")
-        await migrate(database)
         try:
             await load(database, read_source())
             return await _watch(settings, workers)

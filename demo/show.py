@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from worker.ledger.records import RunRecord
+from demo.ledger import Recorded
 from worker.types import ProgressReport
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -85,14 +85,14 @@ def _numbers(report: ProgressReport) -> str:
     return " · ".join(parts)
 
 
-def print_jobs(runs: list[RunRecord]) -> None:
+def print_jobs(runs: list[Recorded]) -> None:
     """Print what the ledger has of each run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job")
     for column in ("rows", "batches", "seconds", "rows/s", "takeovers"):
         table.add_column(column, justify="right")
     for run in runs:
-        seconds = ((run.finished_at or run.updated_at) - run.created_at).total_seconds()
+        seconds = run.took.total_seconds()
         rate = f"{run.rows / seconds:,.0f}" if seconds else ""
         table.add_row(run.job, f"{run.rows:,}", f"{run.batches:,}", f"{seconds:.1f}", rate, str(run.takeovers))
     console.print(table)

@@ -17,10 +17,10 @@ class Workers:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
-        """Start one, as a deployment would: `worker run`."""
+        """Start one that brings the ledger's tables up to date first."""
         with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run", "--name", name],
+                [sys.executable, "-m", "worker", "run", "--migrate", "--name", name],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -456,7 +456,7 @@ async def walk_slowly(ctx: JobContext) -> int:
 async def test_a_run_that_has_not_ended_by_its_deadline_is_cancelled_and_not_tried_again(
     fast: Settings, client: Client
 ) -> None:
-    run = await client.enqueue(wait_for_go.options(deadline=0.3))
+    run = await client.enqueue(wait_for_go.options(deadline=3))
     async with working(fast, wait_for_go):
         with pytest.raises(JobFailed, match="its deadline has passed: cancelled"):
             await run.result(timeout=60)
@@ -468,7 +468,7 @@ async def test_a_walk_has_a_deadline_too_and_keeps_what_it_has_committed(
 ) -> None:
     async with database.transaction() as session:
         await session.execute(insert(Author), authors(30))
-    run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=1)))
+    run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=3)))
     async with working(fast, walk_slowly):
         with pytest.raises(JobFailed, match="its deadline has passed"):
             await run.result(timeout=60)

@@ -305,7 +305,7 @@ COMMANDS = (
     "runs",
     "jobs",
     "cron",
-    "watch --once",
+    "top --once",
     "dead list",
     "dead show failed",
     "dead retry failed",

@@ -15,6 +15,7 @@ from tests.faults.jobs import killed_by_its_data, touch_by_chunks, touch_by_stre
 from tests.support.waiting import until
 from worker import Client, Job, JobFailed
 from worker.db.engine import Database
+from worker.queue import keys
 
 KINDS = [touch_by_chunks, touch_by_stream, touch_by_sweep]
 
@@ -29,6 +30,7 @@ async def kill_and_count(
     kills: int,
     size: int,
     pause: float,
+    pace: int = 0,
 ) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
     print(f"SEED={seed}")
@@ -39,12 +41,15 @@ async def kill_and_count(
     fleet.start(**patient)
     fleet.start(**patient)
     run = await client.enqueue(job, size=size)
+    if pace:  # so that a walk does not end before its kills, however late this process is
+        await client.redis.hset(keys.PACE, job.name, pace)
     for _ in range(kills):
         holder = await fleet.holder(run.id)
         await asyncio.sleep(chance.uniform(0, pause))  # the random moment
         assert await run.status() != "succeeded", "the walk ended before all kills: make it longer"
         fleet.kill(holder)
         fleet.start(**patient)
+    await client.redis.hdel(keys.PACE, job.name)
     assert await run.result(timeout=120) == rows
     assert await effects(database) == {1: rows}
     row = await ledger_row(database, run.id)
@@ -58,7 +63,15 @@ async def test_kills_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
     await kill_and_count(
-        fleet, client, database, job, rows=8_000, kills=3, size=5 if job is touch_by_sweep else 25, pause=0.25
+        fleet,
+        client,
+        database,
+        job,
+        rows=10_000,
+        kills=3,
+        size=5 if job is touch_by_sweep else 25,
+        pause=0.25,
+        pace=500,
     )
 
 
