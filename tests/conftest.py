@@ -13,7 +13,7 @@ from tests.support.clean_database import clean
 from tests.support.command_line import CommandLine
 from tests.support.contexts import MakeContext
 from tests.support.servers import own_servers
-from tests.support.workers import with_worker, working  # noqa: F401 - TODO: until nobody imports it from here
+from tests.support.workers import with_worker
 from worker import Client
 from worker.attempt.context import JobContext
 from worker.attempt.control import AttemptControl

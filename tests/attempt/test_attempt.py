@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, text
 
-from tests.conftest import MakeContext
 from tests.models import Author
 from tests.support.authors import fill_authors
+from tests.support.contexts import MakeContext
 from worker import JobContext, LonghaulError, job
 from worker.attempt.control import NoControl
 from worker.batch import Progress

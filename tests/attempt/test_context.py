@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.conftest import MakeContext
+from tests.support.contexts import MakeContext
 from worker import JobContext, job
 from worker.testing.runner import JobRunner
 
