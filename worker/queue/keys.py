@@ -60,11 +60,11 @@ class Key(NamedTuple):
     """A key, or all keys of one form.
 
     Attributes:
-        name: with `<id>` and the like for what varies.
-        type: of its value.
-        holds: what.
-        lives: how long, or what makes it small again.
-        written_by: us, arq's clients and workers as well, or operators.
+        name: The name, with `<id>` and the like for the variable parts.
+        type: The Redis type of its value.
+        holds: A description of its value.
+        lives: How long it exists, or the bound of its size.
+        written_by: The writer: arq's clients and workers, too; Longhaul alone; or operators.
     """
 
     name: str
@@ -74,49 +74,55 @@ class Key(NamedTuple):
     written_by: Literal["arq", "worker", "operator"] = "worker"
 
     def fits(self, key: str) -> bool:
-        """Tell whether a key is of this form."""
+        """Return whether a key has this form."""
         return re.fullmatch(re.sub(r"<[^>]*>", ".+", self.name), key, re.DOTALL) is not None
 
 
 SCHEMA = (
-    Key("arq:queue", "sorted set", "ids of the jobs that wait or run, by due time in ms", "until the job ends", "arq"),
+    Key("arq:queue", "sorted set", "ids of waiting and running jobs, by due time in ms", "until the job ends", "arq"),
     Key(
         JOB + "<id>",
         "string",
-        'the payload, JSON: `{"f": name, "k": {arguments}}`, and more (`payload.py`)',
+        'the payload, JSON: `{"f": name, "k": {arguments}}`, and further fields',
         "until the job ends",
         "arq",
     ),
     Key(
         IN_PROGRESS + "<id>",
         "string",
-        "the lease: name of the worker that has the job, and a mark of its process",
+        "the lease: name of the worker that runs the job, and a mark of its process",
         "`worker.lease_seconds`, renewed",
         "arq",
     ),
     Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
-    Key(RESULT + "<id>", "string", "the end, JSON", "`worker.result_ttl_seconds`, or the job's `result_ttl`", "arq"),
+    Key(
+        RESULT + "<id>",
+        "string",
+        "the result or the error, JSON",
+        "`worker.result_ttl_seconds`, or the job's `result_ttl`",
+        "arq",
+    ),
     Key(
         ABORT,
         "sorted set",
-        "orders of stock arq clients to abort a job",
-        "until the job ends; a day where there is no such job",
+        "abort commands of stock arq clients",
+        "until the job ends; a day if there is no such job",
         "arq",
     ),
-    Key("arq:queue" + HEALTH_SUFFIX, "string", "last word of a worker, as stock arq has it", "11 s, renewed", "arq"),
+    Key("arq:queue" + HEALTH_SUFFIX, "string", "health of a worker, in stock arq's format", "11 s, renewed", "arq"),
     Key(
         RUN + "<id>",
         "hash",
         "job, state, rows, total, percent, rate, eta_seconds, batch_size, batch_ms, last_key, step, worker, queue, "
         "attempt, takeovers, throttled, throttled_since, throttled_until, error",
-        "`worker.result_ttl_seconds` after its end, 60 s at least",
+        "`worker.result_ttl_seconds` after its end, at least 60 s",
     ),
-    Key(JOBS, "hash", "how many runs have ended, by `<job>:<state>`", "for good: a field for each job and state"),
+    Key(JOBS, "hash", "number of ended runs, by `<job>:<state>`", "forever: one field for each job and state"),
     Key(
         WORKERS,
         "hash",
         "each worker's pid, host, state, queue and jobs, and when it was last seen: JSON by name",
-        "until the worker ends; 60 s after its last word",
+        "until the worker ends; 60 s after its last update",
     ),
     Key(
         EVENTS,
@@ -128,105 +134,116 @@ SCHEMA = (
     Key(
         DEAD,
         "hash",
-        "what has failed for good, with job, payload, error, traceback, attempts: JSON by id",
+        "dead letters, with job, payload, error, traceback, attempts: JSON by id",
         "`worker.dead_letter_ttl_days`",
     ),
-    Key(DEAD_AT, "sorted set", "ids of what has failed for good, by the time in ms when it did", "as they do there"),
-    Key(PRUNED, "string", "when what is too old was last looked for", "an hour"),
-    Key(CRON, "hash", "last due time in ms that was enqueued, by job and cron line", "for good: a field for each line"),
+    Key(DEAD_AT, "sorted set", "ids of dead letters, by the time of failure in ms", "as long as the letters"),
+    Key(PRUNED, "string", "time of the last pruning", "an hour"),
+    Key(
+        CRON, "hash", "last due time in ms that was enqueued, by job and cron expression", "forever: one field for each"
+    ),
     Key(
         LIMIT + "<job>",
         "sorted set",
-        "ids of the runs of a limited job, `:<value>` behind it with `concurrency_key`",
-        "a run's until it ends; a week after the last began",
+        "ids of the running runs of a limited job; with `concurrency_key`, `:<value>` follows the name",
+        "each until its run ends; a week after the last start",
     ),
     Key(
         HELD + "<job>",
         "sorted set",
-        "ids of the runs that wait for a place, the longest wait first",
-        "a run's until it has one; a day after the last came",
+        "ids of the runs that wait for a place, longest wait first",
+        "each until its run has a place; a day after the last addition",
     ),
-    Key(
-        RATE + "<job>", "string", "moment in ms before which the next run does not conform to the rate", "1 s after it"
-    ),
+    Key(RATE + "<job>", "string", "time in ms before which the next run exceeds the rate", "1 s after it"),
     Key(
         RESERVED + "<id>",
         "string",
-        "the run has its moment reserved, and passes the rate then",
-        "until it passes, a day after that moment at most",
+        "the run has a reserved time, at which it passes the rate",
+        "until it passes; at most a day after that time",
     ),
     Key(
         UNIQUE + "<job>:<mark>",
         "string",
-        "id of the run that is the one with these arguments",
-        "until that run ends well, or as long as `unique_for=` says; a week at most otherwise",
+        "id of the unique run with these arguments",
+        "until that run succeeds, or for `unique_for=`; at most a week otherwise",
     ),
     Key(
         PRIORITY + "<n>:<queue>",
         "sorted set",
-        "ids of the queue's jobs that have this priority, by due time in ms; the queue has them, too",
+        "ids of the queue's jobs with this priority, by due time in ms; they are in the queue, too",
         "until the job ends",
     ),
-    Key(PRIORITIES + "<queue>", "sorted set", "the priorities in use, each its own score", "until its line is empty"),
+    Key(
+        PRIORITIES + "<queue>",
+        "sorted set",
+        "the priorities in use, each with itself as score",
+        "until no job has the priority",
+    ),
     Key(
         GROUP + "<id>:done",
         "hash",
-        "the members of a group that are done: results, if they are wanted, by place",
-        "until the callback is in its queue, 30 days after the last change at most",
+        "finished members of a group: their results, if needed, by position",
+        "until the callback is enqueued; at most 30 days after the last change",
     ),
     Key(
         GROUP + "<id>",
         "hash",
         "a group: size, complete_when, and its callback: id, job, queue, delay, priority, payload, called",
-        "30 days after the last member was done",
+        "30 days after the last member finished",
     ),
     Key(
         RUNNING + "<queue>",
         "sorted set",
-        "ids of the runs of a queue with a limit, by the time in ms at which they began",
-        "a run's until it ends; a week after the last began",
+        "ids of the running runs of a queue with a limit, by start time in ms",
+        "each until its run ends; a week after the last start",
     ),
     Key(
         PAUSED,
         "set",
-        "orders: run ids, job names, queues, or `*` for all",
-        "until taken back; a run's until it ends",
+        "operator command: run ids, job names, queues, or `*` for all",
+        "until removed; a run's until it ends",
         "operator",
     ),
     Key(
         PARKED_RUNS + "<order>",
         "hash",
-        "paused runs that are not claimed until their order is taken back: due time in ms and queue, by id",
-        "until the order is taken back",
+        "paused runs that are not claimed until their entry is removed: due time in ms and queue, by id",
+        "until the entry is removed",
     ),
-    Key(PARKED, "set", "the entries of `worker:paused` for which runs are parked", "until they are taken back"),
-    Key(CANCELLED, "set", "orders: run ids", "until the run ends", "operator"),
+    Key(PARKED, "set", "the entries of `worker:paused` for which runs are parked", "until they are removed"),
+    Key(CANCELLED, "set", "operator command: run ids", "until the run ends", "operator"),
     Key(
         PACE,
         "hash",
-        "orders: rows a second by run id, job name, or `*` for all",
-        "until taken back; a run's until it ends",
+        "operator command: rows a second by run id, job name, or `*` for all",
+        "until removed; a run's until it ends",
         "operator",
     ),
     Key(
         LIMITS,
         "hash",
-        "orders: runs at once by job name, instead of its `concurrency=`, or by queue",
-        "until taken back",
+        "operator command: most runs at once by job name, instead of its `concurrency=`, or by queue",
+        "until removed",
         "operator",
     ),
-    Key(RATES, "hash", "orders: runs a second by job name, instead of its `rate=`", "until taken back", "operator"),
-    Key(DRAINED, "set", "orders: names of workers that are to end", "until that worker has ended", "operator"),
-    Key(RETRIED, "set", "orders: ids of runs that have failed and are to be run again", "until obeyed", "operator"),
+    Key(
+        RATES,
+        "hash",
+        "operator command: runs a second by job name, instead of its `rate=`",
+        "until removed",
+        "operator",
+    ),
+    Key(DRAINED, "set", "operator command: names of workers to drain", "until that worker has ended", "operator"),
+    Key(RETRIED, "set", "operator command: ids of failed runs to run again", "until done", "operator"),
 )
 
 
 def find(key: str, queue: str = "arq:queue") -> Key | None:
-    """Return what the schema says of a key; None for one that it does not know.
+    """Return the entry of a key in the schema; None for an unknown key.
 
     Args:
-        key: as it is in Redis.
-        queue: name of the queue that `arq:queue` stands for.
+        key: The key in Redis.
+        queue: The name of the queue that `arq:queue` stands for.
     """
     if key == queue or key == queue + HEALTH_SUFFIX:
         key = "arq:queue" + key.removeprefix(queue)
