@@ -233,7 +233,8 @@ async def test_no_entry_of_the_queue_stops_a_worker(fast: Settings, client: Clie
             with pytest.raises(JobFailed, match=message):
                 await client.run(name).result(timeout=60)
         await until(lambda: _empty(redis))
-    assert sorted(await redis.hkeys(keys.DEAD)) == [b"exploding", b"late", b"negative"]
+    invalid = rb"invalid id: \xff\xfe"
+    assert sorted(await redis.hkeys(keys.DEAD)) == [b"exploding", invalid, b"late", b"negative"]
 
 
 async def _empty(redis: Redis) -> bool:
