@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from worker.queue.errors import ConnectionLost
 from worker.queue.outage_log import kind_of
-from worker.queue.sentinel import asked_of, of_sentinels
+from worker.queue.sentinel import make_sentinel_connection_class, sentinel_group
 from worker.settings import parse_redis_url
 
 if TYPE_CHECKING:
@@ -47,22 +47,22 @@ def connection_pool(settings: Settings) -> ConnectionPool:
         pool.connection_kwargs |= _keepalive()
     pool.connection_class = _make_connection_class(cast(Hashable, pool.connection_class))
     if place.sentinels is not None:
-        pool.connection_class = of_sentinels(cast(Hashable, pool.connection_class))
-        pool.connection_kwargs["asked"] = asked_of(place.sentinels, settings.redis.connect_timeout_seconds)
+        pool.connection_class = make_sentinel_connection_class(cast(Hashable, pool.connection_class))
+        pool.connection_kwargs["sentinels"] = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds)
     return pool
 
 
 def one_connection(settings: Settings) -> Any:
-    """Return a connection that no pool hands to others; it is to be opened, and closed, by the caller."""
+    """Return a connection that belongs to no pool. The caller opens and closes it."""
     return connection_pool(settings).make_connection()  # type: ignore[no-untyped-call]
 
 
 def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.Redis:
-    """Return a client for a thread; where Sentinels know the primary, they are asked now.
+    """Return a client for a thread. If Sentinels know the primary, they are asked now.
 
     Args:
         settings: for Redis.
-        command_timeout: seconds for an answer, at most.
+        command_timeout: longest wait for an answer, in seconds.
 
     Raises:
         RedisError: no Sentinel knows the primary.
@@ -76,7 +76,7 @@ def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.R
         limits |= _keepalive()
     if place.sentinels is None:
         return blocking.Redis.from_url(place.url, **limits)
-    host, port = asked_of(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
+    host, port = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
     return blocking.Redis.from_url(place.at(host, port), **limits)
 
 
@@ -145,7 +145,7 @@ def _make_connection_class(plain: Any) -> Any:
                 args = (*args[0].split(), *args[1:])  # SCRIPT LOAD and the like are two words
             try:
                 return [hiredis.pack_command(args)]
-            except TypeError:  # a type of which redis-py knows how to write it, or why not
+            except TypeError:  # redis-py converts other types, or refuses them
                 packed: list[bytes] = super().pack_command(*args)
                 return packed
 
@@ -156,7 +156,7 @@ def _make_connection_class(plain: Any) -> Any:
 
 
 class DedicatedConnection:
-    """One connection for one caller, who sends a command at a time: without the pool's and the client's ceremony.
+    """One connection for one caller that sends a command at a time, without the overhead of pool and client.
 
     Args:
         settings: for Redis.
@@ -170,7 +170,7 @@ class DedicatedConnection:
         """Send a command, and return its answer.
 
         Raises:
-            RedisError: it failed, or the connection did: the next command opens another one.
+            RedisError: the command or the connection failed. The next command opens another connection.
         """
         if self._connection is None:
             connection = one_connection(self._settings)

@@ -1,7 +1,11 @@
-"""Sentinels: processes that know which of several servers is the primary, and make another one it when it has died.
+"""Sentinels: processes that know which of several servers is the primary, and promote another one when it has died.
 
-Each new connection asks them; a connection that ends, or whose server takes no writes any more, is opened anew.
+Each new connection asks the Sentinels. A connection that ends, or whose server refuses writes, is opened anew.
 https://redis.io/docs/latest/develop/reference/sentinel-clients/
+
+redis-py's own `Sentinel(...).master_for()` is not used, because its connections are of a class of their own, and ours
+pack commands in C; because it does not check the ROLE of a new connection, and a Sentinel may still name a server that
+was demoted; and because the thread that renews the leases needs the same answer without an event loop.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from redis.exceptions import RedisError
 from worker.settings import Sentinels
 
 
-class Asked:
-    """Sentinels, the one that answered last before the others.
+class SentinelGroup:
+    """The Sentinels of one primary. The one that answered last is asked first.
 
     Args:
-        sentinels: where they are.
+        sentinels: their URLs, and the name of the primary.
         seconds: longest wait for one of them.
     """
 
@@ -36,7 +40,7 @@ class Asked:
         """Return host and port of the primary.
 
         Raises:
-            RedisError: none of them knows it.
+            RedisError: no Sentinel answers, or none knows the primary.
         """
         errors: dict[str, BaseException] = {}
         for url in self.urls:
@@ -58,7 +62,7 @@ class Asked:
         raise self._unknown(errors)
 
     def primary_blocking(self) -> tuple[str, int]:
-        """Return the same, to a thread."""
+        """Return host and port of the primary, in a thread."""
         errors: dict[str, BaseException] = {}
         for url in self.urls:
             limits: dict[str, Any] = {"socket_connect_timeout": self._seconds, "socket_timeout": self._seconds}
@@ -73,41 +77,43 @@ class Asked:
         raise self._unknown(errors)
 
     def _known(self, url: str, found: Any) -> tuple[str, int]:
-        # A new list: the event loop and the thread of the leases both walk it.
+        # A new list, because the event loop and the thread of the leases both iterate over it.
         self.urls = sorted(self.urls, key=lambda other: other != url)
         return found[0].decode(), int(found[1])
 
     def _unknown(self, errors: dict[str, BaseException]) -> RedisError:
-        said = [f"{urlsplit(url).netloc.rpartition('@')[2]}: {str(error).rstrip('.')}" for url, error in errors.items()]
-        why = "; ".join(said) or "they answer, and do not know it"
-        return RedisConnectionError(f"no Sentinel tells the primary of {self._service}: {why}")
+        reasons = [
+            f"{urlsplit(url).netloc.rpartition('@')[2]}: {str(error).rstrip('.')}" for url, error in errors.items()
+        ]
+        why = "; ".join(reasons) or "they answer, and do not know it"
+        return RedisConnectionError(f"no Sentinel knows the primary of {self._service}: {why}")
 
 
 @cache
-def asked_of(sentinels: Sentinels, seconds: float) -> Asked:
-    """Return what all connections of this process ask by; `seconds` is the longest wait for one of them."""
-    return Asked(sentinels, seconds)
+def sentinel_group(sentinels: Sentinels, seconds: float) -> SentinelGroup:
+    """Return the group that all connections of this process share; `seconds` is the longest wait for one Sentinel."""
+    return SentinelGroup(sentinels, seconds)
 
 
 @cache
-def of_sentinels(plain: Any) -> Any:
-    """Return a class of connections whose server is the primary that Sentinels tell."""
+def make_sentinel_connection_class(plain: Any) -> Any:
+    """Return a class of connections to the primary that the Sentinels name."""
 
-    class OfSentinels(plain):  # type: ignore[misc]
-        def __init__(self, *, asked: Asked, **options: Any) -> None:
+    class SentinelConnection(plain):  # type: ignore[misc]
+        def __init__(self, *, sentinels: SentinelGroup, **options: Any) -> None:
             super().__init__(**options)
-            self._asked = asked
+            self._sentinels = sentinels
 
         async def _connect(self) -> None:
-            self.host, self.port = await self._asked.primary()
+            self.host, self.port = await self._sentinels.primary()
             await super()._connect()
 
         async def on_connect(self) -> None:
             await super().on_connect()
-            # A Sentinel may not know yet that another one is.
+            # A Sentinel may not know yet that another server was promoted.
             await self.send_command("ROLE")
             [role, *_] = await self.read_response()
             if role != b"master":
-                raise RedisConnectionError(f"{self.host}:{self.port} is no primary, as the Sentinels have it")
+                raise RedisConnectionError(f"{self.host}:{self.port} is not a primary, although the Sentinels name it")
 
-    return OfSentinels
+    return SentinelConnection
