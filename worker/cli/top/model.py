@@ -1,4 +1,4 @@
-"""One look at everything: what the page shows, before it is drawn."""
+"""The data of one refresh of the page, before it is drawn."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class QueueLine:
     """A queue.
 
     Attributes:
-        name: its key.
-        waiting: jobs that are due, and that nobody has.
-        deferred: jobs that are due later.
-        running: jobs that workers have.
-        oldest_seconds: how long the first one has been due; None where none is, or nobody said since when.
-        paused: whether nothing is taken from it.
+        name: The key of the queue.
+        waiting: The number of jobs that are due and not running.
+        deferred: The number of jobs that are due later.
+        running: The number of running jobs.
+        oldest_seconds: How long the first job has been due; None if none is due, or the time is unknown.
+        paused: Whether the queue is paused.
     """
 
     name: str
@@ -32,17 +32,17 @@ class QueueLine:
 
 @dataclass(frozen=True)
 class JobLine:
-    """A job, with the ends of its runs a second; None before there are two looks.
+    """A job, with its rates of ended runs; a rate is None before the second refresh.
 
     Attributes:
-        name: of the job.
-        running: runs at work, of those whose mirrors were read.
-        done_rate: runs that succeeded, a second.
-        failed_rate: runs that failed for good, a second.
-        done: runs that have succeeded, ever.
-        failed: runs that have failed for good, ever.
-        cancelled: runs that were cancelled, ever.
-        paused: whether it does not start.
+        name: The name of the job.
+        running: The number of running runs whose mirrors were read.
+        done_rate: Succeeded runs per second.
+        failed_rate: Dead runs per second.
+        done: The number of all succeeded runs.
+        failed: The number of all dead runs.
+        cancelled: The number of all cancelled runs.
+        paused: Whether the job is paused.
     """
 
     name: str
@@ -57,22 +57,22 @@ class JobLine:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run that works, is paused, or waits for another try.
+    """A run that is running, paused, or waits for its next attempt.
 
     Attributes:
-        id: of the run.
-        job: its name; empty before its mirror was read.
-        worker: who has it; empty for nobody.
-        queue: its queue.
-        seconds: since this try began.
-        attempt: number of the try.
-        takeovers: how often another worker went on with it.
-        rows: rows done; None for a job without rows.
-        rate: rows a second.
-        percent: of this step.
-        left_seconds: time left of this step.
-        state: one word.
-        reason: of the state.
+        id: The id of the run.
+        job: The name of the job; empty before the mirror was read.
+        worker: The worker that runs it; empty if none does.
+        queue: The name of the queue.
+        seconds: Seconds since this attempt started.
+        attempt: The number of the attempt.
+        takeovers: How often another worker took the run over.
+        rows: Rows done; None for a job without rows.
+        rate: Rows per second.
+        percent: Percent of the current step.
+        left_seconds: Remaining seconds of the current step.
+        state: The state, one word.
+        reason: The reason of the state.
     """
 
     id: str
@@ -92,19 +92,19 @@ class RunLine:
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """A worker, as it describes itself.
+    """A worker, by its own entry in the mirror.
 
     Attributes:
-        name: of the worker.
-        host: where it runs.
-        pid: of its process.
-        queue: that of its settings.
-        state: running, draining, or lost: it has not been seen for a lease's life.
-        used: slots with a job.
-        slots: all of them.
-        seen_seconds: since its last word.
-        up_seconds: since it began.
-        done: jobs that it has ended.
+        name: The name of the worker.
+        host: The host that it runs on.
+        pid: The id of its process.
+        queue: The queue of its settings.
+        state: running, draining, or lost, if it was not seen for the time of a lease.
+        used: The number of slots with a job.
+        slots: The number of all slots.
+        seen_seconds: Seconds since its last update.
+        up_seconds: Seconds since its start.
+        done: The number of jobs that it ended.
     """
 
     name: str
@@ -121,14 +121,14 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class Hold:
-    """Something that holds runs back.
+    """A reason that holds runs back.
 
     Attributes:
-        kind: an order to pause, a pace, a limit or a rate.
-        on: run, job, queue, `*` for all, or job and value of a limit.
-        detail: in a few words.
-        waiting: runs that wait for it; None where nobody counts them.
-        seconds: longest wait among them.
+        kind: A pause, a pace, a limit or a rate.
+        on: A run, job or queue, `*` for all, or job and value of a limit.
+        detail: The details, in a few words.
+        waiting: The number of runs that wait for it; None if it is not counted.
+        seconds: The longest wait of these runs, in seconds.
     """
 
     kind: Literal["pause", "pace", "limit", "rate"]
@@ -140,26 +140,26 @@ class Hold:
 
 @dataclass(frozen=True)
 class Frame:
-    """One look.
+    """The data of one refresh.
 
     Attributes:
-        at: time of Redis.
-        server: name, version, and memory of the server.
-        url: where it is, without a password.
-        queues: those of the settings and of all workers.
-        jobs: those of which a run has ended or works.
-        runs: those at work first, the longest first.
-        working: how many runs are at work, shown or not.
-        workers: by name.
-        workers_known: how many there are, shown or not.
-        failures: the newest dead letters.
-        failed: how many there are, shown or not.
-        holds: what holds runs back.
-        done_rate: runs that succeeded, a second, over the last seconds; None before there are two looks.
-        failed_rate: as well, those that failed for good.
-        history: ends a second at each of the last looks.
-        commands: that this look took.
-        trips: round trips that this look took.
+        at: The time of Redis.
+        server: Name, version and memory of the server.
+        url: The URL of the server, without its password.
+        queues: The queues of the settings and of all workers.
+        jobs: The jobs with an ended or running run.
+        runs: The runs, running ones first, the longest first.
+        working: The number of running runs, shown or not.
+        workers: The workers, by name.
+        workers_known: The number of workers, shown or not.
+        failures: The newest dead letters.
+        failed: The number of dead letters, shown or not.
+        holds: The reasons that hold runs back.
+        done_rate: Succeeded runs per second, over the last seconds; None before the second refresh.
+        failed_rate: Dead runs per second, likewise.
+        history: Ended runs per second at each of the last refreshes.
+        commands: The number of commands of this refresh.
+        trips: The number of round trips of this refresh.
     """
 
     at: datetime

@@ -1,4 +1,4 @@
-"""What state a run is in, as an operator has to know it: from its mirror, its worker and the orders."""
+"""The state of a run for an operator, from its mirror, its worker and the operator commands."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENDED = ("succeeded", "dead", "cancelled")
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders, as they stand in Redis.
+    """The operator commands in Redis.
 
     Attributes:
-        paused: run ids, job names, queues, or `*`.
-        cancelled: run ids.
-        drained: names of workers.
+        paused: Run ids, job names, queues, or `*`.
+        cancelled: Run ids.
+        drained: Names of workers.
     """
 
     paused: frozenset[str]
@@ -27,7 +27,7 @@ class Orders:
     drained: frozenset[str]
 
     def pausing(self, run_id: str, job: str, queue: str) -> str | None:
-        """Return what is paused so that the run is, in words; None where nothing is."""
+        """Return what pauses the run, in words; None if nothing does."""
         names = ((run_id, "the run"), (job, "its job"), (queue, "its queue"), (keys.ALL, "everything"))
         return next((f"{what} is paused" for name, what in names if name in self.paused), None)
 
@@ -45,13 +45,13 @@ def line_of(
     """Return a run as the page shows it.
 
     Args:
-        run_id: its id.
-        mirror: fields of `worker:run:<id>`; none before they were read.
-        orders: as they stand.
-        now: time of the server.
-        worker: who has it; empty for nobody.
-        worker_state: state of that worker.
-        held_by: the limit under which it waits for a place.
+        run_id: The id of the run.
+        mirror: The fields of `worker:run:<id>`; empty before they were read.
+        orders: The operator commands.
+        now: The time of the server.
+        worker: The worker that runs it; empty if none does.
+        worker_state: The state of that worker.
+        held_by: The limit under which the run waits for a place.
     """
     if worker:
         state, reason = _at_work(run_id, mirror, worker, worker_state, orders, now)
