@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -363,6 +364,24 @@ class Bench:
             ratio >= 0.97,
         )
 
+    def client(self) -> Iterable[Row]:
+        """13: what a service that only enqueues has to load."""
+        return _import_client()
+
+
+#: A process that may write its bytecode: compiling is no part of an import.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+#: Prints the seconds of CPU, and the megabytes of memory, that an import takes beyond those of a bare interpreter.
+_IMPORT = """
+import sys, time
+def rss(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+before, began = rss(), time.process_time()
+from worker import Client
+took, grown = time.process_time() - began, rss() - before
+print(took, grown, any(name in sys.modules for name in ("sqlalchemy", "asyncpg", "alembic", "arq")))
+"""
+
 
 ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
     1: Bench.empty_100,
@@ -377,7 +396,23 @@ ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
     10: Bench.depth,
     11: Bench.idle,
     12: Bench.mirror,
+    13: Bench.client,
 }
+
+
+def _import_client() -> Iterator[Row]:
+    """Measure `from worker import Client` in a fresh interpreter: the least of some, with its bytecode written."""
+    figures = []
+    for _ in range(6):
+        ran = subprocess.run(
+            [sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True, env=_ENVIRONMENT
+        )
+        seconds, megabytes, heavy = ran.stdout.split()
+        if heavy == "True":
+            raise Failed("from worker import Client loads SQLAlchemy, asyncpg, Alembic or arq")
+        figures.append((float(seconds), float(megabytes)))
+    yield at_most("from worker import Client", "s of CPU", min(seconds for seconds, _ in figures), 0.25)
+    yield at_most("the same", "MB", min(megabytes for _, megabytes in figures), 30)
 
 
 def _against(what: str, unit: str, found: dict[str, float], *, arq: float = 0, best: float = 0) -> Iterator[Row]:

@@ -142,7 +142,7 @@ async def test_a_primary_that_no_sentinel_knows_is_said_in_one_line(fast: Settin
     unknown = at(fast, watched.url.replace("the-primary", "another-one"))
     wrong_password = at(fast, watched.url.replace("s%3Ae%26n", "wrong"))
     for settings, said in (
-        (unknown, "no Sentinel tells the primary of another-one"),
+        (unknown, "no Sentinel knows the primary of another-one"),
         (wrong_password, "WRONGPASS|invalid"),
     ):
         async with Client(settings) as client:
