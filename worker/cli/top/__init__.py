@@ -1,6 +1,6 @@
 """`worker top`: one live page for an operator.
 
-`command.py` is the command, and all that other commands load of this. `reading.py` asks Redis, bounded, and makes a
-`Frame` (`frame.py`); `drawing.py` makes tables of it, which `once.py` prints and `page.py` shows, in widgets of
-`grid.py`; `steering.py` says what a key does to what is selected.
+`command.py` is the command, and the only module here that other commands load. `reader.py` reads a bounded part of
+Redis and returns a `Frame` (`model.py`). `tables.py` turns it into tables, which `text.py` prints and `app.py` shows,
+in widgets of `grid.py`. `actions.py` maps keys to operator commands.
 """

@@ -1,4 +1,4 @@
-"""The live page: a look each second, tables, and keys that give orders."""
+"""The live page: a refresh each second, tables, and keys for operator commands."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ class Page(App[None]):
             "middle": Horizontal(of["workers"], of["holds"], id="middle"),
             "bottom": Horizontal(of["failures"], self._letter_pane, id="bottom"),
         }
-        #: The last one that was read.
+        #: The last frame that was read.
         self.frame = Frame(datetime.now(UTC), "", self._url)
 
     # --- the page
 
     def compose(self) -> ComposeResult:
-        """Make it, empty."""
-        self.theme = "ansi-dark"  # the terminal's own colours, and few bytes
+        """Make the page, empty."""
+        self.theme = "ansi-dark"  # the terminal's own colours, in few bytes
         yield self._header
         yield from self._bands.values()
         yield self._told
@@ -122,17 +122,17 @@ class Page(App[None]):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Start to refresh."""
         self._grids["runs"].focus()
         self.set_interval(1.0, self._draw_header)
         self.run_worker(self._look_again_and_again(), name="look")
 
     async def on_unmount(self) -> None:
-        """Close what the keys have opened."""
+        """Close the connections of the actions."""
         await self._steering.close()
 
     def on_resize(self) -> None:
-        """Give each table its room."""
+        """Set the height of each table."""
         self._make_room()
 
     async def _look_again_and_again(self) -> None:
@@ -159,7 +159,7 @@ class Page(App[None]):
 
     @property
     def problem(self) -> str | None:
-        """Why what is shown may be old."""
+        """Return why the data may be old."""
         if self._away_since is not None:
             since = f"{self._away_since.astimezone():%H:%M:%S}"
             return f"Redis at {self._url} does not answer since {since}: {self._error}; asking again"
@@ -204,7 +204,7 @@ class Page(App[None]):
             if place.styles.height is None or place.styles.height.value != height:
                 place.styles.height = height
 
-    # --- what is selected
+    # --- selection
 
     def _focused(self) -> Name | None:
         return next((name for name, grid in self._grids.items() if grid.has_focus), None)
@@ -213,7 +213,7 @@ class Page(App[None]):
         return next((one for one in self.frame.failures if one.id == run_id), None)
 
     def on_descendant_focus(self) -> None:
-        """Offer the keys of this table, and show what belongs to it."""
+        """Offer the keys of this table, and show its details."""
         focused = self._focused()
         if focused is not None:
             self._letter_pane.display = focused == "failures"
@@ -241,14 +241,14 @@ class Page(App[None]):
     # --- keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer orders only where they mean something."""
+        """Offer a command only for rows that it applies to."""
         if action != "order":
             return True
         focused = self._focused()
         return focused is not None and focused in TABLES[cast(Order, parameters[0])]
 
     def action_order(self, order: Order) -> None:
-        """Give an order to what is selected."""
+        """Send an operator command for the selected row."""
         focused = self._focused()
         key = self._grids[focused].selected if focused else None
         if focused is None or key is None:
@@ -287,12 +287,12 @@ class Page(App[None]):
         _put(self._told, Text(f"{datetime.now().astimezone():%H:%M:%S} {plain(text)}", STYLES[tone]))
 
     def action_filter(self) -> None:
-        """Ask for a filter."""
+        """Open the filter."""
         self._box.display = True
         self._box.focus()
 
     def action_unfilter(self) -> None:
-        """Take the filter away."""
+        """Clear the filter."""
         self._box.value = ""
         self._leave_filter()
 
@@ -317,7 +317,7 @@ class Page(App[None]):
 
 
 def _put(place: Static, text: Text, *, layout: bool = False) -> None:
-    """Show a text, where it is another one than before: what stays is not written again."""
+    """Show a text if it has changed, so that unchanged lines are not written again."""
     if place.content != text:
         place.update(text, layout=layout)
 

@@ -1,4 +1,4 @@
-"""What is over the page for a moment: a question, more of a row, the keys."""
+"""The dialogs: a question, the details of a row, the keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ d                drain the selected worker (asks first)
 q                quit
 
 Orders act within one batch, and lose nothing: a walk that was paused,
-drained or retried goes on from its last committed batch."""
+drained or retried continues from its last committed batch."""
 
 _CSS = """
 {name} {{
@@ -49,7 +49,7 @@ _CSS = """
 
 
 class Question(ModalScreen[bool]):
-    """Asks before something is done that cannot be taken back."""
+    """Asks before an action that cannot be undone."""
 
     DEFAULT_CSS = _CSS.format(name="Question")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,7 +62,7 @@ class Question(ModalScreen[bool]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        """Make it."""
+        """Make the dialog."""
         with Vertical():
             yield Static(Text(f"{self._text}\n\n") + Text("y", "bold") + Text(" yes    ") + Text("n", "bold") + " no")
 
@@ -79,7 +79,7 @@ class Details(ModalScreen[None]):
         self.text = text
 
     def compose(self) -> ComposeResult:
-        """Make it."""
+        """Make the dialog."""
         with VerticalScroll() as box:
             box.border_title = Text(self._title).markup
             yield Static(self.text)

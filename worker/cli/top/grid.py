@@ -1,4 +1,4 @@
-"""A table on the page: it keeps what is selected by its key, and draws again only lines that have changed.
+"""A table on the page: it keeps the selection by its key, and redraws only changed lines.
 
 Over a slow line each cell counts. Widths only grow, so that columns stand still, and a look in which little has changed
 writes little.
@@ -59,10 +59,10 @@ class Grid(ScrollView, can_focus=True):
     ]
 
     class Moved(Message):
-        """Another row is selected."""
+        """Posted when another row is selected."""
 
     class Opened(Message):
-        """Somebody wants to see more of a row."""
+        """Posted when the details of a row are requested."""
 
         def __init__(self, grid: Grid, key: str) -> None:
             super().__init__()
@@ -79,28 +79,28 @@ class Grid(ScrollView, can_focus=True):
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, also those that are out of sight."""
+        """All rows, also those outside the view."""
         return self._sheet.rows
 
     @property
     def selected(self) -> str | None:
-        """What the cursor is on."""
+        """The key of the row under the cursor."""
         return self.rows[self._cursor].key if self.rows else None
 
     @property
     def visible_keys(self) -> list[str]:
-        """What is in sight."""
+        """The keys of the rows in view."""
         top = self.scroll_offset.y
         return [row.key for row in self.rows[top : top + max(1, self.size.height)]]
 
     def show(self, sheet: Sheet) -> None:
-        """Show another table in the place of the last one; the cursor stays on what it is on, while that is there."""
+        """Show new rows. The cursor stays on its row as long as that exists."""
         before, was, at = self._sheet.rows, self.selected, self._cursor
         self._sheet = sheet
         if self.border_title != sheet.title:
             self.border_title = sheet.title
         self._cursor = max(0, min(at, len(sheet.rows) - 1))
-        if self.has_focus or at > 0:  # what nobody has touched goes on showing its first rows
+        if self.has_focus or at > 0:  # an untouched table keeps showing its first rows
             self._cursor = next((place for place, row in enumerate(sheet.rows) if row.key == was), self._cursor)
         wanted = [max(pair) for pair in zip(self._wanted, natural(sheet), strict=True)]
         self._measure()
@@ -132,7 +132,7 @@ class Grid(ScrollView, can_focus=True):
         self._keep_in_sight()
 
     def _measure(self) -> None:
-        """Say how high it is; the same for all that fits, since another height means that the page is laid out anew."""
+        """Return the height: the same for all contents that fit, since a new one lays the page out again."""
         self.virtual_size = Size(self.size.width, max(len(self.rows) + 1, self.size.height))
 
     def _fit(self) -> None:
@@ -176,11 +176,11 @@ class Grid(ScrollView, can_focus=True):
         self._go(place if place >= 0 else len(self.rows) - 1)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer more only of what there is more of."""
+        """Offer details only for rows that have some."""
         return action != "open" or self.id in ("runs", "failures")
 
     def action_open(self) -> None:
-        """Show more of a row."""
+        """Show the details of a row."""
         if self.selected is not None:
             self.post_message(self.Opened(self, self.selected))
 

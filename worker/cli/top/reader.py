@@ -1,4 +1,4 @@
-"""Asking Redis for a frame: one round trip a look, two where runs have begun, and never the whole of a large key.
+"""Reads a frame from Redis: one round trip, two if runs have started, and never the whole of a large key.
 
 What may be large is read in part: the mirrors of so many runs (those on the screen each time, the others in turn), the
 newest dead letters by their times (each letter once: it does not change), the first runs that are due, a few limits in
@@ -44,14 +44,14 @@ Mirror = dict[str, str]
 
 
 class _Trip:
-    """Commands of one round trip, each with a name for its answer."""
+    """The commands of one round trip, each with a name for its answer."""
 
     def __init__(self, client: Client) -> None:
         self._pipeline = client.redis.pipeline(transaction=False)
         self._names: list[Any] = []
 
     def ask(self, name: Any) -> Any:
-        """Return the pipeline, to put the one command on that this name is for."""
+        """Return the pipeline, to add the one command of this name."""
         self._names.append(name)
         return self._pipeline
 
@@ -59,7 +59,7 @@ class _Trip:
         return len(self._names)
 
     async def answers(self) -> dict[Any, Any]:
-        """Send them.
+        """Send the commands.
 
         Raises:
             RedisError: Redis does not answer, or refuses one other than INFO.
@@ -72,7 +72,7 @@ class _Trip:
 
 
 class Reader:
-    """Reads frames; it remembers what does not change, and how far it has come with what is read in turn.
+    """Reads frames. It remembers unchanging data, and its position in data that is read in turn.
 
     Args:
         client: for Redis.
@@ -87,18 +87,18 @@ class Reader:
         self._server = ""
         self._queues = list(settings.worker.queues or [settings.worker.queue])
         self._mirrors: dict[str, Mirror] = {}
-        self._read_at: dict[str, int] = {}  # number of the look that read a run's mirror
+        self._read_at: dict[str, int] = {}  # number of the refresh that read a run's mirror
         self._working: frozenset[str] = frozenset()
         self._due: list[str] = []
         self._letters: dict[str, tuple[float, DeadLetter | None]] = {}
         self._jobs: list[str] = []
-        self._scopes: dict[str, None] = {}  # limits that hold something back
+        self._scopes: dict[str, None] = {}  # limits that hold runs back
         self._turn = 0
         self._cursor = 0
         self._looks = 0
 
     async def read(self, shown: Iterable[str] = ()) -> Frame:
-        """Return what is now.
+        """Return the current frame.
 
         Args:
             shown: ids of the runs on the screen, whose mirrors are read each time.
@@ -116,7 +116,7 @@ class Reader:
         try:
             got = await first.answers()
         except (RedisError, OSError):
-            self._server = ""  # it may be another one when it is back
+            self._server = ""  # it may be another server when it is back
             raise
         seconds, micros = got["time"]
         now = seconds + micros / 1e6
@@ -186,7 +186,7 @@ class Reader:
             trips=trips,
         )
 
-    # --- what is asked
+    # --- commands
 
     def _ask_for_all(self, trip: _Trip) -> None:
         now_ms = time.time() * 1000 + self._ahead_ms
@@ -216,7 +216,7 @@ class Reader:
             trip.ask(("mirror", run_id)).hmget(keys.RUN + run_id, MIRROR_FIELDS)
 
     def _in_turn(self, shown: Iterable[str]) -> list[str]:
-        """Return the runs whose mirrors are read now: those on the screen, those that are due, the longest unread."""
+        """Return the runs whose mirrors are read now: those on screen, due ones, and the longest unread."""
         known = self._working | self._mirrors.keys()
         asked = dict.fromkeys(run_id for run_id in shown if run_id in known)
         asked |= dict.fromkeys(self._due)
@@ -227,7 +227,7 @@ class Reader:
         return list(asked)[:MIRRORS]
 
     def _scopes_in_turn(self) -> list[str]:
-        """Return the limits that are looked at now: those that held something back, and a few jobs in turn."""
+        """Return the limits that are read now: those that held runs back, and a few jobs in turn."""
         asked = dict.fromkeys(list(self._scopes)[:_SCOPES_FIRST])
         if self._jobs:
             self._turn %= len(self._jobs)
@@ -235,7 +235,7 @@ class Reader:
             self._turn += _SCOPES
         return list(asked)
 
-    # --- what is taken from the answers
+    # --- answers
 
     def _take_server(self, info: Any, memory: Any) -> None:
         if isinstance(info, dict) and (version := info.get("valkey_version") or info.get("redis_version")):
@@ -256,21 +256,21 @@ class Reader:
             self._read_at[run_id] = self._looks
 
     def _known_jobs(self, counts: Collection[tuple[str, str]]) -> list[str]:
-        """Return the jobs of which a run has ended, works or waits: a paused one, too, is there to be resumed."""
+        """Return the jobs with an ended, running or waiting run; paused ones, too, so that they can be resumed."""
         return sorted({job for job, _ in counts} | {one["job"] for one in self._mirrors.values() if one.get("job")})
 
     def _is_fresh(self, run_id: str) -> bool:
         return self._read_at[run_id] == self._looks
 
     def _due_now(self, got: dict[Any, Any], owners: Collection[str]) -> list[str]:
-        """Return runs that nobody has, and that may be paused or between two tries."""
+        """Return runs without a worker, which may be paused or between two attempts."""
         found = dict.fromkeys(
             run_id.decode(errors="replace") for queue in self._queues for run_id in got["due", queue]
         ) | dict.fromkeys(sorted(_names(got["paused"][1]))[:_DUE])
         return [run_id for run_id in found if run_id not in owners]
 
     def _forget(self, owners: Collection[str]) -> None:
-        """Forget the mirrors of what has ended, and of what has none."""
+        """Drop the mirrors of ended runs, and of runs without one."""
         for run_id, mirror in list(self._mirrors.items()):
             if run_id not in owners and mirror.get("state", "succeeded") in ENDED:
                 del self._mirrors[run_id], self._read_at[run_id]
@@ -304,7 +304,7 @@ class Reader:
         idle = [
             line_of(run_id, mirror, orders, now, held_by=held.get(run_id))
             for run_id, mirror in self._mirrors.items()
-            if run_id not in owners and self._is_fresh(run_id)  # an old one may not know that the run has ended
+            if run_id not in owners and self._is_fresh(run_id)  # an old mirror may miss the end of the run
         ]
         return lines + sorted(idle, key=lambda line: line.id)
 
@@ -326,7 +326,7 @@ class Reader:
         return QueueLine(
             name=name,
             waiting=got.get(("waiting", name), 0),
-            deferred=max(0, got.get(("later", name), 0) - running),  # what runs is due again when its lease ends
+            deferred=max(0, got.get(("later", name), 0) - running),  # a running job is due again when its lease ends
             running=running,
             oldest_seconds=now - due if 0 < due <= now else None,
             paused=not orders.paused.isdisjoint((name, keys.ALL)),

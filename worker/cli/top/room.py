@@ -1,4 +1,4 @@
-"""How high each band of the page is."""
+"""The heights of the bands of the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FOCUSED_SHARE = 0.55
 
 
 def heights(room: int, wanted: Mapping[str, int], focused: str, rest: str = "runs") -> dict[str, int]:
-    """Return the height of each band: no more than it wants, more of the page for the focused one.
+    """Return the height of each band: at most what it needs, and more of the page for the focused one.
 
     Args:
         room: lines that there are.
