@@ -233,7 +233,7 @@ def test_any_argument_of_any_type_arrives_equal_or_is_refused(data: st.DataObjec
 
 
 @pytest.mark.long
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(st.data())
 def test_many_arguments_of_any_type_arrive_equal_or_are_refused(data: st.DataObject) -> None:
     check_any_argument(data)
