@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from pydantic import Field
 from redis.asyncio import Redis
 
 from tests.support.waiting import until
@@ -30,6 +33,11 @@ async def nightly(ctx: JobContext) -> None:
 @job(cron="* * * * *")
 async def each_minute(ctx: JobContext) -> None:
     """Due each minute."""
+
+
+@job(cron="* * * * *", unique=True)
+async def keyed(ctx: JobContext, key: UUID = Field(default_factory=uuid4), days: int = 3) -> None:  # noqa: B008
+    """Due each minute, with an id of its own."""
 
 
 async def scheduler(
@@ -56,6 +64,18 @@ async def test_of_many_workers_one_enqueues(database: Database, redis: Redis, se
             fired += ids
     assert len(fired) == len(set(fired)) == 10
     assert await redis.zcard("arq:queue") == 10
+
+
+async def test_scheduler_draws_a_default_factory_once_for_all_attempts(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    cron = await scheduler(database, redis, settings, keyed, began)
+    [first] = await cron.look(began + timedelta(minutes=1))
+    [second] = await cron.look(began + timedelta(minutes=2))
+    drawn = [json.loads(await redis.get(f"arq:job:{run_id}"))["k"] for run_id in (first, second)]
+    assert [list(arguments) for arguments in drawn] == [["key"], ["key"]]
+    assert UUID(drawn[0]["key"]) != UUID(drawn[1]["key"])
 
 
 async def test_a_worker_that_comes_late_repeats_nothing(database: Database, redis: Redis, settings: Settings) -> None:

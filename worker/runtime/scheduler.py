@@ -116,12 +116,13 @@ class Scheduler:
 
     async def _enqueue(self, job: Job[..., object], line: str, due: datetime) -> str | None:
         run_id = firing_id(job.name, line, due)
-        payload = Payload(job.name, [], {}, now_ms()).to_json()
+        arguments = job.encode_arguments((), {})  # what default factories make, drawn once for all attempts
+        payload = Payload(job.name, [], arguments, now_ms()).to_json()
         guard = f"{job.name} {line}"
         queue, priority = self._rules.queue, job.priority
         lock = None
         if job.unique is not None:
-            lock = Lock(job.unique_key({}), job.unique.counts, round(job.unique.seconds * 1000))
+            lock = Lock(job.unique_key(arguments), job.unique.counts, round(job.unique.seconds * 1000))
         if not await self._store.fire(run_id, payload, queue=queue, due=due, line=guard, priority=priority, lock=lock):
             return None
         logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
