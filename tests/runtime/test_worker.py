@@ -9,8 +9,10 @@ import json
 import logging
 import time
 import weakref
+from uuid import UUID, uuid4
 
 import pytest
+from pydantic import Field
 from redis.asyncio import Redis
 from sqlalchemy import select, text, update
 
@@ -140,6 +142,24 @@ async def block_the_loop(ctx: JobContext, seconds: float) -> str:
     tries.append(ctx.attempt)
     time.sleep(seconds)
     return "done"
+
+
+drawn: list[UUID] = []
+
+
+@job(backoff=0, max_attempts=3)
+async def draw(ctx: JobContext, key: UUID = Field(default_factory=uuid4)) -> None:  # noqa: B008
+    """Fail twice, and remember its argument."""
+    drawn.append(key)
+    if ctx.attempt < 3:
+        raise ValueError("again")
+
+
+async def test_a_default_factory_is_drawn_once_for_a_job_by_name(fast: Settings, client: Client) -> None:
+    drawn.clear()
+    async with working(fast, draw):
+        await (await client.enqueue("draw")).result(timeout=20)
+    assert len(drawn) == 3 and len(set(drawn)) == 1
 
 
 async def test_a_failed_job_is_tried_again(fast: Settings, client: Client, redis: Redis) -> None:

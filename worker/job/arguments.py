@@ -142,6 +142,13 @@ class JobCodec:
         fields = self._arguments.model_fields.items()
         return frozenset(name for name, field in fields if field.default_factory is not None)
 
+    def draws_defaults(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether default factories make an argument that is neither among the given ones."""
+        if not self._drawn:
+            return False
+        given = set(list(self.signature.parameters)[: len(args)]) | kwargs.keys()
+        return not self._drawn <= given
+
     @cached_property
     def _defaults(self) -> dict[str, Any]:
         """The other defaults, as JSON values by name."""

@@ -32,6 +32,7 @@ from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
 from worker.job.registry import Registry
 from worker.ledger import Ledger
+from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload, decode_payload
 from worker.queue.store import QueueStore
@@ -207,11 +208,15 @@ class Executor:
             text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
             return self._leave_to_others(execution, payload, text)
         execution.job = job
+        drawn: dict[str, Any] | None = None
         try:
             if payload.pickled:  # what came as Python's own values becomes JSON first
                 plain = job.encode_arguments(payload.args, payload.kwargs)
                 payload = execution.payload = payload._replace(args=[], kwargs=plain)
-            arguments: dict[str, Any] | InvalidArguments = job.decode_arguments(payload.args, payload.kwargs)
+            decoded = job.decode_arguments(payload.args, payload.kwargs)
+            arguments: dict[str, Any] | InvalidArguments = decoded
+            if job.codec.draws_defaults(payload.args, payload.kwargs):
+                drawn = job.encode_arguments([], decoded)
         except InvalidArguments as error:
             if payload.version not in ("", job.version):  # validated by another signature than ours
                 text = f"{error}; kept in the queue for a worker that has the signature of its client"
@@ -219,6 +224,8 @@ class Executor:
             arguments = error  # raised as a job's own error: the ledger may know an earlier attempt
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
             arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {format_error(error)}")
+        if drawn is not None:
+            payload = await self._keep_drawn(execution, payload, drawn)
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
@@ -226,6 +233,15 @@ class Executor:
                 return Released(delay_seconds=held.seconds)
             execution.place = given
         return await self._attempt(execution, job, payload, arguments)
+
+    async def _keep_drawn(self, execution: Execution, payload: Payload, arguments: dict[str, Any]) -> Payload:
+        """Keep what default factories have made, for the next attempt: a client by name has not drawn it."""
+        payload = execution.payload = payload._replace(args=[], kwargs=arguments)
+        key, text = keys.JOB + execution.claim.run_id, payload.to_json().encode()
+        execution.claim = execution.claim._replace(payload=text)
+        redis = self._store.redis
+        await self._servers.redis(execution.name, lambda: redis.set(key, text, xx=True, keepttl=True))
+        return payload
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
         """Return the outcome of an order that came before the job began; None where there is none."""
