@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from sqlalchemy import ForeignKey, String, delete, func, insert, select, text, update
-from sqlalchemy.orm import Mapped, aliased, mapped_column
+from sqlalchemy.orm import Mapped, aliased, mapped_column, with_polymorphic
 
 from tests.models import Author, Base, authors
 from tests.support.contexts import MakeContext
 from worker.batch.catalog import sql_text
 from worker.db.engine import Database
+from worker.errors import UnsupportedStatement
 
 
 class Employee(Base):
@@ -37,7 +38,10 @@ class Engineer(Employee):
     __mapper_args__ = {"polymorphic_identity": "engineer"}
 
 
-@pytest.mark.parametrize("entity", [Employee, Engineer, aliased(Employee)], ids=["root", "subclass", "alias"])
+FLAT = with_polymorphic(Employee, "*", flat=True)
+
+
+@pytest.mark.parametrize("entity", [Employee, Engineer, FLAT], ids=["root", "subclass", "alias"])
 async def test_a_polymorphic_class_is_walked_with_locks_on_its_root(
     context: MakeContext, database: Database, entity: Any
 ) -> None:
@@ -49,6 +53,12 @@ async def test_a_polymorphic_class_is_walked_with_locks_on_its_root(
     async with database.session() as session:
         changed = await session.scalar(select(func.count()).select_from(Employee).where(Employee.name == "x"))
     assert changed == (5 if entity is Engineer else 10)
+
+
+async def test_an_alias_whose_rows_cannot_be_locked_is_refused_before_its_first_batch(context: MakeContext) -> None:
+    with pytest.raises(UnsupportedStatement, match="set lock=False"):
+        async for _ in context().chunks(select(aliased(Employee)), size=3):
+            pytest.fail("nothing is read")
 
 
 @pytest.mark.parametrize("by", [Author.nickname, Author.nickname.desc(), Author.__table__.c.nickname])

@@ -60,8 +60,8 @@ async def test_no_function_of_the_search_path_is_called(
     await ctx.sweep(update(Timed).values(n=Timed.n + 1), size=100)
     await ctx.sweep(delete(Timed).where(Timed.n > 5), size=100)
     ledger = Ledger(database)
-    await ledger.find_all()
-    await ledger.orphans(idle_seconds=0)
+    await ledger.list_runs()
+    await ledger.find_orphans(idle_seconds=0)
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Timed)) == 270
         assert (await session.scalars(text("SELECT DISTINCT what FROM loot"))).all() == []

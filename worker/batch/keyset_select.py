@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Select, any_, func, inspect, tuple_
+from sqlalchemy import ARRAY, Select, Subquery, any_, func, inspect, tuple_
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
@@ -13,6 +13,7 @@ from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
 from worker.batch.source import Bounds, OpenStep
+from worker.errors import UnsupportedStatement
 
 
 class KeysetSelect:
@@ -129,6 +130,11 @@ def _find_locked_tables(entity: Any, keyset: Keyset) -> Any:
     if len(inspected.with_polymorphic_mappers) < 2:
         return entity
     if inspected.is_aliased_class:
+        if isinstance(keyset.parts[0].expression.table, Subquery):
+            raise UnsupportedStatement(
+                "chunks: an alias of a polymorphic class selects from a subquery, whose rows cannot be locked: walk the "
+                "class itself, use with_polymorphic(..., flat=True), or set lock=False"
+            )
         return keyset.columns
     return list(dict.fromkeys(mapper.local_table for mapper in inspected.mapper.iterate_to_root()))
 
