@@ -132,8 +132,8 @@ def _find_locked_tables(entity: Any, keyset: Keyset) -> Any:
     if inspected.is_aliased_class:
         if isinstance(keyset.parts[0].expression.table, Subquery):
             raise UnsupportedStatement(
-                "chunks: an alias of a polymorphic class selects from a subquery, whose rows cannot be locked: walk the "
-                "class itself, use with_polymorphic(..., flat=True), or set lock=False"
+                "chunks: an alias of a polymorphic class selects from a subquery, whose rows cannot be locked: walk "
+                "the class itself, use with_polymorphic(..., flat=True), or set lock=False"
             )
         return keyset.columns
     return list(dict.fromkeys(mapper.local_table for mapper in inspected.mapper.iterate_to_root()))
