@@ -1,4 +1,4 @@
-"""One engine a process, made from settings."""
+"""The engine of a process and the scopes of work on it, made from the settings."""
 
 from __future__ import annotations
 
@@ -67,19 +67,21 @@ class Database:
 
     @property
     def pooled(self) -> bool:
-        """Whether PgBouncer stands between, so that a session of the server is ours for one transaction only.
+        """Whether connections go through PgBouncer, so that a session of the server is ours for one transaction only.
 
-        It may have to be found out: ask when a connection has been made.
+        Detected on the first connection if `database.pgbouncer` is "auto".
         """
         return bool(self._route.pooled)
 
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:
-        """Open a session: commit as often as you like; what is open at the end is committed, or rolled back
-        when the block raises."""
+        """Open a session that may commit at any time.
+
+        What is open at the end is committed, or rolled back if the block raises.
+        """
         return session_scope(self.sessions)
 
     def transaction(self) -> AbstractAsyncContextManager[ScopedSession]:
-        """Open a session in one transaction, committed at the end, rolled back when the block raises."""
+        """Open a session in one transaction: committed at the end, rolled back if the block raises."""
         return transaction_scope(self.sessions)
 
     savepoint = staticmethod(savepoint_scope)
@@ -95,7 +97,7 @@ class Database:
             await run_to_completion(connection.close())
 
     async def check(self) -> None:
-        """Raise `ServerUnavailable` with one clear line unless the database answers."""
+        """Raise `ServerUnavailable`, with the reason and the cure, if the database does not answer."""
         try:
             async with self.connection() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -123,7 +125,7 @@ class Database:
 
 
 def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
-    """Return the error that tells an operator what is wrong with the database, and what to do."""
+    """Return the error that tells an operator the reason and the cure."""
     url = mask_passwords(settings.database.url)
     cause: BaseException = error
     while isinstance(cause, DBAPIError) and (cause.__cause__ or cause.orig):

@@ -26,8 +26,8 @@ async def migrate(database: Database, revision: str = "head") -> str:
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
         await connection.execute(text("SET LOCAL lock_timeout = 0"))
         await connection.execute(text("SELECT pg_catalog.pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        # The catalog itself, and not to_regnamespace(): what a backend has cached of a schema that was not there is
-        # refreshed when it locks a relation, and we may just have waited for somebody who made it.
+        # The catalog itself, not to_regnamespace(): a backend refreshes its cache of missing schemas only when it locks
+        # a relation, and another `worker migrate` may have created the schema while we waited.
         made = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = :name)"
         if not await connection.scalar(text(made), {"name": SCHEMA}):
             await connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))

@@ -1,16 +1,18 @@
-"""PgBouncer in transaction mode: each transaction may be in another session of the server, and other clients follow.
+"""PgBouncer in transaction mode: each transaction can run in another session of the server, which other clients use
+next.
 
-So nothing that a session keeps may be relied on, or left behind:
+No state of a session may therefore be relied on, or left behind:
 
 - Prepared statements are unnamed, and sent again with each execution: a name would be unknown in the next transaction,
-  taken by another client (asyncpg #1058, SQLAlchemy #6467), or left in a session for ever. This asks nothing of
-  PgBouncer, whose `max_prepared_statements` (1.21 and later) may be 0 or any number.
-- Time limits and the name of the job are set by `SET LOCAL`, in one message with BEGIN. As parameters of the
-  connection, PgBouncer refuses them, or, where `ignore_startup_parameters` has them, forgets them.
-- What needs no transaction elsewhere has one here (`Driver.reading`).
+  used by another client (asyncpg #1058, SQLAlchemy #6467), or never removed. PgBouncer's `max_prepared_statements`
+  (1.21 and later) may have any value.
+- Time limits and the name of the job are set by `SET LOCAL`, in one message with BEGIN. PgBouncer refuses them as
+  parameters of the connection, or ignores them if `ignore_startup_parameters` lists them.
+- Queries that need no transaction elsewhere get one here (`Driver.reading`).
 
-The pool of this process stays: its connections are PgBouncer's clients, which hold none of the server's sessions
-outside of a transaction. A pool of none would greet PgBouncer anew for each transaction, with no bound to their number.
+The pool of this process stays: its connections are clients of PgBouncer, which hold no session of the server outside of
+a transaction. Without a pool, each transaction would open a connection to PgBouncer, and their number would be
+unlimited.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ from worker.db.driver import PooledConnection
 
 
 class PoolerDetector:
-    """The way to the server: straight, or through PgBouncer. `connect` is SQLAlchemy's event `do_connect`.
+    """Detects PgBouncer, and opens connections that suit it. `connect` is SQLAlchemy's event `do_connect`.
 
     Args:
-        pgbouncer: whether it is there; "auto" to find out with the first connection.
-        local_settings: returns what a transaction has to set behind PgBouncer.
+        pgbouncer: whether connections go through PgBouncer; "auto" to detect it on the first connection.
+        local_settings: returns the settings of a transaction behind PgBouncer, by name.
     """
 
     def __init__(self, pgbouncer: bool | Literal["auto"], local_settings: Callable[[], Mapping[str, str]]) -> None:
         self._local_settings = local_settings
-        #: Whether PgBouncer is there; None until that is found out.
+        #: Whether connections go through PgBouncer; None until that is detected.
         self.pooled = None if pgbouncer == "auto" else pgbouncer
 
     def connect(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
-        """Open a connection that suits PgBouncer; None where there is none, for SQLAlchemy to open its own."""
+        """Open a connection that suits PgBouncer; return None if there is none, and SQLAlchemy opens its own."""
         if self.pooled is False:
             return None
         suited = parameters | {
@@ -59,10 +61,10 @@ class PoolerDetector:
 
 
 async def _answers_for_another(raw: asyncpg.Connection) -> bool:
-    """Tell whether a pooler stands between: what greeted us is another process than what answers.
+    """Return whether a pooler is between: another process sent the cancellation key than the one that answers.
 
-    The key for cancelling, which a connection is greeted with, has the process id of its backend. PgBouncer makes keys
-    of its own up, as other poolers do: a backend's would not hold beyond a transaction.
+    The server sends its process id with the key for cancellations when a connection opens. Poolers send keys of their
+    own, because the key of a backend is valid for one transaction only.
     """
     async with raw.transaction(readonly=True):
         return bool(await raw.fetchval("SELECT pg_catalog.pg_backend_pid()") != raw.get_server_pid())

@@ -1,8 +1,8 @@
 """Session scopes: each opens, commits or rolls back, and closes exactly once, under cancellation too.
 
-asyncio cancels at any `await`, also in the middle of COMMIT or of giving a connection back; what is then
-left half done leaks the connection (SQLAlchemy #8145, #12077, #12099). So each end of a scope runs in a task
-of its own that a cancellation waits for, bounded in time.
+asyncio cancels at any `await`, also in the middle of COMMIT or while a connection is returned to its pool. A scope that
+is left half closed leaks its connection (SQLAlchemy #8145, #12077, #12099). Each end of a scope therefore runs in a
+task of its own, for which a cancellation waits, within a limit.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def is_autocommit(options: Mapping[str, Any] | None) -> bool:
 
 
 class GuardedSession(Session):
-    """Session that refuses to send SQL from synchronous code, and to be ended by others than its scope.
+    """Session that sends no SQL from synchronous code, and that only its scope can end.
 
-    The guard is here, beneath `AsyncSession`, so that `run_sync` and `reset` do not get around it.
+    The guard is here, beneath `AsyncSession`, so that `run_sync` and `reset` cannot bypass it.
     """
 
     ends_with: str | None = None
-    #: Whether its job was given up: then nothing of it is committed any more.
+    #: Whether its job was abandoned: nothing of it is committed any more.
     given_up = False
 
     def _refuse(self, verb: str) -> None:
@@ -86,7 +86,7 @@ class GuardedSession(Session):
 @event.listens_for(GuardedSession, "before_commit")
 def _refuse_given_up(session: GuardedSession) -> None:
     if session.given_up:
-        raise FencedOut("the job was given up: what it has open is not committed")
+        raise FencedOut("the job was abandoned: its open transaction is not committed")
 
 
 @event.listens_for(GuardedSession, "do_orm_execute")
@@ -114,10 +114,10 @@ def _refuse_lazy_load(state: ORMExecuteState) -> None:
 
 
 class ScopedSession(AsyncSession):
-    """`AsyncSession` whose scope decides on its end.
+    """`AsyncSession` that its scope commits or rolls back.
 
-    In `transaction()` and in a batch, COMMIT and ROLLBACK belong to the scope: a commit of one's own would
-    part the work from its checkpoint, or leave the statements after it outside of the transaction.
+    In `transaction()` and in a batch, COMMIT and ROLLBACK belong to the scope: a commit by the job would separate the
+    work from its checkpoint, or leave the statements after it outside of the transaction.
     """
 
     sync_session_class = GuardedSession
@@ -128,11 +128,11 @@ class ScopedSession(AsyncSession):
         self.sync_session.ends_with = scope
 
     def refuse_commit(self) -> None:
-        """Refuse each commit from now on: the session's job was given up, and still goes on."""
+        """Refuse each commit from now on: the session's job was abandoned and still runs."""
         self.sync_session.given_up = True
 
     async def end_read(self) -> None:
-        """End the transaction that has only read; the objects stay, and the next statement begins another."""
+        """End a transaction that has only read. The objects stay; the next statement begins another transaction."""
         scope, self.sync_session.ends_with = self.sync_session.ends_with, None
         try:
             await run_to_completion(super().commit())
@@ -155,17 +155,17 @@ class ScopedSession(AsyncSession):
 
 
 async def roll_back(rollback: Coroutine[Any, Any, None]) -> None:
-    """Run a ROLLBACK; on a connection that is gone there is nothing left to roll back."""
+    """Run a ROLLBACK. On a lost connection there is nothing to roll back."""
     try:
         await rollback
     except (DBAPIError, PostgresError, InterfaceError, InternalClientError) as error:
-        # The connection is gone, and the server has rolled back by itself: what is on its way up says more.
-        logger.debug("rollback on a lost connection: %s", error)
+        # The server has rolled back by itself, and the error that is being raised says more.
+        logger.debug("rollback failed: connection lost, error=%s", error)
 
 
 @asynccontextmanager
 async def session_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[ScopedSession]:
-    """A session that may commit in between; what is open at the end is committed or rolled back."""
+    """Open a session that may commit at any time. What is open at the end is committed, or rolled back on an error."""
     session = make()
     try:
         yield session
@@ -177,7 +177,7 @@ async def session_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[Scop
 
 @asynccontextmanager
 async def transaction_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[ScopedSession]:
-    """A session in one transaction that ends with the block."""
+    """Open a session in one transaction that ends with the block."""
     session = make()
     session.bind_to_scope("a transaction() scope")
     try:
@@ -190,10 +190,10 @@ async def transaction_scope(make: Callable[[], ScopedSession]) -> AsyncIterator[
 
 @asynccontextmanager
 async def savepoint_scope(session: AsyncSession) -> AsyncIterator[AsyncSession]:
-    """A savepoint in the session's transaction: released at the end, rolled back when the block raises.
+    """Open a savepoint in the session's transaction: released at the end, rolled back if the block raises.
 
-    The transaction around it goes on either way: catch the error outside of this block.
+    The transaction around it continues in both cases. Catch the error outside of this block.
     """
-    # SQLAlchemy's own scope; a cancellation in the middle of it ends the transaction around it, and so this one.
+    # SQLAlchemy's own scope. A cancellation inside it ends the transaction around it, and the savepoint with it.
     async with session.begin_nested():
         yield session

@@ -1,7 +1,7 @@
-"""TLS as libpq's URLs say it: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, made into what asyncpg takes.
+"""TLS parameters of libpq's URLs, `sslmode`, `sslrootcert`, `sslcert` and `sslkey`, converted for asyncpg.
 
-https://www.postgresql.org/docs/current/libpq-ssl.html: with `require`, a root certificate that is given is verified,
-too; `verify-full` looks at the host's name as well.
+With `require`, a root certificate that is given is verified, too; `verify-full` checks the host's name as well:
+https://www.postgresql.org/docs/current/libpq-ssl.html
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _FILES = ("sslrootcert", "sslcert", "sslkey")
 
 
 def take_tls(url: URL) -> tuple[URL, dict[str, Any]]:
-    """Return a URL without its certificate files, and the arguments of asyncpg that stand for them.
+    """Return a URL without its certificate files, and the arguments for asyncpg that replace them.
 
     Raises:
-        SettingsError: a file cannot be read, or is none.
+        SettingsError: A file cannot be read, or is not a certificate or key.
     """
     files = {name: str(url.query[name]) for name in _FILES if name in url.query}
     if not files:
