@@ -1,5 +1,4 @@
-"""PgBouncer in transaction mode: each transaction can run in another session of the server, which other clients use
-next.
+"""PgBouncer in transaction mode: each transaction can run in another session of the server, which others use next.
 
 No state of a session may therefore be relied on, or left behind:
 
