@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Integer, bindparam, select, text
 from sqlalchemy.exc import DBAPIError
 
 from worker.db.driver import Driver
@@ -70,6 +72,28 @@ def test_a_connection_that_has_read_its_servers_last_message_is_lost() -> None:
 def test_an_outdated_statement_is_transient() -> None:
     assert classify(asyncpg.InvalidCachedStatementError("cached statement plan is invalid")) is ErrorKind.TRANSIENT
     assert classify(asyncpg.OutdatedSchemaCacheError("unexpected number of attributes")) is ErrorKind.TRANSIENT
+
+
+async def test_two_tasks_on_one_connection_are_an_error_of_the_job(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        raw = (await Driver.from_connection(connection)).raw
+        first = asyncio.create_task(raw.execute("SELECT pg_sleep(0.2)"))
+        await asyncio.sleep(0)
+        with pytest.raises(asyncpg.InterfaceError) as failed:
+            await raw.execute("SELECT 1")
+        await first
+    assert classify(failed.value) is ErrorKind.OTHER
+    assert not blames_a_row(failed.value)
+
+
+async def test_a_value_that_the_driver_cannot_encode_is_of_its_row(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        raw = (await Driver.from_connection(connection)).raw
+        with pytest.raises(Exception, match="str") as driver:
+            await raw.fetchval("SELECT $1::int", "text")
+        with pytest.raises(DBAPIError) as sqlalchemy:
+            await connection.execute(select(bindparam("x", "text", type_=Integer)))
+    assert classify(driver.value) is classify(sqlalchemy.value) is ErrorKind.ROW
 
 
 def test_errors_of_the_job_itself_are_not_of_the_server() -> None:

@@ -47,8 +47,9 @@ def classify(error: BaseException) -> ErrorKind:
         return ErrorKind.TRANSIENT
     code = sqlstate(error)
     if code is None:
-        values = (asyncpg.DataError, asyncpg.InterfaceError)  # the driver cannot encode a value
-        return ErrorKind.ROW if any(isinstance(cause, values) for cause in iter_causes(error)) else ErrorKind.OTHER
+        # An InterfaceError that is no ValueError is a wrong use of the connection, e.g. by two tasks at once.
+        client = [cause for cause in iter_causes(error) if isinstance(cause, asyncpg.InterfaceError)]
+        return ErrorKind.ROW if any(isinstance(cause, ValueError) for cause in client) else ErrorKind.OTHER
     if code.startswith(_UNAVAILABLE):
         return ErrorKind.UNAVAILABLE
     if code in _TRANSIENT:
