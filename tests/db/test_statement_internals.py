@@ -8,13 +8,17 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Select, Table, func, insert, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import aliased
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapper, Session, aliased
 
-from tests.models import Author, Book
+from tests.models import Author, Book, authors
 from worker.db.engine import Database
 from worker.db.statement_internals import (
+    changed_attributes,
     cut_rows,
+    has_listeners,
     is_same_table,
+    mark_as_flushed,
     read_select_clauses,
     replace_source,
     updated_names,
@@ -107,3 +111,41 @@ async def test_cut_rows_returns_rows_with_names_and_without_the_hidden_columns(d
     assert (tuple(row), row._fields, row.a, row._mapping["b"]) == ((1, 2), ("a", "b"), 1, 2), CHANGED.format(
         "IteratorResult or SimpleResultMetaData"
     )
+
+
+async def test_changed_attributes_and_mark_as_flushed_agree_with_the_sessions_own_flush(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(insert(Author), authors(2))
+    async with AsyncSession(database.engine) as session:
+        one, other = (await session.scalars(select(Author).order_by(Author.id))).all()
+        one.seen, one.name, other.seen = 5, "changed", 0
+        state: Any = sqlalchemy.inspect(one)
+        assert changed_attributes(state) == {"seen": 0, "name": "n1"}, CHANGED.format("InstanceState.committed_state")
+        mark_as_flushed(session.sync_session, [state])
+        assert one not in session.dirty, CHANGED.format("InstanceState._commit_all_states")
+        assert changed_attributes(state) == {}, CHANGED.format("InstanceState._commit_all_states")
+        assert other in session.dirty
+        await session.flush()
+        assert (await session.execute(select(Author.__table__.c.seen).where(Author.id == 1))).scalar_one() == 0
+        one.seen = 6  # the session still notices the next change
+        await session.flush()
+        assert (await session.execute(select(Author.__table__.c.seen).where(Author.id == 1))).scalar_one() == 6
+
+
+def test_has_listeners_hears_of_sessions_mappers_and_all_mappers() -> None:
+    mapper: Any = sqlalchemy.inspect(Author)
+    session = Session()
+
+    def listener(*arguments: Any) -> None:
+        """Hear nothing."""
+
+    for target, heard, name in (
+        (session, session, "before_flush"),
+        (Author, mapper, "before_update"),
+        (Mapper, mapper, "after_update"),
+    ):
+        assert not has_listeners(heard, name)
+        sqlalchemy.event.listen(target, name, listener)
+        assert has_listeners(heard, name), CHANGED.format(f"dispatch of {name}")
+        sqlalchemy.event.remove(target, name, listener)
+        assert not has_listeners(heard, name), CHANGED.format(f"dispatch of {name}")
