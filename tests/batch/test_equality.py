@@ -270,9 +270,7 @@ NOT_IN_ARRAYS = [
 ]
 KEYS = [
     "big_integer",
-    "binary",
     "boolean",
-    "bytea",
     "date",
     "enum",
     "enum_texts",

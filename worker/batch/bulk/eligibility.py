@@ -51,7 +51,7 @@ _COPY_ONLY = frozenset({"BIT VARYING"})
 #: Types of which two values are equal in Python exactly if they are equal in the database.
 _KEYS = frozenset(
     {
-        *("INTEGER", "SMALLINT", "BIGINT", "BOOLEAN", "VARCHAR", "UUID", "DATE", "BYTEA"),
+        *("INTEGER", "SMALLINT", "BIGINT", "BOOLEAN", "VARCHAR", "UUID", "DATE"),
         *("TIMESTAMP WITHOUT TIME ZONE", "TIMESTAMP WITH TIME ZONE"),
     }
 )
