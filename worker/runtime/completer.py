@@ -361,6 +361,7 @@ class Completer:
         arguments, execution.place = execution.place, None
         job = execution.job
         if arguments is not None and job is not None:
+            self._leases.forget(execution.claim.run_id)
             await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
     async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:

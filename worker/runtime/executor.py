@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from worker.attempt.attempt import Attempt
 from worker.attempt.context import JobContext
@@ -43,7 +43,8 @@ from worker.runtime.attempt_outcome import (
     make_outcome,
 )
 from worker.runtime.execution import Execution
-from worker.runtime.limiter import Limiter
+from worker.runtime.leases import Leases
+from worker.runtime.limiter import Limiter, place_key
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
@@ -91,6 +92,7 @@ class Executor:
         ledger: knows earlier attempts.
         store: the queue.
         limiter: concurrency and rate limits.
+        leases: keep the marks of running jobs.
         operator_state: orders that came before a job began.
         observer: hears of attempts that begin.
         log: for lines that come with each job.
@@ -109,6 +111,7 @@ class Executor:
         ledger: Ledger,
         store: QueueStore,
         limiter: Limiter,
+        leases: Leases,
         operator_state: OperatorState,
         observer: Observer,
         log: SampledLogger,
@@ -124,6 +127,7 @@ class Executor:
         self._ledger = ledger
         self._store = store
         self._limiter = limiter
+        self._leases = leases
         self._operator_state = operator_state
         self._observer = observer
         self._log = log
@@ -232,6 +236,9 @@ class Executor:
             if held is not None:
                 return Released(delay_seconds=held.seconds)
             execution.place = given
+            self._keep(execution.claim.run_id, "place", place_key(job, given))
+        if job.unique is not None and job.unique.counts == "active" and not payload.args:
+            self._keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
         return await self._attempt(execution, job, payload, arguments)
 
     async def _keep_drawn(self, execution: Execution, payload: Payload, arguments: dict[str, Any]) -> Payload:
@@ -242,6 +249,11 @@ class Executor:
         redis = self._store.redis
         await self._servers.redis(execution.name, lambda: redis.set(key, text, xx=True, keepttl=True))
         return payload
+
+    def _keep(self, run_id: str, kind: Literal["place", "unique"], key: str | None) -> None:
+        """Keep a mark of a running job for as long as its lease."""
+        if key is not None:
+            self._leases.keep(run_id, kind, key)
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
         """Return the outcome of an order that came before the job began; None where there is none."""

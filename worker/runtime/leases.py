@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
@@ -55,6 +55,8 @@ class Leases:
         self._owner = owner
         self._outage = outage
         self._held: dict[str, Claim] = {}
+        #: What jobs hold beside their leases: kind and key of each mark, by run.
+        self._marks: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.Lock()
         self._stopped = False
         self._now = threading.Event()
@@ -104,6 +106,7 @@ class Leases:
         """Renew the lease of a job from now on."""
         with self._lock:
             self._held[claim.run_id] = claim
+            self._marks.pop(claim.run_id, None)
 
     @property
     def count(self) -> int:
@@ -119,6 +122,24 @@ class Leases:
         """Renew the lease of a job no more."""
         with self._lock:
             self._held.pop(run_id, None)
+            self._marks.pop(run_id, None)
+
+    def keep(self, run_id: str, kind: Literal["place", "unique"], key: str) -> None:
+        """Renew a mark of a job together with its lease, and put it back if Redis has lost it.
+
+        Args:
+            run_id: of the job.
+            kind: a place under a limit, or the mark of a unique run.
+            key: of the mark.
+        """
+        with self._lock:
+            if run_id in self._held:
+                self._marks.setdefault(run_id, []).append((kind, key))
+
+    def forget(self, run_id: str) -> None:
+        """Renew the marks of a job no more: it gives its place back."""
+        with self._lock:
+            self._marks.pop(run_id, None)
 
     async def _beat(self) -> None:
         while True:
@@ -172,3 +193,7 @@ class Leases:
         for claim, answer in zip(held, renew(keys=queues, args=arguments), strict=True):
             if answer != b"held":
                 tell(claim, answer == b"lost" or late)
+        with self._lock:
+            marks = [part for run_id, kept in self._marks.items() for mark in kept for part in (run_id, *mark)]
+        if marks:
+            client.register_script(script("keep_marks"))(args=[self._owner, keys.IN_PROGRESS, *marks])

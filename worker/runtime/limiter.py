@@ -34,9 +34,11 @@ class Limiter:
 
     Args:
         redis: where they are.
+        owner: value of this worker's leases: a place belongs to the owner of its run. Empty for any.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, owner: str = "") -> None:
+        self._owner = owner
         self._problems = KeyProblemLog()
         self._acquire = redis.register_script(script("acquire"))
         self._release = redis.register_script(script("release"))
@@ -53,7 +55,8 @@ class Limiter:
         names = [keys.LIMIT + limited, keys.HELD + limited, keys.RATE + rated, keys.RESERVED + claim.run_id]
         values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.concurrency]
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
-        answer = self._acquire(keys=[*names, keys.LIMITS, keys.RATES], args=values)
+        names += [keys.LIMITS, keys.RATES, claim.queue, keys.PRIORITIES + claim.queue]
+        answer = self._acquire(keys=names, args=[*values, keys.PRIORITY])
         wait_ms, why, noted = await cast(Awaitable[Any], answer)
         self._problems.report(map(from_script, noted))
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
@@ -64,7 +67,16 @@ class Limiter:
         if limits is not None and limits.concurrency:
             scope = _scope(job.name, limits.concurrency_key, arguments)
             names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
-            await cast(Awaitable[Any], self._release(keys=names, args=[claim.run_id, keys.PRIORITY]))
+            names.append(keys.IN_PROGRESS + claim.run_id)
+            await cast(Awaitable[Any], self._release(keys=names, args=[claim.run_id, keys.PRIORITY, self._owner]))
+
+
+def place_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    """Return the key of the places of a job with these arguments; None if its concurrency is not limited."""
+    limits = job.limits
+    if limits is None or not limits.concurrency:
+        return None
+    return keys.LIMIT + _scope(job.name, limits.concurrency_key, arguments)
 
 
 def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:

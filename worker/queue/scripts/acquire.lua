@@ -1,21 +1,24 @@
 -- Acquire a place under the limits of a job, for a run that was claimed.
 --
 -- The running runs of a limit are in a sorted set; a run whose lease is gone has died, and does not count. A run that has
--- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua), or after some
--- seconds in any case.
+-- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first ones in
+-- line are due again after some seconds in any case, because the owner of a place may have died; those behind them later,
+-- the further behind, so that thousands of waiting runs cost nothing. A run that acquires a place makes the next ones first.
 --
 -- The rate limit is the generic cell rate algorithm (ITU-T I.371): a moment before which the next run does not conform. A
 -- run that comes too early has its moment reserved, is due at that moment, and passes then.
 --
 -- A key of a wrong type or a wrong value is reported and ignored: the limit of the code applies.
 --
--- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators
+-- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators, queue,
+--      levels of priority in use
 -- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest wait
---      for a place in ms
+--      for a place in ms, prefix of lines of priority
 -- returns {ms to wait (0 if the place is acquired), limit or rate, problems}
 
 -- include clock.lua
 -- include checks.lua
+local FIRST = 10  -- waiting runs that ask again by themselves
 local id = ARGV[1]
 local now_ms = time_ms()
 local limit = whole_number(KEYS[5], ARGV[2]) or tonumber(ARGV[4])
@@ -39,7 +42,8 @@ if limited and not redis.call('ZSCORE', KEYS[1], id) then
     if redis.call('ZCARD', KEYS[1]) >= limit then
         redis.call('ZADD', KEYS[2], 'NX', now_ms, id)
         redis.call('PEXPIRE', KEYS[2], 86400000)
-        return {tonumber(ARGV[7]), 'limit', problems}
+        local behind = math.max(0, redis.call('ZRANK', KEYS[2], id) + 1 - FIRST)
+        return {tonumber(ARGV[7]) + math.min(1000 * behind, 3600000), 'limit', problems}
     end
 end
 if between > 0 and redis.call('DEL', KEYS[4]) == 0 then
@@ -62,5 +66,16 @@ if limited then
     redis.call('ZREM', KEYS[2], id)
     redis.call('ZADD', KEYS[1], now_ms, id)
     redis.call('PEXPIRE', KEYS[1], 604800000)
+    local free = limit - redis.call('ZCARD', KEYS[1])
+    for place, other in ipairs(redis.call('ZRANGE', KEYS[2], 0, FIRST - 1)) do
+        local due = try('ZSCORE', KEYS[7], other)
+        local sooner = place <= free and now_ms or now_ms + tonumber(ARGV[7])
+        if due and tonumber(due) > sooner and redis.call('EXISTS', ARGV[3] .. other) == 0 then
+            redis.call('ZADD', KEYS[7], 'XX', sooner, other)
+            for _, level in ipairs(try('ZRANGE', KEYS[8], 0, -1) or {}) do
+                try('ZADD', ARGV[8] .. level .. ':' .. KEYS[7], 'XX', sooner, other)
+            end
+        end
+    end
 end
 return {0, '', problems}

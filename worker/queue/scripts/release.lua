@@ -1,12 +1,17 @@
 -- Release a place under a limit. The run that has waited longest is due now, with the priority that it has.
 --
--- KEYS running runs, waiting runs, queue, levels of priority in use
--- ARGV id, prefix of lines of priority
+-- A place belongs to the owner of the run's lease. A worker that was frozen, and whose run another worker has taken over,
+-- releases nothing.
+--
+-- KEYS running runs, waiting runs, queue, levels of priority in use, lease
+-- ARGV id, prefix of lines of priority, owner ('' for any)
 -- returns the id of the run that is due, or nothing
 
 -- include clock.lua
 -- include checks.lua
 if not has_type(KEYS[1], 'zset') or not has_type(KEYS[2], 'zset') or not has_type(KEYS[3], 'zset') then return false end
+local holder = try('GET', KEYS[5])
+if ARGV[3] ~= '' and holder and holder ~= ARGV[3] then return false end
 redis.call('ZREM', KEYS[1], ARGV[1])
 local now_ms = time_ms()
 while true do
