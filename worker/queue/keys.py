@@ -1,4 +1,4 @@
-"""Every key in Redis, in one place: plain types with plain names, to be read and written with `redis-cli`.
+"""Every key in Redis: plain types with plain names, which `redis-cli` can read and write.
 
 `SCHEMA` is the table: `worker keys` prints it, and docs/reference/keys.md holds it.
 """
@@ -44,7 +44,7 @@ CRON = "worker:cron"
 
 
 def priority_line(queue: str, priority: int) -> str:
-    """Return the key of the line of the jobs of a queue that have a priority."""
+    """Return the key of the jobs of a queue that have one priority."""
     return f"{PRIORITY}{priority}:{queue}"
 
 
@@ -52,7 +52,7 @@ def priority_line(queue: str, priority: int) -> str:
 ALL = "*"
 
 Type = Literal["string", "hash", "set", "sorted set", "stream"]
-#: What TYPE answers, where that is another word.
+#: The answers of TYPE that differ from these names.
 TYPE_ANSWERS = {"sorted set": "zset"}
 
 
@@ -94,7 +94,7 @@ SCHEMA = (
         "`worker.lease_seconds`, renewed",
         "arq",
     ),
-    Key(RETRY + "<id>", "string", "number of the claim, from 1", "until the job ends", "arq"),
+    Key(RETRY + "<id>", "string", "number of the attempt, from 1", "until the job ends", "arq"),
     Key(
         RESULT + "<id>",
         "string",
