@@ -26,8 +26,9 @@ from worker.errors import InvalidArguments, InvalidPayload, Retry, format_error
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
+from worker.runtime.attempt_outcome import describe_stack
 from worker.runtime.execution import Execution
-from worker.runtime.executor import Executor, describe_stack
+from worker.runtime.executor import Executor
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.outcome import Abandoned, Cancelled, Lost, Outcome, Released

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from worker import errors
+from worker.attempt.task_stack import format_task_stack
 from worker.errors import (
     AttemptExit,
     AttemptReleased,
@@ -83,3 +85,13 @@ def find_exit(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
         if inner is not None
     ]
     return found[0] if len(found) == 1 and isinstance(found[0], AttemptExit) else None
+
+
+def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = None) -> str:
+    """Return where abandoned code stands, for the log.
+
+    Args:
+        body: runs it.
+        inside: leave out the frames around this function.
+    """
+    return f"Stack:\n{format_task_stack(body, inside=inside)}"

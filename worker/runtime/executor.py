@@ -10,15 +10,14 @@ import asyncio
 import difflib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from worker.attempt.attempt import Attempt
 from worker.attempt.context import JobContext
 from worker.attempt.offload import JobPools
-from worker.attempt.task_stack import format_task_stack
 from worker.db.engine import Database
 from worker.errors import (
     AttemptExit,
@@ -38,6 +37,7 @@ from worker.queue.payload import Payload, decode_payload
 from worker.queue.store import QueueStore
 from worker.runtime.attempt_outcome import (
     DEADLINE,
+    describe_stack,
     find_exit,
     make_cancellation_error,
     make_outcome,
@@ -139,12 +139,7 @@ class Executor:
         self._logged_at: dict[str, float] = {}
 
     def prepare(self, claim: Claim, kind: type[E] = Execution) -> E:  # type: ignore[assignment]
-        """Return the execution of a claim; nothing has begun yet.
-
-        Args:
-            claim: the job.
-            kind: class of the execution.
-        """
+        """Return the execution of a claim, of a class; nothing has begun yet."""
         return kind(
             claim,
             rules=self._rules,
@@ -212,34 +207,47 @@ class Executor:
             text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
             return self._leave_to_others(execution, payload, text)
         execution.job = job
-        drawn: dict[str, Any] | None = None
         try:
-            if payload.pickled:  # what came as Python's own values becomes JSON first
-                plain = job.encode_arguments(payload.args, payload.kwargs)
-                payload = execution.payload = payload._replace(args=[], kwargs=plain)
-            decoded = job.decode_arguments(payload.args, payload.kwargs)
-            arguments: dict[str, Any] | InvalidArguments = decoded
-            if job.codec.draws_defaults(payload.args, payload.kwargs):
-                drawn = job.encode_arguments([], decoded)
-        except InvalidArguments as error:
-            if payload.version not in ("", job.version):  # validated by another signature than ours
-                text = f"{error}; kept in the queue for a worker that has the signature of its client"
-                return self._leave_to_others(execution, payload, text)
-            arguments = error  # raised as a job's own error: the ledger may know an earlier attempt
-        except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
-            arguments = InvalidArguments(f"job {job.name}: its arguments cannot be read: {format_error(error)}")
-        if drawn is not None:
-            payload = await self._keep_drawn(execution, payload, drawn)
+            payload, arguments = await self._decode_arguments(execution, job, payload)
+        except InvalidArguments as error:  # validated by another signature than ours
+            return self._leave_to_others(execution, payload, str(error))
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
             if held is not None:
                 return Released(delay_seconds=held.seconds)
             execution.place = given
-            self._keep(execution.claim.run_id, "place", place_key(job, given))
+            if (place := place_key(job, given)) is not None:
+                self._leases.keep(execution.claim.run_id, "place", place)
         if job.unique is not None and job.unique.counts == "active" and not payload.args:
-            self._keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
+            self._leases.keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
         return await self._attempt(execution, job, payload, arguments)
+
+    async def _decode_arguments(
+        self, execution: Execution, job: Job[..., Any], payload: Payload
+    ) -> tuple[Payload, dict[str, Any] | InvalidArguments]:
+        """Return the payload with plain arguments, and the arguments; or why they do not fit, for the attempt to raise.
+
+        Raises:
+            InvalidArguments: they do not fit, and were validated by another signature than that of this worker.
+        """
+        try:
+            if payload.pickled:  # what came as Python's own values becomes JSON first
+                plain = job.encode_arguments(payload.args, payload.kwargs)
+                payload = execution.payload = payload._replace(args=[], kwargs=plain)
+            arguments = job.decode_arguments(payload.args, payload.kwargs)
+            if not job.codec.draws_defaults(payload.args, payload.kwargs):
+                return payload, arguments
+            drawn = job.encode_arguments([], arguments)
+        except InvalidArguments as error:
+            if payload.version not in ("", job.version):
+                text = f"{error}; kept in the queue for a worker that has the signature of its client"
+                raise InvalidArguments(text) from error
+            return payload, error  # raised as a job's own error: the ledger may know an earlier attempt
+        except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
+            text = f"job {job.name}: its arguments cannot be read: {format_error(error)}"
+            return payload, InvalidArguments(text)
+        return await self._keep_drawn(execution, payload, drawn), arguments
 
     async def _keep_drawn(self, execution: Execution, payload: Payload, arguments: dict[str, Any]) -> Payload:
         """Keep what default factories have made, for the next attempt: a client by name has not drawn it."""
@@ -249,11 +257,6 @@ class Executor:
         redis = self._store.redis
         await self._servers.redis(execution.name, lambda: redis.set(key, text, xx=True, keepttl=True))
         return payload
-
-    def _keep(self, run_id: str, kind: Literal["place", "unique"], key: str | None) -> None:
-        """Keep a mark of a running job for as long as its lease."""
-        if key is not None:
-            self._leases.keep(run_id, kind, key)
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
         """Return the outcome of an order that came before the job began; None where there is none."""
@@ -371,9 +374,7 @@ class Executor:
     # --- abandoned code
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
-        """End an attempt whose code does not end: whatever that does from now on is refused.
-
-        The code cannot be killed and may end later: it then finds the connection of its run closed.
+        """End an attempt whose code does not end: the connection of its run is closed.
 
         Args:
             execution: abandoned already (`Execution.abandon`).
@@ -395,13 +396,3 @@ class Executor:
             reason or "drain",
             details,
         )
-
-
-def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = None) -> str:
-    """Return where abandoned code stands, for the log.
-
-    Args:
-        body: runs it.
-        inside: leave out the frames around this function.
-    """
-    return f"Stack:\n{format_task_stack(body, inside=inside)}"
