@@ -49,12 +49,12 @@ async def count(batch: Batch[Any]) -> None:
 async def refuse_three(ctx: JobContext) -> int:
     async for batch in ctx.chunks(select(Author.id), size=SIZE, on_error="quarantine", quarantine_limit=3, lock=False):
         note("bodies")
-        await count(batch)
         if 3 in batch:
             if len(batch) == 1:
                 async with ctx.database.transaction() as session:
                     await session.execute(text(calls_sql[0]))
             raise ValueError("row 3 is bad")
+        await count(batch)
     return ctx.rows_done
 
 

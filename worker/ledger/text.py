@@ -14,8 +14,18 @@ def storable(text: str | None) -> str | None:
 
 
 def storable_json(value: Any) -> str:
-    """Return a value as JSON with NUL escaped: jsonb cannot store it."""
-    return json.dumps(value).replace("\\u0000", "\\\\x00")
+    """Return a value as JSON that jsonb can store, with NUL and lone surrogates in its texts escaped."""
+    return json.dumps(_clean(value))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {storable(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
 
 
 def shorten_traceback(text: str | None) -> str | None:
