@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.errors import is_transient, is_unavailable
 from worker.errors import CursorMismatch, PoisonBatch, Retry, UnsupportedStatement, UsageError
@@ -121,7 +121,7 @@ class BatchRetries:
             return None
         try:
             await run.checkpoints.reload()
-        except (DBAPIError, OSError):
+        except (SQLAlchemyError, OSError):
             return None  # the next attempt reads the ledger when it claims the run
         step = run.steps[failure.step]
         is_committed = step.batches != failure.batches

@@ -105,6 +105,7 @@ class Checkpoints:
             FencedOut: Another worker owns the run.
         """
         connection = self._connection.connection
+        await run_to_completion(connection.rollback())  # a COMMIT that failed leaves SQLAlchemy's transaction open
         rows = (await connection.execute(query("reload_steps"), {"id": self._run_id, "fence": self._fence})).all()
         await run_to_completion(connection.rollback())
         if not rows:
