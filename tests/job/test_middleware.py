@@ -267,7 +267,7 @@ async def test_they_survive_ledger_retries_and_dead_letters(
     tenant.set("")  # a worker begins in our context
     async with working(fast, walk):
         assert (await walked.result(timeout=60))["tenant"] == "north"
-    assert len(seen) >= 3 and {found["tenant"] for *_, found in seen} == {"north"}  # a failed batch comes again in parts
+    assert len(seen) >= 3 and {found["tenant"] for *_, found in seen} == {"north"}  # a failed batch comes in parts
     seen.clear()
     tenant.set("north")
     dead = await client.enqueue(die)
