@@ -14,6 +14,7 @@ Errors for applications, which jobs and callers raise or catch:
     ├── UsageError               the job's code does something that cannot work
     ├── UnsupportedStatement     a statement cannot be walked
     ├── CursorMismatch           the stored cursor belongs to another statement
+    ├── LedgerDamaged            rows of the ledger were changed or deleted by hand
     ├── RunIdConflict            the run id belongs to an unfinished run of another job
     ├── BulkError                a bulk operation failed at one row
     ├── LazyLoadError            an attribute access would have sent SQL from synchronous code
@@ -117,7 +118,21 @@ class UnsupportedStatement(LonghaulError):
 
 
 class CursorMismatch(LonghaulError):
-    """The cursor in the ledger belongs to another statement than the job has now."""
+    """The cursor in the ledger belongs to another statement than the job has now.
+
+    Attributes:
+        code_version: Version of the jobs' code that began the walk; None if it is unknown.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, *, code_version: str | None = None) -> None:
+        super().__init__(message)
+        self.code_version = code_version
+
+
+class LedgerDamaged(LonghaulError):
+    """The ledger contradicts itself, because its rows were changed or deleted by hand."""
 
     retryable = False
 

@@ -62,7 +62,7 @@ def make_worker(
     return build_worker(
         settings,
         registry,
-        observer=observer or Mirror(redis, settings, worker_name(settings), outage),
+        observer=observer or Mirror(redis, settings, worker_name(settings), outage, registry.code_version),
         burst=burst,
         redis=redis,
         outage=outage,

@@ -37,10 +37,9 @@ from worker.cli.top.app import Page
 from worker.cli.top.command import top
 from worker.cli.top.dialogs import Details, Question
 from worker.cli.top.format import bar, duration, per_second, plain
-from worker.cli.top.layout import fit, line, natural
-from worker.cli.top.rates import Rates
+from worker.cli.top.frame_builder import Rates
+from worker.cli.top.layout import fit, heights, line, natural
 from worker.cli.top.reader import LETTERS, MIRRORS, Reader
-from worker.cli.top.room import heights
 from worker.cli.top.tables import Cell, Column, Name, Row, Sheet
 from worker.db.engine import Database
 from worker.embedded import Services
@@ -128,7 +127,7 @@ class Scene:
         """Wait until the page has said this."""
 
         async def said() -> bool:
-            return text in self.text("told")
+            return text in self.text("message")
 
         await until(said)
 
@@ -176,20 +175,20 @@ async def test_the_tables_show_what_is(scene: Scene) -> None:
     mirror = await scene.redis.hget(keys.RUN + "night", "rows")
     assert 0 < int(night["rows"]) <= int(mirror)
     assert night["left"]
-    assert (night["try"], re.fullmatch(r"\d+ s", night["age"]) is not None) == ("1", True)
+    assert (night["attempt"], re.fullmatch(r"\d+ s", night["age"]) is not None) == ("1", True)
     assert (await scene.has("runs", "export-1", state="running"))["progress"] == ""
     assert (await scene.has("runs", "export-2", state="waiting"))[""] == "for a place: no more of export at once"
     assert scene.rows("holds").keys() == {"pace index_names", "limit export"}
     held = scene.rows("holds")["limit export"]["what"]
-    assert re.fullmatch(r"1 at work, no more at once, 1 wait, the first for \d+ s", held)
-    assert scene.rows("holds")["pace index_names"]["what"] == "20 rows/s by order, job"
+    assert re.fullmatch(r"1 running, the limit, 1 wait, the first for \d+ s", held)
+    assert scene.rows("holds")["pace index_names"]["what"] == "20 rows/s by command, job"
     north = await scene.has("workers", "north", slots="███▍· 2 of 3", state="running")
     assert north["pid"] == str(os.getpid())
     assert re.fullmatch(r"[0-3] s ago", north["seen"])
     assert scene.rows("failures")["mail-1"]["error"] == "NonRetryableError: bob has moved [2J"  # no terminal obeys it
     assert scene.rows("jobs")["send_mail"]["failed"] == "1"
     head = scene.text("header")
-    assert "2 of 3 slots at work" in head
+    assert "2 of 3 slots in use" in head
     assert "0 waiting · 2 deferred · 1 workers · 1 dead letters" in head
     assert "Valkey" in head or "Redis" in head
 
@@ -236,17 +235,17 @@ async def test_a_job_is_paused_and_orders_are_taken_back_where_they_hold_somethi
     await scene.select("runs", "night")
     await scene.pilot.press("r")
     await scene.told("not paused: night (its job is paused: resume that)")
-    await scene.has("holds", "pause index_names", what="job paused by order")
+    await scene.has("holds", "pause index_names", what="job paused by command")
     await scene.select("holds", "pause index_names")
     await scene.pilot.press("r")
     await scene.told("resumed: index_names")
     assert await scene.redis.exists(keys.PAUSED) == 0
     await scene.select("holds", "limit export")
     await scene.pilot.press("r")
-    await scene.told("is no order to pause or to pace")
+    await scene.told("is neither a pause nor a pace")
     await scene.select("holds", "pace index_names")
     await scene.pilot.press("r")
-    await scene.told("pace of index_names: as settings and job say")
+    await scene.told("pace of index_names: as settings and job set it")
     assert await scene.client.run("night").result(timeout=60) == 1000
 
 
@@ -285,7 +284,7 @@ async def test_a_dead_letter_is_shown_and_retried(scene: Scene) -> None:
     await scene.pilot.press("escape")
     cured["yes"] = True
     await scene.pilot.press("t")
-    await scene.told("mail-1: in the queue again")
+    await scene.told("enqueued again: mail-1")
     assert await scene.client.run("mail-1").result(timeout=60) == "sent to bob"
 
     async def gone() -> bool:
@@ -370,15 +369,15 @@ async def test_without_redis_the_page_stays_and_says_so_until_it_is_back(
             await until(lambda: _is(lambda: deferred() == "1"))
             own_valkey.stop()
             await until(
-                lambda: _is(lambda: "does not answer since" in str(page.query_one("#header", Static).content)), 20
+                lambda: _is(lambda: "has not answered since" in str(page.query_one("#header", Static).content)), 20
             )
             assert deferred() == "1"
             await pilot.press("p")  # an order, too, is answered
             await pilot.press("tab", "tab", "tab", "tab", "p")
-            await until(lambda: _is(lambda: "start Redis there" in str(page.query_one("#told", Static).content)))
+            await until(lambda: _is(lambda: "start Redis there" in str(page.query_one("#message", Static).content)))
             own_valkey.start()
             await until(lambda: _is(lambda: page.problem is None))
-            assert "does not answer" not in str(page.query_one("#header", Static).content)
+            assert "has not answered" not in str(page.query_one("#header", Static).content)
             await client.enqueue_by_name("a", id="two", delay=60)
             await client.enqueue_by_name("a", id="three", delay=60)
             await until(lambda: _is(lambda: deferred() == "2"))
@@ -397,7 +396,7 @@ async def test_one_frame_is_text_without_secrets(cli: CommandLine, scene: Scene,
     assert "\x1b" not in ran.stdout
     assert re.search(r"^  night +index_names +.+ %  .* north +(running|throttled)", ran.stdout, re.MULTILINE)
     assert re.search(r"^  arq:queue +0 +2 +2$", ran.stdout, re.MULTILINE)
-    assert re.search(r"^  limit +export +1 at work, no more at once, 1 wait", ran.stdout, re.MULTILINE)
+    assert re.search(r"^  limit +export +1 running, the limit, 1 wait", ran.stdout, re.MULTILINE)
     assert re.search(r"mail-1 +send_mail +1  NonRetryableError: bob has moved \[2J$", ran.stdout, re.MULTILINE)
     assert re.search(r"^\d\S* done/s · 0 failed/s", ran.stdout, re.MULTILINE)
     assert "hunter2" not in ran.stdout
@@ -487,9 +486,9 @@ async def test_the_page_runs_in_a_terminal_until_q(servers: Services, redis: Red
 
 
 def test_no_other_command_waits_for_textual() -> None:
-    code = "import sys, worker.cli; print([name for name in sys.modules if 'textual' in name or 'cli.top.' in name])"
+    code = "import sys, worker.cli; print([name for name in sys.modules if 'textual' in name])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "['worker.cli.top.command']\n"
+    assert ran.stdout == "[]\n"
 
 
 # --- what a look costs
@@ -516,7 +515,7 @@ async def test_a_look_is_bounded_whatever_there_is(client: Client, redis: Redis,
     await pipeline.execute()
     reader = Reader(client, settings)
     frame = await reader.read()
-    assert (frame.trips, frame.working, frame.failed, len(frame.runs)) == (2, 1000, 10_000, 1000)
+    assert (frame.trips, frame.running, frame.failed, len(frame.runs)) == (2, 1000, 10_000, 1000)
     assert [letter.id for letter in frame.failures] == [f"dead-{9_999 - place}" for place in range(LETTERS)]
     on_screen = [f"run-49-{number}" for number in range(20)]
     await redis.config_resetstat()
@@ -566,20 +565,20 @@ async def test_a_run_whose_worker_is_silent_is_lost_and_one_that_has_ended_is_go
     frame = await reader.read()
     assert {run.id: run.state for run in frame.runs} == {"one": "lost"}
     assert [(worker.name, worker.state) for worker in frame.workers] == [("north", "lost")]
-    assert frame.working == 0
+    assert frame.running == 0
 
 
 def test_rates_are_over_a_window_and_begin_anew_with_other_data() -> None:
     rates = Rates()
     rates.add(100.0, {("a", "succeeded"): 5})
-    assert rates.of("succeeded") is None
+    assert rates.rate("succeeded") is None
     for second in range(1, 31):
         rates.add(100.0 + second, {("a", "succeeded"): 5 + (second if second > 20 else 0), ("a", "dead"): 1})
-    assert rates.of("succeeded", "a") == pytest.approx(3.0)  # 30 in the last 10 s
-    assert rates.of("dead") == 0
-    assert rates.of("succeeded", "b") == 0
+    assert rates.rate("succeeded", "a") == pytest.approx(3.0)  # 30 in the last 10 s
+    assert rates.rate("dead") == 0
+    assert rates.rate("succeeded", "b") == 0
     rates.add(131.0, {("a", "succeeded"): 1})
-    assert rates.of("succeeded") is None
+    assert rates.rate("succeeded") is None
 
 
 def test_columns_fit_into_what_there_is() -> None:

@@ -444,8 +444,8 @@ async def test_rows_in_quarantine_are_tried_again_after_the_expiry_of_their_run(
     async with database.transaction() as session:
         await session.execute(
             text(
-                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before) "
-                "VALUES ('old', 'narrow', 'arq:queue', :payload, '[]', 'succeeded', 1, 1, 0)"
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before, "
+                "finished_at) VALUES ('old', 'narrow', 'arq:queue', :payload, '[]', 'succeeded', 1, 1, 0, now())"
             ),
             {"payload": late},
         )

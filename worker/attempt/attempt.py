@@ -62,6 +62,7 @@ class Attempt:
         pools: threads and processes for plain functions.
         max_attempts: attempts without progress until the run is dead.
         throttles: those of the job; each attempt uses a copy.
+        accepts_statement_change: Whether a walk continues although its statement has changed.
 
     Attributes:
         where: the batch that was open when the job raised, in words; None if none was.
@@ -84,6 +85,7 @@ class Attempt:
         pools: JobPools,
         max_attempts: int,
         throttles: Sequence[Throttle] = (),
+        accepts_statement_change: bool = False,
     ) -> None:
         self.run_id = run_id
         self.job = job
@@ -91,6 +93,7 @@ class Attempt:
         self.settings = settings
         self.database = database
         self.max_attempts = max_attempts
+        self.accepts_statement_change = accepts_statement_change
         self.where: str | None = None
         self.broken: str | None = None
         self.failure: FailedBatch | None = None

@@ -38,8 +38,13 @@ class ChunksSource:
 
     @property
     def fingerprint(self) -> str:
-        """The statement, without its values."""
+        """What decides which rows the walk has."""
         return self._select.fingerprint
+
+    @property
+    def text(self) -> str:
+        """The whole statement, without its values."""
+        return self._select.text
 
     async def open(self, step: OpenStep) -> Bounds:
         """Check the key, look the bounds up, and compile the statements."""

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ARRAY, Select, Subquery, any_, func, inspect, tuple_
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
+from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
@@ -35,7 +36,8 @@ class KeysetSelect:
         self._upper: list[Any] = []
         self._progress: KeyProgress | None = None
         self.keyset: Keyset = choose_key(statement, by, kind="chunks")
-        self.fingerprint = sql_text(statement)
+        self.fingerprint = fingerprint(self.keys(self.keyset.columns))
+        self.text = sql_text(statement)
         self.last: list[Any] | None = None
 
     async def open(self, step: OpenStep) -> Bounds:

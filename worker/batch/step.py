@@ -16,7 +16,7 @@ from worker.ledger.checkpoint import Checkpoints
 
 
 async def open_step(
-    run: OwnedRun, source: Source[Any], name: str, *, is_named: bool, count_exactly: bool
+    run: OwnedRun, source: Source[Any], name: str, *, is_named: bool, count_exactly: bool, accepts_change: bool = False
 ) -> tuple[StepRecord, Bounds]:
     """Find or create a step in the ledger, and open its source behind the cursor.
 
@@ -26,6 +26,7 @@ async def open_step(
         name: The name of the step.
         is_named: Whether the job's author has named it.
         count_exactly: Whether the total is to be counted.
+        accepts_change: Whether the walk continues if its statement, but not its key, has changed.
 
     Returns:
         The step, and the bounds of its source.
@@ -43,7 +44,7 @@ async def open_step(
                 spec, upper_bound=None, total=0, done=True
             ), Bounds()
         spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
-        known = checkpoints.find_step(spec)
+        known = checkpoints.find_step(spec, accepts_change=accepts_change)
         if known is not None and known.done:
             return known, Bounds()
         bounds = await source.open(
@@ -64,7 +65,9 @@ async def open_step(
         if known is None:
             done = bounds.is_empty
             return await checkpoints.open_step(spec, upper_bound=bounds.last, total=bounds.total, done=done), bounds
-        checkpoints.find_step(spec)
+        checkpoints.find_step(spec, accepts_change=accepts_change)
+        if known.statement != spec.statement:
+            await checkpoints.accept_statement(known, spec.statement)
         if not bounds.is_resumable and known.batches:
             await checkpoints.restart_step(known)
         return known, bounds

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 
 from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
+from worker.batch.fingerprint import select_fingerprint
 from worker.batch.key_choice import find_resume_key
 from worker.batch.keyset import Keyset
 from worker.batch.page import Row, RowShape
@@ -76,7 +77,8 @@ class StreamSource:
         self._reader: SnapshotReader | None = None
         self._replica_position: Decimal | None = None
         self._has_warned_of_age = False
-        self.fingerprint = sql_text(statement)
+        self.text = sql_text(statement)
+        self.fingerprint = select_fingerprint(statement)
 
     async def open(self, step: OpenStep) -> Bounds:
         """Choose the key behind which a restart continues."""

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, warn_of_unindexed_children
 from worker.batch.compiled import CompiledStatement
+from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
@@ -52,7 +53,8 @@ class SweepSource:
         self._last: list[Any] | None = None
         self._progress: KeyProgress | None = None
         self._ends: RangeEnds | None = None
-        self.fingerprint = sql_text(statement)
+        self.text = sql_text(statement)
+        self.fingerprint = self._make_fingerprint()
         _ensure_key_stays(statement, self._keyset)
 
     async def open(self, step: OpenStep) -> Bounds:
@@ -137,6 +139,14 @@ class SweepSource:
         ends, self._ends = self._ends, None
         if ends is not None:
             await ends.close()
+
+    def _make_fingerprint(self) -> str:
+        """Return what decides which rows change: the kind of change, the table, the WHERE, and the key."""
+        statement, verb = self._statement, type(self._statement).__name__.upper()
+        rows = self._matching()
+        if not isinstance(statement, Insert) and statement.whereclause is not None:
+            rows = select(*self._keyset.columns).where(statement.whereclause)
+        return f"{verb} {fingerprint(rows.order_by(None).order_by(*self._keyset.order_by()))}"
 
     def _matching(self) -> Select[Any]:
         """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""

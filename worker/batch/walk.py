@@ -211,9 +211,15 @@ class Walk(Generic[T]):
         if run.spec.only is not None:
             self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
         if self._name is None:
-            host.ensure_unique_statement(f"{self.kind} {self._source.fingerprint}")
+            text = getattr(self._source, "text", self._source.fingerprint)
+            host.ensure_unique_statement(f"{self.kind} {text}")
         self._step, self._bounds = step, _ = await open_step(
-            run, self._source, name, is_named=self._name is not None, count_exactly=self._count_exactly
+            run,
+            self._source,
+            name,
+            is_named=self._name is not None,
+            count_exactly=self._count_exactly,
+            accepts_change=host.accepts_statement_change,
         )
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})

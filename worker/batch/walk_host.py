@@ -38,6 +38,8 @@ class WalkHost(Protocol):
 
     settings: Settings
     database: Database
+    #: Whether a walk continues although its statement has changed.
+    accepts_statement_change: bool
     #: The batch that failed, in words; None if none has.
     where: str | None
     #: The loop that failed, in words: a job that catches its error must not succeed.

@@ -164,13 +164,17 @@ def retry(
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Delete the checkpoints and process every row again. Asks first.")
     ] = False,
+    accept_statement: Annotated[
+        bool,
+        typer.Option("--accept-statement", help="Continue walks although a deploy has changed their statement."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Retry runs that have ended, walks from their last checkpoint; with --job or --all, dead runs."""
-    if quarantined or from_start:
-        option = "--quarantined" if quarantined else "--from-start"
-        if not ids or job or older_than or all_ or (quarantined and from_start):
-            raise fail(f"retry: {option} takes run ids, and no other selection", EXIT_USAGE)
+    forms = {"--quarantined": quarantined, "--from-start": from_start, "--accept-statement": accept_statement}
+    option = next((name for name, given in forms.items() if given), None)
+    if option and (not ids or job or older_than or all_ or sum(forms.values()) > 1):
+        raise fail(f"retry: {option} takes run ids, and no other selection", EXIT_USAGE)
     if quarantined:
         _retry_quarantined(ids or [])
         return
@@ -189,12 +193,13 @@ def retry(
         question = f"Delete the checkpoints of {', '.join(ids)} and process every row again, done ones included?"
         if not typer.confirm(f"{question} (--yes skips this)"):
             raise fail("nothing was changed")
-    _retry_ids(ids, from_start=from_start)
+    _retry_ids(ids, from_start=from_start, accept_statement=accept_statement)
 
 
-def _retry_ids(ids: list[str], *, from_start: bool) -> None:
+def _retry_ids(ids: list[str], *, from_start: bool, accept_statement: bool) -> None:
     async def again(redis: Redis, ledger: Ledger) -> list[str]:
-        return [one for one in ids if await retry_run(redis, ledger, one, from_start=from_start)]
+        options = {"from_start": from_start, "accept_statement": accept_statement}
+        return [one for one in ids if await retry_run(redis, ledger, one, **options)]
 
     done = with_redis_and_ledger(again)
     where = "from its first row" if from_start else "from its last checkpoint"

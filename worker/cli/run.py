@@ -6,15 +6,16 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from arq.utils import import_string
 
 from worker.arq_compat.worker import create_worker
-from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, open_database, run_async, state
-from worker.cli.output import print_line
-from worker.db.migrate import migrate
+from worker.cli.app import EXIT_CONFIG, EXIT_USAGE, app, fail, open_database, run_async, state
+from worker.cli.output import print_line, print_text
+from worker.db.grants import KINDS, RoleKind, grants
+from worker.db.migrate import known_revisions, migrate, migration_sql
 from worker.errors import RegistrationError
 from worker.launch import main as run_worker
 from worker.observe.logs import configure
@@ -93,10 +94,29 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
 
 
 @app.command(name="migrate")
-def migrate_() -> None:
-    """Upgrade the ledger's tables (schema `worker`)."""
+def migrate_(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new database instead of running it.")] = False,
+) -> None:
+    """Upgrade the ledger's tables (schema `worker`). A newer schema stays as it is."""
     settings, _ = state.load()
-    print_line(f"schema worker is at revision {run_async(_migrate(settings), settings)}")
+    if sql:
+        print_text(migration_sql())
+        return
+    found, known = run_async(_migrate(settings), settings), known_revisions()
+    note = "" if found in known else f", newer than the {known[0]} of this version: nothing to do"
+    print_line(f"schema worker is at revision {found}{note}")
+
+
+@app.command(name="grants")
+def grants_(
+    kind: Annotated[str, typer.Argument(help=f"The kind of role: {', '.join(KINDS)}.")],
+    role: Annotated[str, typer.Argument(help="Name of the role.")],
+) -> None:
+    """Print the GRANT statements that a role needs, for `psql`."""
+    if kind not in KINDS:
+        raise fail(f"grants {kind}: choose one of {', '.join(KINDS)}", EXIT_USAGE)
+    for statement in grants(cast(RoleKind, kind), role):
+        print_text(statement + "\n")
 
 
 async def _migrate(settings: Settings) -> str:

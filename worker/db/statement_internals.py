@@ -57,6 +57,13 @@ def read_select_clauses(statement: Select[Any]) -> SelectClauses:
     )
 
 
+def without_options(statement: Select[Any]) -> Select[Any]:
+    """Return a SELECT without loader options, for a statement whose columns are replaced."""
+    stripped = statement.where()
+    stripped._with_options = ()
+    return stripped
+
+
 def updated_names(statement: Update) -> list[str]:
     """Return the names of what the SET of an UPDATE sets, as column keys."""
     values: Any = statement._values or {}

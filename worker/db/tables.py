@@ -45,6 +45,7 @@ run = Table(
     Column("backend_start", DateTime(timezone=True), doc="tells it from a later backend with the same pid"),
     Column("attempt", Integer, nullable=False, doc="attempts since the last one that committed a batch"),
     Column("batches_before", BigInteger, nullable=False, doc="committed batches when this attempt began"),
+    Column("steps", Integer, nullable=False, server_default="0", doc="steps begun; fewer in `step` is damage"),
     Column("takeovers", Integer, nullable=False, server_default="0", doc="attempts after the death of an owner"),
     Column("result", JSONB(none_as_null=True)),
     Column("error", Text),
@@ -54,10 +55,27 @@ run = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     CheckConstraint(f"state IN {RUN_STATES!r}", name="run_state_known"),
+    CheckConstraint(
+        "(finished_at IS NOT NULL) = (state IN ('succeeded', 'dead', 'cancelled'))", name="run_finished_if_ended"
+    ),
+    CheckConstraint(
+        "fence >= 1 AND attempt >= 0 AND batches_before >= 0 AND takeovers >= 0 AND steps >= 0",
+        name="run_numbers_not_negative",
+    ),
 )
 Index("run_unfinished_idx", run.c.updated_at, postgresql_where=text("finished_at IS NULL"))
 Index("run_created_at_idx", run.c.created_at)
 Index("run_ended_idx", run.c.finished_at, run.c.id, postgresql_where=text("finished_at IS NOT NULL"))
+
+
+def _fits_key(column: str) -> str:
+    """Return a condition: a walk by a key has one value for each part of it."""
+    return (
+        f"CASE WHEN kind NOT IN ('chunks', 'sweep') THEN true "
+        f"WHEN pg_catalog.jsonb_typeof({column}) <> 'array' OR pg_catalog.jsonb_typeof(key) <> 'array' THEN false "
+        f"ELSE pg_catalog.jsonb_array_length({column}) = pg_catalog.jsonb_array_length(key) END"
+    )
+
 
 step = Table(
     "step",
@@ -77,8 +95,15 @@ step = Table(
     Column("total", BigInteger, doc="rows to do, by the planner's estimate"),
     Column("done", Boolean, nullable=False, server_default="false"),
     Column("pace", JSONB(none_as_null=True), doc="learned batch size, and the share that is done"),
+    Column("code_version", Text, doc="version of the jobs' code that began the step"),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint(
+        "fence >= 1 AND position >= 1 AND rows >= 0 AND batches >= 0 AND total >= 0", name="step_numbers_not_negative"
+    ),
+    CheckConstraint("pg_catalog.jsonb_typeof(key) = 'array'", name="step_key_is_a_list"),
+    CheckConstraint(f"cursor IS NULL OR {_fits_key('cursor')}", name="step_cursor_fits_key"),
+    CheckConstraint(f"upper_bound IS NULL OR {_fits_key('upper_bound')}", name="step_upper_bound_fits_key"),
     # Each checkpoint leaves a dead version of this row: room on the page keeps the updates HOT.
     postgresql_with={
         "fillfactor": 20,

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypedDi
 
 from worker.errors import InvalidArguments, RegistrationError
 from worker.job.arguments import JobCodec, UndefinedType
-from worker.job.definition import Backoff, Job, JobOptions, OnStall, RunIn, check_priority, describe_place
+from worker.job.definition import (
+    Backoff,
+    Job,
+    JobOptions,
+    OnStall,
+    OnStatementChange,
+    RunIn,
+    check_priority,
+    describe_place,
+)
 from worker.job.limits import Limits, Unique, UniqueWhile
 from worker.job.schedule import make_schedule
 
@@ -40,6 +49,7 @@ class JobKeywords(TypedDict, total=False):
     result_ttl: float | None
     stall_timeout: float | None
     on_stall: OnStall
+    on_statement_change: OnStatementChange
     throttle: Iterable[Throttle]
     concurrency: int
     concurrency_key: str | None
@@ -231,7 +241,11 @@ def _check_types(made: Job[..., Any]) -> None:
 
 def _check_choices(name: str, rules: JobOptions) -> None:
     """Raise `RegistrationError` if an option has a value that it cannot have."""
-    for option, choices in (("on_stall", OnStall), ("unique_while", UniqueWhile)):
+    for option, choices in (
+        ("on_stall", OnStall),
+        ("on_statement_change", OnStatementChange),
+        ("unique_while", UniqueWhile),
+    ):
         allowed = typing.get_args(choices)
         if getattr(rules, option) not in allowed:
             asked = getattr(rules, option)

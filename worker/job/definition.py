@@ -26,6 +26,7 @@ R = TypeVar("R")
 #: Seconds until the next attempt: a constant, or a function of the number of the failed attempt, from 1.
 Backoff = float | Callable[[int], float]
 OnStall = Literal["log", "retry"]
+OnStatementChange = Literal["fail", "continue"]
 RunIn = Literal["loop", "thread", "process"]
 
 #: The highest priority. Each priority in use costs a lookup in each claim of a worker.
@@ -56,6 +57,8 @@ class JobOptions:
         stall_timeout: seconds without progress (a committed batch, or `ctx.progress`) after which the run counts as
             stalled; by default `worker.stall_timeout_seconds`. A run that makes progress is never timed out by it.
         on_stall: "log" reports a stalled run in log, mirror and events; "retry" also cancels and retries it.
+        on_statement_change: "fail" ends a run whose walk has another statement (FROM, WHERE, values) than the one that
+            its cursor belongs to, with `CursorMismatch`; "continue" goes on behind the cursor with the new statement.
         throttle: throttles for the walks of this job, besides those of the settings.
         concurrency: runs at once, over all workers; 0 for any number. The slot of a dead worker is free when its lease
             has expired.
@@ -82,6 +85,7 @@ class JobOptions:
     result_ttl: float | None = None
     stall_timeout: float | None = None
     on_stall: OnStall = "log"
+    on_statement_change: OnStatementChange = "fail"
     throttle: Iterable[Throttle] = ()
     concurrency: int = 0
     concurrency_key: str | None = None

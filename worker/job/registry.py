@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
 import importlib
+import inspect
 import pkgutil
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from types import ModuleType
+from functools import cached_property
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 from worker.errors import RegistrationError, UnknownJob, format_error
@@ -33,6 +38,21 @@ class Registry(Mapping[str, Job[..., Any]]):
             places = f"{describe_place(known.function)} and {describe_place(one.function)}"
             raise RegistrationError(f"job {one.name!r} is defined twice: in {places}; rename one with @job(name=...)")
         self._jobs[one.name] = one
+        self.__dict__.pop("code_version", None)
+
+    @cached_property
+    def code_version(self) -> str:
+        """A digest of the jobs' code: of their modules' files, and of the functions themselves."""
+        digest = hashlib.sha256()
+        files: set[str] = set()
+        for name, one in sorted(self._jobs.items()):
+            function = inspect.unwrap(one.function)
+            digest.update(f"{name} {_code_digest(function.__code__)} ".encode())
+            files.add(function.__code__.co_filename)
+        for file in sorted(files):
+            with contextlib.suppress(OSError):
+                digest.update(Path(file).read_bytes())
+        return digest.hexdigest()[:16]
 
     def __getitem__(self, name: str) -> Job[..., Any]:
         return self._jobs[name]
@@ -54,6 +74,13 @@ class Registry(Mapping[str, Job[..., Any]]):
         near = difflib.get_close_matches(name, self._jobs, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(self._jobs)) or 'none'}"
         raise UnknownJob(f"there is no job {name!r}{hint}")
+
+
+def _code_digest(code: CodeType) -> str:
+    """Return a digest of a function's code and of the functions inside it."""
+    parts = [code.co_code.hex(), repr(code.co_names)]
+    parts += [_code_digest(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 
 def discover(packages: Iterable[str]) -> Registry:

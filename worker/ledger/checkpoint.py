@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from worker.cancellation import run_to_completion
-from worker.errors import CursorMismatch, FencedOut
+from worker.errors import CursorMismatch, FencedOut, LedgerDamaged
 from worker.ledger.queries import query, source
 from worker.ledger.records import StepRecord, StepSpec
 from worker.ledger.run_connection import RunConnection
 
+logger = logging.getLogger("longhaul.ledger")
+
+#: In place of a step's statement: the next attempt's statement is accepted, whatever it is.
+ACCEPT_ANY = ""
 _CHECKPOINT = source("checkpoint")
 
 
@@ -22,6 +27,7 @@ class Checkpoints:
         run_id: Id of the run.
         fence: Number of this claim. A statement with an older fence matches no row.
         steps: The steps that earlier attempts began, by name.
+        code_version: Version of the jobs' code, recorded with the steps that it begins.
 
     Attributes:
         steps: The steps of the run, by name.
@@ -29,10 +35,18 @@ class Checkpoints:
         rows_before: Rows that earlier attempts have committed.
     """
 
-    def __init__(self, connection: RunConnection, run_id: str, fence: int, steps: dict[str, StepRecord]) -> None:
+    def __init__(
+        self,
+        connection: RunConnection,
+        run_id: str,
+        fence: int,
+        steps: dict[str, StepRecord],
+        code_version: str | None = None,
+    ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._fence = fence
+        self._code_version = code_version
         self.steps = steps
         self.batches_before = self.batches
         self.rows_before = self.rows
@@ -67,34 +81,74 @@ class Checkpoints:
             "upper_bound": None if upper_bound is None else json.dumps(upper_bound),
             "total": total,
             "done": done,
+            "code_version": self._code_version,
         }
         if (await self._connection.connection.execute(query("open_step"), values)).one_or_none() is None:
             raise FencedOut(f"run {self._run_id}")
         step = StepRecord(
-            spec.name, position, spec.kind, spec.statement, spec.key or [], None, upper_bound, 0, 0, total, done
+            spec.name,
+            position,
+            spec.kind,
+            spec.statement,
+            spec.key or [],
+            None,
+            upper_bound,
+            0,
+            0,
+            total,
+            done,
+            code_version=self._code_version,
         )
         self.steps[spec.name] = step
         return step
 
-    def find_step(self, spec: StepSpec) -> StepRecord | None:
+    def find_step(self, spec: StepSpec, *, accepts_change: bool = False) -> StepRecord | None:
         """Return the step that an earlier attempt began, or None.
 
+        Args:
+            spec: What the loop walks now.
+            accepts_change: Accept another statement over the same key.
+
         Raises:
-            CursorMismatch: The step belongs to another statement, e.g. that of the code before a deploy.
+            CursorMismatch: The step belongs to another walk, e.g. that of the code before a deploy.
+            LedgerDamaged: The step has no upper bound.
         """
         step = self.steps.get(spec.name)
         if step is None or (step.done and spec.named):
             return step
-        key = step.key if spec.key is None else spec.key
-        if (step.kind, step.key, step.statement) != (spec.kind, key, spec.statement):
-            where = "is the end" if step.done else f"is at {step.cursor}"
-            raise CursorMismatch(
-                f"step {spec.name!r} of run {self._run_id} {where} of another walk:\n"
-                f"  in the ledger: {step.kind} by {_describe_key(step.key)}: {step.statement}\n"
-                f"  in the code:   {spec.kind} by {_describe_key(key)}: {spec.statement}\n"
-                f"Deploy the old code again, or start over: worker retry {self._run_id} --from-start"
+        if step.kind in ("chunks", "sweep") and not step.done and step.upper_bound is None:
+            raise LedgerDamaged(
+                f"step {spec.name!r} of run {self._run_id} has lost its upper bound: the ledger was changed by hand. "
+                f"To do all rows again: worker retry {self._run_id} --from-start"
             )
-        return step
+        key = step.key if spec.key is None else spec.key
+        is_same_walk = (step.kind, step.key) == (spec.kind, key)
+        if is_same_walk and (accepts_change or step.statement in (spec.statement, ACCEPT_ANY)):
+            return step
+        where = "is the end" if step.done else f"is at {step.cursor}"
+        raise CursorMismatch(
+            f"step {spec.name!r} of run {self._run_id} {where} of another walk:\n"
+            f"  in the ledger: {step.kind} by {_describe_key(step.key)}: {step.statement}\n"
+            f"  in the code:   {spec.kind} by {_describe_key(key)}: {spec.statement}\n"
+            f"Deploy the old code again, or start over: worker retry {self._run_id} --from-start"
+            + (f", or continue with the new statement: worker retry {self._run_id} --accept-statement" * is_same_walk),
+            code_version=step.code_version,
+        )
+
+    async def accept_statement(self, step: StepRecord, statement: str) -> None:
+        """Record that a step continues with another statement, in the caller's transaction.
+
+        Raises:
+            FencedOut: Another worker owns the run.
+        """
+        values = {"run_id": self._run_id, "name": step.name, "fence": self._fence, "statement": statement}
+        values["code_version"] = self._code_version
+        if (await self._connection.connection.execute(query("accept_statement"), values)).rowcount == 0:
+            raise FencedOut(f"run {self._run_id}")
+        logger.warning(
+            "continuing with another statement run=%s step=%s cursor=%s", self._run_id, step.name, step.cursor
+        )
+        step.statement, step.code_version = statement, self._code_version
 
     async def reload(self) -> None:
         """Read the steps again, after an error that leaves it unknown whether a COMMIT took effect.

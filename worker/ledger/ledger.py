@@ -19,14 +19,16 @@ class Ledger:
     Args:
         database: The database that has the schema.
         owner: Name of this worker.
+        code_version: Version of the jobs' code, recorded with each step.
 
     Attributes:
         quarantine: The rows that could not be processed.
     """
 
-    def __init__(self, database: Database, owner: str = "") -> None:
+    def __init__(self, database: Database, owner: str = "", code_version: str | None = None) -> None:
         self._database = database
         self._owner = owner
+        self._code_version = code_version
         self.quarantine = Quarantine(database)
 
     async def claim(self, spec: RunSpec) -> OwnedRun:
@@ -36,7 +38,7 @@ class Ledger:
             AlreadyFinished: The run has ended, and its payload is the same.
             RunIdConflict: The ledger has an unfinished run of another job, or with other arguments, under this id.
         """
-        return await claim_run(self._database, spec, self._owner)
+        return await claim_run(self._database, spec, self._owner, self._code_version)
 
     async def find(self, run_id: str) -> KnownRun | None:
         """Return a run, or None. Jobs without a durable loop are not in the ledger."""
@@ -66,13 +68,19 @@ class Ledger:
             return [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
 
     async def retry(
-        self, run_id: str, *, from_start: bool, revise: Callable[[str], str] = lambda payload: payload
+        self,
+        run_id: str,
+        *,
+        from_start: bool,
+        accept_statement: bool = False,
+        revise: Callable[[str], str] = lambda payload: payload,
     ) -> RunSpec | None:
         """Reopen a finished run. The caller enqueues it.
 
         Args:
             run_id: Id of the run.
             from_start: Delete its checkpoints.
+            accept_statement: Continue its steps with the statements of the next attempt, over the same keys.
             revise: Returns the payload to store, given the current one.
 
         Returns:
@@ -81,6 +89,8 @@ class Ledger:
         async with self._database.connection() as connection:
             if from_start:
                 await connection.execute(query("delete_steps"), {"id": run_id})
+            if accept_statement:
+                await connection.execute(query("accept_any_statement"), {"id": run_id})
             row = (await connection.execute(query("retry_run"), {"id": run_id})).one_or_none()
             if row is None:
                 await connection.rollback()

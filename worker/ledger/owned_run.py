@@ -15,7 +15,7 @@ from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession
-from worker.errors import AlreadyFinished, FencedOut, RunIdConflict
+from worker.errors import AlreadyFinished, FencedOut, LedgerDamaged, RunIdConflict
 from worker.ledger.checkpoint import Checkpoints
 from worker.ledger.quarantine import RunQuarantine
 from worker.ledger.queries import query
@@ -59,14 +59,16 @@ class OwnedRun:
         quarantine: The quarantine, for rows of this run.
     """
 
-    def __init__(self, database: Database, spec: RunSpec, claim: Claim, connection: RunConnection) -> None:
+    def __init__(
+        self, database: Database, spec: RunSpec, claim: Claim, connection: RunConnection, code_version: str | None
+    ) -> None:
         self._database = database
         self._connection = connection
         self._fence = claim.fence
         self.spec = spec
         self.attempt = claim.attempt
         self.takeovers = claim.takeovers
-        self.checkpoints = Checkpoints(connection, spec.id, claim.fence, claim.steps)
+        self.checkpoints = Checkpoints(connection, spec.id, claim.fence, claim.steps, code_version)
         self.quarantine = RunQuarantine(connection, spec.id, spec.only)
 
     @property
@@ -165,12 +167,13 @@ class OwnedRun:
         await self._connection.close(discard=discard)
 
 
-async def claim_run(database: Database, spec: RunSpec, owner: str) -> OwnedRun:
+async def claim_run(database: Database, spec: RunSpec, owner: str, code_version: str | None = None) -> OwnedRun:
     """Claim a run: a new one, one that was released, or one whose owner has died.
 
     Raises:
         AlreadyFinished: The run has ended, and its payload is the same.
         RunIdConflict: The ledger has an unfinished run of another job, or with other arguments, under this id.
+        LedgerDamaged: The run had begun, and its row or some of its steps are gone.
     """
     connection = await database.engine.connect()
     own = RunConnection(spec.id, connection)
@@ -192,7 +195,7 @@ async def claim_run(database: Database, spec: RunSpec, owner: str) -> OwnedRun:
     except BaseException:
         await own.close()
         raise
-    return OwnedRun(database, spec, claim, own)
+    return OwnedRun(database, spec, claim, own, code_version)
 
 
 async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec, owner: str) -> Claim:
@@ -212,6 +215,12 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
         await _terminate(connection, spec.id, run.backend_pid, run.backend_start)
     rows = await connection.execute(query("claim_steps"), {"id": spec.id, "fence": run.fence})
     steps = {row.name: StepRecord(**row._mapping) for row in rows}
+    if len(steps) < run.steps or (run.is_new and spec.in_ledger):
+        what = "the row" if run.is_new else f"{run.steps - len(steps)} of the {run.steps} steps"
+        raise LedgerDamaged(
+            f"the ledger has lost {what} of run {spec.id}, which had begun: somebody deleted it, or the database was "
+            f"restored. Some of its work may be done. To do all of it again, enqueue the job under another id"
+        )
     batches, attempt = sum(step.batches for step in steps.values()), run.attempt
     if owner_died:
         attempt = 1 if batches > run.batches_before else run.attempt + 1

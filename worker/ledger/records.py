@@ -23,6 +23,7 @@ class RunSpec:
         arguments: The arguments alone, as JSON: they tell the same call from another one.
         only: The run and the step whose quarantined rows alone are processed, or None.
         is_new: Whether the run was enqueued after a finished one of its id, though their payloads are the same.
+        in_ledger: Whether the ledger has the run already, as its payload says.
     """
 
     id: str
@@ -32,6 +33,7 @@ class RunSpec:
     arguments: str = ""
     only: tuple[str, str] | None = None
     is_new: bool = False
+    in_ledger: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class StepRecord:
     total: int | None
     done: bool
     pace: dict[str, Any] | None = None
+    code_version: str | None = None
 
 
 @dataclass(frozen=True)

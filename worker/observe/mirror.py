@@ -55,12 +55,16 @@ class Mirror(Observer):
         settings: The settings, for the TTL of entries.
         name: The name of this worker.
         outage: The log of outages.
+        code_version: The version of the jobs' code, by which workers recognise each other in a deploy.
     """
 
-    def __init__(self, redis: Redis, settings: Settings, name: str, outage: OutageLog | None = None) -> None:
+    def __init__(
+        self, redis: Redis, settings: Settings, name: str, outage: OutageLog | None = None, code_version: str = ""
+    ) -> None:
         self._redis = redis
         self._settings = settings
         self._name = name
+        self._code_version = code_version
         self._entries: dict[str, MirrorEntry] = {}
         self._brief: list[tuple[MirrorEntry, float]] = []  # short runs that succeeded, and when
         self._counts: Counter[tuple[str, str]] = Counter()  # by job and state
@@ -283,6 +287,7 @@ class Mirror(Observer):
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "queue": self._settings.worker.queue,
+            "code": self._code_version,
             "state": self._state,
             "jobs": running,
             "max_jobs": self._settings.worker.max_jobs,

@@ -83,7 +83,9 @@ def _check_targets(command: str, targets: Sequence[str]) -> None:
 # --- retry, with the ledger
 
 
-async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bool) -> bool:
+async def retry_run(
+    redis: Redis, ledger: Ledger, run_id: str, *, from_start: bool, accept_statement: bool = False
+) -> bool:
     """Put an ended run, or a dead letter, back into its queue.
 
     The ledger is written first. If this process dies before it writes to Redis, a worker's rescuer enqueues the run.
@@ -93,13 +95,14 @@ async def retry_run(redis: Redis, ledger: Ledger, run_id: str, *, from_start: bo
         ledger: the runs with a durable loop.
         run_id: id of the run.
         from_start: whether to delete its checkpoints.
+        accept_statement: whether its walks continue although their statements have changed.
 
     Returns:
         False if there is neither an ended run nor a dead letter with that id.
     """
     store = QueueStore(redis)
     # A run that an operator wants again is not too late, even if it failed because it was.
-    spec = await ledger.retry(run_id, from_start=from_start, revise=without_expiry)
+    spec = await ledger.retry(run_id, from_start=from_start, accept_statement=accept_statement, revise=without_expiry)
     if spec is not None:
         return await store.retry(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
     raw = await cast(Awaitable[bytes | None], redis.hget(keys.DEAD, run_id))

@@ -302,6 +302,10 @@ class QueueStore:
         """Keep a job that has failed for good as a dead letter: see dead_letters.py."""
         await add_dead_letter(self.redis, claim, error, job=job, trace=trace, in_ledger=in_ledger)
 
+    async def read_workers(self) -> dict[bytes, bytes]:
+        """Return the workers as they describe themselves, by name."""
+        return await cast(Awaitable[dict[bytes, bytes]], self.redis.hgetall(keys.WORKERS))
+
     async def known(self, run_ids: list[str], queue: str) -> list[bool]:
         """Return for each id whether the queue has it."""
         if not run_ids:

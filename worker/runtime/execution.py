@@ -146,6 +146,7 @@ class Execution:
             text,
             payload.quarantine_retry,
             is_new,
+            payload.in_ledger,
         )
 
     # --- its clock

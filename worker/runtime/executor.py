@@ -21,6 +21,7 @@ from worker.attempt.offload import JobPools
 from worker.db.engine import Database
 from worker.errors import (
     AttemptExit,
+    CursorMismatch,
     InvalidArguments,
     InvalidPayload,
     NonRetryableError,
@@ -33,6 +34,7 @@ from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.claims import Claim
+from worker.queue.overview import describe_workers
 from worker.queue.payload import Payload, decode_payload
 from worker.queue.store import QueueStore
 from worker.runtime.attempt_outcome import (
@@ -51,6 +53,7 @@ from worker.runtime.operator_state import OperatorState
 from worker.runtime.outcome import (
     Abandoned,
     Cancelled,
+    Failed,
     Outcome,
     Rejected,
     Released,
@@ -221,7 +224,22 @@ class Executor:
                 self._leases.keep(execution.claim.run_id, "place", place)
         if job.unique is not None and job.unique.counts == "active" and not payload.args:
             self._leases.keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
-        return await self._attempt(execution, job, payload, arguments)
+        ended = await self._attempt(execution, job, payload, arguments)
+        if isinstance(ended, Failed) and isinstance(ended.error, CursorMismatch):
+            return await self._leave_to_old_code(execution, payload, ended)
+        return ended
+
+    async def _leave_to_old_code(self, execution: Execution, payload: Payload, outcome: Failed) -> Outcome:
+        """Leave a walk to the workers whose code began it, while any of them lives."""
+        error = outcome.error
+        if not isinstance(error, CursorMismatch) or error.code_version in (None, self._registry.code_version):
+            return outcome
+        raw = await self._servers.redis(execution.name, lambda: self._store.read_workers())
+        workers = describe_workers(raw, self._settings.worker.lease_seconds, datetime.now(UTC))
+        if any(one.get("code") == error.code_version and one["state"] == "running" for one in workers.values()):
+            text = f"{str(error).splitlines()[0]} Left to a worker with the code that began it."
+            return self._leave_to_others(execution, payload, text)
+        return outcome
 
     async def _decode_arguments(
         self, execution: Execution, job: Job[..., Any], payload: Payload
@@ -307,6 +325,7 @@ class Executor:
             pools=self._pools,
             max_attempts=job.rules.max_attempts or self._rules.max_attempts,
             throttles=job.throttles,
+            accepts_statement_change=job.rules.on_statement_change == "continue",
         )
         enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)

@@ -216,7 +216,7 @@ def build_parts(
         state=state,
         redis=redis,
         database=database,
-        ledger=Ledger(database, name),
+        ledger=Ledger(database, name, registry.code_version),
         store=store,
         outage=outage,
         observer=observer,

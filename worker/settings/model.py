@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from worker.settings.urls import asyncpg_url, parse_redis_url
 
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -250,7 +251,10 @@ class ThrottleSettings(_Section):
 class LogSettings(_Section):
     """The log."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest severity to log.")
+    level: LogLevel = Field("INFO", description="Lowest severity to log.")
+    levels: dict[str, LogLevel] = Field(
+        {}, description="Lowest severity of single loggers, e.g. `{ 'longhaul.jobs' = 'DEBUG' }`."
+    )
     format: Literal["text", "json"] = Field("text", description="Text for people, or one JSON object per line.")
 
 

@@ -1,4 +1,4 @@
-"""What a key does to what is selected: the orders of the command line, by the same functions."""
+"""The actions of the keys on what is selected: the operator commands of the command line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from worker.queue.client import Client
 from worker.queue.commands import retry_run
 from worker.settings import Settings
 
-Order = Literal["pause", "resume", "cancel", "retry", "drain"]
+Action = Literal["pause", "resume", "cancel", "retry", "drain"]
 
-#: The tables in which an order has a meaning.
-TABLES: dict[Order, tuple[Name, ...]] = {
+#: The tables in which an action has a meaning.
+TABLES: dict[Action, tuple[Name, ...]] = {
     "pause": ("runs", "jobs", "queues"),
     "resume": ("runs", "jobs", "queues", "holds"),
     "cancel": ("runs",),
@@ -25,12 +25,12 @@ TABLES: dict[Order, tuple[Name, ...]] = {
 }
 
 
-class Steering:
-    """Gives orders.
+class Actions:
+    """Runs actions.
 
     Args:
-        client: for Redis.
-        settings: for the ledger, which is connected to when something is retried.
+        client: The connection to Redis.
+        settings: Where the ledger is. A connection to it is opened for the first retry.
     """
 
     def __init__(self, client: Client, settings: Settings) -> None:
@@ -38,22 +38,22 @@ class Steering:
         self._settings = settings
         self._database: Database | None = None
 
-    async def give(self, order: Order, key: str, frame: Frame) -> str:
-        """Give an order.
+    async def run(self, action: Action, key: str, frame: Frame) -> str:
+        """Run an action.
 
         Args:
-            order: which one.
-            key: what is selected.
-            frame: in which it was.
+            action: The action.
+            key: The selected run, job, queue or worker.
+            frame: The frame that showed it.
 
         Returns:
-            What to tell.
+            The outcome in one line.
 
         Raises:
             ServerUnavailable: Redis does not answer.
-            SQLAlchemyError, OSError: a retry, and PostgreSQL does not answer.
+            SQLAlchemyError, OSError: A retry was asked for, and PostgreSQL does not answer.
         """
-        match order:
+        match action:
             case "pause":
                 await self._client.pause(key)
                 return f"paused: {key}"
@@ -65,23 +65,23 @@ class Steering:
                 return f"neither waiting nor running: {key}" if gone else f"cancelled: {key}"
             case "retry":
                 again = await retry_run(self._client.redis, self._ledger(), key, from_start=False)
-                return f"{key}: in the queue again" if again else f"{key} is no dead letter any more"
+                return f"enqueued again: {key}" if again else f"no longer dead: {key}"
             case "drain":
                 await self._client.drain(key)
                 return f"draining: {key}"
 
-    async def take_back(self, hold: str) -> str:
-        """Take an order back that holds runs back: `pause <name>` or `pace <name>`, as its row has it."""
+    async def undo(self, hold: str) -> str:
+        """Undo a command that holds runs back: `pause <name>` or `pace <name>`, the key of its row."""
         kind, _, name = hold.partition(" ")
         if kind == "pause":
             return f"resumed: {name}" if await self._client.resume(name) else f"not paused: {name}"
         if kind == "pace":
             await self._client.pace(name, rows_per_second=None)
-            return f"pace of {name}: as settings and job say"
-        return f"the {kind} of {name} is no order to pause or to pace, which can be taken back here"
+            return f"pace of {name}: as settings and job set it"
+        return f"the {kind} of {name} is neither a pause nor a pace: it cannot be undone here"
 
     async def close(self) -> None:
-        """Close what was opened."""
+        """Close the connection to the ledger, if one was opened."""
         if self._database is not None:
             await self._database.close()
 

@@ -1,4 +1,4 @@
-"""The live page: a refresh each second, tables, and keys for operator commands."""
+"""The live page: tables that are refreshed every second, and keys that run operator commands."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
 from worker.cli.app import explain
-from worker.cli.top.actions import TABLES, Order, Steering
+from worker.cli.top.actions import TABLES, Action, Actions
 from worker.cli.top.dialogs import KEYS, Details, Question
 from worker.cli.top.format import plain
 from worker.cli.top.grid import STYLES, Grid
+from worker.cli.top.layout import heights
 from worker.cli.top.model import Frame
 from worker.cli.top.reader import Reader
-from worker.cli.top.room import heights
 from worker.cli.top.tables import Cell, Name, header, sheets
 from worker.errors import LonghaulError, format_error
 from worker.queue import keys
@@ -35,9 +35,9 @@ from worker.queue.dead_letters import DeadLetter
 from worker.settings import Settings, mask_passwords
 
 _LATE_SECONDS = 2.0
-_QUESTIONS: dict[Order, str] = {
-    "cancel": "Cancel the run {key}? It ends for good at its next batch boundary; what it has committed stays.",
-    "drain": "Drain the worker {key}? It ends as at SIGTERM; its runs go on elsewhere.",
+_QUESTIONS: dict[Action, str] = {
+    "cancel": "Cancel the run {key}? It ends for good at its next batch boundary. Committed batches stay.",
+    "drain": "Drain the worker {key}? It ends as after SIGTERM, and other workers continue its runs.",
 }
 _BANDS: dict[Name, str] = {
     "queues": "top",
@@ -53,25 +53,25 @@ class Page(App[None]):
     """The page.
 
     Args:
-        client: for Redis.
-        settings: for everything else.
-        every: seconds between two looks.
+        client: The connection to Redis.
+        settings: The settings in force.
+        every: Seconds between two looks.
     """
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #header { height: 3; padding: 0 1; }
-    #told { height: 1; padding: 0 1; }
+    #message { height: 1; padding: 0 1; }
     #filter { height: 1; border: none; padding: 0 1; display: none; }
     #letter { display: none; border: round ansi_bright_black; padding: 0 1; scrollbar-size-vertical: 1; }
     #top Grid, #middle Grid, #bottom Grid, #letter { width: 1fr; height: 100%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("p", "order('pause')", "pause"),
-        Binding("r", "order('resume')", "resume"),
-        Binding("c", "order('cancel')", "cancel"),
-        Binding("t", "order('retry')", "retry"),
-        Binding("d", "order('drain')", "drain"),
+        Binding("p", "act('pause')", "pause"),
+        Binding("r", "act('resume')", "resume"),
+        Binding("c", "act('cancel')", "cancel"),
+        Binding("t", "act('retry')", "retry"),
+        Binding("d", "act('drain')", "drain"),
         Binding("slash", "filter", "filter"),
         Binding("escape", "unfilter", show=False),
         Binding("tab", "app.focus_next", "next table", show=False),
@@ -88,15 +88,15 @@ class Page(App[None]):
         self._settings = settings
         self._every = every
         self._reader = Reader(client, settings)
-        self._steering = Steering(client, settings)
-        self._at_once = asyncio.Event()
+        self._actions = Actions(client, settings)
+        self._refresh_now = asyncio.Event()
         self._answered = time.monotonic()
         self._error: str | None = None
-        self._away_since: datetime | None = None
+        self._unavailable_since: datetime | None = None
         self._filter = ""
         self._grids = {name: Grid(sheet) for name, sheet in sheets(Frame(datetime.now(UTC), "", "")).items()}
         self._header = Static(id="header")
-        self._told = Static(id="told")
+        self._message = Static(id="message")
         self._letter_text = Static(id="letter_text")
         self._letter_pane = VerticalScroll(self._letter_text, id="letter", can_focus=False)
         self._box = Input(id="filter", placeholder="filter", compact=True, select_on_focus=False)
@@ -113,56 +113,56 @@ class Page(App[None]):
     # --- the page
 
     def compose(self) -> ComposeResult:
-        """Make the page, empty."""
-        self.theme = "ansi-dark"  # the terminal's own colours, in few bytes
+        """Build the empty page."""
+        self.theme = "ansi-dark"  # the terminal's own colours, and few bytes
         yield self._header
         yield from self._bands.values()
-        yield self._told
+        yield self._message
         yield self._box
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Start to refresh."""
+        """Start refreshing."""
         self._grids["runs"].focus()
         self.set_interval(1.0, self._draw_header)
-        self.run_worker(self._look_again_and_again(), name="look")
+        self.run_worker(self._refresh_forever(), name="refresh")
 
     async def on_unmount(self) -> None:
-        """Close the connections of the actions."""
-        await self._steering.close()
+        """Close the connections that actions have opened."""
+        await self._actions.close()
 
     def on_resize(self) -> None:
-        """Set the height of each table."""
+        """Fit the tables to the terminal."""
         self._make_room()
 
-    async def _look_again_and_again(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             began = time.monotonic()
-            self._at_once.clear()
-            await self._look()
+            self._refresh_now.clear()
+            await self._refresh()
             try:
                 async with asyncio.timeout(max(0.0, self._every - (time.monotonic() - began))):
-                    await self._at_once.wait()
+                    await self._refresh_now.wait()
             except TimeoutError:
                 pass
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         try:
             self.frame = await self._reader.read(self._grids["runs"].visible_keys)
         except (RedisError, OSError) as error:
             self._error = format_error(error)
-            self._away_since = self._away_since or datetime.now(UTC)
+            self._unavailable_since = self._unavailable_since or datetime.now(UTC)
         else:
-            self._error = self._away_since = None
+            self._error = self._unavailable_since = None
             self._answered = time.monotonic()
         self._draw()
 
     @property
     def problem(self) -> str | None:
-        """Return why the data may be old."""
-        if self._away_since is not None:
-            since = f"{self._away_since.astimezone():%H:%M:%S}"
-            return f"Redis at {self._url} does not answer since {since}: {self._error}; asking again"
+        """Why the page may be out of date, or None."""
+        if self._unavailable_since is not None:
+            since = f"{self._unavailable_since.astimezone():%H:%M:%S}"
+            return f"Redis at {self._url} has not answered since {since}: {self._error}; retrying"
         silent = time.monotonic() - self._answered
         if silent > self._every + _LATE_SECONDS:
             return f"Redis at {self._url} has not answered for {silent:.0f} s"
@@ -170,7 +170,7 @@ class Page(App[None]):
 
     def _draw(self) -> None:
         if not self._header.is_attached:
-            return  # the page is about to close
+            return  # the page is closing
         for name, sheet in sheets(self.frame, self._filter).items():
             self._grids[name].show(sheet)
         self._draw_header()
@@ -197,14 +197,14 @@ class Page(App[None]):
         for name, band in _BANDS.items():
             wanted[band] = max(wanted[band], len(self._grids[name].rows) + 3)
         if focused == "failures":
-            wanted["bottom"] = self.size.height  # for the traceback beside
+            wanted["bottom"] = self.size.height  # for the traceback beside the table
         room = heights(self.size.height - 5, wanted, _BANDS[focused] if focused else "runs")
         for band, height in room.items():
             place = self._bands[band]
             if place.styles.height is None or place.styles.height.value != height:
                 place.styles.height = height
 
-    # --- selection
+    # --- what is selected
 
     def _focused(self) -> Name | None:
         return next((name for name, grid in self._grids.items() if grid.has_focus), None)
@@ -234,65 +234,65 @@ class Page(App[None]):
             try:
                 values = await cast(Awaitable[dict[bytes, bytes]], reading)
             except (RedisError, OSError) as error:
-                self._tell(format_error(error), "bad")
+                self._show_message(format_error(error), "bad")
                 return
             self.push_screen(Details(plain(message.key), _mirror_text(values)))
 
     # --- keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer a command only for rows that it applies to."""
-        if action != "order":
+        """Offer actions only in tables where they have a meaning."""
+        if action != "act":
             return True
         focused = self._focused()
-        return focused is not None and focused in TABLES[cast(Order, parameters[0])]
+        return focused is not None and focused in TABLES[cast(Action, parameters[0])]
 
-    def action_order(self, order: Order) -> None:
-        """Send an operator command for the selected row."""
+    def action_act(self, action: Action) -> None:
+        """Run an action on what is selected."""
         focused = self._focused()
         key = self._grids[focused].selected if focused else None
         if focused is None or key is None:
             return
         frame = self.frame
 
-        async def give() -> None:
-            await self._give(order, focused, key, frame)
+        async def act() -> None:
+            await self._act(action, focused, key, frame)
 
         def answered(yes: bool | None) -> None:
             if yes:
-                self.run_worker(give())
+                self.run_worker(act())
             else:
-                self._tell("nothing was changed")
+                self._show_message("nothing was changed")
 
-        if order in _QUESTIONS:
-            self.push_screen(Question(_QUESTIONS[order].format(key=plain(key))), answered)
+        if action in _QUESTIONS:
+            self.push_screen(Question(_QUESTIONS[action].format(key=plain(key))), answered)
         else:
-            self.run_worker(give())
+            self.run_worker(act())
 
-    async def _give(self, order: Order, table: Name, key: str, frame: Frame) -> None:
+    async def _act(self, action: Action, table: Name, key: str, frame: Frame) -> None:
         try:
             if table == "holds":
-                told = await self._steering.take_back(key)
+                outcome = await self._actions.undo(key)
             else:
-                told = await self._steering.give(order, key, frame)
+                outcome = await self._actions.run(action, key, frame)
         except (SQLAlchemyError, OSError) as error:
-            self._tell(format_error(explain(error, self._settings)), "bad")
+            self._show_message(format_error(explain(error, self._settings)), "bad")
         except (LonghaulError, RedisError) as error:
-            self._tell(format_error(error), "bad")
+            self._show_message(format_error(error), "bad")
         else:
-            self._tell(told)
-        self._at_once.set()
+            self._show_message(outcome)
+        self._refresh_now.set()
 
-    def _tell(self, text: str, tone: str = "") -> None:
-        _put(self._told, Text(f"{datetime.now().astimezone():%H:%M:%S} {plain(text)}", STYLES[tone]))
+    def _show_message(self, text: str, tone: str = "") -> None:
+        _put(self._message, Text(f"{datetime.now().astimezone():%H:%M:%S} {plain(text)}", STYLES[tone]))
 
     def action_filter(self) -> None:
-        """Open the filter."""
+        """Show the filter box."""
         self._box.display = True
         self._box.focus()
 
     def action_unfilter(self) -> None:
-        """Clear the filter."""
+        """Remove the filter."""
         self._box.value = ""
         self._leave_filter()
 
@@ -317,7 +317,7 @@ class Page(App[None]):
 
 
 def _put(place: Static, text: Text, *, layout: bool = False) -> None:
-    """Show a text if it has changed, so that unchanged lines are not written again."""
+    """Show a text, unless it is shown already: over a slow line each cell counts."""
     if place.content != text:
         place.update(text, layout=layout)
 
@@ -326,9 +326,9 @@ def letter_text(letter: DeadLetter, width: int | None = None, height: int | None
     """Return a dead letter with its arguments and its traceback.
 
     Args:
-        letter: the letter.
-        width: cells after which lines of the traceback are cut.
-        height: lines into which it should fit, so that the end of the traceback is seen.
+        letter: The dead letter.
+        width: Cells at which lines of the traceback are cut.
+        height: Lines to fit into: the end of the traceback is kept.
     """
     arguments = json.dumps(letter.arguments, ensure_ascii=False, default=str)
     head = f"{letter.id}: {letter.job or 'unknown job'}, queue {letter.queue}, attempt {letter.attempts}"
@@ -348,10 +348,10 @@ def letter_text(letter: DeadLetter, width: int | None = None, height: int | None
 
 def _mirror_text(values: dict[bytes, bytes]) -> Text:
     if not values:
-        return Text("nothing is known of it any more")
-    told = {name.decode(errors="replace"): raw.decode(errors="replace") for name, raw in values.items()}
-    width = max(map(len, told))
-    lines = [Text(f"{plain(name):{width}}  {plain(value)}") for name, value in sorted(told.items()) if value]
+        return Text("its mirror has expired")
+    fields = {name.decode(errors="replace"): raw.decode(errors="replace") for name, raw in values.items()}
+    width = max(map(len, fields))
+    lines = [Text(f"{plain(name):{width}}  {plain(value)}") for name, value in sorted(fields.items()) if value]
     return Text("\n").join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The dialogs: a question, the details of a row, the keys."""
+"""Dialogs over the page: a question, the details of a row, the keys."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from textual.widgets import Static
 KEYS = """\
 tab, shift+tab   to the next table, or the one before
 ↑ ↓ pgup pgdn    select a row (home, end: the first, the last)
-enter            more of a run or a dead letter
+enter            details of a run or a dead letter
 p                pause the selected run, job or queue
-r                resume it; of what holds back: take the order back
+r                resume it; in "held back": undo the pause or pace
 c                cancel the selected run (asks first)
 t                retry the selected dead letter
 d                drain the selected worker (asks first)
-/                filter all tables; escape takes the filter away
-?                this
+/                filter all tables; escape removes the filter
+?                these keys
 q                quit
 
-Orders act within one batch, and lose nothing: a walk that was paused,
-drained or retried continues from its last committed batch."""
+Commands take effect at the next batch boundary. A walk that was paused,
+drained or retried resumes from its last committed batch."""
 
 _CSS = """
 {name} {{
@@ -62,13 +62,13 @@ class Question(ModalScreen[bool]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        """Make the dialog."""
+        """Build the dialog."""
         with Vertical():
             yield Static(Text(f"{self._text}\n\n") + Text("y", "bold") + Text(" yes    ") + Text("n", "bold") + " no")
 
 
 class Details(ModalScreen[None]):
-    """Shows a long text, to scroll through."""
+    """Shows a long text that scrolls."""
 
     DEFAULT_CSS = _CSS.format(name="Details")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q,question_mark", "dismiss(None)")]
@@ -79,7 +79,7 @@ class Details(ModalScreen[None]):
         self.text = text
 
     def compose(self) -> ComposeResult:
-        """Make the dialog."""
+        """Build the dialog."""
         with VerticalScroll() as box:
             box.border_title = Text(self._title).markup
             yield Static(self.text)

@@ -1,7 +1,7 @@
-"""A table on the page: it keeps the selection by its key, and redraws only changed lines.
+"""A table on the page. It keeps the selection by key, and redraws only lines that have changed.
 
-Over a slow line each cell counts. Widths only grow, so that columns stand still, and a look in which little has changed
-writes little.
+Over a slow line each cell counts. Widths only grow, so that columns do not move and a refresh with few changes writes
+few cells.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Grid(ScrollView, can_focus=True):
     ]
 
     class Moved(Message):
-        """Posted when another row is selected."""
+        """Another row is selected."""
 
     class Opened(Message):
-        """Posted when the details of a row are requested."""
+        """Somebody wants to see more of a row."""
 
         def __init__(self, grid: Grid, key: str) -> None:
             super().__init__()
@@ -79,28 +79,28 @@ class Grid(ScrollView, can_focus=True):
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, also those outside the view."""
+        """All rows, also those that are out of sight."""
         return self._sheet.rows
 
     @property
     def selected(self) -> str | None:
-        """The key of the row under the cursor."""
+        """What the cursor is on."""
         return self.rows[self._cursor].key if self.rows else None
 
     @property
     def visible_keys(self) -> list[str]:
-        """The keys of the rows in view."""
+        """What is in sight."""
         top = self.scroll_offset.y
         return [row.key for row in self.rows[top : top + max(1, self.size.height)]]
 
     def show(self, sheet: Sheet) -> None:
-        """Show new rows. The cursor stays on its row as long as that exists."""
+        """Show another table in the place of the last one; the cursor stays on what it is on, while that is there."""
         before, was, at = self._sheet.rows, self.selected, self._cursor
         self._sheet = sheet
         if self.border_title != sheet.title:
             self.border_title = sheet.title
         self._cursor = max(0, min(at, len(sheet.rows) - 1))
-        if self.has_focus or at > 0:  # an untouched table keeps showing its first rows
+        if self.has_focus or at > 0:  # what nobody has touched goes on showing its first rows
             self._cursor = next((place for place, row in enumerate(sheet.rows) if row.key == was), self._cursor)
         wanted = [max(pair) for pair in zip(self._wanted, natural(sheet), strict=True)]
         self._measure()
@@ -132,7 +132,7 @@ class Grid(ScrollView, can_focus=True):
         self._keep_in_sight()
 
     def _measure(self) -> None:
-        """Return the height: the same for all contents that fit, since a new one lays the page out again."""
+        """Say how high it is; the same for all that fits, since another height means that the page is laid out anew."""
         self.virtual_size = Size(self.size.width, max(len(self.rows) + 1, self.size.height))
 
     def _fit(self) -> None:
@@ -176,11 +176,11 @@ class Grid(ScrollView, can_focus=True):
         self._go(place if place >= 0 else len(self.rows) - 1)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer details only for rows that have some."""
+        """Offer more only of what there is more of."""
         return action != "open" or self.id in ("runs", "failures")
 
     def action_open(self) -> None:
-        """Show the details of a row."""
+        """Show more of a row."""
         if self.selected is not None:
             self.post_message(self.Opened(self, self.selected))
 

@@ -1,8 +1,8 @@
-"""How wide columns are, and which have room at all: a terminal over ssh may have 80 cells."""
+"""Widths of columns and heights of bands: a terminal over ssh may have 80 cells and 24 lines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
@@ -12,10 +12,13 @@ _GAP = 2
 _TITLE = 4  # cells of a title that stay
 _NAME = 8  # and of a name
 _LAST = 12  # and of the last column
+_BAND = 4  # lines of a band: borders, titles and a row
+_SHARE = 0.22  # of the page, for a band
+_FOCUSED_SHARE = 0.55
 
 
 def natural(sheet: Sheet) -> list[int]:
-    """Return how wide each column would like to be, without its title."""
+    """Return the width of the longest text of each column, without its title."""
     widths = [0] * len(sheet.columns)
     for row in sheet.rows:
         for place, cell in enumerate(row.cells):
@@ -25,12 +28,12 @@ def natural(sheet: Sheet) -> list[int]:
 
 
 def fit(sheet: Sheet, wanted: Sequence[int], room: int) -> list[int]:
-    """Return the width of each column; 0 for one that is left out. The last one takes what is left.
+    """Return the width of each column; 0 hides a column. The last one takes the rest.
 
     Args:
-        sheet: whose columns.
-        wanted: what `natural` said.
-        room: cells that there are.
+        sheet: The table.
+        wanted: The result of `natural`.
+        room: The cells of a line.
     """
     firm = [max(width, _shortest(one.title)) for width, one in zip(wanted, sheet.columns, strict=True)]
     widths = [max(width, len(one.title)) for width, one in zip(wanted, sheet.columns, strict=True)]
@@ -57,12 +60,12 @@ def fit(sheet: Sheet, wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _shortest(title: str) -> int:
-    """Return how far a title may be cut: `done/s` is another thing than `done`."""
+    """Return the least width of a title: `done/s` must not be cut to `done`."""
     return len(title) if "/" in title else min(_TITLE, len(title))
 
 
 def line(sheet: Sheet, cells: Sequence[Cell], widths: Sequence[int]) -> list[Cell]:
-    """Return a row as pieces that together are as wide as its columns."""
+    """Return a row as cells that are padded or cut to the widths of their columns."""
     pieces = []
     for column, cell, width in zip(sheet.columns, cells, widths, strict=True):
         if not width:
@@ -81,5 +84,26 @@ def line(sheet: Sheet, cells: Sequence[Cell], widths: Sequence[int]) -> list[Cel
 
 
 def titles(sheet: Sheet, widths: Sequence[int]) -> list[Cell]:
-    """Return the line over the columns."""
+    """Return the line above the columns."""
     return line(sheet, [Cell(column.title, "dim") for column in sheet.columns], widths)
+
+
+def heights(room: int, wanted: Mapping[str, int], focused: str, rest: str = "runs") -> dict[str, int]:
+    """Return the height of each band: at most what it wants, and more for the focused one.
+
+    Args:
+        room: The lines of the page.
+        wanted: The lines that each band could fill.
+        focused: The band with the cursor.
+        rest: The band that takes the rest.
+    """
+    found = {}
+    for band, lines in wanted.items():
+        if band != rest:
+            share = _FOCUSED_SHARE if band == focused else _SHARE
+            found[band] = max(_BAND, min(lines, int(room * share)))
+    found[rest] = room - sum(found.values())
+    while found[rest] < _BAND and (high := max(found, key=lambda one: found[one])) != rest and found[high] > 3:
+        found[high] -= 1
+        found[rest] += 1
+    return {band: found[band] for band in wanted}

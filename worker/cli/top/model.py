@@ -1,4 +1,4 @@
-"""The data of one refresh of the page, before it is drawn."""
+"""The values of one look at everything, which the tables show."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class QueueLine:
     """A queue.
 
     Attributes:
-        name: The key of the queue.
-        waiting: The number of jobs that are due and not running.
-        deferred: The number of jobs that are due later.
-        running: The number of running jobs.
-        oldest_seconds: How long the first job has been due; None if none is due, or the time is unknown.
-        paused: Whether the queue is paused.
+        name: Its key.
+        waiting: Jobs that are due and not claimed.
+        deferred: Jobs that are due later.
+        running: Jobs that workers run.
+        oldest_seconds: Time since the first job became due; None if no job is due.
+        paused: Whether it is paused.
     """
 
     name: str
@@ -32,17 +32,17 @@ class QueueLine:
 
 @dataclass(frozen=True)
 class JobLine:
-    """A job, with its rates of ended runs; a rate is None before the second refresh.
+    """A job. Its rates are None before the second look.
 
     Attributes:
-        name: The name of the job.
-        running: The number of running runs whose mirrors were read.
-        done_rate: Succeeded runs per second.
-        failed_rate: Dead runs per second.
-        done: The number of all succeeded runs.
-        failed: The number of all dead runs.
-        cancelled: The number of all cancelled runs.
-        paused: Whether the job is paused.
+        name: Name of the job.
+        running: Runs that run, of those whose mirrors were read.
+        done_rate: Runs per second that succeeded.
+        failed_rate: Runs per second that failed for good.
+        done: All runs that have succeeded.
+        failed: All runs that have failed for good.
+        cancelled: All runs that were cancelled.
+        paused: Whether it is paused.
     """
 
     name: str
@@ -57,21 +57,21 @@ class JobLine:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run that is running, paused, or waits for its next attempt.
+    """A run that runs, is paused, or waits for another attempt.
 
     Attributes:
-        id: The id of the run.
-        job: The name of the job; empty before the mirror was read.
+        id: Id of the run.
+        job: Name of the job; empty before the mirror was read.
         worker: The worker that runs it; empty if none does.
-        queue: The name of the queue.
-        seconds: Seconds since this attempt started.
-        attempt: The number of the attempt.
-        takeovers: How often another worker took the run over.
+        queue: Its queue.
+        seconds: Time since this attempt began.
+        attempt: Number of the attempt.
+        takeovers: How often another worker has taken it over.
         rows: Rows done; None for a job without rows.
         rate: Rows per second.
-        percent: Percent of the current step.
-        left_seconds: Remaining seconds of the current step.
-        state: The state, one word.
+        percent: Progress of this step.
+        left_seconds: Time left of this step.
+        state: The state in one word.
         reason: The reason of the state.
     """
 
@@ -92,19 +92,19 @@ class RunLine:
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """A worker, by its own entry in the mirror.
+    """A worker, as it describes itself.
 
     Attributes:
-        name: The name of the worker.
-        host: The host that it runs on.
-        pid: The id of its process.
+        name: Name of the worker.
+        host: Its host.
+        pid: Its process id.
         queue: The queue of its settings.
-        state: running, draining, or lost, if it was not seen for the time of a lease.
-        used: The number of slots with a job.
-        slots: The number of all slots.
-        seen_seconds: Seconds since its last update.
-        up_seconds: Seconds since its start.
-        done: The number of jobs that it ended.
+        state: running, draining, or lost (silent for longer than a lease).
+        used: Slots with a job.
+        slots: All slots.
+        seen_seconds: Time since it last reported.
+        up_seconds: Time since it started.
+        done: Jobs that it has ended.
     """
 
     name: str
@@ -121,14 +121,14 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class Hold:
-    """A reason that holds runs back.
+    """Something that holds runs back.
 
     Attributes:
         kind: A pause, a pace, a limit or a rate.
-        on: A run, job or queue, `*` for all, or job and value of a limit.
-        detail: The details, in a few words.
-        waiting: The number of runs that wait for it; None if it is not counted.
-        seconds: The longest wait of these runs, in seconds.
+        on: A run, job or queue, `*` for all, or the job and value of a limit.
+        detail: A few words.
+        waiting: Runs that wait for it; None if they are not counted.
+        seconds: The longest wait among them.
     """
 
     kind: Literal["pause", "pace", "limit", "rate"]
@@ -140,26 +140,26 @@ class Hold:
 
 @dataclass(frozen=True)
 class Frame:
-    """The data of one refresh.
+    """One look.
 
     Attributes:
-        at: The time of Redis.
+        at: Time of Redis.
         server: Name, version and memory of the server.
-        url: The URL of the server, without its password.
+        url: Its URL, without the password.
         queues: The queues of the settings and of all workers.
-        jobs: The jobs with an ended or running run.
-        runs: The runs, running ones first, the longest first.
-        working: The number of running runs, shown or not.
-        workers: The workers, by name.
-        workers_known: The number of workers, shown or not.
+        jobs: The jobs of which a run has ended, runs or waits.
+        runs: The runs: running ones first, the longest first.
+        running: Number of running runs, shown or not.
+        workers: The workers by name.
+        workers_known: Number of workers, shown or not.
         failures: The newest dead letters.
-        failed: The number of dead letters, shown or not.
-        holds: The reasons that hold runs back.
-        done_rate: Succeeded runs per second, over the last seconds; None before the second refresh.
-        failed_rate: Dead runs per second, likewise.
-        history: Ended runs per second at each of the last refreshes.
-        commands: The number of commands of this refresh.
-        trips: The number of round trips of this refresh.
+        failed: Number of dead letters, shown or not.
+        holds: What holds runs back.
+        done_rate: Runs per second that succeeded, over the last seconds; None before the second look.
+        failed_rate: Runs per second that failed for good.
+        history: Runs that ended per second, at each of the last looks.
+        commands: Redis commands of this look.
+        trips: Round trips of this look.
     """
 
     at: datetime
@@ -168,7 +168,7 @@ class Frame:
     queues: list[QueueLine] = field(default_factory=list)
     jobs: list[JobLine] = field(default_factory=list)
     runs: list[RunLine] = field(default_factory=list)
-    working: int = 0
+    running: int = 0
     workers: list[WorkerLine] = field(default_factory=list)
     workers_known: int = 0
     failures: list[DeadLetter] = field(default_factory=list)

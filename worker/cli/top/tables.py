@@ -1,4 +1,4 @@
-"""From a frame to tables: the same for the live page and for one that is printed."""
+"""Turns a frame into tables, for the live page and for the printed one."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Column:
     """A column.
 
     Attributes:
-        title: over it.
-        right: whether its texts stand at the right.
-        most: cells that it takes at most where others need them.
-        rank: columns of the highest rank go first where there is no room; those of 0 stay.
-        soft: whether its texts may be cut.
+        title: Title above it.
+        right: Whether its texts are aligned to the right.
+        most: Most cells that it takes if others need them.
+        rank: If there is no room, columns of the highest rank are hidden first; those of rank 0 stay.
+        soft: Whether its texts may be cut.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and how it is meant."""
+    """A text and its tone."""
 
     text: str
     tone: Tone = ""
@@ -60,15 +60,15 @@ class Row:
     """A line of a table.
 
     Attributes:
-        key: what is meant by it: the name of a queue, the id of a run.
-        cells: one for each column.
+        key: What the row is about, e.g. the name of a queue or the id of a run.
+        cells: One for each column.
     """
 
     key: str
     cells: tuple[Cell, ...]
 
     def has(self, text: str) -> bool:
-        """Tell whether a filter lets it through."""
+        """Return whether a filter text, in lower case, matches."""
         return any(text in cell.text.lower() for cell in self.cells)
 
 
@@ -77,11 +77,11 @@ class Sheet:
     """A table.
 
     Attributes:
-        name: which one.
-        title: over it.
-        columns: the last one takes what is left.
-        rows: all of them.
-        empty: said where there is none.
+        name: Name of the table.
+        title: Title above it.
+        columns: The columns; the last one takes the rest of the line.
+        rows: All rows.
+        empty: The text shown if there is no row.
     """
 
     name: Name
@@ -92,11 +92,11 @@ class Sheet:
 
 
 def header(frame: Frame, problem: str | None = None) -> list[list[Cell]]:
-    """Return the lines over the tables.
+    """Return the lines above the tables.
 
     Args:
-        frame: the last one that was read.
-        problem: why there is none since.
+        frame: The last frame that was read.
+        problem: Why there is no newer one, if there is none.
     """
     waiting, deferred = sum(one.waiting for one in frame.queues), sum(one.deferred for one in frame.queues)
     slots = sum(one.slots for one in frame.workers if one.state != "lost")
@@ -105,14 +105,14 @@ def header(frame: Frame, problem: str | None = None) -> list[list[Cell]]:
     at = f"{frame.at.astimezone():%H:%M:%S}"
     first = [Cell(f"{at}  ", "dim"), Cell(plain(problem), "bad")] if problem else [Cell(f"{at}  {plain(server)}")]
     second = [
-        Cell(f"{number(frame.working)} of {number(slots)} slots at work", "good" if frame.working else ""),
+        Cell(f"{number(frame.running)} of {number(slots)} slots in use", "good" if frame.running else ""),
         Cell(f" · {number(waiting)} waiting · {number(deferred)} deferred · {number(frame.workers_known)} workers"),
         *([Cell(f" ({lost} lost)", "bad")] if lost else []),
         Cell(" · "),
         Cell(f"{number(frame.failed)} dead letters", "bad" if frame.failed else ""),
     ]
     if frame.done_rate is None or frame.failed_rate is None:
-        third = [Cell("jobs/s: known from the second look on", "dim")]
+        third = [Cell("jobs/s: from the second look on", "dim")]
     else:
         third = [
             Cell(f"{per_second(frame.done_rate)} done/s", "good" if frame.done_rate else ""),
@@ -127,8 +127,8 @@ def sheets(frame: Frame, text: str = "") -> dict[Name, Sheet]:
     """Return all tables.
 
     Args:
-        frame: what they show.
-        text: a filter; rows that do not have it are left out.
+        frame: The frame to show.
+        text: A filter: rows without it are left out.
     """
     made = (_queues(frame), _jobs(frame), _runs(frame), _holds(frame), _workers(frame), _failures(frame))
     wanted = text.lower().strip()
@@ -199,18 +199,18 @@ def _runs(frame: Frame) -> Sheet:
         Column("rows", right=True, rank=1),
         Column("rows/s", right=True),
         Column("age", right=True, rank=3),
-        Column("try", right=True, rank=4),
+        Column("attempt", right=True, rank=4),
         Column("worker", most=24, rank=2, soft=True),
         Column("state"),
         Column(""),
     )
-    # Without their number, which the header has: another title means that the whole table is drawn anew.
+    # The title has no number (the header does): a new title would redraw the whole table.
     return Sheet("runs", "runs", columns, [_run(one) for one in frame.runs], "nothing is running")
 
 
 def _run(one: RunLine) -> Row:
     progress = "" if one.percent is None else f"{bar(one.percent, _BAR)} {one.percent:3.0f} %"
-    tried = "" if one.attempt is None else str(one.attempt) + (f"+{one.takeovers}" if one.takeovers else "")
+    attempt = "" if one.attempt is None else str(one.attempt) + (f"+{one.takeovers}" if one.takeovers else "")
     tone = _TONES.get(one.state, "")
     return _row(
         one.id,
@@ -221,7 +221,7 @@ def _run(one: RunLine) -> Row:
         Cell(number(one.rows)),
         Cell(per_second(one.rate)),
         Cell(duration(one.seconds)),
-        Cell(tried, "warn" if (one.attempt or 1) > 1 else ""),
+        Cell(attempt, "warn" if (one.attempt or 1) > 1 else ""),
         Cell(one.worker, "dim"),
         Cell(one.state, tone),
         Cell(one.reason, tone),
@@ -235,7 +235,7 @@ def _holds(frame: Frame) -> Sheet:
         Column("what"),
     )
     rows = [_hold(one) for one in frame.holds]
-    return Sheet("holds", "held back", columns, rows, "no order, limit or rate holds anything back")
+    return Sheet("holds", "held back", columns, rows, "no command, limit or rate holds anything back")
 
 
 def _hold(one: Hold) -> Row:

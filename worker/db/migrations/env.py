@@ -1,11 +1,16 @@
-"""Alembic's environment: run by `worker.db.migrate` on a connection that it hands over."""
+"""Alembic's environment: `worker.db.migrate` runs it, on a connection of its own or to print SQL."""
 
 from alembic import context
 
 from worker.db.tables import SCHEMA, metadata
 
+target = (
+    {"dialect_name": "postgresql", "literal_binds": True}
+    if context.is_offline_mode()
+    else {"connection": context.config.attributes["connection"]}
+)
 context.configure(
-    connection=context.config.attributes["connection"],
+    **target,
     target_metadata=metadata,
     version_table="schema_version",
     version_table_schema=SCHEMA,

@@ -11,5 +11,5 @@ ON CONFLICT (id) DO UPDATE
        started_at = pg_catalog.clock_timestamp(),
        updated_at = pg_catalog.clock_timestamp()
  WHERE run.finished_at IS NULL AND run.job = :job AND run.arguments = :arguments
-RETURNING fence, attempt, batches_before, takeovers, backend_pid, backend_start,
+RETURNING fence, attempt, batches_before, takeovers, backend_pid, backend_start, steps,
           state AS state_before, fence = 1 AS is_new

@@ -4,4 +4,4 @@
 UPDATE worker.step
    SET fence = :fence
  WHERE run_id = :id
-RETURNING name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace
+RETURNING name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace, code_version

@@ -1,2 +1,5 @@
 -- Delete the steps of a run, so that it starts from its first row.
+WITH counted AS (
+    UPDATE worker.run SET steps = 0 WHERE id = :id
+)
 DELETE FROM worker.step WHERE run_id = :id

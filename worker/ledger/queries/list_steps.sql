@@ -1,5 +1,5 @@
 -- List the steps of a run, in their order.
-SELECT name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace
+SELECT name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace, code_version
   FROM worker.step
  WHERE run_id = :run_id
  ORDER BY position

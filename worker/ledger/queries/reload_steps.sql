@@ -1,7 +1,7 @@
 -- Where the steps of a run are, for an owner that does not know whether its last COMMIT took effect.
 -- Returns no row if another worker has the run; one row without a step if there is none yet.
 SELECT step.name, step.position, step.kind, step.statement, step.key, step.cursor, step.upper_bound, step.rows,
-       step.batches, step.total, step.done, step.pace
+       step.batches, step.total, step.done, step.pace, step.code_version
   FROM worker.run
   LEFT JOIN worker.step ON step.run_id = run.id
  WHERE run.id = :id AND run.fence = :fence

@@ -1,0 +1,83 @@
+"""The fingerprint of a walk: what decides which rows it has, and in which order.
+
+A deploy in the middle of a walk may add a column to the model, an option to the statement, or another name to an alias.
+None of that moves the cursor to another place. FROM, joins, WHERE with its values, and the key do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CTE, Alias, ClauseElement, Select, Subquery, literal_column
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
+from sqlalchemy.sql import visitors
+
+from worker.db.statement_internals import read_select_clauses, without_options
+
+_DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
+
+
+def fingerprint(statement: ClauseElement) -> str:
+    """Return a statement as SQL in one line, with neutral names for its aliases and a digest of its values.
+
+    Values of dates, times and intervals are left out: jobs compute them from the clock, so each attempt has others. A
+    digest instead of the values keeps what may be a secret out of the ledger and out of error messages.
+    """
+    compiled = statement.compile(dialect=_DIALECT)
+    text = _rename_aliases(" ".join(str(compiled).split()), statement)
+    values = [value for value in compiled.params.values() if not isinstance(value, date | time | timedelta)]
+    if not values:
+        return text
+    digest = hashlib.sha256(json.dumps([_stable(value) for value in values]).encode()).hexdigest()
+    return f"{text} [values {digest[:16]}]"
+
+
+def select_fingerprint(statement: Select[Any]) -> str:
+    """Return the fingerprint of a select that is read in its own order: its columns count only if they decide rows."""
+    clauses = read_select_clauses(statement)
+    if clauses.distinct or clauses.group_by or clauses.having or clauses.extended:
+        return fingerprint(statement)
+    rows: Select[Any] = without_options(statement).with_only_columns(literal_column("1"), maintain_column_froms=True)
+    return fingerprint(rows)
+
+
+def _rename_aliases(text: str, statement: ClauseElement) -> str:
+    """Replace the names of aliases by t1, t2, ... in the order of their first use."""
+    names = {
+        str(element.name) for element in visitors.iterate(statement) if isinstance(element, Alias | Subquery | CTE)
+    }
+    quote = _DIALECT.identifier_preparer.quote
+    quoted = sorted({quote(name) for name in names if not name.startswith("%(")}, key=len, reverse=True)
+    if not quoted:
+        return text
+    pattern = re.compile(r'(?<![\w".$])(' + "|".join(map(re.escape, quoted)) + r')(?![\w"$])')
+    order: dict[str, str] = {}
+    return pattern.sub(lambda match: order.setdefault(match[1], f"t{len(order) + 1}"), text)
+
+
+def _stable(value: Any) -> Any:
+    """Return a value as JSON that is the same in every process."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | Decimal() | UUID():
+            return f"{type(value).__name__} {value}"
+        case bytes() | bytearray() | memoryview():
+            return f"bytes {bytes(value).hex()}"
+        case Enum():
+            return f"enum {value.name}"
+        case list() | tuple():
+            return [_stable(one) for one in value]
+        case set() | frozenset():
+            return sorted((_stable(one) for one in value), key=str)
+        case Mapping():
+            return {str(name): _stable(one) for name, one in sorted(value.items(), key=str)}
+    return type(value).__qualname__ if " at 0x" in (text := repr(value)) else text
