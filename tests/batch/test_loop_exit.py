@@ -92,10 +92,11 @@ async def by_an_error_of_a_call(ctx: JobContext) -> None:
 
 async def by_a_timeout_around_it(ctx: JobContext) -> None:
     try:
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(None) as limit:
             async for batch in ctx.chunks(select(Author), size=10):
                 await mark(batch)
                 if batch.number == 3:
+                    limit.reschedule(asyncio.get_running_loop().time())
                     await asyncio.Event().wait()
     except TimeoutError:
         pass
