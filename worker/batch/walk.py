@@ -211,16 +211,10 @@ class Walk(Generic[T]):
         if run.spec.only is not None:
             self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
         if self._name is None:
-            text = getattr(self._source, "text", self._source.fingerprint)
-            host.ensure_unique_statement(f"{self.kind} {text}")
-        self._step, self._bounds = step, _ = await open_step(
-            run,
-            self._source,
-            name,
-            is_named=self._name is not None,
-            count_exactly=self._count_exactly,
-            accepts_change=host.accepts_statement_change,
-        )
+            host.ensure_unique_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
+        options = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
+        options["accepts_change"] = host.accepts_statement_change
+        self._step, self._bounds = step, _ = await open_step(run, self._source, name, **options)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
