@@ -55,21 +55,23 @@ def example(name: str) -> str:
 
 
 async def write(redis: Redis, key: str, kind: str) -> None:
-    """Write junk of a type under a key."""
-    await redis.delete(key)
+    """Write junk of a type under a key, in one transaction: the worker writes some of them all the time."""
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.delete(key)
     match kind:
         case "string":
-            await redis.set(key, JUNK)
+            pipeline.set(key, JUNK)
         case "list":
-            await redis.rpush(key, JUNK)  # type: ignore[misc]
+            pipeline.rpush(key, JUNK)
         case "set":
-            await redis.sadd(key, JUNK)  # type: ignore[misc]
+            pipeline.sadd(key, JUNK)
         case "hash":
-            await redis.hset(key, JUNK, JUNK)  # type: ignore[misc,arg-type]
+            pipeline.hset(key, mapping={JUNK: JUNK})
         case "sorted set":
-            await redis.zadd(key, {JUNK: 1})
+            pipeline.zadd(key, {JUNK: 1})
         case "stream":
-            await redis.xadd(key, {JUNK: JUNK})
+            pipeline.xadd(key, {JUNK: JUNK})
+    await pipeline.execute()
 
 
 KINDS = ("string", "list", "set", "hash", "sorted set", "stream")
