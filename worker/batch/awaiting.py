@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class TrackedCall(Coroutine[Any, Any, T]):
-    """A coroutine that notes whether it was awaited.
+    """A coroutine that records whether it was awaited.
 
     Args:
         name: The call, for the error.
@@ -66,10 +66,10 @@ class TrackedBulk(Bulk):
     """Bulk operations of a batch or a job, each of which has to be awaited.
 
     Args:
-        calls: Keeps the calls.
-        name: How the job spells them, such as "batch.bulk".
+        calls: The registry that the calls are added to.
+        name: The name by which the job calls them, such as "batch.bulk".
         settle: Called before an operation opens a transaction of its own; None inside a batch.
-        args: Those of `Bulk`.
+        args: The arguments of `Bulk`.
     """
 
     def __init__(

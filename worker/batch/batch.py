@@ -1,4 +1,4 @@
-"""A batch: rows that are done together, in one transaction with their checkpoint."""
+"""A batch: rows that are processed together, in one transaction with their checkpoint."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
         return self._rows[index]
 
     def __iter__(self) -> Iterator[T_co]:
-        return iter(self._rows)  # the rows' own iterator: that of Sequence asks for one after the other
+        return iter(self._rows)  # the list's own iterator: the one of Sequence calls __getitem__ for each row
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -126,7 +126,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
 
 
 def unwrap(key: Sequence[Any] | None) -> Any:
-    """Return a key as a job sees it: the value of a single column, the tuple of several."""
+    """Return a key in the form that jobs get: the value of a single column, or a tuple for several columns."""
     if not key:
         return None
     return key[0] if len(key) == 1 else tuple(key)
@@ -158,6 +158,6 @@ async def _gather_rows(
             for _ in range(min(concurrency, len(rows))):
                 group.create_task(work())
     except BaseExceptionGroup as failed:
-        # The first one stands for all: what the others raised on their way out says no more.
+        # Raise the first error only: the others come from the cancellation that it caused.
         raise failed.exceptions[0] from None
     return found

@@ -1,8 +1,8 @@
 """Calls the job function again, in process, after a batch has failed: with half of its rows, or without one row.
 
 Python gives an iterator no way to catch what the body of its `async for` raises. So the job function is called again:
-its finished loops are skipped, and the one that failed continues from its cursor, with fewer rows until it has passed
-the rows that failed.
+its finished loops are skipped, and the failed loop continues from its cursor, with fewer rows in a batch until it has
+passed the failed rows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from worker.db.errors import is_transient, is_unavailable
 from worker.errors import CursorMismatch, PoisonBatch, Retry, UnsupportedStatement, UsageError
 from worker.ledger import Ledger, OwnedRun
 
-#: Retries without progress until the attempt has failed: for errors that pass, such as a deadlock, and for batches that
-#: are halved until the row that fails stands alone.
+#: Retries without progress after which the attempt fails: for transient errors, such as a deadlock, and for batches
+#: that are halved until they hold only the failing row.
 _TRANSIENT_RETRIES = 12
 _QUARANTINE_RETRIES = 40
-#: Errors that no row is to blame for, and that no smaller batch cures.
+#: Errors that no row causes and that a smaller batch does not avoid.
 _NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
 
 OnError = Literal["raise", "quarantine"]
@@ -30,13 +30,13 @@ OnError = Literal["raise", "quarantine"]
 
 @dataclass
 class RetryPlan:
-    """How a loop is entered again.
+    """The plan by which a failed loop is entered again.
 
     Attributes:
         step: The name of its step.
         limit: The largest size of the next batch.
-        remaining: Rows until the limit ends: those of the batch that failed.
-        skip_key: The key of the row to set aside, as JSON values; None to do all rows.
+        remaining: Rows after which the limit ends: the rows of the failed batch.
+        skip_key: The key of the row to quarantine, as JSON values; None to process all rows.
         error: The error to store with that row.
     """
 
@@ -59,7 +59,7 @@ class RetryPlan:
         return {"limit": self.limit, "remaining": self.remaining}
 
     def passed(self, rows: int) -> bool:
-        """Take note of committed rows. Returns whether the rows that failed are behind."""
+        """Record committed rows. Return whether the loop has passed the failed rows."""
         self.remaining -= rows
         self.limit = min(self.limit * 2, max(self.remaining, 1))
         return self.remaining <= 0
@@ -72,12 +72,12 @@ class FailedBatch:
     Attributes:
         step: The name of the step.
         rows: The number of rows, or the size if none were read.
-        remaining: Rows until the limit of an earlier retry ends.
-        quarantine_limit: Rows that may be set aside: a number, or a share of those done; 0 for none.
-        key: The key of its row if it has only one, as JSON values; else None.
-        batches: Committed batches of the step when it failed.
-        seconds: Seconds from its begin to its failure.
-        pace: The pace of the step, which has taken note of it.
+        remaining: Rows after which the limit of an earlier retry ends.
+        quarantine_limit: Rows that may be quarantined: a number, or a share of the processed rows; 0 for none.
+        key: If the batch has only one row, the key of that row as JSON values; else None.
+        batches: Batches of the step that were committed before the failure.
+        seconds: Seconds from the start of the batch to its failure.
+        pace: The pace of the step, including this failure.
     """
 
     step: str
@@ -90,11 +90,11 @@ class FailedBatch:
     pace: dict[str, Any] = field(default_factory=dict)
 
     def retry_half(self) -> RetryPlan:
-        """Return the plan with half of the rows, or with the same single one."""
+        """Return a plan for half of the rows, or for the same single row."""
         return RetryPlan(self.step, max(1, self.rows // 2), max(self.remaining, self.rows))
 
     def retry_without_row(self, error: BaseException) -> RetryPlan:
-        """Return the plan that sets the row aside."""
+        """Return a plan that quarantines the row."""
         return RetryPlan(self.step, 1, max(self.remaining, 1), skip_key=self.key, error=error)
 
 
@@ -105,14 +105,14 @@ class BatchRetries:
         self._count = self._batches_before = 0
 
     async def decide(self, failure: FailedBatch, error: Exception, run: OwnedRun, ledger: Ledger) -> RetryPlan | None:
-        """Return how the failed loop is entered again, or None if the error is that of the attempt.
+        """Return the plan for entering the failed loop again, or None if the attempt fails with the error.
 
-        The steps are read from the ledger first: an error that comes out of COMMIT, or after it, does not tell whether
-        the batch was committed. If it was, the loop continues behind it with all rows.
+        The steps are read from the ledger first: after an error in COMMIT or later, it is unknown whether the batch was
+        committed. If it was committed, the loop continues behind it with full batches.
 
         After a transient error (deadlock, lock timeout, statement timeout) the batch is halved, down to one row. After
-        another error, or a transient one that does not pass, it is halved until the row that fails stands alone, if the
-        loop has a quarantine; that row goes to quarantine.
+        another error, or a transient error that persists, and if the loop has a quarantine, the batch is halved until
+        it holds only the failing row; that row is quarantined.
 
         Raises:
             FencedOut: Another worker owns the run.
@@ -148,9 +148,9 @@ class BatchRetries:
 
 
 def ensure_not_poison(run: OwnedRun, max_attempts: int, name: str, rows: int, keys: list[Any]) -> None:
-    """Raise `PoisonBatch` for the first batch of an attempt that is one too many.
+    """Raise `PoisonBatch` for the first batch of an attempt that exceeds the allowed number.
 
-    Each attempt before has ended with its worker, without a commit: this is the batch that they died in.
+    Each earlier attempt ended when its worker died, without a commit: the workers died in this batch.
 
     Args:
         run: The run.

@@ -1,8 +1,7 @@
 """The changes of a batch's objects as one `UPDATE ... FROM unnest(...)` for each set of columns.
 
-SQLAlchemy's unit of work sends one UPDATE for each row. One statement for all rows is as good only if nobody can tell
-the
-difference: no event, trigger, version counter or value of the server, no second table, no relationship, no unique index
+SQLAlchemy's unit of work sends one UPDATE for each row. One statement for all rows may replace it only if the result is
+the same: no event, trigger, version counter or value of the server, no second table, no relationship, no unique index
 on a column that changes (the order of the rows would matter), and only types that `worker.batch.bulk.eligibility`
 lists. If one object of the session is not eligible, SQLAlchemy's own flush writes all of them.
 """
@@ -26,7 +25,7 @@ from worker.batch.bulk.target import make_target
 from worker.db.driver import connection_info, execution_options
 from worker.db.statement_internals import changed_attributes, has_listeners, mark_as_flushed
 
-#: Below this number of objects one statement costs more than it saves.
+#: Below this number of objects, one statement costs more than it saves.
 _WORTH_IT = 10
 
 _Update = tuple[str, list[list[Any]], list[InstanceState[Any]], str]
@@ -41,7 +40,7 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
         raw: asyncpg's connection beneath it, in the session's transaction.
 
     Raises:
-        StaleDataError: A row does not exist any more, or not under the key of its object.
+        StaleDataError: A row no longer exists, or its key has changed.
     """
     changed = session.dirty
     if len(changed) < _WORTH_IT or session.new or session.deleted or not _is_plain(session, connection):
@@ -57,7 +56,7 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
             return
         updates += made
     if len(by_mapper) > 1:
-        return  # the order of statements to several tables is SQLAlchemy's to find
+        return  # only SQLAlchemy knows the order of statements to several tables
     for sql, arrays, written, table in updates:
         status: str = await raw.execute(sql, *arrays)
         matched = int(status.rsplit(" ", 1)[-1])
@@ -76,7 +75,7 @@ def _is_plain(session: Session, connection: AsyncConnection) -> bool:
 
 @lru_cache(maxsize=256)
 def _updatable_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]] | None:
-    """Return the columns that can be written, by attribute; None if the mapper needs its own unit of work."""
+    """Return the writable columns, by attribute; None if the mapper needs SQLAlchemy's own unit of work."""
     table: Any = mapper.local_table
     special = (
         len(mapper.tables) != 1

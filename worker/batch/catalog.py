@@ -18,13 +18,13 @@ from worker.batch.keyset import KeyPart, Keyset, underlying_column
 from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
-#: Of asyncpg's dialect: that of others writes a % in a name twice.
+#: The preparer of asyncpg's dialect: others double a % in a name.
 _PREPARER = asyncpg_dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger("longhaul.batch")
 
 _WEIGHED_ROWS = 100
-#: Of Python for each value, beside its bytes.
+#: Bytes that Python adds to each value.
 _VALUE_BYTES = 50
 
 _KEY = text("""
@@ -69,7 +69,7 @@ SELECT conrelid::regclass::text AS name,
 async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
     """Return the key with the types of its columns.
 
-    The database decides, not the model: only a constraint that it enforces keeps rows from being left out.
+    The database decides, not the model: only an enforced constraint ensures that the walk omits no row.
 
     Raises:
         UnsupportedStatement: The key is not unique, or can be null.
@@ -95,7 +95,7 @@ def _no_table(table: str, kind: str) -> UnsupportedStatement:
 
 
 async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset | str:
-    """Return the key with the types of its columns, or why it cannot order a walk.
+    """Return the key with the types of its columns, or the reason why it cannot order a walk.
 
     Raises:
         UnsupportedStatement: The key's table is not in the database.
@@ -139,9 +139,9 @@ def _find_padded(keyset: Keyset, types: dict[str, str]) -> str | None:
 
 
 async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset | str:
-    """Return the key of groups, which need not be unique, with its types, or why it cannot be a cursor."""
+    """Return the key of groups, which need not be unique, with its types, or the reason why it cannot be a cursor."""
     parts: list[KeyPart] = []
-    for part in keyset.parts:  # each may be of a table of its own
+    for part in keyset.parts:  # each part may belong to another table
         one = Keyset([part])
         found = (
             await connection.execute(_KEY, {"table": table_name(one), "columns": [part.column.name]})
@@ -156,7 +156,7 @@ async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset |
 
 
 async def warn_of_unindexed_children(connection: AsyncConnection, keyset: Keyset) -> None:
-    """Log each foreign key to a table that no index serves: a DELETE of a parent reads the whole child for each row."""
+    """Log each foreign key to a table that has no index: a DELETE of a parent row then scans the whole child table."""
     table = table_name(keyset)
     for child in await connection.execute(_UNINDEXED_CHILDREN, {"table": table}):
         logger.warning(
@@ -170,7 +170,7 @@ async def warn_of_unindexed_children(connection: AsyncConnection, keyset: Keyset
 
 
 async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order: Sequence[Any]) -> float | None:
-    """Return the bytes of a row of a select, by the first rows of the walk, without reading their long values.
+    """Return the bytes of a row of a select, estimated from the first rows of the walk without reading long values.
 
     Args:
         connection: The run's own connection.
@@ -186,7 +186,7 @@ async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order:
             columns = [getattr(inspected.entity, attribute.key) for attribute in attributes]
         else:
             columns = [expression]
-        # An expression could fail, or have effects, and is weighed with the first batch.
+        # An expression could fail or have side effects: its size is measured with the first batch.
         weights += [_weight(column) for column in columns if underlying_column(column) is not None]
     if not weights:
         return None
@@ -224,7 +224,7 @@ async def estimate_rows(connection: AsyncConnection, statement: Executable, valu
 
 
 async def count_rows(connection: AsyncConnection, statement: Select[Any], *, exactly: bool) -> int:
-    """Return the number of rows that a select has: counted, or by the planner's statistics."""
+    """Return the number of rows of a select: counted, or estimated from the planner's statistics."""
     if not exactly:
         return await estimate_rows(connection, statement, {})
     counted = select(func.count()).select_from(statement.order_by(None).subquery())

@@ -15,7 +15,7 @@ from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.errors import UnsupportedStatement
 
-#: How often keys are chosen of which no row can be read, before that is an error.
+#: Consecutive reads that find keys but no readable row, after which the walk fails.
 _MAX_EMPTY_READS = 20
 _EMPTY_READ_PAUSE_SECONDS = 0.02
 
@@ -38,7 +38,7 @@ class ChunksSource:
 
     @property
     def fingerprint(self) -> str:
-        """What decides which rows the walk has."""
+        """The fingerprint of the statement: it changes if the walk would have other rows."""
         return self._select.fingerprint
 
     @property
@@ -68,10 +68,10 @@ class ChunksSource:
         return replace(page, share=share, is_last=page.cursor == self._select.last, examined=size)
 
     async def _read_nothing(self, transaction: BatchTransaction, cursor: Any) -> Page[Any] | None:
-        """Return None if no key is left, else a page for another attempt.
+        """Return None if no key remains, else a page for another attempt.
 
-        If keys are left, others have changed the rows between the choice of the keys and the lock, and a new snapshot
-        sees them as they are. Or the rows cannot be locked at all, which no number of attempts changes.
+        If keys remain, other sessions have changed the rows between the choice of the keys and the lock; a new snapshot
+        reads the current rows. Or the rows cannot be locked at all, and more attempts do not help.
         """
         values = self._select.window(cursor, 1)
         del values[SIZE.key]
@@ -91,4 +91,4 @@ class ChunksSource:
         return Page()
 
     async def close(self) -> None:
-        """Nothing is held between two batches."""
+        """Do nothing: the source holds no resources between two batches."""

@@ -36,7 +36,7 @@ class CompiledStatement:
 
     @property
     def needs_context(self) -> bool:
-        """Whether SQLAlchemy makes values at each execution, e.g. with a Python function as `onupdate`."""
+        """Whether SQLAlchemy computes values at each execution, e.g. with a Python function as `onupdate`."""
         return bool(getattr(self.compiled, "prefetch", None))
 
     def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
@@ -53,7 +53,7 @@ class CompiledStatement:
         return self._sql, self._arguments
 
     def _expand(self, values: Mapping[str, Any]) -> None:
-        """Resolve what depends on the statement's own values: the length of an IN, literals, processors."""
+        """Resolve the parts that depend on the statement's own values: the length of an IN, literals, processors."""
         state = self.compiled.construct_expanded_state(dict(values))
         processors = {**self._processors(), **state.processors}
         escaped = self.compiled.escaped_bind_names  # names with spaces, %, dots or brackets

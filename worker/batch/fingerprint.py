@@ -1,7 +1,7 @@
-"""The fingerprint of a walk: what decides which rows it has, and in which order.
+"""The fingerprint of a walk: it covers everything that determines the rows and their order.
 
 A deploy in the middle of a walk may add a column to the model, an option to the statement, or another name to an alias.
-None of that moves the cursor to another place. FROM, joins, WHERE with its values, and the key do.
+These changes do not affect the meaning of the cursor. FROM, joins, WHERE with its values, and the key do.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
 def fingerprint(statement: ClauseElement) -> str:
     """Return a statement as SQL in one line, with neutral names for its aliases and a digest of its values.
 
-    Values of dates, times and intervals are left out: jobs compute them from the clock, so each attempt has others. A
-    digest instead of the values keeps what may be a secret out of the ledger and out of error messages.
+    Values of dates, times and intervals are omitted: jobs compute them from the clock, so they differ by attempt. A
+    digest instead of the values keeps possible secrets out of the ledger and out of error messages.
     """
     compiled = statement.compile(dialect=_DIALECT)
     text = _rename_aliases(" ".join(str(compiled).split()), statement)
@@ -41,7 +41,7 @@ def fingerprint(statement: ClauseElement) -> str:
 
 
 def select_fingerprint(statement: Select[Any]) -> str:
-    """Return the fingerprint of a select that is read in its own order: its columns count only if they decide rows."""
+    """Return the fingerprint of a select with its own order: it includes columns only if they determine the rows."""
     clauses = read_select_clauses(statement)
     if clauses.distinct or clauses.group_by or clauses.having or clauses.extended:
         return fingerprint(statement)

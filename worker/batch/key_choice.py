@@ -1,4 +1,4 @@
-"""Rejects selects that cannot be walked by a key, and chooses the key for those that can."""
+"""Rejects selects that cannot be walked by a key, and chooses the key for the others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     """Return the key that a select is walked by: `by`, or the primary key of the first column's table.
 
     Raises:
-        UnsupportedStatement: There is none, or it belongs to a table that is not selected from.
+        UnsupportedStatement: There is no key, or it belongs to a table that the statement does not select from.
     """
     if by is not None:
         parts = [_make_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
@@ -103,7 +103,7 @@ def _make_part(expression: Any, kind: str) -> KeyPart:
 
 
 async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -> tuple[Keyset | None, str]:
-    """Return the key behind which a stream can continue after a restart, or None and the reason why there is none."""
+    """Return the key behind which a stream can continue after a restart, or None and the reason."""
     clauses = read_select_clauses(statement)
     problem = _find_shape_problem(statement, clauses)
     if problem:

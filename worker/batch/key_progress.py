@@ -13,12 +13,12 @@ from worker.batch.source import OpenStep
 
 
 class KeyProgress:
-    """The keys of a walk on a line: those of one column of integers or UUIDs.
+    """The keys of a walk as numbers on a line, for a key of one column of integers or UUIDs.
 
     Args:
         first: The first key of the table, or the cursor at which this attempt continues, as a number.
         last: The last key of the walk.
-        done: The share that earlier attempts have done.
+        done: The share that earlier attempts have processed.
     """
 
     def __init__(self, first: int, last: int, done: float = 0.0) -> None:

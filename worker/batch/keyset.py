@@ -68,7 +68,7 @@ SIZE: BindParameter[int] = bindparam(f"{_PREFIX}size", type_=Integer)
 
 @dataclass(frozen=True)
 class KeyPart:
-    """One column of the key: as the statement spells it, and as the catalog knows it."""
+    """One column of the key: its expression in the statement, and its type in the catalog."""
 
     expression: ColumnElement[Any]
     column: Column[Any]
@@ -133,7 +133,7 @@ class Keyset:
 
     @property
     def columns(self) -> list[ColumnElement[Any]]:
-        """The key's columns as the statement spells them."""
+        """The key's columns as expressions of the statement."""
         return [part.expression for part in self.parts]
 
     @property
@@ -145,7 +145,7 @@ class Keyset:
 
     @property
     def schema(self) -> str | None:
-        """The schema of the table, translated as the statement asks for; None for that of the search path."""
+        """The schema of the table, translated by the statement's options; None for the search path."""
         return self._schemas.get(self.table.schema, self.table.schema)
 
     def in_schema(self, statement: ExecutableT) -> ExecutableT:
@@ -184,7 +184,7 @@ class Keyset:
         """Return the condition "one of many keys", with the parameters of `array_values`."""
         texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
         names = [f"key_{index}" for index in range(len(self.parts))]
-        # Of several arrays, unnest() is the parser's own: only one is looked up in the search path.
+        # With several arrays, the parser expands unnest() itself; with one, it is looked up in the search path.
         unnest = func.pg_catalog.unnest if len(texts) == 1 else func.unnest
         given = unnest(*texts).table_valued(*(column(name, Text()) for name in names)).render_derived(name="given")
         keys = [cast(given.c[name], _CatalogType(part.sql_type)) for name, part in zip(names, self.parts, strict=True)]
@@ -217,7 +217,7 @@ class Keyset:
         """Return the parameters' values of a key from JSON values.
 
         Raises:
-            CursorMismatch: They do not have the key's types.
+            CursorMismatch: The values do not have the key's types.
         """
         try:
             return [
@@ -258,7 +258,7 @@ def key_part(expression: Any, column: Column[Any]) -> KeyPart:
 
 
 def walked_tables(statement: Select[Any]) -> list[Any]:
-    """Return the tables and aliases that a statement selects from, also those within joins."""
+    """Return the tables and aliases that a statement selects from, including those within joins."""
     found: list[Any] = []
     sources = list(statement.get_final_froms())
     while sources:

@@ -1,7 +1,7 @@
 """`ctx.lines`: a text file by batches of lines.
 
-The cursor is the number of bytes that are done and their SHA-256. A file that was truncated or changed there is
-refused; one that has only grown is not.
+The cursor is the number of processed bytes and their SHA-256. If a file was truncated, or changed in that part, the
+walk fails. A file may grow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LinesSource:
     Args:
         path: The file.
         encoding: The encoding of its text.
-        max_bytes: The most bytes of the lines in a batch, but for a single line.
+        max_bytes: The largest number of bytes in a batch of more than one line.
     """
 
     kind = "lines"
@@ -43,7 +43,7 @@ class LinesSource:
         return str(self._path)
 
     async def open(self, step: OpenStep) -> Bounds:
-        """Open the file, and pass the lines that are done."""
+        """Open the file, and skip the lines that are processed."""
         try:
             self._file = await asyncio.to_thread(self._path.open, "rb")
         except OSError as error:
@@ -54,7 +54,7 @@ class LinesSource:
         return Bounds()
 
     def _skip(self, run_id: str, done_bytes: int, known_hash: str) -> None:
-        """Read past what is done, and check that it is unchanged."""
+        """Read past the processed bytes, and check that they are unchanged."""
         assert self._file is not None  # noqa: S101
         cure = f"restore it, or start over: worker retry {run_id} --from-start"
         if self._length < done_bytes:

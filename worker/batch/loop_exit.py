@@ -1,12 +1,12 @@
-"""How a job has left an `async for`: by `break` or `return`, or by an exception.
+"""Detects whether a job exited an `async for` by `break` or `return`, or by an exception.
 
-The iterator is held by the `async for` alone, and dropped when the job leaves it. Python does not tell an iterator the
-reason. The instruction at which the job's frame stands does: CPython 3.11 to 3.13 drop the iterator with POP_TOP after
-`break` and `return`, and at the instruction that raised after an exception. Everything else counts as an exception: a
-generator around the loop, a compiled module, an interpreter that is not in `_KNOWN_VERSIONS`. The batch is then rolled
-back, and the run fails with an error that names the cure, rather than commit half of a batch.
+Only the `async for` holds the iterator, and drops it when the job exits the loop. Python does not pass the reason to
+the iterator. The current instruction of the job's frame shows it: CPython 3.11 to 3.13 drop the iterator with POP_TOP
+after `break` and `return`, and at the instruction that raised after an exception. Everything else counts as an
+exception: a generator around the loop, a compiled module, an interpreter that is not in `_KNOWN_VERSIONS`. The batch is
+then rolled back, and the run fails with an error that names the remedy, so that half of a batch is never committed.
 
-`async with ctx.chunks(...) as batches` needs none of this: its `__aexit__` gets the exception, on every Python.
+`async with ctx.chunks(...) as batches` does not need this: its `__aexit__` gets the exception, on every Python.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _KNOWN_VERSIONS = frozenset({(3, 11), (3, 12), (3, 13)})
-#: Whether this interpreter shows how an `async for` was left. Switched off, every exit counts as an exception.
+#: Whether this interpreter shows how an `async for` was exited. If False, every exit counts as an exception.
 shows_exit = sys.implementation.name == "cpython" and sys.version_info[:2] in _KNOWN_VERSIONS
 
 
@@ -64,7 +64,7 @@ class LoopIterator(AsyncIterator[T], Generic[T]):
 
 
 def swallowed_error_message(place: str | None) -> str:
-    """Return the error of a job that left a loop by an exception, caught it, and continued.
+    """Return the error for a job that exited a loop by an exception, caught it, and continued.
 
     Args:
         place: Kind, step and batch of the loop.

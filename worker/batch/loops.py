@@ -82,7 +82,7 @@ def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions
 
 
 def _read_common(options: WalkOptions | CountOptions | QuarantineOptions) -> dict[str, Any]:
-    """Return the options that are the engine's."""
+    """Return the options that belong to the engine."""
     given: dict[str, Any] = dict(options)
     return {
         "size": given.get("size"),

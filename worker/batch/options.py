@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 from worker.batch.batch_retry import OnError
 from worker.batch.sizing import Size
 
-#: How a walk finds out its number of rows: by the planner's statistics, or by counting them.
+#: How a walk determines its number of rows: by the planner's statistics, or by counting.
 Count = Literal["estimate", "exact"]
 
 
@@ -18,7 +18,7 @@ class WalkOptions(TypedDict, total=False):
     """Options of every loop.
 
     Attributes:
-        size: Rows in a batch, or "auto" for as many as take `batch.target_seconds`. Default: `batch.size`.
+        size: Rows in a batch, or "auto" for the number that takes `batch.target_seconds`. Default: `batch.size`.
         name: Name of the step in the ledger. Give one if the order of the loops can change. Default: made from the
             kind of the loop and its number in the job.
     """
@@ -31,20 +31,20 @@ class CountOptions(WalkOptions, total=False):
     """Options of the loops over a table.
 
     Attributes:
-        count: How the total is found out, of which `percent` is a part. "estimate" asks the planner's statistics and
-            goes by the key's position if it can; "exact" counts the rows first. Default: "estimate".
+        count: How the total for `percent` is determined. "estimate" uses the planner's statistics, or the position of
+            the key where possible; "exact" counts the rows first. Default: "estimate".
     """
 
     count: Count
 
 
 class QuarantineOptions(TypedDict, total=False):
-    """Options of the loops that can set rows aside.
+    """Options of the loops that can quarantine rows.
 
     Attributes:
-        on_error: "quarantine" halves a batch that raises until the rows that fail stand alone. They go to
-            `worker.quarantine`, and the walk continues. The job function is called again for that. Default: "raise".
-        quarantine_limit: Rows that may be set aside: a number, or below 1 a share of all rows. With more of them the
+        on_error: "quarantine" halves a failed batch until it holds only the failing row. That row goes to
+            `worker.quarantine`, and the walk continues. The job function is called again for this. Default: "raise".
+        quarantine_limit: Rows that may be quarantined: a number, or below 1 a share of all rows. If more rows fail, the
             run fails. Default: 0.
     """
 
@@ -70,11 +70,11 @@ class ChunkOptions(CountOptions, QuarantineOptions, total=False):
     """Options of `JobContext.chunks`.
 
     Attributes:
-        lock: Whether the rows are locked (FOR NO KEY UPDATE) until the batch is committed, so that no change by
-            others is lost. With False, the rows are read in a transaction that ends before the body runs; the writing
-            one begins with its first statement. Default: True.
-        skip_locked: Whether to pass rows that others have locked and come back for them before the end. Only then are
-            they waited for. The walk is in the order of the key but for those. Default: False.
+        lock: Whether the rows are locked (FOR NO KEY UPDATE) until the batch is committed, so that no concurrent change
+            is lost. With False, the rows are read in a transaction that ends before the body runs; the body's first
+            statement begins the writing transaction. Default: True.
+        skip_locked: Whether to skip rows that other sessions have locked, and to process them at the end of the walk,
+            with a wait if necessary. All other rows are walked in the order of the key. Default: False.
         by: Column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`. Default: the
             primary key.
     """
@@ -88,10 +88,10 @@ class StreamOptions(CountOptions, QuarantineOptions, total=False):
     """Options of `JobContext.stream`.
 
     Attributes:
-        on_restart: "start_over" admits a result that has no key to continue behind: a restart does every row again.
-            Default: None, which refuses such a result.
-        replica: Whether to read at `database.replica_url`, if that is set, once the replica has everything that was
-            committed before the walk, or this attempt of it, began. Default: False.
+        on_restart: "start_over" accepts a result that has no key to continue behind: a restart processes every row
+            again. Default: None, which raises `UnsupportedStatement` for such a result.
+        replica: Whether to read at `database.replica_url`, if it is set, once the replica has everything that was
+            committed before this attempt of the walk began. Default: False.
     """
 
     on_restart: Literal["start_over"] | None

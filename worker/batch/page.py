@@ -1,4 +1,4 @@
-"""Pages of rows from a select: read by the driver where a row is plain columns, by SQLAlchemy where it is an object.
+"""Pages of rows from a select: read by the driver if a row is plain columns, by SQLAlchemy if it is an object.
 
 asyncpg makes a record in C at a tenth of the cost of a row of SQLAlchemy. It is used if no column has a conversion of
 SQLAlchemy's own, and if the key is among the columns, so that nothing has to be cut off.
@@ -33,7 +33,7 @@ class Row(asyncpg.Record):  # type: ignore[misc]
         try:
             return self[name]
         except KeyError:
-            if name in ("count", "index"):  # of tuple, unless a column has that name
+            if name in ("count", "index"):  # methods of tuple, unless a column has that name
                 return getattr(tuple(self), name)
             raise AttributeError(f"the row has no column {name!r}; it has {', '.join(self.keys())}") from None
 
@@ -52,7 +52,7 @@ class Row(asyncpg.Record):  # type: ignore[misc]
         return tuple(self)
 
     def __contains__(self, value: object) -> bool:
-        return value in tuple(self)  # of asyncpg's record: whether it is the name of a column
+        return value in tuple(self)  # asyncpg's record checks for the name of a column instead
 
     def __repr__(self) -> str:
         return repr(tuple(self))
@@ -71,7 +71,7 @@ def _restore(names: Sequence[str], values: Sequence[Any]) -> Any:
 #: Names of columns that a method of asyncpg's record would hide.
 _HIDDEN = frozenset({"get", "items", "keys", "values"})
 
-Sequence.register(Row)  # so that `match` takes it apart
+Sequence.register(Row)  # so that `match` can destructure a row
 
 
 class RowShape:
@@ -111,14 +111,14 @@ class RowShape:
 
     @property
     def may_be_plain(self) -> bool:
-        """Whether the driver's rows could be handed out as they are."""
+        """Whether the driver's rows can be passed to the job unchanged."""
         return not self.is_entity and not self._hidden
 
     def fits(self, attributes: Sequence[Any], dialect: Any) -> bool:
-        """Return whether the driver's rows have the names and values that SQLAlchemy's would have.
+        """Return whether the driver's rows have the same names and values as SQLAlchemy's.
 
         Args:
-            attributes: The server's description of its columns.
+            attributes: The server's description of the columns.
             dialect: The dialect of the connection.
         """
         if not self.may_be_plain or not _HIDDEN.isdisjoint(self._names):
@@ -132,7 +132,7 @@ class RowShape:
         )
 
     def page(self, found: Sequence[Any]) -> Page[Any]:
-        """Return the rows as a job sees them, and their keys."""
+        """Return the rows in the form that jobs get, and their keys."""
         if not found:
             return Page()
         first, last = found[0], found[-1]
@@ -158,7 +158,7 @@ class RowShape:
 
 
 class PageReader:
-    """A select that is read again with other parameters: compiled once, and prepared as seldom as possible.
+    """A select that is executed repeatedly with other parameters: compiled once, and prepared as rarely as possible.
 
     Args:
         shape: The shape of its rows.
@@ -174,7 +174,7 @@ class PageReader:
         self._prepared: Any = None
 
     async def read(self, transaction: BatchTransaction, values: Mapping[str, Any]) -> Page[Any]:
-        """Return the rows that the statement has with these parameters."""
+        """Return the rows of the statement with these parameters."""
         if self._driver_statement is not None:
             sql, arguments = self._driver_statement.bind(values)
             raw = await transaction.driver()
@@ -193,7 +193,7 @@ class PageReader:
 
 
 def jsonable(row: Any) -> Any:
-    """Return a row as JSON values for a person to look at: columns by name; of an object, those that are loaded."""
+    """Return a row as JSON values for display: columns by name; for an object, its loaded columns."""
     if isinstance(row, Row):
         values: Any = dict(row.items())
     elif hasattr(row, "_mapping"):
@@ -207,7 +207,7 @@ def jsonable(row: Any) -> Any:
 
 
 def weigh_rows(rows: Sequence[Any]) -> float | None:
-    """Return the bytes of a row, by some of them: those of its values, as Python holds them; None without rows."""
+    """Return the average bytes of a row, measured on a sample of its Python values; None without rows."""
     if not rows:
         return None
     chosen = [rows[place] for place in range(0, len(rows), max(1, len(rows) // _WEIGHED_ROWS))]

@@ -1,10 +1,10 @@
-"""How many rows a batch has: a fixed number, or as many as take the target time and fit into the target memory.
+"""Decides the size of a batch: a fixed number of rows, or the number that fits the target time and memory.
 
 The rule is that of GitLab's batched background migrations (docs.gitlab.com, "Batch optimization"): the time efficiency
 (seconds of a batch over target seconds) as a moving average; the size follows it, and grows by a fifth at most. Here it
 doubles while a batch takes less than a quarter of its time, so that a long walk reaches its size within seconds.
 
-A batch that fails after more than its target time is noted at once: its rows take at least that long. The pace is
+A batch that fails after more than its target time counts at once: its rows take at least that long. The pace is
 stored with the step, so that the next attempt begins with it.
 """
 
@@ -29,10 +29,10 @@ class BatchSizer(Protocol):
     size: int
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
-        """Take note of a batch: the rows that were asked for, its time in seconds, and the bytes of a row."""
+        """Record a batch: the requested rows, its time in seconds, and the bytes of a row."""
 
     def note_failure(self, rows: int, seconds: float) -> None:
-        """Take note of a batch that failed after so many seconds."""
+        """Record a batch that failed after this many seconds."""
 
     def load(self, pace: dict[str, Any]) -> None:
         """Continue with the pace of an earlier attempt."""
@@ -55,7 +55,7 @@ class FixedSizer:
         """Keep the size."""
 
     def note_failure(self, rows: int, seconds: float) -> None:
-        """Keep the size; the retry of the batch has a limit of its own."""
+        """Keep the size: the retry of the batch has its own limit."""
 
     def load(self, pace: dict[str, Any]) -> None:
         """Keep the size."""
@@ -68,7 +68,7 @@ class FixedSizer:
 class AdaptiveSizer:
     """The size that takes `batch.target_seconds`, between `batch.min_size` and `batch.max_size`.
 
-    Rows that weigh more than `batch.max_bytes` together are never asked for, whatever `batch.min_size` is.
+    A batch never requests more rows than fit into `batch.max_bytes`, even if that is fewer than `batch.min_size`.
 
     Args:
         rules: The settings of section `batch`.
@@ -81,7 +81,7 @@ class AdaptiveSizer:
         self.size = min(max(rules.first_size, rules.min_size), rules.max_size)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
-        """Take note of a batch."""
+        """Record a batch, and adapt the size."""
         if row_bytes is not None:
             self._row_bytes = row_bytes
         each = seconds / max(1, rows)
@@ -94,14 +94,14 @@ class AdaptiveSizer:
         self.size = self._bound(size)
 
     def note_failure(self, rows: int, seconds: float) -> None:
-        """Follow the time of a batch that failed, if it was longer than the target."""
+        """Adapt to the time of a failed batch, if it was longer than the target."""
         if seconds <= self._rules.target_seconds:
             return
         self._row_seconds = max(self._row_seconds or 0.0, seconds / max(1, rows))
         self.size = self._bound(min(self.size, _FULL[1] * self._rules.target_seconds / self._row_seconds))
 
     def load(self, pace: dict[str, Any]) -> None:
-        """Continue with the pace of an earlier attempt, as far as it is one."""
+        """Continue with the pace of an earlier attempt, if the stored value is valid."""
         self._row_seconds = _read_positive(pace, "row_seconds") or self._row_seconds
         self._row_bytes = _read_positive(pace, "row_bytes") or self._row_bytes
         self.size = self._bound(_read_positive(pace, "size") or self.size)

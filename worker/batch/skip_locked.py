@@ -1,7 +1,7 @@
-"""`ctx.chunks(..., skip_locked=True)`: rows that others have locked are left for a second visit, before the end.
+"""`ctx.chunks(..., skip_locked=True)`: locked rows are skipped, and processed in a second pass before the end.
 
-Their keys are in the ledger, written in the transaction that moves the cursor past them. The second visit begins when
-the walk has reached its last key; rows that are locked even then are waited for.
+Their keys are in the ledger, written in the transaction that moves the cursor past them. The second pass begins when
+the walk has reached its last key. It waits for rows that are still locked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SkipLockedSource:
 
     @property
     def fingerprint(self) -> str:
-        """What decides which rows the walk has."""
+        """The fingerprint of the statement: it changes if the walk would have other rows."""
         return self._select.fingerprint
 
     @property
@@ -61,7 +61,7 @@ class SkipLockedSource:
         return bounds
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
-        """Return the next rows that are not locked, and store the keys of those that are."""
+        """Return the next unlocked rows, and store the keys of the locked ones."""
         raw = await transaction.driver()
         keyset = self._select.keyset
         sql, arguments = (self._first_keys if cursor is None else self._next_keys).bind(
@@ -75,7 +75,7 @@ class SkipLockedSource:
         page = await (self._first if cursor is None else self._next).read(transaction, values)
         got = {json.dumps(key) for key in page.row_keys()}
         if not got <= {json.dumps(key) for key in keys}:
-            await transaction.roll_back()  # a key was spelled anew between the two statements: read them again
+            await transaction.roll_back()  # a key's text changed between the two statements: read again
             return Page()
         skipped = [key for key in keys if json.dumps(key) not in got]
         if skipped:
@@ -83,7 +83,7 @@ class SkipLockedSource:
         return replace(page, cursor=keys[-1], share=self._select.share(keys[-1]), examined=size)
 
     async def _fetch_skipped(self, transaction: BatchTransaction, size: int) -> Page[Any] | None:
-        """Return rows that were skipped; those that are still locked only if there are no others."""
+        """Return skipped rows. Wait for locked rows only if no unlocked rows remain."""
         known = await self._ledger.list(await transaction.driver(), size)
         if not known:
             return None
@@ -96,7 +96,7 @@ class SkipLockedSource:
                 page, done = await self._fetch_one_skipped(transaction, known)
         else:
             page = await self._waiting.read(transaction, values)
-            done = list(known)  # with those that were deleted, or no longer match
+            done = list(known)  # including rows that were deleted or no longer match
         if done:
             await self._ledger.forget(await transaction.driver(), done)
         return replace(page, cursor=None, share=1.0, examined=size)
@@ -112,4 +112,4 @@ class SkipLockedSource:
         return Page(), []
 
     async def close(self) -> None:
-        """Nothing is held between two batches."""
+        """Do nothing: the source holds no resources between two batches."""

@@ -1,6 +1,6 @@
-"""The protocol of what a walk can go over: tables, streams, files, the pages of an API, sources of your own.
+"""The protocol of the sources of a walk: tables, streams, files, the pages of an API, or your own sources.
 
-A source produces pages. It knows nothing of commits, retries, quarantine, sizes or progress: those belong to
+A source produces pages. It does not handle commits, retries, quarantine, sizes or progress: those belong to
 `worker.batch.walk.Walk`, the one engine of all loops. `ctx.walk(source)` walks a source of your own.
 """
 
@@ -27,11 +27,11 @@ class OpenStep:
         cursor: The cursor of the last committed batch; None before the first one.
         last: The upper bound that the source returned when the step was new.
         is_new: Whether no earlier attempt has opened the step. Only then are `Bounds.last` and `Bounds.total` stored.
-        count_exactly: Whether the total is to be counted rather than estimated (`count="exact"`).
+        count_exactly: Whether to count the total instead of estimating it (`count="exact"`).
         only_keys: Keys of quarantined rows, to which the walk is restricted; None for a walk over everything.
-        share: The part of the walk that earlier attempts have done, from 0 to 1.
-        connection: The run's own connection, in a transaction that the walk ends. Use it to look bounds up.
-        skipped: Rows that a walk with `skip_locked=True` comes back for.
+        share: The part of the walk that earlier attempts have processed, from 0 to 1.
+        connection: The run's own connection, in a transaction that the walk ends. Use it to read the bounds.
+        skipped: The locked rows that a walk with `skip_locked=True` has skipped.
     """
 
     run_id: str
@@ -48,17 +48,17 @@ class OpenStep:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a source knows about its walk once it is open.
+    """The bounds of a walk, which a source returns when it is opened.
 
     Attributes:
         key: Column, type and direction of each part of the cursor. If they differ from those in the ledger, the walk
             fails with `CursorMismatch`.
-        last: The cursor of the last row, taken when the step is new, so that the walk ends. A JSON value.
+        last: The cursor of the last row, read when the step is new, so that the walk ends. A JSON value.
         total: The number of rows, or an estimate; None if it is unknown.
         is_empty: Whether there is nothing to walk.
         is_resumable: Whether a restart can continue behind the cursor. If not, it begins with the first row.
-        table: The name of the table for throttles, as SQL spells it.
-        row_bytes: The weight of a row in bytes; None if it is unknown before the first page.
+        table: The name of the table for throttles, in SQL.
+        row_bytes: The size of a row in bytes; None if it is unknown before the first page.
     """
 
     key: list[list[str]] = field(default_factory=list)
@@ -77,15 +77,15 @@ class Page(Generic[T_co]):
     A page without rows is not handed to the job: the walk commits its cursor, if it has one, and fetches again.
 
     Attributes:
-        rows: The rows, as the job sees them.
+        rows: The rows, in the form that the job gets.
         cursor: The place behind the last row, as a JSON value that `fetch` gets back; None leaves the cursor as it is.
         first_key: The key of the first row, in Python's types; empty if there is none.
         last_key: The key of the last row.
         row_keys: Returns the key of each row as JSON values. `batch.gather` and the quarantine need it.
         share: The part of the walk that is done after this page, from 0 to 1; None to go by rows and total.
-        is_last: Whether the source knows that no page follows.
-        examined: The number of rows that were looked at, if not all of them are in `rows`: the batch size follows it.
-        check: Called before the batch is committed; raises an error to refuse that.
+        is_last: True if no page follows; False if that is unknown.
+        examined: The number of rows that were examined, if not all of them are in `rows`: it determines the batch size.
+        check: Called before the batch is committed; raises an error to prevent the commit.
         change: Run by the walk in the batch's transaction, instead of a loop's body. Returns the number of rows done.
     """
 
@@ -106,8 +106,8 @@ class Source(Protocol[T_co]):
 
     Attributes:
         kind: One word for the kind of walk, such as "csv". It is part of the step's default name.
-        fingerprint: A text that tells this walk from another one, such as its statement or path. A step that the
-            ledger knows with another fingerprint fails with `CursorMismatch`.
+        fingerprint: A text that distinguishes this walk from others, such as its statement or path. If the step in the
+            ledger has another fingerprint, the walk fails with `CursorMismatch`.
     """
 
     @property
@@ -122,14 +122,14 @@ class Source(Protocol[T_co]):
         It is not called for a step that has ended.
 
         Args:
-            step: The step as the ledger knows it.
+            step: The step in the ledger.
 
         Returns:
             The bounds of the walk.
 
         Raises:
             UnsupportedStatement: The source cannot be walked.
-            CursorMismatch: The rows behind which the walk was to continue have changed.
+            CursorMismatch: The rows before the cursor have changed.
         """
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[T_co] | None:
@@ -148,11 +148,11 @@ class Source(Protocol[T_co]):
         """
 
     async def close(self) -> None:
-        """Release what `open` has acquired. It is called once, however the walk ends, also if `open` has failed."""
+        """Release the resources of `open`. It is called once, however the walk ends, even if `open` has failed."""
 
 
 class SkippedRows(Protocol):
-    """Rows that were locked by others when the walk came to them, kept in the ledger."""
+    """Rows that other sessions had locked when the walk reached them, stored in the ledger."""
 
     async def remember(self, raw: Any, keys: list[list[Any]]) -> None:
         """Store keys in the transaction that `raw` has open."""

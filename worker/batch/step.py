@@ -1,4 +1,4 @@
-"""Opening the step of a walk: the ledger's record and the source are brought to the same place."""
+"""Opens the step of a walk: positions the source at the cursor of the ledger."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ async def open_step(
         source: The source, which is not opened for a step that has ended.
         name: The name of the step.
         is_named: Whether the job's author has named it.
-        count_exactly: Whether the total is to be counted.
+        count_exactly: Whether to count the total.
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
 
     Returns:
         The step, and the bounds of its source.
 
     Raises:
-        CursorMismatch: The ledger has another walk under that name.
-        FencedOut: Another worker has the run.
+        CursorMismatch: The step in the ledger belongs to another walk.
+        FencedOut: Another worker owns the run.
     """
     only, checkpoints = run.spec.only, run.checkpoints
     async with _OwnTransaction(run.connection) as connection:
         if only is not None and only[1] != name:
-            # This run is for the quarantined rows of another step.
+            # This run processes the quarantined rows of another step.
             spec = StepSpec(name, source.kind, "", [], named=True)
             return checkpoints.find_step(spec) or await checkpoints.open_step(
                 spec, upper_bound=None, total=0, done=True
@@ -74,7 +74,7 @@ async def open_step(
 
 
 def read_share(pace: dict[str, Any]) -> float:
-    """Return the part of the walk that earlier attempts have done, from the pace of the step."""
+    """Return the part of the walk that earlier attempts have processed, from the pace of the step."""
     share = pace.get("share")
     return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
 
@@ -96,7 +96,7 @@ class _OwnTransaction:
 
 
 class _LedgerSkippedRows:
-    """The rows of one step that were locked by others, in the ledger."""
+    """The rows of one step that other sessions had locked, in the ledger."""
 
     def __init__(self, checkpoints: Checkpoints, step: str) -> None:
         self._checkpoints = checkpoints

@@ -46,7 +46,7 @@ class StreamSource:
     Args:
         statement: The select.
         database: The database of the worker.
-        on_restart: "start_over" admits a result without a key to continue behind.
+        on_restart: "start_over" accepts a result without a key to continue behind.
         replica: Whether to read at the replica, if there is one.
         max_snapshot_seconds: The age at which a snapshot is renewed; 0 for never.
         lock_timeout_seconds: The `lock_timeout` of the database; 0 for none.
@@ -127,12 +127,12 @@ class StreamSource:
         finally:
             writer, self._writer = self._writer, None
             if writer is not None:
-                with suppress(SQLAlchemyError):  # a lost connection has no settings any more
+                with suppress(SQLAlchemyError):  # a lost connection has lost its settings too
                     await writer.execute(text("RESET lock_timeout"))
                     await writer.commit()
 
     async def _limit_lock_waits(self, writer: AsyncConnection) -> None:
-        """Limit the waits for locks of the connection that writes, for as long as the stream is open.
+        """Limit the lock waits of the writing connection while the stream is open.
 
         The reader holds a lock on its tables. If an ALTER TABLE waits for that lock, and the writer waits behind the
         ALTER TABLE, the reader waits for the writer in this process: a deadlock that PostgreSQL cannot see. The lock
@@ -165,7 +165,7 @@ class StreamSource:
         return reader
 
     async def _renew_snapshot(self, cursor: Any) -> None:
-        """Close a snapshot that is too old: VACUUM can remove nothing that has died since it was taken."""
+        """Close a snapshot that is too old: VACUUM cannot remove rows that have died since its start."""
         reader, limit = self._reader, self._max_age_seconds
         if reader is None or not limit or reader.age_seconds <= limit or self._has_warned_of_age:
             return
@@ -183,7 +183,7 @@ class StreamSource:
         await self._close_reader()
 
     async def _has_replica_caught_up(self, transaction: BatchTransaction) -> bool:
-        """Return whether a snapshot of the replica has everything that was committed before: else rows are left out.
+        """Return whether a snapshot of the replica has everything that was committed before, so that no row is omitted.
 
         Raises:
             UsageError: The server is a replica of another kind, which does not tell its position.
@@ -196,7 +196,7 @@ class StreamSource:
         if replayed is None:
             raise UsageError("database.replica_url: pg_last_wal_replay_lsn() is null: it is not a streaming replica")
         if replayed:
-            self._replica_position = None  # the next snapshot waits for what is committed until then
+            self._replica_position = None  # the next snapshot waits for the position at that time
         return bool(replayed)
 
 
@@ -262,7 +262,7 @@ class SnapshotReader:
         return found, len(found) < size
 
     def check_unchanged(self) -> None:
-        """Raise `UsageError` if the job has changed an object of the snapshot, which is never written."""
+        """Raise `UsageError` if the job has changed an object of the snapshot: the change would never be written."""
         if self._session is not None and self._session.dirty:
             changed = type(next(iter(self._session.dirty))).__name__
             raise UsageError(

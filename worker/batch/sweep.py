@@ -1,4 +1,4 @@
-"""`ctx.sweep`: one UPDATE, DELETE or INSERT ... SELECT over a table, in the server, in ranges of its key."""
+"""`ctx.sweep`: one UPDATE, DELETE or INSERT ... SELECT over a table, inside the server, in ranges of its key."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Sweepable = Update | Delete | Insert
 class SweepSource:
     """The ranges of a table's key, each with the statement that changes its rows; see `JobContext.sweep`.
 
-    A range holds `size` rows of the table, whether they match or not: its end is found on the index alone, each row is
-    looked at once, and no batch takes longer than a range does. The walk ends even while others insert rows that
-    match, because its last key is taken when it begins.
+    A range holds `size` rows of the table, whether they match or not: its end is found in the index alone, and each row
+    is examined once. The walk ends even while other sessions insert matching rows, because its last key is read when it
+    begins.
 
     Args:
         statement: The statement.
-        engine: Where a connection of its own looks the ends of ranges up.
+        engine: Provides a separate connection that looks up the ends of ranges.
         by: The key; None for the primary key.
     """
 
@@ -135,13 +135,13 @@ class SweepSource:
         return result.rowcount
 
     async def close(self) -> None:
-        """Return the connection that looks ranges up."""
+        """Return the connection that looks up ranges."""
         ends, self._ends = self._ends, None
         if ends is not None:
             await ends.close()
 
     def _make_fingerprint(self) -> str:
-        """Return what decides which rows change: the kind of change, the table, the WHERE, and the key."""
+        """Return the parts that determine which rows change: the kind of change, the table, the WHERE, and the key."""
         statement, verb = self._statement, type(self._statement).__name__.upper()
         rows = self._matching()
         if not isinstance(statement, Insert) and statement.whereclause is not None:
@@ -149,7 +149,7 @@ class SweepSource:
         return f"{verb} {fingerprint(rows.order_by(None).order_by(*self._keyset.order_by()))}"
 
     def _matching(self) -> Select[Any]:
-        """Return the keys that the statement changes; with other tables in its WHERE, those of the whole table."""
+        """Return the keys that the statement changes; if its WHERE reads other tables, the keys of the whole table."""
         if isinstance(self._statement, Insert):
             return _get_select(self._statement).with_only_columns(*self._keyset.columns, maintain_column_froms=True)
         keys = self._keyset.in_schema(select(*self._keyset.columns))
@@ -157,7 +157,7 @@ class SweepSource:
         return keys if where is None or _reads_other_tables(self._statement, self._keyset) else keys.where(where)
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
-        """Return the key of the last row of a range, in Python's types and as it goes into the cursor."""
+        """Return the key of the last row of a range, in Python's types and in the form of the cursor."""
         keys = select(*self._keyset.columns).where(self._keyset.up_to())
         if resumed:
             keys = keys.where(self._keyset.after())
@@ -176,9 +176,9 @@ class SweepSource:
 
 
 class RangeEnds:
-    """Looks the ends of ranges up on a connection of its own, the next one while the server works on this one.
+    """Looks up the ends of ranges on a separate connection: the next end while the server processes the current range.
 
-    The ends only part the keys; the rows that a range changes are found by the statement itself.
+    The ends only divide the keys; the statement itself finds the rows that it changes.
 
     Args:
         connection: The connection, which it closes.

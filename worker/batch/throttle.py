@@ -1,8 +1,9 @@
 """Reasons to wait between two batches, and their evaluation while no transaction is open.
 
-A `Throttle` looks at one thing and returns a `Wait` with a reason, or None. Those of the settings (section `throttle`)
-apply to every walk, those of `@job(throttle=[...])` to the job's; `worker pace` sets the pace of a run or a job while
-it runs. Metrics of the server are read at most each `throttle.check_interval_seconds`, on the run's own connection.
+A `Throttle` checks one condition and returns a `Wait` with a reason, or None. The throttles of the settings (section
+`throttle`) apply to every walk, the throttles of `@job(throttle=[...])` to the walks of the job. `worker pace` sets the
+pace of a run or a job while it runs. Metrics of the server are read at most each `throttle.check_interval_seconds`, on
+the run's own connection.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a walk waits.
+    """The reason for a wait.
 
     Attributes:
         reason: The reason, for mirror and log.
@@ -29,11 +30,11 @@ class Wait:
 
 @dataclass(frozen=True)
 class ThrottleContext:
-    """What a throttle may look at.
+    """The values that a throttle may use.
 
     Attributes:
         raw: asyncpg's connection, outside any transaction (behind PgBouncer, in one of its own).
-        table: The name of the table that is walked, as SQL spells it.
+        table: The name of the walked table, in SQL.
         rows: The rows that this attempt has committed.
         now: The aware time.
     """
@@ -51,7 +52,7 @@ class Throttle(Protocol):
     asks_server: bool
 
     async def check(self, context: ThrottleContext) -> Wait | None:
-        """Return why the walk has to wait, or None."""
+        """Return a reason to wait, or None."""
 
 
 class PaceThrottle(Throttle, Protocol):
@@ -64,9 +65,9 @@ class Throttles:
     """All throttles of one attempt of one run.
 
     Args:
-        always: Those of the settings and the job.
+        always: The throttles of the settings and of the job.
         pace_type: The class of throttles that an operator's pace replaces.
-        check_interval_seconds: How often the server is asked.
+        check_interval_seconds: Seconds between two queries of the server.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Throttles:
 
     @property
     def is_server_check_due(self) -> bool:
-        """Whether the next check asks the server."""
+        """Whether the next check queries the server."""
         due = time.monotonic() - self._asked_at >= self._check_interval_seconds
         return due and any(throttle.asks_server for throttle in self._always)
 

@@ -1,4 +1,4 @@
-"""The built-in throttles, and those that the settings ask for."""
+"""The built-in throttles, and their construction from the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RowsPerSecond:
         self._free_at = clock()
 
     async def check(self, context: ThrottleContext) -> Wait | None:
-        """Wait for the time that the rows since the last check should have taken."""
+        """Wait for the rest of the time that the rows since the last check must take."""
         now = self._clock()
         done, self._rows = context.rows - self._rows, context.rows
         self._free_at += done / self._limit
@@ -38,7 +38,7 @@ class RowsPerSecond:
 
 
 class TimeWindow:
-    """Only at this time of the day.
+    """A window of the day, outside of which the walk waits.
 
     Args:
         hours: Begin and end, such as "01:00-06:00"; it may cross midnight.
@@ -148,10 +148,10 @@ class ForcedCheckpoints:
 
 
 class CustomThrottle:
-    """A function of the job's author.
+    """A function of the job's author as a throttle.
 
     Args:
-        function: Takes the `ThrottleContext`, and returns why to wait, or None.
+        function: Takes the `ThrottleContext`, and returns the reason to wait, or None.
     """
 
     asks_server = True

@@ -66,7 +66,7 @@ class BatchTransaction:
     """The transaction of one batch.
 
     Args:
-        run: The run, whose connection it is on.
+        run: The run, whose connection the transaction uses.
         name: The batch, for errors.
     """
 
@@ -122,13 +122,13 @@ class BatchTransaction:
             )
 
     async def flush(self) -> None:
-        """Send what the session has pending: changed objects, and a savepoint that was opened."""
+        """Send the session's pending work: changed objects, and an opened savepoint."""
         session = self._session
         if session is None:
             return
         pending = session.sync_session
         if pending.in_nested_transaction():
-            # SQLAlchemy sends SAVEPOINT before its own next statement; the driver's would run outside of it.
+            # SQLAlchemy sends SAVEPOINT only before its own next statement: send it now for the driver's statements.
             await session.connection()
         if not (pending.new or pending.deleted or pending.dirty):
             return
@@ -161,7 +161,7 @@ class BatchTransaction:
         session, self._session = self._session, None
         if session is not None:
             await session.end(commit=True)
-        await self._driver.commit()  # if no session, or one that has sent nothing, has committed it
+        await self._driver.commit()  # no effect if the session has committed it already
 
     async def _roll_back(self) -> None:
         session, self._session = self._session, None

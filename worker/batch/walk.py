@@ -1,4 +1,4 @@
-"""The one engine of all durable loops: it commits, obeys operators, fetches a page from its source, and hands it out.
+"""The one engine of all durable loops: it commits, applies operator commands, fetches a page, and yields it.
 
 `Walk.__anext__` is the loop. Everything that differs from one kind of loop to another is in a `Source`.
 """
@@ -34,17 +34,17 @@ _NO_PAGE: Page[Any] = Page()
 class Walk(Generic[T]):
     """One durable loop: `async for batch in walk`, or `async with walk as batches: async for batch in batches`.
 
-    The second form commits the last batch when the block ends. In the first one, the last batch of a loop that was left
-    by `break` is committed when the job opens another loop or scope, or returns.
+    The second form commits the last batch when the block ends. In the first form, if the job exits the loop by `break`,
+    the last batch is committed when the job opens another loop or scope, or returns.
 
     Args:
-        host: The attempt that it runs in.
-        source: Where its pages come from.
+        host: The attempt that the walk runs in.
+        source: The source of its pages.
         size: Rows in a batch, or "auto"; None for `batch.size` of the settings.
-        name: The name of the step; None for one made from kind and order.
-        count_exactly: Whether the rows are counted before the walk begins.
-        on_error: "quarantine" to set rows aside that cannot be done.
-        quarantine_limit: How many of them: a number, or a share of all rows.
+        name: The name of the step; None for a name made from kind and order.
+        count_exactly: Whether to count the rows before the walk begins.
+        on_error: "quarantine" to quarantine rows that cannot be processed.
+        quarantine_limit: The largest number of these rows, or their largest share of all rows.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Walk(Generic[T]):
         self._transaction: BatchTransaction | None = None
         self._page: Page[T] = _NO_PAGE
         self._rows = 0  # rows of the open batch
-        self._size = 0  # rows that it was to have
+        self._size = 0  # rows that it was meant to have
         self._began_at = 0.0
         self._done_share = 0.0  # the largest share that was reported
         self._iterator: weakref.ref[object] | None = None
@@ -82,7 +82,7 @@ class Walk(Generic[T]):
     # --- the loop
 
     async def __anext__(self) -> Batch[T]:
-        """Commit the batch before, obey operators and throttles, and return the next batch.
+        """Commit the previous batch, apply operator commands and throttles, and return the next batch.
 
         Raises:
             StopAsyncIteration: The walk has ended.
@@ -125,21 +125,21 @@ class Walk(Generic[T]):
         if error is not None:
             await self.fail()
         else:
-            # Only an exception that was caught between loop and block is left.
+            # The only remaining case is an exception that was caught between loop and block.
             self.was_left_by_break = self.was_left_by_break is not False
             await self.leave()
 
     async def run(self) -> int:
-        """Walk to the end, for a source whose pages need no body. Returns the rows done, by earlier attempts too."""
+        """Walk to the end, for a source whose pages need no body. Return the rows processed by all attempts."""
         async for _ in self:
             raise LonghaulError(f"{self.kind}: this source hands out rows, which need a loop")
         return self.step.rows
 
     async def leave(self) -> None:
-        """Settle a loop that the job has left: after `break` or `return`, its last batch counts and the step ends.
+        """Settle a loop that the job has exited: after `break` or `return`, commit its last batch and end the step.
 
         Raises:
-            LonghaulError: An exception has left the loop, and the job has caught it.
+            LonghaulError: An exception ended the loop, and the job caught it.
         """
         if self._is_finished or self._step is None:
             return
@@ -157,7 +157,7 @@ class Walk(Generic[T]):
             raise
 
     async def fail(self) -> None:
-        """Roll the open batch back, and note its place for the error of the run."""
+        """Roll the open batch back, and record its place for the error of the run."""
         if self._is_finished:
             return
         self._host.where = self._place
@@ -174,7 +174,7 @@ class Walk(Generic[T]):
 
     @property
     def kind(self) -> str:
-        """The kind of the walk, as its source names it."""
+        """The kind of the walk, from its source."""
         return self._source.kind
 
     @property
@@ -185,12 +185,12 @@ class Walk(Generic[T]):
 
     @property
     def is_left(self) -> bool:
-        """Whether the job has left this loop, which still has its last batch open."""
+        """Whether the job has exited this loop while its last batch is still open."""
         return self._iterator is not None and self._iterator() is None and not self._is_finished
 
     @property
     def in_progress(self) -> bool:
-        """Whether the job is inside this loop: an `async for` holds the iterator, and drops it on leaving."""
+        """Whether the job is inside this loop: an `async for` holds the iterator, and drops it on exit."""
         return not self._is_finished and self._iterator is not None and self._iterator() is not None
 
     def __iter__(self) -> NoReturn:
@@ -232,7 +232,7 @@ class Walk(Generic[T]):
         return self._transaction
 
     def _take(self, page: Page[T]) -> None:
-        """Make a page that of the open batch."""
+        """Set the page of the open batch."""
         self._page, self._rows = page, len(page.rows)
         self._size = page.examined or len(page.rows) or self._size
         if page.rows or page.change is not None:
@@ -240,14 +240,14 @@ class Walk(Generic[T]):
             ensure_not_poison(self._owned_run, self._host.max_attempts, self._batch_name, self._size, keys)
 
     async def _is_for_the_job(self, page: Page[T]) -> bool:
-        """Return whether the job does these rows: not those of a sweep or those that are set aside."""
+        """Return whether the job's body processes these rows: False for a sweep, and for a row that is quarantined."""
         assert self._transaction is not None  # noqa: S101
         if page.change is not None:
             self._rows = await page.change(self._transaction)
             return False
         if not page.rows:
             if page.cursor is None and not self._transaction.is_open:
-                self._transaction = None  # nothing was done: only the boundary is passed again
+                self._transaction = None  # nothing was processed: only repeat the boundary
             return False
         return not await self._set_row_aside(page)
 
@@ -295,7 +295,7 @@ class Walk(Generic[T]):
         self._note_committed(page)
 
     def _note_committed(self, page: Page[T]) -> None:
-        """Follow the time of a committed batch with the size of the next one, and report it."""
+        """Adapt the size of the next batch to the time of the committed one, and report it."""
         step, seconds = self.step, time.monotonic() - self._began_at
         if self._retry is None:
             self._sizer.note(self._size, seconds, weigh_rows(page.rows))
@@ -316,17 +316,17 @@ class Walk(Generic[T]):
         )
 
     def _share(self, page: Page[T]) -> float | None:
-        """Return the part that is done. It never goes back, whatever is deleted or added meanwhile."""
+        """Return the processed share. It never decreases, even if rows are deleted or added."""
         step, share = self.step, page.share
         if share is None and step.total:
-            # The planner's estimate may be too low: no more than all, until it is all.
+            # The planner's estimate may be too low: keep the share at or below 1 until the end.
             share = step.rows / max(step.total, step.rows)
         if share is not None:
             self._done_share = share = max(self._done_share, share)
         return share
 
     def _make_pace(self, page: Page[Any]) -> dict[str, Any]:
-        """Return what the next attempt is to know: sizes, the limit of a retry, and the share that is done."""
+        """Return the state for the next attempt: sizes, the limit of a retry, and the processed share."""
         share = self._done_share if page.share is None else max(self._done_share, page.share)
         pace = {**self._sizer.dump(), "share": round(share, 6)}
         return pace if self._retry is None else {**pace, **self._retry.dump()}
@@ -343,12 +343,12 @@ class Walk(Generic[T]):
         self.step.done = True
 
     async def _set_row_aside(self, page: Page[T]) -> bool:
-        """Put the row that cannot be done into quarantine, if it is on this page alone."""
+        """Put the failing row into quarantine, if the page holds only this row."""
         retry = self._retry
         if retry is None or retry.skip_key is None or retry.error is None:
             return False
         skip_key, retry.skip_key = retry.skip_key, None
-        # Others may have deleted the row since: it is found by its key, so that its neighbour is not set aside.
+        # Another session may have deleted the row: find it by its key, so that its neighbour is not quarantined.
         if any(key != skip_key for key in page.row_keys()):
             return False
         assert self._transaction is not None  # noqa: S101
@@ -390,7 +390,7 @@ class Walk(Generic[T]):
     def _describe_failure(self, step: StepRecord) -> FailedBatch:
         remaining = 0 if self._retry is None else self._retry.remaining
         keys = self._page.row_keys() if self._quarantine_limit else []
-        # A join can repeat a row: its repetitions have one key, and stand or fall together.
+        # A join can repeat a row: its repetitions share one key, and are quarantined together.
         is_single = bool(keys) and all(key == keys[0] for key in keys)
         rows = 1 if is_single else min(self._rows or self._size, self._size)
         limit = self._quarantine_limit if keys else 0

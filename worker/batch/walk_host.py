@@ -1,4 +1,4 @@
-"""What a walk asks of the attempt that it runs in, and what it reports."""
+"""The interface between a walk and the attempt that it runs in."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a loop is, after a batch.
+    """The progress of a loop after a batch.
 
     Attributes:
-        share: The part of the walk that is done, from 0 to 1, by the key's position or by rows; None if unknown.
+        share: The processed part of the walk, from 0 to 1, by the key's position or by rows; None if unknown.
     """
 
     step: str
@@ -34,42 +34,42 @@ class Progress:
 
 
 class WalkHost(Protocol):
-    """What a walk needs from the attempt that it runs in."""
+    """The operations that a walk calls on the attempt that it runs in."""
 
     settings: Settings
     database: Database
     #: Whether a walk continues although its statement has changed.
     accepts_statement_change: bool
-    #: The batch that failed, in words; None if none has.
+    #: The description of the failed batch; None if no batch has failed.
     where: str | None
-    #: The loop that failed, in words: a job that catches its error must not succeed.
+    #: The description of the failed loop: a job that catches its error must not succeed.
     broken: str | None
     #: The batch that failed, for a retry in process; None if no batch was open.
     failure: FailedBatch | None
 
     def take_entry(self, step: str) -> RetryPlan | None:
-        """Return how a loop is entered again, once; None if it is not."""
+        """Return the plan for entering a loop again, once; None if there is no plan."""
 
     async def durable_run(self) -> OwnedRun:
-        """Return the run in the ledger, begun at the first call."""
+        """Return the run in the ledger. The first call claims it."""
 
     async def enter_loop(self, loop: Walk[Any]) -> None:
-        """Settle the loop before this one; refuse one loop inside another."""
+        """Settle the previous loop; raise `UsageError` for a loop inside another."""
 
     def leave_loop(self, loop: Walk[Any]) -> None:
         """Forget a loop that has ended."""
 
     def step_name(self, kind: str, name: str | None) -> str:
-        """Return the step's name: the given one, or one made from the order of the loops."""
+        """Return the step's name: the given one, or a name made from the order of the loops."""
 
     def ensure_unique_statement(self, walk: str) -> None:
-        """Refuse a second loop without a name over the same statement."""
+        """Raise `UsageError` for a second loop without a name over the same statement."""
 
     async def boundary(self, *, resumable: bool, table: str) -> None:
         """Obey operators and throttles between two batches: raise `AttemptReleased` or `Cancelled`, or wait."""
 
     def report(self, progress: Progress) -> None:
-        """Take note of a committed batch."""
+        """Report a committed batch."""
 
     @property
     def max_attempts(self) -> int:

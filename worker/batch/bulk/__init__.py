@@ -25,16 +25,16 @@ class Bulk:
 
     `entity` is a mapped class or a `Table`. `rows` are dicts by attribute name, or objects of the entity; or one dict
     of columns, `{"id": [1, 2], "score": [7, 9]}`, which avoids a dict for each row. Every operation returns the number
-    of rows that it has written, and raises `BulkError`, which names the row, if a value or a constraint is the reason
-    of a failure. Other errors of the database are raised as they are.
+    of rows that it has written. If a value or a constraint causes a failure, it raises `BulkError`, which names the
+    row. Other errors of the database are raised unchanged.
 
-    Columns whose type, or tables whose kind, a fast statement could treat in another way than SQLAlchemy does are
-    written by SQLAlchemy's own statement for each row: types with a bind expression, tables with rules, and others.
+    If a fast statement could write a column type or a kind of table differently from SQLAlchemy, SQLAlchemy's own
+    statement writes each row. Examples are types with a bind expression and tables with rules.
 
     Args:
         transaction: the transaction of a batch; None for one of its own for each operation.
-        settings: from how many rows on COPY is used.
-        database: where transactions of its own, and the search for a failing row, get their connections.
+        settings: the number of rows from which COPY is used, among others.
+        database: provides connections for separate transactions and for the search for a failing row.
     """
 
     def __init__(self, transaction: BatchTransaction | None, settings: BatchSettings, database: Database) -> None:
@@ -56,7 +56,7 @@ class Bulk:
             writer = await BulkWriter.open(transaction, target, self._database)
             groups = group_rows(target, rows, in_order=True) if target.is_simple else []
             many = count_rows(rows) >= self._settings.copy_from_rows
-            # Of several groups the server would number the rows in another order.
+            # With several groups, the server would number the rows in another order.
             if many and len(groups) == 1 and await writer.insert_fast(groups[0]):
                 return count_rows(rows)
             if target.mapper is None:  # Core takes the columns of the first row for all of them
@@ -68,13 +68,13 @@ class Bulk:
             return count_rows(rows)
 
     async def update(self, entity: Any, rows: Rows, *, by: Iterable[str] | None = None) -> int:
-        """Update rows by key, with one `UPDATE ... FROM unnest(...)` if that writes what SQLAlchemy would write.
+        """Update rows by key, with one `UPDATE ... FROM unnest(...)` if it writes the same values as SQLAlchemy.
 
-        Columns with an `onupdate` that a row does not name get it, as in an UPDATE of SQLAlchemy.
+        A column with an `onupdate` gets that value if the row does not name the column, as in an UPDATE of SQLAlchemy.
 
         Args:
-            entity: what to update.
-            rows: each with its key and the columns to set.
+            entity: the mapped class or table to update.
+            rows: the rows, each with its key and the columns to set.
             by: names of the key's columns; the primary key by default.
 
         Returns:
@@ -100,16 +100,16 @@ class Bulk:
         by: Iterable[str] | None = None,
         update: Iterable[str] | None = None,
     ) -> int:
-        """Insert rows, and update those that exist, with `INSERT ... ON CONFLICT`.
+        """Insert rows and update existing rows, with `INSERT ... ON CONFLICT`.
 
-        In rows that exist, columns with an SQL expression as `onupdate` get it.
+        In existing rows, columns with an SQL expression as `onupdate` get its value.
 
         Args:
-            entity: what to write.
-            rows: each with its key.
+            entity: the mapped class or table to write to.
+            rows: the rows, each with its key.
             by: names of the columns of a unique index; the primary key by default.
-            update: names of the columns to set in rows that exist. By default all that a row names; an empty list
-                leaves such rows as they are.
+            update: names of the columns to set in existing rows. By default all columns that a row names; an empty list
+                leaves existing rows unchanged.
         """
         target = _whole(entity, "upsert")
         key = target.columns(by, list(target.table.primary_key))
@@ -126,10 +126,10 @@ class Bulk:
         return written
 
     async def delete(self, entity: Any, keys: Sequence[Any], *, by: Iterable[str] | None = None) -> int:
-        """Delete rows by key, with one `DELETE ... = ANY(keys)` if that deletes what SQLAlchemy would delete.
+        """Delete rows by key, with one `DELETE ... = ANY(keys)` if it deletes the same rows as SQLAlchemy.
 
         Args:
-            entity: what to delete from.
+            entity: the mapped class or table to delete from.
             keys: values of the key; tuples for a key of several columns; dicts or objects of the entity.
             by: names of the key's columns; the primary key by default.
 
@@ -148,7 +148,7 @@ class Bulk:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Transaction]:
-        """Return the transaction that was given, or open one that ends with the block."""
+        """Yield the given transaction, or open one that ends with the block."""
         if self._given is not None:
             yield self._given
         else:
@@ -167,7 +167,7 @@ def _whole(entity: Any, verb: str) -> BulkTarget:
 
 
 def _joined_dicts(target: BulkTarget, rows: Rows) -> list[dict[str, Any]]:
-    """Return rows of several tables as dicts, whose names are checked: the ORM would ignore an unknown one."""
+    """Return rows of several tables as dicts. Their names are checked, because the ORM ignores an unknown name."""
     dicts = to_dicts(target, rows)
     known = set(target.mapper.column_attrs.keys()) if target.mapper is not None else set()
     for index, row in enumerate(dicts):

@@ -17,7 +17,7 @@ from worker.db.engine import Database
 from worker.db.errors import blames_a_row
 from worker.errors import BulkError, format_error, iter_causes
 
-#: What a statement of the driver, or of SQLAlchemy, raises; the driver raises Python's own errors for unfit values.
+#: The errors of a statement of the driver or of SQLAlchemy. For unfit values, the driver raises Python's own errors.
 STATEMENT_ERRORS = (
     *(asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError),
     *(AttributeError, LookupError, OverflowError, TypeError, ValueError),
@@ -36,11 +36,11 @@ async def find_row(
     the table, by halves, in a transaction that is rolled back.
 
     Args:
-        database: where the connection for that search comes from.
+        database: provides the connection for that search.
         target: the table.
         group: the rows.
         error: the driver's error.
-        whole_rows: whether the statement inserts rows; False if it sets some columns of rows that exist.
+        whole_rows: whether the statement inserts rows; False if it sets some columns of existing rows.
     """
     found = _from_copy(group, error)
     if found is None:
@@ -62,10 +62,10 @@ def make_error(target: BulkTarget, error: BaseException, position: int | None) -
 
 
 async def find_first_failing(fails: Callable[[int], Awaitable[bool]], count: int) -> int | None:
-    """Return the index of the first row that fails together with those before it; None if the rows do not fail.
+    """Return the index of the first row that fails together with the rows before it; None if the rows do not fail.
 
     Args:
-        fails: tells whether the first rows, as many as it is told, fail.
+        fails: takes a number, and returns whether that many rows from the first one fail.
         count: the number of rows.
     """
     start, end = 0, count
@@ -94,7 +94,7 @@ def _from_copy(group: Group, error: BaseException) -> int | None:
 
 
 def _from_detail(group: Group, detail: str | None) -> int | None:
-    """Return the row with the values of a violated key; None if the driver's values are written in another way."""
+    """Return the row with the values of a violated key; None if the server formats the values differently."""
     found = _KEY_DETAIL.match(detail or "")
     if found is None:
         return None

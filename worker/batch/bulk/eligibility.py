@@ -1,10 +1,10 @@
-"""Which operations may take a fast path: COPY, or arrays through `unnest()`.
+"""Decides which operations may use a fast path: COPY, or arrays through `unnest()`.
 
-A fast path is taken only if it writes what SQLAlchemy would write. That is decided by column type, table and values,
-from the explicit lists in this module; tests/batch/test_equality.py compares the paths for every type. Everything else
+A fast path is used only if it writes the same values as SQLAlchemy. Column type, table and values decide this, from
+the explicit lists in this module; tests/batch/test_equality.py compares the paths for every type. Everything else
 is written by SQLAlchemy's own statement for each row (`worker.batch.bulk.row_by_row`).
 
-What SQLAlchemy would write for a value is `$1::T`, where `T` is the type as SQLAlchemy renders it in a cast:
+SQLAlchemy writes a value as `$1::T`, where `T` is the type as SQLAlchemy renders it in a cast:
 
 - An array `$1::T[]` holds the same values if the driver encodes an element of it as it encodes the value alone.
 - COPY sends each value in the binary form of the column's type in the database. It is equal if that type is `T`, and
@@ -118,11 +118,11 @@ SELECT c.relkind IN ('r', 'p') AND NOT c.relhasrules AS is_table,
 async def read_facts(raw: Any, known: dict[Any, Any], target: BulkTarget) -> TableFacts | None:
     """Return the catalog's description of a table, read again on a connection after some seconds.
 
-    A trigger, index or policy that is created while a worker runs is noticed by then.
+    A trigger, index or policy that is created while a worker runs takes effect at the next read.
 
     Args:
         raw: asyncpg's connection.
-        known: what is kept with the connection: SQLAlchemy's `info`.
+        known: values cached with the connection: SQLAlchemy's `info`.
         target: the table.
 
     Returns:
@@ -149,7 +149,7 @@ async def read_facts(raw: Any, known: dict[Any, Any], target: BulkTarget) -> Tab
 
 
 def forget_facts(known: dict[Any, Any]) -> None:
-    """Forget what `read_facts` has read with a connection: a table has been altered meanwhile."""
+    """Forget the result of `read_facts` for a connection: a table has been altered since."""
     known.pop("table_facts", None)
 
 
@@ -209,7 +209,7 @@ def _is_copyable(column: Column[Any], server: str | None) -> bool:
         server = server.removesuffix("[]")
     name = _ARGUMENTS.sub("", scalar)
     if name != scalar:
-        # The cast has a length or precision of its own: it is harmless only where the column has the same.
+        # The cast has a length or precision of its own: it is harmless only if the column has the same.
         return scalar == cast and name in _SIZED and _squeezed(scalar) == _squeezed(server)
     return name in _SCALARS | _COPY_ONLY and _ARGUMENTS.sub("", server) in _SERVER_NAMES.get(name, (name.lower(),))
 
@@ -228,14 +228,14 @@ def are_keys(columns: Iterable[Column[Any]], facts: TableFacts) -> bool:
 
 
 def are_flat(arrays: Sequence[Sequence[Any]]) -> bool:
-    """Return whether no value is a container, which the driver would take for a dimension of the array."""
+    """Return whether no value is a container, which the driver would read as a dimension of the array."""
     return not any(issubclass(type_, _NESTED) for array in arrays for type_ in set(map(type, array)))
 
 
 def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> bool:
-    """Return whether the ORM writes another value than a row gives: its INSERT leaves a column out whose value is None.
+    """Return whether the ORM writes another value than the row gives: its INSERT omits a column whose value is None.
 
-    The column then gets its default, and a type of the application does not see the value.
+    The column then gets its default, and a type of the application does not process the value.
     """
     if target.mapper is None:
         return False
@@ -248,9 +248,9 @@ def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> boo
 
 
 def needs_context(target: BulkTarget, kind: str, given: Iterable[Column[Any]]) -> bool:
-    """Return whether a column's default must be made by SQLAlchemy as it executes the statement.
+    """Return whether SQLAlchemy must make a column's default when it executes the statement.
 
-    That are SQL expressions and sequences in an INSERT, and functions that take the context of the execution.
+    This applies to SQL expressions and sequences in an INSERT, and to functions that take the context of the execution.
 
     Args:
         target: the table.

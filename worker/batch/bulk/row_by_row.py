@@ -1,7 +1,7 @@
-"""SQLAlchemy's own statement for each row: the fast paths are compared with it, and replaced by it.
+"""SQLAlchemy's own statement for each row: the reference for the fast paths, and their replacement.
 
-The statements are SQLAlchemy's, so bind expressions, types of the application, defaults and translated schemas are what
-they are in a session. The driver pipelines them unless SQLAlchemy has to make values as it executes them.
+The statements are SQLAlchemy's, so bind expressions, types of the application, defaults and translated schemas behave as
+in a session. The driver pipelines them unless SQLAlchemy has to make values as it executes them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RowByRow:
     """One statement, executed for each row of a group.
 
     Args:
-        statement: the statement, which returns a row for each that it writes.
+        statement: the statement, which returns one row for each row that it writes.
         columns: the columns whose values its parameters are, in order.
     """
 
@@ -77,7 +77,7 @@ class RowByRow:
             target: the table.
             columns: the columns that a row gives.
             key: the columns of a unique index.
-            sets: the columns to set in a row that exists; none to leave it as it is.
+            sets: the columns to set in an existing row; empty to leave it unchanged.
         """
         statement = insert(target.table).values(_parameters(columns))
         if sets:
@@ -120,13 +120,13 @@ class RowByRow:
 class RowsAtTheEnds(RowByRow):
     """Updates or deletes rows whose key the driver sends as infinity: 9999-12-31 and 0001-01-01, or infinity itself.
 
-    asyncpg reads both as the same value of Python, so a row is found by either. If both exist, the caller cannot say
-    which one is meant, and nothing is written.
+    asyncpg reads both as the same Python value, so a row is found by either. If both exist, the key is ambiguous, and
+    nothing is written.
     """
 
     @staticmethod
     def split(group: Group, key: Columns) -> tuple[Group, Group]:
-        """Return the rows that can be told by their key, and those at the ends of the calendar."""
+        """Return the rows with an unambiguous key, and the rows at the ends of the calendar."""
         keys = [group.of(column) for column in key]
         if not any(issubclass(type_, date) for values in keys for type_ in set(map(type, values))):
             return group, group.first(0)

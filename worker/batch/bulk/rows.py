@@ -21,7 +21,7 @@ class Group:
     """Rows that give the same columns, and can be written by one statement.
 
     Attributes:
-        columns: the columns that they give, or that were filled in.
+        columns: the columns that the rows give, and the columns that were filled in.
         values: a list of Python values for each column.
         positions: the position of each row in the list that the caller gave.
         named: the columns that the rows themselves name.
@@ -67,9 +67,9 @@ def group_rows(target: BulkTarget, rows: Rows, *, in_order: bool = False) -> lis
     """Return rows, grouped by the columns that they give.
 
     Args:
-        target: the table that they are for.
+        target: the table to write to.
         rows: dicts or ORM objects; or a dict of columns, a list of values for each.
-        in_order: keep the order of the rows: rows with the same columns, but apart, make several groups.
+        in_order: keep the order of the rows: rows with the same columns that are not adjacent form several groups.
 
     Raises:
         BulkError: A row is of the wrong kind, or names a column that does not exist.
@@ -95,7 +95,7 @@ def group_rows(target: BulkTarget, rows: Rows, *, in_order: bool = False) -> lis
 
 
 def to_dicts(target: BulkTarget, rows: Rows) -> list[dict[str, Any]]:
-    """Return rows as dicts; of ORM objects, the attributes that are set on them.
+    """Return rows as dicts. For ORM objects, return the attributes that are set.
 
     Raises:
         BulkError: A row is neither a mapping nor an object of the target's entity.
@@ -132,7 +132,7 @@ def fill_defaults(target: BulkTarget, group: Group, kind: Literal["default", "on
     if not constant and not called:
         return group
     count = len(group)
-    # Row by row, as SQLAlchemy does: two defaults can share a counter.
+    # One row after the other, as SQLAlchemy does: two defaults can share a counter.
     made = [[make(None) for make in called.values()] for _ in range(count)] if called else []
     columns = [*group.columns, *constant, *called]
     values = [*group.values, *([value] * count for value in constant.values())]
@@ -141,7 +141,7 @@ def fill_defaults(target: BulkTarget, group: Group, kind: Literal["default", "on
 
 
 def bind_values(column: Column[Any], values: list[Any], positions: Sequence[int]) -> list[Any]:
-    """Convert Python values into the driver's, as the column's type does it.
+    """Convert Python values into the driver's, by the column's type.
 
     Raises:
         BulkError: A value cannot be converted; the error names its row.
@@ -188,7 +188,7 @@ def _group_alike(target: BulkTarget, rows: Sequence[Any]) -> Group | None:
     try:
         return _make_group(target, names, rows, range(len(rows)))
     except KeyError:
-        return None  # as many names, but other ones
+        return None  # the same number of names, but different names
 
 
 def _group_columns(target: BulkTarget, given: Mapping[str, Sequence[Any]]) -> list[Group]:

@@ -28,9 +28,9 @@ def update_statement(
 
     Args:
         target: the table.
-        casts: the columns that are sent, with the types of their arrays.
-        key: the columns that a row is found by.
-        sets: the columns that get the values that are sent.
+        casts: the columns to send, with the types of their arrays.
+        key: the columns that identify a row.
+        sets: the columns that get the sent values.
         expressions: the columns that get the value of an SQL expression.
     """
 
@@ -80,7 +80,7 @@ def _insert(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
 
 
 def _source(target: BulkTarget, casts: Mapping[Column[Any], str]) -> str:
-    # With one array each: pg_catalog.unnest() takes no more, and an unqualified one can be anybody's.
+    # One array for each call: pg_catalog.unnest() takes only one, and an unqualified unnest() may be shadowed.
     arrays = ", ".join(f"pg_catalog.unnest(${place}::{cast})" for place, cast in enumerate(casts.values(), start=1))
     return f"ROWS FROM ({arrays}) AS given ({', '.join(target.quoted(casts))})"
 

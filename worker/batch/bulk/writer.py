@@ -31,8 +31,8 @@ class BulkWriter:
     Args:
         transaction: the transaction.
         target: the table.
-        facts: what decides on the fast paths; None if none of them may be taken.
-        database: where the search for a failing row gets its connection.
+        facts: the catalog's description, which decides on the fast paths; None to rule all of them out.
+        database: provides the connection for the search for a failing row.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BulkWriter:
 
     @classmethod
     async def open(cls, transaction: Transaction, target: BulkTarget, database: Database) -> BulkWriter:
-        """Return a writer that knows the table."""
+        """Return a writer with the catalog's description of the table."""
         facts = None
         if not execution_options(transaction.connection).get("schema_translate_map"):
             known = connection_info(transaction.connection)
@@ -60,7 +60,7 @@ class BulkWriter:
         """Insert by COPY, or from arrays if COPY is not possible.
 
         Returns:
-            False if neither writes what SQLAlchemy would write: then nothing is written.
+            False if neither writes the same values as SQLAlchemy; nothing is written then.
         """
         facts, target = self._facts, self._target
         if facts is None or not facts.is_table or eligibility.needs_context(target, "default", given.columns):
@@ -100,13 +100,13 @@ class BulkWriter:
             await self._in_savepoint(positions, run)
 
     async def update(self, given: Group, key: Columns) -> int:
-        """Update rows by key. Returns the number of rows that were found."""
+        """Update rows by key. Return the number of rows that were found."""
         plain, at_ends = RowsAtTheEnds.split(given, key)
         changed = await self._update_plain(plain, key)
         return changed + await self._write_rows(at_ends, RowsAtTheEnds.update(self._target, given.columns, key))
 
     async def upsert(self, group: Group, key: Columns, sets: Columns) -> int:
-        """Insert rows, and update those that exist. Returns the number of rows that were written."""
+        """Insert rows and update existing rows. Return the number of rows that were written."""
         facts, target = self._facts, self._target
         expressions = eligibility.update_expressions(target, sets) if sets else {}
         takes_arrays = (
@@ -124,7 +124,7 @@ class BulkWriter:
         return await self._send(group, sql, arrays, whole_rows=True)
 
     async def delete(self, given: Group, key: Columns) -> int:
-        """Delete rows by key. Returns the number of rows that were found."""
+        """Delete rows by key. Return the number of rows that were found."""
         plain, at_ends = RowsAtTheEnds.split(given, key)
         casts, arrays = self._arrays(plain)
         if casts:
@@ -170,7 +170,7 @@ class BulkWriter:
         await self._explained(group, copy, whole_rows=True)
 
     async def _send(self, group: Group, sql: str, arrays: list[list[Any]], *, whole_rows: bool) -> int:
-        """Execute one statement with an array for each column. Returns the number of rows that it has written."""
+        """Execute one statement with an array for each column. Return the number of rows that it has written."""
         if not len(group):
             return 0
         raw = await self._transaction.driver()
@@ -192,7 +192,7 @@ class BulkWriter:
         return await self._in_savepoint(group.positions, run)
 
     async def _explained(self, group: Group, run: Callable[[], Awaitable[int]], *, whole_rows: bool) -> int:
-        """Run a statement for a whole group; raise `BulkError` for the row on which it fails, if a row is to blame."""
+        """Run a statement for a whole group. If a row causes a failure, raise `BulkError` for that row."""
         try:
             return await run()
         except STATEMENT_ERRORS as error:
@@ -209,7 +209,7 @@ class BulkWriter:
 
         Args:
             positions: the position of each row in the list that the caller gave.
-            run: executes the statements for the first rows, as many as it is told.
+            run: takes a number, and executes the statements for that many rows from the first one.
         """
         raw = await self._transaction.driver()
 
@@ -240,7 +240,7 @@ class BulkWriter:
             raise make_error(self._target, error, None if place is None else positions[place]) from error
 
     def _arrays(self, group: Group) -> tuple[dict[Column[Any], str], list[list[Any]]]:
-        """Return the columns with the casts of their arrays, and the arrays; nothing if a column cannot be sent so."""
+        """Return the columns with the casts of their arrays, and the arrays; None if that is impossible."""
         facts = self._facts
         if facts is None or not facts.is_table:
             return {}, []
