@@ -73,7 +73,7 @@ class Boundary:
                     return
             await run_to_completion(roll_back(run.driver.rollback()))
             if order == "cancel":
-                raise Cancelled("cancelled by order")
+                raise Cancelled("cancelled by an operator")
             if control.draining:
                 raise AttemptReleased("drain")
             if order == "pause" and resumable:

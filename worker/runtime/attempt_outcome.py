@@ -1,4 +1,4 @@
-"""What the error, or the cancellation, of an attempt means for its run."""
+"""Maps the error or the cancellation of an attempt to the outcome of its run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DEADLINE = "its deadline has passed"
 
 
 def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException, rules: WorkerSettings) -> Outcome:
-    """Return what an error of an attempt means for its run.
+    """Return the outcome of a run whose attempt raised an error.
 
     Args:
         execution: the attempt.
         job: its job.
-        error: what the job raised, or what its cancellation means.
-        rules: of the worker's settings.
+        error: the error that the job raised, or the one that its cancellation stands for.
+        rules: the `worker` section of the settings.
     """
     match error:
         case errors.AlreadyFinished():
@@ -55,7 +55,7 @@ def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException,
 
 
 def make_cancellation_error(execution: Execution) -> BaseException:
-    """Return what a cancellation of the job's code means."""
+    """Return the error that a cancellation of the job's code stands for."""
     match execution.interrupt_reason:
         case "timeout":
             if asyncio.get_running_loop().time() >= execution.last_moment:
@@ -63,19 +63,19 @@ def make_cancellation_error(execution: Execution) -> BaseException:
             limit = execution.limit_seconds
             return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
         case "stall":
-            return StallTimeout("no progress for too long: cancelled, to be tried again")
+            return StallTimeout("no progress for too long: cancelled, to be retried")
         case "lost":
             return FencedOut(execution.claim.run_id)
         case "drain":
             return AttemptReleased("drain")
         case "cancel":
-            return errors.Cancelled("cancelled by order")
+            return errors.Cancelled("cancelled by an operator")
         case None:
             return LonghaulError("the job cancelled itself")
 
 
 def find_exit(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
-    """Return the one `AttemptExit` of a group, e.g. of a job's TaskGroup; None where something failed beside it."""
+    """Return the one `AttemptExit` of a group, e.g. of a job's TaskGroup; None if another error occurred, too."""
     found = [error for error in group.exceptions if not isinstance(error, BaseExceptionGroup)]
     found += [
         inner
@@ -88,10 +88,10 @@ def find_exit(group: BaseExceptionGroup[BaseException]) -> AttemptExit | None:
 
 
 def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = None) -> str:
-    """Return where abandoned code stands, for the log.
+    """Return the stack of abandoned code, for the log.
 
     Args:
-        body: runs it.
+        body: the task that runs the code.
         inside: leave out the frames around this function.
     """
     return f"Stack:\n{format_task_stack(body, inside=inside)}"

@@ -1,19 +1,19 @@
-"""Writes how a job ended: to the ledger first, which is the truth, then to Redis, and last to observers.
+"""Writes the outcome of a job: to the ledger, which is authoritative, then to Redis, and then to observers.
 
-Each step is idempotent, and is repeated while its server is away.
+Each step is idempotent and is repeated while its server is unavailable.
 
 | outcome | ledger | Redis | observers |
 | --- | --- | --- | --- |
-| `Succeeded` | succeeded, with the result | acknowledged, with the result and what follows it | ended |
+| `Succeeded` | succeeded, with the result | acknowledged, with the result; the next run is enqueued | ended |
 | `Failed`, again | waiting, the attempt counts | due again after the backoff | requeued |
-| `Failed`, for good | dead | dead letter, acknowledged | ended |
+| `Failed`, permanently | dead | dead letter, acknowledged | ended |
 | `Snoozed` | waiting | due again after the delay; no attempt is counted | requeued |
 | `Cancelled` | cancelled | acknowledged | ended |
 | `Released` | waiting or paused | due again after the delay; no attempt is counted | requeued |
-| `Rejected` | dead, if it is there | dead letter, acknowledged | ended |
+| `Rejected` | dead, if the ledger has the run | dead letter, acknowledged | ended |
 | `AlreadyEnded` | - | acknowledged, with the ledger's result | ended |
 | `Lost` | - | - | lost |
-| `Abandoned` | as the outcome inside of it | | |
+| `Abandoned` | as its inner `outcome` | | |
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ logger = logging.getLogger("longhaul.jobs")
 _PARKED_SECONDS = 3600.0
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
-#: Makes the bytes of a result's key, of an execution, its result, and the job's return value as JSON text.
+#: Encodes the value of `arq:result:<id>` from an execution, its result, and the job's return value as JSON text.
 ResultEncoder = Callable[[Execution, Result, str | None], bytes]
 
 
 class JobCompleter(Protocol):
-    """What the worker asks to write outcomes: `Completer`, or one around it."""
+    """The protocol through which the worker writes outcomes: `Completer`, or a wrapper around it."""
 
     async def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Write how an execution ended."""
+        """Write the outcome of an execution."""
 
 
 def encode_execution_result(execution: Execution, result: Result, result_json: str | None) -> bytes:
-    """Return what the result's key of a run gets, in arq's format."""
+    """Return the value of `arq:result:<id>` for a run, in arq's format."""
     claim = execution.claim
     return encode_result(
         execution.payload,
@@ -92,18 +92,18 @@ class Completer:
     """Writes the outcomes of all jobs of a worker.
 
     Args:
-        rules: of the worker's settings.
-        registry: knows which jobs are unique.
-        ledger: the durable truth.
+        rules: the `worker` section of the settings.
+        registry: the jobs, for their `unique` options.
+        ledger: the durable record of runs.
         store: the queue.
-        acknowledge: tells the queue that a job has ended; the result is False where another worker has the job.
-        limiter: gets places among the limits back.
-        operator_state: knows which order pauses a run.
-        leases: renews the lease of a job no more when it goes back to the queue.
-        observer: hears of ends.
-        log: for lines that come with each job.
-        servers: repeats what a server that is away did not take.
-        encode: makes the bytes of results.
+        acknowledge: acknowledges an ended job; its result is False if another worker has claimed the job.
+        limiter: releases the places of ended jobs under their limits.
+        operator_state: the operator commands, for the command that pauses a run.
+        leases: stops renewing the lease of a job that is returned to the queue.
+        observer: is notified of each end.
+        log: sampled logger for lines that are written for each job.
+        servers: repeats steps that failed because a server was unavailable.
+        encode: encodes results.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class Completer:
         self._encode = encode
 
     async def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Write how an execution ended. If another worker has the job by now, nothing is written.
+        """Write the outcome of an execution. If another worker has claimed the job, write nothing.
 
         Raises:
             RedisError: Redis does not answer, and the shutdown is forced.
-            SQLAlchemyError: PostgreSQL does not answer. The job is left to its lease.
+            SQLAlchemyError: PostgreSQL does not answer. The job is claimed again when its lease expires.
         """
         try:
             await self._write(execution, outcome)
@@ -188,11 +188,11 @@ class Completer:
         self._observer.ended(execution.info, "succeeded", result=text)
 
     def _check_size(self, execution: Execution, text: str) -> tuple[str, int]:
-        """Return the result that is kept, and the size in bytes of one that is too large to be kept, else 0."""
+        """Return the result to store, and the size in bytes of a result that is too large to store, else 0."""
         size = len(text.encode())
         if size <= self._rules.max_result_bytes:
             return text, 0
-        advice = "over worker.max_result_bytes; write large results to a table, and return their key"
+        advice = "over worker.max_result_bytes; write large results to a table and return the key"
         logger.warning("result dropped job=%s run=%s bytes=%d: %s", *execution.labels, size, advice)
         return "null", size
 
@@ -202,7 +202,7 @@ class Completer:
         except DBAPIError as error:
             if not (sqlstate(error) or "").startswith(_DATA_EXCEPTION):
                 raise
-            words = "result dropped job=%s run=%s: PostgreSQL cannot keep it: %s"
+            words = "result dropped job=%s run=%s: PostgreSQL cannot store it: %s"
             logger.warning(words, *execution.labels, format_error(error))
             await run.finish("succeeded", result=None)
 
@@ -250,7 +250,7 @@ class Completer:
         if outcome.state == "paused":
             claim = execution.claim
             order = self._operator_state.find_pause(claim.run_id, execution.info.job, claim.queue) or ""
-            # Not claimed again before the order is taken back, or, should the notice of that be lost, after an hour.
+            # The run is due when the pause is removed; after about an hour if that notification was lost.
             delay = _PARKED_SECONDS * random.uniform(0.5, 1.5) if order else 0.0  # noqa: S311 - no secret
         await self._requeue(execution, delay, counts=outcome.counts, parked_by=order)
         if execution.attempt is not None:
@@ -261,14 +261,14 @@ class Completer:
         run = _owned_run(execution)
         if run is not None:
             await self._servers.database(lambda: run.finish("cancelled", error=outcome.reason))
-        elif execution.attempt is None:  # an earlier attempt may have put it into the ledger
+        elif execution.attempt is None:  # an earlier attempt may have created the run in the ledger
             await self._servers.database(lambda: self._end_in_ledger(execution, "cancelled", outcome.reason))
         await self._end(execution, Result(False, outcome.reason, cancelled=True))
         self._log_end(execution, "cancelled")
         self._observer.ended(execution.info, "cancelled", error=outcome.reason)
 
     async def _reject(self, execution: Execution, outcome: Rejected) -> None:
-        words = "job rejected job=%s run=%s error=%s: it is a dead letter (worker:dead) now"
+        words = "job rejected job=%s run=%s error=%s: moved to the dead letters (worker:dead)"
         logger.error(words, *execution.labels, outcome.error)
         if outcome.may_be_in_ledger:
             await self._servers.database(lambda: self._end_in_ledger(execution, "dead", outcome.error))
@@ -296,10 +296,10 @@ class Completer:
         self._observer.ended(execution.info, "dead", error=error)
 
     async def _end(self, execution: Execution, result: Result, *, result_json: str | None = None) -> None:
-        """Acknowledge the end: the job leaves its queue, and what follows it enters its own, in one step.
+        """Acknowledge the end. One script removes the job from its queue and enqueues the next run.
 
         Raises:
-            FencedOut: the lease has expired, and another worker has the job.
+            FencedOut: the lease has expired, and another worker has claimed the job.
         """
         job, payload, claim = execution.job, execution.payload, execution.claim
         keep = self._rules.result_ttl_seconds if job is None or job.rules.result_ttl is None else job.rules.result_ttl
@@ -310,7 +310,7 @@ class Completer:
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
             next_ = make_follow_up(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
-        # A run that has failed keeps its lock: it may be retried, and is the one with its arguments then.
+        # A failed run keeps its lock: if an operator retries it, it must be the only run with its arguments.
         lock = self._unique_lock(execution) if result.success or result.cancelled else None
         if lock is not None:
             next_ = (next_ or {}) | {"lock": [lock, claim.run_id]}
@@ -320,14 +320,14 @@ class Completer:
             await self._publish_skipped(execution, result, keep_ms)
 
     def _unique_lock(self, execution: Execution) -> str | None:
-        """Return the lock that a unique job holds for as long as it is in the queue, as its client took it."""
+        """Return the lock that a unique job holds while it is in the queue, as its client acquired it."""
         job, payload = self._registry.get(execution.info.job), execution.payload
         if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
             return None
         return keys.UNIQUE + job.unique_key(payload.kwargs)
 
     async def _publish_skipped(self, execution: Execution, result: Result, keep_ms: int) -> None:
-        """End the runs that were to follow one that failed, for those who wait for their results."""
+        """Write results for the skipped runs of a chain, so that clients do not wait for them."""
         payload, claim, store = execution.payload, execution.claim, self._store
         assert payload is not None  # noqa: S101
         ids = [call["id"] for call in payload.next_calls if "id" in call]
@@ -344,10 +344,11 @@ class Completer:
         """Put a job back into its queue.
 
         Raises:
-            FencedOut: another worker has the job.
+            FencedOut: another worker has claimed the job.
         """
         if execution.attempt is not None:
-            await execution.attempt.close()  # first: the next owner must not find the transaction of our connection
+            # Close before the requeue: the next owner must not wait for locks that this connection's transaction holds.
+            await execution.attempt.close()
         await self._release_place(execution)
         self._leases.remove(execution.claim.run_id)
         claim = execution.claim
@@ -357,7 +358,7 @@ class Completer:
             raise FencedOut(claim.run_id)
 
     async def _release_place(self, execution: Execution) -> None:
-        """Give the place among the limits back, once: later, it may be that of another attempt of the same run."""
+        """Release the place under the limit, once: later, another attempt of the same run may hold it."""
         arguments, execution.place = execution.place, None
         job = execution.job
         if arguments is not None and job is not None:
@@ -365,7 +366,7 @@ class Completer:
             await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
     async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:
-        """End a run that the ledger may have of an earlier attempt: it is taken over first, whoever had it."""
+        """End a run that an earlier attempt may have created in the ledger. Take it over first, whoever owns it."""
         payload = execution.payload
         known = await self._ledger.find(execution.claim.run_id)
         if payload is None or known is None or known.finished or known.job != payload.function:
@@ -384,7 +385,7 @@ class Completer:
 
 
 def _owned_run(execution: Execution) -> OwnedRun | None:
-    """Return the run in the ledger; None where no durable loop has begun."""
+    """Return the run in the ledger; None if no durable loop has begun."""
     return execution.attempt.ledger_run if execution.attempt else None
 
 

@@ -1,4 +1,4 @@
-"""One claimed job while this worker has it: what is known of it, its clock, and the control that its loops see."""
+"""One claimed job while this worker has it: its state, its clock, and the control that its loops use."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from worker.settings.model import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 
-#: A wait for a throttle that is shorter is not worth a line of the log.
+#: Shorter waits for a throttle are not logged.
 _LOGGED_WAIT_SECONDS = 5.0
 
 
 class Execution:
     """One claimed job, from its claim to the end of this attempt.
 
-    It is the `AttemptControl` of its loops, and what the worker's clock looks at. The executor fills it in; it ends
-    with `close`, after which it refers to nothing that refers to it.
+    It implements `AttemptControl` for the job's loops, and the worker's clock checks it. The executor fills it in.
+    `close` breaks its reference cycles.
 
     Args:
         claim: the job.
-        rules: of the worker's settings.
-        state: of the worker.
-        operator_state: what operators want.
-        observer: hears of progress.
+        rules: the `worker` section of the settings.
+        state: the state of the worker.
+        operator_state: the operator commands.
+        observer: is notified of progress.
 
     Attributes:
-        claim: the job; its payload is replaced when the run enters the ledger.
+        claim: the job; its payload is replaced when the run is created in the ledger.
         info: the run, as observers see it.
-        payload: as it was read; None before, and where it cannot be read.
-        job: the function that it names; None before, and where this worker does not know it.
+        payload: the payload; None before it is read, and if it cannot be read.
+        job: the job that the payload names; None before it is read, and if this worker does not know the job.
         attempt: the running attempt; None before it begins.
-        place: the arguments under which it holds a place among the limits of its job; None where it holds none.
-        started_ms: when it was claimed.
-        is_abandoned: whether its code did not end in time; nothing that it still does counts.
+        place: the arguments under which it holds a place under its job's limits; None if it holds none.
+        started_ms: time of the claim, in ms since 1970.
+        is_abandoned: whether its code did not end in time. Later writes and results of that code are ignored.
     """
 
     __slots__ = (
@@ -93,16 +93,16 @@ class Execution:
         self.place: Mapping[str, Any] | None = None
         self.started_ms = now_ms()
         self.is_abandoned = False
-        #: The loop's time at which the job has taken too long; None without a limit.
+        #: The loop's time at which the job's timeout passes; None without a timeout.
         self.deadline: float | None = None
-        #: The loop's time by which the run has to have ended.
+        #: The loop's time of the run's deadline.
         self.last_moment = math.inf
         self.limit_seconds = 0.0
         self._rules = rules
         self._state = state
         self._operator_state = operator_state
         self._observer = observer
-        #: The task that runs the job's own code, and as long as it does.
+        #: The task that runs the job's own code; None while that code does not run.
         self._body: asyncio.Task[Any] | None = None
         self._interrupt: JobCancellation | None = None
         #: The loop's time of the last progress; None while the job's code does not run.
@@ -129,14 +129,14 @@ class Execution:
         """Return the run's identity for the ledger.
 
         Args:
-            arguments: those that the ledger knows; by default those of the payload.
+            arguments: the arguments to store in the ledger; by default those of the payload.
         """
         payload = self.payload
         assert payload is not None  # noqa: S101
         text = payload.arguments if arguments is None else arguments
         claim = self.claim
-        # `redis-cli` writes payloads without the time of enqueueing: the same id a day later has the same payload. Its
-        # first attempt is that of a new run, unless the ledger has marked the payload.
+        # A payload written with `redis-cli` has no time of enqueueing, so a reused id has the same payload. Its first
+        # attempt starts a new run, unless the payload is marked as known to the ledger.
         is_new = payload.enqueued_ms == 0 and claim.attempt == 1 and not payload.in_ledger
         return RunSpec(
             claim.run_id,
@@ -152,12 +152,12 @@ class Execution:
     # --- its clock
 
     def begin(self, body: asyncio.Task[Any] | None, *, now: float, limit_seconds: float | None) -> None:
-        """Start the clock: the job's own code runs from now on.
+        """Start the clock when the job's own code starts.
 
         Args:
             body: the task that runs it.
             now: the loop's time.
-            limit_seconds: time that the code has; None for any.
+            limit_seconds: the timeout of the code in seconds; None for no timeout.
         """
         self._body, self._progressed_at = body, now
         if self.payload is not None and self.payload.deadline_ms:
@@ -169,7 +169,7 @@ class Execution:
             self.deadline = min(now + limit_seconds, self.last_moment)
 
     def end(self) -> None:
-        """Stop the clock: what follows is the worker's own code, and is not interrupted."""
+        """Stop the clock: the worker's own code, which follows, must not be interrupted."""
         self._body = None
 
     @property
@@ -179,12 +179,12 @@ class Execution:
 
     @property
     def interrupt_reason(self) -> Reason | None:
-        """Why the job's code was interrupted; None where it was not."""
+        """The reason for which the job's code was interrupted; None if it was not."""
         return None if self._interrupt is None else self._interrupt.reason
 
     @property
     def grace_seconds(self) -> float:
-        """Time that the job's code has for its end after an interruption."""
+        """Seconds that the job's code may take to end after an interruption."""
         if self._interrupt is not None:
             return self._interrupt.grace
         if self.job is not None and self.job.rules.grace_period is not None:
@@ -192,7 +192,7 @@ class Execution:
         return self._rules.grace_period_seconds
 
     def check_time(self, now: float) -> None:
-        """Interrupt a job that takes too long or makes no progress; repeat an interruption that was swallowed.
+        """Interrupt a job that exceeds its timeout or makes no progress; repeat the interruption if it was swallowed.
 
         Args:
             now: the loop's time.
@@ -216,13 +216,13 @@ class Execution:
                 self.interrupt("stall")
 
     def interrupt(self, reason: Reason) -> None:
-        """Cancel the job's own code, once. The run ends, or goes back, for the first reason that is given."""
+        """Cancel the job's own code, once. The first reason determines the outcome of the run."""
         if self._body is not None and self._interrupt is None:
             now = asyncio.get_running_loop().time()
             self._interrupt = JobCancellation(self._body, reason, now=now, grace=self.grace_seconds)
 
     def is_overdue(self, now: float) -> bool:
-        """Tell whether the job's own code was interrupted and has not ended within its grace period.
+        """Return whether the job's own code was interrupted and has not ended within its grace period.
 
         Args:
             now: the loop's time.
@@ -230,18 +230,18 @@ class Execution:
         return self._body is not None and self._interrupt is not None and self._interrupt.is_overdue(now)
 
     def abandon(self) -> asyncio.Task[Any] | None:
-        """Wait for the job's own code no more. Returns the task that runs it; None if it has ended by itself."""
+        """Stop waiting for the job's own code. Return the task that runs it; None if the code has ended."""
         body, self._body = self._body, None
         self.is_abandoned = self.is_abandoned or body is not None
         return body
 
     @property
     def is_between_batches(self) -> bool:
-        """Whether the job is in no durable loop, so that orders do not reach it at a boundary."""
+        """Whether the job is outside of a durable loop, so that it reaches no boundary at which commands are read."""
         return self.attempt is None or not self.attempt.is_walking
 
     async def close(self) -> None:
-        """Give back what the attempt has open; the context of an abandoned job stays with its code."""
+        """Close the attempt's connections. The context of an abandoned job stays open, because its code still runs."""
         attempt = self.attempt
         if attempt is not None:
             await attempt.close()
@@ -252,23 +252,23 @@ class Execution:
 
     @property
     def draining(self) -> bool:
-        """Whether the worker is about to stop."""
+        """Whether the worker is draining."""
         return self._state.is_draining
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return what an operator wants of the run."""
+        """Return the operator command for the run, or None."""
         operators = self._operator_state
         if operators.must_ask:
             await operators.refresh()
         return operators.find_order(run_id, job, self.claim.queue)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """Return the pace that an operator wants, or None."""
+        """Return the pace that an operator has set, or None."""
         return self._operator_state.rows_per_second(run_id, job)
 
     def throttled(self, wait: Wait | None, since: datetime) -> None:
-        """Report that the walk waits; log it once for each reason."""
-        self._note_progress()  # it waits, and knows for what
+        """Report that the walk waits. Log each reason once."""
+        self._note_progress()  # a walk that waits for a known reason has not stalled
         kind = wait.reason if wait and wait.until else "the server" if wait else None
         if kind != self._throttle:
             if wait is not None:
@@ -283,7 +283,7 @@ class Execution:
         )
 
     def report(self, progress: Progress, rows: int) -> None:
-        """Report a committed batch, or what the job says of itself."""
+        """Report a committed batch, or progress that the job reports."""
         if not self.is_abandoned:
             self._note_progress()
             self._observer.progressed(self.info, progress, rows=rows)
@@ -292,9 +292,9 @@ class Execution:
         self._progressed_at, self._is_stalled = asyncio.get_running_loop().time(), False
 
     def became_durable(self, run: OwnedRun) -> None:
-        """Lift the total timeout: the run is in the ledger from now on."""
+        """Lift the total timeout: from the ledger, the run can resume at its last checkpoint."""
         self.deadline = self.last_moment
-        # From now on the payload says so, wherever it is put back from: the next attempt asks the ledger first.
+        # Mark the payload, so that the next attempt reads the ledger first, whichever worker requeues the run.
         self.claim = self.claim._replace(payload=run.spec.payload.encode())
         if run.takeovers or run.rows:
             logger.info("run resumed job=%s run=%s rows=%d takeovers=%d", *self.labels, run.rows, run.takeovers)
@@ -302,9 +302,9 @@ class Execution:
 
 
 def _ledger_payload(payload: Payload) -> str:
-    """Return the payload as the ledger keeps it: one that comes back from there says so."""
+    """Return the payload marked as known to the ledger."""
     marked = payload._replace(in_ledger=True)
     try:
         return marked.to_json()
-    except TypeError:  # the arguments of a pickle that were refused: the run ends, and needs none
+    except TypeError:  # rejected arguments of a pickle are not JSON: the run ends and needs no payload
         return marked._replace(args=[], kwargs={}).to_json()

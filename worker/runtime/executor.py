@@ -1,7 +1,7 @@
-"""Runs one claimed job, and returns how that ended.
+"""Runs one claimed job and returns its outcome.
 
-Nothing is written here: `Executor.run` returns an `Outcome`, which `Completer.complete` writes to the ledger, to Redis
-and to observers.
+The executor writes nothing: `Executor.run` returns an `Outcome`, and `Completer.complete` writes it to the ledger, to
+Redis and to observers.
 """
 
 from __future__ import annotations
@@ -73,35 +73,35 @@ E = TypeVar("E", bound=Execution)
 
 
 class JobExecutor(Protocol):
-    """What the worker asks to run its claims: `Executor`, or that of another kind of job."""
+    """The protocol through which the worker runs claims: `Executor`, or the executor of another kind of job."""
 
     def prepare(self, claim: Claim) -> Execution:
-        """Return the execution of a claim; nothing has begun yet."""
+        """Return the execution of a claim. Start nothing."""
 
     async def run(self, execution: Execution) -> Outcome:
         """Run a claimed job to its end."""
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
-        """End an attempt whose code does not end."""
+        """End an attempt whose code did not end after an interruption."""
 
 
 class Executor:
-    """Runs claimed jobs of `@job` functions. One serves all jobs of a worker.
+    """Runs claimed jobs of `@job` functions. One executor runs all jobs of a worker.
 
     Args:
-        settings: of this process.
+        settings: the settings of this process.
         registry: the jobs that this worker knows.
-        database: for the contexts of jobs.
-        ledger: knows earlier attempts.
+        database: the database for the contexts of jobs.
+        ledger: the record of earlier attempts.
         store: the queue.
         limiter: concurrency and rate limits.
-        leases: keep the marks of running jobs.
-        operator_state: orders that came before a job began.
-        observer: hears of attempts that begin.
-        log: for lines that come with each job.
-        servers: repeats what a server that is away did not take.
-        state: of the worker.
-        pools: threads and processes of plain functions.
+        leases: renews the leases and marks of running jobs.
+        operator_state: the operator commands that were given before a job begins.
+        observer: is notified when an attempt begins.
+        log: sampled logger for lines that are written for each job.
+        servers: repeats steps that failed because a server was unavailable.
+        state: the state of the worker.
+        pools: the threads and processes that run plain functions.
         run_hooks: middleware around each attempt, outermost first.
     """
 
@@ -138,11 +138,11 @@ class Executor:
         self._state = state
         self._pools = pools
         self._run_hooks = tuple(run_hooks)
-        #: When an unknown job was last logged, by its name.
+        #: Time of the last log line for each unknown job, by name.
         self._logged_at: dict[str, float] = {}
 
     def prepare(self, claim: Claim, kind: type[E] = Execution) -> E:  # type: ignore[assignment]
-        """Return the execution of a claim, of a class; nothing has begun yet."""
+        """Return the execution of a claim as an instance of `kind`. Start nothing."""
         return kind(
             claim,
             rules=self._rules,
@@ -155,12 +155,12 @@ class Executor:
         """Run a claimed job to its end.
 
         Returns:
-            How it ended. Nothing has been written of it.
+            The outcome. It is not written yet.
 
         Raises:
             RedisError: Redis does not answer, and the shutdown is forced.
             SQLAlchemyError: PostgreSQL does not answer.
-            CancelledError: the worker itself is at its end.
+            CancelledError: the worker itself was cancelled.
         """
         try:
             payload = await self._read_payload(execution)
@@ -186,7 +186,7 @@ class Executor:
         )
 
     async def set_payload(self, execution: Execution, payload: Payload) -> None:
-        """Note what a claim is: its payload has been read."""
+        """Set the payload and the job of an execution."""
         claim = execution.claim
         execution.payload = payload
         if payload.attempt is not None and payload.attempt > claim.attempt:
@@ -198,7 +198,7 @@ class Executor:
         )
 
     async def run_payload(self, execution: Execution, payload: Payload) -> Outcome:
-        """Run a claimed job whose payload was read; see `run`."""
+        """Run a claimed job whose payload has been read; see `run`."""
         await self.set_payload(execution, payload)
         outcome = await self.follow_order(execution) or self._check_times(execution, payload)
         if outcome is not None:
@@ -212,7 +212,7 @@ class Executor:
         execution.job = job
         try:
             payload, arguments = await self._decode_arguments(execution, job, payload)
-        except InvalidArguments as error:  # validated by another signature than ours
+        except InvalidArguments as error:  # the client validated them against another signature
             return self._leave_to_others(execution, payload, str(error))
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
@@ -230,27 +230,27 @@ class Executor:
         return ended
 
     async def _leave_to_old_code(self, execution: Execution, payload: Payload, outcome: Failed) -> Outcome:
-        """Leave a walk to the workers whose code began it, while any of them lives."""
+        """Release a walk to the workers whose code began it, while any of them is alive."""
         error = outcome.error
         if not isinstance(error, CursorMismatch) or error.code_version in (None, self._registry.code_version):
             return outcome
         raw = await self._servers.redis(execution.name, lambda: self._store.read_workers())
         workers = describe_workers(raw, self._settings.worker.lease_seconds, datetime.now(UTC))
         if any(one.get("code") == error.code_version and one["state"] == "running" for one in workers.values()):
-            text = f"{str(error).splitlines()[0]} Left to a worker with the code that began it."
+            text = f"{str(error).splitlines()[0]} Returned to the queue for a worker with the code that began it."
             return self._leave_to_others(execution, payload, text)
         return outcome
 
     async def _decode_arguments(
         self, execution: Execution, job: Job[..., Any], payload: Payload
     ) -> tuple[Payload, dict[str, Any] | InvalidArguments]:
-        """Return the payload with plain arguments, and the arguments; or why they do not fit, for the attempt to raise.
+        """Return the payload with plain arguments, and the arguments, or the error that the attempt is to raise.
 
         Raises:
-            InvalidArguments: they do not fit, and were validated by another signature than that of this worker.
+            InvalidArguments: the arguments are invalid here, and the client validated them against another signature.
         """
         try:
-            if payload.pickled:  # what came as Python's own values becomes JSON first
+            if payload.pickled:  # convert Python values to JSON first
                 plain = job.encode_arguments(payload.args, payload.kwargs)
                 payload = execution.payload = payload._replace(args=[], kwargs=plain)
             arguments = job.decode_arguments(payload.args, payload.kwargs)
@@ -261,14 +261,14 @@ class Executor:
             if payload.version not in ("", job.version):
                 text = f"{error}; kept in the queue for a worker that has the signature of its client"
                 raise InvalidArguments(text) from error
-            return payload, error  # raised as a job's own error: the ledger may know an earlier attempt
+            return payload, error  # the attempt raises it: the ledger may have an earlier attempt
         except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
             text = f"job {job.name}: its arguments cannot be read: {format_error(error)}"
             return payload, InvalidArguments(text)
         return await self._keep_drawn(execution, payload, drawn), arguments
 
     async def _keep_drawn(self, execution: Execution, payload: Payload, arguments: dict[str, Any]) -> Payload:
-        """Keep what default factories have made, for the next attempt: a client by name has not drawn it."""
+        """Store the values of default factories for the next attempt: a client that enqueues by name sends none."""
         payload = execution.payload = payload._replace(args=[], kwargs=arguments)
         key, text = keys.JOB + execution.claim.run_id, payload.to_json().encode()
         execution.claim = execution.claim._replace(payload=text)
@@ -277,16 +277,16 @@ class Executor:
         return payload
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
-        """Return the outcome of an order that came before the job began; None where there is none."""
+        """Return the outcome of a command that was given before the job began; None if there is none."""
         order = await execution.order(execution.claim.run_id, execution.info.job)
         if order == "cancel":
-            return Cancelled("cancelled by order before it began")
+            return Cancelled("cancelled by an operator before it began")
         if order == "pause":
             return Released("paused")
         return None
 
     def _check_times(self, execution: Execution, payload: Payload) -> Rejected | None:
-        """Return the outcome of a job that comes too late; None where it is in time."""
+        """Return the outcome of a job that has expired or missed its deadline; None otherwise."""
         now = execution.started_ms
         if 0 < payload.until_ms < now and execution.claim.attempt == 1 and not payload.in_ledger:
             late = (now - payload.until_ms) / 1000
@@ -296,7 +296,7 @@ class Executor:
         return None
 
     def _leave_to_others(self, execution: Execution, payload: Payload, text: str) -> Released:
-        """Leave a job that another version of the worker may know in the queue."""
+        """Return a job to the queue for workers of another version, which may know it."""
         now = time.monotonic()
         if now - self._logged_at.get(payload.function, -_LOG_AGAIN_SECONDS) >= _LOG_AGAIN_SECONDS:
             self._logged_at[payload.function] = now
@@ -330,7 +330,7 @@ class Executor:
         enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
         if payload.headers:
-            apply_headers(payload.headers)  # the context is this task's own
+            apply_headers(payload.headers)  # into this task's own context
         self._observer.started(execution.info)
         self._log.info("attempt started job=%s run=%s attempt=%d", *execution.labels, claim.attempt)
         body = asyncio.current_task()
@@ -346,9 +346,9 @@ class Executor:
                 execution.end()
         except asyncio.CancelledError:
             if execution.interrupt_reason is None and body is not None and body.cancelling():
-                raise  # the worker itself is at its end
+                raise  # the worker itself was cancelled
             while execution.interrupt_reason is not None and body is not None and body.uncancel():
-                pass  # what follows is not cancelled
+                pass  # the worker's own code, which follows, must not be cancelled
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
         except BaseExceptionGroup as group:
             return make_outcome(execution, job, find_exit(group) or group, self._rules)
@@ -377,7 +377,7 @@ class Executor:
             raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
 
     async def _check_earlier_attempts(self, execution: Execution, attempt: Attempt) -> None:
-        """Take the run over in the ledger, before any code runs: the queue has seen this job before."""
+        """Take over a run that an earlier attempt may have created in the ledger, before the job's code runs."""
         claim = execution.claim
         known = await self._ledger.find(claim.run_id)
         if known is None:
@@ -385,25 +385,25 @@ class Executor:
                 raise NonRetryableError(f"its worker ended at each of {claim.attempt - 1} attempts")
             return
         run = await attempt.durable_run()
-        # One attempt more than allowed: a loop names the batch that its workers died in. If even that attempt died, it
-        # never came to the loop.
+        # Allow one more attempt, so that a loop can name the batch in which its workers died. If that attempt died as
+        # well, it did not reach the loop.
         if run.attempt > attempt.max_attempts + 1:
             raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
 
     # --- abandoned code
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
-        """End an attempt whose code does not end: the connection of its run is closed.
+        """End an attempt whose code did not end, and close the connection of its run.
 
         Args:
-            execution: abandoned already (`Execution.abandon`).
-            body: runs the code.
+            execution: the execution, already abandoned (`Execution.abandon`).
+            body: the task that runs the code.
         """
         job, attempt = execution.job, execution.attempt
         assert job is not None  # noqa: S101
         assert attempt is not None  # noqa: S101
         offloaded = await attempt.abandon()
-        # The stack of a job that runs elsewhere is that of its thread or process.
+        # If the job runs in a thread or a process, log the stack of that.
         stack = [] if job.run_in != "loop" else [describe_stack(body, inside=job.function)]
         details = "".join([*offloaded, *stack])
         error = make_cancellation_error(execution)

@@ -1,8 +1,7 @@
-"""Claims due jobs and acknowledges ended ones: when a worker asks Redis, for which queues, and how much at once.
+"""Claims due jobs and acknowledges ended ones: decides when to call Redis, for which queues, and for how many jobs.
 
-Jobs that have ended and slots that have become free go in one call (ack_and_claim.lua). While that is on its way, the
-jobs that end next gather for the one after. So the end of a lone job is acknowledged at once, and a thousand at a time
-share their round trips.
+One call of ack_and_claim.lua acknowledges ended jobs and claims jobs for free slots. Jobs that end during a call are
+acknowledged by the next one. So a single job is acknowledged at once, and thousands of ended jobs share round trips.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
 from worker.settings import WorkerSettings
 
-#: Longest wait for word of a change: if that was lost, this is the delay that it costs.
+#: Longest wait for a notification; the delay if one was lost.
 _LONGEST_SLEEP_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 1.0
-_FETCHING = "the queue cannot be asked"
+_FETCHING = "jobs cannot be claimed or acknowledged"
 
 
 class QueueWeights:
-    """The order in which queues are served, and how much is taken from each.
+    """The order in which queues are served, and the number of jobs to claim from each.
 
-    If weighted, each queue gets its share of the free slots, at least one, and the queue that is served first is drawn
-    anew each time: none is starved, even with a single slot. Slots that one queue does not need go to the others. If
-    strict, the heavier queue gets all that it needs, and the others what remains.
+    If weighted, each queue gets its share of the free slots, at least one, and the first queue is drawn at random each
+    time, so that no queue starves, even with a single slot. Slots that one queue does not need go to the others. If
+    strict, the heaviest queue gets as many slots as it needs, and the others share the rest.
 
     Args:
-        weights: of each queue, by name.
+        weights: the weight of each queue, by name.
         kind: weighted or strict.
     """
 
@@ -49,7 +48,7 @@ class QueueWeights:
         self._strict = kind == "strict" or len(weights) == 1
 
     def shares(self, slots: int) -> list[tuple[str, int]]:
-        """Return how many jobs to take from each queue, for so many free slots."""
+        """Return the number of jobs to claim from each queue for the free slots."""
         if self._strict:
             return [(queue, slots) for queue in self.queues]
         drawn = sorted(self.queues, key=lambda queue: random.random() ** (1 / self._weights[queue]), reverse=True)  # noqa: S311
@@ -58,12 +57,12 @@ class QueueWeights:
 
 
 class PollTimer:
-    """Waits while there is nothing to do.
+    """Waits until there may be a job to claim or to acknowledge.
 
     Args:
-        listener: hears of changes in Redis.
+        listener: receives changes of keys in Redis.
         served_queues: returns the queues that the worker serves now.
-        poll_interval_seconds: between two questions where Redis does not tell of changes.
+        poll_interval_seconds: seconds between two polls if Redis does not send invalidations.
 
     Attributes:
         may_be_due: whether a job may be due.
@@ -80,10 +79,10 @@ class PollTimer:
         self._served_queues = served_queues
         self._poll_interval_seconds = poll_interval_seconds
         self._wake = asyncio.Event()
-        #: The loop's time at which the first job of the queues is due; None where Redis has to be asked.
+        #: The loop's time at which the first job of the queues is due; None if it has to be read from Redis.
         self._head_at: float | None = None
         self._changes = 0
-        #: Fetches, one after the other, that took nothing though something was due.
+        #: Consecutive fetches that claimed nothing although a job was due.
         self._empty_polls = 0
 
     def wake(self) -> None:
@@ -91,19 +90,19 @@ class PollTimer:
         self._wake.set()
 
     def queues_changed(self) -> None:
-        """Note that a queue was written, or that others are served: another job may be due first."""
+        """Note that a queue was written, or that the served queues changed: the first due time may differ."""
         self._head_at = None
         self._changes += 1
 
     def fetched(self, claims: int) -> None:
-        """Note how many jobs a fetch has claimed."""
+        """Note the number of jobs that a fetch has claimed."""
         self._empty_polls = 0 if claims else self._empty_polls + 1
 
     async def wait(self, slots: int) -> None:
-        """Wait until a job is due or has ended, or an operator has given an order.
+        """Wait until a job is due or has ended, or an operator has given a command.
 
         Args:
-            slots: jobs that could be claimed; with none, a due job does not end the wait.
+            slots: number of free slots; if 0, a due job does not end the wait.
         """
         self._wake.clear()
         if not self._listener.active:
@@ -124,29 +123,29 @@ class PollTimer:
             self._empty_polls = 0
             await self._pause(min(seconds, _LONGEST_SLEEP_SECONDS))
         elif self._empty_polls > 1:
-            # A worker of stock arq runs it: there, a running job stays due. Word of a change ends the pause.
+            # A stock arq worker runs the job: there, a running job stays due. An invalidation ends the pause.
             await self._pause(self._poll_interval_seconds)
         if self._head_at is not None and self._head_at <= loop.time():
             self.may_be_due = True
         if not self._wake.is_set():
-            self._head_at = None  # by then it is another one; and word of a change may have been lost
+            self._head_at = None  # read it again: it has passed, and an invalidation may have been lost
 
     async def _seconds_to_head(self) -> float | None:
-        """Return the seconds until the first job is due; None where that has just changed, or Redis is away."""
+        """Return the seconds until the first job is due; None if that has just changed, or Redis is unavailable."""
         changes = self._changes
         try:
             heads = [("ZRANGE", queue, 0, 0, "WITHSCORES") for queue in self._served_queues()]
             [now, *found] = await self._listener.read(("TIME",), *heads)
         except RedisError:
-            return None  # the listener has lost its connection: polling from now on
+            return None  # the listener has lost its connection: poll
         if changes != self._changes:
             return None
-        # The head of a queue of a wrong type is an error: ack_and_claim.lua reports it.
+        # For a queue of a wrong type the answer is an error, which ack_and_claim.lua reports.
         first = min((float(head[1]) for head in found if head and isinstance(head, list)), default=math.inf)
         return first / 1000 - int(now[0]) - int(now[1]) / 1e6
 
     async def _pause(self, seconds: float) -> None:
-        """Wait to be woken, or for the time."""
+        """Wait until `wake` is called, or until the timeout."""
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -155,12 +154,12 @@ class PollTimer:
 
 
 class AckBatcher:
-    """Gathers the ends of jobs for the next call.
+    """Collects ended jobs for the next call.
 
     Args:
         store: the queues.
-        leases: of the jobs: an end that Redis has is the end of its lease here.
-        wake: called when there is something to send.
+        leases: the leases of the jobs; they are dropped when Redis has the end.
+        wake: called when there is an end to send.
     """
 
     def __init__(self, store: QueueStore, leases: Leases, wake: Callable[[], None]) -> None:
@@ -172,14 +171,14 @@ class AckBatcher:
 
     @property
     def waiting(self) -> int:
-        """Number of jobs whose end is to be sent."""
+        """Number of ended jobs that are not sent yet."""
         return len(self._waiting)
 
     def acknowledge(self, ack: Ack) -> asyncio.Future[bool]:
-        """Send the end of a job with the next call.
+        """Acknowledge an ended job with the next call.
 
         Returns:
-            When Redis has it: whether the job was this worker's.
+            After Redis has answered: whether this worker owned the job.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((ack, done))
@@ -187,14 +186,14 @@ class AckBatcher:
         return done
 
     def is_pending(self, run_id: str) -> bool:
-        """Tell whether the end of a job is to be sent, or is on its way."""
+        """Return whether the end of a job waits to be sent, or is being sent."""
         return any(ack.claim.run_id == run_id for acks in (self._sent, self._waiting) for ack, _ in acks)
 
     async def send(self, slots: int, shares: Shares) -> FetchResult:
-        """Acknowledge what has ended, and claim what is due; see `QueueStore.turn`.
+        """Acknowledge ended jobs and claim due jobs; see `QueueStore.ack_and_claim`.
 
         Raises:
-            RedisError: it did not answer. The ends are sent with the next call: that is idempotent.
+            RedisError: Redis did not answer. The ends are sent again with the next call, which is idempotent.
         """
         self._sent, self._waiting = self._waiting, []
         try:
@@ -205,15 +204,15 @@ class AckBatcher:
         sent, self._sent = self._sent, []
         for ack, done in sent:
             run_id = ack.claim.run_id
-            # Before anything else runs: a renewal that is asked now would find that Redis does not know the job, which
-            # then looks like one that Redis has lost.
+            # Drop the leases before any other task runs: a renewal that is sent now would not find these jobs in Redis,
+            # and would treat them as lost.
             self._leases.remove(run_id)
             if not done.done():
                 done.set_result(run_id not in fetched.refused)
         return fetched
 
     def abandon(self, error: RedisError) -> None:
-        """Leave what could not be acknowledged to the leases of its jobs."""
+        """Give up the pending acknowledgements: those jobs are claimed again when their leases expire."""
         waiting, self._waiting = self._waiting, []
         for _, done in waiting:
             if not done.done():
@@ -221,16 +220,16 @@ class AckBatcher:
 
 
 class Fetcher:
-    """Decides when to ask Redis, and asks.
+    """Decides when to call Redis, and calls it.
 
     Args:
-        rules: of the worker's settings: weights of the queues, intervals, life of a lease.
+        rules: the `worker` section of the settings: weights of the queues, intervals, lifetime of a lease.
         store: the queues.
-        listener: hears of changes in Redis.
-        operator_state: which queues are paused.
-        leases: renewed first after Redis was away.
-        outage: logs that Redis is away.
-        state: of the worker.
+        listener: receives changes of keys in Redis.
+        operator_state: the operator commands, for paused queues.
+        leases: the leases; they are renewed first after an outage of Redis.
+        outage: logs outages of Redis.
+        state: the state of the worker.
     """
 
     def __init__(
@@ -256,7 +255,7 @@ class Fetcher:
         self._last_served = weights.queues
         self._failures = 0
         self._away_since = 0.0
-        #: The loop's time before which nothing is claimed: other workers renew what they run first.
+        #: The loop's time before which nothing is claimed, so that other workers renew their leases first.
         self._claims_at = 0.0
 
     @property
@@ -272,7 +271,7 @@ class Fetcher:
         return [queue for queue in self._weights.queues if not operators.is_queue_paused(queue)]
 
     def check_served_queues(self) -> None:
-        """Note whether an operator has paused or resumed a queue."""
+        """Update the served queues after an operator has paused or resumed a queue."""
         served = self.served_queues()
         if served != self._last_served:
             self._last_served = served
@@ -281,22 +280,22 @@ class Fetcher:
             self.timer.wake()
 
     def claimable(self, free_slots: int) -> int:
-        """Return how many jobs may be claimed now, of those for which there are slots."""
+        """Return the number of jobs to claim now, at most `slots`."""
         if asyncio.get_running_loop().time() < self._claims_at or not self.served_queues():
             return 0
         return max(0, free_slots + self.acks.waiting)
 
     @property
     def is_failing(self) -> bool:
-        """Whether Redis did not answer the last call."""
+        """Whether the last call of Redis failed."""
         return self._failures > 0
 
     def has_work(self, slots: int) -> bool:
-        """Tell whether there is something to ask Redis for, with so many free slots."""
+        """Return whether a call of Redis is needed: there are ends to send, or jobs may be due for the free slots."""
         return bool(self._failures or self.acks.waiting or (slots and self.timer.may_be_due))
 
     async def fetch(self, slots: int) -> list[Claim]:
-        """Acknowledge what has ended, and claim up to `slots` due jobs; if Redis does not answer, pause."""
+        """Acknowledge ended jobs and claim up to `slots` due jobs. If Redis does not answer, pause."""
         timer = self.timer
         if self._failures:
             slots = 0
@@ -330,11 +329,11 @@ class Fetcher:
         self.timer.may_be_due = True
         if self._state.is_shutdown_forced:
             self.acks.abandon(error)
-        # Not a pause that something ends: whatever happens meanwhile, Redis is not asked more often.
+        # No event ends this pause: Redis must not be called more often during an outage.
         await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._failures, 10)))
 
     async def _recover(self) -> None:
-        """Continue after a time without Redis, in which leases of workers that live may have expired: they go first."""
+        """Resume after an outage. Leases of live workers may have expired: let them be renewed before claiming."""
         self._failures = 0
         loop = asyncio.get_running_loop()
         self._outage.answered(_FETCHING)

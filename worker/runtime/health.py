@@ -1,4 +1,4 @@
-"""The health line of a worker, under arq's key and in arq's form, for whatever watches that."""
+"""The health line of a worker, under arq's key and in arq's format, for existing monitoring of arq."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from worker.runtime.outcome import Abandoned, Failed, Outcome, Released, Snoozed
 
 @dataclass
 class Counters:
-    """Executions of a worker, by their end.
+    """Counts of a worker's executions, by outcome.
 
     Attributes:
         complete: jobs that succeeded.
-        failed: jobs that are dead or cancelled.
-        retried: executions that went back to the queue.
+        failed: jobs that ended dead or cancelled.
+        retried: executions that returned to the queue.
     """
 
     complete: int = 0
@@ -41,14 +41,14 @@ class Counters:
 
 
 class HealthRecorder:
-    """Writes the line now and then; its key expires soon after the worker has died.
+    """Writes the health line at an interval. Its key expires soon after the worker has died.
 
     Args:
         redis: connection.
-        queue: of the worker.
-        counters: what has ended.
-        running: returns the number of jobs that run.
-        interval_seconds: between two writes.
+        queue: the queue of the worker.
+        counters: the counts of ended executions.
+        running: returns the number of running jobs.
+        interval_seconds: seconds between two writes.
     """
 
     def __init__(
@@ -82,5 +82,5 @@ class HealthRecorder:
         await self._redis.psetex(self.key, round((self.interval_seconds + 1) * 1000), line)
 
     async def clear(self) -> None:
-        """Remove the line: the worker has stopped."""
+        """Delete the line when the worker stops."""
         await self._redis.delete(self.key)

@@ -1,13 +1,13 @@
 """Leases: the in-progress keys of this worker's jobs, kept alive by a thread.
 
-It is a thread and not a task because a job that blocks the event loop with a long computation must not lose its lease.
-A job that hangs for ever must not keep it either, so the thread looks at the loop's pulse, and renews nothing once the
-loop has been blocked for `worker.loop_block_tolerance_seconds`. A process that is killed or frozen renews nothing, and
-other workers claim its jobs within `worker.lease_seconds`. If this judgement is wrong, the ledger's fence makes the
-mistake harmless.
+A thread renews them, and not a task, because a job that blocks the event loop with a long computation must not lose its
+lease. A job that hangs forever must not keep its lease, so the thread checks the loop's heartbeat and stops renewing
+once the loop has been blocked for `worker.loop_block_tolerance_seconds`. A process that is killed or frozen renews
+nothing, and other workers claim its jobs within `worker.lease_seconds`. If the first worker still runs such a job, the
+ledger's fence rejects its writes.
 
-A renewal is under way while the event loop goes on: what it finds out counts only for jobs that are still held as they
-were when it was asked.
+The event loop runs during a renewal, so a job may end or be claimed again before the answer arrives. The answer applies
+only if the lease is still the one that was renewed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from worker.settings import Settings
 logger = logging.getLogger("longhaul.leases")
 
 _PULSE_SECONDS = 0.5
-#: Pause between two attempts while Redis is away: a worker that comes back late finds its jobs taken.
+#: Pause between two renewals during an outage of Redis: a worker that renews late loses its jobs to others.
 _RETRY_SECONDS = 0.5
 _RENEWING = "leases cannot be renewed"
 
@@ -41,12 +41,12 @@ Listener = Callable[[str], None]
 
 
 class Leases:
-    """The thread that renews, for the jobs that are added to it.
+    """Renews, in a thread, the leases of the jobs that are added to it.
 
     Args:
-        settings: for Redis, queue and the times.
-        owner: value of the leases.
-        outage: logs that Redis is away.
+        settings: the settings of Redis, the queue, and the intervals.
+        owner: the value of the lease keys.
+        outage: logs outages of Redis.
     """
 
     def __init__(self, settings: Settings, owner: str, outage: OutageLog) -> None:
@@ -55,7 +55,7 @@ class Leases:
         self._owner = owner
         self._outage = outage
         self._held: dict[str, Claim] = {}
-        #: What jobs hold beside their leases: kind and key of each mark, by run.
+        #: Marks that jobs hold in addition to their leases: kind and key of each, by run.
         self._marks: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.Lock()
         self._stopped = False
@@ -67,18 +67,18 @@ class Leases:
         self._heart: asyncio.Task[None] | None = None
 
     def start(self, *, on_lost: Listener, on_gone: Listener) -> None:
-        """Start the thread, and the task that shows it the loop's pulse.
+        """Start the thread, and the task that updates the loop's heartbeat.
 
         Args:
-            on_lost: called in the event loop with the id of a job that another worker has.
-            on_gone: called in the event loop with the id of a job that Redis does not know any more.
+            on_lost: called in the event loop with the id of a job that another worker has claimed.
+            on_gone: called in the event loop with the id of a job that Redis no longer has.
         """
         loop = asyncio.get_running_loop()
         self._pulse = time.monotonic()
         self._heart = loop.create_task(self._beat())
 
         def report(claim: Claim, *, lost: bool) -> None:
-            """Report an answer, in the event loop: unless the job has ended, or is another attempt by now."""
+            """Report an answer in the event loop, unless the job has ended or another attempt of it runs."""
             if self._held.get(claim.run_id) is claim:
                 (on_lost if lost else on_gone)(claim.run_id)
 
@@ -99,11 +99,11 @@ class Leases:
             await asyncio.to_thread(self._thread.join)
 
     def renew_now(self) -> None:
-        """Do not wait for the next time: Redis was away."""
+        """Renew at once, for example after an outage of Redis."""
         self._now.set()
 
     def add(self, claim: Claim) -> None:
-        """Renew the lease of a job from now on."""
+        """Start to renew the lease of a job."""
         with self._lock:
             self._held[claim.run_id] = claim
             self._marks.pop(claim.run_id, None)
@@ -114,30 +114,30 @@ class Leases:
         return len(self._held)
 
     def is_held(self, run_id: str) -> bool:
-        """Tell whether the lease of a job is renewed."""
+        """Return whether the lease of a job is renewed."""
         with self._lock:
             return run_id in self._held
 
     def remove(self, run_id: str) -> None:
-        """Renew the lease of a job no more."""
+        """Stop renewing the lease of a job."""
         with self._lock:
             self._held.pop(run_id, None)
             self._marks.pop(run_id, None)
 
     def keep(self, run_id: str, kind: Literal["place", "unique"], key: str) -> None:
-        """Renew a mark of a job together with its lease, and put it back if Redis has lost it.
+        """Renew a mark of a job together with its lease, and restore it if Redis has lost it.
 
         Args:
-            run_id: of the job.
+            run_id: id of the run.
             kind: a place under a limit, or the mark of a unique run.
-            key: of the mark.
+            key: key of the mark.
         """
         with self._lock:
             if run_id in self._held:
                 self._marks.setdefault(run_id, []).append((kind, key))
 
     def forget(self, run_id: str) -> None:
-        """Renew the marks of a job no more: it gives its place back."""
+        """Stop renewing the marks of a job, because it releases its place."""
         with self._lock:
             self._marks.pop(run_id, None)
 
@@ -172,7 +172,7 @@ class Leases:
             except (RedisError, OSError) as error:
                 self._outage.failed(_RENEWING, error)
                 if client is not None:
-                    client.close()  # the next one may lead to another server
+                    client.close()  # the next client may reach another server after a failover
                 client = None
                 self._away = True
                 continue
@@ -181,8 +181,8 @@ class Leases:
             client.close()
 
     def _renew(self, client: Any, held: list[Claim], tell: Callable[[Claim, bool], None]) -> None:
-        # Frozen, or the loop was blocked, and Redis was there all the time: jobs that it does not know were ended by
-        # other workers.
+        # If this process was frozen, or its loop blocked, while Redis was available, other workers have ended the jobs
+        # that Redis no longer has.
         late = not self._away and time.monotonic() - self._renewed_at > self._rules.lease_seconds
         arguments: list[Any] = [self._owner, round(self._rules.lease_seconds * 1000)]
         arguments += (keys.IN_PROGRESS, keys.RESULT)

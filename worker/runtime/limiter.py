@@ -1,4 +1,4 @@
-"""Concurrency and rate limits: a claimed job acquires a place, or goes back to the queue until there may be one."""
+"""Concurrency and rate limits: a claimed job acquires a place, or returns to the queue until one may be free."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from worker.queue.claims import Claim
 from worker.queue.key_problems import KeyProblemLog, from_script
 from worker.queue.scripts import script
 
-#: Longest wait for a place: its owner may have died without giving it back.
+#: Longest wait for a place: its owner may have died without releasing it.
 _PLACE_SECONDS = 5.0
 
 
 class Held(NamedTuple):
-    """Why a job has to wait.
+    """The reason and the time for which a job has to wait.
 
     Attributes:
-        seconds: until it is due again, at most.
-        why: limit or rate.
+        seconds: longest time in seconds until it is due again.
+        why: `limit` or `rate`.
     """
 
     seconds: float
@@ -30,11 +30,11 @@ class Held(NamedTuple):
 
 
 class Limiter:
-    """The limits of all jobs.
+    """Enforces the limits of all jobs.
 
     Args:
-        redis: where they are.
-        owner: value of this worker's leases: a place belongs to the owner of its run. Empty for any.
+        redis: the connection to the queue.
+        owner: the value of this worker's leases: a place belongs to the owner of its run. Empty for any owner.
     """
 
     def __init__(self, redis: Redis, owner: str = "") -> None:
@@ -44,7 +44,7 @@ class Limiter:
         self._release = redis.register_script(script("release"))
 
     async def acquire(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> Held | None:
-        """Acquire a place. Returns None if the job has it, else how long it has to wait."""
+        """Acquire a place. Return None if the job has one, else how long it has to wait."""
         limits = job.limits
         assert limits is not None  # noqa: S101
         rate = limits.rate
@@ -62,7 +62,7 @@ class Limiter:
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
 
     async def release(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
-        """Give a place back."""
+        """Release a place."""
         limits = job.limits
         if limits is not None and limits.concurrency:
             scope = _scope(job.name, limits.concurrency_key, arguments)

@@ -1,4 +1,4 @@
-"""Log lines that come with each job: all of them while jobs are few, a sample and a count while they are many."""
+"""Log lines that are written for each job: all of them at a low rate of jobs, a sample and a count at a high rate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LINES_PER_SECOND = 100
 
 
 class SampledLogger:
-    """A logger that leaves lines out when there are too many, and logs how many it has left out.
+    """A logger that omits lines above a rate, and logs the number of omitted lines.
 
     Args:
-        logger: where they go.
+        logger: the logger that receives the lines.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -22,7 +22,7 @@ class SampledLogger:
         self._omitted = 0
 
     def info(self, message: str, *values: object) -> None:
-        """Log a line, unless this second has had enough of them."""
+        """Log a line, unless the limit for this second is reached."""
         if not self._logger.isEnabledFor(logging.INFO):
             return
         second = int(time.monotonic())
@@ -36,7 +36,7 @@ class SampledLogger:
             self._omitted += 1
 
     def flush(self) -> None:
-        """Log how many lines were left out."""
+        """Log the number of omitted lines."""
         if self._omitted:
             self._logger.info("lines omitted count=%d", self._omitted)
             self._omitted = 0

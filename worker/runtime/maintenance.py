@@ -1,7 +1,7 @@
-"""The chores of a worker beside its jobs: cron, rescue, relay, pruning, retries by order, health.
+"""The periodic chores of a worker: cron, rescue, relay, pruning, retries by command, health.
 
-Each is a supervised task of its own, with an interval and a time limit: one that hangs, e.g. on a half-open connection,
-holds up no other one.
+Each chore is a supervised task with an interval and a time limit. A chore that hangs, for example on a half-open
+connection, does not delay the others.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _CANCEL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Chore:
-    """Something that a worker does again and again.
+    """Work that a worker does periodically.
 
     Attributes:
-        name: for the log.
-        run: does it, once.
-        interval_seconds: pause between two runs.
-        limit_seconds: longest time for one run.
-        while_draining: whether it goes on while the worker drains.
+        name: the name in log lines.
+        run: does the work once.
+        interval_seconds: pause between two runs, in seconds.
+        limit_seconds: longest time for one run, in seconds.
+        while_draining: whether it continues while the worker drains.
     """
 
     name: str
@@ -47,13 +47,14 @@ class Chore:
 
 
 async def _run_within(chore: Chore) -> None:
-    """Do a chore once, within its limit.
+    """Run a chore once, within its limit.
 
-    It runs in a task of its own, because what it waits for may not be cancellable: the end of a transaction on a
-    connection that does not answer, e.g. Such a task is left to itself, and the chore is started again.
+    It runs in a task of its own, because it may wait for something that cannot be cancelled, for example the end of a
+    transaction on a connection that does not answer. Such a task keeps running in the background, and the chore is
+    started again.
 
     Raises:
-        TimeoutError: it has taken too long.
+        TimeoutError: the chore took longer than its limit.
     """
     task = asyncio.ensure_future(chore.run())
     try:
@@ -65,17 +66,17 @@ async def _run_within(chore: Chore) -> None:
         task.cancel()
         raise
     remaining = await end_tasks([task], seconds=_CANCEL_SECONDS)
-    end = "it does not end when it is cancelled" if remaining else "it was cancelled"
-    raise TimeoutError(f"it took longer than {chore.limit_seconds:g} s: {end}, and starts again")
+    end = "it ignores its cancellation and still runs" if remaining else "it was cancelled"
+    raise TimeoutError(f"it took longer than {chore.limit_seconds:g} s: {end}; it is started again")
 
 
 class Maintenance:
     """Runs the chores.
 
     Args:
-        chores: what is to be done.
-        state: of the worker.
-        outage: logs that Redis is away.
+        chores: the chores.
+        state: the state of the worker.
+        outage: logs outages of Redis.
     """
 
     def __init__(self, chores: Sequence[Chore], state: WorkerState, outage: OutageLog) -> None:
@@ -84,15 +85,15 @@ class Maintenance:
         self._outage = outage
 
     def tasks(self) -> list[asyncio.Task[None]]:
-        """Start a task for each chore; the caller cancels them."""
+        """Start a task for each chore. The caller has to cancel the tasks."""
         return [
             asyncio.create_task(supervise(chore.name, partial(self._repeat, chore)), name=chore.name)
             for chore in self._chores
         ]
 
     async def _repeat(self, chore: Chore) -> None:
-        """Do a chore again and again; wait for a server that is away."""
-        cannot = f"chore {chore.name} cannot go on"
+        """Run a chore periodically. If a server is unavailable, wait for it."""
+        cannot = f"chore {chore.name} cannot run"
         failing = False
         while True:
             if chore.while_draining or not self._state.is_draining:

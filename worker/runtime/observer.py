@@ -1,4 +1,4 @@
-"""What the worker reports to whoever watches: the mirror in Redis, metrics, traces.
+"""The interface through which a worker reports its events: to the mirror in Redis, to metrics, to traces.
 
 Derive from `Observer` and override what you need; every method has an empty body.
 """
@@ -13,7 +13,7 @@ from worker.batch import Progress
 
 
 class RunInfo(NamedTuple):
-    """A run that this worker has."""
+    """A run that this worker has claimed."""
 
     run_id: str
     job: str
@@ -23,18 +23,18 @@ class RunInfo(NamedTuple):
 
 
 class Observer:
-    """Receives what happens to a worker and to its runs.
+    """Receives the events of a worker and of its runs.
 
-    The worker calls these methods in its event loop, in the order in which things happen. They must neither block nor
-    raise: what takes time belongs into `run`.
+    The worker calls these methods in its event loop, in the order of the events. They must neither block nor raise. Do
+    slow work in `run`.
     """
 
     async def run(self) -> None:
-        """Do what takes time, until cancelled. The worker starts it again, with a pause, if it raises."""
+        """Do slow work until cancelled. If it raises, the worker starts it again after a pause."""
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Finish: the worker has stopped."""
+        """Finish after the worker has stopped."""
 
     def worker_started(self) -> None:
         """The worker starts."""
@@ -46,22 +46,22 @@ class Observer:
         """An attempt begins."""
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
-        """The run is in the ledger from now on, perhaps with rows of earlier attempts."""
+        """The run was created in the ledger, or taken over with the rows of earlier attempts."""
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
-        """A batch was committed; `rows` are those of the whole run."""
+        """A batch was committed; `rows` counts the rows of the whole run."""
 
     def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
         """The walk waits between two batches for a reason; None when it continues."""
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
-        """The run has made no progress for so long."""
+        """The run has made no progress for `seconds`."""
 
     def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
-        """The run goes back to the queue: waiting (to be retried where there is an error), or paused."""
+        """The run returns to the queue: waiting (for a retry if there is an error), or paused."""
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """The run has ended: succeeded, dead or cancelled."""
 
     def lost(self, run: RunInfo) -> None:
-        """Another worker has the run."""
+        """Another worker has claimed the run."""

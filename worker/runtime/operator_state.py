@@ -1,14 +1,14 @@
-"""Commands of operators, as last read: plain sets and a hash in Redis.
+"""The operator commands as last read: plain sets and a hash in Redis.
 
 | command | effect |
 | --- | --- |
 | `SADD worker:paused <run id, job, queue or *>` | pause; `SREM` resumes |
 | `SADD worker:cancelled <run id>` | cancel |
-| `HSET worker:pace <run id, job or *> <rows a second>` | limit the pace; `HDEL` takes the limit back |
-| `SADD worker:drain <worker>` | drain a worker, which then removes the command |
-| `SADD worker:retry <run id>` | retry a run; the worker that does it removes the command |
+| `HSET worker:pace <run id, job or *> <rows a second>` | limit the pace; `HDEL` removes the limit |
+| `SADD worker:drain <worker>` | drain a worker; the worker then removes the command |
+| `SADD worker:retry <run id>` | retry a run; the worker that retries it removes the command |
 
-Stock arq clients abort with the sorted set `arq:abort`, which counts as a cancel.
+Stock arq clients abort runs with the sorted set `arq:abort`, which counts as a cancel.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ logger = logging.getLogger("longhaul.operators")
 
 Order = Literal["pause", "cancel"]
 
-#: The keys of all commands: the listener has to hear of their changes.
+#: The keys of all commands; the listener has to track them.
 KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED, keys.PARKED})
-#: Longest age, in seconds, of what a batch boundary looks at.
+#: Longest age, in seconds, of the commands that a batch boundary uses.
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 _READING = "operator commands cannot be read"
 
 
 class OperatorState:
-    """What operators want, as last read. While Redis is away, walks continue with the last known commands.
+    """The operator commands as last read. During an outage of Redis, walks continue with the last known commands.
 
     Args:
-        redis: to read them where no listener is active.
-        listener: hears of their changes; None for none.
-        outage: logs that Redis is away.
-        obeys_aborts: whether stock arq clients may abort (`allow_abort_jobs` of arq's workers).
+        redis: the connection that reads them if no listener is active.
+        listener: receives changes of their keys; None for none.
+        outage: logs outages of Redis.
+        obeys_aborts: whether stock arq clients may abort runs (`allow_abort_jobs` of arq's workers).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class OperatorState:
         self.paces: dict[str, float] = {}
         self.drained: frozenset[str] = frozenset()
         self.retried: frozenset[str] = frozenset()
-        #: The orders to pause for which runs are parked.
+        #: The entries of `worker:paused` for which runs are parked.
         self.parked: frozenset[str] = frozenset()
 
     def changed(self) -> None:
@@ -85,7 +85,7 @@ class OperatorState:
 
     @property
     def known(self) -> bool:
-        """Whether what was read is current: as long as a listener hears of no change, or for a moment without one."""
+        """Whether the commands are current: until the listener reports a change, or for a moment without a listener."""
         if self._has_problems and time.monotonic() - self._read_at > _RETRY_SECONDS:
             return False
         if self._listener is not None and self._listener.active:
@@ -94,18 +94,18 @@ class OperatorState:
 
     @property
     def must_ask(self) -> bool:
-        """Whether the commands have to be read again before use, for want of a listener; not while Redis is away."""
+        """Whether the commands must be read again before use: if no listener is active and Redis is available."""
         return not self._failing and (self._listener is None or not self._listener.active) and not self.known
 
     async def refresh(self, *, now: bool = False) -> None:
-        """Read the commands again unless they are known.
+        """Read the commands again unless they are current.
 
         Args:
-            now: read them in any case.
+            now: read them even if they are current.
         """
         if self.known and not now:
             return
-        async with self._reading:  # a caller that comes while they are read shares the answer
+        async with self._reading:  # concurrent callers share the answer
             if now or not self.known:
                 await self._read()
 
@@ -122,7 +122,7 @@ class OperatorState:
         ]
         try:
             if self._listener is not None and self._listener.active:
-                self._stale = False  # before the answer: what is written while it comes makes it stale again
+                self._stale = False  # before the read: a change during the read marks the state stale again
                 answers = await self._listener.read(*commands)
                 if not isinstance(answers[3], ResponseError):
                     answers[3] = dict(zip(answers[3][::2], answers[3][1::2], strict=True))
@@ -158,17 +158,17 @@ class OperatorState:
         self._problems.report(problems)
 
     def is_queue_paused(self, queue: str) -> bool:
-        """Tell whether nothing is to be claimed from a queue."""
+        """Return whether a queue is paused."""
         return not self.paused.isdisjoint((queue, keys.ALL))
 
     def find_order(self, run_id: str, job: str, queue: str) -> Order | None:
-        """Return the command for a run; None where there is none."""
+        """Return the command for a run; None if there is none."""
         if run_id in self.cancelled:
             return "cancel"
         return "pause" if self.find_pause(run_id, job, queue) else None
 
     def find_pause(self, run_id: str, job: str, queue: str) -> str | None:
-        """Return the entry of `worker:paused` that pauses a run; None where there is none."""
+        """Return the entry of `worker:paused` that pauses a run; None if there is none."""
         if not self.paused:
             return None
         return next((name for name in (run_id, job, queue, keys.ALL) if name in self.paused), None)
@@ -179,7 +179,7 @@ class OperatorState:
 
 
 def is_wrong_type(error: BaseException) -> bool:
-    """Tell whether an error says that a key has another type."""
+    """Return whether an error says that a key has another type."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
@@ -191,14 +191,14 @@ def read_names(
     *,
     remove: str = "SREM",
 ) -> frozenset[str]:
-    """Return the names in a set, without members that cannot be names.
+    """Return the names in a set. Omit members that cannot be names.
 
     Args:
         key: the key.
         answer: its members; the error if it has another type.
-        last: names that were read before, which then stay in force.
-        problems: where problems are noted.
-        remove: command that removes a member.
+        last: the names that were last read; returned if the key has another type.
+        problems: the list to which problems are added.
+        remove: the Redis command that removes a member, for the log.
     """
     if isinstance(answer, ResponseError):
         problems.append(wrong_type(key))

@@ -1,18 +1,18 @@
-"""How the execution of one claimed job can end.
+"""The outcomes of one claimed job.
 
-`Executor.run` returns one of these values, and `Completer.complete` writes it. They hold no connection and do nothing.
+`Executor.run` returns one of these values, and `Completer.complete` writes it. They are plain data.
 
 | outcome | what happened |
 | --- | --- |
 | `Succeeded` | the job returned |
-| `Failed` | the job raised; `decision` says whether there is another attempt |
-| `Snoozed` | the job raised `Snooze`: it runs again later, at the cost of no attempt |
+| `Failed` | the job raised an error; `decision` states whether there is another attempt |
+| `Snoozed` | the job raised `Snooze`: it runs again later, and no attempt is counted |
 | `Cancelled` | an operator cancelled the run |
-| `Released` | the run goes back to the queue without a failure: drained, paused, over a limit, unknown here |
+| `Released` | the run returns to the queue without a failure: drained, paused, over a limit, unknown here |
 | `Rejected` | the run cannot begin, now or later: its payload is unreadable, or its time has passed |
-| `AlreadyEnded` | the ledger knows the end of this run; it is reported again |
+| `AlreadyEnded` | the ledger already has the end of this run; it is reported again |
 | `Lost` | another worker has taken the run over |
-| `Abandoned` | the job's code did not end after it was interrupted; the run ends without it |
+| `Abandoned` | the job's code did not end after an interruption; the run ends without waiting for it |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Succeeded(Outcome):
     """The job returned.
 
     Attributes:
-        result_json: what it returned, as JSON text.
+        result_json: the returned value, as JSON text.
     """
 
     result_json: str
@@ -42,10 +42,10 @@ class Succeeded(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Outcome):
-    """The job raised.
+    """The job raised an error.
 
     Attributes:
-        error: what it raised.
+        error: the error.
         decision: whether and when there is another attempt.
     """
 
@@ -55,11 +55,11 @@ class Failed(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Snoozed(Outcome):
-    """The job asked to be run later, at the cost of no attempt.
+    """The job raised `Snooze` to run again later. No attempt is counted.
 
     Attributes:
-        reason: in one line.
-        delay_seconds: time until it is due again.
+        reason: the reason, in one line.
+        delay_seconds: seconds until it is due again.
     """
 
     reason: str
@@ -71,20 +71,20 @@ class Cancelled(Outcome):
     """An operator cancelled the run.
 
     Attributes:
-        reason: in one line.
+        reason: the reason, in one line.
     """
 
-    reason: str = "cancelled by order"
+    reason: str = "cancelled by an operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Released(Outcome):
-    """The run goes back to the queue without a failure.
+    """The run returns to the queue without a failure.
 
     Attributes:
-        state: what the run is from now on.
-        delay_seconds: time until it is due again; a paused run is due when its order is taken back.
-        error: why this worker cannot run it; None for a drain, a pause or a limit.
+        state: the new state of the run.
+        delay_seconds: seconds until it is due again; a paused run is due when its pause is removed.
+        error: the reason why this worker cannot run it; None for a drain, a pause or a limit.
         counts: whether this attempt counts towards `max_attempts`.
     """
 
@@ -99,8 +99,8 @@ class Rejected(Outcome):
     """The run cannot begin, and becomes a dead letter.
 
     Attributes:
-        error: in one line.
-        may_be_in_ledger: whether an earlier attempt may have put the run into the ledger, where it then ends as well.
+        error: the error, in one line.
+        may_be_in_ledger: whether the ledger may have the run from an earlier attempt; it is ended there as well.
     """
 
     error: str
@@ -109,12 +109,12 @@ class Rejected(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class AlreadyEnded(Outcome):
-    """The ledger knows how this run ended: its worker died before Redis knew it as well.
+    """The ledger already has the end of this run: a worker died between its write to the ledger and that to Redis.
 
     Attributes:
         state: succeeded, dead or cancelled.
-        result: what the job returned.
-        error: what it failed with, in one line.
+        result: the returned value.
+        error: the error of the run, in one line.
     """
 
     state: str
@@ -124,17 +124,17 @@ class AlreadyEnded(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Lost(Outcome):
-    """Another worker has taken the run over; whatever was open here is rolled back."""
+    """Another worker has taken over the run; open transactions of this worker are rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Abandoned(Outcome):
-    """The job's code did not end within its grace period; the run ends without it.
+    """The job's code did not end within its grace period; the run ends without waiting for it.
 
     Attributes:
-        outcome: what becomes of the run.
-        why: what the code was interrupted for.
-        details: where the code stands, for the log.
+        outcome: the outcome of the run.
+        why: the reason for the interruption.
+        details: the stack of the code, for the log.
     """
 
     outcome: Outcome

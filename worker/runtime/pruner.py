@@ -1,8 +1,8 @@
-"""Pruning: what has ended long ago goes, so that neither server grows for ever.
+"""Pruning: deletes old records, so that neither server grows without bound.
 
-Dead letters after `worker.dead_letter_ttl_days`, ended runs of the ledger after `worker.run_retention_days`, and, after
-a day, orders of arq's clients to abort what is no job (any more): nobody else takes those back. Of all workers one does
-it, once an hour, a few runs at a time between the rest of its maintenance.
+Dead letters are deleted after `worker.dead_letter_ttl_days`, and ended runs of the ledger after
+`worker.run_retention_days`. Abort commands of arq's clients for jobs that do not exist are deleted after a day, because
+no other code removes them. One of all workers prunes once an hour, a few runs at a time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.prune")
 
-#: Pause between two questions whether it is time.
+#: Pause between two checks whether pruning is due.
 _ASK_SECONDS = 600.0
 _PAUSE_SECONDS = 3600
 _RUNS_AT_ONCE = 500
 _DAY_SECONDS = 86_400.0
-#: Life of an order to abort, where the queue does not know its job.
+#: Lifetime of an abort command for a job that the queue does not have.
 _ABORT_SECONDS = _DAY_SECONDS
 
 
 class Pruner:
-    """Looks, now and then, for what is too old.
+    """Deletes records that exceed their retention.
 
     Args:
         store: the queue.
-        ledger: the durable truth; None where there is no database.
-        rules: what is too old.
+        ledger: the durable record of runs; None without a database.
+        rules: the retention settings.
     """
 
     def __init__(self, store: QueueStore, ledger: Ledger | None, rules: WorkerSettings) -> None:
@@ -49,7 +49,7 @@ class Pruner:
         self._last: DeletedRun | None = None
 
     async def look(self) -> None:
-        """Do what is due: one small part of it."""
+        """Prune one small part, if pruning is due."""
         if self._walking:
             await self._forget_runs()
             return
@@ -64,10 +64,10 @@ class Pruner:
         self._walking, self._last = self._ledger is not None and self._rules.run_retention_days > 0, None
 
     async def forget_aborts(self) -> int:
-        """Take back orders to abort that are a day old, of jobs that the queue does not know. Returns their number."""
+        """Delete abort commands that are a day old and whose jobs the queue does not have. Return their number."""
         before = (await self._store.time()).timestamp() - _ABORT_SECONDS
         async with self._store.redis.pipeline(transaction=True) as pipeline:
-            await pipeline.watch(keys.ABORT)  # an order that comes meanwhile may be for one that comes, too
+            await pipeline.watch(keys.ABORT)  # abort if a client adds a command: its job may be new, too
             old = await pipeline.zrangebyscore(keys.ABORT, "-inf", before * 1000)
             unknown = [raw for raw in old if not await pipeline.exists(keys.JOB.encode() + raw)]
             if not unknown:
@@ -77,7 +77,7 @@ class Pruner:
             try:
                 await pipeline.execute()
             except WatchError:
-                return 0  # another time
+                return 0  # a client wrote meanwhile: prune next time
         return len(unknown)
 
     async def _forget_runs(self) -> None:
@@ -88,6 +88,6 @@ class Pruner:
         if dead:
             await forget_letters(self._store.redis, dead)
         if forgotten:
-            logger.info("forgot %d runs of the ledger that ended until %s", len(forgotten), forgotten[-1].finished_at)
+            logger.info("runs pruned count=%d newest_end=%s", len(forgotten), forgotten[-1].finished_at)
             self._last = forgotten[-1]
         self._walking = len(forgotten) == _RUNS_AT_ONCE

@@ -1,4 +1,4 @@
-"""Rescuer: runs that the ledger knows and Redis has forgotten go back into the queue."""
+"""Rescuer: enqueues runs again that the ledger has and Redis has lost."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ logger = logging.getLogger("longhaul.rescue")
 
 
 class Rescuer:
-    """Looks for unfinished runs that the queue does not have.
+    """Enqueues unfinished runs that the queue does not have.
 
-    Any number of workers may look at once: a run is enqueued by its id, and once.
+    Any number of workers may rescue at the same time: a run is enqueued once for its id.
 
     Args:
-        ledger: the durable truth.
+        ledger: the durable record of runs.
         store: the queue.
-        settings: for `worker.rescue_interval_seconds`.
+        settings: the settings, for `worker.rescue_interval_seconds`.
     """
 
     def __init__(self, ledger: Ledger, store: QueueStore, settings: Settings) -> None:
         self._ledger = ledger
         self._store = store
-        # A run that is handed back is for a moment in the ledger only; the life of a lease is a safe distance.
+        # While a worker requeues a run, only the ledger has it for a moment. The lifetime of a lease is a safe margin.
         self._idle_seconds = max(settings.worker.rescue_interval_seconds, settings.worker.lease_seconds)
 
     async def run(self) -> int:
-        """Put orphans back. Returns their number."""
+        """Requeue orphans. Return their number."""
         rescued = 0
         orphans = sorted(await self._ledger.find_orphans(idle_seconds=self._idle_seconds), key=lambda spec: spec.queue)
         for queue, specs in groupby(orphans, key=lambda spec: spec.queue):
@@ -53,7 +53,7 @@ class Rescuer:
         return rescued
 
     async def _rescue(self, spec: RunSpec) -> bool:
-        """Put one orphan back. An orphan that cannot be put back does not keep the others from it."""
+        """Requeue one orphan. If that fails, continue with the others."""
         try:
             decode_payload(spec.payload.encode(), accept_pickle=False)
         except InvalidPayload as error:
@@ -68,14 +68,14 @@ class Rescuer:
         return True
 
     def _report(self, queue: str, spec: RunSpec, error: ResponseError) -> None:
-        """Report a queue that cannot be used; raise what is about the server."""
+        """Report a queue that cannot be used. Raise errors that are about the server."""
         if kind_of(error) in REFUSALS - {"NOPERM"}:
             raise error
         problem = KeyProblem(printable(queue), f"cannot take the run {spec.id}: {error}", f"TYPE {quote(queue)}")
         self._store.problems.report([problem])
 
     async def _end_unreadable(self, spec: RunSpec, error: str) -> None:
-        """End a run whose payload in the ledger cannot be read. Unfinished, it would be found again and again."""
+        """End a run whose payload in the ledger cannot be read. Otherwise each rescue would find it again."""
         logger.error("run dead job=%s run=%s error=%s", spec.job, spec.id, error)
         known = await self._ledger.find(spec.id)
         if known is None or known.finished:

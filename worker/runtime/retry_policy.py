@@ -1,4 +1,4 @@
-"""Whether a failed run has another attempt, and when."""
+"""Decides whether a failed run has another attempt, and when."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from worker.job.definition import Job
 from worker.queue import errors as redis
 from worker.settings.model import WorkerSettings
 
-#: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt cannot cure it.
+#: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt would fail as well.
 _PERMANENT_SQLSTATES = ("42",)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What becomes of a failed run.
+    """The decision about a failed run.
 
     Attributes:
-        again: whether there is another attempt; without one, the run is dead.
+        again: whether there is another attempt; if not, the run is dead.
         counts: whether this attempt counts towards `max_attempts`.
         delay: seconds until the next attempt.
         error: the error in one line.
@@ -38,8 +38,8 @@ def decide(
     """Decide whether a failed run has another attempt.
 
     Args:
-        error: what the job raised.
-        job: the job, for its own rules.
+        error: the error that the job raised.
+        job: the job, for its own retry options.
         attempt: number of this attempt since the last one that committed a batch.
         progressed: whether this attempt committed a batch.
         rules: the settings of the worker.
@@ -62,7 +62,7 @@ def decide(
 
 
 def _delay_seconds(job: Job[..., object], attempt: int, rules: WorkerSettings) -> float:
-    """Return the seconds until the next attempt, by the job's own rule or that of the settings."""
+    """Return the seconds until the next attempt, from the job's own option or from the settings."""
     own = job.rules.backoff
     if own is None:
         return backoff(attempt, rules)

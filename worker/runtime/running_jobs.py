@@ -1,4 +1,4 @@
-"""The jobs that a worker has: each claimed, run, completed, and, if its code does not end, abandoned."""
+"""The running jobs of a worker: runs and completes each claimed job, and abandons it if its code does not end."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class RunningJobs:
     """Runs claimed jobs, each in a task of its own.
 
     Args:
-        executor: runs them.
-        completer: writes how they ended.
-        leases: of the jobs that run.
-        counters: counts what has ended.
-        on_end: called when a job has left its slot.
+        executor: runs the jobs.
+        completer: writes their outcomes.
+        leases: renews the leases of running jobs.
+        counters: counts ended executions.
+        on_end: called when a slot becomes free.
 
     Attributes:
-        tasks: what runs for each claimed job, by its id.
+        tasks: the task of each claimed job, by run id.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RunningJobs:
         self._counters = counters
         self._on_end = on_end
         self._executions: dict[str, Execution] = {}
-        #: Code of abandoned jobs that has not ended: it takes no slot, and its runs are not its own any more.
+        #: Tasks of abandoned jobs whose code still runs. They take no slot and own no run.
         self._abandoned: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class RunningJobs:
         return iter(list(self._executions.values()))
 
     def get(self, run_id: str) -> Execution | None:
-        """Return the execution of a job; None where this worker does not have it."""
+        """Return the execution of a job; None if this worker does not have the job."""
         return self._executions.get(run_id)
 
     @property
@@ -92,7 +92,7 @@ class RunningJobs:
         task.add_done_callback(partial(self._ended, execution))
 
     async def _process(self, execution: Execution) -> None:
-        """Run one claimed job, and write how it ended."""
+        """Run one claimed job and write its outcome."""
         try:
             outcome = await self._executor.run(execution)
             if execution.is_abandoned:
@@ -109,7 +109,7 @@ class RunningJobs:
         self._counters.count(outcome)
 
     def abandon(self, execution: Execution) -> None:
-        """Wait for a job's own code no more: its run ends, or is tried again, without it."""
+        """Stop waiting for a job's own code: its run ends or is retried."""
         run_id = execution.claim.run_id
         body = execution.abandon()
         if body is None:
@@ -128,8 +128,8 @@ class RunningJobs:
     def _ended(self, execution: Execution, task: asyncio.Task[None]) -> None:
         run_id = execution.claim.run_id
         if task in self._abandoned:
-            return  # it was abandoned before: another task writes how its run ended
-        if self._executions.get(run_id) is execution:  # else it went back to the queue, and was claimed again
+            return  # it was abandoned before: another task writes the outcome of its run
+        if self._executions.get(run_id) is execution:  # otherwise it was requeued and claimed again
             self._leases.remove(run_id)
             del self._executions[run_id]
             del self.tasks[run_id]
@@ -148,7 +148,7 @@ class RunningJobs:
             self.abandon(execution)
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the jobs that run now have ended, abandoned or not, or for the time."""
+        """Wait until the current jobs have ended, including abandoned ones, or until the timeout."""
         if not self.tasks:
             return
         _, late = await asyncio.wait(set(self.tasks.values()), timeout=max(0.0, seconds))
@@ -157,5 +157,5 @@ class RunningJobs:
 
 
 def _log_left_to_lease(execution: Execution, error: BaseException) -> None:
-    # The lease expires by itself, and the job is claimed again.
+    # The job is claimed again when its lease expires.
     logger.error("job left to its lease job=%s run=%s error=%s", *execution.labels, format_error(error))

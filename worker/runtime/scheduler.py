@@ -1,14 +1,14 @@
-"""Cron inside the worker: each due time of each line is enqueued once, whatever number of workers there are.
+"""Cron inside the worker: each due time of each cron line is enqueued once, however many workers run.
 
-Every worker looks at every line. A row in the ledger holds the last due time of each line; whoever moves it forward
-enqueues the job before he commits, while the others wait for that row, and then find the time taken. A worker that
-dies in between leaves the row as it was; a hash in Redis, compared and set by the script that enqueues (fire_cron.lua),
-keeps the next one from doing it again. So neither a crash nor a Redis that lost its data repeats a due time, and one
-that no worker saw can be caught up.
+Every worker checks every line. A row in the ledger holds the last due time of each line. The worker that updates the
+row enqueues the job before it commits; the others wait for the row lock, and then see that the due time is done. If a
+worker dies in between, the row is unchanged; a hash in Redis, which the enqueueing script (fire_cron.lua) compares and
+sets, prevents the next worker from enqueueing the due time again. So neither a crash nor a Redis that lost its data
+repeats a due time, and a due time that no worker saw can be caught up.
 
-Redis says what time it is, by whose clock all jobs are due, and not the machine of a worker: one whose clock is fast,
-or was set, would else take due times before they come, and keep all others from those in between. It is asked when the
-next due time should have come, by a clock that nobody sets.
+The time comes from Redis, whose clock determines when all jobs are due, and not from the worker's machine. Otherwise a
+worker whose clock is fast would enqueue due times early, and the others would skip the due times in between. The worker
+reads the time from Redis when the next due time should have passed by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
 
-#: A due time that is seen within this time, in seconds, is on time and not missed.
+#: A due time that is at most this many seconds ago counts as on time, not as missed.
 _ON_TIME_SECONDS = 60.0
-#: Longest and shortest pause between two questions what time it is: the server's clock may be set.
+#: Longest and shortest pause between two reads of the server's time: its clock may be adjusted.
 _LONGEST_SECONDS = 10.0
 _LEAST_SECONDS = 0.05
 
@@ -44,13 +44,13 @@ class _Entry:
 
 
 class Scheduler:
-    """The cron lines of all jobs of one worker.
+    """Enqueues the cron lines of all jobs of one worker.
 
     Args:
         registry: the jobs.
-        ledger: for the last firings.
-        store: where to enqueue.
-        rules: for queue and catch-up.
+        ledger: the record of the last due times.
+        store: the queue.
+        rules: the `worker` section of the settings, for queue and catch-up.
     """
 
     def __init__(self, registry: Registry, ledger: Ledger, store: QueueStore, rules: WorkerSettings) -> None:
@@ -59,11 +59,11 @@ class Scheduler:
         self._rules = rules
         self._lines = [(job, line) for job in registry.values() for line in job.schedule]
         self._entries: list[_Entry] = []
-        #: When to ask for the time again, by the monotonic clock.
+        #: When to read the server's time again, by the monotonic clock.
         self._ask_at = 0.0
 
     async def start(self, now: datetime | None = None) -> None:
-        """Read the last firings; a line that is new begins now."""
+        """Read the last due times. A new line begins now."""
         if not self._lines:
             return
         last = await self._ledger.list_cron_firings()
@@ -72,12 +72,12 @@ class Scheduler:
             moment = now or await self._store.time()
             for job, line in new:
                 await self._ledger.start_cron_line(job.name, str(line), moment)
-            last = await self._ledger.list_cron_firings()  # others begin at the same time: one moment counts
+            last = await self._ledger.list_cron_firings()  # workers may start at the same time: use the stored moment
         for job, line in self._lines:
             self._entries.append(_Entry(job, line, line.next_after(last[job.name, str(line)])))
 
     async def look(self, now: datetime | None = None) -> list[str]:
-        """Enqueue what is due; called by the worker at each turn, and cheap when nothing is.
+        """Enqueue due cron jobs. The worker calls this at each iteration; it is cheap if nothing is due.
 
         Returns:
             The ids of the runs that this worker enqueued.
@@ -98,12 +98,12 @@ class Scheduler:
 
     async def _fire(self, entry: _Entry, moment: datetime) -> str | None:
         due, following = entry.next_due, entry.line.next_after(entry.next_due)
-        while following <= moment:  # several times were missed: the last one stands for all
+        while following <= moment:  # several due times were missed: enqueue the last one only
             due, following = following, entry.line.next_after(following)
         job, line = entry.job, str(entry.line)
         fired: str | None = None
-        # The ledger's row is ours until the job is in Redis. Should we die in between, another worker takes the due
-        # time again, and the guard in Redis knows that it was enqueued.
+        # This worker holds the row lock until the job is in Redis. If it dies in between, another worker repeats the
+        # due time, and the guard in Redis prevents a second run.
         async with self._ledger.claim_firing(job.name, line, due) as ours:
             if not ours:
                 logger.debug("cron %s (%s): %s was fired elsewhere", job.name, line, due.isoformat())
@@ -116,7 +116,7 @@ class Scheduler:
 
     async def _enqueue(self, job: Job[..., object], line: str, due: datetime) -> str | None:
         run_id = firing_id(job.name, line, due)
-        arguments = job.encode_arguments((), {})  # what default factories make, drawn once for all attempts
+        arguments = job.encode_arguments((), {})  # default factories are called once for all attempts
         payload = Payload(job.name, [], arguments, now_ms()).to_json()
         guard = f"{job.name} {line}"
         queue, priority = self._rules.queue, job.priority
@@ -130,6 +130,6 @@ class Scheduler:
 
 
 def firing_id(job: str, line: str, due: datetime) -> str:
-    """Return the run's id of one due time: the same in every worker."""
+    """Return the run id of a due time. It is the same in every worker."""
     mark = hashlib.sha256(line.encode()).hexdigest()[:6]
     return f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}"

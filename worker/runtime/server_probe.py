@@ -1,8 +1,8 @@
-"""Whether a server is away: an error says so, and a fresh connection to that server fails as well.
+"""Detects an unavailable server: an error reports a lost connection, and a new connection to that server fails, too.
 
-An error of a connection alone does not say it. A batch can lose its own connection (its body takes longer than
-`database.idle_in_transaction_timeout_seconds`, or its query ends the backend), and a job has connections of its own to
-other servers. Such an error is the job's: it costs an attempt, so that it ends.
+The error alone is not enough. A batch can lose its own connection (its body takes longer than
+`database.idle_in_transaction_timeout_seconds`, or its query ends the backend), and a job may have connections to other
+servers. Such an error counts as an error of the job and uses up an attempt, so that the run ends eventually.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PROBE_SECONDS = 5.0
 
 
 async def confirm_error(error: BaseException, attempt: Attempt | None, database: Database, redis: Any) -> BaseException:
-    """Return an error of an attempt as it is to be judged.
+    """Return the error that determines the outcome of an attempt.
 
     Args:
         error: The error.
@@ -31,7 +31,7 @@ async def confirm_error(error: BaseException, attempt: Attempt | None, database:
         redis: The worker's connection to Redis.
 
     Returns:
-        The error itself, or `ConnectionLost` if it blames a server that answers a fresh connection.
+        The error itself, or `ConnectionLost` if it reports a lost connection to a server that accepts a new one.
     """
     if postgresql.is_unavailable(error):
         answers = await _answers(database.check())
@@ -65,4 +65,4 @@ def _describe(error: BaseException, attempt: Attempt | None, database: Database)
             f"PostgreSQL ended the connection that holds its locks: walk with lock=False, make slow calls with "
             f"batch.gather, or take a smaller size= ({format_error(error)})"
         )
-    return f"{where or 'the job'}: a connection was lost, but its server answers others: {format_error(error)}"
+    return f"{where or 'the job'}: a connection was lost, but its server accepts new ones: {format_error(error)}"

@@ -1,4 +1,4 @@
-"""Repeat a step until its server has taken it: how the end of a job survives a Redis or PostgreSQL that is away."""
+"""Repeats a step until its server accepts it, so that the end of a job survives an outage of Redis or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _REDIS_PAUSES = (0.2, 0.5, 1.0)
 
 @dataclass
 class WorkerState:
-    """What all parts of one worker have to know of it.
+    """The state that all parts of one worker share.
 
     Attributes:
-        name: of the worker, as operators see it.
-        is_shutdown_forced: whether it stops at once: no server is waited for any more.
-        drain_started: set when the worker begins to stop.
+        name: the name of the worker, as operators see it.
+        is_shutdown_forced: whether it stops at once and waits for no server.
+        drain_started: set when the worker starts to drain.
     """
 
     name: str
@@ -37,16 +37,16 @@ class WorkerState:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the worker stops: jobs leave at their next boundary."""
+        """Whether the worker is draining: jobs return to the queue at their next boundary."""
         return self.drain_started.is_set()
 
 
 class ServerRetry:
-    """Repeats steps while their server is away. Each step has to be idempotent.
+    """Repeats steps while their server is unavailable. Each step has to be idempotent.
 
     Args:
-        state: of the worker; a forced shutdown ends the repetition.
-        outage: logs that Redis is away.
+        state: the state of the worker; a forced shutdown ends the repetition.
+        outage: logs outages of Redis.
     """
 
     def __init__(self, state: WorkerState, outage: OutageLog) -> None:
@@ -54,10 +54,10 @@ class ServerRetry:
         self._outage = outage
 
     async def redis(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step until Redis has taken it.
+        """Repeat a step until Redis accepts it.
 
         Args:
-            name: of the job, for the log.
+            name: the name of the job, for the log.
             operation: the step.
 
         Raises:
@@ -66,7 +66,7 @@ class ServerRetry:
         try:
             return await operation()
         except RedisError as error:
-            return await self._repeat(f"{name} cannot go on", operation, error)
+            return await self._repeat(f"{name} has to wait", operation, error)
 
     async def _repeat(self, who: str, operation: Callable[[], Awaitable[T]], error: RedisError) -> T:
         try:
@@ -84,10 +84,10 @@ class ServerRetry:
             self._outage.answered(who)
 
     async def database(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step of the ledger for some seconds while PostgreSQL is away.
+        """Repeat a step of the ledger for some seconds while PostgreSQL is unavailable.
 
         Raises:
-            SQLAlchemyError: it failed for another reason, or PostgreSQL stays away.
+            SQLAlchemyError: the step failed for another reason, or PostgreSQL is still unavailable.
         """
         for pause in _DATABASE_PAUSES:
             try:

@@ -1,4 +1,4 @@
-"""Supervised tasks: work beside the jobs that has to go on as long as the worker does."""
+"""Supervised tasks: background work that has to run as long as the worker runs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ logger = logging.getLogger("longhaul.worker")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-#: A task that lived so long was well: the next pause is the first again.
+#: A task that ran for this long counts as healthy: the backoff starts again.
 _WELL_SECONDS = 60.0
 _CANCEL_AGAIN_SECONDS = 0.5
 _LEAST_STEP_SECONDS = 0.5
 
 
 async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do work until cancelled. If it raises or returns, log that as an error and start it again, with backoff.
+    """Run work until cancelled. If it raises or returns, log an error and start it again, with backoff.
 
     Args:
-        name: of the work, for the log.
-        work: starts it; it is not expected to return.
+        name: the name of the work, for the log.
+        work: starts the work, which is not expected to return.
     """
     loop = asyncio.get_running_loop()
     pause = _FIRST_PAUSE_SECONDS
@@ -33,7 +33,7 @@ async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
         error: BaseException | None = None
         try:
             await work()
-        except Exception as raised:  # noqa: BLE001 - whatever it was, the work has to go on
+        except Exception as raised:  # noqa: BLE001 - whatever the error, the work has to be restarted
             error = raised
         if loop.time() - began > _WELL_SECONDS:
             pause = _FIRST_PAUSE_SECONDS
@@ -45,14 +45,14 @@ async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, seconds: float) -> set[asyncio.Task[Any]]:
-    """Cancel tasks and wait until they have ended, for a time.
+    """Cancel tasks and wait until they have ended, up to a limit.
 
     Args:
-        tasks: what has to end.
-        seconds: longest wait for all of them.
+        tasks: the tasks.
+        seconds: longest wait for all of them, in seconds.
 
     Returns:
-        Tasks that have not ended: they swallow their cancellation, or wait for something that cannot be cancelled.
+        The tasks that have not ended: they swallow the cancellation, or wait for something that cannot be cancelled.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     pending = {task for task in tasks if not task.done()}
@@ -68,11 +68,11 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, seconds: float) -> se
 
 
 async def finish_steps(steps: Iterable[tuple[str, Coroutine[Any, Any, Any]]], *, seconds: float) -> None:
-    """Do the steps of an end, one after the other; log a step that fails or takes too long, and go on.
+    """Run the steps of a shutdown one after the other. Log a step that fails or takes too long, and continue.
 
     Args:
-        steps: name and coroutine of each.
-        seconds: time for all of them; each has a moment at least.
+        steps: the name and coroutine of each step.
+        seconds: time for all steps; each step has at least a moment.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -1,7 +1,7 @@
-"""Several worker processes under one: started, restarted when they die, drained together.
+"""Supervises several worker processes: starts them, restarts them when they die, and drains them together.
 
-Each is `worker run` as it is without `--processes`, in a session of its own, so that a signal of the terminal reaches
-it once, from here. On Linux each drains when the supervisor itself is killed.
+Each process is `worker run` without `--processes`, in a session of its own, so that it receives a signal of the
+terminal once, from the supervisor. On Linux, each process drains if the supervisor is killed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ logger = logging.getLogger("longhaul.supervisor")
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
-#: A process that lived so long was well: the next pause is the first again.
+#: A process that ran for this long counts as healthy: the backoff starts again.
 _WELL_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
-    """Keeps a number of processes running.
+    """Keeps worker processes running.
 
     Args:
-        command: of each; `{number}` in an argument is the process's, from 1.
-        processes: how many.
-        hopeless: exit codes at which another start would end the same way, e.g. wrong settings.
+        command: the command of each process; `{number}` in an argument is replaced by the number from 1.
+        processes: the number of processes.
+        hopeless: exit codes after which a restart would fail in the same way, e.g. for wrong settings.
     """
 
     def __init__(self, command: Sequence[str], processes: int, *, hopeless: Sequence[int] = ()) -> None:
@@ -44,7 +44,7 @@ class Supervisor:
         self._code = 0
 
     def run(self) -> int:
-        """Run until a signal, or until every process has ended by itself. Returns the exit code."""
+        """Run until a signal, or until every process has ended without one. Return the exit code."""
         before = {signum: signal.signal(signum, self._pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self._running or (self._due and not self._signals):
@@ -78,7 +78,7 @@ class Supervisor:
                 logger.info("process %d: ended with %d", number, code)
                 self._code = self._code or max(code, 0)
             elif code in self._hopeless:
-                logger.error("process %d: ended with %d, as each other would: giving up", number, code)
+                logger.error("process %d: ended with %d; a restart would fail in the same way: giving up", number, code)
                 self._code = code
                 self._due.clear()
                 self._pass_on(signal.SIGTERM, None)
@@ -87,7 +87,7 @@ class Supervisor:
                 pause = _FIRST_PAUSE_SECONDS if lived > _WELL_SECONDS else self._pauses[number]
                 self._pauses[number] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 self._due[number] = time.monotonic() + pause
-                logger.warning("process %d: ended with %d after %.0f s; again in %.0f s", number, code, lived, pause)
+                logger.warning("process %d: ended with %d after %.0f s; restart in %.0f s", number, code, lived, pause)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -96,6 +96,6 @@ class Supervisor:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies."""
+    """Request SIGTERM from Linux for the death of the parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""From settings to a worker: the one place where all parts of the runtime meet."""
+"""Builds a worker from settings: the one module that connects all parts of the runtime."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ logger = logging.getLogger("longhaul.worker")
 
 
 def worker_name(settings: Settings) -> str:
-    """Return the name of this worker: that of the settings, or host and process id."""
+    """Return the name of this worker: `worker.name` of the settings, or host and process id."""
     return settings.worker.name or f"{socket.gethostname()[-30:]}-{os.getpid()}"
 
 
 def connect_redis(settings: Settings) -> Redis:
-    """Return a client of Redis; nothing is sent yet."""
+    """Return a client of Redis. Send nothing."""
     return Redis(connection_pool=connection_pool(settings))
 
 
@@ -59,7 +59,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
     """Check that Redis answers.
 
     Raises:
-        ServerUnavailable: it does not.
+        ServerUnavailable: Redis does not answer.
     """
     try:
         await redis.ping()
@@ -69,7 +69,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that a worker of any kind is made of. Each gets those that it needs; none gets all."""
+    """The parts of a worker of any kind. Each part receives only the other parts that it needs."""
 
     settings: Settings
     registry: Registry
@@ -91,7 +91,7 @@ class Parts:
     pools: JobPools
 
     def build_executor(self, hooks: Sequence[RunHook] = ()) -> Executor:
-        """Return what runs `@job` functions, each attempt within the hooks, outermost first."""
+        """Return the executor of `@job` functions. Each attempt runs within the hooks, outermost first."""
         return Executor(
             settings=self.settings,
             registry=self.registry,
@@ -110,7 +110,7 @@ class Parts:
         )
 
     def build_completer(self, encode: ResultEncoder = encode_execution_result) -> Completer:
-        """Return what writes outcomes."""
+        """Return the completer."""
         return Completer(
             rules=self.settings.worker,
             registry=self.registry,
@@ -127,12 +127,12 @@ class Parts:
         )
 
     def build_ledger_chores(self) -> list[Chore]:
-        """Return the chores of a worker that has a ledger."""
+        """Return the chores of a worker with a ledger."""
         rules, rescuer = self.settings.worker, Rescuer(self.ledger, self.store, self.settings)
         pruner = Pruner(self.store, self.ledger, rules)
 
         async def retry_runs() -> None:
-            for run_id in self.operator_state.retried:  # the first worker that comes does it
+            for run_id in self.operator_state.retried:  # the first worker to retry it wins
                 await retry_ordered(self.redis, self.ledger, run_id)
 
         return [
@@ -145,9 +145,9 @@ class Parts:
         """Return the worker.
 
         Args:
-            scheduler: cron.
-            chores: what is done beside the jobs.
-            options: of `Worker`: what is not one of these parts.
+            scheduler: the scheduler of cron jobs.
+            chores: the periodic chores.
+            options: further arguments of `Worker`.
         """
         return Worker(
             settings=self.settings,
@@ -180,19 +180,19 @@ def build_parts(
     keep_expiry: bool = False,
     obeys_aborts: bool = True,
 ) -> Parts:
-    """Make the parts of a worker; nothing is connected yet.
+    """Build the parts of a worker. Connect nothing.
 
     Args:
-        settings: of the process.
-        registry: the jobs that the worker knows.
-        observer: hears what happens.
-        redis: connection of the worker.
-        outage: logs that Redis is away; shared with the observer.
+        settings: the settings of the process.
+        registry: the jobs of the worker.
+        observer: receives the worker's events.
+        redis: the connection of the worker.
+        outage: logs outages of Redis; shared with the observer.
         keep_expiry: whether a payload keeps its expiry when it is claimed: arq's rule.
-        obeys_aborts: whether stock arq clients may abort.
+        obeys_aborts: whether stock arq clients may abort runs.
     """
     rules, name = settings.worker, worker_name(settings)
-    # Two processes can have one name, e.g. in containers of one host name: the owner of a lease is this process.
+    # Two processes can have the same name, e.g. in containers with one host name: make the lease owner unique.
     owner = f"{name}:{secrets.token_hex(4)}"
     state = WorkerState(name)
     database = Database(settings, name, job_name=current_job.get)
@@ -242,16 +242,16 @@ def build_worker(
     outage: OutageLog | None = None,
     middleware: Sequence[Middleware] = (),
 ) -> Worker:
-    """Return a worker for `@job` functions; nothing is connected yet.
+    """Return a worker for `@job` functions. Connect nothing.
 
     Args:
-        settings: of the process.
-        registry: the jobs that it knows.
-        observer: hears what happens; nobody by default.
-        burst: end when nothing is due.
-        redis: its connection; one from the settings by default. The worker closes it.
-        outage: logs that Redis is away; to be shared with the observer.
-        middleware: around each attempt, the first outermost.
+        settings: the settings of the process.
+        registry: the jobs of the worker.
+        observer: receives the worker's events; none by default.
+        burst: whether to end when nothing is due.
+        redis: the connection of the worker; one from the settings by default. The worker closes it.
+        outage: logs outages of Redis; to be shared with the observer.
+        middleware: the middleware around each attempt, the first outermost.
     """
     parts = build_parts(
         settings,

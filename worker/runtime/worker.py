@@ -47,29 +47,29 @@ class Worker:
     """Runs jobs until it is drained. `wiring.build_worker` makes one from settings.
 
     Args:
-        settings: of this process.
-        state: shared with all parts of the worker.
-        redis: connection for orders and health; closed at the end.
-        database: closed at the end.
+        settings: the settings of this process.
+        state: the state that all parts of the worker share.
+        redis: the connection for operator commands and health; closed at the end.
+        database: the database; closed at the end.
         store: the queue.
-        listener: hears of changes in Redis.
-        operator_state: what operators want.
-        leases: of the jobs that run.
+        listener: receives changes of keys in Redis.
+        operator_state: the operator commands.
+        leases: renews the leases of running jobs.
         fetcher: claims jobs.
-        executor: runs them.
-        completer: writes how they ended.
-        observer: hears what happens.
-        maintenance: the chores beside the jobs.
-        scheduler: cron, started before the first claim.
-        health: clears its key at the end; None where another worker has it.
-        counters: what has ended.
-        log: for lines that come with each job.
-        job_names: names of the jobs that it knows, for the log.
-        pools: threads and processes of plain functions, closed at the end.
+        executor: runs the jobs.
+        completer: writes their outcomes.
+        observer: receives the worker's events.
+        maintenance: runs the periodic chores.
+        scheduler: the scheduler of cron jobs, started before the first claim.
+        health: writes the health line and deletes it at the end; None if another worker writes it.
+        counters: the counts of ended executions.
+        log: sampled logger for lines that are written for each job.
+        job_names: the names of its jobs, for the log.
+        pools: the threads and processes that run plain functions; closed at the end.
         check_servers: raises unless the servers answer and the ledger is migrated.
-        burst: end when nothing is due.
+        burst: whether to end when nothing is due.
         cap_slots: lowers the number of jobs that may be claimed.
-        is_burst_over: tells whether a burst that has nothing to do has come to its end.
+        is_burst_over: returns whether an idle burst is over.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class Worker:
         self._burst = burst
         self._cap_slots = cap_slots
         self._is_burst_over = is_burst_over
-        #: Set when it claims jobs.
+        #: Set when the worker starts to claim jobs.
         self.ready = asyncio.Event()
-        #: The cancelled runs that were looked for among the parked ones.
+        #: The cancelled runs that were already searched for among the parked runs.
         self._unparked: frozenset[str] = frozenset()
         self._restoring: set[asyncio.Task[None]] = set()
 
@@ -137,12 +137,12 @@ class Worker:
 
     @property
     def owner(self) -> str:
-        """What its leases hold: no two processes have the same."""
+        """The value of its leases, unique to this process."""
         return self._store.owner
 
     @property
     def is_draining(self) -> bool:
-        """Whether it stops."""
+        """Whether the worker is draining."""
         return self.state.is_draining
 
     @property
@@ -152,17 +152,17 @@ class Worker:
 
     @property
     def tasks(self) -> dict[str, asyncio.Task[None]]:
-        """What runs for each claimed job, by its id."""
+        """The task of each claimed job, by run id."""
         return self._jobs.tasks
 
     @property
     def shutdown_seconds(self) -> float:
-        """Longest time that a drain takes, whatever hangs."""
+        """The longest time, in seconds, that a drain takes, even if a job or a server hangs."""
         timeout = self._rules.drain_timeout_seconds
         return timeout + max(timeout, _MIN_GRACE_SECONDS) + 3 * _STOP_SECONDS
 
     def execution(self, run_id: str) -> Execution | None:
-        """Return the execution of a job that this worker has; None where it does not have it."""
+        """Return the execution of a job; None if this worker does not have the job."""
         return self._jobs.get(run_id)
 
     # --- its life
@@ -224,7 +224,7 @@ class Worker:
                 draining = asyncio.create_task(self._drain())
                 draining.add_done_callback(lambda _: timer.wake())
             if draining is not None and draining.done() and fetcher.is_failing:
-                break  # Redis is away: the leases of these jobs expire
+                break  # Redis is unavailable: the leases of these jobs expire
             slots = self._free_slots()
             if fetcher.has_work(slots):
                 for claim in await fetcher.fetch(slots):
@@ -242,7 +242,7 @@ class Worker:
         return not may_be_due
 
     def _free_slots(self) -> int:
-        """Return how many jobs may be claimed; jobs whose end is about to be acknowledged have left their slots."""
+        """Return the number of jobs to claim. Ended jobs that are not acknowledged yet take no slot."""
         if self.state.is_draining:
             return 0
         return self._cap_slots(self._fetcher.claimable(self._rules.max_jobs - len(self._jobs)))
@@ -253,7 +253,7 @@ class Worker:
         timer.wake()
 
     def _keys_changed(self, written: frozenset[str] | None) -> None:
-        """Note that keys were written; None for any of them."""
+        """Handle a change of keys; None means that any key may have changed."""
         if written is None or not COMMAND_KEYS.isdisjoint(written):
             self.operator_state.changed()
         if written is None or not written.isdisjoint(self._fetcher.queues):
@@ -263,7 +263,7 @@ class Worker:
     # --- beside the jobs
 
     async def _keep_operator_state(self) -> None:
-        """Follow orders for jobs outside of a loop, and for this worker. A slow Redis does not stop the clock."""
+        """Obey commands for jobs outside of a loop, and for this worker. A slow Redis does not stop the clock."""
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             await self.operator_state.refresh()
@@ -276,7 +276,7 @@ class Worker:
             await self._unpark_runs()
 
     async def _unpark_runs(self) -> None:
-        """Make runs due whose order to pause was taken back, or that are cancelled. Any worker may do it."""
+        """Make runs due whose pause was removed, or that are cancelled. Any worker may do this."""
         operators = self.operator_state
         if not operators.parked:
             return
@@ -306,7 +306,7 @@ class Worker:
             execution.interrupt("lost")
 
     def _job_gone(self, run_id: str) -> None:
-        """Put a job back that Redis has lost, unless its end is on its way there."""
+        """Restore a job that Redis has lost, unless its end is being acknowledged."""
         execution = self._jobs.get(run_id)
         if execution is None or self._fetcher.acks.is_pending(run_id):
             return
@@ -318,7 +318,7 @@ class Worker:
                 else:
                     execution.interrupt("lost")
             except RedisError as error:
-                logger.debug("job not restored run=%s error=%s: the next renewal tries it again", run_id, error)
+                logger.debug("job not restored run=%s error=%s: the next renewal retries", run_id, error)
 
         task = asyncio.get_running_loop().create_task(restore())
         self._restoring.add(task)
@@ -327,11 +327,11 @@ class Worker:
     # --- the end
 
     def drain(self, signum: int = signal.SIGTERM, *, why: str | None = None) -> None:
-        """Stop: jobs leave at their next boundary. Called again, it cancels them at once.
+        """Drain: jobs return to the queue at their next boundary. A second call cancels them at once.
 
         Args:
-            signum: the signal that asks for it, for the log.
-            why: what else asks for it.
+            signum: the signal that requested it, for the log.
+            why: the reason, if it was not a signal.
         """
         reason = why or Signals(signum).name
         if not self.state.is_draining:
@@ -344,7 +344,7 @@ class Worker:
         self._fetcher.timer.wake()
 
     async def _remove_drain_command(self) -> None:
-        """Remove the command to drain: it is done, and not for the next worker of this name."""
+        """Remove the command to drain, so that it does not drain the next worker of this name."""
         if self.name in self.operator_state.drained:
             try:
                 await self._redis.srem(keys.DRAINED, self.name)  # type: ignore[misc]
