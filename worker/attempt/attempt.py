@@ -1,6 +1,6 @@
 """`Attempt`: one attempt of one job, from its first line to the commit of its last batch.
 
-A job sees it through `JobContext`, its durable loops through `worker.batch.walk.WalkHost`, and the worker itself.
+A job uses it through `JobContext`, durable loops through `worker.batch.walk.WalkHost`, and the worker directly.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ _BEGIN_SECONDS = 5.0
 
 
 class Attempt:
-    """State and orders of one attempt of one job.
+    """State and control of one attempt of one job.
 
     Args:
         run_id: id of the run.
         job: name of the job.
         number: number of the attempt, from 1.
-        spec: makes the identity of the run for the ledger, at the first durable loop.
-        settings: the worker's.
-        database: the worker's.
-        ledger: where the run is, or will be at its first durable loop.
-        control: the worker.
+        spec: returns the identity of the run for the ledger; called at the first durable loop.
+        settings: settings of the worker.
+        database: database of the worker.
+        ledger: the ledger, which has the run from its first durable loop on.
+        control: connects the attempt to its worker.
         pools: threads and processes for plain functions.
         max_attempts: attempts without progress until the run is dead.
-        throttles: those of the job; each attempt uses a copy.
+        throttles: throttles of the job; each attempt uses a copy.
         accepts_statement_change: Whether a walk continues although its statement has changed.
 
     Attributes:
-        where: the batch that was open when the job raised, in words; None if none was.
-        broken: the loop that an exception has left, in words; None if none has.
-        failure: the batch that failed, to be retried; None if no batch was open.
-        calls: calls of the job that have to be awaited.
+        where: description of the batch that was open when the job raised; None if no batch was open.
+        broken: description of the loop that an exception has ended; None if there is none.
+        failure: the failed batch, to be retried; None if no batch was open.
+        calls: calls that the job has to await.
     """
 
     def __init__(
@@ -127,12 +127,13 @@ class Attempt:
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, also of earlier attempts; or what a job without loops reports."""
+        """Rows of all committed batches of this run, including earlier attempts; or the progress of a job without
+        loops."""
         return self._run.rows if self._run else self._reported_rows
 
     @property
     def is_walking(self) -> bool:
-        """Whether the job is in a durable loop, which obeys orders at its next boundary."""
+        """Whether the job is in a durable loop, which applies operator commands at its next boundary."""
         return self._loop is not None
 
     @property
@@ -143,20 +144,20 @@ class Attempt:
     # --- the job's function
 
     async def run(self, job: Job[..., Any], ctx: JobContext, arguments: Mapping[str, Any]) -> Any:
-        """Run a job, and commit what its loops have left open; run it again if that cures the error of a batch.
+        """Run a job, and commit the open batch of its loops. Call the job again if that can resolve a batch's error.
 
         The caller ends the run in ledger and queue, and closes this attempt.
 
         Args:
-            job: the job.
+            job: the job to run.
             ctx: its context.
             arguments: by name, in the types of its signature (see `Job.decode_arguments`).
 
         Returns:
-            What the function returned.
+            The result of the function.
 
         Raises:
-            BaseException: What the function raised. Its open batch is rolled back.
+            BaseException: The function's exception. Its open batch is rolled back.
         """
         token = current_job.set(job.name)
         try:
@@ -174,11 +175,11 @@ class Attempt:
             current_job.reset(token)
 
     async def call(self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a job's function where it runs: in this event loop, in a thread, or in a process.
+        """Call a job's function in this event loop, in a thread, or in a process, as the job is declared.
 
         Raises:
             CancelledError: A cancellation was passed on to a thread or process, and the function let it pass.
-            BaseException: What the function raised.
+            BaseException: The function's exception.
         """
         if job.run_in == "loop":
             return await job.function(ctx, *args, **kwargs)
@@ -225,16 +226,16 @@ class Attempt:
         return session
 
     async def settle_loop(self) -> None:
-        """Commit the last batch of a loop that the job has left by `break`, before another scope of the job opens.
+        """Commit the last batch of a loop that the job has exited by `break`, before another scope of the job opens.
 
-        The batch holds locks until then, and the scope could wait for them for ever.
+        The batch holds locks until its commit, and the scope could wait for them forever.
         """
         loop = self._loop
         if loop is None or not loop.is_left:
             return
         if loop.was_left_by_break:
             await loop.leave()
-        else:  # the job may be about to record the exception that left the loop
+        else:  # the job may be about to record the exception that ended the loop
             await loop.fail()
 
     # --- the host of durable loops, see `WalkHost`
@@ -250,11 +251,11 @@ class Attempt:
         return self._run
 
     async def enter_loop(self, loop: Walk[Any]) -> None:
-        """Settle the preceding loop, which the job has left by `break`.
+        """Settle the preceding loop, which the job has exited by `break`.
 
         Raises:
             UsageError: That loop is still in progress.
-            LonghaulError: The job has caught an exception that left it.
+            LonghaulError: The job has caught an exception that ended the loop.
         """
         before = self._loop
         if before is not None and before is not loop:
@@ -275,7 +276,7 @@ class Attempt:
             self._loop = None
 
     def step_name(self, kind: str, name: str | None) -> str:
-        """Return the name of a step, unique in the job: the given one, or one of its kind and order."""
+        """Return the name of a step, unique in the job: the given name, or a name made from kind and order."""
         self._count += 1
         chosen = name or f"{self._count}-{kind}"
         if chosen in self._names:
@@ -284,7 +285,7 @@ class Attempt:
         return chosen
 
     def ensure_unique_statement(self, walk: str) -> None:
-        """Raise `UsageError` for a second unnamed loop over one statement: a restart could not tell them apart."""
+        """Raise `UsageError` for a second unnamed loop over one statement: a restart could not distinguish them."""
         if walk in self._walks:
             raise UsageError(
                 f"job {self.job}: two loops walk the same statement: give each a name=... that contains what they "
@@ -293,7 +294,7 @@ class Attempt:
         self._walks.add(walk)
 
     async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Obey orders and throttles between two batches; see `Boundary.wait`."""
+        """Apply operator commands and throttles between two batches; see `Boundary.wait`."""
         await self._boundary.wait(await self.durable_run(), resumable=resumable, table=table)
 
     def report(self, progress: Progress) -> None:
@@ -303,7 +304,7 @@ class Attempt:
     # --- retry of a failed batch
 
     def take_entry(self, step: str) -> RetryPlan | None:
-        """Return how a step is retried, once; None if it is not."""
+        """Return the plan for retrying a step, once; None if there is no plan."""
         entry = self._entry
         if entry is None or entry.step != step:
             return None
@@ -311,10 +312,10 @@ class Attempt:
         return entry
 
     async def retry_batch(self, error: BaseException) -> bool:
-        """Prepare another call of the job's function, if that can cure the error of a batch; see `BatchRetries`.
+        """Prepare another call of the job's function, if that can resolve the error of a batch; see `BatchRetries`.
 
         Returns:
-            False if the error is that of the attempt.
+            False if the attempt fails with the error.
         """
         failure, run = self.failure, self._run
         if self._is_abandoned or failure is None or run is None or not isinstance(error, Exception):
@@ -337,7 +338,7 @@ class Attempt:
         return True
 
     async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:
-        """Let the next attempt begin with the pace that the failed batch has taught, and with half of its rows."""
+        """Store the pace after the failed batch, and half of its rows as a limit, for the next attempt."""
         step = run.steps.get(failure.step)
         if step is None or step.batches != failure.batches:
             return  # it was committed
@@ -349,10 +350,10 @@ class Attempt:
     # --- the end
 
     async def succeed(self) -> None:
-        """Commit what the job has left open: it has returned.
+        """Commit the open batch of a job that has returned.
 
         Raises:
-            LonghaulError: The job has caught an exception that left a loop.
+            LonghaulError: The job has caught an exception that ended a loop.
         """
         if self._loop is not None:
             await self._loop.leave()
@@ -361,7 +362,7 @@ class Attempt:
         self.calls.ensure_awaited()
 
     async def fail(self) -> None:
-        """Roll back what is open: the job has raised."""
+        """Roll back the open batch of a job that has raised."""
         if self._loop is not None:
             await self._loop.fail()
 
@@ -371,13 +372,13 @@ class Attempt:
             await self._run.close()
 
     async def abandon(self) -> list[str]:
-        """Reject everything that the job does from now on: it did not end when it was interrupted, and keeps running.
+        """Reject all further operations of a job that did not end when it was interrupted, and keeps running.
 
         Its sessions cannot commit. The connection of its run is closed, not returned to the pool, because the job's
         open batch could still use it.
 
         Returns:
-            What became of its threads and processes, for the log.
+            The outcome for its threads and processes, for the log.
         """
         self._is_abandoned = True
         for session in self._sessions or ():

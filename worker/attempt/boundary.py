@@ -1,4 +1,4 @@
-"""The boundary between two batches, at which a walk obeys operators' orders, throttles, and the drain of its worker."""
+"""The boundary between two batches, at which a walk applies operator commands, throttles and the worker's drain."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Boundary:
 
     Args:
         job: name of the job.
-        control: the worker.
-        throttles: those of the job; each attempt uses a copy, because a throttle has state.
+        control: connects the attempt to its worker.
+        throttles: throttles of the job; each attempt uses a copy, because a throttle has state.
         rules: settings of the throttles.
         ensure_not_abandoned: raises in a job that was abandoned.
     """
@@ -51,13 +51,13 @@ class Boundary:
 
         Args:
             run: the run in the ledger. No transaction stays open on its connection during a wait.
-            resumable: whether another worker can go on from here. Otherwise a pause waits in this process.
-            table: the table that is walked.
+            resumable: whether another worker can continue from here. If not, a pause waits in this process.
+            table: the walked table.
 
         Raises:
             Cancelled: An operator has cancelled the run.
             AttemptReleased: The worker drains, or an operator has paused the run.
-            FencedOut: The job was abandoned meanwhile.
+            FencedOut: The job was abandoned.
         """
         run_id, control = run.spec.id, self._control
         since: datetime | None = None

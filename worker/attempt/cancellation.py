@@ -1,4 +1,4 @@
-"""The cancellation of a job's own code: delivered once, repeated only if it was swallowed, and overdue at last."""
+"""Cancels a job's own code: delivers the cancellation once, and repeats it only if it was swallowed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class JobCancellation:
 
     Args:
         task: runs the job's own code.
-        reason: why it is cancelled.
+        reason: reason for the cancellation.
         now: the event loop's time.
-        grace: seconds that the code has to end.
+        grace: seconds within which the code must end.
 
     Attributes:
-        reason: why it is cancelled.
-        grace: seconds.
+        reason: reason for the cancellation.
+        grace: seconds within which the code must end.
     """
 
     def __init__(self, task: asyncio.Task[Any], reason: Reason, *, now: float, grace: float) -> None:

@@ -38,12 +38,12 @@ class JobContext:
     Args:
         attempt: the attempt.
         enqueued_at: aware time.
-        headers: texts by name that came with the run.
+        headers: header texts of the run, by name.
         redis: the worker's connection to Redis.
 
     Attributes:
         enqueued_at: aware time at which the run was enqueued.
-        headers: texts by name that came with the run, from middleware and propagated context variables.
+        headers: header texts of the run, by name, from middleware and propagated context variables.
         redis: the worker's connection to Redis; None without a worker.
     """
 
@@ -82,16 +82,17 @@ class JobContext:
 
     @property
     def database(self) -> Database:
-        """The worker's engine and scopes, for what the context does not offer."""
+        """The worker's engine and scopes, for operations that the context does not offer."""
         return self._attempt.database
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, also of earlier attempts; or what `progress` has reported."""
+        """Rows of all committed batches of this run, including earlier attempts; or the count reported by
+        `progress`."""
         return self._attempt.rows_done
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Report the progress of a job without a durable loop. It is shown as the rows of a walk are.
+        """Report the progress of a job without a durable loop. It is shown like the rows of a walk.
 
         Args:
             done: number of items that are done.
@@ -122,7 +123,7 @@ class JobContext:
             yield session
 
     def savepoint(self, session: AsyncSession) -> AbstractAsyncContextManager[AsyncSession]:
-        """Open a savepoint in a session's transaction. Catch the error outside of the block to go on after it."""
+        """Open a savepoint in a session's transaction. To continue after an error, catch it outside of the block."""
         return savepoint_scope(session)
 
     # --- loops
@@ -187,7 +188,7 @@ class JobContext:
             A walk; see `chunks`.
 
         Raises:
-            UnsupportedStatement: The result has no key to continue behind, and `on_restart` does not admit that.
+            UnsupportedStatement: The result has no key to continue behind, and `on_restart` does not allow that.
         """
         return make_stream(self._attempt, statement, **options)
 
@@ -196,13 +197,13 @@ class JobContext:
         its cursor.
 
         Args:
-            statement: `update(...)`, `delete(...)` or `insert(...).from_select(...)`, without RETURNING; the key is
-                that of the table that is selected from.
+            statement: `update(...)`, `delete(...)` or `insert(...).from_select(...)`, without RETURNING; the key
+                belongs to the table that is selected from.
             **options: See `worker.batch.options.SweepOptions`: `size` (rows of the table in a range, whether they
                 match or not), `by`, `name`, `count`.
 
         Returns:
-            The rows changed or inserted, by earlier attempts of this run too.
+            The number of rows changed or inserted by all attempts of this run.
 
         Raises:
             UnsupportedStatement: The statement cannot be walked.
@@ -228,7 +229,7 @@ class JobContext:
 
         Raises:
             UnsupportedStatement: The file cannot be read, or has another encoding.
-            CursorMismatch: The part of the file that is done was truncated or changed.
+            CursorMismatch: The processed part of the file was truncated or changed.
         """
         return make_lines(self._attempt, path, encoding, **options)
 

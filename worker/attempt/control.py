@@ -1,4 +1,4 @@
-"""`AttemptControl`: what an attempt asks of its worker, and what it reports to it."""
+"""`AttemptControl`: the interface between an attempt and its worker."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from worker.ledger import OwnedRun
 
 
 class AttemptControl(Protocol):
-    """What an attempt asks of its worker, and what it reports to it.
+    """The interface through which an attempt queries its worker and reports to it.
 
-    The bodies here are those of an attempt without a worker, e.g. in a test.
+    The default methods serve an attempt without a worker, e.g. in a test.
     """
 
     @property
     def draining(self) -> bool:
-        """Whether the worker is about to stop."""
+        """Whether the worker is draining."""
         return False
 
     async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
-        """Return the operator's order for a run; None for none."""
+        """Return the operator command for a run; None if there is none."""
         return None
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
-        """Return the pace that an operator has set for a run; None for none."""
+        """Return the pace that an operator has set for a run; None if there is none."""
         return None
 
     def became_durable(self, run: OwnedRun) -> None:
-        """Take note that the run has begun in the ledger."""
+        """Report that the run has begun in the ledger."""
         return
 
     def throttled(self, wait: Wait | None, since: datetime) -> None:
-        """Take note that the walk waits, and why; None when it goes on.
+        """Report that the walk waits, with the reason, or that it continues.
 
         Args:
-            wait: reason and end of the wait.
+            wait: reason and end of the wait; None if the walk continues.
             since: aware time at which the wait began.
         """
         return
 
     def report(self, progress: Progress, rows: int) -> None:
-        """Take note of a committed batch, or of what the job reports by `ctx.progress`.
+        """Report a committed batch, or the progress from `ctx.progress`.
 
         Args:
-            progress: of the step.
+            progress: progress of the step.
             rows: rows of all committed batches of the run.
         """
         return

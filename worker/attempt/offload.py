@@ -16,7 +16,7 @@ class OffloadedCall(Protocol):
     """A call of a plain function in a thread or a process.
 
     Attributes:
-        future: its outcome.
+        future: the outcome of the call.
     """
 
     future: Future[Any]
@@ -28,12 +28,12 @@ class OffloadedCall(Protocol):
         """Stop waiting for a call that has not ended after its interruption.
 
         Returns:
-            What became of it, for the log.
+            The outcome for the call, for the log.
         """
 
 
 class JobPools:
-    """The threads and processes of one worker for its plain functions; each pool is made at its first use.
+    """The threads and processes of one worker for its plain functions; each pool is created at its first use.
 
     Args:
         max_threads: functions that run in threads at once.
@@ -63,14 +63,14 @@ class JobPools:
 
 
 async def await_offloaded(call: OffloadedCall) -> Any:
-    """Wait for the end of a call. A cancellation interrupts the call, and its end is still waited for.
+    """Wait for the end of a call. A cancellation interrupts the call; the wait continues until the call ends.
 
     Returns:
-        What the function returned, also after an interruption.
+        The result of the function, also after an interruption.
 
     Raises:
         CancelledError: The call was interrupted, and the function let the interruption pass.
-        BaseException: What the function raised.
+        BaseException: The function's exception.
     """
     waiting = asyncio.wrap_future(call.future)
     cancelled: asyncio.CancelledError | None = None

@@ -6,8 +6,8 @@ the main thread whose handler raises, so that it also ends a wait in the kernel.
 When the worker dies, its socket closes, and the listening thread ends the process. That thread cannot run while the
 function holds the interpreter's lock, as a regular expression does, and it ends no process that the function has
 started. So standard input is a pipe whose other end only the worker holds: when it closes, the kernel sends SIGIO to
-the whole process group. `PR_SET_PDEATHSIG` does neither: it does not reach what a process starts, and it fires already
-when the thread of the worker ends that started this process.
+the whole process group. `PR_SET_PDEATHSIG` solves neither problem: it does not reach child processes, and it already
+fires when the worker's thread that started this process ends.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _FORKED = 70
 
 @dataclass
 class RunningCall:
-    """One call, as the worker asks for it.
+    """One call that the worker has requested.
 
     Attributes:
         id: number of the call; each answer carries it.
         request: the function and its arguments.
-        settings: the worker's; None if they are those of the call before.
+        settings: settings of the worker; None if they are unchanged since the previous call.
         runs: whether the function runs.
-        is_interrupted: whether the worker has asked for its interruption.
+        is_interrupted: whether the worker has requested its interruption.
         has_raised: whether the interruption was raised.
     """
 
@@ -73,7 +73,7 @@ class ProcessContext:
         job: name of the job.
         attempt: 1 for the first attempt.
         enqueued_at: aware time.
-        headers: texts by name that came with the run.
+        headers: header texts of the run, by name.
     """
 
     def __init__(self, request: ProcessRequest, settings: dict[str, Any], send: Callable[..., None]) -> None:
@@ -128,7 +128,8 @@ class JobProcessMain:
         """Run the calls that arrive until the worker closes the socket."""
         signal.signal(_INTERRUPT, lambda *_: self._raise_if_interrupted())
         for others in (signal.SIGINT, signal.SIGTERM):
-            # The worker decides what they mean for a job. Not SIG_IGN, which processes that a job starts would inherit.
+            # The worker handles these signals for its jobs. Not SIG_IGN, which processes that a job starts would
+            # inherit.
             signal.signal(others, lambda *_: None)
         threading.Thread(target=self._listen, daemon=True).start()
         self.send("ready", self._pid)
@@ -136,7 +137,7 @@ class JobProcessMain:
             self._settings = call.settings or self._settings
             kind, value = self._run(call)
             if self.is_fork:
-                os._exit(_FORKED)  # the function returned in the fork as well: its answer is not that of the call
+                os._exit(_FORKED)  # the function returned in the fork as well: only the parent may answer the call
             self._call = None
             self.send(kind, value, call=call.id)
 
@@ -166,7 +167,7 @@ class JobProcessMain:
             raise JobInterrupted
 
     def _run(self, call: RunningCall) -> tuple[str, Any]:
-        """Run a call. Returns the kind and the value of its answer."""
+        """Run a call. Return the kind and the value of its answer."""
         try:
             codec, function = _find(call.request)
             arguments = codec.decode_arguments([], json.loads(call.request.arguments))
@@ -188,10 +189,10 @@ class JobProcessMain:
             return "error", describe_error(error)
 
     def send(self, kind: str, value: Any = None, *, call: int | None = None) -> None:
-        """Send a message. An interruption that arrives meanwhile is raised afterwards: half a line is no message.
+        """Send a message. An interruption that arrives meanwhile is raised afterwards, so that no message is cut.
 
         Raises:
-            UsageError: This is a fork, which has no part in the conversation with the worker.
+            UsageError: This process is a fork, which must not use the connection to the worker.
         """
         if self.is_fork:
             raise UsageError(f"{kind}: a process that a job has forked cannot talk to the worker; use it in the job")
@@ -214,7 +215,7 @@ class JobProcessMain:
 
 
 class WorkerLogHandler(logging.Handler):
-    """Sends log records to the worker; those of a fork go to standard error.
+    """Sends log records to the worker; a fork writes its records to standard error.
 
     Args:
         main: sends messages.

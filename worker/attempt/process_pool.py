@@ -55,7 +55,7 @@ class ProcessRequest:
         run_id: id of the run.
         attempt: number of the attempt.
         enqueued_at: time in ISO 8601.
-        headers: those of the run, and the propagated context variables as they are now.
+        headers: headers of the run, and the current values of the propagated context variables.
     """
 
     module: str
@@ -69,10 +69,10 @@ class ProcessRequest:
 
 
 class JobProcess:
-    """One process, seen from the worker.
+    """The worker's handle of one process.
 
     Attributes:
-        settings_sent: the settings that it got last.
+        settings_sent: the settings that were sent last.
         is_used: whether it has run a call.
 
     Raises:
@@ -119,9 +119,9 @@ class JobProcess:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield its messages until it ends, or sends a line that is no message.
+        """Yield its messages until it ends, or sends a line that is not a message.
 
-        A process that it has forked may hold the socket open after its end: its own end is watched, too.
+        A process that it has forked may hold the socket open after its end, so its own end is watched too.
         """
         while (line := self._read_line()) is not None:
             try:
@@ -137,7 +137,7 @@ class JobProcess:
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
             self._poll.poll(_POLL_SECONDS * 1000)
-            has_ended = self.has_ended  # before the last look: what it has sent counts
+            has_ended = self.has_ended  # read before the last receive: messages sent before the end count
             try:
                 part = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -154,9 +154,9 @@ class JobProcess:
         return line
 
     def end_dead(self, when: str) -> JobProcessDied:
-        """End a process that has died or cannot be used, with its group. Returns the error that says how it ended."""
+        """End a process that has died or cannot be used, with its group. Return the error that describes its end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(timeout=_OWN_END_SECONDS)  # its own exit status says more than that of a kill
+            self._child.wait(timeout=_OWN_END_SECONDS)  # its own exit status is more informative than that of a kill
         self.kill()
         code = self._child.wait()
         self._close()
@@ -171,12 +171,12 @@ class JobProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """End it; it runs no call."""
+        """End the process, which runs no call."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=_END_SECONDS)
-        self.kill()  # also processes that its calls have started and left behind
+        self.kill()  # including processes that its calls have started
         self._child.wait()
         self._close()
 
@@ -199,7 +199,7 @@ class ProcessCall:
         on_progress: called in the event loop with the arguments of `ctx.progress`.
 
     Attributes:
-        future: its outcome, the result as JSON text.
+        future: the outcome of the call, with the result as JSON text.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class ProcessCall:
         self.future = pool.threads.start(functools.partial(context.run, self._run)).future
 
     def _run(self) -> str:
-        """Run the call in a process, from a thread. Returns the result as JSON text."""
+        """Run the call in a process, from a thread. Return the result as JSON text."""
         job = self._request.job
         while True:
             process = self._pool.take()
@@ -253,9 +253,9 @@ class ProcessCall:
         """Handle messages until the call ends.
 
         Returns:
-            Whether the call has begun, and its answer: the result as JSON text, or the exception. The answer is None
-            if the process has ended, or is to be ended: it answered another call, as a fork of it does, or sent what
-            is no message.
+            Whether the call has begun, and its answer: the result as JSON text, or the exception. The answer is None if
+            the process has ended, or must be ended because it answered another call, as a fork of it does, or sent an
+            invalid message.
         """
         has_begun = False
         for message in process.messages():
@@ -280,7 +280,7 @@ class ProcessCall:
         """Handle a message that does not end the call.
 
         Raises:
-            KeyError, TypeError, ValueError: It is not one that a process sends.
+            KeyError, TypeError, ValueError: The message is invalid.
         """
         if kind == "log":
             handle_record(value)
@@ -326,10 +326,10 @@ class ProcessCall:
 
 
 class ProcessPool:
-    """Processes that run plain functions. Each is started when it is needed, and kept.
+    """Processes that run plain functions. Each is started when it is needed, and reused.
 
     Args:
-        max_processes: calls that run at once, further ones wait; None for the number of CPUs of this process.
+        max_processes: calls that run at once; further calls wait. None for the number of CPUs of this process.
 
     Attributes:
         threads: one thread waits for each call.
@@ -367,7 +367,7 @@ class ProcessPool:
             process.end()
 
     def give_back(self, process: JobProcess) -> None:
-        """Take a process back whose call has ended."""
+        """Return a process whose call has ended to the pool."""
         process.is_used = True
         with self._lock:
             if not self._closed:
@@ -376,7 +376,7 @@ class ProcessPool:
         process.end()
 
     def close(self) -> None:
-        """End the processes: the idle ones now, each other one when its call has ended."""
+        """End the processes: idle ones now, the others when their calls have ended."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,4 +1,4 @@
-"""Exceptions and log records as JSON values: how a subprocess sends them, and what the worker makes of them."""
+"""Exceptions and log records as JSON values: encoding in a subprocess, and decoding in the worker."""
 
 from __future__ import annotations
 

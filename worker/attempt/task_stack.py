@@ -1,4 +1,4 @@
-"""The stack of a suspended task, through everything that it awaits; `Task.get_stack` knows the outermost frame only."""
+"""The stack of a suspended task, through everything that it awaits; `Task.get_stack` has the outermost frame only."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def format_task_stack(task: asyncio.Task[Any], *, inside: Callable[..., Any] | N
 
 
 def iterate_awaited(task: asyncio.Task[Any]) -> Iterator[Any]:
-    """Yield the coroutine of a suspended task, what it awaits, and so on; then the same of the tasks it waits for."""
+    """Yield the coroutine of a suspended task and the chain of its awaitables; then the same for the tasks it waits
+    for."""
     awaitable: Any = task.get_coro()
     while awaitable is not None:
         yield awaitable
         awaitable = _get_awaited(awaitable)
     waiter: Any = getattr(task, "_fut_waiter", None)
-    for one in (waiter, *getattr(waiter, "_children", ())):  # a task, or those of a gather
+    for one in (waiter, *getattr(waiter, "_children", ())):  # a task, or the tasks of a gather
         if isinstance(one, asyncio.Task) and not one.done():
             yield from iterate_awaited(one)
 

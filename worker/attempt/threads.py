@@ -22,7 +22,7 @@ class ThreadCall:
         pool: the pool that runs it.
 
     Attributes:
-        future: its outcome.
+        future: the outcome of the call.
     """
 
     def __init__(self, function: Callable[[], Any], pool: ThreadPool) -> None:
@@ -60,7 +60,7 @@ class ThreadCall:
     def _call(self) -> tuple[Any, BaseException | None]:
         try:
             return self._function(), None
-        except StopIteration as error:  # a future cannot hold it: the job would never end
+        except StopIteration as error:  # a future rejects StopIteration: the job would never end
             failed = RuntimeError("the job raised StopIteration")
             failed.__cause__ = error
             return None, failed
@@ -77,7 +77,7 @@ class ThreadCall:
                 _raise_in(self._thread, JobInterrupted)
 
     async def abandon(self) -> str:
-        """Let another thread take the place of this one, which no one can end. Returns its stack, for the log."""
+        """Replace this thread, which cannot be ended, by another one. Return its stack, for the log."""
         self._pool.replace(self)
         frame = sys._current_frames().get(self._thread or 0)
         stack = "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
@@ -88,7 +88,7 @@ class ThreadPool:
     """Threads that run plain functions.
 
     Unlike those of `concurrent.futures`, they do not delay the end of the process, and a thread that does not return
-    can be abandoned: another one takes its place.
+    can be abandoned: another thread replaces it.
 
     Args:
         max_threads: functions that run at once; further ones wait.
@@ -112,14 +112,14 @@ class ThreadPool:
         return call
 
     def replace(self, call: ThreadCall) -> None:
-        """Let another thread take the place of the one that runs an abandoned call."""
+        """Replace the thread that runs an abandoned call by another one."""
         with self._wake:
             if call in self._running:
                 self._abandoned.add(call)
                 self._add_or_wake_thread()
 
     def close(self) -> None:
-        """End the idle threads, and each other one when its call has ended."""
+        """End the idle threads now, and the others when their calls have ended."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -154,6 +154,6 @@ class ThreadPool:
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread at its next bytecode; None withdraws one that is pending."""
+    """Raise an exception in a thread at its next bytecode; None withdraws a pending exception."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)

@@ -1,4 +1,4 @@
-"""The ledger: the durable truth about runs, in PostgreSQL."""
+"""The ledger: the durable record of runs, in PostgreSQL."""
 
 from worker.ledger.ledger import Ledger
 from worker.ledger.owned_run import OwnedRun

@@ -14,7 +14,7 @@ from worker.ledger.run_connection import RunConnection
 
 logger = logging.getLogger("longhaul.ledger")
 
-#: In place of a step's statement: the next attempt's statement is accepted, whatever it is.
+#: In place of a step's statement: any statement of the next attempt is accepted.
 ACCEPT_ANY = ""
 _CHECKPOINT = source("checkpoint")
 
@@ -106,11 +106,11 @@ class Checkpoints:
         """Return the step that an earlier attempt began, or None.
 
         Args:
-            spec: What the loop walks now.
+            spec: Description of the current walk.
             accepts_change: Accept another statement over the same key.
 
         Raises:
-            CursorMismatch: The step belongs to another walk, e.g. that of the code before a deploy.
+            CursorMismatch: The step belongs to another walk, e.g. the walk of the code before a deploy.
             LedgerDamaged: The step has no upper bound.
         """
         step = self.steps.get(spec.name)
@@ -153,7 +153,7 @@ class Checkpoints:
     async def reload(self) -> None:
         """Read the steps again, after an error that leaves it unknown whether a COMMIT took effect.
 
-        On the run's own connection the answer is certain: the server has ended one message before it reads the next.
+        On the run's own connection the result is certain: the server completes one message before it reads the next.
 
         Raises:
             FencedOut: Another worker owns the run.
@@ -195,8 +195,8 @@ class Checkpoints:
         Args:
             raw: asyncpg's connection.
             step: The step.
-            cursor: The place behind the last row done, as a JSON value; None keeps the cursor.
-            rows: Rows done in this batch.
+            cursor: The position behind the last processed row, as a JSON value; None keeps the cursor.
+            rows: Rows processed in this batch.
             done: Whether the step has ended.
             batches: Number of batches to add.
             pace: The pace of the step, as JSON values; None keeps it.
@@ -217,7 +217,7 @@ class Checkpoints:
         await raw.execute(source("insert_skipped"), self._run_id, step, [json.dumps(key) for key in keys])
 
     async def list_skipped(self, raw: Any, step: str, limit: int) -> dict[int, list[Any]]:
-        """Return the keys of skipped rows by the id under which `delete_skipped` knows them."""
+        """Return the keys of skipped rows, by the ids that `delete_skipped` takes."""
         rows = await raw.fetch(source("list_skipped"), self._run_id, step, limit)
         return {row["id"]: json.loads(row["key"]) for row in rows}
 

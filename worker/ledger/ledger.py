@@ -32,7 +32,7 @@ class Ledger:
         self.quarantine = Quarantine(database)
 
     async def claim(self, spec: RunSpec) -> OwnedRun:
-        """Claim a run, new or known, and return it with its steps.
+        """Claim a new or an existing run, and return it with its steps.
 
         Raises:
             AlreadyFinished: The run has ended, and its payload is the same.
@@ -124,11 +124,11 @@ class Ledger:
 
         Args:
             keep_seconds: Age, since the end of the run, at which it is deleted.
-            after: The last run that the call before has deleted; None to start.
+            after: The last run that the previous call deleted; None to start.
             limit: The most runs to delete.
 
         Returns:
-            The deleted runs in order; fewer than `limit` if none is left.
+            The deleted runs in order; fewer than `limit` if no more runs match.
         """
         at, id_ = (after.finished_at, after.id) if after else (datetime.min.replace(tzinfo=UTC), "")
         values = {"keep_seconds": keep_seconds, "after_at": at, "after_id": id_, "limit": limit}
@@ -143,7 +143,8 @@ class Ledger:
             return {(row.job, row.line): row.due_at for row in rows}
 
     async def start_cron_line(self, job: str, line: str, moment: datetime) -> None:
-        """Record the moment from which a cron line counts, unless the line is known. Earlier due times do not count."""
+        """Record the moment from which a cron line counts, unless the ledger has the line. Earlier due times do not
+        count."""
         async with self._database.connection() as connection:
             await connection.execute(query("start_cron"), {"job": job, "line": line, "moment": moment})
 
@@ -152,7 +153,7 @@ class Ledger:
         """Claim a due time of a cron line. The claim commits when the block ends, and rolls back when it raises.
 
         Yields:
-            Whether the due time is ours: False if it was fired or skipped before.
+            True if this call claimed the due time; False if it was fired or skipped before.
         """
         async with self._database.connection() as connection:
             values = {"job": job, "line": line, "due_at": due_at}

@@ -32,7 +32,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 @dataclass(frozen=True)
 class Claim:
-    """The result of claiming a run: a fence, and what earlier attempts left."""
+    """The result of claiming a run: a fence, and the state after earlier attempts."""
 
     fence: int
     attempt: int
@@ -47,9 +47,11 @@ class OwnedRun:
     can name the backend that a successor has to terminate if this process freezes.
 
     Behind PgBouncer the ledger names no backend. There a backend serves one client after the other, so a successor
-    cannot know whether it is still in the frozen worker's transaction or in a stranger's. The transaction of a frozen
+    cannot know whether it is still in the frozen worker's transaction or in that of another client. The transaction of
+    a frozen
     worker then ends by `idle_in_transaction_session_timeout`, which each transaction sets, and the successor waits for
-    that. A worker that has died needs neither: PgBouncer sees its connection end, and closes the backend.
+    that. If a worker has died, neither is needed: PgBouncer detects that its connection has ended, and closes the
+    backend.
 
     Attributes:
         spec: Identity and payload of the run.
@@ -144,7 +146,7 @@ class OwnedRun:
         return attempt
 
     async def _update(self, name: str, values: dict[str, Any]) -> Any:
-        # On another connection, because the run's own may be what has failed.
+        # On another connection, because the run's own connection may have failed.
         async with self._database.connection() as connection:
             values |= {"id": self.spec.id, "fence": self._fence}
             found = await connection.execute(query(name), values)
@@ -162,13 +164,13 @@ class OwnedRun:
         """Return the run's connection to the pool, and roll back its transaction.
 
         Args:
-            discard: Close the connection for good, because abandoned code may still use it.
+            discard: Close the connection instead, because abandoned code may still use it.
         """
         await self._connection.close(discard=discard)
 
 
 async def claim_run(database: Database, spec: RunSpec, owner: str, code_version: str | None = None) -> OwnedRun:
-    """Claim a run: a new one, one that was released, or one whose owner has died.
+    """Claim a run: a new run, a released run, or a run whose owner has died.
 
     Raises:
         AlreadyFinished: The run has ended, and its payload is the same.

@@ -1,4 +1,4 @@
-"""Rows that could not be processed: written by the run that met them, listed and deleted by operators."""
+"""Rows that could not be processed: written by the run that failed on them, listed and deleted by operators."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Quarantine:
         Args:
             run_id: Id of the run.
             step: The step.
-            limit: The most rows if at least 1, else the largest share of the rows that the step has read.
+            limit: The largest number of rows if at least 1, else the largest share of the rows that the step has read.
         """
         async with self._database.connection() as connection:
             values = {"run_id": run_id, "step": step.name}
@@ -58,7 +58,7 @@ class Quarantine:
 
 
 class RunQuarantine:
-    """The quarantine as one run uses it, in the transactions of its batches.
+    """The quarantine of one run, in the transactions of its batches.
 
     Args:
         connection: The run's own connection.

@@ -1,7 +1,7 @@
 """The values that the ledger takes and returns.
 
-For a run: `RunSpec` is what a worker claims; `KnownRun` is what the ledger has of one run, for a worker that meets it
-again; `RunRecord` is a row of `worker runs`; `DeadRun` is a dead letter; `DeletedRun` is what the pruner has deleted.
+For a run: `RunSpec` is the identity that a worker claims; `KnownRun` is the state of an existing run; `RunRecord` is a
+row of `worker runs`; `DeadRun` is a dead letter; `DeletedRun` is a run that the pruner has deleted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class RunSpec:
         job: Name of the job.
         queue: Name of the queue.
         payload: The payload in the queue, as JSON.
-        arguments: The arguments alone, as JSON: they tell the same call from another one.
-        only: The run and the step whose quarantined rows alone are processed, or None.
-        is_new: Whether the run was enqueued after a finished one of its id, though their payloads are the same.
-        in_ledger: Whether the ledger has the run already, as its payload says.
+        arguments: The arguments alone, as JSON: they distinguish one call from another.
+        only: The run and the step whose quarantined rows are the only ones to process, or None.
+        is_new: Whether the run was enqueued again after a finished run with the same id and payload.
+        in_ledger: Whether the ledger has the run already, according to its payload.
     """
 
     id: str
@@ -38,7 +38,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class KnownRun:
-    """What the ledger has of one run, for a worker or a command that meets it again."""
+    """The state of an existing run in the ledger, for a worker or a command."""
 
     job: str
     arguments: str
@@ -51,7 +51,7 @@ class KnownRun:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a loop walks, to be compared with its step in the ledger.
+    """The description of a walk, to be compared with its step in the ledger.
 
     Attributes:
         name: Name of the step.
@@ -89,7 +89,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as `worker runs` shows it, with the sums of its steps."""
+    """A run for `worker runs`, with the sums of its steps."""
 
     id: str
     job: str
@@ -112,7 +112,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class DeadRun:
-    """A run that has failed for good."""
+    """A dead run: it failed, and is not retried automatically."""
 
     id: str
     job: str

@@ -52,7 +52,7 @@ class RunConnection:
         """Return the connection to the pool, and roll back its transaction. Closing twice has no effect.
 
         Args:
-            discard: Close the connection for good, because abandoned code may still use it.
+            discard: Close the connection instead, because abandoned code may still use it.
         """
         connection, self._connection = self._connection, None
         driver, self._driver = self._driver, None

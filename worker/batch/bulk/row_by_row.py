@@ -1,7 +1,7 @@
 """SQLAlchemy's own statement for each row: the reference for the fast paths, and their replacement.
 
-The statements are SQLAlchemy's, so bind expressions, types of the application, defaults and translated schemas behave as
-in a session. The driver pipelines them unless SQLAlchemy has to make values as it executes them.
+The statements are SQLAlchemy's, so bind expressions, types of the application, defaults and translated schemas behave
+as in a session. The driver pipelines them unless SQLAlchemy has to make values as it executes them.
 """
 
 from __future__ import annotations

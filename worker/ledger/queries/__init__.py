@@ -1,4 +1,4 @@
-"""Every statement of the ledger as a file that one can read, and run by hand."""
+"""The statements of the ledger, each as a file that can be read, and run by hand."""
 
 from __future__ import annotations
 

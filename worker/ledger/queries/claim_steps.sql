@@ -1,4 +1,4 @@
--- Put the new fence on every step of the run, and return where each one is.
+-- Set the new fence on every step of the run, and return the cursor and counts of each step.
 -- A checkpoint of the former owner that is in flight holds a lock on its step: this statement waits for it and reads
 -- the cursor that it commits. A later checkpoint finds another fence and matches no row.
 UPDATE worker.step

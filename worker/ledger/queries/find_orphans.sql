@@ -1,4 +1,4 @@
--- Find unfinished runs that have not been touched for a while. Those that Redis has lost are enqueued again.
+-- Find unfinished runs that have not been touched for a while. The caller enqueues the runs that Redis has lost again.
 SELECT run.id, run.job, run.queue, run.payload, run.state
   FROM worker.run
  WHERE run.finished_at IS NULL

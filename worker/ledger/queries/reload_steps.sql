@@ -1,5 +1,5 @@
--- Where the steps of a run are, for an owner that does not know whether its last COMMIT took effect.
--- Returns no row if another worker has the run; one row without a step if there is none yet.
+-- Read the steps of a run again, for an owner that does not know whether its last COMMIT took effect.
+-- Returns no row if another worker owns the run; one row without a step if the run has no steps.
 SELECT step.name, step.position, step.kind, step.statement, step.key, step.cursor, step.upper_bound, step.rows,
        step.batches, step.total, step.done, step.pace, step.code_version
   FROM worker.run

@@ -1,4 +1,4 @@
--- Replace a finished run by a new one with the same id, which starts from its first row.
+-- Replace a finished run by a new run with the same id, which starts from its first row.
 WITH deleted AS (
     DELETE FROM worker.step WHERE run_id = :id
 )
