@@ -45,7 +45,7 @@ async def test_an_error_at_the_beginning_of_a_loop_cannot_be_swallowed(
     database: Database, run_job: JobRunner, swallow: Any
 ) -> None:
     await fill_authors(database, 20)
-    with pytest.raises(LonghaulError, match=r"at its beginning|an exception has left the loop"):
+    with pytest.raises(LonghaulError, match=r"at its beginning|an exception ended the loop"):
         await run_job(swallow)
 
 

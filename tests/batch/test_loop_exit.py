@@ -141,7 +141,7 @@ async def test_an_exception_that_the_job_catches_rolls_its_batch_back_and_is_tol
 ) -> None:
     ctx = context("run")
     await body(ctx)
-    with pytest.raises(LonghaulError, match=r"an exception has left the loop chunks at step '1-chunks', batch 3, keys"):
+    with pytest.raises(LonghaulError, match=r"an exception ended the loop chunks at step '1-chunks', batch 3, keys"):
         await ctx._attempt.succeed()
     await ctx._attempt.close()
     assert await count_seen(database) == {0: 30, 1: 20}

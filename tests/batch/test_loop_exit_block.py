@@ -112,7 +112,7 @@ async def test_exception_that_is_caught_inside_the_block_is_not_committed(
     context: MakeContext, database: Database, path: Path
 ) -> None:
     ctx = context("run")
-    with pytest.raises(LonghaulError, match="an exception has left the loop"):
+    with pytest.raises(LonghaulError, match="an exception ended the loop"):
         async with ctx.chunks(select(Author.id), size=10) as batches:
             try:
                 async for batch in batches:

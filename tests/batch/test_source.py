@@ -165,7 +165,7 @@ async def test_error_in_open_or_fetch_fails_the_run_even_if_the_job_swallows_it(
         except (UnsupportedStatement, OSError):
             pass
         assert source.calls[-1] == "close"
-        with pytest.raises(Exception, match="an exception has left the loop numbers"):
+        with pytest.raises(Exception, match="an exception ended the loop numbers"):
             await ctx._attempt.succeed()
 
 

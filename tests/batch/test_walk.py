@@ -572,7 +572,7 @@ async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
                 async with database.transaction() as session:
                     await session.execute(delete(Author).where(Author.id == 15))
     assert found == [id_ for id_ in range(1, 41) if id_ != 15]  # seen, as its snapshot is not the first one
-    assert "takes a new snapshot" in caplog.text
+    assert "renewing the snapshot of a stream" in caplog.text
     caplog.clear()
     rows = 0
     without_key = context()

@@ -288,8 +288,8 @@ class Attempt:
         """Raise `UsageError` for a second unnamed loop over one statement: a restart could not distinguish them."""
         if walk in self._walks:
             raise UsageError(
-                f"job {self.job}: two loops walk the same statement: give each a name=... that contains what they "
-                f"differ in, so that each finds its own cursor after a restart: {walk}"
+                f"job {self.job}: two loops walk the same statement: give each a name=... of its own, made from the "
+                f"value that differs, so that each finds its cursor after a restart: {walk}"
             )
         self._walks.add(walk)
 

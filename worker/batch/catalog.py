@@ -110,14 +110,14 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     if missing:
         return f"table {table} has no column {', '.join(missing)}"
     if found.nullable:
-        return f"{table} ({', '.join(found.nullable)}) can be null, and a walk would leave those rows out"
+        return f"{table} ({', '.join(found.nullable)}) can be null, and a walk would skip those rows"
     if found.unique_and_sorted is False:
         return (
-            f"the unique index of {table} on ({shown}) has another collation than its column: it cannot say what comes "
-            f"after a key, and each batch would sort the whole table"
+            f"the unique index of {table} on ({shown}) has another collation than its column: it cannot find the "
+            f"rows after a key, and each batch would sort the whole table"
         )
     if not found.unique_and_sorted:
-        return f"{table} has no unique index on ({shown}), and rows of one key could be parted or left out"
+        return f"{table} has no unique index on ({shown}), so rows with the same key could be split or skipped"
     if not found.is_served:
         logger.warning(
             "no index has the order of a walk, so each batch sorts the rest of the table: kind=%s table=%s key=(%s) "

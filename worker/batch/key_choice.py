@@ -124,7 +124,7 @@ async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -
     await ensure_table_exists(connection, keyset, kind="stream")
     for part in parts:
         if not selects_from(statement, part):
-            return None, f"it is ordered by {part.expression}, which is in none of its tables under that name"
+            return None, f"it is ordered by {part.expression}, which is not a column of its tables"
     if clauses.group_by:
         problem = _find_group_problem(statement, clauses, parts)
         if problem:

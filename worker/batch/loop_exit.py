@@ -71,12 +71,12 @@ def swallowed_error_message(place: str | None) -> str:
     """
     if not shows_exit:
         return (
-            f"the job left the loop {place} before its end. This Python ({sys.version.split()[0]}) does not show "
+            f"the job exited the loop {place} before its end. This Python ({sys.version.split()[0]}) does not show "
             f"whether that was a `break` or an exception, so the batch was rolled back. Write `async with "
             f"ctx.chunks(...) as batches: async for batch in batches`, and `break` is committed"
         )
     return (
-        f"an exception has left the loop {place}, and the job continued. The batch was rolled back, and the rows "
+        f"an exception ended the loop {place}, but the job continued. The batch was rolled back, and the rows "
         f"after it were not walked. Catch the exception inside the loop's body (and `break` to end the walk there), "
         f"or let it pass. If this was a `break` inside a generator or a compiled module, write `async with "
         f"ctx.chunks(...) as batches: async for batch in batches`"

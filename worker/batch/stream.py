@@ -178,7 +178,7 @@ class StreamSource:
             )
             return
         logger.info(
-            "stream takes a new snapshot: %s age_seconds=%.0f cursor=%s", self._name, reader.age_seconds, cursor
+            "renewing the snapshot of a stream: %s age_seconds=%.0f cursor=%s", self._name, reader.age_seconds, cursor
         )
         await self._close_reader()
 

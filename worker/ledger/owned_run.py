@@ -220,7 +220,7 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
     if len(steps) < run.steps or (run.is_new and spec.in_ledger):
         what = "the row" if run.is_new else f"{run.steps - len(steps)} of the {run.steps} steps"
         raise LedgerDamaged(
-            f"the ledger has lost {what} of run {spec.id}, which had begun: somebody deleted it, or the database was "
+            f"the ledger has lost {what} of run {spec.id}, which had begun: it was deleted, or the database was "
             f"restored. Some of its work may be done. To do all of it again, enqueue the job under another id"
         )
     batches, attempt = sum(step.batches for step in steps.values()), run.attempt

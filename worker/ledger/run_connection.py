@@ -32,14 +32,14 @@ class RunConnection:
     def connection(self) -> AsyncConnection:
         """The SQLAlchemy connection."""
         if self._connection is None:
-            raise LonghaulError(f"run {self._run_id} has ended: its loops cannot be used any more")
+            raise LonghaulError(f"run {self._run_id} has ended: its loops can no longer be used")
         return self._connection
 
     @property
     def driver(self) -> Driver:
         """The driver below the connection."""
         if self._driver is None:
-            raise LonghaulError(f"run {self._run_id} has ended: its loops cannot be used any more")
+            raise LonghaulError(f"run {self._run_id} has ended: its loops can no longer be used")
         return self._driver
 
     def session(self, scope: str) -> ScopedSession:

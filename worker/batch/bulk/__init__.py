@@ -206,8 +206,8 @@ def _ensure_unique(group: Group, key: Columns, verb: str) -> None:
     for value, position in zip(values, group.positions, strict=True):
         if value in seen:
             raise BulkError(
-                f"bulk.{verb}: rows {seen[value]} and {position} have the same key {value!r}; which of them is "
-                f"meant cannot be told",
+                f"bulk.{verb}: rows {seen[value]} and {position} have the same key {value!r}: "
+                f"pass only one row for each key",
                 row_index=position,
             )
         seen[value] = position

@@ -163,7 +163,7 @@ class RowsAtTheEnds(RowByRow):
             keys = sorted({", ".join(map(str, row)) for row in found})
             if len(keys) > 1:
                 raise BulkError(
-                    f"row {position}: its key stands for {' and '.join(keys)}, which the driver reads as one value: "
+                    f"row {position}: its key matches {' and '.join(keys)}, which the driver reads as one value: "
                     f"write these rows with a statement that compares the key with a text",
                     row_index=position,
                 )
