@@ -1,7 +1,7 @@
 """The command line `worker`.
 
 Exit codes: 0 success; 1 the operation failed, or there is no such run; 2 wrong usage, an unknown job, wrong arguments,
-or jobs that cannot be imported; 69 a server does not answer (EX_UNAVAILABLE of sysexits.h); 78 wrong settings, or a
+or jobs that cannot be imported; 69 a server does not answer (EX_UNAVAILABLE of sysexits.h); 78 invalid settings, or a
 database that is not migrated (EX_CONFIG).
 """
 

@@ -93,7 +93,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         try:
             print_line(f"longhaul-worker {version('longhaul-worker')}")
-        except PackageNotFoundError:  # a source tree that was never installed
+        except PackageNotFoundError:  # a source tree that is not installed
             print_line("longhaul-worker (not installed)")
         raise typer.Exit
 
@@ -113,7 +113,7 @@ def options(
 
 
 def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
-    """Run the coroutine of a command. Errors of a database without a ledger, or without an answer, are explained."""
+    """Run the coroutine of a command. Explain the errors of a database that has no ledger or does not answer."""
     try:
         return asyncio.run(operation)
     except (SQLAlchemyError, OSError) as error:
@@ -124,7 +124,7 @@ def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
 
 
 def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
-    """Return the meaning of a database error to an operator, or the error itself if there is nothing to add."""
+    """Return a database error as an error for operators, or the error itself if there is no explanation."""
     if sqlstate(error) in _UNDEFINED_TABLE:
         return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
     if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
@@ -133,7 +133,7 @@ def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
 
 
 def open_database(settings: Settings) -> Database:
-    """Return the database of a command, which uses few connections."""
+    """Return the database of a command, with a small pool."""
     small = settings.model_copy(
         update={"database": settings.database.model_copy(update={"pool_size": 1, "max_overflow": 2})}
     )
@@ -147,7 +147,7 @@ def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
 
 
 def main() -> int:
-    """Run the command line. Returns the exit code."""
+    """Run the command line. Return the exit code."""
     prepare_streams()
     _add_working_directory()
     try:
@@ -166,7 +166,7 @@ def main() -> int:
 
 
 def _add_working_directory() -> None:
-    """Let the console script import the packages of the working directory, as `python -m worker` does."""
+    """Put the working directory on the import path of the console script, as `python -m worker` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
 

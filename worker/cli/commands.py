@@ -1,4 +1,4 @@
-"""Commands that change something: enqueue, pause, resume, pace, cancel, retry."""
+"""The commands that change state: enqueue, pause, resume, pace, cancel, retry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, queues, or * for all.")]
 
-#: Pause between two looks at the workers while `--wait` waits.
+#: Seconds between two reads of the workers while `--wait` waits.
 _LOOK_SECONDS = 5.0
 
 
@@ -75,7 +75,8 @@ def enqueue(
 
 
 async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_seconds: float | None) -> Any:
-    """Return the result of a run. Standard error says what is waited for, and whether any worker is there."""
+    """Return the result of a run. Meanwhile, report on standard error why the run waits, and whether a worker is
+    running."""
     watching = asyncio.create_task(_report_waiting(client, settings, run))
     try:
         return await run.result(timeout_seconds)
@@ -85,7 +86,7 @@ async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_s
 
 
 async def _report_waiting(client: Client, settings: Settings, run: Run[Any]) -> None:
-    """Write a line when what the run waits for changes."""
+    """Write a line when the state of the run changes."""
     last = ""
     await asyncio.sleep(1.0)  # most runs have ended by then
     while True:
@@ -120,7 +121,7 @@ def pause(targets: Targets) -> None:
 
 @app.command()
 def resume(targets: Targets) -> None:
-    """Resume what was paused."""
+    """Resume paused runs, jobs, queues, or all."""
     settings, _ = state.load()
     if not _with_client(settings, lambda client: client.resume(*targets)):
         raise fail(f"not paused: {', '.join(targets)}; `worker status` lists what is paused")
@@ -241,7 +242,7 @@ def _argument(text: str) -> tuple[str, Any]:
 
 
 def _validated(settings: Settings, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Validate the arguments if the jobs can be imported here. Otherwise the worker does."""
+    """Validate the arguments if the jobs can be imported here. If not, the worker validates them."""
     try:
         registry = discover(settings.worker.packages)
     except RegistrationError as error:

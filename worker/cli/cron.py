@@ -1,4 +1,4 @@
-"""`worker cron`, `worker cron trigger`: the due times of jobs, the runs of the last ones, and an extra run now."""
+"""`worker cron`, `worker cron trigger`: lists the due times of jobs with their last runs, and starts an extra run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _fired(last: datetime | None) -> datetime | None:
 
 
 async def _state(client: Client, ledger: Ledger, run_id: str) -> str:
-    """Return the state of a run in Redis, or else in the ledger."""
+    """Return the state of a run from Redis, or else from the ledger."""
     state_ = await client.run(run_id).status()
     if state_ != "unknown":
         return state_

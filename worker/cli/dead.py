@@ -1,4 +1,4 @@
-"""`worker dead`, `dead show`, `dead delete`: runs that have failed for good."""
+"""`worker dead`, `dead show`, `dead delete`: dead runs, which failed permanently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _CELL_CHARACTERS = 120
 
-dead = typer.Typer(help="List, show or delete runs that have failed for good.", invoke_without_command=True)
+dead = typer.Typer(help="List, show or delete runs that failed permanently.", invoke_without_command=True)
 app.add_typer(dead, name="dead")
 
 RunIds = Annotated[list[str] | None, typer.Argument(help="Run ids.")]
@@ -42,7 +42,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="Most runs to list, newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List runs that have failed for good, in the ledger and in Redis, newest first."""
+    """List dead runs, which failed permanently, in the ledger and in Redis, newest first."""
     if context.invoked_subcommand is not None:
         return
     chosen = DeadLetterFilter(job=job, before=_before(older_than))
@@ -109,10 +109,10 @@ def delete(
 def choose_dead(
     command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool
 ) -> DeadLetterFilter:
-    """Return the filter that a command's arguments ask for.
+    """Return the filter for a command's arguments.
 
     Raises:
-        typer.Exit: The arguments contradict each other, or there are none.
+        typer.Exit: The arguments contradict each other, or are missing.
     """
     some = job is not None or older_than is not None
     if bool(ids) + some + all_ != 1:
@@ -121,10 +121,10 @@ def choose_dead(
 
 
 def print_changed(verb: str, asked: list[str] | None, changed: list[str]) -> None:
-    """Print which dead runs a command has changed.
+    """Print the ids of the dead runs that a command has changed.
 
     Raises:
-        typer.Exit: Some of the runs that were asked for are not dead.
+        typer.Exit: Some of the requested runs are not dead.
     """
     if changed:
         print_line(f"{verb}: {', '.join(changed)}" if len(changed) <= 10 else f"{verb}: {len(changed)} runs")

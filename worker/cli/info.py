@@ -1,4 +1,4 @@
-"""`worker jobs`, `settings`, `keys`, `doctor`: what is installed and configured, and whether it works."""
+"""`worker jobs`, `settings`, `keys`, `doctor`: show the jobs, settings and keys, and check the installation."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def keys_(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check servers, versions and settings, and print what to do. Exits with 1 if something is wrong."""
+    """Check servers, versions and settings, and print the next steps. Exits with 1 if something is wrong."""
     settings, _ = state.load()
     found = asyncio.run(checks.examine(settings))
     if as_json:

@@ -1,4 +1,4 @@
-"""What commands print: lines, tables and JSON, in which data never acts as markup, emoji or terminal control."""
+"""Prints lines, tables and JSON, in which data never acts as markup, emoji or terminal control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-#: Without a terminal, lines are 200 cells wide: a program reads them.
+#: Without a terminal, lines are 200 cells wide, for programs that read them.
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 #: Symbols of our own tables, for terminals that have only Latin-1 or ASCII.
@@ -54,7 +54,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text of ours that is already laid out, such as a page of `worker top --once`."""
+    """Print a text that is already laid out, such as a page of `worker top --once`."""
     sys.stdout.write(_encodable(text))
 
 

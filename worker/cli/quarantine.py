@@ -28,7 +28,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="Most rows to list, newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List quarantined rows, newest first. `worker retry RUN --quarantined` processes those of a run again."""
+    """List quarantined rows, newest first. `worker retry RUN --quarantined` processes the rows of a run again."""
     if context.invoked_subcommand is not None:
         return
     rows = _with_ledger(lambda ledger: ledger.quarantine.list_rows(run_id=run_id, limit=limit))

@@ -22,7 +22,7 @@ from worker.observe.logs import configure
 from worker.runtime.supervisor import Supervisor
 from worker.settings import Settings
 
-#: Exit codes that a restart cannot cure: wrong settings, a ledger that is not migrated, jobs that cannot be loaded.
+#: Exit codes that a restart does not fix: invalid settings, a ledger that is not migrated, jobs that cannot be loaded.
 HOPELESS = (EXIT_CONFIG, EXIT_USAGE)
 
 
@@ -62,7 +62,7 @@ def run(
 def _supervise(
     options: list[str], processes: int, burst: bool, name: str | None, queue: str | None, max_jobs: int | None
 ) -> int:
-    """Run several processes of this command. Returns the exit code."""
+    """Run several processes of this command. Return the exit code."""
     named = None if name is None else f"{name}-{{number}}"
     given = [("--name", named), ("--queue", queue), ("--max-jobs", max_jobs)]
     command = [sys.executable, "-m", "worker", *_global_options(), "run", *options, *(["--burst"] if burst else [])]
@@ -87,7 +87,7 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
         os.environ["LONGHAUL_WORKER__NAME"] = name
     if state.file or state.sets:
         given = given | {"settings": state.load()[0]}
-    asyncio.set_event_loop(asyncio.new_event_loop())  # the worker takes it when it is made
+    asyncio.set_event_loop(asyncio.new_event_loop())  # the worker gets it when it is created
     worker = create_worker(found, **given)
     configure(worker.settings.log)
     worker.run()

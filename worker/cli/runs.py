@@ -51,7 +51,7 @@ def list_(
 
 @runs.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
-    """Show one run with its steps and its error, also if only Redis knows it."""
+    """Show one run with its steps and its error, even if only Redis has it."""
     settings, _ = state.load()
     found = run_async(_list(settings, run_id, None, None, 1), settings)
     if found:
@@ -84,7 +84,7 @@ async def _list(
 
 
 async def _find_in_redis(settings: Settings, run_id: str) -> dict[str, Any] | None:
-    """Return a run that the ledger does not have: its dead letter, or its state in Redis."""
+    """Return a run that is not in the ledger: its dead letter, or its state in Redis."""
     database = open_database(settings)
     try:
         async with Client(settings) as client:

@@ -1,4 +1,4 @@
-"""`worker status`: the queue, the workers, the runs that run or wait, and operator commands."""
+"""`worker status`: the queue, the workers, running and waiting runs, and operator commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.settings import Settings
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show the queue, the workers, the runs that run or wait, and operator commands."""
+    """Show the queue, the workers, running and waiting runs, and operator commands."""
     settings, _ = state.load()
     seen = run_async(_overview(settings), settings)
     if as_json:

@@ -71,7 +71,7 @@ def lock_timeout(settings: Settings) -> Finding:
 
 
 def statement_timeout(settings: Settings) -> Finding:
-    """Check that a statement may take as long as a batch aims at."""
+    """Check that a statement may take as long as the target time of a batch."""
     statement, target = settings.database.statement_timeout_seconds, settings.batch.target_seconds
     if statement and statement <= 2 * target:
         return wrong(
@@ -146,7 +146,7 @@ def eviction(redis: RedisFacts, settings: Settings) -> Finding:
 
 
 def memory(redis: RedisFacts, settings: Settings) -> Finding:
-    """Check that Redis has memory left for jobs."""
+    """Check that Redis has free memory for jobs."""
     limit, used = int(redis.info.get("maxmemory", 0)), int(redis.info.get("used_memory", 0))
     if limit and used > _FULL * limit:
         return wrong(
@@ -202,7 +202,7 @@ def idle_clients(redis: RedisFacts, settings: Settings) -> Finding:
 
 
 def redis_clock(redis: RedisFacts, settings: Settings) -> Finding:
-    """Check the clock of Redis: clients compute due times by theirs, and Redis compares them with its own."""
+    """Check the clock of Redis: clients compute due times by their clocks, and Redis compares them with its own."""
     return _clock("Redis", redis.clock_ahead)
 
 

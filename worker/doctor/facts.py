@@ -47,7 +47,7 @@ class RedisFacts:
         no_tracking: The reason why Redis does not announce changes; empty if it does.
         clock_ahead: Seconds by which its clock is ahead of this host's.
         workers: The number of running worker processes.
-        key_problems: The keys that cannot be used as they are.
+        key_problems: The keys that have a wrong type or value.
     """
 
     info: Mapping[str, Any]
@@ -64,9 +64,9 @@ class PostgresFacts:
 
     Attributes:
         version: The value of `server_version_num`.
-        version_name: The version as people write it.
+        version_name: The version in readable form.
         max_connections: The number of connections of the server.
-        reserved_connections: The number of those that are reserved for superusers.
+        reserved_connections: The number of connections that are reserved for superusers.
         autovacuum: Whether autovacuum is on.
         fsync: Whether fsync is on.
         in_recovery: Whether the server is a replica.
@@ -142,7 +142,7 @@ async def _config(redis: Redis) -> dict[str, str]:
 
 
 async def _no_tracking(redis: Redis) -> str:
-    """Try what `queue/invalidations.py` needs: changes announced on another connection."""
+    """Check that Redis announces changes on another connection, which `queue/invalidations.py` needs."""
     async with redis.client() as listener, redis.client() as reader:
         tracked: Any = reader
         try:
@@ -157,7 +157,7 @@ async def _alive(redis: Redis, lease_seconds: float) -> int:
     try:
         raw = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(keys.WORKERS))
     except ResponseError:
-        return 0  # a key of another type, which is among the problems
+        return 0  # a key of another type, which is reported as a problem
     workers = describe_workers(raw, lease_seconds, datetime.now(UTC))
     return len([worker for worker in workers.values() if worker["state"] not in ("stopped", "lost")])
 

@@ -15,7 +15,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the servers until Ctrl-C or SIGTERM, or as long as the command after `--` runs."""
+    """Run the servers until Ctrl-C or SIGTERM, or until the command after `--` ends."""
     signal.signal(signal.SIGTERM, _interrupt)
     command = arguments[1:] if arguments[:1] == ["--"] else []
     try:

@@ -1,4 +1,4 @@
-"""Where embedded servers keep their files: a temporary folder that the servers' user can reach."""
+"""Creates the folders of embedded servers: temporary folders that the servers' user can enter."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _PREFIX = "longhaul-"
 def server_user() -> str | None:
     """Return the user that servers run as: None (ourselves), or `nobody` when we are root.
 
-    PostgreSQL refuses to run as root, and a user of our own would be a change outside our folder.
+    PostgreSQL refuses to run as root, and the creation of a user would change the system outside our folder.
     """
     return "nobody" if os.geteuid() == 0 else None
 
 
 def others_may_enter(path: Path) -> bool:
-    """Tell whether every folder above `path` may be entered by users who do not own it."""
+    """Return whether users who do not own the folders above `path` may enter all of them."""
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.resolve().parents)
 
 
 def make_home() -> Path:
-    """Make a new temporary folder for one set of servers, and clear those whose owner has died.
+    """Create a temporary folder for one set of servers, and remove the folders whose owner has died.
 
     Raises:
         RuntimeError: no temporary folder can be entered by the user that the servers run as.
@@ -40,7 +40,7 @@ def make_home() -> Path:
         _clear_abandoned(base)
         home = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
         if user is not None:
-            home.chmod(0o711)  # others may pass through to the one folder that is theirs
+            home.chmod(0o711)  # the servers' user may enter, to reach its own folder
         return home
     raise RuntimeError(
         "no temporary folder is open to the user 'nobody', which embedded PostgreSQL runs as under root; "
@@ -49,7 +49,7 @@ def make_home() -> Path:
 
 
 def make_data_dir(home: Path, name: str) -> Path:
-    """Make a folder below `home` that belongs to the user that servers run as."""
+    """Create a folder below `home` that belongs to the user that servers run as."""
     folder = home / name
     folder.mkdir(mode=0o700)
     user = server_user()
@@ -59,7 +59,7 @@ def make_data_dir(home: Path, name: str) -> Path:
 
 
 def _clear_abandoned(base: Path) -> None:
-    """Remove what a run that was ended with SIGKILL could not remove itself."""
+    """Remove the folder of a process that was ended with SIGKILL and could not remove it."""
     for folder in base.glob(f"{_PREFIX}*-*"):
         owner = folder.name.removeprefix(_PREFIX).split("-", 1)[0]
         if not owner.isdigit() or not folder.is_dir() or folder.stat().st_uid != os.geteuid():

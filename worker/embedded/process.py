@@ -1,4 +1,4 @@
-"""A server process of ours: its own session, gone when we are gone, on a port that was free."""
+"""Starts a server process in its own session, on a free port; it ends when this process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 def free_port(preferred: int = 0) -> int:
     """Return a TCP port of the loopback interface that is free right now: `preferred`, if it is."""
     with socket.socket() as probe:
-        # As servers do: a port whose last connections are in TIME_WAIT is free.
+        # Servers set it too: a port whose last connections are in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", preferred))
@@ -41,8 +41,8 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, so that Ctrl-C reaches us first and we stop it in order.
 
-    Linux sends `death_signal` to the server when this process dies, SIGKILL included, so that nothing
-    is left running (prctl(2), PR_SET_PDEATHSIG; it is reset by a change of user, hence set after it).
+    Linux sends `death_signal` to the server when this process dies, SIGKILL included, so that no server keeps running
+    (prctl(2), PR_SET_PDEATHSIG; it is reset by a change of user, hence set after it).
     """
 
     def die_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Both servers together, or none where the environment names real ones."""
+"""Starts both servers, unless the environment names existing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.embedded.valkey import EmbeddedValkey
 
 @dataclass(frozen=True)
 class Services:
-    """URLs of the servers in use, and the handles of those that we started (None: a server of yours)."""
+    """URLs of the servers in use, and handles of the embedded ones (None for an existing server)."""
 
     database_url: str
     redis_url: str
@@ -23,7 +23,7 @@ class Services:
     valkey: EmbeddedValkey | None
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of a process that is to use these servers."""
+        """Return the environment for a process that uses these servers."""
         return {**os.environ, "DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
 
 
@@ -34,12 +34,12 @@ def services(
     environment: Mapping[str, str] = os.environ,
     default_ports: bool = False,
 ) -> Iterator[Services]:
-    """Start what DATABASE_URL and REDIS_URL do not name; stop and remove it on leaving.
+    """Start the servers that DATABASE_URL and REDIS_URL do not name. Stop and remove them at the end of the block.
 
     Args:
-        settings: of the PostgreSQL that is started, over ours.
-        environment: where these two are looked for; an empty one for servers that are nobody else's.
-        default_ports: listen on 5432 and 6379 where they are free, so that `psql` and `redis-cli` need no URL.
+        settings: server settings of the embedded PostgreSQL, which override the defaults.
+        environment: the environment with these variables; an empty one to start both servers always.
+        default_ports: listen on 5432 and 6379 if they are free, so that `psql` and `redis-cli` need no URL.
 
     Raises:
         RuntimeError: a server did not start, or its wheel is not installed.

@@ -14,11 +14,11 @@ from worker.embedded import process
 
 
 class EmbeddedValkey:
-    """One Valkey server, in memory only unless `settings` say otherwise.
+    """One Valkey server. It keeps its data in memory only, unless `settings` enable persistence.
 
     Args:
-        home: folder made by `make_home`.
-        settings: server settings over ours, e.g. `{"appendonly": "yes"}`.
+        home: a folder from `make_home`.
+        settings: server settings that override the defaults here, e.g. `{"appendonly": "yes"}`.
         name: name of its folder below `home`, for tests that start several.
         preferred_port: the port to listen on if it is free; 0 for any.
     """
@@ -74,7 +74,7 @@ class EmbeddedValkey:
         raise RuntimeError(f"embedded Valkey did not start:\n{process.last_lines(self._log)}")
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Stop the server in order, or at once as a crash would."""
+        """Stop the server cleanly, or at once, as in a crash."""
         if self._process is not None:
             process.stop(self._process, signal.SIGKILL if immediate else signal.SIGTERM)
             self._process = None

@@ -21,7 +21,7 @@ _OWN = frozenset({"at", "level", "logger", "message", "traceback", "traceparent"
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: at, level, logger, message, the fields of the message (run, job, attempt, ...), extras.
 
-    A field is never read from the text of another one: the template of the message says where it is.
+    A field is never read from the text of another field: the template of the message defines the position of each.
     """
 
     def format(self, record: logging.LogRecord) -> str:

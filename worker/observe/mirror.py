@@ -2,7 +2,7 @@
 
 It is written from memory in one pipeline, at most twice a second, so neither the number of batches nor a slow Redis
 delays a job. Of the jobs that start and succeed between two writes it shows the first few, and counts all: 10,000 jobs
-a second cost no more than 50. Nothing decides by the mirror, and the next write repairs a lost one.
+a second cost no more than 50. No decision depends on the mirror, and the next write repairs a lost one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WRITING = "the mirror cannot be written"
 _DEAD_WORKER_SECONDS = 60.0
 _SHOWN_ERROR = 1_000
 _RATE_SECONDS = 5.0
-#: Most runs that are shown of those that start and succeed between two writes. All of them are counted.
+#: The largest number of runs to show among those that start and succeed between two writes. All of them are counted.
 _BRIEF_SHOWN = 25
 #: A run without progress is shown at the first write after this time. Most runs have ended by then.
 _YOUNG_SECONDS = 0.1
@@ -199,7 +199,7 @@ class Mirror(Observer):
         self._event(state, run, error=error or "")
 
     def lost(self, run: RunInfo) -> None:
-        """Note that another worker has the run, and writes its entry from now on."""
+        """Record that another worker owns the run, and writes its entry from now on."""
         self._entries.pop(run.run_id, None)
         self._event("lost", run)
 
@@ -252,7 +252,7 @@ class Mirror(Observer):
         commands: list[Any] = list(pipeline.command_stack)
         try:
             answers = await pipeline.execute(raise_on_error=False)
-            # A key of another type is not written; all the others are. Whatever else failed, failed for all of them.
+            # A key of another type fails alone, and the others are written. Any other error applies to all of them.
             for answer in answers:
                 if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
                     raise answer
@@ -318,7 +318,7 @@ class Mirror(Observer):
         return self._entries.get(run.run_id) or self._entries.setdefault(run.run_id, MirrorEntry(run))
 
     def _changed_entry(self, run: RunInfo) -> MirrorEntry:
-        """Return a run's entry, with values of its own from now on."""
+        """Return a run's entry, with its own copy of the values."""
         entry = self._entry(run)
         self._start_entry(entry)
         return entry
@@ -357,7 +357,7 @@ class Mirror(Observer):
 
 
 def escape(text: str) -> str:
-    """Return a text with its halves of surrogate pairs escaped, which UTF-8 cannot hold."""
+    """Return a text with lone surrogates escaped, which UTF-8 cannot encode."""
     return text.encode(errors="backslashreplace").decode()
 
 

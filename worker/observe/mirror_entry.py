@@ -30,12 +30,12 @@ class MirrorEntry:
 
     @cached_property
     def marks(self) -> deque[tuple[float, int, float | None]]:
-        """Moments with the rows and the share that were done by then, in seconds without the waits of throttles."""
+        """Moments with the rows and the share processed until then, in seconds without the waits of throttles."""
         return deque(maxlen=40)
 
     @property
     def fields(self) -> dict[str, str | int | float]:
-        """The values of an entry that has its own."""
+        """The values of one entry, separate from the defaults."""
         assert isinstance(self.values, dict)  # noqa: S101
         return self.values
 

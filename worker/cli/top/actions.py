@@ -1,4 +1,4 @@
-"""The actions of the keys on what is selected: the operator commands of the command line."""
+"""The actions of the keys on the selected row: the operator commands of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.settings import Settings
 
 Action = Literal["pause", "resume", "cancel", "retry", "drain"]
 
-#: The tables in which an action has a meaning.
+#: The tables in which an action is available.
 TABLES: dict[Action, tuple[Name, ...]] = {
     "pause": ("runs", "jobs", "queues"),
     "resume": ("runs", "jobs", "queues", "holds"),
@@ -30,7 +30,7 @@ class Actions:
 
     Args:
         client: The connection to Redis.
-        settings: Where the ledger is. A connection to it is opened for the first retry.
+        settings: The settings of the ledger's database. A connection is opened for the first retry.
     """
 
     def __init__(self, client: Client, settings: Settings) -> None:
@@ -47,11 +47,11 @@ class Actions:
             frame: The frame that showed it.
 
         Returns:
-            The outcome in one line.
+            The outcome, in one line.
 
         Raises:
             ServerUnavailable: Redis does not answer.
-            SQLAlchemyError, OSError: A retry was asked for, and PostgreSQL does not answer.
+            SQLAlchemyError, OSError: The action is a retry, and PostgreSQL does not answer.
         """
         match action:
             case "pause":

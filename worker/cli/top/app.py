@@ -55,7 +55,7 @@ class Page(App[None]):
     Args:
         client: The connection to Redis.
         settings: The settings in force.
-        every: Seconds between two looks.
+        every: Seconds between two frames.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -159,7 +159,7 @@ class Page(App[None]):
 
     @property
     def problem(self) -> str | None:
-        """Why the page may be out of date, or None."""
+        """The reason why the page may be out of date, or None."""
         if self._unavailable_since is not None:
             since = f"{self._unavailable_since.astimezone():%H:%M:%S}"
             return f"Redis at {self._url} has not answered since {since}: {self._error}; retrying"
@@ -197,14 +197,14 @@ class Page(App[None]):
         for name, band in _BANDS.items():
             wanted[band] = max(wanted[band], len(self._grids[name].rows) + 3)
         if focused == "failures":
-            wanted["bottom"] = self.size.height  # for the traceback beside the table
+            wanted["bottom"] = self.size.height  # for the traceback next to the table
         room = heights(self.size.height - 5, wanted, _BANDS[focused] if focused else "runs")
         for band, height in room.items():
             place = self._bands[band]
             if place.styles.height is None or place.styles.height.value != height:
                 place.styles.height = height
 
-    # --- what is selected
+    # --- the selection
 
     def _focused(self) -> Name | None:
         return next((name for name, grid in self._grids.items() if grid.has_focus), None)
@@ -241,14 +241,14 @@ class Page(App[None]):
     # --- keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer actions only in tables where they have a meaning."""
+        """Offer an action only in the tables where it is available."""
         if action != "act":
             return True
         focused = self._focused()
         return focused is not None and focused in TABLES[cast(Action, parameters[0])]
 
     def action_act(self, action: Action) -> None:
-        """Run an action on what is selected."""
+        """Run an action on the selected row."""
         focused = self._focused()
         key = self._grids[focused].selected if focused else None
         if focused is None or key is None:
@@ -317,7 +317,7 @@ class Page(App[None]):
 
 
 def _put(place: Static, text: Text, *, layout: bool = False) -> None:
-    """Show a text, unless it is shown already: over a slow line each cell counts."""
+    """Show a text, unless it is shown already: over a slow line, each written cell costs time."""
     if place.content != text:
         place.update(text, layout=layout)
 
@@ -327,7 +327,7 @@ def letter_text(letter: DeadLetter, width: int | None = None, height: int | None
 
     Args:
         letter: The dead letter.
-        width: Cells at which lines of the traceback are cut.
+        width: Width in cells at which lines of the traceback are cut.
         height: Lines to fit into: the end of the traceback is kept.
     """
     arguments = json.dumps(letter.arguments, ensure_ascii=False, default=str)

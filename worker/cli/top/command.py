@@ -28,7 +28,7 @@ def top(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame as text, as without a terminal.")] = False,
 ) -> None:
-    """Watch and steer queues, rates, runs, workers and failures on one live page."""
+    """Watch and control queues, rates, runs, workers and failures on one live page."""
     settings, _ = state.load()
     if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         run_async(_print(settings, every), settings)
@@ -51,7 +51,7 @@ async def _print(settings: Settings, every: float) -> None:
     async with Client(settings) as client:
         reader = Reader(client, settings)
         await client.command(reader.read())
-        await asyncio.sleep(every)  # rates are the difference between two looks
+        await asyncio.sleep(every)  # rates are the difference between two frames
         frame = await client.command(reader.read())
     print_text(format_frame(frame, out.width))
 

@@ -49,7 +49,7 @@ _CSS = """
 
 
 class Question(ModalScreen[bool]):
-    """Asks before an action that cannot be undone."""
+    """A question before an action that cannot be undone."""
 
     DEFAULT_CSS = _CSS.format(name="Question")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -68,7 +68,7 @@ class Question(ModalScreen[bool]):
 
 
 class Details(ModalScreen[None]):
-    """Shows a long text that scrolls."""
+    """A long text that scrolls."""
 
     DEFAULT_CSS = _CSS.format(name="Details")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q,question_mark", "dismiss(None)")]

@@ -15,7 +15,7 @@ from worker.queue import keys
 Mirror = dict[str, str]
 Counts = Mapping[tuple[str, str], int]
 
-#: Seconds over which a rate is taken.
+#: Seconds over which a rate is averaged.
 WINDOW_SECONDS = 10.0
 _HISTORY = 60
 
@@ -32,7 +32,7 @@ class Rates:
         if self._looks:
             earlier, before = self._looks[-1]
             if at <= earlier or any(counts.get(name, 0) < number for name, number in before.items()):
-                self._looks.clear()  # another server, or one that has lost its data: nothing to compare with
+                self._looks.clear()  # another server, or the server has lost its data: start over
             else:
                 grown = sum(counts.values()) - sum(before.values())
                 self._history.append(grown / (at - earlier))
@@ -41,7 +41,7 @@ class Rates:
             self._looks.popleft()
 
     def rate(self, state: str, job: str | None = None) -> float | None:
-        """Return how many runs per second reached a state, of one job or of all; None before the second look."""
+        """Return the runs per second that reached a state, of one job or of all; None before the second look."""
         if len(self._looks) < 2:
             return None
         (earlier, before), (now, after) = self._looks[0], self._looks[-1]
@@ -62,8 +62,8 @@ class Look:
         replies: The replies by the name of their command.
         now: Time of the server, in seconds.
         moment: The same time as a datetime.
-        workers: The workers by name, as they describe themselves.
-        owners: The worker of each run that runs.
+        workers: The workers by name, from their own entries.
+        owners: The worker of each running run.
         counts: Runs that ended, by job and state.
         commands: Operator commands in force.
         queues: Names of the queues.
@@ -131,7 +131,7 @@ def build_job_lines(look: Look, rates: Rates) -> list[JobLine]:
 
 
 def build_run_lines(look: Look) -> list[RunLine]:
-    """Return a line for each run: running ones first, the longest first, then those that wait."""
+    """Return a line for each run: running ones first, by decreasing time, then waiting ones."""
     lines = [
         build_run_line(
             run_id,
@@ -179,7 +179,7 @@ def _build_worker_line(look: Look, name: str, values: dict[str, Any]) -> WorkerL
 
 
 def build_holds(look: Look) -> list[Hold]:
-    """Return what holds runs back: operator commands first, then limits and rates with their waiters."""
+    """Return the causes that hold runs back: operator commands first, then limits and rates with their waiters."""
     queues, jobs, commands = set(look.queues), set(look.jobs), look.commands
     holds = [
         Hold("pause", name, _describe_target(name, queues, jobs) + " paused by command")
@@ -203,7 +203,7 @@ def build_holds(look: Look) -> list[Hold]:
 
 
 def seconds_until_start(look: Look, scope: str) -> float:
-    """Return the seconds until a rate admits the next run; 0 or less if it does now."""
+    """Return the seconds until a rate admits the next run; 0 or less if it admits one now."""
     raw = look.replies["moment", scope]
     try:
         return 0.0 if raw is None else float(raw) / 1000 - look.now

@@ -1,7 +1,7 @@
 """A table on the page. It keeps the selection by key, and redraws only lines that have changed.
 
-Over a slow line each cell counts. Widths only grow, so that columns do not move and a refresh with few changes writes
-few cells.
+Over a slow line, each written cell costs time. Widths only grow, so that columns do not move and a refresh with few
+changes writes few cells.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Grid(ScrollView, can_focus=True):
         """Another row is selected."""
 
     class Opened(Message):
-        """Somebody wants to see more of a row."""
+        """The user has opened a row."""
 
         def __init__(self, grid: Grid, key: str) -> None:
             super().__init__()
@@ -79,28 +79,28 @@ class Grid(ScrollView, can_focus=True):
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, also those that are out of sight."""
+        """All rows, including those outside the visible part."""
         return self._sheet.rows
 
     @property
     def selected(self) -> str | None:
-        """What the cursor is on."""
+        """The key of the row under the cursor."""
         return self.rows[self._cursor].key if self.rows else None
 
     @property
     def visible_keys(self) -> list[str]:
-        """What is in sight."""
+        """The keys of the visible rows."""
         top = self.scroll_offset.y
         return [row.key for row in self.rows[top : top + max(1, self.size.height)]]
 
     def show(self, sheet: Sheet) -> None:
-        """Show another table in the place of the last one; the cursor stays on what it is on, while that is there."""
+        """Replace the shown table. The cursor stays on its row, if the new table has it."""
         before, was, at = self._sheet.rows, self.selected, self._cursor
         self._sheet = sheet
         if self.border_title != sheet.title:
             self.border_title = sheet.title
         self._cursor = max(0, min(at, len(sheet.rows) - 1))
-        if self.has_focus or at > 0:  # what nobody has touched goes on showing its first rows
+        if self.has_focus or at > 0:  # an untouched table keeps showing its first rows
             self._cursor = next((place for place, row in enumerate(sheet.rows) if row.key == was), self._cursor)
         wanted = [max(pair) for pair in zip(self._wanted, natural(sheet), strict=True)]
         self._measure()
@@ -132,7 +132,7 @@ class Grid(ScrollView, can_focus=True):
         self._keep_in_sight()
 
     def _measure(self) -> None:
-        """Say how high it is; the same for all that fits, since another height means that the page is laid out anew."""
+        """Set the height. It is the same for all tables that fit, because a change lays the whole page out again."""
         self.virtual_size = Size(self.size.width, max(len(self.rows) + 1, self.size.height))
 
     def _fit(self) -> None:
@@ -140,7 +140,7 @@ class Grid(ScrollView, can_focus=True):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """Draw a line: the titles, which stay, and below them the rows."""
+        """Draw a line: the fixed titles, or a row below them."""
         place = y - 1 + self.scroll_offset.y
         selected = False
         if y == 0:
@@ -176,11 +176,11 @@ class Grid(ScrollView, can_focus=True):
         self._go(place if place >= 0 else len(self.rows) - 1)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer more only of what there is more of."""
+        """Offer "open" only in tables whose rows have details."""
         return action != "open" or self.id in ("runs", "failures")
 
     def action_open(self) -> None:
-        """Show more of a row."""
+        """Open the row under the cursor."""
         if self.selected is not None:
             self.post_message(self.Opened(self, self.selected))
 

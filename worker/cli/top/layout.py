@@ -1,4 +1,4 @@
-"""Widths of columns and heights of bands: a terminal over ssh may have 80 cells and 24 lines."""
+"""Computes widths of columns and heights of bands: a terminal over ssh may have 80 cells and 24 lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich.cells import cell_len, set_cell_size
 from worker.cli.top.tables import Cell, Sheet
 
 _GAP = 2
-_TITLE = 4  # cells of a title that stay
-_NAME = 8  # and of a name
-_LAST = 12  # and of the last column
+_TITLE = 4  # least cells of a title
+_NAME = 8  # least cells of a name
+_LAST = 12  # least cells of the last column
 _BAND = 4  # lines of a band: borders, titles and a row
-_SHARE = 0.22  # of the page, for a band
+_SHARE = 0.22  # a band's share of the page
 _FOCUSED_SHARE = 0.55
 
 
@@ -43,14 +43,14 @@ def fit(sheet: Sheet, wanted: Sequence[int], room: int) -> list[int]:
     def lacking() -> int:
         return sum(width + _GAP for width in widths[:last] if width) + least - room
 
-    for place in range(last):  # first, titles that are longer than what is below them are cut
+    for place in range(last):  # first, cut titles that are longer than the texts below them
         widths[place] -= max(0, min(lacking(), widths[place] - firm[place]))
     for rank in sorted({column.rank for column in sheet.columns if column.rank}, reverse=True):
         for place, column in enumerate(sheet.columns):
             if column.rank == rank and lacking() > 0:
                 widths[place] = 0
     soft = [place for place in range(last) if sheet.columns[place].soft and widths[place]]
-    while soft and lacking() > 0:  # then, the widest names
+    while soft and lacking() > 0:  # second, cut the widest names
         place = max(soft, key=lambda one: widths[one])
         if widths[place] <= _NAME:
             break
@@ -89,7 +89,7 @@ def titles(sheet: Sheet, widths: Sequence[int]) -> list[Cell]:
 
 
 def heights(room: int, wanted: Mapping[str, int], focused: str, rest: str = "runs") -> dict[str, int]:
-    """Return the height of each band: at most what it wants, and more for the focused one.
+    """Return the height of each band: at most the requested lines, with preference for the focused band.
 
     Args:
         room: The lines of the page.

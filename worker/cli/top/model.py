@@ -1,4 +1,4 @@
-"""The values of one look at everything, which the tables show."""
+"""The values of one frame, which the tables show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class QueueLine:
     """A queue.
 
     Attributes:
-        name: Its key.
+        name: Key of the queue.
         waiting: Jobs that are due and not claimed.
         deferred: Jobs that are due later.
         running: Jobs that workers run.
@@ -36,11 +36,11 @@ class JobLine:
 
     Attributes:
         name: Name of the job.
-        running: Runs that run, of those whose mirrors were read.
+        running: Running runs among those whose mirrors were read.
         done_rate: Runs per second that succeeded.
-        failed_rate: Runs per second that failed for good.
+        failed_rate: Runs per second that failed permanently.
         done: All runs that have succeeded.
-        failed: All runs that have failed for good.
+        failed: All runs that have failed permanently.
         cancelled: All runs that were cancelled.
         paused: Whether it is paused.
     """
@@ -57,20 +57,20 @@ class JobLine:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run that runs, is paused, or waits for another attempt.
+    """A run that is running, is paused, or waits for another attempt.
 
     Attributes:
         id: Id of the run.
         job: Name of the job; empty before the mirror was read.
-        worker: The worker that runs it; empty if none does.
+        worker: The worker that runs it; empty if no worker runs it.
         queue: Its queue.
         seconds: Time since this attempt began.
         attempt: Number of the attempt.
-        takeovers: How often another worker has taken it over.
-        rows: Rows done; None for a job without rows.
+        takeovers: Number of takeovers by other workers.
+        rows: Processed rows; None for a job without rows.
         rate: Rows per second.
         percent: Progress of this step.
-        left_seconds: Time left of this step.
+        left_seconds: Remaining time of this step.
         state: The state in one word.
         reason: The reason of the state.
     """
@@ -92,19 +92,19 @@ class RunLine:
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """A worker, as it describes itself.
+    """A worker, from its own entry.
 
     Attributes:
         name: Name of the worker.
-        host: Its host.
-        pid: Its process id.
+        host: Host of the worker.
+        pid: Process id of the worker.
         queue: The queue of its settings.
         state: running, draining, or lost (silent for longer than a lease).
         used: Slots with a job.
         slots: All slots.
         seen_seconds: Time since it last reported.
         up_seconds: Time since it started.
-        done: Jobs that it has ended.
+        done: Jobs that the worker has ended.
     """
 
     name: str
@@ -121,12 +121,12 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class Hold:
-    """Something that holds runs back.
+    """A cause that holds runs back.
 
     Attributes:
         kind: A pause, a pace, a limit or a rate.
         on: A run, job or queue, `*` for all, or the job and value of a limit.
-        detail: A few words.
+        detail: Description in a few words.
         waiting: Runs that wait for it; None if they are not counted.
         seconds: The longest wait among them.
     """
@@ -147,16 +147,16 @@ class Frame:
         server: Name, version and memory of the server.
         url: Its URL, without the password.
         queues: The queues of the settings and of all workers.
-        jobs: The jobs of which a run has ended, runs or waits.
+        jobs: The jobs that have an ended, running or waiting run.
         runs: The runs: running ones first, the longest first.
         running: Number of running runs, shown or not.
         workers: The workers by name.
         workers_known: Number of workers, shown or not.
         failures: The newest dead letters.
         failed: Number of dead letters, shown or not.
-        holds: What holds runs back.
+        holds: The causes that hold runs back.
         done_rate: Runs per second that succeeded, over the last seconds; None before the second look.
-        failed_rate: Runs per second that failed for good.
+        failed_rate: Runs per second that failed permanently.
         history: Runs that ended per second, at each of the last looks.
         commands: Redis commands of this look.
         trips: Round trips of this look.

@@ -82,7 +82,7 @@ class _Trip:
 
 
 class Reader:
-    """Reads frames, and remembers what does not change and how far each rotation has come.
+    """Reads frames. Caches values that do not change, and the position of each rotation.
 
     Args:
         client: The connection to Redis.
@@ -93,7 +93,7 @@ class Reader:
         self._client = client
         self._settings = settings
         self._rates = Rates()
-        self._ahead_ms = 0.0  # of our clock, the server's
+        self._ahead_ms = 0.0  # by which the server's clock is ahead of ours
         self._server = ""
         self._queues = list(settings.worker.queues or [settings.worker.queue])
         self._mirrors: dict[str, Mirror] = {}
@@ -102,7 +102,7 @@ class Reader:
         self._due: list[str] = []
         self._letters: dict[str, tuple[float, DeadLetter | None]] = {}
         self._jobs: list[str] = []
-        self._scopes: dict[str, None] = {}  # limits that hold something back
+        self._scopes: dict[str, None] = {}  # limits that hold runs back
         self._next_scope = 0
         self._cursor = 0
         self._looks = 0
@@ -125,7 +125,7 @@ class Reader:
         try:
             replies = await first.replies()
         except (RedisError, OSError):
-            self._server = ""  # it may be another one when it is back
+            self._server = ""  # another server may answer next time
             raise
         look = self._take_first(replies, mirrors, scopes)
         second = _Trip(self._client)
@@ -155,7 +155,8 @@ class Reader:
         return Look(replies, now, moment, workers, owners, counts, commands, scopes=scopes)
 
     async def _read_more(self, trip: _Trip, look: Look, mirrors_read: int) -> None:
-        """Read what the first round trip has shown to be new: mirrors, dead letters, and at first limits."""
+        """Read the values that the first round trip has shown to be new: mirrors, dead letters, and limits at the
+        start."""
         new = [run_id for run_id in look.owners if run_id not in self._mirrors]
         new += [run_id for run_id in self._mirrors if run_id not in look.owners and not self._is_fresh(run_id)]
         del new[max(0, MIRRORS - mirrors_read) :]
@@ -202,7 +203,7 @@ class Reader:
             trips=trips,
         )
 
-    # --- what is asked
+    # --- choice of keys to read
 
     def _ask_for_all(self, trip: _Trip) -> None:
         now_ms = time.time() * 1000 + self._ahead_ms
@@ -232,7 +233,7 @@ class Reader:
             trip.ask(("mirror", run_id)).hmget(keys.RUN + run_id, MIRROR_FIELDS)
 
     def _choose_mirrors(self, shown: Iterable[str]) -> list[str]:
-        """Return the runs whose mirrors are read now: on the screen, due, and then the longest unread."""
+        """Return the runs whose mirrors to read now: on the screen, due, and the longest unread, in this order."""
         known = self._running | self._mirrors.keys()
         asked = dict.fromkeys(run_id for run_id in shown if run_id in known)
         asked |= dict.fromkeys(self._due)
@@ -243,7 +244,7 @@ class Reader:
         return list(asked)[:MIRRORS]
 
     def _choose_scopes(self) -> list[str]:
-        """Return the limits that are read now: those that held something back, and a few jobs in rotation."""
+        """Return the limits to read now: the ones that held runs back, and a few jobs in rotation."""
         asked = dict.fromkeys(list(self._scopes)[:_SCOPES_FIRST])
         if self._jobs:
             first = self._next_scope % len(self._jobs)
@@ -251,7 +252,7 @@ class Reader:
             self._next_scope = first + _SCOPES
         return list(asked)
 
-    # --- what is remembered
+    # --- cached values
 
     def _take_server(self, info: Any, memory: Any) -> None:
         if isinstance(info, dict) and (version := info.get("valkey_version") or info.get("redis_version")):
@@ -272,7 +273,7 @@ class Reader:
             self._read_at[run_id] = self._looks
 
     def _note_scopes(self, look: Look) -> None:
-        """Remember the limits that hold runs back, and those that the SCAN has found."""
+        """Store the limits that hold runs back, and the limits that the SCAN has found."""
         self._cursor, found = look.replies["scan"]
         self._scopes |= dict.fromkeys(key.decode(errors="replace").removeprefix(keys.HELD) for key in found)
         for scope in look.scopes:
@@ -289,7 +290,7 @@ class Reader:
         return self._read_at[run_id] == self._looks
 
     def _list_due(self, look: Look) -> list[str]:
-        """Return runs that no worker has: they may be paused, or wait for another attempt."""
+        """Return runs that no worker runs: they may be paused, or wait for another attempt."""
         found = dict.fromkeys(
             run_id.decode(errors="replace") for queue in self._queues for run_id in look.replies["due", queue]
         ) | dict.fromkeys(sorted(look.commands.paused)[:_DUE])

@@ -1,4 +1,4 @@
-"""The state of a run as an operator needs it: from its mirror, its worker and the operator commands."""
+"""The state of a run for operators, from its mirror, its worker and the operator commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Commands:
     drained: frozenset[str]
 
     def describe_pause(self, run_id: str, job: str, queue: str) -> str | None:
-        """Return which pause applies to a run, in words, or None."""
+        """Return a description of the pause that applies to a run, or None."""
         names = ((run_id, "the run"), (job, "its job"), (queue, "its queue"), (keys.ALL, "everything"))
         return next((f"{what} is paused" for name, what in names if name in self.paused), None)
 
@@ -43,7 +43,7 @@ def build_run_line(
     worker_state: str | None = None,
     held_by: str | None = None,
 ) -> RunLine:
-    """Return a run as the page shows it.
+    """Return a run for the page.
 
     Args:
         run_id: Id of the run.

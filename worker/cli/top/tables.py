@@ -35,7 +35,7 @@ class Column:
     Attributes:
         title: Title above it.
         right: Whether its texts are aligned to the right.
-        most: Most cells that it takes if others need them.
+        most: Largest width in cells if other columns need space.
         rank: If there is no room, columns of the highest rank are hidden first; those of rank 0 stay.
         soft: Whether its texts may be cut.
     """
@@ -49,7 +49,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A text and its tone."""
+    """A text and its style."""
 
     text: str
     tone: Tone = ""
@@ -60,7 +60,7 @@ class Row:
     """A line of a table.
 
     Attributes:
-        key: What the row is about, e.g. the name of a queue or the id of a run.
+        key: Identity of the row, e.g. the name of a queue or the id of a run.
         cells: One for each column.
     """
 
@@ -96,7 +96,7 @@ def header(frame: Frame, problem: str | None = None) -> list[list[Cell]]:
 
     Args:
         frame: The last frame that was read.
-        problem: Why there is no newer one, if there is none.
+        problem: The reason why there is no newer frame; None if there is no problem.
     """
     waiting, deferred = sum(one.waiting for one in frame.queues), sum(one.deferred for one in frame.queues)
     slots = sum(one.slots for one in frame.workers if one.state != "lost")
@@ -128,7 +128,7 @@ def sheets(frame: Frame, text: str = "") -> dict[Name, Sheet]:
 
     Args:
         frame: The frame to show.
-        text: A filter: rows without it are left out.
+        text: A filter: rows without it are omitted.
     """
     made = (_queues(frame), _jobs(frame), _runs(frame), _holds(frame), _workers(frame), _failures(frame))
     wanted = text.lower().strip()

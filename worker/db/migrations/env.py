@@ -1,4 +1,4 @@
-"""Alembic's environment: `worker.db.migrate` runs it, on a connection of its own or to print SQL."""
+"""Alembic's environment: `worker.db.migrate` runs it, on a separate connection or to print SQL."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Rows that could not be done, set aside."""
+"""The quarantine: rows that could not be processed."""
 
 import sqlalchemy as sa
 from alembic import op

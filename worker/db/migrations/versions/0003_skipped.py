@@ -1,4 +1,4 @@
-"""Rows of a walk with skip_locked that others held: to be visited again before its end."""
+"""Rows that a walk with skip_locked found locked, to be processed before its end."""
 
 import sqlalchemy as sa
 from alembic import op

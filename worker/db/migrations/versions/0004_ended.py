@@ -1,4 +1,4 @@
-"""Ended runs by the time of their end: to find those that are to be forgotten."""
+"""An index of finished runs by the time of their end, for the pruner."""
 
 import sqlalchemy as sa
 from alembic import op

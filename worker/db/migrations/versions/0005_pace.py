@@ -1,4 +1,4 @@
-"""The pace of a step: sizes that its batches have learned, also from batches that failed."""
+"""The pace of a step: batch sizes measured by its batches, including failed ones."""
 
 import sqlalchemy as sa
 from alembic import op

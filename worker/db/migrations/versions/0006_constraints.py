@@ -1,4 +1,4 @@
-"""The number of a run's steps, the version of the code that began a step, and constraints on what is written."""
+"""The number of a run's steps, the version of the code that began a step, and constraints on written values."""
 
 import sqlalchemy as sa
 from alembic import op
