@@ -1,1 +1,1 @@
-"""The queue: arq's keys in Redis, leases, orders, cron, and the client."""
+"""The queue: arq's keys in Redis, leases, operator commands, cron, and the client."""

@@ -1,7 +1,7 @@
-"""What follows a run: the next run of a chain, or the callback of a group whose members have all finished.
+"""Builds the follow-up of a run: the next run of a chain, or the callback of a group whose members have all finished.
 
 The script that removes the finished run from its queue also enqueues the next one (ack_and_claim.lua,
-enqueue_next.lua). There is no moment at which one has happened without the other, whichever process dies.
+enqueue_next.lua). Both happen atomically, so a process that dies cannot separate them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.queue.payload import Member, Payload, now_ms, payload_text, to_secon
 
 
 def make_next_calls(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
-    """Return calls as a payload's `then` holds them, each with the id that its run will have."""
+    """Return calls in the form of a payload's `then`, each with the id of its future run."""
     return [_to_wire(call) for first in calls for call in first.chain]
 
 
@@ -39,7 +39,7 @@ def _to_wire(call: Call[Any]) -> dict[str, Any]:
 
 
 def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, result: str) -> dict[str, Any] | None:
-    """Return what enqueue_next.lua does at the end of a run; None if nothing follows it.
+    """Return the follow-up that enqueue_next.lua processes at the end of a run; None if there is none.
 
     Args:
         payload: payload of the run.
@@ -88,14 +88,14 @@ def _payload_of_call(
     group: Member | None = None,
     headers: Mapping[str, str],
 ) -> str:
-    """Return the payload of the run that a call makes now.
+    """Return the payload of a new run of a call.
 
     Args:
-        call: as a payload's `then` holds it.
-        arguments: its arguments, the text of a JSON object.
+        call: the call, in the form of a payload's `then`.
+        arguments: its arguments, as the text of a JSON object.
         then: the calls that follow it.
         group: its place in a group.
-        headers: texts that travel with the run: those of the preceding run.
+        headers: the headers of the preceding run, which are passed on.
     """
     until = now_ms() + call["x"] if call.get("x") else 0
     return payload_text(
@@ -104,10 +104,10 @@ def _payload_of_call(
 
 
 def make_callback(call: Call[Any], *, group_id: str, queue: str) -> dict[str, str]:
-    """Return the callback of a group as its hash holds it. The payload is cut in two, to take the results in between.
+    """Return the callback of a group in the form of its hash. The payload is split where the results are inserted.
 
     Args:
-        call: the callback, with what follows it.
+        call: the callback, with the calls that follow it.
         group_id: id of the group.
         queue: queue of a call that names no other.
     """
@@ -129,7 +129,7 @@ def make_callback(call: Call[Any], *, group_id: str, queue: str) -> dict[str, st
 
 
 def to_ms(time: float | timedelta | datetime | None) -> int:
-    """Return a duration in ms; 0 for None. A call cannot have an absolute time: `Job.call` refuses it."""
+    """Return a duration in ms; 0 for None. A call cannot have an absolute time: `Job.call` rejects it."""
     if isinstance(time, datetime):
         raise TypeError(f"a call cannot have the absolute time {time}")
     return round(to_seconds(time) * 1000)

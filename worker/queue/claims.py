@@ -32,16 +32,16 @@ Shares = Sequence[tuple[str, int]]
 
 
 class Claim(NamedTuple):
-    """A job that this worker has.
+    """A job that this worker has claimed.
 
     Attributes:
         run_id: its id.
-        queue: where it was.
+        queue: its queue.
         due_ms: its due time.
-        payload: as it lay there; None when it had gone.
+        payload: its payload, unparsed; None if the key did not exist.
         attempt: number of the attempt, from 1.
-        expired: whether another worker had it, whose lease has expired.
-        payload_problem: why the payload could not be read; None if it was read, or is gone.
+        expired: whether the lease of a previous worker has expired.
+        payload_problem: why the payload could not be read; None if it was read or does not exist.
     """
 
     run_id: str
@@ -58,9 +58,9 @@ class Ack(NamedTuple):
 
     Attributes:
         claim: the job.
-        result: what its result's key gets; None for none.
-        keep_ms: life of that; below 0 for ever.
-        follow_up: what follows it: see chain.py.
+        result: the value of `arq:result:<id>`; None to write none.
+        keep_ms: lifetime of the result in ms; below 0 for no limit.
+        follow_up: the next run or the callback; see chain.py.
     """
 
     claim: Claim
@@ -70,12 +70,12 @@ class Ack(NamedTuple):
 
 
 class FetchResult(NamedTuple):
-    """What a turn has brought.
+    """The answer of ack_and_claim.lua.
 
     Attributes:
-        refused: ids of ended jobs that another worker has.
-        claims: jobs that are this worker's now.
-        ordered: whether there are orders, which may be for them.
+        refused: ids of ended jobs that another worker has claimed or ended.
+        claims: the claimed jobs.
+        ordered: whether there are operator commands, which may apply to the claimed jobs.
     """
 
     refused: frozenset[str]
@@ -128,7 +128,7 @@ class AckAndClaim:
                 come again.
 
         Raises:
-            RedisError: Redis does not answer, or refuses the command.
+            RedisError: Redis does not answer, or rejects the command.
         """
         try:
             return await self._ack_and_claim(ended, slots, shares)
@@ -147,7 +147,7 @@ class AckAndClaim:
         return FetchResult(frozenset(refused), [], ordered=False)
 
     async def _bury(self, ack: Ack, error: Exception) -> frozenset[str]:
-        """End a job whose result, or whose next run, Redis cannot process, as a dead letter."""
+        """Move a job to the dead letters if Redis cannot process its result or its next run."""
         claim, text = ack.claim, f"its end could not be written to Redis: {format_error(error)}"
         logger.error("job dead run=%s error=%s", claim.run_id, text)
         await add_dead_letter(self._redis, claim, text, job="")
@@ -195,7 +195,7 @@ class AckAndClaim:
         return FetchResult(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
 
     async def _discard(self, queue: str, raw_id: bytes, payload: bytes | None) -> None:
-        """Move a job whose id cannot be one to the dead letters, under a printable id."""
+        """Move a job with an invalid id to the dead letters, under a printable id."""
         name = printable(raw_id)[:100]
         logger.error("job dead queue=%s id=%s error=an id has 1 to %d printable characters", queue, name, LONGEST_ID)
         letter = encode_letter(
@@ -225,7 +225,7 @@ class AckAndClaim:
             return await self._connection.send("EVALSHA", script.sha, len(names), *names, *arguments)
 
     async def close(self) -> None:
-        """Close the connection of the turns."""
+        """Close the dedicated connection."""
         if self._connection is not None:
             await self._connection.close()
 
@@ -233,15 +233,15 @@ class AckAndClaim:
 async def add_dead_letter(
     redis: Redis, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False
 ) -> None:
-    """Keep a job that has failed for good as a dead letter: see dead_letters.py.
+    """Store a job that has failed permanently as a dead letter; see dead_letters.py.
 
     Args:
         redis: connection to the queue.
         claim: the job.
         error: the reason, in one line.
         job: its name; empty where its payload could not be read.
-        trace: the traceback, of which the end is kept.
-        in_ledger: whether the ledger has the run, so that the letter is no more than its mirror.
+        trace: the traceback; its end is kept.
+        in_ledger: whether the ledger has the run, so that the letter only mirrors it.
     """
     text = encode_letter(
         claim.payload or b"",
@@ -259,7 +259,7 @@ async def add_dead_letter(
 
 
 def _blames_arguments(error: Exception) -> bool:
-    """Tell whether an error is about what was sent, so that the same call would fail again."""
+    """Return whether an error is caused by the data sent, so that the same call would fail again."""
     if not isinstance(error, ResponseError):
         return True
     return kind_of(error) not in REFUSALS and "script" in str(error).lower()

@@ -37,12 +37,12 @@ class Client:
             run = await client.enqueue(deactivate_dormant_users, days=90)
             print(await run.result())
 
-    Every method raises `ServerUnavailable` if Redis does not answer, or refuses the command.
+    Every method raises `ServerUnavailable` if Redis does not answer, or rejects the command.
 
     Args:
-        settings: the settings; those of `settings.toml` and the environment by default.
-        redis: a connection of yours, which must return bytes, to use instead of one of its own.
-        middleware: hooks around each enqueueing, the first outermost; those of `worker.middleware` by default.
+        settings: the settings; by default from `settings.toml` and the environment.
+        redis: an existing connection to use, which must return bytes; by default the client opens one.
+        middleware: hooks around each enqueueing, the first outermost; `worker.middleware` by default.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Client:
     ) -> None:
         if settings is None:
             from worker.settings import (
-                load_settings,  # with it comes pydantic-settings, which the import can do without
+                load_settings,  # imported late: it loads pydantic-settings, which `import worker` does not need
             )
 
             settings = load_settings()
@@ -76,7 +76,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. A connection that was given to the client stays open."""
+        """Close the connections. A connection that was passed to the client stays open."""
         await self._reader.close()
         if self._owns:
             await self.redis.aclose()
@@ -97,11 +97,11 @@ class Client:
             kwargs: for the function.
 
         Returns:
-            The run. Its `is_new` is False if its id was known already.
+            The run. Its `is_new` is False if the id was already known.
 
         Raises:
             InvalidArguments: the arguments do not match the signature, or are too large; nothing was enqueued.
-            ServerUnavailable: Redis refuses the command, and nothing was enqueued; or it does not answer, and the run
+            ServerUnavailable: Redis rejects the command, and nothing was enqueued; or it does not answer, and the run
                 may have been enqueued. If the run has an id, enqueue it again.
         """
         if isinstance(job, Job):
@@ -159,8 +159,8 @@ class Client:
             calls: the members. A member with a `then` of its own is complete when the last run of its chain is.
             then: the callback. It runs once; its `PREVIOUS_RESULT` is the list of the members' results in their order,
                 with null for a member that has none.
-            complete_when: `all_succeeded`: if a member fails for good, the callback waits until an operator has retried
-                that member successfully. `all_finished`: a member that failed or was cancelled is complete, too.
+            complete_when: `all_succeeded`: if a member fails permanently, the callback waits until an operator retries
+                that member successfully. `all_finished`: a failed or cancelled member counts as complete, too.
             id: id of the group. If you enqueue a group again under its id, for example after an error, no member is
                 enqueued twice.
 
@@ -206,12 +206,12 @@ class Client:
             queue: their queue; `worker.queue` by default.
 
         Returns:
-            The ids of runs that neither wait nor run. Nothing was changed for them.
+            The ids that are neither waiting nor running. Nothing was changed for them.
         """
         return await commands.cancel(self._reader, run_ids, queue=queue or self._settings.worker.queue)
 
     async def retry(self, *run_ids: str) -> None:
-        """Tell the workers to run ended runs and dead letters again, each from its last checkpoint.
+        """Request that workers run ended runs and dead letters again, each from its last checkpoint.
 
         A worker obeys within a second. It logs a warning for an id that is neither an ended run nor a dead letter.
 
@@ -221,10 +221,10 @@ class Client:
         await commands.request_retry(self._reader, run_ids)
 
     async def drain(self, *workers: str) -> None:
-        """Tell workers to stop as SIGTERM does: jobs stop at their next boundary and return to the queue.
+        """Drain workers, as SIGTERM does: jobs stop at their next boundary and return to the queue.
 
         Args:
-            workers: names of the workers, as `worker:workers` has them.
+            workers: names of the workers, as listed in `worker:workers`.
         """
         await commands.drain(self._reader, workers)
 
@@ -244,7 +244,7 @@ class Client:
     async def dead_letters(
         self, *, job: str | None = None, before: datetime | None = None, limit: int = 100
     ) -> list[DeadLetter]:
-        """Return runs that have failed for good, the newest first.
+        """Return runs that have failed permanently, the newest first.
 
         Args:
             job: only runs of this job.
@@ -258,18 +258,18 @@ class Client:
 
     @property
     def reader(self) -> RunReader:
-        """What runs and operator commands read and write with."""
+        """The reader that runs and operator commands use."""
         return self._reader
 
     @property
     def store(self) -> QueueStore:
-        """The moves of jobs in Redis."""
+        """The store that moves jobs in Redis."""
         return self._reader.store
 
     async def command(self, operation: Any) -> Any:
         """Await a command of Redis.
 
         Raises:
-            ServerUnavailable: Redis does not answer, or refuses the command.
+            ServerUnavailable: Redis does not answer, or rejects the command.
         """
         return await self._reader.command(operation)

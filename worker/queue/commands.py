@@ -1,7 +1,7 @@
 """Operator commands: pause, resume, pace, cancel, drain, retry.
 
-Each changes a plain key of Redis (see keys.py), as `redis-cli` could. `worker.runtime.operator_state` is the other
-side: it reads these keys in the worker.
+Each changes a plain key of Redis (see keys.py), as `redis-cli` could. `worker.runtime.operator_state` reads these keys
+in the worker.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float
 
 
 async def cancel(reader: RunReader, run_ids: Sequence[str], *, queue: str) -> list[str]:
-    """Cancel runs of a queue. Returns the ids of those that neither wait nor run."""
+    """Cancel runs of a queue. Return the ids that are neither waiting nor running."""
     _check_targets("cancel", run_ids)
     return [run_id for run_id in run_ids if not await reader.command(reader.store.cancel(run_id, queue=queue))]
 
 
 async def drain(reader: RunReader, workers: Sequence[str]) -> None:
-    """Tell workers to stop as SIGTERM does."""
+    """Drain workers, as SIGTERM does."""
     _check_targets("drain", workers)
     await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.DRAINED, *workers)))
 
 
 async def request_retry(reader: RunReader, run_ids: Sequence[str]) -> None:
-    """Tell the workers to run ended runs again. Needs no database: a worker does the ledger's part."""
+    """Request that workers run ended runs again. This needs no database: a worker updates the ledger."""
     _check_targets("retry", run_ids)
     await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.RETRIED, *run_ids)))
 
@@ -101,7 +101,7 @@ async def retry_run(
         False if there is neither an ended run nor a dead letter with that id.
     """
     store = QueueStore(redis)
-    # A run that an operator wants again is not too late, even if it failed because it was.
+    # An operator's retry ignores the expiry and the deadline, even if the run failed because of them.
     spec = await ledger.retry(run_id, from_start=from_start, accept_statement=accept_statement, revise=without_expiry)
     if spec is not None:
         return await store.retry(run_id, spec.payload.encode(), queue=spec.queue, letter=False)
@@ -112,14 +112,14 @@ async def retry_run(
     try:
         payload = without_expiry(letter.payload.decode()).encode()
     except UnicodeDecodeError:
-        payload = letter.payload  # a pickle, or bytes that nothing can read
+        payload = letter.payload  # a pickle, or unreadable bytes
     return await store.retry(run_id, payload, queue=letter.queue, letter=True)
 
 
 async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
     """Obey an entry of `worker:retry`. Several workers may do so at once.
 
-    The entry is removed together with the run's return to its queue, so that it outlives a worker that dies in between.
+    The script that requeues the run also removes the entry, so that the entry survives a worker that dies before.
     """
     done = await retry_run(redis, ledger, run_id, from_start=False)
     if done:
@@ -129,7 +129,7 @@ async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
 
 
 async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> list[str]:
-    """Enqueue a run for each step of a run that has quarantined rows. It runs the job's body on these rows alone.
+    """Enqueue a run for each step of a run that has quarantined rows. It processes only these rows.
 
     Each row leaves the quarantine in the transaction that processes it.
 

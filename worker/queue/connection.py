@@ -1,10 +1,10 @@
-"""Connections to Redis: of one kind for worker, client and listener, and a plain one for the thread of the leases.
+"""Connections to Redis: one kind for worker, client and listener, and a synchronous one for the thread of the leases.
 
-If Sentinels know the primary, each new connection asks them first. A connection whose server refuses writes (READONLY)
-is not used again: the name of the primary, or a proxy, may lead to another server by now.
+If Sentinels are configured, each new connection first asks them for the primary. A connection whose server rejects
+writes (READONLY) is not used again: after a failover, the same name or proxy may lead to another server.
 
-This is the lowest layer, and the one place that translates what a connection raises when it ends: each error of a
-connection that leaves this module is a `RedisError`.
+This is the lowest layer. It translates the errors of an ended connection: each connection error that leaves this module
+is a `RedisError`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-#: A connection whose peer has gone without a word, e.g. behind a firewall that forgot it, ends after this time.
+#: A connection whose peer has vanished silently, e.g. behind a firewall that dropped its state, ends after this time.
 _IDLE_SECONDS = 15
 _PROBE_SECONDS = 5
 _PROBES = 3
@@ -36,7 +36,7 @@ _UNACKNOWLEDGED_SECONDS = 20
 
 
 def connection_pool(settings: Settings) -> ConnectionPool:
-    """Return a pool of connections; nothing is sent yet."""
+    """Return a pool of connections. Send nothing."""
     place = parse_redis_url(settings.redis.url)
     pool: ConnectionPool = ConnectionPool.from_url(
         place.url,
@@ -53,15 +53,15 @@ def connection_pool(settings: Settings) -> ConnectionPool:
 
 
 def one_connection(settings: Settings) -> Any:
-    """Return a connection that belongs to no pool. The caller opens and closes it."""
+    """Return a connection outside of any pool. The caller opens and closes it."""
     return connection_pool(settings).make_connection()  # type: ignore[no-untyped-call]
 
 
 def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.Redis:
-    """Return a client for a thread. If Sentinels know the primary, they are asked now.
+    """Return a synchronous client for a thread. If Sentinels are configured, ask them for the primary now.
 
     Args:
-        settings: for Redis.
+        settings: the settings of Redis.
         command_timeout: longest wait for an answer, in seconds.
 
     Raises:
@@ -81,7 +81,7 @@ def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.R
 
 
 def _keepalive() -> dict[str, Any]:
-    """Return the options of a TCP connection that notices a peer that has gone without a word."""
+    """Return the TCP options that detect a peer that has vanished silently."""
     options = {
         "TCP_KEEPIDLE": _IDLE_SECONDS,
         "TCP_KEEPINTVL": _PROBE_SECONDS,
@@ -96,8 +96,7 @@ def _keepalive() -> dict[str, Any]:
 def _make_connection_class(plain: Any) -> Any:
     """Return a class of connections for asyncio, over one of redis-py.
 
-    It packs commands in C, translates what a connection raises when it ends, and opens the connection to a server that
-    refuses writes anew.
+    It packs commands in C, translates the errors of an ended connection, and reconnects if the server rejects writes.
 
     If a connection closes under a send, or while another task reads from it, uvloop raises RuntimeError ("the handler
     is closed") and asyncio AttributeError (the writer is None by then), and redis-py passes them on.
@@ -145,7 +144,7 @@ def _make_connection_class(plain: Any) -> Any:
                 args = (*args[0].split(), *args[1:])  # SCRIPT LOAD and the like are two words
             try:
                 return [hiredis.pack_command(args)]
-            except TypeError:  # redis-py converts other types, or refuses them
+            except TypeError:  # redis-py converts other types, or rejects them
                 packed: list[bytes] = super().pack_command(*args)
                 return packed
 
@@ -156,10 +155,10 @@ def _make_connection_class(plain: Any) -> Any:
 
 
 class DedicatedConnection:
-    """One connection for one caller that sends a command at a time, without the overhead of pool and client.
+    """One connection for a caller that sends one command at a time, without the overhead of a pool and a client.
 
     Args:
-        settings: for Redis.
+        settings: the settings of Redis.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -167,7 +166,7 @@ class DedicatedConnection:
         self._connection: Any = None
 
     async def send(self, *command: Any) -> Any:
-        """Send a command, and return its answer.
+        """Send a command and return its answer.
 
         Raises:
             RedisError: the command or the connection failed. The next command opens another connection.

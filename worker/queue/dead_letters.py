@@ -1,8 +1,9 @@
-"""Dead letters: what has failed for good stays, with arguments, error, traceback and attempts.
+"""Dead letters: jobs that have failed permanently, with arguments, error, traceback and attempts.
 
-Runs with a durable loop are in the ledger, where they stay; all other jobs are in the hash `worker:dead`, for
-`worker.dead_letter_ttl_days`. That hash mirrors the ledger's, too, so that `HGETALL worker:dead` shows everything. The
-sorted set `worker:dead:at` has their times: who wants the newest of very many reads no more than those.
+The ledger keeps runs with a durable loop. The hash `worker:dead` keeps all other jobs for
+`worker.dead_letter_ttl_days`. It also mirrors the dead runs of the ledger, so that `HGETALL worker:dead` shows
+everything. The sorted set `worker:dead:at` has the times of the letters, so that the newest can be read without reading
+all of them.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ _TRACEBACK_CHARACTERS = 8_000
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A run that has failed for good.
+    """A run that has failed permanently.
 
     Attributes:
-        id: of the run.
-        job: its name; empty where its payload could not be read.
-        queue: where it was.
+        id: id of the run.
+        job: name of the job; empty if the payload could not be read.
+        queue: queue of the run.
         attempts: number of the last attempt.
-        at: when it failed.
-        error: in one line.
-        traceback: its end.
-        payload: as it lay in the queue.
-        in_ledger: whether the ledger has it.
+        at: time of the failure.
+        error: the error, in one line.
+        traceback: the end of the traceback.
+        payload: the payload, as it was in the queue.
+        in_ledger: whether the ledger has the run.
     """
 
     id: str
@@ -57,7 +58,7 @@ class DeadLetter:
 
     @classmethod
     def read(cls, run_id: str, raw: bytes) -> DeadLetter | None:
-        """Return a letter of `worker:dead`; None for a value that no worker has written."""
+        """Return a letter of `worker:dead`; None for a value that no worker wrote."""
         try:
             values = read_json(raw, "the dead letter")
             encoded = values.get("payload_base64")
@@ -89,7 +90,7 @@ class DeadLetter:
 
     @property
     def arguments(self) -> Any:
-        """Its arguments: by name; a list before them where there are any by place; or the payload that has none."""
+        """The arguments by name, preceded by a list of positional arguments if any; or the payload if it has none."""
         try:
             payload = decode_payload(self.payload, accept_pickle=False)
         except InvalidPayload:
@@ -98,10 +99,10 @@ class DeadLetter:
 
 
 def _read_moment(value: Any) -> datetime:
-    """Return an aware time: from ISO 8601, or from seconds since 1970, as a script writes it.
+    """Return an aware time from ISO 8601, or from seconds since 1970, the format of the scripts.
 
     Raises:
-        ValueError, TypeError, OverflowError: it is neither.
+        ValueError, TypeError, OverflowError: the value is neither.
     """
     if isinstance(value, str):
         moment = datetime.fromisoformat(value)
@@ -115,12 +116,12 @@ def encode_letter(
     """Return the value of a field of `worker:dead`.
 
     Args:
-        payload: as it was in the queue.
+        payload: the payload, as it was in the queue.
         job: name of the job; empty if the payload could not be read.
         queue: queue of the run.
         attempts: number of its last attempt.
         error: the reason, in one line.
-        trace: the traceback, of which the end is kept.
+        trace: the traceback; its end is kept.
         in_ledger: whether the ledger has the run, so that the letter only mirrors it.
     """
     try:
@@ -142,12 +143,12 @@ def encode_letter(
 
 @dataclass(frozen=True)
 class DeadLetterFilter:
-    """Which letters are meant: those that are all of this.
+    """A filter for letters. A letter has to match all conditions.
 
     Attributes:
-        ids: of these runs.
-        job: of this job.
-        before: that failed before this moment.
+        ids: ids of the runs.
+        job: name of the job.
+        before: only failures before this time.
     """
 
     ids: tuple[str, ...] | None = None
@@ -155,7 +156,7 @@ class DeadLetterFilter:
     before: datetime | None = None
 
     def has(self, letter: DeadLetter) -> bool:
-        """Tell whether a letter is meant."""
+        """Return whether a letter matches."""
         return (
             (self.ids is None or letter.id in self.ids)
             and (self.job is None or letter.job == self.job)
@@ -166,7 +167,7 @@ class DeadLetterFilter:
 async def dead_letters(
     redis: Redis, ledger: Ledger, chosen: DeadLetterFilter, limit: int | None = None
 ) -> list[DeadLetter]:
-    """Return what has failed for good, in the ledger and outside of it, the newest first."""
+    """Return dead letters of the ledger and of `worker:dead`, the newest first."""
     ids = None if chosen.ids is None else list(chosen.ids)
     runs = await ledger.list_dead(ids=ids, job=chosen.job, before=chosen.before, limit=limit)
     found = [DeadLetter.of_run(run) for run in runs]
@@ -191,7 +192,7 @@ async def list_dead_letters(redis: Redis, chosen: DeadLetterFilter, *, limit: in
 
 
 async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -> None:
-    """Forget letters: those of the ledger with their steps and their rows in quarantine."""
+    """Delete letters; those of the ledger together with their steps and quarantined rows."""
     for first in range(0, len(letters), _AT_ONCE):
         part = letters[first : first + _AT_ONCE]
         await ledger.delete_dead([letter.id for letter in part if letter.in_ledger])
@@ -199,12 +200,12 @@ async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -
 
 
 async def prune_dead(redis: Redis, keep_seconds: float) -> int:
-    """Forget letters of `worker:dead` that are older.
+    """Delete letters of `worker:dead` that are older.
 
-    It also notes the times of letters that have none in `worker:dead:at`: those of workers of an older version.
+    Also add the times of letters that are missing in `worker:dead:at`, because an older version wrote them.
 
     Returns:
-        Their number.
+        The number of deleted letters.
     """
     before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
     old, times = [], {}
@@ -225,7 +226,7 @@ async def prune_dead(redis: Redis, keep_seconds: float) -> int:
 
 
 async def forget_letters(redis: Redis, ids: list[str]) -> None:
-    """Forget letters of `worker:dead`, and when they were written."""
+    """Delete letters of `worker:dead` and their times."""
     pipeline = redis.pipeline(transaction=True)
     pipeline.hdel(keys.DEAD, *ids)
     pipeline.zrem(keys.DEAD_AT, *ids)

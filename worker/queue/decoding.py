@@ -1,4 +1,4 @@
-"""Bytes of Redis to Python values: bounded in size and depth, with one error for everything that cannot be read."""
+"""Converts bytes of Redis to Python values, bounded in size and depth. All unreadable values raise the same error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MAX_BYTES = 64 * 1024 * 1024
 def read_json(raw: bytes | str, what: str, *, max_bytes: int = MAX_BYTES) -> Any:
     """Return the value of a JSON text.
 
-    The parser is Rust's: it refuses a value that is nested more than 200 levels deep, an integer of more than 4,300
-    digits, and half a surrogate pair, each of which would fail much later in Python, in Lua or in PostgreSQL.
+    The parser is written in Rust. It rejects a value that is nested more than 200 levels deep, an integer of more than
+    4,300 digits, and half a surrogate pair, each of which would fail much later in Python, in Lua or in PostgreSQL.
 
     Args:
         raw: the text.

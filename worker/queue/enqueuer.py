@@ -28,7 +28,7 @@ from worker.queue.store import Lock
 R = TypeVar("R")
 
 _JOBS_PER_CALL = 500
-_MOST_RESULTS = 10_000  # Lua joins them while Redis serves nobody else
+_MOST_RESULTS = 10_000  # Lua joins them, which blocks Redis for all clients
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Enqueuer:
     # --- one run
 
     async def enqueue(self, job: Job[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Run[Any]:
-        """Enqueue a job whose arguments are validated here."""
+        """Enqueue a job. Validate its arguments."""
         headers = current_headers()
         arguments = job.encode_arguments_json(args, kwargs)
         if self.hooks:
@@ -75,7 +75,7 @@ class Enqueuer:
         payload = Payload(name, values, named, now_ms(), headers=current_headers())
         if not self.hooks:
             return await self._put(payload.to_json(), options, None)
-        # Headers that hooks add, they add to the payload's own.
+        # Hooks add their headers to those of the payload.
         payload = payload._replace(headers=dict(payload.headers))
         text = json.dumps(payload.args or payload.kwargs)
         call = EnqueueCall(name, text, options.queue or self.queue, cast(dict[str, str], payload.headers))
@@ -105,7 +105,7 @@ class Enqueuer:
         queue = options.queue or self.queue
         next_runs: list[Run[Any]] = []
         for wire, call in zip(calls, (later for first in options.then for later in first.chain), strict=True):
-            queue = wire.get("q", queue)  # that of the preceding run, unless the call names another
+            queue = wire.get("q", queue)  # the queue of the preceding run, unless the call names another
             next_runs.append(Run(self.reader, wire["id"], queue, call.job))
         return text, next_runs
 
@@ -194,7 +194,7 @@ class Enqueuer:
     async def _payloads(
         self, job: Job[..., Any] | str, calls: Iterable[Mapping[str, Any]]
     ) -> tuple[list[str], dict[int, Sequence[Run[Any]]]]:
-        """Return the payload of each call, and by place the runs that follow it."""
+        """Return the payload of each call, and the next runs by its position."""
         headers = current_headers()
         texts: list[str] = []
         followers: dict[int, Sequence[Run[Any]]] = {}

@@ -8,7 +8,7 @@ from worker.errors import iter_causes
 
 
 class ConnectionLost(exceptions.ConnectionError):
-    """Our connection to Redis has ended, in a way for which redis-py has no error."""
+    """The connection to Redis has ended in a way for which redis-py has no error."""
 
 
 _UNAVAILABLE = (
@@ -20,5 +20,5 @@ _UNAVAILABLE = (
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether an error says that Redis cannot be reached, or refuses writes, rather than that a job is wrong."""
+    """Return whether an error means that Redis is unreachable or rejects writes, and not that a job is invalid."""
     return any(isinstance(cause, _UNAVAILABLE) for cause in iter_causes(error))

@@ -16,7 +16,7 @@ CompleteWhen = Literal["all_succeeded", "all_finished"]
 
 
 class GroupProgress(NamedTuple):
-    """How far a group is.
+    """The progress of a group.
 
     Attributes:
         size: number of its members.
@@ -31,11 +31,11 @@ class GroupProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Group(Generic[R]):
-    """A group that was enqueued.
+    """An enqueued group.
 
     Attributes:
         id: id of the group.
-        runs: its members, in their order.
+        runs: its members, in order.
         callback: run of the callback; None without one.
     """
 
@@ -45,7 +45,7 @@ class Group(Generic[R]):
     callback: Run[R] | None
 
     async def progress(self) -> GroupProgress:
-        """Return how far the group is.
+        """Return the progress of the group.
 
         Raises:
             InvalidArguments: the group does not exist, or ended more than 30 days ago.

@@ -46,7 +46,7 @@ class GroupStore:
         return None if size is None else (int(size), int(size) if called else done, called is not None)
 
     async def needs_success(self, group_id: str) -> bool:
-        """Tell whether the callback waits for a member that has failed. Returns False if the group does not exist."""
+        """Return whether the callback waits for a failed member. Return False if the group does not exist."""
         complete_when = await cast(Awaitable[bytes | None], self._redis.hget(keys.GROUP + group_id, "complete_when"))
         return complete_when == b"all_succeeded"
 

@@ -1,11 +1,11 @@
-"""Server-assisted invalidation: Redis tells when a key that was read is written, so that nothing has to be polled.
+"""Server-assisted invalidation: Redis sends a message when a key that was read is written, so no polling is needed.
 
-Redis remembers which keys a connection has read, and sends one message when any client writes one of them: a client of
-Longhaul, a stock arq client, or `redis-cli`. An idle worker sends nothing, and sees a new job at once.
+Redis records which keys a connection has read, and sends one message when any client writes one of them: a client of
+Longhaul, a stock arq client, or `redis-cli`. An idle worker sends no commands and still sees a new job at once.
 https://redis.io/docs/latest/develop/reference/client-side-caching/ (in RESP2: one connection reads,
 another one receives the messages).
 
-If the server has no CLIENT TRACKING, or the user may not use it, that is logged once, and the worker polls.
+If the server has no CLIENT TRACKING, or the user has no permission for it, the worker logs that once and polls.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _RECEIVING = "changes of keys cannot be received"
 
 
 class InvalidationListener:
-    """Two connections: one reads keys, the other receives a message when one of them is written.
+    """Reads keys on one connection, and receives a message on another one when one of them is written.
 
     Args:
-        settings: for Redis.
-        outage: logs that Redis is away.
+        settings: the settings of Redis.
+        outage: logs outages of Redis.
     """
 
     def __init__(self, settings: Settings, outage: OutageLog | None = None) -> None:
@@ -70,7 +70,7 @@ class InvalidationListener:
             await asyncio.wait({self._task})
 
     async def reopen(self) -> None:
-        """Connect again: the name of the server may lead to another one by now."""
+        """Reconnect: after a failover, the same name may lead to another server."""
         if self.active:
             self._reopening, self.active = True, False
             receiver = self._receiver
@@ -78,13 +78,13 @@ class InvalidationListener:
             await receiver.disconnect(nowait=True)
 
     async def read(self, *commands: Sequence[Any]) -> list[Any]:
-        """Read keys, and receive their next change.
+        """Read keys and subscribe to their next change.
 
         Args:
             commands: each a command and its arguments.
 
         Returns:
-            The answers. That of a command that Redis refuses, for example because its key has another type, is the
+            The answers. If Redis rejects a command, for example because its key has another type, its answer is the
             `ResponseError`.
 
         Raises:
@@ -99,7 +99,7 @@ class InvalidationListener:
                 return [await _read_answer(reader) for _ in commands]
             except BaseException:
                 self._reader, self.active = None, False
-                for connection in (reader, self._receiver):  # both connections begin again
+                for connection in (reader, self._receiver):  # reset both connections
                     await connection.disconnect(nowait=True)
                 raise
 
@@ -161,7 +161,7 @@ class InvalidationListener:
 
 
 async def _read_answer(reader: Any) -> Any:
-    """Return the next answer of a connection, and a refusal as a value: the answers after it must be read as well."""
+    """Return the next answer of a connection; an error as a value, because the answers after it must be read, too."""
     try:
         return await reader.read_response()
     except ResponseError as error:

@@ -1,4 +1,4 @@
-"""Checks the keys in Redis against the schema: what `worker doctor` reports of keys that somebody else has written."""
+"""Checks the keys in Redis against the schema, so that `worker doctor` reports keys that other clients wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.queue import keys
 from worker.queue.key_problems import KeyProblem, wrong_member, wrong_type, wrong_value
 from worker.queue.payload import read_run_id
 
-#: Entries of one key that are looked at: the first ones that Redis returns.
+#: Number of entries of one key to check: the first ones that Redis returns.
 _MOST_ENTRIES = 1_000
 _STRING_OF_RUN = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT)
 
@@ -93,7 +93,7 @@ def _is_number(low: float, high: float, *, whole: bool = False) -> Callable[[byt
     return is_valid
 
 
-#: Hashes whose fields are names, and what their values have to be.
+#: Hashes whose fields are names, and the required form of their values.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     keys.PACE: _is_number(1e-9, math.inf),
     keys.LIMITS: _is_number(0, 2**53 - 1, whole=True),

@@ -1,4 +1,4 @@
-"""Problems with keys of Redis that somebody else has written: each is logged once, with the command that cures it."""
+"""Problems with keys of Redis that other clients wrote. Each is logged once, with the command that repairs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class KeyProblem(NamedTuple):
     Attributes:
         key: the key, printable.
         problem: what is wrong with it.
-        cure: arguments of `redis-cli` that mend it.
+        cure: arguments of `redis-cli` that repair the key.
     """
 
     key: str
@@ -30,7 +30,7 @@ class KeyProblem(NamedTuple):
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.key} {self.problem}; to mend it, run: redis-cli {self.cure}"
+        return f"{self.key} {self.problem}; to repair it, run: redis-cli {self.cure}"
 
 
 def wrong_type(key: bytes | str, found: str = "", wanted: str = "") -> KeyProblem:
@@ -38,7 +38,7 @@ def wrong_type(key: bytes | str, found: str = "", wanted: str = "") -> KeyProble
 
     Args:
         key: the key.
-        found: the type that TYPE answers; empty if it is not known.
+        found: the type that TYPE returns; empty if it is not known.
         wanted: the type that it should have; that of the schema by default.
     """
     name = printable(key)
@@ -62,7 +62,7 @@ def wrong_member(key: bytes | str, member: bytes | str, *, command: str = "SREM"
 
 
 def from_script(raw: Sequence[Any]) -> KeyProblem:
-    """Return the problem that a script has noted: key, kind and detail; see checks.lua."""
+    """Return the problem that a script has reported: key, kind and detail; see checks.lua."""
     key, kind, detail = (bytes(part) for part in raw)
     if kind == b"type":
         return wrong_type(key, detail.decode(errors="replace"))
@@ -97,7 +97,7 @@ class KeyProblemLog:
         self._logged_at: dict[KeyProblem, float] = {}
 
     def report(self, problems: Iterable[KeyProblem]) -> None:
-        """Log problems that are new."""
+        """Log new problems."""
         for problem in problems:
             now = time.monotonic()
             if now - self._logged_at.get(problem, -_REPEAT_SECONDS) < _REPEAT_SECONDS:

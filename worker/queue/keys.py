@@ -1,6 +1,6 @@
 """Every key in Redis: plain types with plain names, which `redis-cli` can read and write.
 
-`SCHEMA` is the table: `worker keys` prints it, and docs/reference/keys.md holds it.
+`SCHEMA` is the table. `worker keys` prints it, and docs/reference/keys.md contains it.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def find(key: str, queue: str = "arq:queue") -> Key | None:
 
 
 def as_markdown() -> str:
-    """Return the schema as a table: what docs/reference/keys.md holds."""
+    """Return the schema as the table of docs/reference/keys.md."""
     rows = [f"| `{one.name}` | {one.type} | {one.holds} | {one.lives} |" for one in SCHEMA]
     return "\n".join(["| key | type | holds | lives |", "| --- | --- | --- | --- |", *rows])
 

@@ -1,4 +1,4 @@
-"""What Redis holds at one moment: the overview of `worker status`, and lists of runs."""
+"""Reads a snapshot of Redis: the overview of `worker status`, and lists of runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _PAGE = 500
 
 @dataclass(frozen=True)
 class Overview:
-    """Queue, workers, runs and orders.
+    """A snapshot of queue, workers, runs and operator commands.
 
     Attributes:
-        queue: its name.
-        waiting: jobs that are due, and that nobody has.
-        deferred: jobs that are due later.
-        running: jobs that workers have.
-        dead_letters: entries of `worker:dead`.
-        paused: orders to pause.
-        cancelled: orders to cancel.
-        workers: by name, as they describe themselves; `lost` are those that have not been seen for a lease's life.
-        runs: the first hundred that work or wait: their mirrors, each with its `id`, and `due_seconds` of those that
-            wait.
+        queue: name of the queue.
+        waiting: number of due jobs that no worker has claimed.
+        deferred: number of jobs that are due later.
+        running: number of claimed jobs.
+        dead_letters: number of entries of `worker:dead`.
+        paused: entries of `worker:paused`.
+        cancelled: entries of `worker:cancelled`.
+        workers: by name, the fields that each worker publishes; `lost` if not seen for the lifetime of a lease.
+        runs: the mirrors of the first hundred running or waiting runs, each with its `id`, and with `due_seconds` if
+            it waits.
     """
 
     queue: str
@@ -53,7 +53,7 @@ class Overview:
 
 
 async def overview(redis: Redis, settings: Settings) -> Overview:
-    """Read it all, in two round trips."""
+    """Read the overview in two round trips."""
     queue = settings.worker.queue
     pipeline = redis.pipeline(transaction=False)
     pipeline.zcount(queue, "-inf", now_ms())
@@ -82,7 +82,7 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
     return Overview(
         queue=queue,
         waiting=due,
-        deferred=max(0, deferred - len(owners)),  # what runs is due again when its lease ends
+        deferred=max(0, deferred - len(owners)),  # a running job stays in the queue, due when its lease expires
         running=len(owners),
         dead_letters=dead,
         paused=sorted(member.decode(errors="backslashreplace") for member in paused),
@@ -93,11 +93,11 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
 
 
 def describe_workers(raw: Mapping[bytes, bytes], lease_seconds: float, now: datetime) -> dict[str, dict[str, Any]]:
-    """Return workers by name, as they describe themselves. Values that no worker has written are left out.
+    """Return the published fields of workers, by name. Omit values that no worker wrote.
 
     Args:
         raw: fields of `worker:workers`.
-        lease_seconds: how long a worker may be silent before it is `lost`: it has died, and others claim its jobs.
+        lease_seconds: silence in seconds after which a worker counts as `lost`, and others claim its jobs.
         now: the current time.
     """
     workers: dict[str, dict[str, Any]] = {}
@@ -112,7 +112,7 @@ def describe_workers(raw: Mapping[bytes, bytes], lease_seconds: float, now: date
 
 
 def read_worker(raw: bytes) -> dict[str, Any] | None:
-    """Return what a worker has written about itself, with `seen_at` as an aware time; None if no worker wrote it."""
+    """Return the published fields of a worker, with `seen_at` as an aware time; None if no worker wrote them."""
     try:
         worker = read_json(raw, "the worker")
         seen_at = datetime.fromisoformat(worker["seen_at"])
@@ -126,7 +126,7 @@ def read_worker(raw: bytes) -> dict[str, Any] | None:
 
 
 async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[dict[str, str]]:
-    """Return the runs that work or wait, as their mirrors show them, or as they lie in the queue."""
+    """Return the running and waiting runs from their mirrors, or from the queue if a run has no mirror."""
     if not ids:
         return []
     pipeline = redis.pipeline(transaction=False)
@@ -166,7 +166,7 @@ class RunSummary(NamedTuple):
         id: id of the run.
         job: name of its job; `?` if it is not known.
         state: its state.
-        due_at: when it is due; None if it is not in the queue.
+        due_at: its due time; None if it is not in the queue.
         fields: the hash `worker:run:<id>`; empty before its first attempt.
     """
 

@@ -9,8 +9,8 @@ A payload is an object with short keys. Only `f` is required.
 | `t` | number of the first attempt; null for 1 |
 | `et` | time at which the client enqueued the run, in ms since 1970 |
 | `v` | fingerprint of the signature that the client validated the arguments with |
-| `until` | time in ms after which the run must not begin |
-| `deadline` | time in ms by which the run must have ended |
+| `until` | time in ms since 1970 after which the run must not begin |
+| `deadline` | time in ms since 1970 by which the run must have ended |
 | `then` | the calls that follow the run: see below |
 | `g` | the run's place in a group: id, place from 1, and whether the callback needs its result |
 | `h` | headers: texts by name |
@@ -154,7 +154,7 @@ def now_ms() -> int:
 
 
 def read_run_id(raw: bytes | str) -> str | None:
-    """Return the id of a run; None for bytes that cannot be one: ids appear in logs, in the ledger and on terminals."""
+    """Return the id of a run; None for an invalid id: ids appear in logs, in the ledger and on terminals."""
     try:
         text = raw if isinstance(raw, str) else raw.decode()
     except UnicodeDecodeError:
@@ -189,7 +189,7 @@ def payload_text(
         deadline_ms: time by which the run must have ended; 0 for no limit.
         then: the calls that follow.
         group: its place in a group.
-        headers: texts that travel with the run.
+        headers: texts by name that are stored with the run.
     """
     now = now_ms()
     more = f',"until":{until_ms}' if until_ms else ""
@@ -205,7 +205,7 @@ def payload_text(
 
 
 def without_expiry(raw: str) -> str:
-    """Return a payload without `until` and `deadline`, for a run that an operator retries. Anything else is kept."""
+    """Return a payload without `until` and `deadline`, for a run that an operator retries. Keep all other keys."""
     try:
         values = read_json(raw, "the payload")
     except InvalidPayload:
@@ -266,7 +266,7 @@ def payload_from_values(values: Any, *, pickled: bool) -> Payload:
 
 
 def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
-    """Return a payload with the keys that few payloads have."""
+    """Return a payload with the rarely used keys."""
     only = values.get("only")
     if only is not None and not (isinstance(only, list) and len(only) == 2 and all(isinstance(v, str) for v in only)):
         raise InvalidPayload(f"the payload's only is not a run and a step: {_shown(only)}")
@@ -323,7 +323,7 @@ def _is_call_part(name: str, value: Any) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a text can be written as UTF-8: pickles can hold halves of surrogate pairs."""
+    """Return whether a text can be written as UTF-8: pickles can hold halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

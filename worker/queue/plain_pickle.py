@@ -1,9 +1,8 @@
-"""Reads pickles of plain values: those that stock arq clients send. No code of a pickle runs.
+"""Reads pickles of plain values, as stock arq clients send them. No code of a pickle runs.
 
-`pickle.loads` calls whatever a pickle names. This reader admits the built-in types, dates, Decimal and UUID, and
-nothing else. Pickles can also be small and expensive: an index of the memo of 4 GB, a set that is built a hundred
-thousand times, or a value that refers to itself. So the opcodes are checked first, and the values are counted
-afterwards.
+`pickle.loads` calls any function that a pickle names. This reader accepts only the built-in types, dates, Decimal and
+UUID. A small pickle can also be expensive: an index of the memo of 4 GB, a set that is built a hundred thousand times,
+or a value that refers to itself. So the reader checks the opcodes first, and counts the values afterwards.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any
 
 from worker.errors import InvalidPayload, format_error
 
-#: Containers in one value, each counted as often as it is referred to.
+#: Limit of containers in one value. Each reference to a container counts.
 MAX_CONTAINERS = 20_000
 MAX_DEPTH = 200
-#: Elements of all sets, decimals and byte arrays that constructors are called with.
+#: Limit of elements that are passed to constructors of sets, decimals and byte arrays.
 _MAX_CONSTRUCTED = 1_000_000
 _MAX_INT_BITS = 14_000  # about 4,200 decimal digits: Python does not print more
 
 #: A length of one byte, and as many bytes: a regular expression counts faster than a loop.
 _SHORT = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(256))
-#: Runs of opcodes of protocols 2 to 5. Those of text (protocols 0 and 1) are not among them.
+#: Sequences of opcodes of protocols 2 to 5. Opcodes of text (protocols 0 and 1) are excluded.
 _RUN = re.compile(
     rb"(?:[()0-2NRabdelostu}\]\x81\x85-\x89\x8f-\x94]++|(?:K.)++|(?:M..)++|(?:J....)++|[hq\x80].|j....|G.{8}"
     rb"|\x95.{8}|[CU\x8a\x8c](?:" + _SHORT + rb"))*+",
@@ -63,12 +62,12 @@ def read_pickle(raw: bytes, what: str, *, max_bytes: int) -> Any:
 
 
 def _check_opcodes(raw: bytes) -> None:
-    """Refuse opcodes of text, of extensions, and memo indices that would make the unpickler allocate a large table."""
+    """Reject opcodes of text, of extensions, and memo indices that would make the unpickler allocate a large table."""
     at, size = 0, len(raw)
     while at < size:
         at = _RUN.match(raw, at).end()  # type: ignore[union-attr]  # it matches the empty text
         opcode = raw[at : at + 1]
-        if opcode in (b".", b""):  # the end, or too early an end, which the unpickler refuses
+        if opcode in (b".", b""):  # the end, or a premature end, which the unpickler rejects
             return
         width = _LENGTHS.get(opcode)
         if width is not None:
@@ -85,14 +84,14 @@ def _check_opcodes(raw: bytes) -> None:
 
 
 class _Sealed(type):
-    """A class that a pickle cannot change: BUILD sets attributes of whatever is on the stack."""
+    """A class that a pickle cannot change: the opcode BUILD sets attributes of the object on the stack."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
         raise TypeError(f"{cls.__name__} cannot be changed")
 
 
 class _UuidMaker(metaclass=_Sealed):
-    """Stands for `uuid.UUID`, which a pickle makes empty and then fills."""
+    """Replaces `uuid.UUID`, which a pickle creates empty and then fills."""
 
     __slots__ = ()
 
@@ -101,10 +100,10 @@ class _UuidMaker(metaclass=_Sealed):
 
 
 class _Constructor:
-    """Stands for a type. It cannot be changed, and counts what it is given.
+    """Replaces a type. It cannot be changed, and counts the elements that it receives.
 
     Args:
-        make: makes the value.
+        make: builds the value.
         counter: shared count of elements.
     """
 
@@ -133,7 +132,7 @@ class _Constructor:
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+    """Replaces `_codecs.encode`, with which protocol 2 writes bytes."""
     if encoding not in ("latin1", "latin-1"):
         raise InvalidPayload("is a pickle that encodes text")
     return text.encode("latin-1")
@@ -157,7 +156,7 @@ _TYPES |= {("__builtin__", name): value for (module, name), value in list(_TYPES
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Finds plain types alone."""
+    """Finds plain types only."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(io.BytesIO(raw))
@@ -178,7 +177,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_size(value: Any) -> None:
-    """Refuse values that are nested too deeply, hold too many containers, or numbers that cannot be printed."""
+    """Reject values that are nested too deeply, hold too many containers, or numbers that cannot be printed."""
     containers = 0
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):

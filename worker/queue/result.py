@@ -1,7 +1,7 @@
 """The wire format of results in Redis: arq's, as JSON, or as a pickle if the payload was one.
 
 A result is the payload's object (see payload.py) plus `s` success, `r` result or error, `st` and `ft` start and finish
-in ms since 1970, `q` queue and `id` of the run; `cancelled` and `too_large` if they apply.
+in ms since 1970, `q` queue and `id` of the run, and `cancelled` and `too_large` if they apply.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def python_value(result: Result, result_json: str | None) -> Any:
     if result.cancelled:
         return asyncio.CancelledError(result.value)
     if not result.success:
-        return RuntimeError(result.value)  # the base class of arq's JobExecutionFailed, which needs no arq
+        return RuntimeError(result.value)  # the base class of arq's JobExecutionFailed: arq is not imported
     return json.loads(result_json) if result_json is not None else result.value
 
 

@@ -1,4 +1,4 @@
-"""A run as the service that enqueued it sees it: wait for it, watch it, cancel it."""
+"""The client's handle of a run: wait for it, watch it, cancel it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _ENDED = ("succeeded", "dead", "cancelled")
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """How far a run is, as the mirror in Redis shows it; None for a value that is not known (yet).
+    """The progress of a run from the mirror in Redis. A value is None if it is not known (yet).
 
     Attributes:
-        state: as `Run.status` returns it.
-        rows: rows done in all its loops.
-        total: rows to do in this step, by the planner's estimate.
+        state: the state that `Run.status` returns.
+        rows: rows processed in all its loops.
+        total: rows to process in this step, by the planner's estimate.
         percent: 0 to 100, of this step.
         rate: rows per second.
-        eta_seconds: time left of this step.
+        eta_seconds: estimated seconds until the end of this step.
         batch_size: rows of the last batch.
         worker: name of the worker that runs it.
-        error: error of the last attempt.
+        error: the error of the last attempt.
         fields: the whole hash `worker:run:<id>`.
     """
 
@@ -56,14 +56,14 @@ class ProgressReport:
 
 
 class Run(Generic[R]):
-    """A run that was enqueued.
+    """An enqueued run.
 
     Attributes:
         id: id of the run, and of arq's job.
-        is_new: False if the id was in the queue already, or its result is still known, or the job is unique and a run
-            with these arguments exists: this is the existing run.
-        replaced: True if it replaced the run that waited under its id.
-        next_runs: the runs that follow it, in their order; none if it is not new.
+        is_new: False if this is an existing run: the id is in the queue, its result is still known, or the job is
+            unique and a run with these arguments exists.
+        replaced: True if it replaced a waiting run with the same id.
+        next_runs: the runs that follow it, in order; none if it is not new.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Reads what Redis holds of runs, and waits until one of its keys is written."""
+"""Reads the keys of runs, and waits until one of them is written."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 
 class RunReader:
-    """What a `Run` and a `Group` need of their client.
+    """The part of a client that `Run` and `Group` use.
 
     Args:
-        settings: for Redis.
+        settings: the settings of Redis.
         redis: connection that returns bytes.
-        listens: whether to open two more connections, over which Redis tells that a key was written. Without them, a
-            caller that waits for a key reads it again and again.
+        listens: whether to open two more connections, over which Redis sends a message when a key is written. Without
+            them, a caller that waits for a key polls it.
     """
 
     def __init__(self, settings: Settings, redis: Redis, *, listens: bool) -> None:
@@ -60,7 +60,7 @@ class RunReader:
             try:
                 [raw] = await asyncio.shield(self._listener.read(("GET", key)))
             except RedisError:
-                pass  # the plain command below raises what is wrong
+                pass  # the plain command below raises the error
             else:
                 if isinstance(raw, ResponseError):
                     raise InvalidPayload(str(wrong_type(key)))
@@ -78,7 +78,7 @@ class RunReader:
 
         Raises:
             CorruptKey: a key has another type.
-            ServerUnavailable: Redis does not answer, or refuses the command.
+            ServerUnavailable: Redis does not answer, or rejects the command.
         """
         try:
             return await operation

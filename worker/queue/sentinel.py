@@ -1,11 +1,11 @@
-"""Sentinels: processes that know which of several servers is the primary, and promote another one when it has died.
+"""Sentinels: processes that monitor which of several servers is the primary, and promote another one if it fails.
 
-Each new connection asks the Sentinels. A connection that ends, or whose server refuses writes, is opened anew.
+Each new connection asks the Sentinels. A connection is reopened if it ends, or if its server rejects writes.
 https://redis.io/docs/latest/develop/reference/sentinel-clients/
 
-redis-py's own `Sentinel(...).master_for()` is not used, because its connections are of a class of their own, and ours
-pack commands in C; because it does not check the ROLE of a new connection, and a Sentinel may still name a server that
-was demoted; and because the thread that renews the leases needs the same answer without an event loop.
+Longhaul does not use redis-py's own `Sentinel(...).master_for()` for three reasons. Its connections have a class of
+their own, and Longhaul's pack commands in C. It does not check the ROLE of a new connection, and a Sentinel may still
+name a server that was demoted. The thread that renews the leases needs the same answer without an event loop.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class SentinelGroup:
     """The Sentinels of one primary. The one that answered last is asked first.
 
     Args:
-        sentinels: their URLs, and the name of the primary.
-        seconds: longest wait for one of them.
+        sentinels: the URLs of the Sentinels, and the name of the primary.
+        seconds: longest wait for one Sentinel, in seconds.
     """
 
     def __init__(self, sentinels: Sentinels, seconds: float) -> None:
@@ -40,7 +40,7 @@ class SentinelGroup:
         """Return host and port of the primary.
 
         Raises:
-            RedisError: no Sentinel answers, or none knows the primary.
+            RedisError: no Sentinel answers, or none has a primary of this name.
         """
         errors: dict[str, BaseException] = {}
         for url in self.urls:
@@ -62,7 +62,7 @@ class SentinelGroup:
         raise self._unknown(errors)
 
     def primary_blocking(self) -> tuple[str, int]:
-        """Return host and port of the primary, in a thread."""
+        """Return host and port of the primary; for use in a thread."""
         errors: dict[str, BaseException] = {}
         for url in self.urls:
             limits: dict[str, Any] = {"socket_connect_timeout": self._seconds, "socket_timeout": self._seconds}
@@ -85,7 +85,7 @@ class SentinelGroup:
         reasons = [
             f"{urlsplit(url).netloc.rpartition('@')[2]}: {str(error).rstrip('.')}" for url, error in errors.items()
         ]
-        why = "; ".join(reasons) or "they answer, and do not know it"
+        why = "; ".join(reasons) or "they answer, but do not monitor it"
         return RedisConnectionError(f"no Sentinel knows the primary of {self._service}: {why}")
 
 

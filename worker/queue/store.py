@@ -1,4 +1,4 @@
-"""The queue's hot path: each move of a job in Redis is one script, and so one atomic step and one round trip."""
+"""The queue's hot path. Each move of a job in Redis is one script, and therefore atomic and one round trip."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from worker.queue.scripts import script
 
 logger = logging.getLogger("longhaul.queue")
 
-#: Some hundred at a time: others use Redis, too.
+#: Number of entries a call, limited because a script blocks Redis for all clients.
 _UNPARKED_AT_ONCE = 500
 
 
 class Lock(NamedTuple):
-    """What a unique run has for itself.
+    """The lock of a unique run.
 
     Attributes:
-        key: the same for runs of which there is one.
-        counts: time, active or waiting: see enqueue.lua.
-        ms: its life.
+        key: the key of the lock, equal for runs that exclude each other.
+        counts: when the lock counts: `time`, `active` or `waiting`; see enqueue.lua.
+        ms: lifetime in ms.
     """
 
     key: str
@@ -40,12 +40,12 @@ class Lock(NamedTuple):
 
 
 class Enqueued(NamedTuple):
-    """What became of a job that was to be put into the queue.
+    """The result of enqueueing a job.
 
     Attributes:
-        run_id: id of the run: its own, or that of the one that is there already.
-        is_new: whether it was put there.
-        replaced: whether it took the place of one that waited.
+        run_id: id of the run: the new one, or the existing one.
+        is_new: whether the job was enqueued.
+        replaced: whether it replaced a waiting run.
     """
 
     run_id: str
@@ -54,16 +54,16 @@ class Enqueued(NamedTuple):
 
 
 class QueueStore:
-    """Moves of jobs in Redis.
+    """Moves jobs in Redis.
 
     Args:
         redis: connection that returns bytes.
         owner: name of this worker, the value of its leases.
-        lease_seconds: life of a lease.
+        lease_seconds: lifetime of a lease, in seconds.
         connection: dedicated connection of `ack_and_claim`; that of `redis` by default.
         queue_limits: how many jobs of a queue may run at the same time, over all workers; without an entry any number.
-        keep_expiry: whether a payload keeps its expiry when it is claimed: arq's rule, by which a job that has expired
-            is not tried again.
+        keep_expiry: whether a payload keeps its expiry when it is claimed. By this rule of arq, an expired job has no
+            further attempt.
     """
 
     def __init__(
@@ -117,25 +117,25 @@ class QueueStore:
 
     @staticmethod
     def _is_done(answer: Any) -> bool:
-        """Return the answer of a script that does one thing.
+        """Return the answer of a script, or raise the problem that it reports.
 
         Raises:
-            CorruptKey: a key has a wrong type, and the script has done nothing.
+            CorruptKey: a key has a wrong type, and the script has changed nothing.
         """
         if isinstance(answer, list):
             raise _corrupt(answer[0])
         return bool(answer)
 
     async def requeue(self, claim: Claim, *, delay: float, counts: bool, parked_by: str = "") -> bool:
-        """Put a job back.
+        """Put a job back into its queue.
 
         Args:
             claim: the job.
             delay: seconds until it is due.
-            counts: whether this claim counts as a try.
+            counts: whether this claim counts as an attempt.
 
         Returns:
-            False where another worker has it, or has ended it.
+            False if another worker has claimed or ended it.
         """
         i = claim.run_id
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
@@ -146,23 +146,23 @@ class QueueStore:
         return self._is_done(await self._run("requeue", names, [*arguments, parked_by]))
 
     async def unpark(self, order: str, run_ids: Sequence[str] = ()) -> int:
-        """Make runs due that were parked for an order to pause.
+        """Make runs due that were parked for an entry of `worker:paused`.
 
         Args:
-            order: the entry of `worker:paused`.
-            run_ids: those of them; some hundred of all by default.
+            order: the entry.
+            run_ids: ids of the runs; by default some hundred of all.
 
         Returns:
-            Number of runs that are still parked for the order.
+            The number of runs that are still parked for the entry.
         """
         arguments: list[Any] = [order, keys.PRIORITIES, keys.PRIORITY, 0 if run_ids else _UNPARKED_AT_ONCE, *run_ids]
         return int(await self._run("unpark", [keys.PARKED_RUNS + order, keys.PARKED], arguments))
 
     async def restore(self, claim: Claim) -> bool:
-        """Put a job that runs here back into a Redis that lost it.
+        """Restore a job of this worker in a Redis that has lost it.
 
         Returns:
-            False where another worker has it.
+            False if another worker has claimed it.
         """
         names = [claim.queue, keys.IN_PROGRESS + claim.run_id, keys.JOB + claim.run_id]
         arguments = [claim.run_id, self.owner, self.lease_ms, claim.payload or b""]
@@ -185,12 +185,12 @@ class QueueStore:
         Args:
             run_id: its id.
             payload: its text.
-            queue: where.
+            queue: its queue.
             delay: seconds until it is due.
-            at: or when.
-            replace: take the place of the run that waits under this id, or lock.
-            lock: of which there is one run.
-            priority: the higher, the sooner, among those that are due.
+            at: the due time, instead of `delay`.
+            replace: whether to replace a waiting run with this id or lock.
+            lock: the lock of a unique job.
+            priority: due jobs of a higher priority are claimed first.
         """
         arguments = [run_id, payload, *_due(delay, at), keys.JOB, keys.RESULT, keys.IN_PROGRESS]
         arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0)), priority, keys.PRIORITY]
@@ -210,7 +210,7 @@ class QueueStore:
         priority: int = 0,
         group: str | None = None,
     ) -> frozenset[int]:
-        """Put jobs, each an id and a payload, into the queue; returns the places of those whose id is known already."""
+        """Enqueue jobs, each an id and a payload. Return the positions of those whose id is already known."""
         arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at)]
         arguments += chain.from_iterable(jobs)
         names = [queue, keys.CANCELLED, *_line(queue, priority), queue if group is None else keys.GROUP + group]
@@ -220,17 +220,17 @@ class QueueStore:
         return frozenset(place - 1 for place in known)
 
     async def set_attempt(self, claim: Claim, attempt: int) -> Claim:
-        """Let a claim be a later try than it is (`_job_try` of arq's clients)."""
+        """Raise the attempt number of a claim (`_job_try` of arq's clients)."""
         await self.redis.set(keys.RETRY + claim.run_id, attempt)
         return claim._replace(attempt=attempt)
 
     async def cancel(self, run_id: str, *, queue: str) -> bool:
-        """Order a run to end; False where the queue does not have it."""
+        """Cancel a run. Return False if the queue does not have it."""
         names = [queue, keys.CANCELLED, keys.IN_PROGRESS + run_id]
         return self._is_done(await self._run("cancel", names, [run_id]))
 
     async def requeue_orphan(self, run_id: str, payload: str, *, queue: str) -> None:
-        """Put a run that the ledger knows back into a queue that does not have it."""
+        """Put a run of the ledger back into a queue that has lost it."""
         pipeline = self.redis.pipeline(transaction=True)
         pipeline.set(keys.JOB + run_id, payload, nx=True)
         pipeline.zadd(queue, {run_id: now_ms()}, nx=True)
@@ -285,12 +285,12 @@ class QueueStore:
 
         Args:
             run_id: id of the run.
-            payload: as it lay there.
+            payload: its payload, as it was in the queue.
             queue: its queue.
             letter: whether it is a dead letter.
 
         Returns:
-            False where the letter has gone, or its id is in the queue again.
+            False if the letter is gone, or its id is in the queue again.
         """
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.RETRY + run_id]
         names += [keys.CANCELLED, keys.DEAD, keys.RETRIED, keys.DEAD_AT]
@@ -299,15 +299,15 @@ class QueueStore:
     async def add_dead_letter(
         self, claim: Claim, error: str, *, job: str, trace: str = "", in_ledger: bool = False
     ) -> None:
-        """Keep a job that has failed for good as a dead letter: see dead_letters.py."""
+        """Store a job that has failed permanently as a dead letter; see dead_letters.py."""
         await add_dead_letter(self.redis, claim, error, job=job, trace=trace, in_ledger=in_ledger)
 
     async def read_workers(self) -> dict[bytes, bytes]:
-        """Return the workers as they describe themselves, by name."""
+        """Return the published values of workers, by name."""
         return await cast(Awaitable[dict[bytes, bytes]], self.redis.hgetall(keys.WORKERS))
 
     async def known(self, run_ids: list[str], queue: str) -> list[bool]:
-        """Return for each id whether the queue has it."""
+        """Return whether the queue has each id."""
         if not run_ids:
             return []
         scores = await self.redis.zmscore(queue, run_ids)
@@ -319,10 +319,10 @@ def _corrupt(noted: Sequence[Any]) -> CorruptKey:
 
 
 def _line(queue: str, priority: int) -> tuple[str, str]:
-    """Return the keys of the levels in use, and of one level's line (the queue for none)."""
+    """Return the key of the levels in use, and the key of one level's line (the queue if there is none)."""
     return keys.PRIORITIES + queue, keys.priority_line(queue, priority) if priority else queue
 
 
 def _due(delay: float, at: datetime | None) -> tuple[int, str]:
-    """Return when a job is due, as the scripts take it: ms from now on, or since 1970 where "1" follows."""
+    """Return the due time of a job for the scripts: ms from now, or ms since 1970 if followed by "1"."""
     return (round(delay * 1000), "0") if at is None else (round(at.timestamp() * 1000), "1")

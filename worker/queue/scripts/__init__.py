@@ -1,4 +1,4 @@
-"""The Lua scripts, each a file that says what it does; a line `-- include <name>.lua` stands for that part."""
+"""The Lua scripts. The header of each file documents it. A line `-- include <name>.lua` inserts that file."""
 
 from __future__ import annotations
 

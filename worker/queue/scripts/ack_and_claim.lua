@@ -1,33 +1,33 @@
 -- Acknowledge jobs that have ended, and claim due jobs for the free slots of a worker.
 --
--- A running job stays in its queue, due when its lease expires. So the due jobs are those that nobody runs, the front of
--- the queue is never full of running jobs, and a job whose worker has died is due by itself. The lease is the key
+-- A running job stays in its queue, due when its lease expires. So no due job is running, the front of the queue is
+-- never full of running jobs, and a job whose worker has died becomes due automatically. The lease is the key
 -- in-progress:<id>, which stock arq workers respect as well. Its value is the owner.
 --
--- Only the owner of a lease may acknowledge its job. A lease that has expired and that nobody has taken counts as owned.
--- If another worker took and ended the job, there is a result that differs from the one that is acknowledged here. A call
--- whose answer was lost is repeated, and changes nothing the second time.
+-- Only the owner of a lease may acknowledge its job. An expired lease that no other worker has acquired counts as
+-- owned. If another worker claimed and ended the job, the stored result differs from the one that is acknowledged here.
+-- A call whose answer was lost is repeated, and changes nothing the second time.
 --
--- A payload loses its expiry, if an arq client set one, because a claimed job must outlive its time in the queue; unless
--- the worker keeps arq's rule, by which an expired job is not run again.
+-- If an arq client set an expiry for a payload, the claim removes it, because a claimed job may run longer than that. A
+-- worker with arq's rule keeps the expiry: an expired job is not run again.
 --
--- The commands of operators for a job are deleted when it ends. What follows it is enqueued once: when the job leaves its
--- queue.
+-- The commands of operators for a job are deleted when it ends. Its next run is enqueued once: when the job is removed
+-- from its queue.
 --
--- Priorities (priority.lua) are hints: entries that the queue contradicts are corrected here, so that stock arq clients
--- and workers need not know about them. A queue with a limit has a sorted set of its running jobs; a job whose lease is
--- gone has died, and does not count.
+-- Priorities (priority.lua) are hints: this script corrects entries that contradict the queue, so that stock arq
+-- clients and workers need not know about them. A queue with a limit has a sorted set of its running jobs. A job
+-- without a lease has died, and does not count.
 --
--- A key of a wrong type, or with a wrong value, is reported, and only the job that it belongs to is affected. If Redis is
--- out of memory, a script that has begun to write may go on, so that a full queue is worked off.
+-- A key of a wrong type, or with a wrong value, is reported, and only the job that it belongs to is affected. If Redis
+-- is out of memory, a script that has begun to write may continue, so that the jobs of a full queue still end.
 --
 -- KEYS cancelled, paused, abort, pace, limits set by operators, queues
--- ARGV owner, lease in ms, slots; prefixes of leases, payloads, attempts and results, of levels and lines of priority, and
---      of running jobs of a queue; 1 if payloads lose their expiry; prefix of groups, and ms for which they are kept; keys
---      of dead letters and of their times; what follows the ended jobs (JSON by id, '' for nothing); number of ended jobs;
---      for each of them: id, index of its queue among the queues from 1, result ('' for none), lifetime of the result in
---      ms (below 0 for no limit); then for each queue to claim from, in order: its index, the most jobs to claim, and its
---      limit (0 for none)
+-- ARGV owner, lease in ms, slots; prefixes of leases, payloads, attempts and results, of levels and lines of priority,
+--      and of running jobs of a queue; 1 if payloads lose their expiry; prefix of groups, and ms for which they are
+--      kept; keys of dead letters and of their times; follow-ups of the ended jobs (JSON by id, '' for none); number of
+--      ended jobs; for each of them: id, index of its queue among the queues from 1, result ('' for none), lifetime of
+--      the result in ms (below 0 for no limit); then for each queue to claim from, in order: its index, the most jobs
+--      to claim, and its limit (0 for none)
 -- returns {ids of ended jobs that another worker owns or has ended}, {index of queue, id, due time in ms, payload or
 --         false, attempt} for each claim, 1 if operators have set something that may apply to them, and the problems
 
@@ -84,7 +84,7 @@ for _ = 1, ended do
         if was_there and follow_ups[id] then follow(follow_ups[id], now_ms, names) end
     end
 end
-if ended == 0 then redis.call('DEL', attempts) end  -- a key that does not exist: a write, which a replica refuses
+if ended == 0 then redis.call('DEL', attempts) end  -- a write (to a missing key), so that a replica rejects the script
 if slots <= 0 then return {refused, claimed, ordered and 1 or 0, problems} end
 local again = now_ms + lease + RUNNING_MARK
 
@@ -149,7 +149,7 @@ local function claim_from_queue(index, queue, most)
     end
 end
 
--- Return how many more jobs of a queue may run. Jobs that have died or gone back are removed if that matters.
+-- Return how many more jobs of a queue may run. If the limit is reached, remove jobs that have died or were requeued.
 local function free_places(queue, limit, wanted)
     local key = running .. queue
     if not has_type(key, 'zset') then return wanted end

@@ -1,24 +1,25 @@
--- Acquire a place under the limits of a job, for a run that was claimed.
+-- Acquire a place under the limits of a job for a claimed run.
 --
--- The running runs of a limit are in a sorted set; a run whose lease is gone has died, and does not count. A run that has
--- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first ones in
--- line are due again after some seconds in any case, because the owner of a place may have died; those behind them later,
--- the further behind, so that thousands of waiting runs cost nothing. A run that acquires a place makes the next ones first.
+-- The running runs of a limit are in a sorted set. A run without a lease has died, and does not count. A run that has
+-- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first
+-- waiting runs are due again after some seconds in any case, because the owner of a place may have died. The delay of
+-- the others grows with their position, so that thousands of waiting runs cause little load. If a run acquires a place,
+-- the runs behind it move up.
 --
--- The rate limit is the generic cell rate algorithm (ITU-T I.371): a moment before which the next run does not conform. A
--- run that comes too early has its moment reserved, is due at that moment, and passes then.
+-- The rate limit is the generic cell rate algorithm (ITU-T I.371): the next run does not conform before a moment. If a
+-- run comes too early, its moment is reserved; the run is due at that moment, and passes then.
 --
 -- A key of a wrong type or a wrong value is reported and ignored: the limit of the code applies.
 --
--- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators, queue,
---      levels of priority in use
--- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest wait
---      for a place in ms, prefix of lines of priority
+-- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators,
+--      queue, levels of priority in use
+-- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest
+--      wait for a place in ms, prefix of lines of priority
 -- returns {ms to wait (0 if the place is acquired), limit or rate, problems}
 
 -- include clock.lua
 -- include checks.lua
-local FIRST = 10  -- waiting runs that ask again by themselves
+local FIRST = 10  -- number of waiting runs that are due again after the longest wait
 local id = ARGV[1]
 local now_ms = time_ms()
 local limit = whole_number(KEYS[5], ARGV[2]) or tonumber(ARGV[4])

@@ -1,5 +1,6 @@
--- Cancel a run that the queue has, whether it waits or runs. A command for another id would stay, and cancel the next run
--- of that id. A deferred run becomes due now, so that it ends now. A running run keeps its due time, which is its lease's.
+-- Cancel a waiting or running run of the queue. For an unknown id, nothing is written: the command would remain and
+-- cancel the next run of that id. A deferred run becomes due now, so that it ends now. A running run keeps its due
+-- time, at which its lease expires.
 --
 -- KEYS queue, cancelled, lease
 -- ARGV id

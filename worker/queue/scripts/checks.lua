@@ -1,8 +1,7 @@
--- Checks of what other clients may have written to our keys (a part of other scripts).
+-- Checks for keys that other clients may have written (included in other scripts).
 --
--- A script checks types before its first write: Redis does not undo the writes of a script that fails in its middle.
--- Each problem is noted once in `problems` as {key, kind, detail}: `type` and the type that was found, or `value` and the
--- value.
+-- A script checks types before its first write: if a script fails halfway, Redis does not undo its writes. Each problem
+-- is added once to `problems` as {key, kind, detail}: `type` and the type that was found, or `value` and the value.
 local problems, noted = {}, {}
 
 local function note(key, kind, detail)
@@ -20,7 +19,7 @@ local function has_type(key, wanted)
     return false
 end
 
--- Call a command; return nil, and note the problem, if its key has another type or no number as its value.
+-- Call a command. If its key has another type, or its value is not a number, note the problem and return nil.
 local function try(command, key, ...)
     local answer = redis.pcall(command, key, ...)
     if type(answer) ~= 'table' or not answer.err then return answer end

@@ -1,18 +1,18 @@
--- Enqueue a run once for its id: not while a run of that id waits or runs, nor while its result is known.
+-- Enqueue a run once for its id. If a run of that id waits or runs, or its result is known, do nothing.
 --
--- A unique job is enqueued once for its key. Its lock holds the id of the run that owns it. The lock counts for a time, or
--- while that run is in the queue, or only while it waits. A run that goes back to the queue never comes here, so its own
--- lock cannot keep it out.
+-- A unique job is enqueued once for its key. Its lock holds the id of the run that owns it. The lock counts for a time,
+-- or while that run is in the queue, or only while it waits. A requeue does not use this script, so a run is not
+-- blocked by its own lock.
 --
--- With `replace`, the run takes the place of the waiting run: its payload and its due time. A command that cancels an
--- earlier run of this id is deleted. A run with a priority is in the line of its level as well, and in no other one.
+-- With `replace`, the run replaces the payload and the due time of the waiting run. A command that cancels an earlier
+-- run of this id is deleted. A run with a priority is also in the line of its level, and in no other line.
 --
 -- KEYS queue, cancelled, lock (the queue if there is none: an ACL may allow no other name), levels of priority in use
 -- ARGV id, payload, delay in ms, or due time in ms if the next is 1, whether it is; prefixes of payloads, results and
---      leases; 1 to replace; when the lock counts (time, active, waiting), its lifetime in ms; level (0 for none), prefix
---      of lines
--- returns {1 if it was enqueued, 2 if it replaced another one, 0 if it is known, or -1 if a key is unsound; id of the run,
---         or the problems}
+--      leases; 1 to replace; when the lock counts (time, active, waiting), its lifetime in ms; level (0 for none),
+--      prefix of lines
+-- returns {1 if it was enqueued, 2 if it replaced a run, 0 if its id is known, or -1 if a key is unsound; id of the
+--         run, or the problems}
 
 -- include clock.lua
 -- include checks.lua
@@ -50,7 +50,7 @@ if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
     end
     return {0, id}
 end
-redis.call('SET', payloads .. id, ARGV[2])  -- first: it is refused if Redis is out of memory, and nothing was done then
+redis.call('SET', payloads .. id, ARGV[2])  -- first: if Redis is out of memory, it rejects this, and nothing is written
 try('SREM', KEYS[2], id)
 take_place(id)
 if is_unique then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end

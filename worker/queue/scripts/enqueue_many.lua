@@ -3,8 +3,8 @@
 -- A member of a group, whose id ends with its place, is enqueued once even after its result has expired.
 --
 -- KEYS queue, cancelled, levels of priority in use, line of this level (the queue for none), group (the queue for none)
--- ARGV prefixes of payloads and results, level, delay in ms, or due time in ms if the next is 1, whether it is; then id and
---      payload of each run
+-- ARGV prefixes of payloads and results, level, delay in ms, or due time in ms if the next is 1, whether it is; then id
+--      and payload of each run
 -- returns the indices, from 1, of runs whose id is known; or {problems}, in a table, if a key is unsound
 
 -- include clock.lua

@@ -1,16 +1,16 @@
--- What follows the end of a run (a part of other scripts, which give it the prefixes of keys as `names`).
+-- Process the follow-up of an ended run (included in other scripts, which pass the prefixes of keys as `names`).
 --
--- The script that removes a job from its queue calls it, once for each end, and only if the job was there.
+-- The script that removes a job from its queue calls this once for each end, and only if the job was in the queue.
 --
--- * The next run of a chain is put into its queue. If that queue is not a sorted set, the run becomes a dead letter, which
---   an operator can retry when the key is mended.
+-- * The next run of a chain is put into its queue. If that queue is not a sorted set, the run becomes a dead letter,
+--   which an operator can retry after the key is repaired.
 -- * A member of a group is marked as complete. The last one enqueues the callback, with the results of all members in
---   their order if the callback needs them. A result that says that the run was not begun is deleted.
--- * The lock of a unique job is deleted, if it counts while the job is in the queue and is still this run's.
+--   their order if the callback needs them. The result of a skipped run is deleted.
+-- * The lock of a unique job is deleted if it counts while the job is in the queue and this run still owns it.
 --
 -- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, payload,
--- payload_after_results of its callback, and called, the time in ms at which that was enqueued; beside it, `:done`, a hash
--- of results by place.
+-- payload_after_results of its callback, and called, the time in ms at which the callback was enqueued. A second hash
+-- with the suffix `:done` has the results by place.
 
 -- include checks.lua
 -- include priority.lua

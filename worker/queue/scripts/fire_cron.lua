@@ -1,16 +1,16 @@
 -- Enqueue a cron job for one due time, once.
 --
--- The hash holds the last due time of each cron line, so that one of all workers enqueues it, however late they come, also
--- after its result has expired. A stock arq worker, which does not know the hash, keeps the lease of a cron job for a
+-- The hash holds the last due time of each cron line, so that only one worker enqueues it, even if another worker is
+-- late and the result has expired. A stock arq worker does not use the hash; it keeps the lease of a cron job for a
 -- minute after its end. A last due time that is not a number, or is more than a day ahead, was not written by a worker.
 --
--- A unique job is not enqueued while its lock counts (see enqueue.lua): this due time is left out.
+-- A unique job is not enqueued while its lock counts (see enqueue.lua): this due time is skipped.
 --
--- KEYS queue, payload, result, last due times, lease, levels of priority in use, line of this level (the queue for none),
---      lock (the queue for none)
--- ARGV id, payload, due time in ms, job and line, level; prefixes of payloads and leases; when the lock counts, its lifetime
---      in ms
--- returns {1 if this call enqueued it, 0 if it is known, or -1 if a key is unsound; problems}
+-- KEYS queue, payload, result, last due times, lease, levels of priority in use, line of this level (the queue for
+--      none), lock (the queue for none)
+-- ARGV id, payload, due time in ms, job and line, level; prefixes of payloads and leases; when the lock counts, its
+--      lifetime in ms
+-- returns {1 if this call enqueued it, 0 if it was enqueued before, or -1 if a key is unsound; problems}
 
 -- include clock.lua
 -- include checks.lua

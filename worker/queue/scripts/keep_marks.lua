@@ -1,7 +1,7 @@
--- Keep what a running job holds beside its lease: its place under a limit, and its mark as the one run with its arguments.
+-- Renew the marks of a running job: its place under a limit, and its lock as the only run with its arguments.
 --
--- It is called after each renewal of leases, so that neither expires under a job that runs for longer than a week, and both
--- are put back into a Redis that has lost its data. Only the owner of the lease keeps them.
+-- A worker calls this after each renewal of leases, so that the marks of a job that runs for longer than a week do not
+-- expire, and so that they are restored in a Redis that has lost its data. Only the owner of the lease may renew them.
 --
 -- ARGV owner, prefix of leases, then for each: id, kind (place or unique), key
 -- returns the problems

@@ -1,7 +1,7 @@
--- Release a place under a limit. The run that has waited longest is due now, with the priority that it has.
+-- Release a place under a limit. The run that has waited longest becomes due now, and keeps its priority.
 --
--- A place belongs to the owner of the run's lease. A worker that was frozen, and whose run another worker has taken over,
--- releases nothing.
+-- A place belongs to the owner of the run's lease. If a worker was frozen and another worker has taken over the run,
+-- the first worker releases nothing.
 --
 -- KEYS running runs, waiting runs, queue, levels of priority in use, lease
 -- ARGV id, prefix of lines of priority, owner ('' for any)

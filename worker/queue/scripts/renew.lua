@@ -1,12 +1,13 @@
 -- Renew the leases of a worker, and with them the due times of its jobs.
 --
--- A lease that has expired is renewed if nobody else has the job and its due time is still that of a running job
--- (running_mark.lua). A job that was put back in the meantime, by a requeue that overtook this call, is left to the next
--- worker. The due time need not be the worker's own: a replica that has become the primary may have an older one. A lease
--- of another worker is lost. If the queue does not have the job, somebody else has ended it, or Redis has lost its data:
--- the worker restores it (restore.lua), and its fence in the ledger makes either harmless.
+-- An expired lease is renewed if no other worker has the job and its due time is still that of a running job
+-- (running_mark.lua). If a requeue overtook this call, the job waits for the next worker, and its lease is not renewed.
+-- The due time may differ from the one that the worker wrote: a promoted replica may have an older one. If another
+-- worker owns the lease, the job is lost. If the queue does not have the job, another worker has ended it, or Redis has
+-- lost its data. In both cases the worker restores the job (restore.lua); the fence in the ledger rejects the writes of
+-- a stale attempt.
 --
--- A lease or a queue of a wrong type leaves the job with its worker.
+-- If a lease or a queue has a wrong type, the worker keeps the job.
 --
 -- KEYS queues
 -- ARGV owner, lease in ms, prefixes of leases and results, then for each job: id, index of its queue from 1

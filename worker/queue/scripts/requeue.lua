@@ -1,16 +1,16 @@
--- Put a job back into its queue: for another attempt, after a drain, while it is paused, or because this worker does not
--- know it.
+-- Put a job back into its queue: for another attempt, in a drain, for a pause, or because this worker does not know the
+-- job.
 --
--- It keeps its priority. A job that another worker has taken and ended is not put back: there is a result. The lease is
--- deleted first: if Redis is out of memory, a script that has begun to write may go on.
+-- The job keeps its priority. If there is a result, another worker has claimed and ended the job, and it is not put
+-- back. The lease is deleted first: if Redis is out of memory, a script that has begun to write may continue.
 --
--- A paused run is parked: the hash of its order holds its due time and queue, and unpark.lua makes it due when the order is
--- taken back.
+-- A paused run is parked: the hash of its pause holds its due time and queue, and unpark.lua makes it due when the
+-- pause is removed.
 --
--- KEYS queue, lease, payload, attempt, levels of priority in use, result; for a paused run the hash of its order, and the
---      set of such orders
--- ARGV id, owner, delay in ms, 1 if this attempt does not count, payload (Redis may have lost it; that of a run in the
---      ledger says so), prefix of lines, order that pauses the run ('' for none)
+-- KEYS queue, lease, payload, attempt, levels of priority in use, result; for a paused run the hash of its pause, and
+--      the set of pauses with parked runs
+-- ARGV id, owner, delay in ms, 1 if this attempt does not count, payload (Redis may have lost it; for a run in the
+--      ledger it is marked), prefix of lines, entry of worker:paused that pauses the run ('' for none)
 -- returns 1; 0 if another worker has the job, or has ended it; or the problems, if the queue is unsound
 
 -- include clock.lua

@@ -2,7 +2,7 @@
 --
 -- KEYS queue, lease, payload
 -- ARGV id, owner, lease in ms, payload
--- returns 1; 0 if another worker has it by now; or the problems, if the queue is unsound
+-- returns 1; 0 if another worker has claimed it; or the problems, if the queue is unsound
 
 -- include clock.lua
 -- include running_mark.lua

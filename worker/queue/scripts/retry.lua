@@ -1,4 +1,4 @@
--- Put an ended run back into its queue. A dead letter is taken by the first call that comes.
+-- Put an ended run back into its queue. If several calls retry a dead letter, the first one wins.
 --
 -- KEYS queue, payload, result, attempt, cancelled, dead letters, runs to retry, times of the dead letters
 -- ARGV id, payload, 1 if it is a dead letter, which must still exist

@@ -1,12 +1,12 @@
--- Make parked runs due: the order to pause them has been taken back, or they are cancelled.
+-- Make parked runs due whose pause was removed, or that are cancelled.
 --
--- A paused run that was claimed is parked (requeue.lua): due in about an hour, so that nobody claims it again and again.
--- The hash of the order holds its queue and that due time, by its id. A run whose due time is another one by now was
--- cancelled, retried or enqueued again meanwhile, and is left alone.
+-- A claimed run that is paused is parked (requeue.lua): due in about an hour, so that workers do not claim it
+-- repeatedly. The hash of the pause holds its queue and that due time, by its id. If the due time has changed, the run
+-- was cancelled, retried or enqueued again in the meantime, and is not changed here.
 --
--- KEYS hash of the order, set of the orders that have runs parked
--- ARGV order, prefix of levels of priority, prefix of lines, how many runs at most (0: those that follow), ids
--- returns how many runs are still parked for this order
+-- KEYS hash of the pause, set of the pauses with parked runs
+-- ARGV entry of worker:paused, prefix of levels of priority, prefix of lines, most runs (0 for the given ids), ids
+-- returns how many runs are still parked for this pause
 
 -- include clock.lua
 -- include checks.lua
