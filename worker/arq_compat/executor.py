@@ -177,8 +177,8 @@ class ArqExecutor:
             return self._end_unbegun(DeserializationError(f"unable to deserialize job: {text}"))
         if self._is_known(payload.function):
             return await self._jobs.run_payload(execution, payload)
-        await self._jobs.set_payload(execution, payload)
-        order = await self._jobs.follow_order(execution)
+        await self._jobs.admission.set_payload(execution, payload)
+        order = await self._jobs.admission.follow_order(execution)
         if isinstance(order, Cancelled):
             logger.info("%6.2fs ⊘ %s aborted before start", _waited(execution, payload), _reference(execution))
             return self._end_unbegun(asyncio.CancelledError())

@@ -7,9 +7,6 @@ Redis and to observers.
 from __future__ import annotations
 
 import asyncio
-import difflib
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -30,15 +27,13 @@ from worker.errors import (
 from worker.job.definition import Job
 from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
-from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.claims import Claim
-from worker.queue.overview import describe_workers
-from worker.queue.payload import Payload, decode_payload
+from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
+from worker.runtime.admission import Admission
 from worker.runtime.attempt_outcome import (
-    DEADLINE,
     describe_stack,
     find_exit,
     make_cancellation_error,
@@ -52,7 +47,6 @@ from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.outcome import (
     Abandoned,
-    Cancelled,
     Failed,
     Outcome,
     Rejected,
@@ -62,12 +56,6 @@ from worker.runtime.outcome import (
 from worker.runtime.server_probe import confirm_error
 from worker.runtime.server_retry import ServerRetry, WorkerState
 from worker.settings.model import Settings
-
-logger = logging.getLogger("longhaul.jobs")
-
-_UNKNOWN_SECONDS = 5.0
-_LOG_AGAIN_SECONDS = 60.0
-
 
 E = TypeVar("E", bound=Execution)
 
@@ -90,7 +78,7 @@ class Executor:
 
     Args:
         settings: the settings of this process.
-        registry: the jobs that this worker knows.
+        admission: decides which claimed jobs may begin.
         database: the database for the contexts of jobs.
         ledger: the record of earlier attempts.
         store: the queue.
@@ -103,13 +91,16 @@ class Executor:
         state: the state of the worker.
         pools: the threads and processes that run plain functions.
         run_hooks: middleware around each attempt, outermost first.
+
+    Attributes:
+        admission: as given.
     """
 
     def __init__(
         self,
         *,
         settings: Settings,
-        registry: Registry,
+        admission: Admission,
         database: Database,
         ledger: Ledger,
         store: QueueStore,
@@ -125,7 +116,7 @@ class Executor:
     ) -> None:
         self._settings = settings
         self._rules = settings.worker
-        self._registry = registry
+        self.admission = admission
         self._database = database
         self._ledger = ledger
         self._store = store
@@ -138,8 +129,6 @@ class Executor:
         self._state = state
         self._pools = pools
         self._run_hooks = tuple(run_hooks)
-        #: Time of the last log line for each unknown job, by name.
-        self._logged_at: dict[str, float] = {}
 
     def prepare(self, claim: Claim, kind: type[E] = Execution) -> E:  # type: ignore[assignment]
         """Return the execution of a claim as an instance of `kind`. Start nothing."""
@@ -163,57 +152,26 @@ class Executor:
             CancelledError: the worker itself was cancelled.
         """
         try:
-            payload = await self._read_payload(execution)
+            payload = await self.admission.read_payload(execution)
         except InvalidPayload as error:
             return Rejected(format_error(error))
         return await self.run_payload(execution, payload)
 
-    async def _read_payload(self, execution: Execution) -> Payload:
-        claim = execution.claim
-        if claim.payload_problem is not None:
-            raise InvalidPayload(claim.payload_problem)
-        if claim.payload is None:
-            known = await self._servers.database(lambda: self._ledger.find(claim.run_id))
-            if known is None:
-                raise InvalidPayload(
-                    f"the queue has the id, but there is no payload at arq:job:{claim.run_id}; set it first, "
-                    f"then ZADD the id"
-                )
-            execution.claim = claim = claim._replace(payload=known.payload.encode())
-        assert claim.payload is not None  # noqa: S101
-        return decode_payload(
-            claim.payload, accept_pickle=self._rules.accept_pickle, max_bytes=self._rules.max_payload_bytes
-        )
-
-    async def set_payload(self, execution: Execution, payload: Payload) -> None:
-        """Set the payload and the job of an execution."""
-        claim = execution.claim
-        execution.payload = payload
-        if payload.attempt is not None and payload.attempt > claim.attempt:
-            attempt = payload.attempt
-            claim = await self._servers.redis(execution.name, lambda: self._store.set_attempt(execution.claim, attempt))
-            execution.claim = claim
-        execution.info = execution.info._replace(
-            job=payload.function, attempt=claim.attempt, enqueued_ms=payload.enqueued_ms
-        )
-
     async def run_payload(self, execution: Execution, payload: Payload) -> Outcome:
         """Run a claimed job whose payload has been read; see `run`."""
-        await self.set_payload(execution, payload)
-        outcome = await self.follow_order(execution) or self._check_times(execution, payload)
+        admission = self.admission
+        await admission.set_payload(execution, payload)
+        outcome = await admission.follow_order(execution) or admission.check_times(execution, payload)
         if outcome is not None:
             return outcome
-        job = self._registry.get(payload.function)
-        if job is None:
-            near = difflib.get_close_matches(payload.function, self._registry, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
-            return self._leave_to_others(execution, payload, text)
+        job = admission.find_job(execution, payload)
+        if isinstance(job, Released):
+            return job
         execution.job = job
         try:
-            payload, arguments = await self._decode_arguments(execution, job, payload)
+            payload, arguments = await admission.decode_arguments(execution, job, payload)
         except InvalidArguments as error:  # the client validated them against another signature
-            return self._leave_to_others(execution, payload, str(error))
+            return admission.leave_to_others(execution, payload, str(error))
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
@@ -226,82 +184,8 @@ class Executor:
             self._leases.keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
         ended = await self._attempt(execution, job, payload, arguments)
         if isinstance(ended, Failed) and isinstance(ended.error, CursorMismatch):
-            return await self._leave_to_old_code(execution, payload, ended)
+            return await admission.leave_to_old_code(execution, payload, ended)
         return ended
-
-    async def _leave_to_old_code(self, execution: Execution, payload: Payload, outcome: Failed) -> Outcome:
-        """Release a walk to the workers whose code began it, while any of them is alive."""
-        error = outcome.error
-        if not isinstance(error, CursorMismatch) or error.code_version in (None, self._registry.code_version):
-            return outcome
-        raw = await self._servers.redis(execution.name, lambda: self._store.read_workers())
-        workers = describe_workers(raw, self._settings.worker.lease_seconds, datetime.now(UTC))
-        if any(one.get("code") == error.code_version and one["state"] == "running" for one in workers.values()):
-            text = f"{str(error).splitlines()[0]} Returned to the queue for a worker with the code that began it."
-            return self._leave_to_others(execution, payload, text)
-        return outcome
-
-    async def _decode_arguments(
-        self, execution: Execution, job: Job[..., Any], payload: Payload
-    ) -> tuple[Payload, dict[str, Any] | InvalidArguments]:
-        """Return the payload with plain arguments, and the arguments, or the error that the attempt is to raise.
-
-        Raises:
-            InvalidArguments: the arguments are invalid here, and the client validated them against another signature.
-        """
-        try:
-            if payload.pickled:  # convert Python values to JSON first
-                plain = job.encode_arguments(payload.args, payload.kwargs)
-                payload = execution.payload = payload._replace(args=[], kwargs=plain)
-            arguments = job.decode_arguments(payload.args, payload.kwargs)
-            if not job.codec.draws_defaults(payload.args, payload.kwargs):
-                return payload, arguments
-            drawn = job.encode_arguments([], arguments)
-        except InvalidArguments as error:
-            if payload.version not in ("", job.version):
-                text = f"{error}; kept in the queue for a worker that has the signature of its client"
-                raise InvalidArguments(text) from error
-            return payload, error  # the attempt raises it: the ledger may have an earlier attempt
-        except Exception as error:  # noqa: BLE001 - a validator of the job's author raises anything
-            text = f"job {job.name}: its arguments cannot be read: {format_error(error)}"
-            return payload, InvalidArguments(text)
-        return await self._keep_drawn(execution, payload, drawn), arguments
-
-    async def _keep_drawn(self, execution: Execution, payload: Payload, arguments: dict[str, Any]) -> Payload:
-        """Store the values of default factories for the next attempt: a client that enqueues by name sends none."""
-        payload = execution.payload = payload._replace(args=[], kwargs=arguments)
-        key, text = keys.JOB + execution.claim.run_id, payload.to_json().encode()
-        execution.claim = execution.claim._replace(payload=text)
-        redis = self._store.redis
-        await self._servers.redis(execution.name, lambda: redis.set(key, text, xx=True, keepttl=True))
-        return payload
-
-    async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
-        """Return the outcome of a command that was given before the job began; None if there is none."""
-        order = await execution.order(execution.claim.run_id, execution.info.job)
-        if order == "cancel":
-            return Cancelled("cancelled by an operator before it began")
-        if order == "pause":
-            return Released("paused")
-        return None
-
-    def _check_times(self, execution: Execution, payload: Payload) -> Rejected | None:
-        """Return the outcome of a job that has expired or missed its deadline; None otherwise."""
-        now = execution.started_ms
-        if 0 < payload.until_ms < now and execution.claim.attempt == 1 and not payload.in_ledger:
-            late = (now - payload.until_ms) / 1000
-            return Rejected(f"expired {late:.1f} s before it could begin: it was not run")
-        if 0 < payload.deadline_ms < now:
-            return Rejected(f"{DEADLINE}; it was not begun", may_be_in_ledger=True)
-        return None
-
-    def _leave_to_others(self, execution: Execution, payload: Payload, text: str) -> Released:
-        """Return a job to the queue for workers of another version, which may know it."""
-        now = time.monotonic()
-        if now - self._logged_at.get(payload.function, -_LOG_AGAIN_SECONDS) >= _LOG_AGAIN_SECONDS:
-            self._logged_at[payload.function] = now
-            logger.warning("job left in the queue job=%s run=%s: %s", *execution.labels, text)
-        return Released(delay_seconds=_UNKNOWN_SECONDS, error=text)
 
     # --- the attempt
 

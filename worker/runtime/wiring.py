@@ -25,6 +25,7 @@ from worker.queue.connection import DedicatedConnection, connection_pool
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.outage_log import OutageLog, unavailable
 from worker.queue.store import QueueStore
+from worker.runtime.admission import Admission
 from worker.runtime.completer import Completer, ResultEncoder, encode_execution_result
 from worker.runtime.executor import Executor
 from worker.runtime.fetcher import Fetcher
@@ -94,7 +95,13 @@ class Parts:
         """Return the executor of `@job` functions. Each attempt runs within the hooks, outermost first."""
         return Executor(
             settings=self.settings,
-            registry=self.registry,
+            admission=Admission(
+                rules=self.settings.worker,
+                registry=self.registry,
+                ledger=self.ledger,
+                store=self.store,
+                servers=self.servers,
+            ),
             database=self.database,
             ledger=self.ledger,
             store=self.store,
