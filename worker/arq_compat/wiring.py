@@ -79,6 +79,32 @@ def make_prune_chore(parts: Parts) -> Chore:
     return Chore("prune", Pruner(parts.store, None, parts.settings.worker).look)
 
 
+def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_keys: bool) -> ArqExecutor:
+    """Return what runs the jobs of an arq worker; arq's hooks are outside of all middleware.
+
+    Args:
+        parts: of our worker.
+        arq: has the functions and the hooks.
+        codec: reads payloads.
+        own_keys: whether keys of our own (`worker:*`) may be written beside arq's.
+    """
+    hooks = ArqHooks(arq)
+    middleware = load_middleware(parts.settings.worker.middleware)
+    return ArqExecutor(
+        parts.build_executor([hooks.around_attempt, *run_hooks(middleware)]),
+        hooks,
+        is_known=parts.registry.__contains__,
+        has_ledger=bool(parts.registry),
+        arq=arq,
+        codec=codec,
+        store=parts.store,
+        observer=parts.observer,
+        log=parts.log,
+        servers=parts.servers,
+        keeps_dead_letters=own_keys,
+    )
+
+
 def build_arq_worker(
     settings: Settings,
     registry: Registry,
@@ -111,21 +137,7 @@ def build_arq_worker(
         keep_expiry=True,
         obeys_aborts=arq.allow_abort_jobs,
     )
-    hooks = ArqHooks(arq)
-    middleware = load_middleware(settings.worker.middleware)
-    executor = ArqExecutor(
-        parts.build_executor([hooks.around_attempt, *run_hooks(middleware)]),
-        hooks,
-        is_known=registry.__contains__,
-        has_ledger=bool(registry),
-        arq=arq,
-        codec=codec,
-        store=parts.store,
-        observer=observer,
-        log=parts.log,
-        servers=parts.servers,
-        keeps_dead_letters=own_keys,
-    )
+    executor = build_arq_executor(parts, arq, codec, own_keys=own_keys)
     completer = ArqCompleter(
         parts.build_completer(make_encoder(codec)),
         arq=arq,

@@ -14,11 +14,12 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.batch import Progress
@@ -213,18 +214,41 @@ class Mirror(Observer):
 
     async def write(self, *, final: bool = False) -> None:
         """Write the changed entries, and that this worker is alive."""
-        pipeline = self._redis.pipeline(transaction=True)  # atomic, so that nothing is counted twice
-        keep = max(60, round(self._settings.worker.result_ttl_seconds))
         young = time.time() - (0.0 if final else _YOUNG_SECONDS)
         written = [
             (run_id, entry)
             for run_id, entry in self._entries.items()
             if entry.changed and (entry.values or entry.started <= young)
         ]
-        for _, entry in written:
-            self._start_entry(entry)
+        pipeline = self._redis.pipeline(transaction=True)  # atomic, so that nothing is counted twice
+        self._add_entries(pipeline, [entry for _, entry in written])
+        counts, self._counts = self._counts, Counter()
+        for (job, state), number in counts.items():
+            pipeline.hincrby(keys.JOBS, f"{escape(job)}:{state}", number)
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        for event in events:
+            pipeline.xadd(keys.EVENTS, _encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
+        if not self._add_worker(pipeline, final=final):
+            return
+        if not await self._send(pipeline):
+            self._counts += counts
+            for _, entry in written:
+                entry.changed = True
+            self._last_self = ""
+            self._events.extendleft(reversed(events))
+            return
         for run_id, entry in written:
-            key = keys.RUN + run_id
+            if entry.ended and not entry.changed and self._entries.get(run_id) is entry:
+                del self._entries[run_id]
+        await self._prune()
+
+    def _add_entries(self, pipeline: Pipeline, written: Sequence[MirrorEntry]) -> None:
+        """Add to the pipeline the changed entries and those of short runs; both append events."""
+        keep = max(60, round(self._settings.worker.result_ttl_seconds))
+        for entry in written:
+            self._start_entry(entry)
+        for entry in written:
+            key = keys.RUN + entry.run.run_id
             pipeline.hset(key, mapping=_encodable(entry.fields))
             if entry.ended:
                 pipeline.hdel(key, "eta_seconds")
@@ -235,12 +259,13 @@ class Mirror(Observer):
         brief, self._brief = self._brief, []
         for entry, ended in brief:
             self._write_brief(pipeline, entry, ended, keep)
-        counts, self._counts = self._counts, Counter()
-        for (job, state), number in counts.items():
-            pipeline.hincrby(keys.JOBS, f"{escape(job)}:{state}", number)
-        events = [self._events.popleft() for _ in range(len(self._events))]
-        for event in events:
-            pipeline.xadd(keys.EVENTS, _encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
+
+    def _add_worker(self, pipeline: Pipeline, *, final: bool) -> bool:
+        """Add to the pipeline what this worker says of itself.
+
+        Returns:
+            False if nothing has to be written: the pipeline is empty, and the worker's last entry is recent.
+        """
         text = json.dumps(self._self(), sort_keys=True)
         if final:
             pipeline.hdel(keys.WORKERS, self._name)
@@ -248,7 +273,15 @@ class Mirror(Observer):
             self._last_self, self._seen_at = text, time.monotonic()
             pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self() | {"seen_at": _now()}))
         else:
-            return
+            return False
+        return True
+
+    async def _send(self, pipeline: Pipeline) -> bool:
+        """Execute the pipeline, and report the keys of another type, which are not written.
+
+        Returns:
+            False if Redis has written nothing.
+        """
         commands: list[Any] = list(pipeline.command_stack)
         try:
             answers = await pipeline.execute(raise_on_error=False)
@@ -258,22 +291,14 @@ class Mirror(Observer):
                     raise answer
         except RedisError as error:
             self._outage.failed(_WRITING, error)
-            self._counts += counts
-            for _, entry in written:
-                entry.changed = True
-            self._last_self = ""
-            self._events.extendleft(reversed(events))
-            return
+            return False
         self._outage.answered(_WRITING)
         self._problems.report(
             wrong_type(command[0][1])
             for command, answer in zip(commands, answers, strict=False)
             if isinstance(answer, RedisError)
         )
-        for run_id, entry in written:
-            if entry.ended and not entry.changed and self._entries.get(run_id) is entry:
-                del self._entries[run_id]
-        await self._prune()
+        return True
 
     def worker_event(self, kind: str, state: str | None = None) -> None:
         """Note that this worker starts, drains or stops."""
@@ -328,7 +353,7 @@ class Mirror(Observer):
             entry.values = entry.first_values(self._name)
             self._event("started", entry.run, attempt=str(entry.run.attempt), at=format_time(entry.started))
 
-    def _write_brief(self, pipeline: Any, entry: MirrorEntry, ended: float, keep: int) -> None:
+    def _write_brief(self, pipeline: Pipeline, entry: MirrorEntry, ended: float, keep: int) -> None:
         """Write a run that started and succeeded between two writes."""
         run, at = entry.run, format_time(ended)
         values = entry.first_values(self._name) | {"state": "succeeded", "finished_at": at, "updated_at": at, "rate": 0}
