@@ -37,7 +37,7 @@ from worker.job.decorator import job
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
     from worker.batch.batch import Batch
-    from worker.batch.bulk import Bulk
+    from worker.batch.bulk.operations import Bulk
     from worker.batch.source import Bounds, OpenStep, Page, Source
     from worker.errors import (
         InvalidArguments,
@@ -69,7 +69,7 @@ _HOMES = {
     "PREVIOUS_RESULT": "worker.job.call",
     "Batch": "worker.batch.batch",
     "Bounds": "worker.batch.source",
-    "Bulk": "worker.batch.bulk",
+    "Bulk": "worker.batch.bulk.operations",
     "Client": "worker.queue.client",
     "EnqueueCall": "worker.job.middleware",
     "Group": "worker.queue.group",

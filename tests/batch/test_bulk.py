@@ -30,7 +30,7 @@ from sqlalchemy.types import TypeDecorator
 
 from tests.models import Author, Base, Mood, Sample, authors
 from tests.support.contexts import MakeContext
-from worker.batch.bulk import Bulk
+from worker.batch.bulk.operations import Bulk
 from worker.db.engine import Database
 from worker.db.errors import sqlstate
 from worker.errors import BulkError

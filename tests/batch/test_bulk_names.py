@@ -11,7 +11,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, delete, func, ins
 from sqlalchemy.orm import registry
 
 from tests.support.contexts import MakeContext
-from worker.batch.bulk import Bulk
+from worker.batch.bulk.operations import Bulk
 from worker.db.engine import Database
 from worker.settings import Settings
 

@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.batch.equality import CASES, ENTITIES, SCHEMA, Base
-from worker.batch.bulk import Bulk
 from worker.batch.bulk.eligibility import are_copyable, are_keys, array_cast, read_facts
+from worker.batch.bulk.operations import Bulk
 from worker.batch.bulk.target import make_target
 from worker.batch.bulk_flush import flush_changes
 from worker.db.driver import Driver

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from worker.batch.bulk import Bulk
+from worker.batch.bulk.operations import Bulk
 from worker.errors import UsageError
 
 T = TypeVar("T")

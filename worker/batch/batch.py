@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from worker.batch.bulk import Bulk
+from worker.batch.bulk.operations import Bulk
 from worker.batch.transaction import BatchTransaction
 from worker.db.sessions import ScopedSession
 from worker.errors import UsageError
