@@ -32,8 +32,6 @@ FOREIGN = [
 ]
 #: Names with an underscore that SQLAlchemy documents, so that they collide with no column.
 DOCUMENTED = {"_mapping", "_fields", "_asdict", "_tuple", "_t"}
-#: Python's own, of classes that are protocols.
-TYPING = {"_is_protocol", "_is_runtime_protocol"}
 
 
 def private_names() -> set[str]:
@@ -41,7 +39,7 @@ def private_names() -> set[str]:
     found = {name for class_ in FOREIGN for name in dir(class_)}
     found |= {name for class_ in FOREIGN for base in class_.__mro__ for name in vars(base).get("__annotations__", {})}
     found |= {"_sa_instance_state", "_modified", "_new", "_deleted", "_compile_state", "_result_columns"}
-    return {name for name in found if name.startswith("_") and not name.startswith("__")} - DOCUMENTED - TYPING
+    return {name for name in found if name.startswith("_") and not name.startswith("__")} - DOCUMENTED
 
 
 def foreign_uses(source: str) -> Iterator[str]:

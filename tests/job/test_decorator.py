@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typing_extensions
 
 from worker import JobContext, job
 from worker.errors import RegistrationError
@@ -69,6 +70,41 @@ def test_job_refuses_a_plain_function_on_the_event_loop() -> None:
         @job(run_in="loop")
         def wrong(ctx: JobContext) -> None:
             """Do nothing."""
+
+
+class Named(typing.Protocol):
+    """A protocol that a context fits."""
+
+    run_id: str
+
+
+class OlderNamed(typing_extensions.Protocol):
+    """The same, for older versions of Python."""
+
+    run_id: str
+
+
+class Implemented(Named):
+    """A class of its own, which is not the context."""
+
+
+@pytest.mark.parametrize("context", [Named, OlderNamed, object, Any, JobContext])
+def test_job_takes_a_context_by_any_type_that_fits_it(context: Any) -> None:
+    def work(ctx: Any) -> None:
+        """Do nothing."""
+
+    work.__annotations__["ctx"] = context
+    assert job(run_in="thread")(work).name == "work"
+
+
+@pytest.mark.parametrize("context", [Implemented, int, dict[str, Any]])
+def test_job_refuses_a_first_parameter_that_is_not_the_context(context: Any) -> None:
+    def work(ctx: Any) -> None:
+        """Do nothing."""
+
+    work.__annotations__["ctx"] = context
+    with pytest.raises(RegistrationError, match="its first parameter has to be the JobContext"):
+        job(run_in="thread")(work)
 
 
 LIGHT = """

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_TYPING_MODULES = ("typing", "typing_extensions")
+
 
 class JobKeywords(TypedDict, total=False):
     """The keywords of `@job(...)`: the fields of `JobOptions`, for the type checker."""
@@ -219,12 +221,18 @@ def _check_context(name: str, function: Callable[..., Any], parameter: inspect.P
         except Exception:  # noqa: BLE001 - e.g. a name that only the type checker imports
             return
     kind = typing.get_origin(hint) or hint
-    if kind is parameter.empty or not isinstance(kind, type) or kind is object or getattr(kind, "_is_protocol", False):
+    if any(kind is each for each in (parameter.empty, object, Any)) or not isinstance(kind, type) or _is_protocol(kind):
         return
     if all(base.__name__ != "JobContext" for base in kind.__mro__):
         raise RegistrationError(
             f"job {name}: its first parameter has to be the JobContext, and {parameter.name} is {kind.__qualname__}"
         )
+
+
+def _is_protocol(kind: type) -> bool:
+    """Tell whether a class is a protocol: it names `Protocol` itself among its bases."""
+    # typing.is_protocol is younger than Python 3.11. The Protocol of typing_extensions is another class.
+    return any(base.__name__ == "Protocol" and base.__module__ in _TYPING_MODULES for base in kind.__bases__)
 
 
 def _check_types(made: Job[..., Any]) -> None:
