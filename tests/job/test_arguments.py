@@ -28,6 +28,8 @@ from pydantic import (
     PrivateAttr,
     SecretBytes,
     SecretStr,
+    TypeAdapter,
+    ValidationError,
     computed_field,
 )
 from pydantic.alias_generators import to_camel
@@ -36,7 +38,7 @@ from typing_extensions import TypedDict
 from worker import Client, InvalidArguments, JobContext, job
 from worker.errors import RegistrationError, UsageError
 from worker.job.arguments import JobCodec
-from worker.job.round_trip import is_same
+from worker.job.round_trip import CONFIG, is_same
 from worker.testing.runner import JobRunner
 
 
@@ -306,6 +308,53 @@ def test_a_result_without_an_annotation_may_hold_tuples() -> None:
     assert one.encode_result({"a": (1, 2)}) == '{"a":[1,2]}'
     with pytest.raises(UsageError, match="annotate the function with the type of its result"):
         one.encode_result(datetime.now(UTC))
+
+
+def test_half_of_a_surrogate_pair_in_a_key_is_an_error() -> None:
+    one = codec(dict[str, int], returns=dict[str, int])
+    with pytest.raises(InvalidArguments, match="does not come back from JSON"):
+        one.encode_arguments([{"\ud800": 0}], {})
+    with pytest.raises(UsageError, match="does not come back from JSON"):
+        one.encode_result({"\ud800": 0})
+    assert one.encode_result({"\ufffd": 0}) == '{"\ufffd":0}'
+
+
+@pytest.mark.parametrize("returns", ["absent", Any, None, bool, int, str, float, int | None])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -7,
+        2**63 - 1,
+        -(2**63),
+        2**64,
+        10**300,
+        "",
+        'a"\\/',
+        "a\n\x00\x1f",
+        "\x7f",
+        "é",
+        "x" * 5_000,
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_scalar_result_is_written_as_its_validator_writes_it(returns: Any, value: Any) -> None:
+    async def function(ctx: Any):  # type: ignore[no-untyped-def]
+        ...
+
+    if returns != "absent":
+        function.__annotations__["return"] = returns
+    adapter = TypeAdapter(Any if returns == "absent" else returns, config=CONFIG)
+    try:
+        expected = adapter.dump_json(adapter.validate_python(value)).decode()
+    except ValidationError:
+        with pytest.raises(UsageError, match="does not fit"):
+            JobCodec("work", function).encode_result(value)
+    else:
+        assert JobCodec("work", function).encode_result(value) == expected
 
 
 seen: list[tuple[UUID, list[str], UUID]] = []

@@ -28,6 +28,11 @@ from worker.job.round_trip import CONFIG, MAX_UNCHECKED_LENGTH, as_lists, is_exa
 
 _COMPILE_ERRORS = (PydanticSchemaGenerationError, PydanticUserError, TypeError)
 
+#: Types of JSON whose values have one form each: a float has several, and a container holds other values.
+_SCALARS = frozenset({type(None), bool, int, str})
+#: The largest integer that is written without pydantic: that of 64 bits.
+_MOST_UNCHECKED = 2**63 - 1
+
 
 class UndefinedType(RegistrationError):
     """A type of a signature is not defined, or not yet."""
@@ -213,7 +218,7 @@ class JobCodec:
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArguments(f"{self._where}: {self._name_unwritable(model, error)}") from None
         changed = self._inexact & type(model).model_fields.keys() - pending - left_out
-        if changed or len(text) > MAX_UNCHECKED_LENGTH:
+        if changed or not _is_unchecked(text):
             self._check_round_trip(model, text, type(model).model_fields.keys() - pending - left_out)
         return text
 
@@ -300,11 +305,21 @@ class JobCodec:
         Raises:
             UsageError: It is not of the type that the function declares, or does not come back from JSON as it is.
         """
+        kind = type(result)
+        if kind in self._unchecked_results:
+            if result is None:
+                return "null"
+            if kind is bool:
+                return "true" if result else "false"
+            if kind is int and -_MOST_UNCHECKED <= result <= _MOST_UNCHECKED:
+                return str(result)
+            if kind is str and len(result) <= MAX_UNCHECKED_LENGTH and result.isascii() and result.isprintable():
+                return json.dumps(result)  # of other characters it escapes more than pydantic
         where = f"job {self._job}: its result"
         try:
             value = self._returns.validate_python(result)
             text = self._returns.dump_json(value, by_alias=False, round_trip=True, warnings="none").decode()
-            if self._is_result_exact and len(text) <= MAX_UNCHECKED_LENGTH:
+            if self._is_result_exact and _is_unchecked(text):
                 return text
             arrived = self._returns.validate_json(text, by_alias=True, by_name=True)
         except ValidationError as error:
@@ -321,6 +336,14 @@ class JobCodec:
             cure = "" if "return" in self._hints else "; annotate the function with the type of its result"
             raise UsageError(f"{where} {_LOSSY}: {_show_difference(value, arrived)}{cure}")
         return text
+
+    @cached_property
+    def _unchecked_results(self) -> frozenset[type]:
+        """Exact types of results that need no validator, because each value is valid and comes back as it was given."""
+        hint = self._hints.get("return", Any)
+        if hint is Any:
+            return _SCALARS
+        return frozenset({hint}) & _SCALARS if isinstance(hint, type) else frozenset()
 
     @cached_property
     def _is_result_exact(self) -> bool:
@@ -343,6 +366,14 @@ class JobCodec:
 
 
 _LOSSY = "does not come back from JSON as it was given"
+
+
+def _is_unchecked(text: str) -> bool:
+    """Tell whether a text of exact types needs no comparison.
+
+    In the key of a dictionary, pydantic replaces half of a surrogate pair by U+FFFD instead of refusing it.
+    """
+    return len(text) <= MAX_UNCHECKED_LENGTH and "\ufffd" not in text
 
 
 def _describe(error: Exception) -> str:
