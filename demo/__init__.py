@@ -1,1 +1,2 @@
-"""`python -m demo`: the main job on real data; a worker is killed in the middle, and nothing is doubled or lost."""
+"""`python -m demo`: runs the main job on real data, kills a worker in the middle, and checks that no row is doubled or
+lost."""

@@ -31,7 +31,7 @@ TRANSFERS = 300
 _QUEUE = "longhaul:demo"
 _NAMES = ("north", "south")
 
-_TRY = """Try it on servers that stay (`make services` prints their URLs; then `make worker` with them set):
+_TRY = """Try it on permanent servers (`make services` prints their URLs; set them, and run `make worker`):
   redis-cli -u $REDIS_URL HGETALL worker:run:<id>              how far a run is
   redis-cli -u $REDIS_URL HGETALL worker:workers               who works
   redis-cli -u $REDIS_URL ZRANGE arq:queue 0 -1 WITHSCORES     what waits
@@ -103,14 +103,14 @@ async def _both_there(client: Client, workers: Workers) -> None:
 
 
 async def _workers(client: Client) -> dict[str, Any]:
-    """Read what the workers publish, as an operator would: HGETALL worker:workers."""
+    """Return the entries of the workers, as an operator reads them: HGETALL worker:workers."""
     found = await client.command(client.redis.hgetall("worker:workers"))
     known = {name.decode(): json.loads(text) for name, text in found.items()}
     return {name: worker for name, worker in known.items() if worker["queue"] == _QUEUE}
 
 
 async def _kill_in_the_middle(client: Client, database: Database, run: Run[int], shown: Bar) -> float:
-    """Follow the run; kill its worker once. Returns the seconds until the next committed batch."""
+    """Follow the run, and kill its worker once. Return the seconds until the next committed batch."""
     killed_at = seconds = 0.0
     rows_then = 0
     async for report in run.progress(every=0.1):
@@ -135,7 +135,7 @@ async def _committed(database: Database, run: Run[int]) -> int:
 
 
 async def _transfer(client: Client) -> int:
-    """Move money, much of it at the same time. Returns how many transfers were made."""
+    """Transfer money, with many transfers at the same time. Return the number of transfers made."""
     made = [await client.enqueue(transfer_funds, **values) for values in transfers(TRANSFERS, seed=1)]
     moved = 0
     for run in made:
@@ -148,7 +148,7 @@ async def _transfer(client: Client) -> int:
 
 
 def main() -> int:
-    """Run the demo. Returns the exit code: 0 when nothing is doubled, missing or wrong."""
+    """Run the demo. Return the exit code: 0 if nothing is doubled, missing or wrong."""
     began = time.monotonic()
     with services() as running, tempfile.TemporaryDirectory(prefix="longhaul-demo-") as folder:
         where = "PostgreSQL and Valkey of its own" if running.postgres else "the servers of DATABASE_URL and REDIS_URL"

@@ -1,4 +1,4 @@
-"""The count of what went wrong, from the source data in Python and SQL, and not from what the jobs say."""
+"""Counts errors by a comparison with the source data in Python and SQL, independent of the jobs' own reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.types import Database
 
 @dataclass
 class Counts:
-    """What must be nothing."""
+    """The numbers of errors, all of which must be zero."""
 
     doubled: int = 0
     missing: int = 0
@@ -27,11 +27,11 @@ class Counts:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing went wrong."""
+        """Whether there are no errors."""
         return not (self.doubled or self.missing or self.wrong)
 
     def add_wrong(self, count: int, what: str) -> None:
-        """Count what is not as the source data says."""
+        """Add a number of differences from the source data."""
         if count:
             self.wrong += count
             self.notes.append(f"{count} {what}")
@@ -107,6 +107,6 @@ async def _money(database: Database, counts: Counts) -> None:
 
 
 def _fold(name: str) -> str:
-    """The job's `fold`, told in other words: a check that calls the code it checks would find nothing."""
+    """A second implementation of the job's `fold`: a check that calls the checked code would find no errors."""
     letters = [each for each in unicodedata.normalize("NFKD", name) if unicodedata.combining(each) == 0]
     return re.sub(r"\s+", " ", "".join(letters).casefold()).strip()

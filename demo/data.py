@@ -19,13 +19,13 @@ _COLUMNS = ["id", "name", "country_code", "population", "latitude", "longitude",
 
 @dataclass(frozen=True)
 class Source:
-    """The source data, as the check needs it again."""
+    """The source data, for the load and for the check."""
 
     places: list[dict[str, Any]]
 
     @property
     def names(self) -> int:
-        """All alternate names, empty ones too."""
+        """All alternate names, including empty ones."""
         return sum(len(place["alternatenames"]) for place in self.places)
 
 
@@ -35,14 +35,14 @@ def read_source() -> Source:
 
 
 async def occupied(database: Database) -> list[str]:
-    """Return the demo's tables that the database has already: somebody else's data."""
+    """Return the demo's tables that the database has already, because they may hold other data."""
     async with database.connection() as connection:
         present = await connection.run_sync(lambda sync: set(inspect(sync).get_table_names()))
     return sorted(present & set(Base.metadata.tables))
 
 
 async def load(database: Database, source: Source) -> None:
-    """Make the tables, and fill them by COPY."""
+    """Create the tables, and fill them by COPY."""
     async with database.connection() as connection:
         await connection.run_sync(Base.metadata.create_all)
         # The transaction has begun with the statements above: the driver's COPY is inside of it.
@@ -62,7 +62,7 @@ async def unload(database: Database) -> None:
 
 
 def transfers(count: int, seed: int) -> list[dict[str, Any]]:
-    """Return transfers between the accounts, some of them beyond what an account has."""
+    """Return transfers between the accounts. Some of them exceed the balance of the account."""
     chance = random.Random(seed)
     made = []
     for _ in range(count):

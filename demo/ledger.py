@@ -1,4 +1,4 @@
-"""What PostgreSQL has of a run: the ledger's tables, as anybody may read them."""
+"""Reads a run from the ledger's tables with plain SQL."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class Recorded:
 
 
 async def recorded(database: Database, run_ids: Sequence[str]) -> list[Recorded]:
-    """Return what is committed of these runs."""
+    """Return the committed state of these runs."""
     async with database.session() as session:
         return [Recorded(*row) for row in await session.execute(_QUERY, {"ids": list(run_ids)})]

@@ -1,4 +1,4 @@
-"""What the demo prints: a live bar on a terminal, plain lines elsewhere, and a table at the end."""
+"""Prints the demo's progress: a live bar on a terminal, else plain lines, and a table at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_SECONDS = 1.0
 
 
 class Bar(Protocol):
-    """Shows how far a run is."""
+    """Shows the progress of a run."""
 
     def show(self, report: ProgressReport) -> None:
         """Show a report."""
@@ -86,7 +86,7 @@ def _numbers(report: ProgressReport) -> str:
 
 
 def print_jobs(runs: list[Recorded]) -> None:
-    """Print what the ledger has of each run."""
+    """Print the ledger's record of each run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job")
     for column in ("rows", "batches", "seconds", "rows/s", "takeovers"):

@@ -17,26 +17,26 @@ class Workers:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
-        """Start one that brings the ledger's tables up to date first."""
+        """Start a worker that upgrades the ledger's tables first."""
         with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "worker", "run", "--migrate", "--name", name],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C is the demo's; it ends them itself
+                start_new_session=True,  # only the demo gets Ctrl-C, and it ends the workers
             )
 
     def ended(self) -> list[str]:
-        """Return the names of those that run no more."""
+        """Return the names of the workers that have ended."""
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def log(self, name: str) -> str:
-        """Return what a worker has written."""
+        """Return the output of a worker."""
         return self._log(name).read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
-        """Drain all, and wait for their ends."""
+        """Drain all workers, and wait until they have ended."""
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():
