@@ -1,1 +1,1 @@
-"""Side by side with hand-written code, in one run; one table for each benchmark of this project."""
+"""Benchmarks against hand-written code and other queues, in the same run; each prints one table."""

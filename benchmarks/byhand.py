@@ -1,4 +1,4 @@
-"""The other side: the best that a good engineer writes by hand, without resuming, fencing or progress."""
+"""The baseline: good code written by hand, without resuming, fencing or progress."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def keyset_orm(bench: Bench, size: int) -> int:
 
 
 async def seed_offset(bench: Bench, size: int, *, first: int, rows: int) -> int:
-    """The seed's loop, for so many rows from one on: its pages get slower with each."""
+    """The seed's OFFSET loop, over a number of rows from a given row on: each page is slower than the one before."""
     offset = first
     async with AsyncSession(bench.database.engine, expire_on_commit=False) as session:
         while offset < first + rows:
@@ -82,7 +82,7 @@ async def ranges(bench: Bench, size: int, statement: str) -> int:
 
 
 async def giant(bench: Bench, statement: str) -> int:
-    """Run a statement once, over all."""
+    """Run a statement once, over all rows."""
     async with _driver(bench) as driver:
         return int((await driver.execute(statement, timeout=600)).split()[-1])
 

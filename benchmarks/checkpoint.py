@@ -1,9 +1,9 @@
 """`python -m benchmarks.checkpoint`: checkpoint and COMMIT as two plain statements, against one message for both.
 
-The one message is `EXECUTE checkpoint; COMMIT; BEGIN`, in which a division by zero keeps COMMIT from being reached if
-another worker has taken the run over. It spares two round trips. Both ways run in the same walk, pair of batches by
-pair of batches, so that whatever else loads the machine loads both alike. The figures are medians over all batches.
-docs/decisions/001-cursor-in-the-batch-transaction.md has the figures on which the plain statements were chosen.
+The one message is `EXECUTE checkpoint; COMMIT; BEGIN`, in which a division by zero prevents the COMMIT if another
+worker has taken the run over. It saves two round trips. Both ways alternate in the same walk, two batches each, so that
+other load on the machine affects both equally. The figures are medians over all batches.
+docs/decisions/001-cursor-in-the-batch-transaction.md has the figures for which the plain statements were chosen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _plain = BatchTransaction.commit
 
 
 class Alternating:
-    """Commits in one way or the other, and notes the seconds from one commit to the next."""
+    """Commits in one way or the other, and records the seconds between commits."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {ONE: [], TWO: []}
@@ -50,7 +50,8 @@ class Alternating:
         self._prepared: set[int] = set()
 
     async def commit(self, transaction: Any, checkpoint: Any) -> None:
-        """Commit a batch. The BEGIN of the next one belongs to its way, so only every second commit is noted."""
+        """Commit a batch. The BEGIN of the next batch belongs to the way of the commit before, so only every second
+        commit is recorded."""
         pair, place = divmod(self._number, 2)
         self._number += 1
         way = ONE if (pair + pair // 2) % 2 == 0 else TWO
@@ -76,7 +77,7 @@ class Alternating:
 
 
 async def measure(database: Database, runner: JobRunner, size: int, *, write: bool) -> dict[str, list[float]]:
-    """Walk the table in batches of a size. Returns the seconds of the batches of each way."""
+    """Walk the table in batches of a size. Return the seconds of the batches of each way."""
     ways = Alternating()
 
     async def commit(self: Any, checkpoint: Callable[[Any], Awaitable[None]]) -> None:

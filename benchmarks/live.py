@@ -1,23 +1,23 @@
-"""`python -m benchmarks.live` (`make bench-live`): what a walk does to the application that works on the same table.
+"""`python -m benchmarks.live` (`make bench-live`): the effect of a walk on an application that uses the same table.
 
-A load of short transactions at a fixed rate (`benchmarks/load.py`, a process of its own, its latencies counted from the
-moment that each was due) goes on all the time. Beside it a walk, an ordinary job in a worker process, is paused and
-resumed by order, in turn, so that whatever else the machine does meets both sides; a figure is the median of the turns,
-those in which it is being paused or resumed left out. So with a pace, and then without one: batches of 50,000 and no
-throttle, which shows what a pace is for. At the end no write of the load may be missing.
+A load of short transactions at a fixed rate (`benchmarks/load.py`, a separate process, which counts each latency from
+the due time) runs all the time. A walk, an ordinary job in a worker process, is paused and resumed alternately by
+operator commands, so that other load on the machine affects both sides. A figure is the median of the rounds; the
+moments of pausing and resuming are excluded. The walk is measured with a pace, and without one: batches of 50,000 rows
+and no throttle, which shows the effect of a pace. At the end, the benchmark checks that no write of the load is
+missing.
 
 RATE is 200 transactions a second, of five messages each: a tenth of two cores. PostgreSQL, the load and the walk share
-these; a load that filled them would measure how it waits for itself. The server keeps what it commits (fsync), as one
-with an application does.
+the cores; a load that filled them would measure its own queue. The server uses fsync, as in production.
 
-PACE is what an operator would set. A transaction that meets a batch shares the processors and the disk with it, and the
-p99 is that of the unluckiest hundredth: so batches are short (20 ms; a row that is locked is free again after that),
-and few (2,000 rows/s are some four of them a second: a table of 100 million rows takes 14 hours). Lock waiters and
-active sessions stop the walk where the application is in trouble already.
+PACE is a typical setting of an operator. A transaction that runs during a batch shares the processors and the disk with
+it, and the p99 shows the slowest hundredth. So batches are short (20 ms, after which a locked row is free again) and
+few (2,000 rows/s are about four batches a second: a table of 100 million rows takes 14 hours). If lock waiters or
+active sessions show that the application is overloaded, the walk waits.
 
-The worker runs with nice 10: on a machine of its own it would take nothing from the load's process, only from
-PostgreSQL, whose processes are as they are. Beside test suites on the same cores a p99 can be anything: look at "no
-walk" first. QUICK=1 takes fewer rows and turns.
+The worker runs with nice 10, because in production it runs on another machine, and competes only inside PostgreSQL,
+whose processes keep their priority. If other programs use the same cores, the p99 is not reliable: check "no walk"
+first. QUICK=1 uses fewer rows and rounds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from worker.testing.runner import JobRunner
 from worker.types import Database
 
 RATE = 200
-#: What an operator would set for walks beside an application.
+#: A typical setting of an operator for walks during normal operation.
 PACE = {
     "LONGHAUL_BATCH__TARGET_SECONDS": "0.02",
     "LONGHAUL_BATCH__FIRST_SIZE": "100",
@@ -56,17 +56,17 @@ PACE = {
     "LONGHAUL_THROTTLE__MAX_LOCK_WAITERS": "2",
     "LONGHAUL_THROTTLE__MAX_ACTIVE_SESSIONS": "6",
 }
-#: As a server that holds data has it: a commit waits for the disk.
+#: As in production: a commit waits for the disk.
 DURABLE = {"fsync": "on", "full_page_writes": "on"}
 BAR = 1.3
-#: How often the job walks the table: more often than is measured.
+#: How often the job walks the table: enough for the whole measurement.
 ENDLESS = 1_000
 SETTLE_SECONDS = 0.2
 NO_PACE = 50_000
 
 
 class Scale:
-    """How much is done: all of it, or the part that QUICK=1 asks for."""
+    """The size of the benchmark: full, or reduced by QUICK=1."""
 
     def __init__(self) -> None:
         small = quick()
@@ -78,7 +78,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Case:
-    """A walk beside the load."""
+    """The settings of a walk during the load."""
 
     name: str
     job: Job[..., int]
@@ -92,7 +92,7 @@ KINDS = {"chunks + bulk.update": walk_on_in_chunks, "sweep update": walk_on_by_s
 
 @dataclass(frozen=True)
 class Turn:
-    """A stretch of time with a walk, or without, and what the walk did in it."""
+    """A period with or without a walk, and the progress of the walk in it."""
 
     first: float
     last: float
@@ -100,13 +100,13 @@ class Turn:
     batches: int
 
     def percentile(self, ended: list[tuple[float, float]], cent: int) -> float:
-        """Return one of the latencies of what was due in it."""
+        """Return a percentile of the latencies of the transactions that were due in the period."""
         return statistics.quantiles([ms for due, ms in ended if self.first <= due < self.last], n=100)[cent - 1]
 
 
 @dataclass(frozen=True)
 class ThrottleContext:
-    """Medians of the turns: with the walk, while it is paused, and how fast it went."""
+    """Medians of the rounds: latencies with the walk and while it is paused, and the walk's speed."""
 
     p50: float
     p99: float
@@ -120,10 +120,10 @@ class Live:
     """The runs.
 
     Args:
-        bench: where.
+        bench: the database of the benchmark.
         running: the servers.
-        settings: of the client.
-        scale: how much is done.
+        settings: settings of the client.
+        scale: size of the benchmark.
     """
 
     def __init__(self, bench: Bench, running: Services, settings: Settings, scale: Scale) -> None:
@@ -133,7 +133,7 @@ class Live:
         self._scale = scale
 
     async def measure(self, case: Case) -> ThrottleContext:
-        """Run the load beside a walk that is paused and resumed in turn."""
+        """Run the load during a walk that is paused and resumed alternately."""
         await prepare(self._bench)
         walked: list[Turn] = []
         paused: list[Turn] = []
@@ -161,7 +161,7 @@ class Live:
                 with contextlib.suppress(JobCancelled):
                     await run.result(timeout=60)
         await self._nothing_lost(len(ended))
-        assert not any(turn.rows for turn in paused), "a paused walk has gone on"
+        assert not any(turn.rows for turn in paused), "a paused walk has continued"
 
         def median(turns: list[Turn], cent: int) -> float:
             return statistics.median(turn.percentile(ended, cent) for turn in turns)
@@ -179,7 +179,7 @@ class Live:
         return Turn(first, last, rows_then - rows, batches_then - batches)
 
     async def _done(self, run: Run[int]) -> tuple[int, int]:
-        """Return the rows and batches that are committed."""
+        """Return the numbers of committed rows and batches."""
         found = await Ledger(self._bench.database).list_runs(run_id=run.id)
         return (found[0].rows, sum(step.batches for step in found[0].steps)) if found else (0, 0)
 
@@ -189,7 +189,7 @@ class Live:
                 await asyncio.sleep(0.05)
 
     async def _nothing_lost(self, transactions: int) -> None:
-        """Both work on the same rows: what the load has written has to be there."""
+        """Check that every write of the load is present, though both write to the same rows."""
         async with self._bench.database.connection() as connection:
             visits = await connection.scalar(text("SELECT sum(visits - id % 100) FROM bench_reader"))
             noted = await connection.scalar(text("SELECT count(*) FROM bench_history"))
@@ -209,7 +209,7 @@ class Live:
 
     @contextlib.asynccontextmanager
     async def _worker(self, case: Case) -> AsyncIterator[Client]:
-        """A worker as it is deployed; the walk is its only job."""
+        """Run a worker as in production; the walk is its only job."""
         async with Client(self._settings) as client:
             name = f"live-{time.monotonic_ns()}"
             command = ["nice", "-n", "10", sys.executable, "-m", "worker", "run", "--name", name]
@@ -271,7 +271,7 @@ async def comparisons(live: Live, scale: Scale) -> AsyncIterator[Row]:
 
 
 async def main() -> int:
-    """Measure all. Returns the exit code."""
+    """Run all measurements. Return the exit code."""
     scale = Scale()
     with services(DURABLE) as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})

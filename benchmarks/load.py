@@ -1,12 +1,12 @@
-"""`python -m benchmarks.load RATE ROWS SEED`: an application at work, as the walk's neighbour; its latencies as JSON.
+"""`python -m benchmarks.load RATE ROWS SEED`: simulates an application during a walk, and prints latencies as JSON.
 
-It is an open loop: transactions are due at moments that are drawn beforehand (exponential gaps, as pgbench --rate has
-them, the same for the same seed), whether the ones before have ended or not, and a latency counts from the moment that
-a transaction was due. One that waits for a connection, or for a server that stands still, is as late as a user sees it.
+It is an open loop: due times are drawn in advance (exponential gaps, as in pgbench --rate, the same for the same seed),
+independent of the end of earlier transactions. A latency counts from the due time, so it includes waits for a
+connection or for a stalled server, as users experience it.
 
-Each transaction is of pgbench's kind, on the table that is walked: one row read by key, another updated by key, and one
-inserted into a history. The process says `ready` when it is warm, goes on until it is told a line, and ends with JSON:
-of each transaction when it was due, by the clock that all processes of a machine share, and its milliseconds.
+Each transaction is similar to pgbench's, on the walked table: it reads one row by key, updates another by key, and
+inserts one into a history. The process prints `ready` when it is warm, runs until it reads a line, and prints JSON at
+the end: for each transaction, its due time, by the clock that all processes of a machine share, and its milliseconds.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Load:
     """The transactions.
 
     Args:
-        rate: how many a second.
-        rows: of the table: keys are 1 to rows, each as likely.
-        seed: of moments and keys.
+        rate: transactions a second.
+        rows: rows of the table; keys are uniform from 1 to this number.
+        seed: seed of due times and keys.
     """
 
     def __init__(self, rate: float, rows: int, seed: int) -> None:
@@ -47,7 +47,8 @@ class Load:
         self._until = float("inf")
 
     def schedule(self, loop: asyncio.AbstractEventLoop, began: float) -> None:
-        """Hand transactions out when they are due: in a thread, as timers of an event loop are a millisecond rough."""
+        """Start transactions at their due times, from a thread, because timers of an event loop have a resolution of 1
+        ms."""
         due = began
         while due < self._until:
             time.sleep(max(0.0, due - time.monotonic()))
@@ -56,7 +57,7 @@ class Load:
             due += self._chance.expovariate(self._rate)
 
     async def serve(self, connection: asyncpg.Connection[Any]) -> None:
-        """Do what is due, on one connection."""
+        """Execute due transactions, on one connection."""
         read, write, note = [await connection.prepare(each) for each in (_READ, _UPDATE, _INSERT)]
         while True:
             due, one, other = await self._due.get()
@@ -68,7 +69,7 @@ class Load:
             self._due.task_done()
 
     async def run(self) -> list[tuple[float, float]]:
-        """Warm up, and go on until told. Returns when each was due, and its milliseconds."""
+        """Warm up, and run until a line is read. Return the due time and the milliseconds of each transaction."""
         loop = asyncio.get_running_loop()
         url = os.environ["DATABASE_URL"]
         connections = [await asyncpg.connect(url) for _ in range(CONNECTIONS)]

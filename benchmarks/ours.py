@@ -1,4 +1,4 @@
-"""Our side: jobs as an author writes them."""
+"""Longhaul's side: jobs as users write them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def upsert_by_stream(ctx: JobContext, size: int) -> int:
 
 @job
 async def walk_on_in_chunks(ctx: JobContext, size: Size, turns: int) -> int:
-    """Walk the table again and again, for as long as it takes to measure what goes on beside it."""
+    """Walk the table repeatedly, until the load that runs at the same time has been measured."""
     for turn in range(turns):
         async for batch in ctx.chunks(COLUMNS, size=size, name=f"turn {turn}"):
             await batch.bulk.update(Reader, [{"id": key, "score": score + len(name)} for key, name, score in batch])
@@ -88,7 +88,7 @@ async def walk_on_in_chunks(ctx: JobContext, size: Size, turns: int) -> int:
 
 @job
 async def walk_on_by_sweep(ctx: JobContext, size: Size, turns: int) -> int:
-    """The same in the server."""
+    """Change the same column inside the server."""
     for turn in range(turns):
         await ctx.sweep(update(Reader).values(score=Reader.score + 1), size=size, name=f"turn {turn}")
     return ctx.rows_done

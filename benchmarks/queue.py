@@ -1,8 +1,8 @@
-"""`python -m benchmarks.queue` (`make bench-queue`): our queue beside its peers, each in its own environment.
+"""`python -m benchmarks.queue` (`make bench-queue`): compares our queue with its peers, each in its own environment.
 
-Each side is a worker process and a client process of its own, on one Valkey server that is emptied between two runs;
-they take turns, and figures are medians. A run counts only where every job has run once. QUICK=1 takes fewer jobs,
-ROWS=1,4 only these rows, PEERS=arq,saq only these peers (PEERS=none: nobody); a part leaves no file.
+Each side has its own worker process and client process, on one Valkey server that is emptied between two runs. The
+sides alternate, and figures are medians. A run counts only if every job has run once. QUICK=1 uses fewer jobs, ROWS=1,4
+selects rows, PEERS=arq,saq selects peers (PEERS=none: no peers). A partial run writes no file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _RUN_SECONDS = 540
 _SETTLE_SECONDS = 0.5
 _WARM = 10
 _HOUR = 3600.0
-#: Where a job stays until its end is written down: only then is it done.
+#: Keys that hold a job until its end is recorded.
 _WAITING = {OURS: "arq:queue", "arq": "arq:queue", "saq": "saq:default:incomplete"}
 
 
 class Scale:
-    """How much is done: all of it, or the part that QUICK=1 asks for."""
+    """The size of the benchmark: full, or reduced by QUICK=1."""
 
     def __init__(self) -> None:
         small = quick()
@@ -51,13 +51,13 @@ class Scale:
         self.mirror_rounds = 3 if small else 7
 
     def jobs(self, side: Side) -> int:
-        """Return how many jobs a side is to run: about as long for the fast as for the slow."""
+        """Return the number of jobs for a side, so that fast and slow sides take about the same time."""
         return self.ours if side.name == OURS else self.peers
 
 
 @dataclass(frozen=True)
 class Ran:
-    """Jobs that have run: how many a second, and what that took of the server."""
+    """The jobs that have run: their rate, and their cost on the server."""
 
     rate: float
     count: int
@@ -65,13 +65,13 @@ class Ran:
 
 
 def run_jobs(side: Side, job: str, slots: int, count: int, *, bare: bool = False) -> Ran:
-    """Let one worker run jobs that wait for it."""
+    """Measure one worker that runs waiting jobs."""
     side.flush()
     side.enqueue(job, count)
     before = side.counters()
     with side.work(slots, job, expect=count, bare=bare) as working:
         working.hear("count", _RUN_SECONDS)
-        time.sleep(_SETTLE_SECONDS)  # what the last ones leave behind
+        time.sleep(_SETTLE_SECONDS)  # until the last jobs have been acknowledged
         used = side.counters().since(before)
         ended = working.stop()
     left = side.redis.zcard(_WAITING[side.name]) if side.name in _WAITING else 0
@@ -90,9 +90,9 @@ class Bench:
     """The rows.
 
     Args:
-        sides: by name, ours first.
-        scale: how much is done.
-        say: takes a line that is no row.
+        sides: the sides by name, ours first.
+        scale: size of the benchmark.
+        say: prints a line that is not a row.
     """
 
     def __init__(self, sides: dict[str, Side], scale: Scale, say: Callable[[str], None]) -> None:
@@ -102,12 +102,12 @@ class Bench:
         self._say = say
         self._ran: dict[str, Ran] = {}
 
-    # --- how it is measured
+    # --- measurement
 
     def in_turn(self, measure: Callable[[Side], dict[str, float]]) -> dict[str, dict[str, float]]:
         """Return for each figure its median of each side, measured in turn.
 
-        A peer that fails has none. Where ours fails, the row fails.
+        A peer that fails has no figure. If our side fails, the row fails.
         """
         found: dict[str, dict[str, list[float]]] = {}
         failed: set[str] = set()
@@ -156,7 +156,7 @@ class Bench:
         yield Row("the same, beside the ideal 10,000", "jobs/s", found[OURS], {}, share, "≥ 0.6", share >= 0.6)
 
     def latency(self) -> Iterable[Row]:
-        """4: from enqueue to the first line."""
+        """4: latency from enqueue to the job's first line."""
         found = self.in_turn(lambda side: self._latencies(side, "one"))
         yield _limited("latency p50, own client", "ms", found["p50"], 2)
         yield _limited("latency p99, own client", "ms", found["p99"], 10)
@@ -198,7 +198,8 @@ class Bench:
 
         def measure(side: Side) -> dict[str, float]:
             side.flush()
-            # arq has no call for many: its calls are gathered; a pipeline past its client has a row without a bar.
+            # arq has no call for many jobs: its calls are gathered. A pipeline without its client has a row without a
+            # bar.
             done = side.enqueue("empty", 10_000, way="gather" if side.name == "arq" else "many")
             return {"rate": done.count / done.seconds, "block": done.longest_block_ms}
 
@@ -217,7 +218,7 @@ class Bench:
         yield _limited("longest block of the event loop in it", "ms", found["block"], 50)
 
     def round_trips(self) -> Iterable[Row]:
-        """7: what a job takes of the server."""
+        """7: cost of a job on the server."""
         if not self._ran:
             self._throughput("empty", 100)
         reads = {name: ran.used.reads / ran.count for name, ran in self._ran.items()}
@@ -244,7 +245,7 @@ class Bench:
         with ExitStack() as stack:
             workings = [stack.enter_context(side.work(100)) for _ in range(processes)]
             time.sleep(_SETTLE_SECONDS)
-            side.redis.sadd(keys.PAUSED, keys.ALL)  # all of it is there before the first is taken
+            side.redis.sadd(keys.PAUSED, keys.ALL)  # all jobs are enqueued before the first is claimed
             side.enqueue("empty", count)
             side.redis.srem(keys.PAUSED, keys.ALL)
             done, deadline = 0, time.monotonic() + _RUN_SECONDS
@@ -286,7 +287,7 @@ class Bench:
         yield _limited("its growth", "MB", growth, 10)
 
     def depth(self) -> Iterable[Row]:
-        """10: many that wait."""
+        """10: many waiting jobs."""
 
         def first_thousand() -> tuple[float, float]:
             before = self.ours.counters()
@@ -323,11 +324,11 @@ class Bench:
         )
 
     def idle(self) -> Iterable[Row]:
-        """11: what waiting costs."""
+        """11: cost of an idle worker with deferred jobs."""
         cpu: dict[str, float] = {}
         commands: dict[str, float] = {}
         for name, side in self.sides.items():
-            if name == "taskiq":  # deferring takes another process there
+            if name == "taskiq":  # taskiq defers with another process
                 continue
             side.flush()
             try:
@@ -347,7 +348,7 @@ class Bench:
         yield _limited("the same", "commands/s", commands, 5)
 
     def mirror(self) -> Iterable[Row]:
-        """12: what it costs that operators can see all of it."""
+        """12: cost of the mirror."""
         rates: dict[bool, list[float]] = {False: [], True: []}
         for round_ in range(self.scale.mirror_rounds):
             for bare in (False, True) if round_ % 2 == 0 else (True, False):
@@ -365,11 +366,11 @@ class Bench:
         )
 
     def client(self) -> Iterable[Row]:
-        """13: what a service that only enqueues has to load."""
+        """13: import cost for a service that only enqueues."""
         return _import_client()
 
 
-#: A process that may write its bytecode: compiling is no part of an import.
+#: The process may write bytecode, so that compilation is not measured.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 #: Prints the seconds of CPU, and the megabytes of memory, that an import takes beyond those of a bare interpreter.
@@ -401,7 +402,7 @@ ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
 
 
 def _import_client() -> Iterator[Row]:
-    """Measure `from worker import Client` in a fresh interpreter: the least of some, with its bytecode written."""
+    """Measure `from worker import Client` in a fresh interpreter: the minimum of several, with written bytecode."""
     figures = []
     for _ in range(6):
         ran = subprocess.run(
@@ -416,7 +417,7 @@ def _import_client() -> Iterator[Row]:
 
 
 def _against(what: str, unit: str, found: dict[str, float], *, arq: float = 0, best: float = 0) -> Iterator[Row]:
-    """Yield a row for each bar: a least ratio to arq, and to the best peer, where they were measured."""
+    """Yield a row for each bar: a minimum ratio to arq, and to the best peer, if they were measured."""
     peers = {name: figure for name, figure in found.items() if name != OURS}
     bars = [("arq", arq)] if arq and "arq" in peers else []
     if best and peers:
@@ -460,10 +461,10 @@ def _chosen(variable: str, all_: Iterable[str]) -> list[str]:
 
 
 def main() -> int:
-    """Measure all. Returns the exit code."""
+    """Run all measurements. Return the exit code."""
     scale = Scale()
     wanted = [int(number) for number in _chosen("ROWS", map(str, ROWS))]
-    # Servers of our own, whatever the environment names: they are emptied all the time.
+    # Always embedded servers, whatever the environment names, because they are emptied between runs.
     with services(environment={}) as running:
         asyncio.run(_migrate(running.database_url, running.redis_url))
         names = (OURS, *_chosen("PEERS", PEERS))

@@ -1,4 +1,4 @@
-"""The table that every benchmark prints, and the JSON file beside it."""
+"""The table that every benchmark prints, and its JSON file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Row:
     """One comparison.
 
     Attributes:
-        what: what was done.
-        unit: of `ours` and `peers`.
+        what: name of the measurement.
+        unit: unit of `ours` and `peers`.
         ours: our figure.
-        peers: theirs, by name.
-        ratio: the figure that the bar is about; None where there is none.
+        peers: figures of the peers, by name.
+        ratio: the figure that the bar limits; None without a bar.
         bar: "≥ 0.90", "≤ 5 %": as the table shows it.
-        held: whether it holds; None without a bar.
+        held: whether the bar is held; None without a bar.
     """
 
     what: str
@@ -43,23 +43,23 @@ class Row:
 
 
 def at_least(what: str, unit: str, ours: float, peer: str, theirs: float, bar: float) -> Row:
-    """Return a row whose bar is a least ratio of ours to theirs, where more is better."""
+    """Return a row whose bar is a minimum ratio of our figure to the peer's; a larger figure is better."""
     ratio = ours / theirs
     return Row(what, unit, ours, {peer: theirs}, ratio, f"≥ {bar:g}", ratio >= bar)
 
 
 def at_most(what: str, unit: str, ours: float, limit: float) -> Row:
-    """Return a row whose bar is a largest figure of ours."""
+    """Return a row whose bar is a maximum for our figure."""
     return Row(what, unit, ours, {}, None, f"≤ {limit:g} {unit}", ours <= limit)
 
 
 class Report:
-    """Rows as they come, the file at the end.
+    """Prints rows as they are measured, and writes the file at the end.
 
     Args:
-        name: of the benchmark.
-        setting: what was measured, in a line.
-        peers: those that have a column each; others stand together in one.
+        name: name of the benchmark.
+        setting: description of the measurement, in one line.
+        peers: the peers with a column of their own; others share one column.
     """
 
     def __init__(self, name: str, setting: str, peers: Sequence[str] = ()) -> None:
@@ -70,18 +70,18 @@ class Report:
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 190 if peers else 150)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take rows; each is printed at once, as a long run is to be watched."""
+        """Add rows, and print each at once, because a run is long."""
         for row in rows:
             self._rows.append(row)
             mark = {True: "held", False: "NOT HELD", None: ""}[row.held]
             self._console.print(f"  {row.what}: {_figure(row)} {row.bar} {mark}", style="dim", soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """Print what is no row."""
+        """Print a line that is not a row."""
         self._console.print(f"  {line}", style="dim", soft_wrap=True)
 
     def finish(self, servers: dict[str, str], *, keep: bool = True) -> int:
-        """Print the table, write the file (unless not to `keep`). Returns the exit code: 0 when all bars are held."""
+        """Print the table, and write the file if `keep`. Return the exit code: 0 if all bars are held."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("what", "ours", *self._columns, "others" if self._columns else "peers", "ratio", "bar", ""):
             table.add_column(column, justify="right" if column in ("ours", "ratio", *self._columns) else "left")
@@ -117,7 +117,7 @@ class Report:
 
 
 def quick() -> bool:
-    """Whether QUICK=1 asks for smaller runs."""
+    """Return whether QUICK=1 is set, for smaller runs."""
     return os.environ.get("QUICK", "") not in ("", "0")
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.rss KIND ROWS`: walk so many rows in a process of its own, and print its peak memory in KB."""
+"""`python -m benchmarks.rss KIND ROWS`: walks a number of rows in its own process, and prints its peak memory in KB."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def walk_stream(ctx: JobContext, rows: int) -> None:
 
 
 async def walk_sweep(ctx: JobContext, rows: int) -> None:
-    """Change a column where it has to be, which is nowhere."""
+    """Sweep with a condition that matches no row."""
     await ctx.sweep(update(Reader).where(Reader.id <= rows, Reader.score < 0).values(score=0), size=1_000)
 
 
@@ -36,7 +36,7 @@ WALKS = {"chunks": walk_chunks, "stream": walk_stream, "sweep": walk_sweep}
 
 
 def peak_kb() -> int:
-    """Return this process' peak: VmHWM, as ru_maxrss begins with that of the process that started it."""
+    """Return this process' peak memory from VmHWM, because ru_maxrss starts with the peak of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

@@ -1,7 +1,7 @@
-"""The sides of the queue benchmark: ours and each peer, a script in an environment of its own.
+"""The sides of the queue benchmark: ours and each peer, a script in its own environment.
 
-They are told what to do by command line, and heard as JSON lines (`peers/protocol.py`). All of them use one server,
-which is emptied between two runs.
+The scripts are controlled by command line, and answer with JSON lines (`peers/protocol.py`). All of them use one
+server, which is emptied between two runs.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
-    """A side did not do what it was told."""
+    """A side failed, or did not answer in time."""
 
 
 def interpreter(name: str) -> str:
-    """Return the Python of a side; a peer's environment is made anew where its pinned requirements have changed."""
+    """Return the Python of a side. If a peer's pinned requirements have changed, its environment is created again."""
     if name == OURS:
         return sys.executable
     home, pinned = _ENVIRONMENTS / name, (_SCRIPTS / f"{name}.txt").read_text(encoding="utf-8")
@@ -63,27 +63,27 @@ def pinned_version(name: str) -> str:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the server has counted: reads from clients, calls of commands, and the time of the latter."""
+    """The server's counters: reads from clients, calls of commands, and the time of these calls."""
 
     reads: int
     calls: dict[str, int]
     microseconds: int
 
     def since(self, before: Counters) -> Counters:
-        """Return what was added."""
+        """Return the difference between two readings."""
         calls = {name: count - before.calls.get(name, 0) for name, count in self.calls.items()}
         added = dict(sorted(((n, c) for n, c in calls.items() if c > 0), key=lambda each: -each[1]))
         return Counters(self.reads - before.reads, added, self.microseconds - before.microseconds)
 
     @property
     def commands(self) -> int:
-        """All calls, those of scripts included."""
+        """All calls, including those of scripts."""
         return sum(self.calls.values())
 
 
 @dataclass(frozen=True)
 class Enqueued:
-    """What a client did."""
+    """The result of a client."""
 
     count: int
     seconds: float
@@ -106,7 +106,7 @@ class Working:
         """Wait for a line with that key.
 
         Raises:
-            Failed: it did not come in time.
+            Failed: the line did not arrive in time.
         """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
@@ -121,7 +121,7 @@ class Working:
         raise Failed(f"{self._name}: no {key!r} within {seconds:g} s: {self._last_words()}")
 
     def so_far(self) -> int:
-        """Return how many jobs have run, where none are expected."""
+        """Return how many jobs have run, if no number is expected."""
         with contextlib.suppress(queue.Empty):
             while True:
                 line = self._lines.get_nowait()
@@ -131,22 +131,22 @@ class Working:
         return self._so_far
 
     def stop(self) -> dict[str, Any]:
-        """End the worker in order; return its tally."""
+        """Drain the worker, and return its tally."""
         self._process.send_signal(signal.SIGTERM)
         return self.hear("ended", _STOP_SECONDS)
 
     def rss_mb(self) -> float:
-        """Return the memory that it has now."""
+        """Return the current memory of the worker."""
         lines = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1024
 
     def cpu_seconds(self) -> float:
-        """Return the time that it has computed so far."""
+        """Return the CPU time of the worker until now."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def kill(self) -> None:
-        """Make sure that it is gone."""
+        """Kill the worker if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -184,7 +184,7 @@ class Side:
         self.redis.flushall()
 
     def counters(self) -> Counters:
-        """Return what the server has counted."""
+        """Return the server's counters."""
         stats = self.redis.info("commandstats")
         for ours in ("info", "flushall"):
             stats.pop(f"cmdstat_{ours}", None)
@@ -198,7 +198,7 @@ class Side:
         """Run a client.
 
         Raises:
-            Failed: it failed.
+            Failed: the client failed.
         """
         command = ["enqueue", "--url", self._url, "--job", job, "--count", str(count), "--way", way]
         command += ["--delay", str(delay), "--pause", str(pause)]
@@ -216,9 +216,9 @@ class Side:
 
         Args:
             slots: jobs at the same time.
-            job: what it runs.
-            expect: after how many it tells its tally; 0 for never.
-            bare: without what shows it to operators; ours alone.
+            job: name of the job.
+            expect: number of jobs after which the worker prints its tally; 0 for never.
+            bare: without the mirror; for our side only.
         """
         command = ["work", "--url", self._url, "--job", job, "--slots", str(slots), "--expect", str(expect)]
         command += ["--bare"] if bare else []

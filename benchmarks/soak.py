@@ -1,10 +1,10 @@
-"""`python -m benchmarks.soak` (`make soak`): a million jobs through one worker; what grows?
+"""`python -m benchmarks.soak` (`make soak`): runs a million jobs through one worker, and checks for growth.
 
-JOBS=200000 takes fewer. They end in all ways there are (`soak_jobs.py`): well, for good, tried again, cancelled,
-expired, unique, limited, rated, deferred, with a priority, in chains and groups, in the ledger. Servers of its own are
-used. At each tenth one looks at all that is there when the queue is empty; and at the end, when all results have
-expired and what is too old was pruned, as the hourly prune does it. It ends with 1, and says why, where something has
-grown.
+JOBS=200000 uses fewer jobs. The jobs cover all outcomes and options (`soak_jobs.py`): success, failure, retry,
+cancellation, expiry, unique jobs, limits, rates, delays, priorities, chains, groups, and the ledger. The soak starts
+its own servers. After each tenth, when the queue is empty, it reads all keys; and again at the end, when all results
+have expired and old data was pruned, as by the hourly prune. If something has grown, the exit code is 1, and the table
+shows it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _PATIENCE_SECONDS = 120.0
 _KEEP_RESULT_SECONDS = 2
 _WORKER_MB = 10.0
 _SERVER_MB = 5.0
-#: What may be there when all is over, and how much of it: each has its rule (docs/reference/keys.md).
+#: Keys that may remain at the end, with their largest counts, by the rules of docs/reference/keys.md.
 _BY_RULE = {
-    "arq:queue:health-check": 1,  # the last word of a worker
+    "arq:queue:health-check": 1,  # the last health check of a worker
     keys.JOBS: 1,  # a field for each job and state
     keys.WORKERS: 1,
     keys.EVENTS: 1,  # the last 10,000
@@ -58,16 +58,16 @@ _BY_RULE = {
 
 @dataclass
 class ThrottleContext:
-    """What was there at one moment.
+    """The state at one moment.
 
     Attributes:
-        jobs: how many had been enqueued.
+        jobs: number of enqueued jobs.
         keys: DBSIZE.
         used_mb: memory of the server.
         worker_mb: resident memory of the worker.
         counts: keys of each form of `keys.SCHEMA`.
         bytes: MEMORY USAGE of them together.
-        unknown: keys that the schema does not know.
+        unknown: keys that are not in the schema.
     """
 
     jobs: int
@@ -87,7 +87,7 @@ class ThrottleContext:
 
 
 async def look(redis: Redis, jobs: int, pid: int | None) -> ThrottleContext:
-    """Look at every key, and at the worker."""
+    """Read the size of every key, and the memory of the worker."""
     memory = await redis.info("memory")
     seen = ThrottleContext(
         jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else _rss_mb(pid)
@@ -102,7 +102,7 @@ async def look(redis: Redis, jobs: int, pid: int | None) -> ThrottleContext:
             known = keys.find(name.decode())
             if known is None:
                 seen.unknown.append(name.decode())
-            elif size is not None:  # else it has just expired
+            elif size is not None:  # None if the key has just expired
                 seen.counts[known.name] += 1
                 seen.bytes[known.name] += size
         batch.clear()
@@ -142,9 +142,9 @@ class Soak:
     """One soak.
 
     Args:
-        settings: of both servers.
-        jobs: how many.
-        say: takes a line as it comes.
+        settings: settings of both servers.
+        jobs: number of jobs.
+        say: prints a line.
     """
 
     def __init__(self, settings: Settings, jobs: int, say: Any) -> None:
@@ -157,7 +157,7 @@ class Soak:
         self._say = say
 
     async def run(self, log: IO[str]) -> list[ThrottleContext]:
-        """Let all jobs run. Returns what was seen before, at each tenth, and when all was over."""
+        """Run all jobs. Return the states before, after each tenth, and at the end."""
         await migrate(self.database)
         await prepare(Bench(self.database, JobRunner(self.database, self.settings), 30))
         await self.redis.flushall()
@@ -165,7 +165,7 @@ class Soak:
         with worker(self._environment, log) as process:
             await self._until(lambda: self.redis.exists(keys.WORKERS), process)
             seen.append(await self._seen(0, process.pid))
-            # Orders of arq's clients for what is no job, two days old: nobody takes them back.
+            # Abort commands of arq's clients for unknown jobs, two days old: no client removes them.
             await self.redis.zadd(keys.ABORT, {f"nobody {n}": 1_000 * (time.time() - 172_800) for n in range(1_000)})
             async with Client(self.settings) as client:
                 began = time.monotonic()
@@ -181,7 +181,7 @@ class Soak:
         return seen
 
     async def prune(self, log: IO[str]) -> ThrottleContext:
-        """Let a worker prune, as if all were too old, and an hour had gone by."""
+        """Run the prune of a worker, as if all data were too old and an hour had passed."""
         await self.redis.delete(keys.PRUNED)
         with worker(self._environment, log, dead_letter_ttl_days=0, run_retention_days=1e-9) as process:
             await self._patiently(self._is_pruned, process)
@@ -189,7 +189,7 @@ class Soak:
             return await self._seen(self.jobs, process.pid)
 
     async def runs(self) -> int:
-        """Return how many runs the ledger has."""
+        """Return the number of runs in the ledger."""
         async with self.database.session() as session:
             return int(await session.scalar(text("SELECT count(*) FROM worker.run")) or 0)
 
@@ -210,7 +210,7 @@ class Soak:
         return not await self.redis.exists("arq:queue")
 
     async def _patiently(self, look: Any, process: subprocess.Popen[str]) -> None:
-        """Wait for what should go by itself; what stays is seen then, and judged."""
+        """Wait until the keys that expire are gone, for a limited time. Remaining keys appear in the result."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._until(look, process)
@@ -234,13 +234,13 @@ class Soak:
 
 
 def judged(seen: list[ThrottleContext], pruned: ThrottleContext, runs: tuple[int, int], jobs: int) -> Iterator[Row]:
-    """Return what was looked at, each with its bar.
+    """Yield the measured values, each with its bar.
 
     Args:
-        seen: before, at each tenth, and when all was over.
-        pruned: after the prune.
-        runs: of the ledger before the prune and after it.
-        jobs: how many there were.
+        seen: states before, after each tenth, and at the end.
+        pruned: state after the prune.
+        runs: number of runs in the ledger before and after the prune.
+        jobs: number of jobs.
     """
     before, first, last, over = seen[0], seen[1], seen[-2], seen[-1]
     grown = over.worker_mb - first.worker_mb
@@ -268,7 +268,7 @@ def judged(seen: list[ThrottleContext], pruned: ThrottleContext, runs: tuple[int
 
 
 async def soak(settings: Settings, jobs: int, report: Report) -> int:
-    """Run it. Returns the exit code."""
+    """Run the soak on given servers. Return the exit code."""
     one = Soak(settings, jobs, report.say)
     try:
         with tempfile.TemporaryFile("w+") as log:
@@ -289,7 +289,7 @@ async def soak(settings: Settings, jobs: int, report: Report) -> int:
 
 
 def main() -> int:
-    """Soak. Returns the exit code."""
+    """Start the servers, and run the soak. Return the exit code."""
     jobs = max(_MARKS * BLOCK, int(os.environ.get("JOBS") or 1_000_000) // (_MARKS * BLOCK) * _MARKS * BLOCK)
     with services(environment={}) as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})

@@ -1,4 +1,4 @@
-"""The jobs of the soak: empty ones, each of which ends in another way; and how many there are of each."""
+"""The jobs of the soak: empty jobs, each with another outcome, and the number of each."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ async def is_tried_again(ctx: JobContext, n: int) -> None:
 
 @job(unique=True)
 async def is_unique(ctx: JobContext, n: int) -> None:
-    """One with the same number."""
+    """Unique by its number."""
 
 
 @job(unique=True, unique_for=5)
 async def is_unique_for_a_time(ctx: JobContext, n: int) -> None:
-    """One with the same number in five seconds."""
+    """Unique by its number for five seconds."""
 
 
 @job(concurrency=20, concurrency_key="tenant")
@@ -96,7 +96,7 @@ def _tenant(n: int) -> int:
     return n % 500
 
 
-#: What is enqueued: how many numbers of 10,000 jobs it takes, how many jobs one number makes, and how.
+#: For each way to enqueue: its numbers among 10,000 jobs, the jobs for each number, and the function.
 MIX: tuple[tuple[int, int, Callable[[Client, range], Awaitable[object]]], ...] = (
     (20, 1, _many(fails, n=_itself)),
     (100, 1, _many(is_tried_again, n=_itself)),
@@ -118,8 +118,8 @@ async def enqueue_block(client: Client, first: int) -> None:
     """Enqueue ten thousand jobs, of all kinds.
 
     Args:
-        client: of the queue.
-        first: number of the first one; each number is used once in a soak.
+        client: client of the queue.
+        first: number of the first job; each number is used once in a soak.
     """
     at = first
     for count, _, enqueue in (*MIX, (_REST, 1, _many(succeeds, n=_itself))):

@@ -17,7 +17,7 @@ class Base(DeclarativeBase):
 
 
 class Reader(Base):
-    """Rows as an application has them: ten columns, some 150 bytes."""
+    """Realistic rows: ten columns, about 150 bytes."""
 
     __tablename__ = "bench_reader"
 
@@ -34,7 +34,7 @@ class Reader(Base):
 
 
 class Copy(Base):
-    """Inserted into, and upserted."""
+    """The target of inserts and upserts."""
 
     __tablename__ = "bench_copy"
 
@@ -44,7 +44,7 @@ class Copy(Base):
 
 
 class History(Base):
-    """What the load beside a walk writes down of each of its transactions."""
+    """The record of each transaction of the load."""
 
     __tablename__ = "bench_history"
 
@@ -56,7 +56,7 @@ class History(Base):
 
 @dataclass
 class Bench:
-    """Where the sides work."""
+    """The database that all sides use."""
 
     database: Database
     run_job: JobRunner
@@ -73,7 +73,7 @@ SELECT n, 'reader ' || n, 'reader.' || n || '@example.org', 'city ' || n % 1000,
 
 
 async def prepare(bench: Bench, *, fill: bool = True) -> None:
-    """Make the tables anew, so that no comparison inherits the dead rows of the one before."""
+    """Create the tables again, so that no comparison inherits the dead rows of the one before."""
     async with bench.database.connection() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
@@ -85,7 +85,7 @@ async def prepare(bench: Bench, *, fill: bool = True) -> None:
 
 
 async def vacuum(bench: Bench) -> None:
-    """Leave every run the same: no dead rows, statistics as they are, what was written on its way to the disk."""
+    """Give every run the same start: no dead rows, current statistics, and a checkpoint of earlier writes."""
     async with bench.database.engine.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         await autocommit.exec_driver_sql("VACUUM ANALYZE bench_reader, bench_copy")
@@ -93,7 +93,7 @@ async def vacuum(bench: Bench) -> None:
 
 
 async def empty_copy(bench: Bench) -> None:
-    """Empty the table that is inserted into."""
+    """Empty the target table."""
     async with bench.database.connection() as connection:
         await connection.execute(text("TRUNCATE bench_copy"))
 

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.walk` (`make bench-walk`): our loops beside hand-written SQL, and what the checkpoint costs.
+"""`python -m benchmarks.walk` (`make bench-walk`): compares our loops with hand-written SQL.
 
-Each comparison is measured several times, ours and the other side in turn, on the same server and in the same process;
-figures are medians. QUICK=1 takes fewer rows.
+Each comparison is measured several times, our side and the other side alternately, on the same server and in the same
+process. Figures are medians. The share of the checkpoint and the
+memory are measured too. QUICK=1 uses fewer rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _DELETE = "DELETE FROM bench_reader"
 
 
 class Scale:
-    """How much is done: all of it, or the part that QUICK=1 asks for."""
+    """The size of the benchmark: full, or reduced by QUICK=1."""
 
     def __init__(self) -> None:
         self.rows = 200_000 if quick() else 1_000_000
@@ -54,7 +55,7 @@ async def measure(side: Side, rows: int, bench: Bench, before: Before) -> float:
 
 
 async def in_turn(bench: Bench, scale: Scale, before: Before, *sides: Side) -> list[float]:
-    """Return the median rows/s of each side, measured in turn."""
+    """Return the median rows/s of each side, measured alternately."""
     found: list[list[float]] = [[] for _ in sides]
     for round_ in range(scale.rounds):
         order = range(len(sides)) if round_ % 2 == 0 else reversed(range(len(sides)))
@@ -77,7 +78,7 @@ async def _refilled(bench: Bench) -> None:
 
 
 async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
-    """Measure one thing after the other."""
+    """Run one measurement after the other."""
     run = bench.run_job
     for size, bar in ((1_000, 0.9), (5_000, 0.95)):
         await prepare(bench)
@@ -220,7 +221,7 @@ async def depth(bench: Bench, scale: Scale) -> Row:
 
 
 def growth(bench: Bench, scale: Scale, kind: str) -> float:
-    """Return by how many MB the peak memory of a walk over all rows is over that of one over 10,000."""
+    """Return by how many MB the peak memory of a walk over all rows exceeds that of a walk over 10,000."""
 
     def peak(rows: int) -> int:
         command = [sys.executable, "-m", "benchmarks.rss", kind, str(rows)]
@@ -234,7 +235,7 @@ def growth(bench: Bench, scale: Scale, kind: str) -> float:
 
 
 async def main() -> int:
-    """Measure all. Returns the exit code."""
+    """Run all measurements. Return the exit code."""
     scale = Scale()
     with services() as running:
         settings = load_settings(

@@ -56,7 +56,8 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Sender:
-    """arq has no call for many: fastest is a pipeline of its two commands by hand, which looks for no id that is known.
+    """arq has no call for many jobs. The fastest way is a pipeline of its two commands, without the check for known
+    ids.
 
     `--way gather` gathers `enqueue_job`.
     """

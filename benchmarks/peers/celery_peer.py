@@ -36,7 +36,7 @@ def stamp(sent_ns: int) -> None:
 
 
 def configure(url: str) -> None:
-    """Results are not kept, as is the default without a result backend."""
+    """Results are not stored, the default without a result backend."""
     app.conf.update(broker_url=url, worker_redirect_stdouts=False)
 
 
@@ -55,7 +55,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Sender:
-    """Synchronous; there is no call for many: one after the other through one connection."""
+    """Enqueue synchronously, one job after the other through one connection: there is no call for many jobs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         configure(options.url)

@@ -1,4 +1,4 @@
-"""Ours, with the project's own interpreter: a worker as the command line starts it, and the client."""
+"""Longhaul, with the project's own interpreter: a worker as started by the command line, and the client."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ JOBS = {"empty": empty, "sleep": sleep, "stamp": stamp}
 
 
 def _tell_when_ready(url: str) -> None:
-    """The worker shows itself in Redis from its start on."""
+    """Wait until the worker appears in Redis, and report that it is ready."""
     with redis.Redis.from_url(url) as connection:
         while not connection.exists(keys.WORKERS):
             time.sleep(0.02)
@@ -54,7 +54,7 @@ def work(options: argparse.Namespace) -> None:
     """Run a worker; SIGTERM drains it. The harness names the database in DATABASE_URL."""
     settings = load_settings(
         environment={"DATABASE_URL": os.environ["DATABASE_URL"], "REDIS_URL": options.url},
-        # This module is loaded a second time by its name, as a package of jobs; the tally is one.
+        # This module is loaded a second time by its name, as a package of jobs; both share one tally.
         overrides={
             "worker": {"packages": ["longhaul_peer"], "max_jobs": options.slots},
             "log": {"level": "WARNING"},
@@ -65,13 +65,13 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Unseen(Observer):
-    """Stands for the mirror: shows that there is a worker, and nothing else."""
+    """Replaces the mirror: writes only one entry, to show that the worker is ready."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     async def run(self) -> None:
-        """Say once that the worker is there."""
+        """Add the worker to Redis, so that it counts as ready."""
         async with AsyncRedis.from_url(self._url) as connection:
             await connection.hset(keys.WORKERS, "bare", "{}")
             await asyncio.Event().wait()

@@ -1,8 +1,9 @@
-"""What the script of each side speaks: two commands, and JSON lines on stdout. Nothing but the standard library, as it
-runs in every peer's own environment.
+"""The protocol of each side's script: two commands, and JSON lines on stdout.
+
+It uses only the standard library, because it runs in every peer's own environment.
 
     work --url U --slots N --expect N --job J      a worker until SIGTERM: {"ready": true}; once `expect` jobs have run,
-                                                   and once more at the end, what the tally has; without `expect`,
+                                                   and once more at the end, the tally; without `expect`,
                                                    {"so_far"} as it grows
     enqueue --url U --job J --count N --way one    {"count", "seconds", "longest_block_ms"}; `--way many`: in one call
 
@@ -27,20 +28,20 @@ _TICK_SECONDS = 0.001
 
 
 class Sender(Protocol):
-    """A client; it connects when it is made or entered."""
+    """A client, which connects when it is created or entered."""
 
     async def __aenter__(self) -> Sender: ...
     async def __aexit__(self, *error: object) -> None: ...
 
     async def one(self, job: str, arguments: dict[str, Any]) -> None:
-        """Enqueue one job, deferred where the options say so."""
+        """Enqueue one job, deferred if the options set a delay."""
 
     async def many(self, job: str, arguments: list[dict[str, Any]]) -> None:
-        """Enqueue many in the best way there is."""
+        """Enqueue many jobs in the fastest way of this client."""
 
 
 class Tally:
-    """What the jobs of this process leave behind."""
+    """The counts and times of the jobs of this process."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -56,12 +57,12 @@ class Tally:
         self.count += 1
 
     def stamp(self, sent_ns: int) -> None:
-        """Count a job, and how long it took to get here."""
+        """Count a job, and record its latency."""
         self.add()
         self.latencies_ns.append(self.last_ns - sent_ns)
 
     def told(self) -> dict[str, Any]:
-        """Return it as a line for the harness."""
+        """Return the tally as a line for the harness."""
         return {"count": self.count, "first_ns": self.first_ns, "last_ns": self.last_ns}
 
 
@@ -75,12 +76,12 @@ def say(**values: Any) -> None:
 
 
 def ready() -> None:
-    """Tell that the worker takes jobs from now on."""
+    """Report that the worker accepts jobs from now on."""
     say(ready=True)
 
 
 def run(main: Awaitable[Any]) -> Any:
-    """Run a coroutine with uvloop, where it is installed."""
+    """Run a coroutine, with uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -101,7 +102,7 @@ def speak(
     *,
     ways: tuple[str, ...] = (),
 ) -> None:
-    """Be the script of one side.
+    """Run the script of one side.
 
     Args:
         work: runs a worker until SIGTERM; calls `ready`.

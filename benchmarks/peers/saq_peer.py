@@ -39,7 +39,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Sender:
-    """saq has no call for many jobs that nobody waits for: `enqueue`, gathered."""
+    """Gather calls of `enqueue`: saq has no call for many jobs without a wait for their results."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._delay = options.delay

@@ -15,7 +15,7 @@ from streaq import Worker
 
 @asynccontextmanager
 async def started() -> AsyncIterator[None]:
-    """Tell; the worker serves inside of it."""
+    """Report that the worker is ready; the worker runs inside the block."""
     ready()
     yield None
 

@@ -29,7 +29,7 @@ async def stamp(sent_ns: int) -> None:
 
 
 def make_broker(url: str) -> RedisStreamBroker:
-    """Return a broker that knows the jobs. It has no result backend, as is its default: results are not kept."""
+    """Return a broker that knows the jobs. It has no result backend, the default, so results are not stored."""
     broker = RedisStreamBroker(url)
     for function in (empty, sleep, stamp):
         broker.register_task(function, task_name=function.__name__)
@@ -51,7 +51,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Sender:
-    """There is no call for many: `kiq`, gathered. Deferring takes a scheduler process, which is not measured."""
+    """Gather calls of `kiq`: there is no call for many jobs. A delay needs a scheduler process, and is not measured."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._broker = make_broker(options.url)
