@@ -1,6 +1,6 @@
-"""What a worker with arq's arguments reads and writes: by the serializers that it was given, or pickles, or JSON.
+"""Reads payloads and writes results for a worker with arq's arguments: with its serializers, as pickles, or as JSON.
 
-A result goes out in the form that its payload came in, so that whoever enqueued can read it.
+A result has the format of its payload, so that the client that enqueued the job can read it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ logger = logging.getLogger("longhaul.jobs")
 
 
 class ArqCodec:
-    """Payloads and results of arq's jobs.
+    """Decodes payloads and encodes results of arq's jobs.
 
     Args:
-        serializer: of the worker's arguments; None for pickles.
-        deserializer: of the worker's arguments; None for pickles and JSON.
-        accept_pickle: whether pickles are read, and written where nothing says otherwise.
+        serializer: `job_serializer` of the worker; None for pickles.
+        deserializer: `job_deserializer` of the worker; None for pickles and JSON.
+        accept_pickle: whether pickles are read, and written by default.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ArqCodec:
         """Return a payload.
 
         Raises:
-            InvalidPayload: it is none, or a pickle, and those are not accepted.
+            InvalidPayload: it is not a payload, or it is a pickle and pickles are not accepted.
         """
         if self._deserializer is not None:
             try:
@@ -47,7 +47,7 @@ class ArqCodec:
             except InvalidPayload:
                 raise
             except Exception as error:
-                if raw[:1] != b"{":  # what a client of ours enqueues is JSON in any case
+                if raw[:1] != b"{":  # clients of Longhaul always enqueue JSON
                     raise InvalidPayload(f"job_deserializer cannot read the payload: {format_error(error)}") from error
         return decode_payload(raw, accept_pickle=self._accept_pickle)
 
@@ -58,20 +58,20 @@ class ArqCodec:
         return serialize_job(name, (), {}, None, now_ms(), serializer=self._serializer)
 
     def write(self, values: dict[str, Any], payload: Payload | None) -> bytes | None:
-        """Return a result in the form of its payload.
+        """Return a result in the format of its payload.
 
         Args:
-            values: arq's mapping; `r` is the error where the job failed.
-            payload: the job; None where it could not be read.
+            values: arq's mapping; `r` is the error if the job failed.
+            payload: the payload; None if it could not be read.
 
         Returns:
-            None where not even the fact that it cannot be written can be written.
+            The result, or the error that it cannot be serialized; None if that error cannot be serialized either.
         """
         serialize = self._writer(payload)
         value = values["r"]
         try:
             return serialize(values)
-        except Exception as error:  # noqa: BLE001 - the serializer, or what it is given, is somebody's own
+        except Exception as error:  # noqa: BLE001 - the user's serializer or values raise anything
             if not isinstance(value, BaseException):
                 logger.warning(
                     "%s %s: its result cannot be written: %s", values["f"], values["id"], format_error(error)
@@ -94,5 +94,5 @@ class ArqCodec:
 def _pickle(values: dict[str, Any]) -> bytes:
     raw = pickle.dumps(values)
     if isinstance(values["r"], BaseException):
-        pickle.loads(raw)  # noqa: S301 - our own: some errors can be pickled, and not made again by who reads it
+        pickle.loads(raw)  # noqa: S301 - pickled above: some errors can be pickled but not unpickled
     return raw

@@ -39,11 +39,11 @@ class ArqCompleter:
     """Writes the outcomes of a worker with arq's arguments.
 
     Args:
-        jobs: writes outcomes of `@job` functions, and what goes back to the queue.
-        arq: has the hooks, and counts.
-        codec: writes results.
-        acknowledge: tells the queue that a job has ended.
-        observer: hears of ends.
+        jobs: writes outcomes of `@job` functions, and requeues jobs of both kinds.
+        arq: the arq worker, with its hooks and counts.
+        codec: encodes results.
+        acknowledge: acknowledges an ended job.
+        observer: is notified of each end.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ArqCompleter:
         self._observer = observer
 
     async def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Write how an execution ended, within the hooks."""
+        """Write the outcome of an execution, between the hooks."""
         assert isinstance(execution, ArqExecution)  # noqa: S101
         inner = outcome.outcome if isinstance(outcome, Abandoned) else outcome
         if isinstance(inner, Lost):
@@ -101,7 +101,7 @@ class ArqCompleter:
                 self._arq.jobs_retried += 1
 
     async def _call_hook(self, execution: ArqExecution, name: str, hook: Any) -> None:
-        """Call a hook: what it raises does not take the job's end from it."""
+        """Call a hook. An error of the hook does not prevent the end of the job."""
         if execution.hook_ctx is None or not hook:
             return
         try:
@@ -111,7 +111,7 @@ class ArqCompleter:
 
 
 def make_encoder(codec: ArqCodec) -> Callable[[Execution, Result, str | None], bytes]:
-    """Return what makes the results of `@job` functions, in the codec of their payloads."""
+    """Return the encoder for results of `@job` functions, in the codec of their payloads."""
 
     def encode(execution: Execution, result: Result, result_json: str | None) -> bytes:
         payload = execution.payload

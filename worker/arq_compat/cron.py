@@ -1,8 +1,8 @@
-"""arq's cron jobs, enqueued by its own rule: up to a second before they are due, under an id that the due time gives.
+"""Enqueues arq's cron jobs by arq's rule: up to a second before they are due, under an id made from the due time.
 
-So a stock worker and ours know each other's. Two gaps that stock leaves are closed: a hash in Redis (fire_cron.lua)
-keeps a late worker from enqueueing a due time again, and the result of a unique job stays for a minute (`arq_jobs.py`),
-which keeps a stock worker from it.
+So a stock worker and this one do not enqueue the same due time twice. Two gaps of stock arq are closed: a hash in Redis
+(fire_cron.lua) prevents a late worker from enqueueing a due time again, and the result of a unique job is kept for a
+minute (executor.py), which prevents a stock worker from doing so.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _AHEAD = timedelta(seconds=1)
 
 
 class ArqCron(Scheduler):
-    """The cron lines of `@job` functions, and arq's cron jobs.
+    """Enqueues the cron lines of `@job` functions, and arq's cron jobs.
 
     Args:
         registry: the `@job` functions.
-        ledger: for theirs.
-        store: where to enqueue.
-        rules: for theirs.
-        arq: has the cron jobs, and their time zone.
-        codec: writes payloads.
+        ledger: the record of their last due times.
+        store: the queue.
+        rules: the `worker` section of the settings, for their queue and catch-up.
+        arq: the arq worker, with its cron jobs and their time zone.
+        codec: encodes payloads.
         guards: whether the last due time of each line is kept in `worker:cron`.
     """
 
@@ -56,12 +56,12 @@ class ArqCron(Scheduler):
         self._guards = guards
 
     async def start(self, now: datetime | None = None) -> None:
-        """Begin; what runs at startup is enqueued."""
+        """Start, and enqueue cron jobs with `run_at_startup`."""
         await super().start(now)
         await self._look_at_arqs()
 
     async def look(self, now: datetime | None = None) -> list[str]:
-        """Enqueue what is due. Returns the ids of the `@job` runs that this worker enqueued."""
+        """Enqueue due jobs. Return the ids of the `@job` runs that this worker enqueued."""
         await self._look_at_arqs()
         return await super().look(now)
 

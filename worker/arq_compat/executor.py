@@ -1,6 +1,6 @@
-"""Runs functions of arq's form, `async def f(ctx: dict, ...)`, by arq's rules; and `@job` functions beside them.
+"""Runs functions of arq's form, `async def f(ctx: dict, ...)`, by arq's rules, and `@job` functions.
 
-arq's rules: an error ends the job at once; it is run again after `Retry`, `RetryJob` or a cancellation.
+By arq's rules, an error ends the job at once. It runs again after `Retry`, `RetryJob` or a cancellation.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ArqEnded(Outcome):
     """A job has ended by arq's rules.
 
     Attributes:
-        value: what its result is: a return value, or an error.
-        keep_ms: life of the result; below 0 for ever.
+        value: the returned value, or the error.
+        keep_ms: lifetime of the result in ms; below 0 for no limit.
         state: succeeded, dead or cancelled.
     """
 
@@ -55,11 +55,11 @@ class ArqEnded(Outcome):
 
 
 class ArqExecution(Execution):
-    """One claimed job, and what arq's hooks are given.
+    """One claimed job, and the argument of arq's hooks.
 
     Attributes:
-        hook_ctx: the argument of the hooks; None as long as the job has not begun.
-        function: the function of arq's form that has begun.
+        hook_ctx: the argument of the hooks; None before the job has begun.
+        function: the function of arq's form, after it has begun.
     """
 
     __slots__ = ("function", "hook_ctx")
@@ -69,10 +69,10 @@ class ArqExecution(Execution):
 
 
 class ArqHooks:
-    """Makes what arq's hooks are given, and calls `on_job_start`.
+    """Builds the argument of arq's hooks, and calls `on_job_start`.
 
     Args:
-        arq: has the hooks.
+        arq: the arq worker, with its hooks.
     """
 
     def __init__(self, arq: ArqWorker) -> None:
@@ -80,7 +80,7 @@ class ArqHooks:
         self._executions: WeakValueDictionary[str, ArqExecution] = WeakValueDictionary()
 
     def add(self, execution: ArqExecution) -> None:
-        """Note an execution whose attempt may come."""
+        """Register an execution before its attempt."""
         self._executions[execution.claim.run_id] = execution
 
     async def around_attempt(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
@@ -94,7 +94,7 @@ class ArqHooks:
         return await proceed()
 
     async def start(self, execution: ArqExecution, payload: Payload) -> dict[Any, Any]:
-        """Call `on_job_start`. Returns what the hooks and the function are given."""
+        """Call `on_job_start`. Return the argument of the hooks and of the function."""
         execution.hook_ctx = ctx = {
             **self._arq.ctx,
             "job_id": execution.claim.run_id,
@@ -112,15 +112,15 @@ class ArqExecutor:
 
     Args:
         jobs: runs `@job` functions, within `hooks.around_attempt`.
-        hooks: what is called around each job.
-        is_known: tells whether a name is that of a `@job` function.
-        has_ledger: whether a payload that has gone may be in the ledger.
-        arq: has the functions and the hooks.
-        codec: reads payloads.
+        hooks: the hooks around each job.
+        is_known: returns whether a name is that of a `@job` function.
+        has_ledger: whether the ledger may have a payload that is missing in Redis.
+        arq: the arq worker, with its functions and hooks.
+        codec: decodes payloads.
         store: the queue.
-        observer: hears of attempts that begin.
-        log: for lines that come with each job.
-        servers: repeats what a server that is away did not take.
+        observer: is notified when an attempt begins.
+        log: sampled logger for lines that are written for each job.
+        servers: repeats steps that failed because a server was unavailable.
         keeps_dead_letters: whether a payload that cannot be read is kept in `worker:dead`.
     """
 
@@ -152,7 +152,7 @@ class ArqExecutor:
         self._servers = servers
 
     def prepare(self, claim: Claim) -> ArqExecution:
-        """Return the execution of a claim; nothing has begun yet."""
+        """Return the execution of a claim. Start nothing."""
         execution = self._jobs.prepare(claim, ArqExecution)
         execution.hook_ctx, execution.function = None, None
         self._hooks.add(execution)
@@ -214,7 +214,7 @@ class ArqExecutor:
         except asyncio.CancelledError as error:
             this = asyncio.current_task()
             if execution.interrupt_reason is None and this is not None and this.cancelling():
-                raise  # the worker itself is at its end
+                raise  # the worker itself was cancelled
             return self._make_outcome(execution, function, error)
         except Exception as error:  # noqa: BLE001 - a job raises anything
             return self._make_outcome(execution, function, error)
@@ -223,7 +223,7 @@ class ArqExecutor:
         return self._end_begun(function, result, state="succeeded")
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
-        """End an attempt whose code does not end."""
+        """End an attempt whose code did not end after an interruption."""
         assert isinstance(execution, ArqExecution)  # noqa: S101
         function = execution.function
         if function is None:
@@ -247,7 +247,7 @@ class ArqExecutor:
                 logger.info("%6.2fs ⊘ %s aborted", seconds, name)
                 return self._end_begun(function, error, state="cancelled")
             case reason if self._arq.retry_jobs:
-                # The end of this worker costs the job no attempt; a job that cancels itself could go on for ever.
+                # A drain of this worker does not count as an attempt. A job that cancels itself would repeat forever.
                 return self._again(execution, function, 0.0, "cancelled, will be run again", counts=reason != "drain")
             case _:
                 logger.error("%6.2fs ! %s failed, CancelledError: %s", seconds, name, error)
@@ -280,7 +280,7 @@ class ArqExecutor:
         self, execution: Execution, function: Function | CronJob, delay: float, why: str, *, counts: bool
     ) -> Released:
         self._log.info("%6.2fs ↻ %s %s", execution.elapsed_seconds, _reference(execution, function), why)
-        execution.claim = execution.claim._replace(payload=None)  # it lies there as it did, and expires when it did
+        execution.claim = execution.claim._replace(payload=None)  # do not rewrite the payload: it keeps its expiry
         return Released(delay_seconds=delay, counts=counts)
 
     # --- its end
@@ -290,12 +290,12 @@ class ArqExecutor:
         seconds = self._arq.keep_result_s if function.keep_result_s is None else function.keep_result_s
         keep_ms = _kept(self._arq.keep_result_forever if for_ever is None else for_ever, seconds)
         if isinstance(function, CronJob) and function.unique and not function.job_id and keep_ms != _FOR_EVER:
-            # A stock worker that comes late enqueues a due time again, unless there is a result.
+            # A late stock worker would enqueue the due time again, unless there is a result.
             keep_ms = max(keep_ms, keep_cronjob_progress * 1000)
         return ArqEnded(value, keep_ms, state)
 
     def _end_unbegun(self, error: BaseException, function: Function | CronJob | None = None) -> ArqEnded:
-        """End a job that arq's rules do not let begin."""
+        """End a job that must not begin by arq's rules."""
         cancelled = isinstance(error, asyncio.CancelledError)
         state = "cancelled" if cancelled else "dead"
         if function is not None:
@@ -323,7 +323,7 @@ async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: P
 
 
 def _reference(execution: Execution, function: Function | CronJob | None = None) -> str:
-    """Return what arq's log lines call a job: its id and its function, and a cron job by its function alone."""
+    """Return the name of a job in arq's log lines: id and function; for a cron job the function only."""
     name = execution.info.job or "<unknown>"
     return name if isinstance(function, CronJob) else f"{execution.claim.run_id}:{name}"
 

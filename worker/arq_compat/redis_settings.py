@@ -1,4 +1,4 @@
-"""From arq's ways to say where Redis is, its settings and its pools, to a URL."""
+"""Converts arq's `RedisSettings` and pools to the URL of Redis."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from worker.errors import RegistrationError
 
 
 def make_redis_url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
-    """Return the URL of what arq's settings, or a pool, connect to."""
+    """Return the URL of the server of arq's settings, or of a pool."""
     if pool is not None:
         return _url_of_pool(pool.connection_pool)
     assert given is not None  # noqa: S101
     if given.sentinel == isinstance(given.host, str):
-        raise RegistrationError("redis_settings: with sentinel=True, host is a list of Sentinels; else it is one name")
+        raise RegistrationError("redis_settings: with sentinel=True, host is a list of Sentinels; without, one name")
     options: dict[str, Any] = {}
     if given.ssl:
         options = {
@@ -38,7 +38,7 @@ def make_redis_url(given: RedisSettings | None, pool: ArqRedis | None) -> str:
         database=given.database,
         username=given.username,
         password=given.password,
-        # arq has TLS to the servers alone
+        # arq uses TLS only for the servers, not for the Sentinels
         options=options | ({"sentinel_ssl": False} if given.sentinel and given.ssl else {}),
     )
 
@@ -48,7 +48,7 @@ def _url_of_pool(pool: Any) -> str:
     by_sentinel = isinstance(pool, SentinelConnectionPool)
     is_unix = issubclass(kind, UnixDomainSocketConnection)
     if not is_unix and not by_sentinel and "host" not in values:
-        raise RegistrationError(f"redis_pool: {kind.__name__} is no connection to a server by host and port")
+        raise RegistrationError(f"redis_pool: {kind.__name__} does not connect to a server by host and port")
     ssl = issubclass(kind, SSLConnection)
     options = {name: value for name, value in values.items() if name.startswith("ssl_")} if ssl else {}
     hosts = [(values.get("host", "localhost"), values.get("port", 6379))]

@@ -1,4 +1,4 @@
-"""From arq's arguments to our worker: the parts of the runtime, with arq's rules for functions, cron and bursts."""
+"""Builds a worker from arq's arguments: the parts of the runtime, with arq's rules for functions, cron and bursts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from worker.settings import Settings
 
 
 class BurstRules:
-    """arq's rules for how many jobs a burst begins, and when it is over.
+    """arq's rules for the number of jobs in a burst, and for its end.
 
     Args:
-        arq: has the arguments, and counts.
-        redis: to ask for deferred jobs.
+        arq: the arq worker, with its arguments and counts.
+        redis: the connection that reads deferred jobs.
     """
 
     def __init__(self, arq: ArqWorker, redis: Redis) -> None:
@@ -37,20 +37,20 @@ class BurstRules:
         self._redis = redis
 
     def _remaining(self) -> int | None:
-        """Return how many jobs a burst may still begin; None without a limit."""
+        """Return the number of jobs that a burst may still begin; None without a limit."""
         if not self._arq.burst or self._arq.max_burst_jobs < 0:
             return None
         return max(0, self._arq.max_burst_jobs - self._arq._jobs_started())
 
     def cap_slots(self, slots: int) -> int:
-        """Return how many jobs may be claimed."""
+        """Return the number of jobs that may be claimed."""
         remaining = self._remaining()
         if not self._arq.allow_pick_jobs:
             return 0
         return slots if remaining is None else min(slots, remaining)
 
     async def is_over(self, may_be_due: bool) -> bool:
-        """Tell whether a burst is over: by arq's rule it waits for deferred jobs, too."""
+        """Return whether a burst is over. By arq's rule, it waits for deferred jobs, too."""
         if self._remaining() == 0:
             return True
         if may_be_due:
@@ -62,7 +62,7 @@ class BurstRules:
 
 
 async def check_servers(parts: Parts, *, needs_database: bool) -> None:
-    """Check that Redis answers, and PostgreSQL if a `@job` needs it.
+    """Check that Redis answers, and PostgreSQL if there is a `@job`.
 
     Raises:
         ServerUnavailable: one of them does not answer.
@@ -75,7 +75,7 @@ async def check_servers(parts: Parts, *, needs_database: bool) -> None:
 
 
 def make_prune_chore(parts: Parts) -> Chore:
-    """Return the chore that deletes old dead letters, and leaves the ledger alone."""
+    """Return the chore that deletes old dead letters, without pruning the ledger."""
     return Chore("prune", Pruner(parts.store, None, parts.settings.worker).look)
 
 
@@ -116,17 +116,17 @@ def build_arq_worker(
     outage: OutageLog,
     own_keys: bool = True,
 ) -> Worker:
-    """Return our worker for the functions of an arq worker; nothing is connected yet.
+    """Return Longhaul's worker for the functions of an arq worker. Connect nothing.
 
     Args:
-        settings: made from its arguments.
-        registry: the `@job` functions among its functions; without any, PostgreSQL is not needed.
-        arq: has the functions and the hooks, and counts.
-        codec: reads payloads, writes results.
-        observer: hears what happens.
-        redis: connection of our worker, which closes it.
-        outage: logs that Redis is away.
-        own_keys: whether keys of our own (`worker:*`) may be written beside arq's.
+        settings: the settings made from its arguments.
+        registry: the `@job` functions among its functions; if there are none, PostgreSQL is not needed.
+        arq: the arq worker, with its functions, hooks and counts.
+        codec: decodes payloads and encodes results.
+        observer: receives the worker's events.
+        redis: the connection of Longhaul's worker, which closes it.
+        outage: logs outages of Redis.
+        own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
     """
     parts = build_parts(
         settings,

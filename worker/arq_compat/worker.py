@@ -1,4 +1,4 @@
-"""`Worker`: takes what `arq.Worker` takes, and runs it on our queue; docs/from-arq.md says what differs, and why."""
+"""`Worker`: takes the arguments of `arq.Worker`, and runs its functions on Longhaul's queue; see docs/from-arq.md."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ class ArqArguments(TypedDict, total=False):
 
 
 class Worker(StockWorker):
-    """Runs arq's functions, and `@job` functions beside them.
+    """Runs arq's functions and `@job` functions.
 
     Args:
-        functions: coroutine functions of arq's form, results of `arq.worker.func`, dotted names, or jobs of `@job`.
-        settings: for what arq has no argument for: leases, Redis's timeouts, PostgreSQL. By default those of
-            `settings.toml` and the environment where there is a `@job`, and of the variables `LONGHAUL_*` and
-            `REDIS_URL` alone where there is none: no PostgreSQL is needed then.
-        accept_pickle: whether pickles of plain types are read, as arq's clients write them; no code of a pickle runs.
-            False refuses them; it is the default where `job_deserializer` is given, which then reads all.
-        mirror: whether runs and the worker are shown under `worker:*` in Redis. Without it, all keys are arq's.
-        arguments: those of `arq.Worker`.
+        functions: coroutine functions of arq's form, results of `arq.worker.func`, dotted names, or `@job` functions.
+        settings: the settings that are not arguments of arq: leases, Redis's timeouts, PostgreSQL. If there is a
+            `@job`, the default is `settings.toml` and the environment. Otherwise PostgreSQL is not needed, and the
+            default is the variables `LONGHAUL_*` and `REDIS_URL` only.
+        accept_pickle: whether to read pickles of plain types, as arq's clients write them; no code of a pickle runs.
+            False rejects them. If `job_deserializer` is given, it reads all payloads, and the default is False.
+        mirror: whether to publish runs and the worker under `worker:*` in Redis. If False, only arq's keys are written.
+        arguments: the arguments of `arq.Worker`.
 
     Raises:
-        RegistrationError: nobody can tell where Redis is, or a `@job` has no database.
+        RegistrationError: the address of Redis is not known, or a `@job` has no database.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class Worker(StockWorker):
         self._idle.set()
 
     async def main(self) -> None:
-        """Run until a signal, or, in a burst, until the queue is empty. Leaves the connection open for `close`.
+        """Run until a signal, or, in a burst, until the queue is empty. The connection stays open until `close`.
 
         Raises:
-            ServerUnavailable: Redis does not answer, or PostgreSQL, where a `@job` needs it.
-            DatabaseNotMigrated: a `@job` needs it, and `worker migrate` has not been run.
+            ServerUnavailable: Redis does not answer, or PostgreSQL does not answer and there is a `@job`.
+            DatabaseNotMigrated: there is a `@job`, and `worker migrate` has not been run.
         """
         self._idle.clear()
         try:
@@ -135,8 +135,8 @@ class Worker(StockWorker):
                 self._pool = await self._connect()
             if self._warns:
                 logger.warning(
-                    "pickles from Redis are read, of plain types alone: for your own classes, pass "
-                    "job_deserializer=pickle.loads. accept_pickle=True says that this is wanted"
+                    "pickles from Redis are read, but only of plain types: for your own classes, pass "
+                    "job_deserializer=pickle.loads; to confirm plain types and silence this warning, accept_pickle=True"
                 )
             self.ctx["redis"] = self.pool
             if self.on_startup:
@@ -213,7 +213,7 @@ class Worker(StockWorker):
                 "result_ttl_seconds": _A_HUNDRED_YEARS if self.keep_result_forever else self.keep_result_s,
                 "drain_timeout_seconds": float(self._job_completion_wait),
                 "poll_interval_seconds": min(max(self.poll_delay_s, 0.01), 5.0),
-                # A job that blocks the event loop has its lease as long as a stock worker would leave it to it.
+                # A job that blocks the event loop keeps its lease for as long as in a stock worker.
                 "loop_block_tolerance_seconds": max(
                     own.worker.loop_block_tolerance_seconds, self.in_progress_timeout_s
                 ),
@@ -225,7 +225,7 @@ class Worker(StockWorker):
     # --- the end
 
     def handle_sig(self, signum: Signals) -> None:
-        """Stop: running jobs are given `job_completion_wait` seconds, and then cancelled; the second time at once."""
+        """Stop. Running jobs get `job_completion_wait` seconds and are then cancelled; a second call cancels now."""
         known = Signals(signum)
         logger.info(
             "shutdown on %s ◆ %d jobs complete ◆ %d failed ◆ %d retries ◆ %d ongoing",
@@ -247,7 +247,7 @@ class Worker(StockWorker):
         self.handle_sig(signum)
 
     async def close(self) -> None:
-        """Stop, if it still runs, and close the connection; `on_shutdown` comes before that."""
+        """Stop if it still runs, call `on_shutdown`, and close the connection."""
         if self._queue is not None and not self._queue.is_draining:
             self.handle_sig(signal.SIGUSR1)
         await self._idle.wait()
@@ -264,7 +264,7 @@ class Worker(StockWorker):
 
 
 def _make_signature() -> inspect.Signature:
-    """Return arq's own signature, with the arguments that are ours behind it."""
+    """Return arq's own signature, followed by Longhaul's additional arguments."""
     stock, ours = inspect.signature(StockWorker), inspect.signature(Worker.__init__)
     more = [ours.parameters[name] for name in ("settings", "accept_pickle", "mirror")]
     kept = [one for one in stock.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -275,14 +275,14 @@ Worker.__signature__ = _make_signature()  # type: ignore[attr-defined]
 
 
 def get_kwargs(settings_cls: Any) -> dict[str, Any]:
-    """Return the arguments of `Worker` that a class `WorkerSettings`, or a dictionary, has."""
+    """Return the arguments of `Worker` from a class `WorkerSettings` or a dictionary."""
     known = {*ArqArguments.__annotations__, "functions", "settings", "accept_pickle", "mirror"}
     values = settings_cls if isinstance(settings_cls, Mapping) else settings_cls.__dict__
     return {name: value for name, value in values.items() if name in known}
 
 
 def create_worker(settings_cls: Any, **arguments: Any) -> Worker:
-    """Return the worker of a class `WorkerSettings`; `arguments` win over it."""
+    """Return the worker of a class `WorkerSettings`; `arguments` override its attributes."""
     return Worker(**{**get_kwargs(settings_cls), **arguments})
 
 
@@ -294,7 +294,7 @@ def run_worker(settings_cls: Any, **arguments: Any) -> Worker:
 
 
 def _sorted(functions: Sequence[Any]) -> tuple[list[Job[..., Any]], list[Function]]:
-    """Return our jobs and arq's functions."""
+    """Return the `@job` functions and arq's functions."""
     jobs: list[Job[..., Any]] = []
     others: list[Function] = []
     for one in functions:
