@@ -34,10 +34,9 @@ logger = logging.getLogger("longhaul.worker")
 EXIT_ABANDONED = 75
 _EXIT_HOOKS_SECONDS = 5.0
 _WATCH_SECONDS = 1.0
-#: Time for tasks that jobs have left behind, once they are cancelled.
+#: Time, in seconds, for tasks that jobs have not awaited to end after their cancellation.
 _REMAINING_TASKS_SECONDS = 2.0
-#: Objects that come and go with each row do not survive a collection: look at the young ones less often, and at the old
-#: ones far less.
+#: Objects of a row live only briefly: collect the young generation less often, and the old ones far less often.
 _GC_THRESHOLDS = (50_000, 20, 100)
 
 
@@ -49,14 +48,14 @@ def make_worker(
     middleware: Sequence[Middleware] | None = None,
     observer: Observer | None = None,
 ) -> Worker:
-    """Return a worker that shows what it does in Redis; nothing is connected yet.
+    """Return a worker that publishes its runs in Redis. Connect nothing.
 
     Args:
-        settings: of the process.
-        registry: the jobs that it knows.
-        burst: end when nothing is due.
-        middleware: around each attempt; that of `worker.middleware` by default.
-        observer: hears what happens instead of the mirror in Redis.
+        settings: the settings of the process.
+        registry: the jobs of the worker.
+        burst: whether to end when nothing is due.
+        middleware: the middleware around each attempt; `worker.middleware` by default.
+        observer: receives the worker's events instead of the mirror in Redis.
     """
     redis, outage = connect_redis(settings), OutageLog()
     return build_worker(
@@ -83,13 +82,13 @@ async def run_until_drained(
     """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
 
     Args:
-        settings: of this process.
-        registry: jobs; those found in `worker.packages` by default.
-        burst: end when nothing is due.
-        migrate_first: bring the ledger's schema up to date first.
+        settings: the settings of this process.
+        registry: the jobs of the worker; by default those found in `worker.packages`.
+        burst: whether to end when nothing is due.
+        migrate_first: whether to migrate the ledger's schema first.
         on_worker: called with the worker before it starts.
-        middleware: around each attempt; that of `worker.middleware` by default.
-        observer: hears what happens instead of the mirror in Redis.
+        middleware: the middleware around each attempt; `worker.middleware` by default.
+        observer: receives the worker's events instead of the mirror in Redis.
 
     Raises:
         ServerUnavailable: PostgreSQL or Redis does not answer.
@@ -121,21 +120,21 @@ async def running(
     migrate_first: bool = False,
     middleware: Sequence[Middleware] | None = None,
 ) -> AsyncIterator[Worker]:
-    """Run a worker in this event loop for as long as the block; drain it at the block's end.
+    """Run a worker in this event loop while the block runs; drain it at the end of the block.
 
     ```python
     async with running(settings, jobs=[send_mail]) as worker: ...
     ```
 
-    The block begins when the worker is ready to claim jobs. Signals stay yours; `worker.drain()` stops it earlier. If
-    the worker ends with an error, the block is cancelled and the error is raised.
+    The block begins when the worker is ready to claim jobs. The worker handles no signals; call `worker.drain()` to
+    stop it earlier. If the worker ends with an error, the block is cancelled and the error is raised.
 
     Args:
-        settings: of the worker; those of `settings.toml` and the environment by default.
-        jobs: that it knows; those found in `worker.packages` by default.
-        burst: end when nothing is due; the block goes on.
-        migrate_first: bring the ledger's schema up to date first.
-        middleware: around each attempt; that of `worker.middleware` by default.
+        settings: the settings of the worker; by default from `settings.toml` and the environment.
+        jobs: the jobs of the worker; by default those found in `worker.packages`.
+        burst: whether the worker ends when nothing is due; the block continues.
+        migrate_first: whether to migrate the ledger's schema first.
+        middleware: the middleware around each attempt; `worker.middleware` by default.
 
     Raises:
         ServerUnavailable: PostgreSQL or Redis does not answer.
@@ -152,7 +151,7 @@ async def running(
         middleware=middleware,
     )
     task = asyncio.create_task(run, name="worker")
-    await asyncio.sleep(0)  # makes the worker, or fails
+    await asyncio.sleep(0)  # let the task build the worker, or fail
     if not made:
         await task
     async with _bound_to(task, made[0]):
@@ -186,16 +185,16 @@ async def _bound_to(task: asyncio.Task[None], worker: Worker) -> AsyncIterator[N
     finally:
         in_block = False
         if not task.done():
-            worker.drain(why="the end of its block")
+            worker.drain(why="end of block")
         await task
 
 
 def tune_garbage_collector() -> None:
-    """Set the garbage collector up for walks, once in the life of a worker process. It is never disabled.
+    """Tune the garbage collector for walks, once in each worker process. It is never disabled.
 
-    CPython looks for reference cycles after each 700 new containers. A page of 10,000 rows is as many containers
-    without a cycle, and with the default thresholds the search takes longer than the driver. Modules that are loaded by
-    now stay for good: each full collection would look at all of them again.
+    CPython searches for reference cycles after each 700 new containers. A page of 10,000 rows has as many containers
+    and no cycle; with the default thresholds, the search takes longer than the driver. Modules that are already loaded
+    are never freed, so they are frozen: otherwise each full collection would traverse them again.
     """
     gc.collect()
     gc.freeze()
@@ -205,10 +204,10 @@ def tune_garbage_collector() -> None:
 def main(
     settings: Settings, *, burst: bool = False, migrate_first: bool = False, observer: Observer | None = None
 ) -> None:
-    """Run a worker as this process: its log, its signals, its event loop. See `run_until_drained` for what is raised.
+    """Run a worker as this process, with log, signals and event loop. Raise the errors of `run_until_drained`.
 
-    If code of abandoned jobs, or a task that a job has left behind, still runs at the end, the process ends without it,
-    with exit code 75; so it does when a drain has not ended in its time, whatever hangs.
+    If code of abandoned jobs, or a task that a job has not awaited, still runs at the end, the process exits with code
+    75 without waiting for it. It does the same if a drain exceeds its time limit.
     """
     configure(settings.log)
     tune_garbage_collector()
@@ -219,7 +218,7 @@ def main(
         loop = asyncio.get_running_loop()
 
         def handle_signal(signum: int, frame: object) -> None:
-            # Not `loop.add_signal_handler`: this runs between two lines of a job that blocks the event loop, too.
+            # Not `loop.add_signal_handler`: this handler also runs while a job blocks the event loop.
             signalled.set()
             loop.call_soon_threadsafe(worker.drain, signum)
 
@@ -251,7 +250,7 @@ def main(
 
 
 def _end_in_time(worker: Worker, signalled: threading.Event, done: threading.Event) -> None:
-    """End the process when a drain takes too long, e.g. because the event loop is blocked; in a thread of its own."""
+    """End the process if a drain exceeds its limit, e.g. because the event loop is blocked. Run this in a thread."""
     while not worker.is_draining and not signalled.wait(_WATCH_SECONDS):
         pass
     if not done.wait(worker.shutdown_seconds):
@@ -261,18 +260,18 @@ def _end_in_time(worker: Worker, signalled: threading.Event, done: threading.Eve
 
 
 async def _end_remaining_tasks(abandoned_jobs: int) -> None:
-    """End what jobs have left running in the event loop; if something does not end, end the process without it."""
+    """Cancel tasks that jobs have not awaited. If one does not end, end the process without waiting for it."""
     remaining = asyncio.all_tasks() - {asyncio.current_task()}
     remaining = await end_tasks(remaining, seconds=0.0 if abandoned_jobs else _REMAINING_TASKS_SECONDS)
-    if abandoned_jobs or remaining:  # the event loop would wait for them for ever
-        words = "process ends abandoned_jobs=%d tasks=%s: their code still runs in it"
+    if abandoned_jobs or remaining:  # the event loop would wait for them forever
+        words = "process ends abandoned_jobs=%d tasks=%s: their code still runs"
         logger.warning(words, abandoned_jobs, ", ".join(sorted(task.get_name() for task in remaining)))
         exit_now(EXIT_ABANDONED)
 
 
 def exit_now(code: int) -> None:
     """End the process without waiting for its threads and tasks, but run exit hooks and flush the log first."""
-    # Hooks of others, e.g. of OpenTelemetry or Sentry, send what they have; one that hangs does not hold the end.
+    # Exit hooks, e.g. of OpenTelemetry or Sentry, send their buffers. A hook that hangs must not delay the exit.
     hooks = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     hooks.start()
     hooks.join(_EXIT_HOOKS_SECONDS)

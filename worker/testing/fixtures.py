@@ -1,4 +1,4 @@
-"""The fixtures of the pytest plugin; see plugin.py for what each is."""
+"""The fixtures of the pytest plugin; plugin.py documents them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def longhaul_servers() -> Iterator[Services]:
 
 @pytest.fixture
 def longhaul_settings(longhaul_servers: Services) -> Settings:
-    """Default settings on these servers."""
+    """Default settings for these servers."""
     from worker import load_settings
 
     urls = {"DATABASE_URL": longhaul_servers.database_url, "REDIS_URL": longhaul_servers.redis_url}
@@ -49,7 +49,7 @@ def longhaul_settings(longhaul_servers: Services) -> Settings:
 
 @pytest_asyncio.fixture
 async def longhaul_database(longhaul_settings: Settings) -> AsyncIterator[Database]:
-    """A database with the ledger's tables, and with yours, if `longhaul_metadata` names them."""
+    """A database with the ledger's tables, and with those of `longhaul_metadata`."""
     from worker.db.migrate import migrate
     from worker.job.propagation import current_job
     from worker.types import Database
@@ -62,7 +62,7 @@ async def longhaul_database(longhaul_settings: Settings) -> AsyncIterator[Databa
 
 @pytest.fixture
 def longhaul_metadata() -> MetaData | None:
-    """Override this with your `Base.metadata`."""
+    """The metadata of your tables. Override this with your `Base.metadata`."""
     return None
 
 
@@ -90,7 +90,7 @@ async def pg_session(longhaul_database: Database, longhaul_metadata: MetaData | 
 async def sqlite_session(longhaul_metadata: MetaData | None) -> AsyncIterator[AsyncSession]:
     """A session on an in-memory SQLite, new for each test.
 
-    One connection serves all (a static pool): else each would see an empty database of its own.
+    All sessions share one connection (a static pool), because each connection would have an empty database of its own.
     """
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
     from sqlalchemy.pool import StaticPool
@@ -106,7 +106,7 @@ async def sqlite_session(longhaul_metadata: MetaData | None) -> AsyncIterator[As
 
 @pytest_asyncio.fixture
 async def queue() -> AsyncIterator[Client]:
-    """A client whose Redis is in this process: assert on what your code enqueues, with no server."""
+    """A client with Redis in this process: assert on the runs that your code enqueues, without a server."""
     from fakeredis import FakeAsyncRedis
 
     from worker import Client, load_settings

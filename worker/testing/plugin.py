@@ -1,7 +1,7 @@
 """A pytest plugin for authors of jobs: sessions, a queue, and `run_job`.
 
-pytest loads it in every project of an environment that has Longhaul. Its fixtures need the extra `testing`; without the
-extra, a test that asks for one of them fails and says so, and all other tests are left alone.
+pytest loads it in every project of an environment that has Longhaul. Its fixtures need the extra `testing`. Without the
+extra, a test that uses one of them fails with a message that names the extra; other tests are not affected.
 
 | fixture | value |
 | --- | --- |
