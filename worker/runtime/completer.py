@@ -366,7 +366,7 @@ class Completer:
             await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
     async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:
-        """End a run that an earlier attempt may have created in the ledger. Take it over first, whoever owns it."""
+        """End a run that an earlier attempt may have created in the ledger. Take it over from any owner first."""
         payload = execution.payload
         known = await self._ledger.find(execution.claim.run_id)
         if payload is None or known is None or known.finished or known.job != payload.function:
