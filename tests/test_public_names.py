@@ -1,4 +1,4 @@
-"""The names of `worker`, and what importing them loads."""
+"""The names of `worker`, and the modules that their import loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/redis-cli.md: every command, as it stands, with a real redis-cli against a live worker; every answer."""
+"""Runs every command of docs/redis-cli.md with a real redis-cli against a live worker, and checks every answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of the package: sizes, imports and circles. `make lint` checks the direction between the rooms."""
+"""The structure of the package: sizes, imports and cycles. `make lint` checks the import direction of the rooms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mypy --strict` sees in a job and in a client."""
+"""The types that `mypy --strict` infers in a job and in a client."""
 
 from __future__ import annotations
 

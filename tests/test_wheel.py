@@ -1,4 +1,4 @@
-"""The wheel: built, installed in a fresh environment, and used in a project that has a `jobs` package of its own."""
+"""The wheel is built, installed in a fresh environment, and used in a project with its own package `jobs`."""
 
 from __future__ import annotations
 

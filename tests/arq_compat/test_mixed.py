@@ -1,4 +1,4 @@
-"""One queue, worked off by stock arq workers and ours at the same time; other versions of arq's client; the command."""
+"""One queue that stock arq workers and ours process at the same time; other versions of arq's client; the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Worker` with arq's arguments does what arq documents of each; a stock arq client enqueues and reads."""
+"""`Worker` with arq's arguments implements arq's documentation of each; a stock arq client enqueues and reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that run in processes: in a module of their own, which a process imports."""
+"""Jobs that run in processes, in a separate module that a process can import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Attempt`: what it does with errors that a job swallows, and what it tells its worker."""
+"""`Attempt`: its reaction to errors that a job swallows, and its reports to the worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`@job(run_in="process")`: plain functions in processes of their own."""
+"""`@job(run_in="process")`: plain functions in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that are interrupted: time to clean up, and what becomes of those that do not end."""
+"""Interrupted jobs: their time to clean up, and the treatment of jobs that do not end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by any Python, without dependencies: how `worker/batch/loop_exit.py` sees each way to leave an `async for`."""
+"""Shows how `worker/batch/loop_exit.py` classifies each exit from an `async for`, on any Python, without dependencies."""
 
 from __future__ import annotations
 

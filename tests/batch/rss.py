@@ -1,4 +1,4 @@
-"""`python -m tests.batch.rss KIND ROWS`: walk so many rows in a process of its own, and print its peak memory in KB."""
+"""`python -m tests.batch.rss KIND ROWS`: walks some rows in its own process, and prints its peak memory in KB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches that fail are entered again: in halves where that helps, without the row where it is to blame."""
+"""Failed batches are retried: with half of the rows if that can help, without the row if it is the cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changed objects of a batch are written by one statement where that is the same, and by SQLAlchemy where it is not."""
+"""One statement writes the changed objects of a batch if the result is the same; otherwise SQLAlchemy writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bulk operations and loops take every name of a schema, table, column and key, as SQLAlchemy does."""
+"""Bulk operations and loops accept every name of a schema, table, column and key, as SQLAlchemy does."""
 
 from __future__ import annotations
 

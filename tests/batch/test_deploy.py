@@ -1,4 +1,4 @@
-"""A deploy in the middle of a walk: what the new code may change, and what it may not."""
+"""A deploy in the middle of a walk: allowed and rejected changes of the code."""
 
 from __future__ import annotations
 

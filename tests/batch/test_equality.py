@@ -1,4 +1,4 @@
-"""The fast paths leave the table as SQLAlchemy's own paths do: for every type, and for every way to name a table."""
+"""The fast paths write the same table as SQLAlchemy's own paths, for every type and every way to name a table."""
 
 from __future__ import annotations
 

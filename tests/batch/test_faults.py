@@ -1,4 +1,4 @@
-"""Where a loop fails, how, and which loop: each cell ends within a bound, and does each good row once."""
+"""Failures at each place of each loop: every case ends within a bound, and processes each good row once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a walk: equal for the same rows in the same order, another one for other rows."""
+"""The fingerprint of a walk: equal for the same rows in the same order, different for other rows."""
 
 from __future__ import annotations
 

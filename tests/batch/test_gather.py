@@ -1,4 +1,4 @@
-"""Rows that call out: bounded, with keys that stay, and with no transaction meanwhile."""
+"""Calls for each row: limited concurrency, stable keys, and no open transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walks by keys of every type that a cursor can hold, resumed in the middle; what cannot be a key is refused."""
+"""Walks by keys of every type that a cursor can hold, resumed in the middle; other keys are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ctx.lines`: a file by lines, over restarts; one that was cut off or changed is refused."""
+"""`ctx.lines`: reads a file by lines, over restarts; a truncated or changed file is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a loop is left: `break` and `return` commit, an exception that the job catches does not, and is not forgotten."""
+"""Exits from a loop: `break` and `return` commit; an exception that the job catches does not, and fails the run."""
 
 from __future__ import annotations
 

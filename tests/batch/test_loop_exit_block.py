@@ -1,4 +1,4 @@
-"""`async with ctx.chunks(...) as batches` on every Python, and a plain `async for` on one that hides its exit."""
+"""`async with ctx.chunks(...) as batches` on every Python, and a plain `async for` on a Python that hides its exit."""
 
 from __future__ import annotations
 

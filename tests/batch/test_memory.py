@@ -1,4 +1,4 @@
-"""A walk takes no more memory for more rows."""
+"""The memory of a walk does not grow with the number of rows."""
 
 from __future__ import annotations
 

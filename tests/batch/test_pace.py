@@ -1,4 +1,4 @@
-"""The pace of a step outlasts its attempts, is taught by failed batches, and is bounded in bytes."""
+"""The pace of a step persists over attempts, adapts to failed batches, and is limited in bytes."""
 
 from __future__ import annotations
 

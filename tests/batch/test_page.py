@@ -1,4 +1,4 @@
-"""Rows that the driver makes behave as rows of SQLAlchemy."""
+"""Rows from the driver behave like rows of SQLAlchemy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a walk is: by its key's position, by counted rows, by the planner's estimate."""
+"""The progress of a walk: by the position of its key, by counted rows, and by the planner's estimate."""
 
 from __future__ import annotations
 

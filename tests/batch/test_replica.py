@@ -1,4 +1,4 @@
-"""`ctx.stream(replica=True)` where there is no replica; tests/faults/test_replica.py has one."""
+"""`ctx.stream(replica=True)` without a replica; tests/faults/test_replica.py has one."""
 
 from __future__ import annotations
 

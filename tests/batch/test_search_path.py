@@ -1,4 +1,4 @@
-"""Functions of others, in a schema of the search path, are not called with the worker's rights."""
+"""Functions of other roles, in a schema of the search path, are not called with the worker's rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of batches follows their time."""
+"""The batch size adapts to the time of batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`skip_locked=True`: what others hold is left for the end, and done then, once."""
+"""`skip_locked=True`: locked rows are skipped, and processed once at the end."""
 
 from __future__ import annotations
 

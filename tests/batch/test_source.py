@@ -1,4 +1,4 @@
-"""`ctx.walk`: a source of one's own is walked like the loops that are built in."""
+"""`ctx.walk`: a custom source is walked like the built-in loops."""
 
 from __future__ import annotations
 

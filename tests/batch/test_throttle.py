@@ -1,4 +1,4 @@
-"""What makes a walk wait between two batches, and what it holds meanwhile: nothing."""
+"""Throttles make a walk wait between two batches, and it holds no locks during the wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: what it prints, and with which code it exits."""
+"""The command line: its output and exit codes."""
 
 from __future__ import annotations
 

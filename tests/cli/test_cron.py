@@ -1,4 +1,4 @@
-"""Scheduler, seen from a terminal."""
+"""`worker cron` on the command line."""
 
 from __future__ import annotations
 

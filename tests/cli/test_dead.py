@@ -1,4 +1,4 @@
-"""What has failed for good, seen and steered from a terminal: walks of the ledger, and jobs outside of it."""
+"""Dead runs on the command line: walks in the ledger, and jobs outside of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows in quarantine, seen and steered from a terminal."""
+"""Quarantined rows on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`worker run --processes N`: started, restarted, drained."""
+"""`worker run --processes N`: processes are started, restarted and drained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`worker top`: the page with real keys against a live worker, one frame as text, and what a look costs."""
+"""`worker top`: the page with real keys and a live worker, one frame as text, and the cost of a frame."""
 
 from __future__ import annotations
 

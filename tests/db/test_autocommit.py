@@ -1,4 +1,4 @@
-"""AUTOCOMMIT has no transaction to commit a batch with its cursor: refused wherever it can come from."""
+"""AUTOCOMMIT has no transaction that commits a batch with its cursor: it is rejected from every source."""
 
 from __future__ import annotations
 

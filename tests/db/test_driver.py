@@ -1,4 +1,4 @@
-"""The driver beneath SQLAlchemy, and the private parts of asyncpg and of SQLAlchemy's adapter that it needs."""
+"""The driver below SQLAlchemy, and the private parts of asyncpg and of SQLAlchemy's adapter that it needs."""
 
 from __future__ import annotations
 

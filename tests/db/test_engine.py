@@ -1,4 +1,4 @@
-"""One engine a process: what the server sees of it."""
+"""One engine a process: its sessions on the server."""
 
 from __future__ import annotations
 

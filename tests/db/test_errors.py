@@ -1,4 +1,4 @@
-"""The classification of errors of PostgreSQL, whichever way they come."""
+"""The classification of PostgreSQL errors from every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least privilege: what `worker grants` prints is enough for each kind of role, and gives no more."""
+"""Least privilege: the output of `worker grants` is enough for each kind of role, and grants no more."""
 
 from __future__ import annotations
 

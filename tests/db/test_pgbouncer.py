@@ -1,6 +1,6 @@
-"""Connections as PgBouncer needs them: what a session keeps is neither relied on nor left behind.
+"""Connections for PgBouncer: they neither rely on session state nor leave it behind.
 
-Here without PgBouncer, which they do not need; tests/pgbouncer has a real one.
+These tests need no PgBouncer; tests/pgbouncer has a real one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Private parts of SQLAlchemy and asyncpg are used in worker/db alone."""
+"""Only worker/db uses private parts of SQLAlchemy and asyncpg."""
 
 from __future__ import annotations
 

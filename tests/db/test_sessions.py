@@ -1,4 +1,4 @@
-"""Scopes end exactly once: committed or rolled back, under cancellation too."""
+"""Scopes end exactly once, by commit or rollback, under cancellation too."""
 
 from __future__ import annotations
 

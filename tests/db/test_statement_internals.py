@@ -1,4 +1,4 @@
-"""SQLAlchemy's private parts that the package reads: a release that changes one of them fails here, in clear text."""
+"""SQLAlchemy's private parts that the package reads: if a release changes one of them, these tests fail clearly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS by URL: libpq's names become what asyncpg takes."""
+"""TLS by URL: libpq's names are translated into asyncpg's arguments."""
 
 from __future__ import annotations
 

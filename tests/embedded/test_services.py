@@ -1,4 +1,4 @@
-"""Servers from wheels: gone with whoever started them, and not started where there are others."""
+"""Embedded servers end with the process that started them, and are not started if the environment names others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers as processes of their own, to be killed, frozen and replaced."""
+"""Workers as separate processes, to be killed, frozen and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that waits until the test lets it go, and what a worker's log and events say of such."""
+"""A job that waits for the test, and readers of a worker's log and events."""
 
 from __future__ import annotations
 

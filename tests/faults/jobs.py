@@ -1,4 +1,4 @@
-"""Jobs for workers that are killed; an audit row, written by a trigger, tells each effect of each row."""
+"""Jobs for workers that are killed; a trigger writes an audit row for each effect of each row."""
 
 from __future__ import annotations
 

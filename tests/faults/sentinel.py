@@ -1,4 +1,4 @@
-"""Two Valkeys with a Sentinel that watches over them; passwords everywhere."""
+"""Two Valkey servers with a Sentinel that watches them, all with passwords."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whatever happens in the end of a batch, and wherever in it, each row is done once.
+"""Whatever fails at the end of a batch, and at any point of it, each row is processed once.
 
 A batch ends with its writes, the checkpoint, and COMMIT. The tests lose the connection, lose an answer, cancel a
-statement, or cancel the task, at the n-th message or the n-th suspension of that end; n is all of them with `-m long`,
-and some of them in the short form.
+statement, or cancel the task, at the n-th message or the n-th suspension of that end; with `-m long`, n takes all
+values; else some of them.
 """
 
 from __future__ import annotations

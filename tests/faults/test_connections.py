@@ -1,4 +1,4 @@
-"""A worker reaches Redis by Sentinels, with TLS, as an ACL user with few rights, and by a unix socket."""
+"""A worker connects to Redis by Sentinels, with TLS, as an ACL user with few rights, and by a unix socket."""
 
 from __future__ import annotations
 

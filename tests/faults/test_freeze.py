@@ -1,4 +1,4 @@
-"""Workers that are slow, not dead: frozen past their lease, replaced, and then continued."""
+"""Slow workers: frozen past their lease, replaced, and continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancellation at any moment leaves neither a connection checked out nor a transaction open."""
+"""Cancellation at any moment leaks neither a connection nor a transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that read on a replica: what was committed before the walk is there, and a restart goes on by key."""
+"""Streams from a replica contain everything committed before the walk, and continue by key after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey die, restart and forget in the middle of a walk; the run ends, and once for each row."""
+"""PostgreSQL and Valkey crash, restart and lose data during a walk; the run ends, and each row is processed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valkey goes away, forgets, refuses and is slow: the worker waits, says so once, keeps its jobs, and goes on."""
+"""Valkey is down, loses data, refuses commands or is slow: the worker logs it once, keeps its jobs, and continues."""
 
 from __future__ import annotations
 

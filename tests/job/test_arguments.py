@@ -1,4 +1,4 @@
-"""Arguments and results: they come back from JSON as they were given, or they are refused."""
+"""Arguments and results survive JSON unchanged, or are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`@job`: its options, what it refuses, and how little it imports."""
+"""`@job`: its options, its errors, and its few imports."""
 
 from __future__ import annotations
 

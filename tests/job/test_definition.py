@@ -1,4 +1,4 @@
-"""`Job`: its options of enqueueing, its calls, and the validators that they share."""
+"""`Job`: its enqueue options, its calls, and their validators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Middleware around enqueueing and running; headers, context variables and traces that travel with a run."""
+"""Middleware around enqueueing and running; headers, context variables and traces that are passed with a run."""
 
 from __future__ import annotations
 

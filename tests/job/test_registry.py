@@ -1,4 +1,4 @@
-"""The registry: how jobs are found, and what it says of modules that cannot be imported."""
+"""The registry: discovery of jobs, and errors for modules that cannot be imported."""
 
 from __future__ import annotations
 

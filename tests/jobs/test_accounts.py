@@ -1,4 +1,4 @@
-"""Transfers: no money appears or vanishes, and no account is overdrawn."""
+"""Transfers: the sum of money is constant, and no account is overdrawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger that was changed by hand: constraints refuse it, or the run ends in one error. No row is done twice."""
+"""A ledger that was changed by hand: a constraint rejects it, or the run ends in one error. No row is done twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ledger answers: runs listed, put back, retried, cancelled."""
+"""The ledger: runs are listed, released, retried and cancelled."""
 
 from __future__ import annotations
 

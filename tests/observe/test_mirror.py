@@ -1,4 +1,4 @@
-"""What operators read in Redis, and what the log says."""
+"""The mirror in Redis, and its log messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers of these tests are reached through PgBouncer, and so is everything that the other fixtures make."""
+"""The servers of these tests are behind PgBouncer, and so are all other fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real PgBouncer before a server: Debian's, or the one that PGBOUNCER names."""
+"""A real PgBouncer in front of a server: Debian's, or the program named by PGBOUNCER."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything through a real PgBouncer in transaction mode, with three sessions of the server for all."""
+"""Every feature through a real PgBouncer in transaction mode, with three server sessions for all clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a run: chains, and the callbacks of groups; each once, whatever is repeated, lost or retried."""
+"""Successors of a run: chains, and callbacks of groups, each once, despite repetition, loss or retry."""
 
 from __future__ import annotations
 

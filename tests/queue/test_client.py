@@ -1,4 +1,4 @@
-"""Enqueueing, waiting, watching: in Python with the job, by name, with stock arq, and with two commands."""
+"""Enqueueing, waiting and watching: in Python with the job, by name, with stock arq, and with two commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of the schema, of every wrong type and with junk in it, under a running worker."""
+"""Every key of the schema, with every wrong type and invalid content, under a running worker."""
 
 from __future__ import annotations
 

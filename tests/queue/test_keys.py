@@ -1,4 +1,4 @@
-"""The table of keys, and what a worker really leaves in Redis."""
+"""The table of keys, and the keys that a worker writes to Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator sees at one look."""
+"""The overview for operators, from one round trip."""
 
 from __future__ import annotations
 

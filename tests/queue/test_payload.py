@@ -1,4 +1,4 @@
-"""Payloads, character by character, and payloads that are none."""
+"""Payloads, character by character, and invalid payloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles of plain values are read; everything else that a pickle can do is refused with one error."""
+"""Pickles of plain values are read; all other pickles are rejected with one error."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`python -m tests.runtime.skewed_clock NAME SKEW`: a worker whose cron reads a wrong clock that the test moves.
+"""`python -m tests.runtime.skewed_clock NAME SKEW`: runs a worker whose cron reads a wrong clock that the test moves.
 
-The clock is a string in Redis, in seconds since 1970; it stands in the past, so that what is enqueued is due at once,
-and has run, and is forgotten, before the clocks of others come to its due time. `SKEW` is in seconds; `jumps` is a
-clock that is up to two seconds fast or slow, another time at each look.
+The clock is a string in Redis, in seconds since 1970; it is in the past, so that enqueued jobs are due at once, and
+have run and expired before the clocks of other workers reach their due times. `SKEW` is in seconds; `jumps` is a clock
+that is up to two seconds fast or slow, by another amount at each read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""However a run ends, it ends once, in the ledger and in Redis; nothing that lies in the queue stops a worker."""
+"""Every run ends once, in the ledger and in Redis; no content of the queue stops a worker."""
 
 from __future__ import annotations
 

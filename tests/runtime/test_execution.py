@@ -1,4 +1,4 @@
-"""An execution's identity in the ledger."""
+"""The identity of an execution in the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits over all workers: runs at once, runs a time, one run with the same arguments; and who is told what."""
+"""Limits over all workers: concurrent runs, runs per time, one run with the same arguments; and their notifications."""
 
 from __future__ import annotations
 

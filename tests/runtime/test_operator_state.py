@@ -1,4 +1,4 @@
-"""Orders that are one command of redis-cli: drain one worker, run again what has failed, hold a queue."""
+"""Operator commands by one command of redis-cli: drain a worker, retry a failed run, pause a queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paused runs: parked, so that nobody claims them again and again, and due again when their order is taken back."""
+"""Paused runs are parked, so that no worker claims them repeatedly, and become due when the pause is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place under a limit belongs to the owner of its run: acquired, renewed and released with the lease."""
+"""A slot under a limit belongs to the owner of its run: acquired, renewed and released with the lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has ended long ago goes, and nothing else."""
+"""The pruner deletes runs that ended long ago, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A model of the queue against a real Valkey: whatever comes, no job is lost, none has two owners, the order is kept,
-and no limit is passed.
+"""Compares a model of the queue with a real Valkey: no job is lost or has two owners, and order and limits are kept.
 
-Two workers, whose leases end when the test says so; the scripts are those that workers and clients use.
+Two workers run the scripts of workers and clients; the test ends their leases.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several queues in one worker, their limits, and what goes first within one."""
+"""Several queues in one worker: their weights, and the order within one."""
 
 from __future__ import annotations
 

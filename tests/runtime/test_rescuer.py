@@ -1,4 +1,4 @@
-"""The rescuer: one orphan that cannot be put back keeps no other from it."""
+"""The rescuer: an orphan that cannot be enqueued does not block the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scheduler: exactly one run for each due time, with any number of workers, over both changes of the clock."""
+"""The scheduler: exactly one run for each due time, with any number of workers, over both changes of the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cron, proved: one run for each due time, by five workers whose clocks do not agree, while workers die and begin."""
+"""Cron under load: one run for each due time, by five workers with different clocks, while workers die and start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does with jobs that fail, hang, are unknown, are paused, cancelled or drained."""
+"""The worker, with jobs that fail, hang, are unknown, paused, cancelled or drained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""settings.toml, environment and command line."""
+"""Settings from settings.toml, environment and command line."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Shared parts of the tests, one kind to a module."""
+"""Shared parts of the tests, one kind in each module."""

@@ -1,4 +1,4 @@
-"""Rows of the table `author`, and how often each one was done."""
+"""Rows of the table `author`, and the number of times that each was processed."""
 
 from __future__ import annotations
 

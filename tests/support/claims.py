@@ -1,4 +1,4 @@
-"""Claims of a test that is its own worker."""
+"""Claims for a test that acts as a worker."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An empty database for each test, without making its tables again for each test.
+"""An empty database for each test, without creating its tables again for each test.
 
-The schema is built once in a process. Between tests, rows, sequences and statistics are reset. A test that
-changes the schema is noticed by a fingerprint of the catalogs, and the schema is built again for the next one.
+The schema is built once in a process. Between tests, rows, sequences and statistics are reset. If a fingerprint of the
+catalogs shows that a test has changed the schema, the schema is built again for the next test.
 """
 
 from __future__ import annotations

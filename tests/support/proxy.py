@@ -1,4 +1,4 @@
-"""A TCP proxy before a server: slow, cut, reset, half-open, moved to another server, or with TLS."""
+"""A TCP proxy in front of a server: slow, cut, reset, half-open, moved to another server, or with TLS."""
 
 from __future__ import annotations
 

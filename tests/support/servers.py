@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey of one pytest process; each xdist worker has servers of its own."""
+"""PostgreSQL and Valkey of one pytest process; each xdist worker has its own servers."""
 
 from __future__ import annotations
 

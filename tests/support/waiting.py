@@ -1,4 +1,4 @@
-"""Waiting for what a test expects by looking at it, never by sleeping for as long as it might take."""
+"""Waits for an expected state by polling, never by a fixed sleep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, used as an author of jobs would."""
+"""The pytest plugin, used as in the tests of a job's author."""
 
 from __future__ import annotations
 

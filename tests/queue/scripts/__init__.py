@@ -1,1 +1,1 @@
-"""Each Lua script alone: its branches, and the races that its head names, on a real server."""
+"""Each Lua script alone, on a real server: its branches, and the races that its header names."""

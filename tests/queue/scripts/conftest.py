@@ -1,4 +1,4 @@
-"""Scripts at a standing clock, and what they leave in Redis."""
+"""Runs scripts with a fixed clock, and reads their effects in Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ack_and_claim.lua: what has ended leaves, and what is due is claimed, in its order and within limits."""
+"""ack_and_claim.lua: acknowledges ended jobs, and claims due ones, in order and within limits."""
 
 from __future__ import annotations
 

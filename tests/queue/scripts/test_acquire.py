@@ -1,4 +1,4 @@
-"""acquire.lua: who may begin now by the limits of its kind, and how long the others wait."""
+"""acquire.lua: which job may begin now by the limits of its kind, and how long the others wait."""
 
 from __future__ import annotations
 

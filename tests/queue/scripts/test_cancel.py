@@ -1,4 +1,4 @@
-"""cancel.lua: an order for what the queue has, and for nothing else."""
+"""cancel.lua: stores a cancel command for a job in the queue, and for no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""enqueue.lua: once for each id, and once for each lock; or in the place of the one that waits."""
+"""enqueue.lua: once for each id and each lock, or in place of the waiting job."""
 
 from __future__ import annotations
 

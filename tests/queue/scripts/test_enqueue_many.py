@@ -1,4 +1,4 @@
-"""enqueue_many.lua: many at once, each once for its id."""
+"""enqueue_many.lua: many jobs in one call, each once for its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fire_cron.lua: of all that come with a due time of a cron line, however late, one enqueues it."""
+"""fire_cron.lua: of all workers with a due time of a cron line, however late, one enqueues it."""
 
 from __future__ import annotations
 

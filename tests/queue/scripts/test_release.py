@@ -1,4 +1,4 @@
-"""release.lua: a place is given back, and the first in line is due."""
+"""release.lua: returns a slot, and makes the first waiting job due."""
 
 from __future__ import annotations
 

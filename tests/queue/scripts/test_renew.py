@@ -1,4 +1,4 @@
-"""renew.lua: whose lease is kept, and whose job is lost or gone."""
+"""renew.lua: which leases are kept, and which jobs are lost or gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""requeue.lua: a job goes back, by its owner alone."""
+"""requeue.lua: only the owner of a job can return it to the queue."""
 
 from __future__ import annotations
 

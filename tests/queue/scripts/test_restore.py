@@ -1,4 +1,4 @@
-"""restore.lua: a job that runs is put back into a Redis that lost it."""
+"""restore.lua: puts a running job back into a Redis that lost it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""retry.lua: an ended run goes back into its queue, a dead letter by the one that comes first."""
+"""retry.lua: puts an ended run back into its queue; the first caller removes the dead letter."""
 
 from __future__ import annotations
 
