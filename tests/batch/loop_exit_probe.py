@@ -1,4 +1,4 @@
-"""Shows how `worker/batch/loop_exit.py` classifies each exit from an `async for`, on any Python, without dependencies."""
+"""How `worker/batch/loop_exit.py` classifies each exit from an `async for`, on any Python; it has no dependencies."""
 
 from __future__ import annotations
 
