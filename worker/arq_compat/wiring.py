@@ -80,13 +80,13 @@ def make_prune_chore(parts: Parts) -> Chore:
 
 
 def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_keys: bool) -> ArqExecutor:
-    """Return what runs the jobs of an arq worker; arq's hooks are outside of all middleware.
+    """Return the executor for the jobs of an arq worker. arq's hooks run outside of all middleware.
 
     Args:
-        parts: of our worker.
-        arq: has the functions and the hooks.
-        codec: reads payloads.
-        own_keys: whether keys of our own (`worker:*`) may be written beside arq's.
+        parts: the parts of Longhaul's worker.
+        arq: the arq worker, with its functions and hooks.
+        codec: decodes payloads.
+        own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
     """
     hooks = ArqHooks(arq)
     middleware = load_middleware(parts.settings.worker.middleware)

@@ -87,7 +87,7 @@ class Worker(StockWorker):
         accept_pickle: whether to read pickles of plain types, as arq's clients write them; no code of a pickle runs.
             False rejects them. If `job_deserializer` is given, it reads all payloads, and the default is False.
         mirror: whether to publish runs and the worker under `worker:*` in Redis. If False, only arq's keys are written.
-        arguments: the arguments of `arq.Worker`.
+        arguments: any argument of `arq.Worker`.
 
     Raises:
         RegistrationError: the address of Redis is not known, or a `@job` has no database.
@@ -136,7 +136,7 @@ class Worker(StockWorker):
             if self._warns:
                 logger.warning(
                     "pickles from Redis are read, but only of plain types: for your own classes, pass "
-                    "job_deserializer=pickle.loads; to confirm plain types and silence this warning, accept_pickle=True"
+                    "job_deserializer=pickle.loads; to silence this warning, pass accept_pickle=True"
                 )
             self.ctx["redis"] = self.pool
             if self.on_startup:
@@ -195,7 +195,7 @@ class Worker(StockWorker):
             try:
                 await asyncio.shield(working)
             except asyncio.CancelledError:
-                queue.drain()  # its jobs go back to the queue before this ends
+                queue.drain()  # its jobs return to the queue before this method ends
                 await working
                 raise
         finally:
@@ -256,7 +256,7 @@ class Worker(StockWorker):
         try:
             await self.pool.delete(self.health_check_key)
         except RedisError:
-            logger.debug("the health check key stays until it expires")
+            logger.debug("health check key not deleted: it expires on its own")
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)

@@ -229,7 +229,7 @@ class Client:
         await commands.drain(self._reader, workers)
 
     async def runs(self, *, job: str | None = None, state: Status | None = None, limit: int = 100) -> list[RunSummary]:
-        """Return runs that Redis knows: first those in the queue by due time, then those that have ended.
+        """Return the runs in Redis: first runs in the queue by due time, then ended runs.
 
         Ended runs are known for `worker.result_ttl_seconds`. They are found by a scan of the keys of Redis, which takes
         about a second for a million keys.

@@ -21,7 +21,7 @@ class KeyProblem(NamedTuple):
 
     Attributes:
         key: the key, printable.
-        problem: what is wrong with it.
+        problem: the problem.
         cure: arguments of `redis-cli` that repair the key.
     """
 
@@ -71,7 +71,7 @@ def from_script(raw: Sequence[Any]) -> KeyProblem:
 
 
 def printable(text: bytes | str) -> str:
-    """Return a text without control characters, and with what is not UTF-8 escaped."""
+    """Return a text without control characters. Bytes that are not UTF-8 are escaped."""
     if isinstance(text, bytes):
         text = text.decode(errors="backslashreplace")
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

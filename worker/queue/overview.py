@@ -160,7 +160,7 @@ def _job_name(payload: bytes | None) -> str:
 
 
 class RunSummary(NamedTuple):
-    """A run that Redis knows.
+    """A run in Redis.
 
     Attributes:
         id: id of the run.

@@ -137,7 +137,7 @@ class Run(Generic[R]):
                 looked = False
 
     async def status(self) -> Status:
-        """Return the state of the run; `unknown` if Redis does not know the run (any more)."""
+        """Return the state of the run; `unknown` if Redis does not have the run."""
         return (await self._look())[0]
 
     async def progress(self, every: float = 0.5) -> AsyncIterator[ProgressReport]:

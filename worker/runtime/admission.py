@@ -88,7 +88,7 @@ class Admission:
             job=payload.function, attempt=claim.attempt, enqueued_ms=payload.enqueued_ms
         )
 
-    # --- orders and times
+    # --- commands and times
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
         """Return the outcome of a command that was given before the job began; None if there is none."""

@@ -61,7 +61,7 @@ def make_cancellation_error(execution: Execution) -> BaseException:
             if asyncio.get_running_loop().time() >= execution.last_moment:
                 return NonRetryableError(f"{DEADLINE}: cancelled")
             limit = execution.limit_seconds
-            return TimeoutError(f"took longer than {limit:g} s; give @job(timeout=...) or walk in batches")
+            return TimeoutError(f"took longer than {limit:g} s; set @job(timeout=...) or walk in batches")
         case "stall":
             return StallTimeout("no progress for too long: cancelled, to be retried")
         case "lost":
@@ -92,6 +92,6 @@ def describe_stack(body: asyncio.Task[Any], inside: Callable[..., Any] | None = 
 
     Args:
         body: the task that runs the code.
-        inside: leave out the frames around this function.
+        inside: the function whose outer frames are omitted.
     """
     return f"Stack:\n{format_task_stack(body, inside=inside)}"

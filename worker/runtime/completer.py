@@ -170,9 +170,7 @@ class Completer:
             case Lost():
                 self._report_lost(execution)
             case Abandoned():
-                text = (
-                    "job abandoned job=%s run=%s reason=%s: its slot is free, its writes are rejected from now on. %s"
-                )
+                text = "job abandoned job=%s run=%s reason=%s: its slot is free, its further writes are rejected. %s"
                 logger.error(text, *execution.labels, outcome.why, outcome.details)
                 await self._write(execution, outcome.outcome)
 
@@ -281,7 +279,9 @@ class Completer:
         self._observer.ended(execution.info, outcome.state, error=outcome.error, result=outcome.result)
 
     def _report_lost(self, execution: Execution) -> None:
-        logger.warning("job lost job=%s run=%s: another worker has it; open work is rolled back", *execution.labels)
+        logger.warning(
+            "job lost job=%s run=%s: another worker has it; open transactions are rolled back", *execution.labels
+        )
         self._observer.lost(execution.info)
 
     # --- steps

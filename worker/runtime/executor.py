@@ -84,7 +84,7 @@ class Executor:
         store: the queue.
         limiter: concurrency and rate limits.
         leases: renews the leases and marks of running jobs.
-        operator_state: the operator commands that were given before a job begins.
+        operator_state: the operator commands.
         observer: is notified when an attempt begins.
         log: sampled logger for lines that are written for each job.
         servers: repeats steps that failed because a server was unavailable.
@@ -93,7 +93,7 @@ class Executor:
         run_hooks: middleware around each attempt, outermost first.
 
     Attributes:
-        admission: as given.
+        admission: the argument of the same name.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The worker process: its life, from the first claim to the last acknowledgement of a drain."""
+"""The worker process, from the first claim to the last acknowledgement of a drain."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ logger = logging.getLogger("longhaul.worker")
 
 _TICK_SECONDS = 0.1
 _IDS_AT_ONCE = 1000
-#: Time that a cancelled job has at least, to roll back and go back to the queue.
+#: Shortest time, in seconds, for a cancelled job to roll back and return to the queue.
 _MIN_GRACE_SECONDS = 5.0
-#: Longest time for each of the last steps: cancelled tasks, and connections that are closed.
+#: Longest time, in seconds, for each step of the shutdown: ending cancelled tasks, and closing connections.
 _STOP_SECONDS = 5.0
 
 
@@ -165,7 +165,7 @@ class Worker:
         """Return the execution of a job; None if this worker does not have the job."""
         return self._jobs.get(run_id)
 
-    # --- its life
+    # --- life cycle
 
     async def run(self) -> None:
         """Run jobs until drained or, in a burst, until nothing is due.
@@ -194,7 +194,7 @@ class Worker:
 
     async def _stop(self, beside: Sequence[asyncio.Task[None]]) -> None:
         for task in await end_tasks(beside, seconds=_STOP_SECONDS / 2):
-            logger.error("task still runs task=%s: it does not end when it is cancelled", task.get_name())
+            logger.error("task still runs task=%s: it ignores its cancellation", task.get_name())
         self._log.flush()
         self._observer.worker_stopped()
         steps = [
@@ -260,7 +260,7 @@ class Worker:
             self._fetcher.timer.queues_changed()
         self._fetcher.timer.wake()
 
-    # --- beside the jobs
+    # --- operator commands, clock and lost jobs
 
     async def _keep_operator_state(self) -> None:
         """Obey commands for jobs outside of a loop, and for this worker. A slow Redis does not stop the clock."""
@@ -324,7 +324,7 @@ class Worker:
         self._restoring.add(task)
         task.add_done_callback(self._restoring.discard)
 
-    # --- the end
+    # --- shutdown
 
     def drain(self, signum: int = signal.SIGTERM, *, why: str | None = None) -> None:
         """Drain: jobs return to the queue at their next boundary. A second call cancels them at once.
@@ -357,7 +357,7 @@ class Worker:
         while jobs and loop.time() < deadline and not self.state.is_shutdown_forced:
             await jobs.wait(min(0.2, deadline - loop.time()))
         if jobs:
-            logger.warning("drain timeout jobs=%d: they are cancelled", len(jobs))
+            logger.warning("drain timeout jobs=%d: cancelling them", len(jobs))
             deadline = loop.time() + max(timeout, _MIN_GRACE_SECONDS)
             while jobs and loop.time() < deadline:
                 jobs.interrupt("drain")
@@ -365,4 +365,4 @@ class Worker:
         jobs.abandon_all()
         await jobs.wait(_MIN_GRACE_SECONDS)
         for task in await end_tasks(jobs.tasks.values(), seconds=_STOP_SECONDS):
-            logger.error("job still runs run=%s: its task does not end when it is cancelled", task.get_name())
+            logger.error("job still runs run=%s: its task ignores its cancellation", task.get_name())
