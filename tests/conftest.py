@@ -43,7 +43,7 @@ def escape_surrogates(value: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def longhaul_servers() -> Iterator[Services]:
-    """PostgreSQL and Valkey that are nobody else's, for the whole run of this process."""
+    """PostgreSQL and Valkey of this process alone, for its whole run."""
     with own_servers() as running:
         yield running
 
@@ -71,7 +71,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def context(database: Database, settings: Settings) -> AsyncIterator[MakeContext]:
-    """Make contexts; the same `run_id` again is the next try of that run, by another worker."""
+    """Make contexts. The same `run_id` again is the next attempt of that run, by another worker."""
     made: list[JobContext] = []
 
     runner = JobRunner(database, settings)

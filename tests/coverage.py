@@ -12,7 +12,7 @@ LEAST_PERCENT = 90.0
 
 
 def main() -> int:
-    """Read the data that pytest-cov has left, and print it."""
+    """Read the data that pytest-cov has written, and print it."""
     report = ROOT / ".coverage.json"
     # Data of worker processes that ended after pytest had collected the rest; there may be none.
     combine = [sys.executable, "-m", "coverage", "combine", "--append", "-q"]

@@ -48,7 +48,7 @@ def find_python(version: str) -> str | None:
 
 
 def run_tests(python: str | Path, arguments: list[str], **environment: str) -> bool:
-    """Run the tests that are not long. Returns whether all passed."""
+    """Run the tests that are not long. Return whether all passed."""
     processes = str((os.cpu_count() or 1) + 1)
     command = [python, "-m", "pytest", "-q", "-m", "not long", "-n", processes, "--dist", "worksteal", *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode == 0
@@ -78,7 +78,7 @@ def on_postgres(version: str, arguments: list[str]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the matrix, or the named part. Returns the number of what has failed."""
+    """Run the matrix, or the named part. Return the number of failures."""
     rest = [argument for argument in arguments if argument not in PYTHONS and argument not in POSTGRES]
     chosen = [argument for argument in arguments if argument not in rest] or [*PYTHONS, *POSTGRES]
     results: dict[str, bool] = {}

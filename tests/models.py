@@ -24,7 +24,7 @@ class Mood(enum.Enum):
 
 
 class Author(Base):
-    """Walked by the tests; `seen` counts how often a row was done."""
+    """Walked by the tests; `seen` counts how often a row was processed."""
 
     __tablename__ = "author"
     __table_args__ = (UniqueConstraint("region", "code"),)

@@ -41,7 +41,7 @@ def start(*command: str, environment: dict[str, str] | None = None) -> subproces
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield what it prints; end it when that takes too long."""
+    """Yield its output; end it after the time limit."""
     assert process.stdout is not None
     guard = threading.Timer(SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
     guard.start()

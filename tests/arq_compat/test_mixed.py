@@ -90,7 +90,7 @@ class Project:
         return self.start(who, "-m", "worker", "run", "--arq", "project.WorkerSettings", "--name", who, *options)
 
     async def ended(self, who: str) -> int:
-        """Wait until a process has ended. Returns its exit code."""
+        """Wait until a process has ended. Return its exit code."""
         process = self.processes[who]
 
         async def look() -> bool:
@@ -100,11 +100,11 @@ class Project:
         return process.returncode
 
     def log(self, who: str) -> str:
-        """Return what a process has written."""
+        """Return the output of a process."""
         return (self._folder / f"{who}.log").read_text()
 
     def stop(self) -> None:
-        """End all."""
+        """End all processes."""
         for who, process in self.processes.items():
             process.kill()
             process.wait()
@@ -113,7 +113,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, settings: Settings, redis: Redis) -> Iterator[Project]:
-    """No worker yet."""
+    """Prepare, without a worker."""
     made = Project(tmp_path, settings.redis.url)
     yield made
     made.stop()
@@ -128,7 +128,7 @@ async def arq(settings: Settings, redis: Redis) -> AsyncIterator[ArqRedis]:
 
 
 async def noted(redis: Redis, key: str = "ran") -> list[tuple[str, str]]:
-    """Return what was noted: number and process."""
+    """Return the recorded pairs of number and process."""
     pairs: list[Any] = [raw.decode().split(" ") for raw in await redis.lrange(key, 0, -1)]
     return [(first, second) for first, second in pairs]
 

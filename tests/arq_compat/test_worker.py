@@ -44,7 +44,7 @@ gate: dict[str, asyncio.Event] = {}
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """Forget what the jobs of the test before have done."""
+    """Clear the records of the previous test."""
     seen.clear()
     gate.clear()
     gate["go"] = asyncio.Event()
@@ -57,7 +57,7 @@ async def add(ctx: dict[Any, Any], a: int, b: int = 2) -> int:
 
 
 async def look(ctx: dict[Any, Any]) -> dict[str, Any]:
-    """Return what the context has."""
+    """Return the values of the context."""
     assert isinstance(ctx["redis"], ArqRedis)
     return {name: value for name, value in ctx.items() if name != "redis"}
 
@@ -69,7 +69,7 @@ async def fail(ctx: dict[Any, Any]) -> None:
 
 
 async def again(ctx: dict[Any, Any], times: int, defer: float | None = None) -> int:
-    """Ask for another try so many times."""
+    """Request a number of further attempts."""
     seen.append(time.time())
     if ctx["job_try"] <= times:
         raise Retry(defer=defer)
@@ -84,7 +84,7 @@ async def hang(ctx: dict[Any, Any]) -> str:
 
 
 async def deaf(ctx: dict[Any, Any]) -> None:
-    """Swallow what interrupts it."""
+    """Swallow the interruption."""
     while not gate["go"].is_set():
         with suppress(asyncio.CancelledError):
             await gate["go"].wait()
@@ -101,7 +101,7 @@ MakeWorker = Callable[..., Worker]
 
 @pytest_asyncio.fixture
 async def arq(settings: Settings, redis: Redis) -> AsyncIterator[ArqRedis]:
-    """The stock client, as it is by default: with pickles."""
+    """The stock client with its default, pickles."""
     pool = await create_pool(RedisSettings.from_dsn(settings.redis.url))
     yield pool
     await pool.aclose(close_connection_pool=True)
@@ -179,7 +179,7 @@ async def test_a_failure_is_raised_at_the_client_and_costs_one_try(arq: ArqRedis
 
 
 class TwoWords(Exception):
-    """Can be pickled, and not be made again."""
+    """An object that can be pickled, but not unpickled."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} {two}")
@@ -710,7 +710,7 @@ def test_a_class_of_settings_is_taken_as_arq_takes_it(settings: Settings, event_
 
 @pytest.fixture
 def event_loop_for_arq() -> Any:
-    """A loop for a worker that is made outside of one."""
+    """An event loop for a worker that is created outside of one."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield

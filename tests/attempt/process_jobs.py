@@ -26,14 +26,14 @@ tenant = propagate(ContextVar("tenant-of-tests", default=""))
 
 @dataclass
 class Order:
-    """Something that goes through JSON and comes back as it was."""
+    """A value that survives JSON unchanged."""
 
     price: Decimal
     lead: timedelta
 
 
 class Declined(NonRetryableError):
-    """An error of the job's own, made in another way than errors are."""
+    """An error of the job with a custom constructor."""
 
     def __init__(self, reason: str, *, code: int) -> None:
         super().__init__(f"{reason} ({code})")
@@ -41,7 +41,7 @@ class Declined(NonRetryableError):
 
 
 class Odd(ValueError):
-    """An error that cannot be made again from what it says."""
+    """An error that cannot be created again from its message."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class Odd(ValueError):
 
 @job(run_in="process")
 def double(ctx: JobContext, order: Order, factor: Decimal = Decimal(2)) -> Order:
-    """Types there and back."""
+    """Return the arguments, for a round trip of their types."""
     assert isinstance(order, Order)
     return Order(order.price * factor, order.lead)
 
 
 @job(run_in="process", name="tell-context", timeout=60)
 def tell(ctx: JobContext) -> dict[str, Any]:
-    """What the context says."""
+    """Return the values of the context."""
     logging.getLogger("my.log").warning("in process %d", os.getpid())
     return {
         "pid": os.getpid(),
@@ -75,7 +75,7 @@ def tell(ctx: JobContext) -> dict[str, Any]:
 
 @job(run_in="process")
 def report(ctx: JobContext, file: str) -> int:
-    """Say how far it is, and wait for word."""
+    """Report progress, and wait for a signal."""
     ctx.progress(3, 4)
     while not Path(file).exists():
         time.sleep(0.01)
@@ -83,13 +83,13 @@ def report(ctx: JobContext, file: str) -> int:
 
 
 def context() -> dict[str, str]:
-    """What came along."""
+    """Return the headers and context variables of the run."""
     return {"tenant": tenant.get(), "traceparent": traceparent.get(), "tracestate": tracestate.get()}
 
 
 @job(run_in="process")
 def context_in_process(ctx: JobContext) -> dict[str, str]:
-    """What came along to a process."""
+    """Return the headers and context variables in a process."""
     found = context() | {"mark": ctx.headers.get("mark", "")}
     tenant.set("left behind")
     return found
@@ -97,7 +97,7 @@ def context_in_process(ctx: JobContext) -> dict[str, str]:
 
 @job(run_in="process")
 def wants_session(ctx: JobContext) -> None:
-    """Ask for what there is not."""
+    """Use an attribute that the context does not have."""
     ctx.transaction()
 
 
@@ -150,7 +150,7 @@ def sleep(ctx: JobContext, file: str) -> None:
 
 @job(run_in="process", max_attempts=1)
 def hold_the_lock(ctx: JobContext, file: str) -> None:
-    """Hold the interpreter's lock, as a regular expression does, for longer than anybody waits."""
+    """Hold the interpreter's lock, as a regular expression does, for longer than any wait."""
     Path(file).write_text(str(os.getpid()))
     re.match(r"(a+)+$", "a" * 60 + "b")
 
@@ -165,7 +165,7 @@ def deaf(ctx: JobContext) -> None:
 
 @job(run_in="process", max_attempts=1)
 def answer(ctx: JobContext, number: int) -> int:
-    """Return what it was given."""
+    """Return the argument."""
     return number
 
 
@@ -217,5 +217,5 @@ def exhausted(ctx: JobContext) -> str:
 
 @job(run_in="process", max_attempts=1)
 def not_text(ctx: JobContext) -> str:
-    """Return something else than its annotation says."""
+    """Return a value that does not match the annotation."""
     return 5  # type: ignore[return-value]

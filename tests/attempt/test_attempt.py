@@ -50,7 +50,7 @@ async def test_an_error_at_the_beginning_of_a_loop_cannot_be_swallowed(
 
 
 class Listening(NoControl):
-    """A worker that listens, and has orders."""
+    """A worker that records reports, and returns operator commands."""
 
     def __init__(self, order: Any = None, *, draining: bool = False) -> None:
         self._order = order

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 def children() -> set[int]:
-    """Return the processes for jobs that this one has."""
+    """Return the job processes of this process."""
     return {one.pid for one in psutil.Process().children() if "worker.attempt.process_main" in " ".join(one.cmdline())}
 
 
@@ -73,7 +73,7 @@ async def _written(file: Path) -> str:
 
 
 async def warm(client: Client) -> None:
-    """Have a process started: what follows does not wait for that."""
+    """Start a process in advance, so that later calls do not wait for it."""
     await (await client.enqueue(tell)).result(timeout=60)
 
 
@@ -147,7 +147,7 @@ async def test_an_exception_is_judged_as_that_of_any_job(
 
 
 class Unreadable(Exception):
-    """An error whose text cannot be read, and which no one can make again."""
+    """An error whose text cannot be read, and which cannot be created again."""
 
     def __init__(self) -> None:
         super().__init__(object())
@@ -371,13 +371,13 @@ def test_what_a_process_cannot_run_is_refused_with_what_to_do() -> None:
 
         @job(run_in="process")
         async def wrong(ctx: JobContext) -> None:
-            """Not plain."""
+            """A class that is not a plain value."""
 
     with pytest.raises(RegistrationError, match="define it by `def` at the top level of a module"):
 
         @job(run_in="process")
         def local(ctx: JobContext) -> None:
-            """Nobody else can find it."""
+            """A class that cannot be imported."""
 
     def main(ctx: JobContext) -> None:
         """In a script."""

@@ -36,7 +36,7 @@ seen: dict[str, Any] = {}
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
-    """Forget what the last test has seen."""
+    """Clear the records of the previous test."""
     seen.clear()
     seen.update(tries=[], cleaned=[], ended=[], go=asyncio.Event(), second=asyncio.Event(), begun=asyncio.Event())
     seen.update(thread=threading.Event())
@@ -47,7 +47,7 @@ async def _true(look: Any) -> bool:
 
 
 async def swallow(until_set: asyncio.Event) -> None:
-    """Wait, whatever cancels that."""
+    """Wait, and ignore every cancellation."""
     while not until_set.is_set():
         with suppress(asyncio.CancelledError):
             await until_set.wait()
@@ -72,7 +72,7 @@ async def clean_up() -> None:
 
 @job(timeout=0.1, max_attempts=1)
 async def tidy(ctx: JobContext, how: str) -> None:
-    """Clean up when the time is over: where wait_for stands, which may swallow that."""
+    """Clean up after the timeout, in a wait_for, which may swallow the cancellation."""
     if how == "with":
         async with cleaning_exit():
             await asyncio.wait_for(asyncio.Event().wait(), 60)
@@ -98,7 +98,7 @@ async def in_finally() -> None:
 
 @job(timeout=0.1, grace_period=0.2, backoff=0, max_attempts=2)
 async def deaf(ctx: JobContext) -> str:
-    """Swallow what interrupts it, at its first try."""
+    """Swallow the interruption in the first attempt."""
     seen["tries"].append(ctx.attempt)
     if len(seen["tries"]) == 1:
         await swallow(seen["go"])
@@ -110,7 +110,7 @@ async def deaf(ctx: JobContext) -> str:
 
 @job
 async def deaf_for_long(ctx: JobContext) -> None:
-    """Swallow what interrupts it."""
+    """Swallow the interruption."""
     seen["tries"].append(ctx.attempt)
     await swallow(seen["go"])
 
@@ -123,7 +123,7 @@ async def brief(ctx: JobContext) -> str:
 
 @job(grace_period=0.1, backoff=0)
 async def deaf_walk(ctx: JobContext, lock: bool) -> int:
-    """Swallow what interrupts it in the second batch, at the first try."""
+    """Swallow the interruption in the second batch of the first attempt."""
     seen["tries"].append(ctx.attempt)
     mine = len(seen["tries"])
     try:
@@ -144,7 +144,7 @@ async def deaf_walk(ctx: JobContext, lock: bool) -> int:
 
 @job(grace_period=0.1)
 async def deaf_in_transaction(ctx: JobContext) -> None:
-    """Write, swallow a cancellation, and want to commit; then try everything else that a job can do."""
+    """Write, swallow a cancellation, attempt to commit, and attempt every other operation of a job."""
     try:
         async with ctx.transaction() as session:
             await session.execute(insert(Author).values(authors(1)))
@@ -175,7 +175,7 @@ async def _bulk(ctx: JobContext) -> None:
 
 @job(concurrency=1, grace_period=0.1, backoff=0)
 async def deaf_and_alone(ctx: JobContext) -> None:
-    """Swallow what interrupts it, at its first try; at the second, wait for word."""
+    """Swallow the interruption in the first attempt; in the second, wait for a signal."""
     seen["tries"].append(ctx.attempt)
     if len(seen["tries"]) == 1:
         await swallow(seen["go"])
@@ -197,7 +197,7 @@ def busy_thread(ctx: JobContext) -> None:
 
 @job(timeout=0.1, max_attempts=1)
 def stubborn_thread(ctx: JobContext) -> str:
-    """Make the best of it when it is interrupted."""
+    """Return a partial result when interrupted."""
     try:
         while True:
             pass
@@ -207,7 +207,7 @@ def stubborn_thread(ctx: JobContext) -> str:
 
 @job(timeout=0.1, grace_period=0.1, max_attempts=1)
 def deaf_thread(ctx: JobContext) -> None:
-    """Wait where nothing can be raised."""
+    """Wait in a call that no exception can interrupt."""
     seen["thread"].wait()
     seen["ended"].append("thread")
 
@@ -445,7 +445,7 @@ async def wait_for_go(ctx: JobContext) -> str:
 
 @job(backoff=0)
 async def walk_slowly(ctx: JobContext) -> int:
-    """Walk, and stand in the second batch."""
+    """Walk, and wait in the second batch."""
     async for _ in ctx.chunks(select(Author), size=10):
         seen["tries"].append(ctx.rows_done)
         if ctx.rows_done:

@@ -48,7 +48,7 @@ class Secret(TypeDecorator[str]):
 
 
 class Shouted(TypeDecorator[str]):
-    """Converts in Python, and refuses a value."""
+    """A type that converts in Python, and rejects one value."""
 
     impl = sa.String(12)
     cache_ok = True
@@ -244,7 +244,7 @@ CASES: dict[str, Case] = {
 
 
 def make_entity(name: str, case: Case) -> Any:
-    """Return a mapped class with a column `x` of a type, and a column `n` beside it."""
+    """Return a mapped class with a column `x` of a type, and a column `n`."""
     columns = {
         "__tablename__": f"t_{name}",
         "__annotations__": {"id": Mapped[int], "n": Mapped[int]},

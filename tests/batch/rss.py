@@ -28,7 +28,7 @@ async def walk_stream(ctx: JobContext, rows: int) -> None:
 
 
 def peak_kb() -> int:
-    """Return this process' peak: VmHWM, as ru_maxrss begins with that of the process that started it."""
+    """Return this process' peak memory from VmHWM, because ru_maxrss starts with the peak of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

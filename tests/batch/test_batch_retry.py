@@ -23,7 +23,7 @@ sizes: list[int] = []
 
 @pytest.fixture
 async def run(database: Database, settings: Settings) -> JobRunner:
-    """A hundred rows, and who runs jobs over them."""
+    """A hundred rows, and a runner of jobs over them."""
     sizes.clear()
     await fill_authors(database, 100)
     return JobRunner(database, settings)
@@ -40,7 +40,7 @@ CREATE OR REPLACE FUNCTION hinder() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 
 
 async def hinder(database: Database, body: str) -> None:
-    """Let updates of authors run into something."""
+    """Make updates of authors fail."""
     async with database.transaction() as session:
         await session.execute(text("CREATE SEQUENCE IF NOT EXISTS hindrances"))
         await session.execute(text("ALTER SEQUENCE hindrances RESTART"))
@@ -62,7 +62,7 @@ async def count_all(ctx: JobContext, size: int = 40) -> int:
 
 @job
 async def count_by_sweep(ctx: JobContext) -> int:
-    """Count each author, in the server."""
+    """Count each author inside the server."""
     return await ctx.sweep(update(Author).values(seen=Author.seen + 1), size=40)
 
 
@@ -112,7 +112,7 @@ async def test_what_does_not_pass_is_a_failed_try_in_the_end(run: JobRunner, dat
 
 @job
 async def refuse_some(ctx: JobContext, limit: float) -> int:
-    """Count each author, but for those that cannot be."""
+    """Count each author, except the failing ones."""
     async for batch in ctx.chunks(select(Author), size=40, on_error="quarantine", quarantine_limit=limit):
         sizes.append(len(batch))
         for author in batch:
@@ -155,7 +155,7 @@ async def test_a_share_is_of_all_that_were_seen(run: JobRunner, database: Databa
 
 @job
 async def refuse_in_a_stream(ctx: JobContext) -> int:
-    """Write a book for each author, but for those that cannot have one."""
+    """Write a book for each author, except the failing ones."""
     statement = select(Author.id, Author.name).order_by(Author.id)
     async for partition in ctx.stream(statement, size=40, on_error="quarantine", quarantine_limit=10):
         sizes.append(len(partition))
@@ -200,7 +200,7 @@ async def test_a_try_that_dies_in_between_goes_on_with_what_is_set_aside(run: Jo
 
 @job
 async def misuse(ctx: JobContext, kind: str) -> None:
-    """Do in a batch what no row is to blame for."""
+    """Fail in a batch for a reason that no row causes."""
     async for batch in ctx.chunks(select(Author), size=40, on_error="quarantine", quarantine_limit=50):
         sizes.append(len(batch))
         if kind == "retry":

@@ -57,7 +57,7 @@ class Child(Author):
 
 @pytest.fixture
 def updates(database: Database) -> Iterator[list[str]]:
-    """What SQLAlchemy itself sends."""
+    """The statements that SQLAlchemy itself sends."""
     sent: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
@@ -70,7 +70,7 @@ def updates(database: Database) -> Iterator[list[str]]:
 
 
 def change(row: Plain) -> None:
-    """Change this and that, by the row's number."""
+    """Change several attributes, by the row's number."""
     n = row.id
     row.done = not row.done
     if n % 2:

@@ -143,7 +143,7 @@ async def change(session: AsyncSession, entity: Any, values: list[Any]) -> None:
 
 
 async def fill(database: Database, entity: Any, how: str, values: list[Any]) -> None:
-    """Put the rows in that a way of writing works on."""
+    """Insert the rows that a way of writing changes."""
     table = entity.__table__
     async with database.engine.begin() as connection:
         await connection.execute(text(f"DELETE FROM {table.fullname}"))
@@ -173,7 +173,7 @@ async def accepted(connection: AsyncConnection, entity: Any, values: list[Any]) 
 
 
 async def outcome(database: Database, write: Write, entity: Any, how: str, values: list[Any]) -> tuple[str, Any]:
-    """Return why a way of writing failed, or "", and what is in the table then, as the server writes it."""
+    """Return the error of a way of writing, or "", and the content of the table afterwards, in the server's text."""
     await fill(database, entity, how, values)
     failed = ""
     try:
@@ -188,7 +188,7 @@ async def outcome(database: Database, write: Write, entity: Any, how: str, value
 
 
 async def difference(database: Database, settings: Settings, how: str, name: str, values: list[Any]) -> str | None:
-    """Return where what we write is not what SQLAlchemy writes."""
+    """Return the differences between our values and SQLAlchemy's."""
     entity = ENTITIES[name]
     ours = await outcome(database, getattr(Ours(database, settings), how), entity, how, values)
     theirs = await outcome(database, getattr(Theirs(database), how), entity, how, values)
@@ -331,7 +331,7 @@ async def test_fast_paths_are_taken_for_the_types_that_are_listed(tables: Databa
 async def test_fast_paths_write_or_refuse_every_value_as_sqlalchemy_does(
     tables: Database, settings: Settings, how: str
 ) -> None:
-    """Each value alone, those that do not fit as well."""
+    """Each value alone, including invalid ones."""
     found = []
     for name, case in CASES.items():
         if case.key or not how.endswith("by_value"):

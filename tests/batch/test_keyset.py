@@ -120,7 +120,7 @@ async def test_sweeps_and_streams_walk_by_it_too(context: MakeContext, database:
 
 
 async def odd_table(database: Database, *columns: Column[Any], ddl: str, rows: str) -> Table:
-    """Return a table whose model is not what the database has."""
+    """Return a table whose model differs from the database."""
     found = Table("odd", MetaData(), *columns)
     async with database.engine.begin() as connection:
         await connection.execute(text("DROP TABLE IF EXISTS odd"))

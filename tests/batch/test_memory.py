@@ -17,7 +17,7 @@ LIMIT_KB = 30 * 1024
 
 
 async def peak_kb(servers: Services, kind: str, rows: int) -> int:
-    """Return the peak memory of a process that walks so many rows."""
+    """Return the peak memory of a process that walks a number of rows."""
     ran = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "tests.batch.rss", kind, str(rows)],

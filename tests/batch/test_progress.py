@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Heard(NoControl):
-    """A control that keeps what it hears."""
+    """A control that records its reports."""
 
     def __init__(self) -> None:
         self.reports: list[Progress] = []

@@ -21,7 +21,7 @@ RULES = BatchSettings(target_seconds=0.5, first_size=1000, min_size=100, max_siz
 def walk(
     pace: AdaptiveSizer, batches: int, row_seconds: float, *, fixed: float = 0.0, noise: float = 0.0
 ) -> list[float]:
-    """Return the seconds of so many batches of a database that takes so long a row."""
+    """Return the seconds of a number of batches, for a fixed time per row."""
     chance = random.Random(1)
     seconds = []
     for _ in range(batches):

@@ -23,7 +23,7 @@ from worker.testing.runner import JobRunner
 
 
 class Numbers:
-    """The numbers from 1 to n. The cursor is an object, as that of an API's pages may be."""
+    """The numbers from 1 to n. The cursor is an object, as an API may return it."""
 
     kind = "numbers"
 

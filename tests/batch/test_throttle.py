@@ -217,7 +217,7 @@ async def count_by_sweep(ctx: JobContext) -> int:
 
 @pytest.fixture
 async def quick(fast: Settings, database: Database) -> Settings:
-    """A hundred rows, and settings that look often."""
+    """A hundred rows, and settings with frequent checks."""
     gate.update(closed=False, batches=0)
     await fill_authors(database, 100)
     often = fast.throttle.model_copy(update={"check_interval_seconds": 1e-6})

@@ -509,7 +509,7 @@ async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, da
 
 
 class StopsAfter(NoControl):
-    """A control that drains after so many batches."""
+    """A control that drains after a number of batches."""
 
     draining = False
 

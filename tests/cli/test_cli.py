@@ -26,7 +26,7 @@ from worker.embedded import Services
 
 @job
 async def die(ctx: JobContext) -> None:
-    """Fail for good."""
+    """Fail permanently."""
     raise NonRetryableError("no")
 
 

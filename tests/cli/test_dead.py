@@ -28,7 +28,7 @@ cured = {"yes": False}
 
 @job
 async def brittle(ctx: JobContext, number: int = 1) -> int:
-    """Fail for good until it is cured."""
+    """Fail permanently until the cause is removed."""
     if not cured["yes"]:
         raise NonRetryableError(f"brittle {number}")
     return number
@@ -36,7 +36,7 @@ async def brittle(ctx: JobContext, number: int = 1) -> int:
 
 @job
 async def brittle_walk(ctx: JobContext) -> int:
-    """Fail for good in the third batch until it is cured."""
+    """Fail permanently in the third batch until the cause is removed."""
     async for batch in ctx.chunks(select(Author), size=10):
         for author in batch:
             author.seen += 1
@@ -47,7 +47,7 @@ async def brittle_walk(ctx: JobContext) -> int:
 
 @pytest.fixture(autouse=True)
 async def some_dead(database: Database, client: Client, fast: Settings, redis: Redis) -> None:
-    """Two jobs and a walk that have failed for good, and a payload that nobody can read."""
+    """Two jobs and a walk that have failed permanently, and an unreadable payload."""
     cured["yes"] = False
     await fill_authors(database, 50)
     await redis.set("arq:job:broken", b"\xff no JSON")

@@ -63,7 +63,7 @@ async def index_names(ctx: JobContext) -> int:
 
 @job
 async def send_mail(ctx: JobContext, to: str) -> str:
-    """Fail for good for bob, until that is cured."""
+    """Fail permanently for bob, until the cause is removed."""
     if to == "bob" and not cured["yes"]:
         raise NonRetryableError("bob has moved\x1b[2J")
     return f"sent to {to}"
@@ -71,7 +71,7 @@ async def send_mail(ctx: JobContext, to: str) -> str:
 
 @job(concurrency=1)
 async def export(ctx: JobContext) -> None:
-    """Keep the only place until the test is over."""
+    """Hold the only slot until the test ends."""
     await gate["go"].wait()
 
 
@@ -86,7 +86,7 @@ class Scene:
     pilot: Pilot[None]
 
     def rows(self, name: Name) -> dict[str, dict[str, str]]:
-        """Return what a table has: by what a row is about, then by the title of the column."""
+        """Return the content of a table, by the key of a row and the title of a column."""
         grid = self.page.query_one(f"#{name}")
         titles = [column.title for column in grid._sheet.columns]  # type: ignore[attr-defined]
         return {
@@ -120,11 +120,11 @@ class Scene:
         raise AssertionError(f"no row {key} in {name}: {list(self.rows(name))}")
 
     def text(self, where: str) -> str:
-        """Return what a line of the page says."""
+        """Return the text of a line of the page."""
         return str(self.page.query_one(f"#{where}", Static).content)
 
     async def told(self, text: str) -> None:
-        """Wait until the page has said this."""
+        """Wait until the page has shown a message."""
 
         async def said() -> bool:
             return text in self.text("message")

@@ -17,7 +17,7 @@ names: list[str] = []
 
 @job
 async def tell_name(ctx: JobContext) -> None:
-    """Note what pg_stat_activity calls this connection."""
+    """Record the name of this connection in pg_stat_activity."""
     async with ctx.session() as session:
         names.append(str(await session.scalar(text("SHOW application_name"))))
 

@@ -40,7 +40,7 @@ def settings_of(settings: Settings, role: str) -> Settings:
 
 @pytest_asyncio.fixture
 async def roles(database: Database) -> AsyncIterator[None]:
-    """A role of each kind, with what `worker grants` prints."""
+    """A role of each kind, with the grants that `worker grants` prints."""
     kinds: tuple[RoleKind, ...] = ("worker", "client", "reader")
     async with database.connection() as connection:
         for kind in kinds:

@@ -67,7 +67,7 @@ async def test_no_statement_keeps_a_name(pooled: Database) -> None:
 
 
 async def test_a_walk_reads_what_a_column_has_become(pooled: Database) -> None:
-    """A statement of the batch before would be decoded as what the column was."""
+    """A statement of the previous batch would be decoded with the column's old type."""
     async with pooled.transaction() as session:
         session.add_all([Author(id=n, name="n", region=n, code=f"c{n}", seen=0) for n in range(1, 7)])
     ctx = JobRunner(pooled, load_settings(environment={})).context()

@@ -137,7 +137,7 @@ def test_has_listeners_hears_of_sessions_mappers_and_all_mappers() -> None:
     session = Session()
 
     def listener(*arguments: Any) -> None:
-        """Hear nothing."""
+        """Ignore events."""
 
     for target, heard, name in (
         (session, session, "before_flush"),

@@ -41,7 +41,7 @@ class Fleet:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, **environment: str) -> str:
-        """Start a worker. Returns its name."""
+        """Start a worker. Return its name."""
         name = f"w{next(self._numbers)}"
         log = (self._logs / f"{name}.log").open("wb")
         self.processes[name] = subprocess.Popen(
@@ -61,7 +61,7 @@ class Fleet:
             del self.processes[name]
 
     async def holder(self, run_id: str) -> str:
-        """Wait until a living worker has the run. Returns its name."""
+        """Wait until a living worker owns the run. Return its name."""
 
         async def look() -> str | None:
             raw = await self._redis.get(f"arq:in-progress:{run_id}")
@@ -71,7 +71,7 @@ class Fleet:
         return await until(look) or ""
 
     async def ended(self, name: str) -> int:
-        """Wait until a worker has ended. Returns its exit code."""
+        """Wait until a worker has ended. Return its exit code."""
         process = self.processes[name]
 
         async def look() -> bool:
@@ -82,11 +82,11 @@ class Fleet:
         return process.returncode
 
     def log(self, name: str = "*") -> str:
-        """Return what all workers, or one, have written."""
+        """Return the output of all workers, or of one."""
         return "\n".join(path.read_text() for path in sorted(self._logs.glob(f"{name}.log")))
 
     def stop(self) -> None:
-        """End all."""
+        """End all processes."""
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
             process.kill()
@@ -95,7 +95,7 @@ class Fleet:
 
 @pytest_asyncio.fixture
 async def fleet(servers: Services, redis: Redis, database: Database, tmp_path: Path) -> AsyncIterator[Fleet]:
-    """No worker yet."""
+    """Prepare, without a worker."""
     workers = Fleet(servers, tmp_path, redis)
     yield workers
     workers.stop()
@@ -115,7 +115,7 @@ async def fill_targets(database: Database, count: int) -> None:
 
 
 async def effects(database: Database) -> dict[int, int]:
-    """Return how many rows were touched how often: {1: all of them} is what a run has to leave."""
+    """Return the number of rows by number of touches: after a run, {1: all of them}."""
     async with database.session() as session:
         rows = await session.execute(
             text(

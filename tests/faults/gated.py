@@ -20,7 +20,7 @@ _gates: dict[str, asyncio.Event] = {}
 
 @job(max_attempts=3)
 async def gated(ctx: JobContext, name: str) -> str:
-    """Wait to be let go."""
+    """Wait until the test opens the gate."""
     begun[name] += 1
     try:
         await _gates.setdefault(name, asyncio.Event()).wait()
@@ -61,7 +61,7 @@ async def run_one(client: Client, name: str) -> None:
 
 
 async def ends_told(redis: Redis, run_id: str) -> list[str]:
-    """Return the ends that the worker's events have of a run, once there is one."""
+    """Return the end events of a run, once there is one."""
     ends = {"succeeded", "dead", "cancelled"}
 
     async def look() -> list[str]:
@@ -73,12 +73,12 @@ async def ends_told(redis: Redis, run_id: str) -> list[str]:
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was said of Redis that an operator has to read."""
+    """Return the log lines about Redis for operators."""
     return [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
 
 
 async def over(caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
-    """Wait until the log says so often that it is over."""
+    """Wait until the log has reported a number of recoveries."""
 
     async def look() -> bool:
         return len([message for message in caplog.messages if "Redis answers again" in message]) == times

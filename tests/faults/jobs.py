@@ -57,7 +57,7 @@ async def outlives_its_worker(ctx: JobContext, stubborn: bool = False) -> str:
 
 @job
 async def killed_by_its_data(ctx: JobContext, deadly: int) -> None:
-    """Die at one row, as of hunger for memory."""
+    """Die at one row, as if out of memory."""
     async for batch in ctx.chunks(select(Target), size=10):
         for target in batch:
             if target.id == deadly:

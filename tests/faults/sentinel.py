@@ -34,7 +34,7 @@ class Watched:
 
     @property
     def url(self) -> str:
-        """The URL of a worker; the first of the Sentinels is not there."""
+        """The URL for a worker; the first of its Sentinels does not exist."""
         return (
             f"redis+sentinel://:p%40ss%2Fword@127.0.0.1:1,127.0.0.1:{self.port}/the-primary/0"
             f"?sentinel_password=s%3Ae%26n"
@@ -72,7 +72,7 @@ class Watched:
         await until(knows_both)
 
     async def fail_over(self) -> None:
-        """Make the other server the primary, once it has all that was written, and wait until it is."""
+        """Promote the other server, once it has all writes, and wait until it is the primary."""
         before = await self.primary()
 
         async def accepted() -> bool:
@@ -94,7 +94,7 @@ class Watched:
         return int(found[1])
 
     async def stop(self) -> None:
-        """End them."""
+        """End the servers."""
         if self.asking is not None:
             await self.asking.aclose()
         if self._sentinel is not None:

@@ -175,7 +175,7 @@ async def scene(database: Database, settings: Settings, tmp_path: Path) -> Async
 
 
 async def harm(scene: Scene, kind: str, at: int | None, how: Harm) -> int:
-    """Run a job with harm done to one message of its second batch. Returns the number of messages until its end."""
+    """Run a job with a fault in one message of its second batch. Return the number of messages until its end."""
     await scene.fill()
     proxy = scene.proxy
     proxy.has_harmed = False
@@ -246,7 +246,7 @@ class CancelAt:
 
 
 async def cancel(scene: Scene, kind: str, at: int, *, as_timeout: bool) -> int:
-    """Run a job, cancelled at one suspension of the end of its second batch. Returns the suspensions until its end."""
+    """Run a job, cancelled at one suspension at the end of its second batch. Return the suspensions until its end."""
     await scene.fill()
     run_id = f"{kind}-{at}-{as_timeout}"
 

@@ -276,7 +276,7 @@ async def test_a_unix_socket(
 
 @job
 async def walked(ctx: JobContext) -> int:
-    """Be in the ledger."""
+    """Enter the ledger."""
     async for batch in ctx.chunks(select(Author), size=4):
         for author in batch:
             author.seen += 1

@@ -91,7 +91,7 @@ async def test_a_drained_run_goes_on_elsewhere_and_costs_no_attempt(
 
 
 async def names(redis: Redis, key: str) -> list[str]:
-    """Return which workers have written themselves there."""
+    """Return the workers that have registered themselves."""
     found: list[bytes] = await redis.lrange(key, 0, -1)  # type: ignore[misc]
     return [name.decode().split(":")[0] for name in found]
 

@@ -23,7 +23,7 @@ AT_ONCE = 10
 
 @job
 async def busy(ctx: JobContext) -> None:
-    """Be in some call of the database at nearly every moment."""
+    """Call the database at nearly every moment."""
     while True:
         async with ctx.transaction() as session:
             await session.execute(text("SELECT pg_sleep(0.001)"))
@@ -37,7 +37,7 @@ async def busy(ctx: JobContext) -> None:
 
 @job
 async def busy_walk(ctx: JobContext) -> None:
-    """The same inside of durable loops."""
+    """Call the database at nearly every moment, inside durable loops."""
     async for batch in ctx.chunks(select(Author).where(Author.seen >= 0), size=7, lock=False):
         for author in batch:
             author.seen = 0

@@ -43,7 +43,7 @@ def redis_port(settings: Settings) -> int:
 
 
 async def errors_under_resets(settings: Settings, seconds: float) -> Counter[str]:
-    """Send commands on pooled and dedicated connections while all connections are reset. Returns what was raised."""
+    """Send commands on pooled and dedicated connections while all connections are reset. Return the errors."""
     found: Counter[str] = Counter()
     chance = random.Random(11)
     async with proxied(redis_port(settings)) as proxy:
@@ -101,7 +101,7 @@ async def endless(ctx: JobContext) -> None:
 
 
 async def results_under_resets(settings: Settings, rounds: int) -> Counter[str]:
-    """Wait for results while connections are killed. Returns how each wait ended."""
+    """Wait for results while connections are killed. Return the end of each wait."""
     found: Counter[str] = Counter()
     async with proxied(redis_port(settings)) as proxy, Client(at_port(settings, proxy.port)) as client:
         for number in range(rounds):

@@ -88,7 +88,7 @@ async def test_a_restart_goes_on_by_key(database: Database, settings: Settings) 
 
 
 async def run_alone(database: Database, *statements: str) -> None:
-    """Run statements that want no transaction around them."""
+    """Run statements outside of a transaction."""
     async with database.session() as session:
         await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         for statement in statements:

@@ -55,7 +55,7 @@ def begin(fleet: Fleet, client: Client, database: Database, redis: Redis) -> Beg
 
 
 async def committed(database: Database, rows: int) -> bool:
-    """Whether so many rows were touched."""
+    """Return whether a number of rows were touched."""
     async with database.session() as session:
         return int(await session.scalar(text("SELECT count(*) FROM audit")) or 0) >= rows
 
@@ -118,7 +118,7 @@ async def test_valkey_is_flushed_and_the_worker_dies(
 
 
 async def ended(run: Run[int]) -> int:
-    """Return the result, through a Redis that may just be away and may just have forgotten the run."""
+    """Return the result, through a Redis that may be down or may have lost the run."""
 
     async def look() -> int:
         try:

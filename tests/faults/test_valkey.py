@@ -75,7 +75,7 @@ def at(settings: Settings, port: int) -> Settings:
 
 
 async def passed(seconds: float) -> None:
-    """Let the time of a fault pass."""
+    """Wait for the duration of a fault."""
     await asyncio.sleep(seconds)
 
 
@@ -159,7 +159,7 @@ async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
 
 @job
 async def fails_once(ctx: JobContext) -> int:
-    """Be in the ledger, and wait there for another try."""
+    """Enter the ledger, and wait for another attempt."""
     async for batch in ctx.chunks(select(Author), size=4):
         for author in batch:
             author.seen += 1
@@ -203,7 +203,7 @@ async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_
 
 
 async def result_of(client: Client, run_id: str) -> object:
-    """Return a result, through a Redis that may not know of the run yet."""
+    """Return a result, through a Redis that may not have the run yet."""
     run = client.run(run_id)
     return await run.result(timeout=60) if await run.status() == "succeeded" else None
 
@@ -347,7 +347,7 @@ async def test_a_slow_server_is_no_trouble(
 
 @job(timeout=0.5)
 async def has_little_time(ctx: JobContext) -> None:
-    """Take too long."""
+    """Exceed the timeout."""
     begun["has_little_time"] += 1
     try:
         await asyncio.Event().wait()

@@ -210,7 +210,7 @@ LEAVES = {
 
 
 def wrapped(pair: tuple[Any, st.SearchStrategy[Any]]) -> st.SearchStrategy[tuple[Any, Any]]:
-    """Draw a type made of another one, and a strategy for its values."""
+    """Draw a type that contains another type, and a strategy for its values."""
     hint, values = pair
     hashable = hint in (bool, int, str, bytes, UUID, date, Decimal)
     kinds = [
@@ -242,7 +242,7 @@ def test_many_arguments_of_any_type_arrive_equal_or_are_refused(data: st.DataObj
 
 
 def check_any_argument(data: st.DataObject) -> None:
-    """Draw a type and a value of it: it arrives equal, or is refused by name."""
+    """Draw a type and a value of it, which arrives equal or is rejected by name."""
     hint, values = data.draw(TYPES)
     value = data.draw(values)
     one = codec(hint)
@@ -277,7 +277,7 @@ def test_any_result_of_any_type_comes_back_equal_or_is_an_error(data: st.DataObj
 
 @dataclass
 class Entity:
-    """Stands for an object whose class pydantic knows, returned where no type says so."""
+    """An object of a class that pydantic supports, returned without a type annotation."""
 
     id: int
 
@@ -362,7 +362,7 @@ seen: list[tuple[UUID, list[str], UUID]] = []
 
 @job
 async def bill(ctx: JobContext, order: Order, key: UUID = Field(default_factory=uuid4)) -> None:  # noqa: B008
-    """Remember what arrived."""
+    """Record the arguments."""
     seen.append((order.id, order.lines, key))
 
 
@@ -443,7 +443,7 @@ async def lies(ctx: JobContext) -> str:
 
 
 class Opaque:
-    """No type that pydantic knows."""
+    """A type that pydantic does not support."""
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,12 @@ seen: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
-    """Forget what the last test has seen."""
+    """Clear the records of the previous test."""
     seen.clear()
 
 
 class Outer(Middleware):
-    """Notes what it sees, on both sides."""
+    """Records the calls on both sides."""
 
     async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
         seen.append(("outer", call.job, call.arguments, call.queue))
@@ -73,7 +73,7 @@ class Outer(Middleware):
 
 
 class Inner(Middleware):
-    """Sees what the outer one did."""
+    """Records the effect of the outer middleware."""
 
     async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Run[Any]]]) -> Run[Any]:
         seen.append(("inner", call.headers["mark"]))
@@ -110,7 +110,7 @@ async def greet(ctx: JobContext, name: str = "you") -> str:
 
 @job(max_attempts=2, backoff=0)
 async def walk(ctx: JobContext) -> dict[str, str]:
-    """Walk; fail at the first try, so that the run goes through the ledger and back."""
+    """Walk, and fail in the first attempt, so that the run is released through the ledger."""
     async for batch in ctx.chunks(select(Author), size=10):
         seen.append((ctx.attempt, batch.number, context()))
         if len(seen) == 2:
@@ -129,7 +129,7 @@ async def die(ctx: JobContext) -> dict[str, str]:
 
 @job
 async def context_in_task(ctx: JobContext) -> dict[str, str]:
-    """What came along."""
+    """Return the headers and context variables of the run."""
     found = context() | {"mark": ctx.headers.get("mark", "")}
     tenant.set("left behind")
     return found
@@ -137,7 +137,7 @@ async def context_in_task(ctx: JobContext) -> dict[str, str]:
 
 @job
 def context_in_thread(ctx: JobContext) -> dict[str, str]:
-    """What came along to a thread."""
+    """Return the headers and context variables in a thread."""
     found = context() | {"mark": ctx.headers.get("mark", "")}
     tenant.set("left behind")
     return found

@@ -41,7 +41,7 @@ NOTICED = [
 
 
 async def mark(ctx: JobContext, batches: int) -> None:
-    """Count each author once; stop after so many batches."""
+    """Count each author once; stop after a number of batches."""
     async for batch in ctx.chunks(select(Author), size=10):
         for author in batch:
             author.seen += 1

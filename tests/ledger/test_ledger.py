@@ -15,7 +15,7 @@ from worker.ledger import Ledger, OwnedRun
 
 
 async def walk(ctx: JobContext, batches: int) -> OwnedRun:
-    """Commit so many batches of ten rows, and leave the next one open."""
+    """Commit a number of batches of ten rows, and leave the next one open."""
     loop = aiter(ctx.chunks(select(Author), size=10))
     for _ in range(batches + 1):
         await anext(loop)

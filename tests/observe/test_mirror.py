@@ -93,12 +93,12 @@ async def test_an_ended_run_stays_for_a_while(mirror: Mirror, redis: Redis, sett
 
 @pytest.fixture
 def shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Show runs at the first write, however young they are."""
+    """Write runs to the mirror at the first write, whatever their age."""
     monkeypatch.setattr("worker.observe.mirror._YOUNG_SECONDS", 0.0)
 
 
 def crowd(mirror: Mirror) -> None:
-    """Let as many short runs begin and succeed as are shown between two writes."""
+    """Start and complete as many short runs as one write shows."""
     for n in range(30):
         one = RunInfo(f"other {n}", "walk", "arq:queue", 1, 0)
         mirror.started(one)

@@ -19,7 +19,7 @@ _FOLLOWS_STATEMENTS = (1, 21)
 
 @pytest.fixture(scope="module", params=["as it is", "no prepared statements"])
 def pooler(request: pytest.FixtureRequest, longhaul_servers: Services) -> Iterator[PgBouncer]:
-    """PgBouncer before the server: with its own defaults, and where that is another one, with statements off."""
+    """PgBouncer in front of the server: with its own defaults, and if they differ, with prepared statements off."""
     if program() is None:
         pytest.skip("there is no pgbouncer on PATH: apt-get install pgbouncer, or name one by PGBOUNCER")
     settings = {}

@@ -78,11 +78,11 @@ class PgBouncer:
         raise RuntimeError(f"PgBouncer did not start:\n{self.log()}")
 
     def log(self) -> str:
-        """Return what it has written."""
+        """Return its output."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
-        """End it at once."""
+        """Kill it."""
         if self._process is not None:
             process.stop(self._process, signal.SIGTERM)
             self._process = None

@@ -46,7 +46,7 @@ fail: dict[str, bool] = {}
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """Forget what the jobs of the test before have done."""
+    """Clear the records of the previous test."""
     calls.clear()
     fail["now"] = False
 
@@ -76,7 +76,7 @@ async def total(ctx: JobContext, numbers: list[int | None], name: str = "") -> s
 
 @job
 async def done(ctx: JobContext) -> str:
-    """Say so."""
+    """Record the call."""
     calls.append(("done",))
     return "done"
 
@@ -411,7 +411,7 @@ async def test_groups_that_make_no_sense_are_refused(client: Client, redis: Redi
 
 
 async def test_runs_of_a_killed_worker_call_back_once(settings: Settings, client: Client, redis: Redis) -> None:
-    """Leases end, turns are repeated, members run again: the callback is there once."""
+    """Leases end, scripts are repeated, members run again: the callback is enqueued once."""
     group = await client.group([double.call(n) for n in range(20)], then=total.call(numbers=PREVIOUS_RESULT))
     assert group.callback is not None
     stores = [QueueStore(redis, owner) for owner in ("north", "south")]

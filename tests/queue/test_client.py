@@ -59,7 +59,7 @@ async def add(ctx: JobContext, a: int, b: int = 2) -> int:
 async def echo(
     ctx: JobContext, key: uuid.UUID, at: datetime, price: Decimal, colour: Colour, point: Point, order: Order
 ) -> tuple[uuid.UUID, datetime, Decimal, Colour, Point, Order]:
-    """Return what came, if it came as typed."""
+    """Return the argument, if it has the annotated type."""
     assert isinstance(key, uuid.UUID)
     assert isinstance(at, datetime)
     assert isinstance(price, Decimal)
@@ -71,13 +71,13 @@ async def echo(
 
 @job
 async def large(ctx: JobContext) -> str:
-    """Return more than is kept."""
+    """Return a result over the size limit."""
     return "x" * 2_000_000
 
 
 @job
 async def refuse(ctx: JobContext) -> None:
-    """Fail for good."""
+    """Fail permanently."""
     raise ValueError("not today")
 
 
@@ -214,13 +214,13 @@ async def test_a_pickle_is_refused_unless_the_setting_admits_it(
 
 @job
 async def wait_long(ctx: JobContext) -> None:
-    """Wait for an order."""
+    """Wait until the test cancels or releases the run."""
     await asyncio.sleep(30)
 
 
 @job
 async def which_try(ctx: JobContext) -> int:
-    """Return the number of the try."""
+    """Return the number of the attempt."""
     return ctx.attempt
 
 

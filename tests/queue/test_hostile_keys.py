@@ -30,7 +30,7 @@ ran: list[str] = []
 
 @job
 async def echo(ctx: JobContext, name: str) -> str:
-    """Do what another job does not disturb."""
+    """Run independently of other jobs."""
     ran.append(name)
     return name
 
@@ -43,7 +43,7 @@ async def limited(ctx: JobContext) -> str:
 
 @job
 async def sleep(ctx: JobContext) -> None:
-    """Wait for an order."""
+    """Wait until the test cancels or releases the run."""
     await asyncio.sleep(60)
 
 
@@ -79,7 +79,7 @@ KEYS = sorted({example(one.name) for one in keys.SCHEMA} - {QUEUE})
 
 
 async def _works(client: Client, redis: Redis, what: str) -> None:
-    """Check that jobs run, and that orders are obeyed, unless the key of the order itself is broken."""
+    """Check that jobs run and that operator commands take effect, unless the command's own key is broken."""
     run = await client.enqueue(echo, name=what)
     assert await run.result(timeout=20) == what
     assert await (await client.enqueue(limited)).result(timeout=20) == "limited"

@@ -30,26 +30,26 @@ async def fine(ctx: JobContext) -> int:
 
 @job
 async def fatal(ctx: JobContext) -> None:
-    """Fail for good."""
+    """Fail permanently."""
     raise NonRetryableError("no")
 
 
 @job
 async def flaky(ctx: JobContext) -> None:
-    """Fail, and be tried again."""
+    """Fail, and be attempted again."""
     raise ValueError("not yet")
 
 
 @job
 async def walk(ctx: JobContext) -> None:
-    """Stand in the first batch until the test is over."""
+    """Wait in the first batch until the test ends."""
     async for _ in ctx.chunks(select(Author), size=10):
         await go["on"].wait()
 
 
 @job(concurrency=1, rate="1/minute", unique=["number"])
 async def bounded(ctx: JobContext, number: int) -> None:
-    """Keep its place until the test is over."""
+    """Hold its slot until the test ends."""
     await go["on"].wait()
 
 

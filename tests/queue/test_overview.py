@@ -14,7 +14,7 @@ from worker.queue.overview import overview
 
 
 def described(jobs: list[str], seen: datetime) -> str:
-    """Return how a worker describes itself."""
+    """Return the entry of a worker."""
     return json.dumps(
         {
             "pid": 1,

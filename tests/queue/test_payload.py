@@ -64,7 +64,7 @@ payloads = st.fixed_dictionaries(
 
 @given(payloads)
 def test_decode_payload_returns_a_payload_that_can_be_written_or_raises(values: dict[str, Any]) -> None:
-    """What is read can be put into the ledger, into a result, and into a script, which takes UTF-8 and JSON."""
+    """A payload that was read can be stored in the ledger, in a result, and in a script, which takes UTF-8 and JSON."""
     try:
         payload = decode_payload(json.dumps(values).encode(), accept_pickle=False)
     except InvalidPayload:

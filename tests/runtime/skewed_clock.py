@@ -26,12 +26,12 @@ RUNS = "test:runs"
 
 @job(cron="* * * * *", result_ttl=0)
 async def each_minute(ctx: JobContext) -> None:
-    """Note that it has run."""
+    """Record the run."""
     await ctx.redis.rpush(RUNS, f"{ctx.run_id} {ctx.attempt}")
 
 
 def skewed(text: str) -> Callable[[], float]:
-    """Return what gives the error of a clock, in seconds."""
+    """Return a function for the error of a clock, in seconds."""
     if text == "jumps":
         chance = random.Random(7)
         return lambda: chance.uniform(-2.0, 2.0)
@@ -39,7 +39,7 @@ def skewed(text: str) -> Callable[[], float]:
 
 
 def shift_the_clock(name: str, error: Callable[[], float]) -> None:
-    """Let the cron of this process live by the test's clock."""
+    """Make the cron of this process read the test's clock."""
     start, look = Scheduler.start, Scheduler.look
 
     async def read(cron: Scheduler) -> tuple[bytes, datetime]:

@@ -32,7 +32,7 @@ gate: dict[str, Any] = {}
 
 @pytest.fixture
 async def rows(database: Database) -> None:
-    """Fifty rows to walk, and nothing known of the test before."""
+    """Fifty rows to walk, and cleared records."""
     tries.clear()
     gate.clear()
     gate.update(begun=asyncio.Event(), go=asyncio.Event(), end=None)
@@ -41,7 +41,7 @@ async def rows(database: Database) -> None:
 
 @job
 async def walk(ctx: JobContext, start: int = 0) -> str:
-    """Walk, unless the gate says how to end before."""
+    """Walk, unless the gate sets another end first."""
     tries.append(ctx.attempt)
     if gate["end"] == "return":
         return "early"
@@ -62,7 +62,7 @@ async def states(database: Database) -> list[str]:
 
 
 async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, by_name: bool = False) -> Any:
-    """Enqueue a walk, and drain its worker in the second batch. Returns the run."""
+    """Enqueue a walk, and drain its worker in the second batch. Return the run."""
     run = await (client.enqueue(one.name) if by_name else client.enqueue(one))
     async with working(with_worker(fast, drain_timeout_seconds=0.1), one):
         await asyncio.wait_for(gate["begun"].wait(), 60)
@@ -71,7 +71,7 @@ async def drained(fast: Settings, client: Client, one: Job[..., Any] = walk, *, 
 
 
 async def rescued(fast: Settings, redis: Redis) -> None:
-    """Let the rescue of a worker look some times, with nothing to wait for."""
+    """Run several rescue rounds of a worker, without a wait."""
     async with working(fast, walk) as worker:
         for _ in range(3):
             await Rescuer(worker.scheduler._ledger, worker.scheduler._store, fast).run()
@@ -79,7 +79,7 @@ async def rescued(fast: Settings, redis: Redis) -> None:
 
 
 async def age(database: Database) -> None:
-    """Make every run of the ledger look as if nobody had touched it for long."""
+    """Make every run of the ledger appear idle for a long time."""
     async with database.transaction() as session:
         for table in ("run", "step"):
             await session.execute(text(f"UPDATE worker.{table} SET updated_at = now() - interval '1 hour'"))
@@ -177,14 +177,14 @@ async def test_a_drain_gets_out_of_a_task_group(fast: Settings, client: Client, 
 
 @job
 async def return_nul(ctx: JobContext) -> str:
-    """Return what PostgreSQL cannot keep."""
+    """Return a value that PostgreSQL cannot store."""
     await ctx.sweep(select_nothing())
     return "a\x00b"
 
 
 @job(max_attempts=1)
 async def raise_nul(ctx: JobContext) -> None:
-    """Raise what PostgreSQL cannot keep."""
+    """Raise an error with a text that PostgreSQL cannot store."""
     await ctx.sweep(select_nothing())
     raise ValueError("a\x00b\ud800")
 
@@ -211,7 +211,7 @@ async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
 
 
 def explode(value: object) -> int:
-    """A validator that raises what pydantic lets pass."""
+    """A validator that raises an error that pydantic does not catch."""
     raise KeyError(value)
 
 

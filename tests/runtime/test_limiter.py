@@ -33,7 +33,7 @@ seen: dict[str, Any] = {}
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
-    """Forget what the last test has seen."""
+    """Clear the records of the previous test."""
     seen.clear()
     seen.update(now=0, most=0, by={}, gate=asyncio.Event(), tries=[], moments=[])
 
@@ -69,7 +69,7 @@ async def waits(ctx: JobContext) -> None:
 
 @job(rate="20/second")
 async def paced(ctx: JobContext) -> None:
-    """Note when."""
+    """Record the time."""
     seen["moments"].append(time.monotonic())
 
 
@@ -309,7 +309,7 @@ async def stubborn(ctx: JobContext) -> None:
 
 @job(max_attempts=1)
 async def sleepy(ctx: JobContext) -> int:
-    """Ask for more time, twice."""
+    """Request a later attempt, twice."""
     seen["tries"].append(ctx.attempt)
     if len(seen["tries"]) < 3:
         raise Snooze(0.01, "the file is not there yet")
@@ -394,7 +394,7 @@ async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client
 
 @job
 async def note_queue(ctx: JobContext, name: str) -> None:
-    """Note whose turn it was."""
+    """Record the order of the runs."""
     seen["moments"].append(name)
 
 

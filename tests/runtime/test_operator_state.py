@@ -23,7 +23,7 @@ tries: list[int] = []
 
 @job
 async def once_bad(ctx: JobContext) -> str:
-    """Fail for good at first."""
+    """Fail permanently in the first run."""
     tries.append(ctx.attempt)
     if len(tries) == 1:
         raise NonRetryableError("at first")

@@ -41,7 +41,7 @@ async def nothing(ctx: JobContext) -> None:
 async def insert(
     database: Database, run_id: str, state: str = "succeeded", *, days: int | None = 31, quarantined: bool = False
 ) -> None:
-    """Write a run down that ended so many days ago, with a step, and a row that it skipped."""
+    """Insert a run that ended some days ago, with a step and a skipped row."""
     async with database.transaction() as session:
         await session.execute(text(_RUN), {"id": run_id, "state": state, "days": days})
         await session.execute(text(_PARTS), {"id": run_id})
@@ -120,7 +120,7 @@ async def test_a_walk_over_ended_runs_reads_no_more_than_it_takes(database: Data
 
 @pytest.fixture
 def pruning(settings: Settings, database: Database, redis: Redis) -> Pruner:
-    """What a worker has for it."""
+    """The worker's parts that the pruner needs."""
     return Pruner(QueueStore(redis), Ledger(database), with_worker(settings, run_retention_days=30).worker)
 
 

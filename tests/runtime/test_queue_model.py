@@ -37,7 +37,7 @@ LIMIT = 3
 
 
 class QueueModel(RuleBasedStateMachine):
-    """What should be true of each job: where it is, who has it, what became of it."""
+    """The expected state of each job: its place, its owner, and its outcome."""
 
     url: str
     runner: asyncio.Runner
@@ -107,7 +107,7 @@ class QueueModel(RuleBasedStateMachine):
         self.wait(self.redis.zadd(keys.priority_line(QUEUE, self.levels[run_id]), {run_id: due}, xx=True))
 
     def _may_run(self, wanted: int) -> list[str]:
-        """Return what the next turn takes: the highest first, equals by their due times, and not over the limit."""
+        """Return the jobs of the next claim: by priority, equal ones by due time, and within the limit."""
         if len(self.counted) + wanted > LIMIT:
             self.counted &= self.held.keys()
         order = sorted(self.waiting, key=lambda run_id: -self.levels[run_id])
@@ -115,7 +115,7 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(owner=OWNER, slots=strategies.integers(0, 4), share=strategies.floats(0, 1))
     def ack_and_claim(self, owner: str, slots: int, share: float) -> None:
-        """A worker ends some of what it has, and takes what is due."""
+        """A worker ends some of its jobs, and claims due ones."""
         mine = [claim for holder, claim in self.held.values() if holder == owner]
         ending = mine[: round(share * len(mine))]
         late = [claim for holder, claim in self.stale if holder == owner]
@@ -168,7 +168,7 @@ class QueueModel(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=strategies.data())
     def worker_dies_or_freezes(self, data: Any) -> None:
-        """A lease ends: the job is due, and its owner, if it lives, does not know it."""
+        """A lease ends: the job is due, and its owner, if alive, has not noticed."""
         run_id = data.draw(strategies.sampled_from(sorted(self.held)))
         owner, claim = self.held.pop(run_id)
         self.wait(self.redis.delete(keys.IN_PROGRESS + run_id))

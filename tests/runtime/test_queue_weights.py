@@ -34,7 +34,7 @@ gate: dict[str, asyncio.Event] = {}
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """Forget what the jobs of the test before have done."""
+    """Clear the records of the previous test."""
     moments.clear()
     counts.update(now=0, most=0)
     gate["go"] = asyncio.Event()
@@ -42,13 +42,13 @@ def fresh() -> None:
 
 @job
 async def note(ctx: JobContext, name: str) -> None:
-    """Note whose turn it was."""
+    """Record the order of the runs."""
     moments.append(name)
 
 
 @job(priority=3)
 async def note_first(ctx: JobContext, name: str) -> None:
-    """Note whose turn it was, before others."""
+    """Record the order of the runs, with a higher priority."""
     moments.append(name)
 
 
@@ -143,7 +143,7 @@ async def test_what_died_gives_its_place_in_a_limited_queue_back_with_its_lease(
 
 
 async def order_of(store: QueueStore, slots: int = 10) -> list[str]:
-    """Claim all that is due, one turn after the other, and end it."""
+    """Claim all due jobs, one after the other, and end them."""
     taken: list[str] = []
     while claims := await claim_jobs(store, QUEUE, slots):
         taken += [claim.run_id for claim in claims]

@@ -60,11 +60,11 @@ class Clocks:
         process.wait(timeout=30)
 
     async def set(self, moment: datetime) -> None:
-        """Let it be that time."""
+        """Set the clock."""
         await self.redis.set(CLOCK, repr(moment.timestamp()))
 
     async def all_have_looked(self) -> None:
-        """Wait until each worker that lives has looked at its lines at this time, and what was due has run."""
+        """Wait until each living worker has checked its lines at this time, and the due jobs have run."""
         clock = await self.redis.get(CLOCK)
 
         async def looked() -> bool:
@@ -77,7 +77,7 @@ class Clocks:
 
 @pytest_asyncio.fixture
 async def clocks(redis: Redis, database: Database, servers: Services, tmp_path: Path) -> AsyncIterator[Clocks]:
-    """No workers yet."""
+    """Prepare, without workers."""
     made = Clocks(redis, servers, tmp_path)
     yield made
     for name in list(made.processes):

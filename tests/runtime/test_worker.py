@@ -32,7 +32,7 @@ gate: dict[str, asyncio.Event] = {}
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """Forget what the jobs of the test before have done."""
+    """Clear the records of the previous test."""
     tries.clear()
     gate.clear()
     gate["go"] = asyncio.Event()
@@ -41,7 +41,7 @@ def fresh() -> None:
 
 @job
 async def fail_twice(ctx: JobContext) -> int:
-    """Succeed at the third try."""
+    """Succeed in the third attempt."""
     tries.append(ctx.attempt)
     if ctx.attempt < 3:
         raise ValueError("not yet")
@@ -57,14 +57,14 @@ async def always_fail(ctx: JobContext) -> None:
 
 @job(do_not_retry=[KeyError])
 async def not_again(ctx: JobContext, kind: str) -> None:
-    """Fail with an error that another try cannot cure."""
+    """Fail with an error that another attempt cannot resolve."""
     tries.append(ctx.attempt)
     raise {"declared": KeyError("x"), "raised": NonRetryableError("x")}[kind]
 
 
 @job
 async def ask_again(ctx: JobContext) -> float:
-    """Ask for another try after a while. Returns when the first one was."""
+    """Request another attempt after a delay. Return the time of the first one."""
     tries.append(ctx.attempt)
     if ctx.attempt == 1:
         raise Retry(after=0.3)
@@ -73,7 +73,7 @@ async def ask_again(ctx: JobContext) -> float:
 
 @job(timeout=0.1)
 async def too_long(ctx: JobContext) -> None:
-    """Take longer than it may."""
+    """Exceed the timeout."""
     tries.append(ctx.attempt)
     await asyncio.Event().wait()
 
@@ -109,7 +109,7 @@ async def walk(ctx: JobContext) -> int:
 
 @job
 async def fail_in_third_batch(ctx: JobContext) -> int:
-    """Raise at each try, until there is no other."""
+    """Raise in each attempt, until none is left."""
     tries.append(ctx.attempt)
     async for batch in ctx.chunks(select(Author), size=10):
         for author in batch:
@@ -131,7 +131,7 @@ async def drop_its_table(ctx: JobContext) -> None:
 
 @job
 async def fill_the_disk(ctx: JobContext) -> int:
-    """Write more than there is room for."""
+    """Write more than the limit allows."""
     tries.append(ctx.attempt)
     return await ctx.sweep(update(Author).values(seen=1), size=10)
 
@@ -242,7 +242,7 @@ def renamed(**annotations: type) -> Job[..., int]:
     """Return a job of one name, whose arguments are those of some version of it."""
 
     async def function(ctx: JobContext, **arguments: int) -> int:
-        """Say how many arguments came."""
+        """Return the number of arguments."""
         return len(arguments)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -490,7 +490,7 @@ contexts: list[weakref.ref[JobContext]] = []
 
 @job
 async def leave_a_trace(ctx: JobContext) -> None:
-    """Be findable as long as anything holds it."""
+    """An object that the garbage collector lists while it is referenced."""
     contexts.append(weakref.ref(ctx))
 
 

@@ -33,7 +33,7 @@ class CommandLine:
         self._real = real
 
     async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
-        """Run one command beside the test's event loop; `environment` is over that of the servers."""
+        """Run one command in a thread; `environment` overrides that of the servers."""
         call = run_process if self._real else run_here
         return await asyncio.to_thread(call, arguments, stdin, self._servers.environment() | environment)
 
@@ -61,7 +61,7 @@ def run_here(arguments: Sequence[str], stdin: str, environment: Mapping[str, str
 
 
 def error_line(ran: Ran) -> str:
-    """Return what the command wrote to standard error, which is one line and no traceback."""
+    """Return the standard error of the command, which is one line without a traceback."""
     assert "Traceback" not in ran.stderr
     assert ran.stderr.count("\n") == 1, ran.stderr
     return ran.stderr

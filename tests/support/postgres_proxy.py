@@ -43,7 +43,7 @@ class PostgresProxy:
         self.is_armed = True
 
     def disarm(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self.is_armed = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,7 +54,7 @@ class PostgresProxy:
         writer.close()
 
     def harm_next(self) -> Harm | None:
-        """Count a message. Returns the harm to be done to it."""
+        """Count a message. Return the fault to apply to it."""
         if not self.is_armed:
             return None
         self.count += 1

@@ -42,7 +42,7 @@ class Proxy:
             writer.transport.abort()
 
     def swallow(self) -> None:
-        """Pass nothing on any more on the connections that are open: to both sides they look alive."""
+        """Stop forwarding on the open connections: to both sides they look alive."""
         self._swallowed |= self._writers
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,7 +74,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(target: int, *, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
-    """Stand before the server of a port."""
+    """Start a proxy in front of the server of a port."""
     proxy = Proxy(target, delay=delay)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
     proxy.port = server.sockets[0].getsockname()[1]

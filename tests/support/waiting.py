@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
-    """Poll until `look` returns something true; fail after so many seconds."""
+    """Poll until `look` returns a true value; fail after a number of seconds."""
     async with asyncio.timeout(seconds):
         while True:
             seen = await look()
@@ -24,7 +24,7 @@ async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
 
 
 async def until_true(look: Callable[[], object], seconds: float = 60.0) -> None:
-    """Poll until a plain function returns something true; fail after so many seconds."""
+    """Poll until a plain function returns a true value; fail after a number of seconds."""
 
     async def looked() -> bool:
         return bool(look())

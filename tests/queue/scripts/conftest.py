@@ -45,7 +45,7 @@ class StandingLimiter(Limiter):
 
 
 class Scripts:
-    """The scripts, and a look at what they did."""
+    """The scripts, and their effects in Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
@@ -53,7 +53,7 @@ class Scripts:
         self.limiter = StandingLimiter(redis)
 
     async def run(self, name: str, keys: list[str], *arguments: Any) -> Any:
-        """Run a script that goes by the clock."""
+        """Run a script that reads the clock."""
         return await self.redis.eval(at_standing_clock(name), len(keys), *keys, *arguments)
 
     async def due(self, run_id: str, queue: str = QUEUE) -> float | None:
@@ -61,7 +61,7 @@ class Scripts:
         return await self.redis.zscore(queue, run_id)
 
     async def everything(self) -> dict[bytes, Any]:
-        """Return all that is in Redis: to see that nothing has changed."""
+        """Return the whole content of Redis, to check that it is unchanged."""
         found: dict[bytes, Any] = {}
         for name in sorted(await self.redis.keys("*")):
             found[name] = await self.redis.dump(name), await self.redis.pttl(name) > 0

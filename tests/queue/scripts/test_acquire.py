@@ -71,7 +71,7 @@ async def test_who_has_to_wait_stands_in_line_by_when_it_first_came(scripts: Scr
 
 
 async def test_who_has_a_place_keeps_it_when_it_comes_again(scripts: Scripts) -> None:
-    """The answer was lost, or its worker has died and it is tried again."""
+    """The answer was lost, or its worker has died and the job is attempted again."""
     for run_id in "ab":
         await enter(scripts, narrow, run_id)
     assert await enter(scripts, narrow, "a") is None

@@ -26,7 +26,7 @@ def lock(counts: str) -> Lock:
 
 
 async def end(scripts: Scripts, run_id: str) -> None:
-    """Let a run be over, and its result be forgotten."""
+    """End a run, and expire its result."""
     await scripts.redis.delete(keys.JOB + run_id, keys.IN_PROGRESS + run_id)
     await scripts.redis.zrem(QUEUE, run_id)
 

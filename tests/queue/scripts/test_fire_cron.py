@@ -59,7 +59,7 @@ async def test_each_line_has_a_last_due_time_of_its_own(scripts: Scripts) -> Non
 
 @pytest.mark.parametrize("known_by", [keys.JOB, keys.RESULT, keys.IN_PROGRESS])
 async def test_what_a_stock_worker_has_enqueued_is_not_enqueued_again(scripts: Scripts, known_by: str) -> None:
-    """By its payload while it waits, by its result, and by the lease that arq leaves for a minute."""
+    """The id is known by its payload while it waits, by its result, and by the lease that arq keeps for a minute."""
     await scripts.redis.set(f"{known_by}cron:{DUE}", "arq's")
     assert await fire(scripts) == 0
     assert await scripts.due(f"cron:{DUE}") is None

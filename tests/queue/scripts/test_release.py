@@ -16,7 +16,7 @@ async def narrow(ctx: JobContext) -> None:
 
 
 async def leave(scripts: Scripts) -> None:
-    """Let `r` leave."""
+    """Release the slot of `r`."""
     await scripts.limiter.release(narrow, Claim("r", QUEUE, 0, b"", 1), {})
 
 
@@ -36,7 +36,7 @@ async def test_the_one_that_waits_longest_is_due_now_and_no_other(scripts: Scrip
 
 
 async def test_one_that_left_the_queue_is_passed_over_and_not_brought_back(scripts: Scripts) -> None:
-    """It was cancelled while it stood in line."""
+    """The job was cancelled while it waited for a slot."""
     await scripts.redis.zadd(LINE, {"gone": 1, "also gone": 2, "there": 3})
     await scripts.redis.zadd(QUEUE, {"there": NOW + 5_000})
     await leave(scripts)

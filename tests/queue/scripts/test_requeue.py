@@ -69,7 +69,7 @@ async def test_a_claim_that_counts_stays(scripts: Scripts) -> None:
 
 
 async def test_its_due_time_is_none_of_a_job_that_runs(scripts: Scripts) -> None:
-    """A renewal that is on its way would take it back (renew.lua)."""
+    """A renewal in flight would otherwise take it back (renew.lua)."""
     await claimed(scripts)
     await requeue(scripts, delay=10_000)
     assert await scripts.due("r") == NOW + 10_000

@@ -17,7 +17,7 @@ async def retry(scripts: Scripts, *, letter: bool) -> bool:
 
 
 async def ended(scripts: Scripts) -> None:
-    """`r` has failed for good, after an order to cancel that came too late; an operator wants it again."""
+    """`r` has failed permanently, after a cancel command that came too late; an operator retries it."""
     await scripts.redis.mset({PREVIOUS_RESULT: "{}", TRY: 5})
     await scripts.redis.hset(keys.DEAD, "r", "{}")
     await scripts.redis.zadd(keys.DEAD_AT, {"r": 1, "another": 1})
@@ -68,7 +68,7 @@ async def test_a_letter_whose_id_was_enqueued_again_stays(scripts: Scripts) -> N
 
 @pytest.mark.parametrize("there", [False, True])
 async def test_an_order_is_done_with_also_where_it_came_too_late(scripts: Scripts, there: bool) -> None:
-    """Else each worker would come with it again and again."""
+    """Otherwise each worker would call with it repeatedly."""
     await ended(scripts)
     if there:
         await scripts.redis.zadd(QUEUE, {"r": 1})
