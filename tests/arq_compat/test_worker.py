@@ -890,10 +890,14 @@ async def test_without_a_mirror_all_keys_are_arqs(arq: ArqRedis, make: MakeWorke
     async def good(ctx: dict[Any, Any]) -> None:
         pass
 
-    await arq.enqueue_job("good")
+    async def outlasts_cron(ctx: dict[Any, Any]) -> None:
+        await until(lambda: arq.keys("arq:result:cron:*"))
+
+    await arq.enqueue_job("outlasts_cron")
     await arq.set(keys.JOB + "junk", b"\x80junk")
     await arq.zadd("arq:queue", {"junk": 1})
     lines = [cron(good, name="cron", second=set(range(60)), unique=True)]
-    await make([arq_func(good, name="good")], mirror=False, cron_jobs=lines, max_burst_jobs=4).main()
+    functions = [arq_func(outlasts_cron, name="outlasts_cron")]
+    await make(functions, mirror=False, cron_jobs=lines).main()
     assert [name for name in await arq.keys("*") if not name.startswith(b"arq:")] == []
     assert await arq.keys("arq:result:cron:*")

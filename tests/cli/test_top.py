@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import selectors
 import struct
 import subprocess
 import sys
@@ -449,10 +450,16 @@ class Terminal:
         self.process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment)
         os.close(other)
         self.written = ""
+        self._readable = selectors.SelectSelector()
+        self._readable.register(self._side, selectors.EVENT_READ)
 
     def read_until(self, text: str) -> None:
-        """Read until a text has come."""
+        """Read until a text has come; raise `TimeoutError` after a minute without it."""
+        ends_at = time.monotonic() + 60
         while text not in self.written:
+            left = ends_at - time.monotonic()
+            if left <= 0 or not self._readable.select(left):
+                raise TimeoutError(f"{text!r} has not come: {self.written[-2_000:]!r}")
             self.written += os.read(self._side, 65_536).decode(errors="replace")
 
     def press(self, key: str) -> None:
@@ -475,13 +482,13 @@ async def test_the_page_runs_in_a_terminal_until_q(servers: Services, redis: Red
     terminal = Terminal([sys.executable, "-m", "worker", "top", "--every", "0.2"], servers.environment())
 
     def use() -> int:
-        terminal.read_until("arq:queue")
+        terminal.read_until("1 waiting")
         terminal.press("q")
         return terminal.end()
 
     async with asyncio.timeout(60):
         assert await asyncio.to_thread(use) == 0
-    assert "1 waiting" in terminal.written
+    assert "slots in use" in terminal.written
     assert terminal.written.rstrip().endswith("\x1b[?25h") or "\x1b[?1049l" in terminal.written  # left as it was
 
 

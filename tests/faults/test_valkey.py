@@ -145,7 +145,7 @@ async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
             other.target = valkey.port
 
             async def is_back() -> bool:
-                return first_back._claims_at > 0
+                return first_back._fetcher._claims_at > 0
 
             await until(is_back)
             one.target = valkey.port
