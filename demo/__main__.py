@@ -35,7 +35,7 @@ _TRY = """Try it on permanent servers (`make services` prints their URLs; set th
   redis-cli -u $REDIS_URL HGETALL worker:run:<id>              how far a run is
   redis-cli -u $REDIS_URL HGETALL worker:workers               who works
   redis-cli -u $REDIS_URL ZRANGE arq:queue 0 -1 WITHSCORES     what waits
-  redis-cli -u $REDIS_URL SADD worker:paused index_place_names     pause (SREM goes on)
+  redis-cli -u $REDIS_URL SADD worker:paused index_place_names     pause (SREM resumes)
   redis-cli -u $REDIS_URL SET arq:job:mine '{"f": "retire_hamlets"}'  enqueue, in two commands:
   redis-cli -u $REDIS_URL ZADD arq:queue 0 mine"""
 

@@ -263,7 +263,7 @@ class Attempt:
                 raise UsageError(
                     f"job {self.job}: durable loops cannot be nested or run concurrently in one job, because each "
                     f"batch owns the run's transaction. Walk the join, or read the inner rows with batch.session. If "
-                    f"the other loop was left by `break`, close the generator of yours that still holds it"
+                    f"the other loop was exited by `break`, close the generator in your code that holds it"
                 )
             await before.leave()
         if self.broken is not None:

@@ -1,6 +1,6 @@
 """Calls the job function again, in process, after a batch has failed: with half of its rows, or without one row.
 
-Python gives an iterator no way to catch what the body of its `async for` raises. So the job function is called again:
+A Python iterator cannot catch an exception from the body of its `async for`. So the job function is called again:
 its finished loops are skipped, and the failed loop continues from its cursor, with fewer rows in a batch until it has
 passed the failed rows.
 """

@@ -124,7 +124,7 @@ def resume(targets: Targets) -> None:
     """Resume paused runs, jobs, queues, or all."""
     settings, _ = state.load()
     if not _with_client(settings, lambda client: client.resume(*targets)):
-        raise fail(f"not paused: {', '.join(targets)}; `worker status` lists what is paused")
+        raise fail(f"not paused: {', '.join(targets)}; `worker status` lists pauses")
     print_line(f"resumed: {', '.join(targets)}")
 
 

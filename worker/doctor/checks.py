@@ -167,7 +167,7 @@ def persistence(redis: RedisFacts, settings: Settings) -> Finding:
         return wrong(f"Redis cannot persist its data ({', '.join(broken)})", "check its log and its disk")
     if not redis.info.get("aof_enabled") and redis.config.get("save") == "":
         return warning(
-            "Redis stores nothing on disk: a restart loses waiting jobs, except walks that the ledger knows",
+            "Redis stores nothing on disk: a restart loses waiting jobs, except walks in the ledger",
             "CONFIG SET appendonly yes, if waiting jobs matter",
         )
     return fine("an append-only file" if redis.info.get("aof_enabled") else "snapshots")
@@ -215,7 +215,7 @@ def postgres_version(postgres: PostgresFacts, settings: Settings) -> Finding:
     if major < _OLDEST_POSTGRES:
         return wrong(f"{name} is too old", f"upgrade to {_OLDEST_POSTGRES} or newer")
     if major > _NEWEST_POSTGRES:
-        return warning(f"{name} is newer than those that this version was tested with", "upgrade Longhaul")
+        return warning(f"{name} is newer than the versions that this release was tested with", "upgrade Longhaul")
     return fine(name + (", behind PgBouncer" if postgres.pooled else ""))
 
 

@@ -44,7 +44,7 @@ def make_home() -> Path:
         return home
     raise RuntimeError(
         "no temporary folder is open to the user 'nobody', which embedded PostgreSQL runs as under root; "
-        "set TMPDIR to one that is"
+        "set TMPDIR to a folder that this user can enter"
     )
 
 

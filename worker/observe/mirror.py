@@ -261,7 +261,7 @@ class Mirror(Observer):
             self._write_brief(pipeline, entry, ended, keep)
 
     def _add_worker(self, pipeline: Pipeline, *, final: bool) -> bool:
-        """Add to the pipeline what this worker says of itself.
+        """Add the entry of this worker to the pipeline.
 
         Returns:
             False if nothing has to be written: the pipeline is empty, and the worker's last entry is recent.

@@ -29,7 +29,7 @@ class BulkTarget:
         mapper: the mapper of a mapped class; None for a `Table`.
         table: the table.
         columns_by_name: the columns, by attribute name and by column key.
-        names: the name by which SQLAlchemy knows each column in a row: attribute name or column key.
+        names: the name of each column in a row for SQLAlchemy: attribute name or column key.
     """
 
     def __init__(self, entity: Any) -> None:

@@ -36,7 +36,7 @@ from worker.settings import Settings, mask_passwords
 
 _LATE_SECONDS = 2.0
 _QUESTIONS: dict[Action, str] = {
-    "cancel": "Cancel the run {key}? It ends for good at its next batch boundary. Committed batches stay.",
+    "cancel": "Cancel the run {key}? It ends at its next batch boundary, and is not retried. Committed batches stay.",
     "drain": "Drain the worker {key}? It ends as after SIGTERM, and other workers continue its runs.",
 }
 _BANDS: dict[Name, str] = {
