@@ -280,7 +280,7 @@ async def is_cancelled(scene: Scene, answer: str) -> bool:
 
 
 async def is_sent(scene: Scene, answer: str) -> bool:
-    cured["yes"] = True  # too late for a try or two: the order is given again below, as a person would
+    cured["yes"] = True  # too late for an attempt or two: the command is repeated below, as an operator would
     if await scene.client.run("mail-1").status() == "dead" and await scene.redis.hexists(keys.DEAD, "mail-1"):
         await scene.redis.sadd(keys.RETRIED, "mail-1")
     sent = await scene.client.run("mail-1").status() == "succeeded"

@@ -23,7 +23,7 @@ from worker import job
 
 @job
 async def greet(ctx, name: str) -> str:
-    """Greet somebody."""
+    """Greet a person."""
     return f"hello, {name}"
 '''
 

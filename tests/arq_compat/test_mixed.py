@@ -266,4 +266,4 @@ async def test_older_clients(project: Project, redis: Redis, settings: Settings,
     )
     assert ran.stdout == "done\n", ran.stderr
     project.start("check", "-m", "arq", "--check", "project.WorkerSettings")
-    assert await project.ended("check") == 0  # arq's own command knows that ours lives
+    assert await project.ended("check") == 0  # arq's own command reports our worker as alive

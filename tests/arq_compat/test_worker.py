@@ -111,7 +111,7 @@ async def arq(settings: Settings, redis: Redis) -> AsyncIterator[ArqRedis]:
 async def make(settings: Settings, arq: ArqRedis) -> AsyncIterator[MakeWorker]:
     """Make workers without a database; closed at the end."""
     made: list[Worker] = []
-    # Were PostgreSQL asked for anything, it would not answer.
+    # A query to PostgreSQL would not be answered.
     nowhere = load_settings(
         environment={
             "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
@@ -240,7 +240,7 @@ async def test_the_options_of_enqueueing_keep_their_meaning(arq: ArqRedis, make:
     by = await put(arq, "again", 0, _defer_by=0.4)
     until_then = await put(arq, "again", 0, _defer_until=datetime.now(UTC) + timedelta(seconds=0.5))
     third = await put(arq, "look", _job_try=3)
-    await make([add, again, look]).main()  # by arq's rule, a burst waits for what is deferred
+    await make([add, again, look]).main()  # by arq's rule, a burst waits for deferred jobs
     assert await one.result(timeout=60) == 3
     assert min(seen[1:]) - began >= 0.4
     assert await by.result(timeout=60) == await until_then.result(timeout=60) == 1
@@ -265,7 +265,7 @@ async def test_what_has_expired_is_neither_begun_nor_tried_again(arq: ArqRedis, 
     assert len(seen) == 1
 
 
-# --- rules of a try
+# --- rules of an attempt
 
 
 async def test_retry_runs_again_after_its_time_and_up_to_max_tries(arq: ArqRedis, make: MakeWorker) -> None:
@@ -584,7 +584,7 @@ async def test_cron_jobs_run_at_startup_and_when_they_are_due_once_for_all_worke
     assert len(ids) == len(set(ids))
     assert seen.count("startup") in (1, 2)  # each worker asks for it; in the same millisecond by the same id
     assert all(one.startswith("cron:due:") for one in ids)
-    # A stock worker that comes late asks for the same id, and is told that it is known.
+    # A late stock worker enqueues the same id, which exists already.
     assert await arq.enqueue_job("cron:due", _job_id=ids[0]) is None
 
 
@@ -774,7 +774,7 @@ async def test_a_pool_by_sentinels_leads_to_the_same_primary() -> None:
     assert worker._settings_in_force().redis.url == "redis+sentinel://:p@a:1,b:2/it/3?sentinel_password=s"
 
 
-# --- our own jobs beside
+# --- our own jobs in the same worker
 
 
 @job

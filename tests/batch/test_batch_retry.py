@@ -106,7 +106,7 @@ async def test_what_does_not_pass_is_a_failed_try_in_the_end(run: JobRunner, dat
     await hinder(database, "IF NEW.id = 50 THEN RAISE 'x' USING ERRCODE = '40P01'; END IF;")
     with pytest.raises(DBAPIError):
         await run(count_all)
-    assert await count_seen(database) == {0: 51, 1: 49}  # all but the one row, and what comes after it
+    assert await count_seen(database) == {0: 51, 1: 49}  # all rows except the failing one and the rows after it
     assert len(sizes) < 40
 
 

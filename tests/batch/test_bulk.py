@@ -320,7 +320,7 @@ async def test_a_savepoint_holds_what_bulk_writes_in_it(context: MakeContext, da
         with pytest.raises(BulkError):
             async with ctx.savepoint(batch.session):
                 await batch.bulk.insert(Sample, {"id": [1] * 300})  # the server refuses it
-        await batch.bulk.insert(Sample, [{"id": 100 + id_} for id_ in batch])  # the batch goes on
+        await batch.bulk.insert(Sample, [{"id": 100 + id_} for id_ in batch])  # the batch continues
     async with database.session() as session:
         assert sorted(await session.scalars(select(Sample.id))) == list(range(101, 131))
 

@@ -301,7 +301,7 @@ async def test_fast_paths_write_every_type_as_sqlalchemy_does(tables: Database, 
     for name, case in CASES.items():
         async with tables.engine.connect() as connection:
             values = [*await accepted(connection, ENTITIES[name], [*case.values]), None]
-        # The same key twice is an error of ours: which row is meant cannot be told.
+        # The same key twice is our own error, because the row is ambiguous.
         keys = [value for place, value in enumerate(values) if value not in values[:place]]
         for how in SHORT_WAYS:
             if case.key or not how.endswith("by_value"):

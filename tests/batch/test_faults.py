@@ -217,7 +217,7 @@ async def test_key_that_is_spelled_anew_is_found_again_once(
             await connection.run_sync(ODD.metadata.drop_all)
 
 
-# --- a loop that was left is settled before another scope opens
+# --- an exited loop is settled before another scope opens
 
 
 async def test_transaction_after_a_break_does_not_wait_for_the_jobs_own_lock(
@@ -292,7 +292,7 @@ async def test_stream_that_writes_to_its_table_gives_way_to_an_alter_table(
     assert await count_seen(database) == {1: ROWS}
 
 
-# --- an await that was forgotten, a batch that is over
+# --- a forgotten await, an ended batch
 
 
 @job

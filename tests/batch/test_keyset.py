@@ -89,7 +89,7 @@ async def test_every_row_is_done_once_over_a_restart(
         ctx = context("run")
         async for batch in ctx.chunks(select(table.c.key, table.c.done), by=by, size=7):
             if batch.number == 4 and len(walked) == 21:
-                walked.append(None)  # the first try ends here, in its fourth batch
+                walked.append(None)  # the first attempt ends here, in its fourth batch
                 break_off = ctx
                 await break_off._attempt.fail()
                 break

@@ -65,7 +65,7 @@ def test_failed_batch_that_was_slow_teaches_the_size_at_once() -> None:
     sizer.note_failure(1_000, 5.0)  # 5 ms a row, at least
     assert sizer.size == 100
     quick = AdaptiveSizer(RULES)
-    quick.note_failure(1_000, 0.1)  # what failed was not its time
+    quick.note_failure(1_000, 0.1)  # it did not fail because of its time
     assert quick.size == 1_000
 
 

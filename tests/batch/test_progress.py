@@ -41,7 +41,7 @@ def listening(context: MakeContext, run_id: str | None = None) -> tuple[JobConte
 
 async def test_the_keys_position_tells_without_counting(context: MakeContext) -> None:
     ctx, reports = listening(context)
-    # The planner knows nothing of a table that was never analysed.
+    # The planner has no statistics of a table that was never analysed.
     async for _ in ctx.chunks(select(Author.id).where(Author.id > 0), size=25):
         pass
     assert [round(report.share or 0, 2) for report in reports] == [0.24, 0.49, 0.75, 1.0]

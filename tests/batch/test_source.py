@@ -171,7 +171,7 @@ async def test_error_in_open_or_fetch_fails_the_run_even_if_the_job_swallows_it(
 
 async def test_source_can_read_in_the_batchs_transaction(context: MakeContext, database: Database) -> None:
     class Queue:
-        """Books in a table that is used as a queue: taken and deleted in the batch's transaction."""
+        """Books in a table that is used as a queue: claimed and deleted in the batch's transaction."""
 
         kind = "queue"
         fingerprint = "book"

@@ -259,7 +259,7 @@ async def test_a_walk_that_waits_is_drained_and_goes_on(quick: Settings, client:
 
 async def test_a_pace_is_given_and_taken_back_while_it_runs(quick: Settings, client: Client, redis: Redis) -> None:
     await redis.hset("worker:pace", "count_by_sweep", "0.5")
-    await redis.hset("worker:pace", "other", "much")  # no number: said, and left alone
+    await redis.hset("worker:pace", "other", "much")  # not a number: logged and ignored
     run = await client.enqueue(count_by_sweep)
     async with working(quick, count_by_sweep):
         await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "0.5 rows/s at most"))

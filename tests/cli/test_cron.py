@@ -44,7 +44,7 @@ async def test_due_times_last_runs_and_one_run_now(
 
     by_hand = await cli("cron", "trigger", "deactivate_dormant_users")
     assert await redis.zrange("arq:queue", 0, -1) == [by_hand.stdout.strip().encode()]
-    assert (await listed(cli))[0]["run"] == run_id  # the due times are what they were
+    assert (await listed(cli))[0]["run"] == run_id  # the due times are unchanged
 
 
 async def listed(cli: CommandLine) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ class Scene:
 
 @pytest_asyncio.fixture
 async def scene(database: Database, client: Client, redis: Redis, fast: Settings) -> AsyncIterator[Scene]:
-    """Three slots; a slow walk, a run that keeps the place of its job, one that waits for it, and a dead letter."""
+    """Three slots; a slow walk, a run that holds the slot of its job, one that waits for it, and a dead letter."""
     cured["yes"] = False
     gate["go"] = asyncio.Event()
     await fill_authors(database, 1000)
@@ -498,7 +498,7 @@ def test_no_other_command_waits_for_textual() -> None:
     assert ran.stdout == "[]\n"
 
 
-# --- what a look costs
+# --- cost of a frame
 
 
 async def test_a_look_is_bounded_whatever_there_is(client: Client, redis: Redis, settings: Settings) -> None:
@@ -538,7 +538,7 @@ async def test_a_look_is_bounded_whatever_there_is(client: Client, redis: Redis,
     assert not stats.keys() & {"hgetall", "smembers", "keys", "hvals", "hkeys"}
     assert stats["hmget"] == looks * MIRRORS  # mirrors; no letter is read twice
     assert (await redis.info("stats"))["total_net_output_bytes"] < looks * 150_000
-    # Those on the screen each time, all others in turn.
+    # The runs on the screen each time, the others in rotation.
     await redis.hset(keys.RUN + on_screen[0], "rows", 8)
     await redis.hset(keys.RUN + "run-3-3", "rows", 8)
     assert rows_of(await reader.read(on_screen), on_screen[0]) == 8

@@ -27,7 +27,7 @@ async def test_connections_are_named_after_worker_and_job(context: MakeContext, 
     ctx = context()
     await ctx._attempt.run(tell_name, ctx, {})
     assert names == ["longhaul:test:tell_name"]
-    async with database.session() as session:  # the same connection, for nobody's job
+    async with database.session() as session:  # the same connection, without a job
         assert await session.scalar(text("SHOW application_name")) == "longhaul:test"
 
 

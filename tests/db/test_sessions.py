@@ -84,7 +84,7 @@ async def test_a_cancellation_in_the_middle_of_a_commit_waits_for_it(
 
     task = asyncio.create_task(write())
     await committing.wait()
-    for _ in range(3):  # however often it is said
+    for _ in range(3):  # also when repeated
         task.cancel()
         await asyncio.sleep(0)
     go_on.set()

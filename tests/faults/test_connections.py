@@ -113,7 +113,7 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
                 try:
                     await client.enqueue(gated.options(id=name), name=name)
                 except ServerUnavailable:
-                    await asyncio.sleep(0.05)  # as a client would, which is told that it is not there
+                    await asyncio.sleep(0.05)  # as a client retries after a refused connection
                     continue
                 enqueued.append(name)
                 number += 1
@@ -135,7 +135,7 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
     assert begun["running"] == 1
     assert len(enqueued) >= 20
     said = [line for line in complaints(caplog) if line.startswith("Redis: ")]
-    assert 0 < len(said) <= 2  # cut off, and perhaps refused by what is no primary any more
+    assert 0 < len(said) <= 2  # disconnected, and perhaps refused by the former primary
 
 
 async def test_a_primary_that_no_sentinel_knows_is_said_in_one_line(fast: Settings, watched: Watched) -> None:

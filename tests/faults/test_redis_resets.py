@@ -146,7 +146,7 @@ async def test_worker_obeys_orders_after_its_connections_were_reset(
                 await redis.sadd(keys.PAUSED, f"nobody-{number}")  # the listener reads now
                 proxy.reset()
                 await redis.client_kill_filter(_type="pubsub")
-                await redis.sadd(keys.RETRIED, f"nobody-{number}")  # the worker takes this order back itself
+                await redis.sadd(keys.RETRIED, f"nobody-{number}")  # the worker removes this command itself
                 await until(lambda: _has_no_member(redis, keys.RETRIED))
             await run.cancel()
             await until(lambda: _status_is(run, "cancelled"))

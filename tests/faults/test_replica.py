@@ -98,7 +98,7 @@ async def run_alone(database: Database, *statements: str) -> None:
 async def test_a_snapshot_in_the_way_of_a_vacuum_costs_a_walk_no_row(database: Database, settings: Settings) -> None:
     assert database.replica is not None
     replica = database.replica
-    # What it replays ends the snapshots in its way at once, and not after 30 s.
+    # Replay ends conflicting snapshots at once, and not after 30 s.
     await run_alone(replica, "ALTER SYSTEM SET max_standby_streaming_delay = 0", "SELECT pg_reload_conf()")
     await add_authors(database, 1, 60)
     runner = JobRunner(database, settings)

@@ -98,7 +98,7 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             await told(caplog, ["Redis: ", "running jobs continue"])
             stop_renewing("ends-meanwhile")
             await passed(AWAY_SECONDS)
-            # Two workers, and what they tried at once when it went.
+            # Two workers, with their concurrent calls at the time of the failure.
             assert proxy.opened - before < 2 * TRIED_A_SECOND * (AWAY_SECONDS + 1)
             with pytest.raises(ServerUnavailable, match="start Redis there"):
                 await client.enqueue(gated, name="in-vain")
@@ -225,7 +225,7 @@ async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
         ):
             known = await start(client, "known-there")
             await until(lambda: replica.exists("arq:in-progress:known-there"))
-            await replica.replicaof("NO", "ONE")  # what is written from now on, it does not have
+            await replica.replicaof("NO", "ONE")  # it does not get later writes
             lost = await start(client, "lost-there")
             waiting = await client.enqueue(gated.options(delay=600), name="waiting")
 
@@ -359,7 +359,7 @@ async def has_little_time(ctx: JobContext) -> None:
 async def test_the_clock_of_jobs_does_not_wait_for_a_server_that_hangs(
     valkey: EmbeddedValkey, here: Settings, admin: Redis
 ) -> None:
-    await admin.execute_command("ACL", "SETUSER", "default", "-client|tracking")  # so that orders are asked for
+    await admin.execute_command("ACL", "SETUSER", "default", "-client|tracking")  # the worker polls commands
     assert valkey.pid is not None
     async with working(here, has_little_time), Client(here) as client:
         await client.enqueue(has_little_time)

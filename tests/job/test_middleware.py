@@ -145,7 +145,7 @@ def context_in_thread(ctx: JobContext) -> dict[str, str]:
 
 @job
 async def span_in_job(ctx: JobContext) -> str:
-    """The span under which the job's own ones begin, as one that it enqueues would have it."""
+    """Return the parent span of the job's own spans, and of jobs that it enqueues."""
     span = trace.get_current_span().get_span_context()
     assert span.is_remote
     return current_headers()["traceparent"]

@@ -76,7 +76,7 @@ async def test_a_connection_that_is_still_in_use_does_not_go_back_to_the_pool(
     ctx = context("run")
     run = await ctx._attempt.durable_run()
     raw = run.driver.raw
-    await raw.execute("BEGIN")  # as a task does that the job has left behind
+    await raw.execute("BEGIN")  # like a task that the job has not awaited
     await ctx._attempt.close()
     async with database.engine.connect() as connection:
         assert (await connection.get_raw_connection()).driver_connection is not raw
@@ -130,7 +130,7 @@ async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Data
     before = await updates()
     ctx = context("run")
     await walk(ctx, 4)
-    await ctx._attempt.close()  # its backend tells of its updates when it is idle
+    await ctx._attempt.close()  # its backend reports its updates when it is idle
 
     async def told() -> bool:
         return (await updates())[0] - before[0] >= 4

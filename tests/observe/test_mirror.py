@@ -172,7 +172,7 @@ async def test_what_could_not_be_written_is_written_later(
         patched.setattr(redis, "pipeline", broken)
         await mirror.write()
         await mirror.write()
-    assert caplog.text.count("the mirror cannot be written") == 1  # said once
+    assert caplog.text.count("the mirror cannot be written") == 1  # logged once
     assert await shown(redis) == {}
     await mirror.write()
     assert (await shown(redis))["state"] == "running"

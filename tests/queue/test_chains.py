@@ -118,7 +118,7 @@ async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
     run = await client.enqueue(double.options(then=add.options(then=last.call()).call(3)), number=4)
     async with working(fast, *ALL):
         await run.next_runs[0].result(timeout=60)
-    # Nobody serves that queue.
+    # No worker serves that queue.
     assert await redis.zscore(keys.priority_line("arq:other", 4), run.next_runs[1].id)
     due = await redis.zscore("arq:other", run.next_runs[1].id)
     ended = json.loads(await redis.get(keys.RESULT + run.next_runs[0].id))["ft"]
@@ -244,7 +244,7 @@ async def test_a_turn_that_is_repeated_puts_the_next_one_there_once(client: Clie
     run = await client.enqueue(double.options(then=done.call()), number=1)
     store, _, ended = await ending(redis, run.id)
     turned = await store.ack_and_claim([ended], 1, [(QUEUE, 1)])
-    assert [one.run_id for one in turned.claims] == [run.next_runs[0].id]  # taken in the very turn
+    assert [one.run_id for one in turned.claims] == [run.next_runs[0].id]  # claimed in the same call
     await store.ack_and_claim([Ack(turned.claims[0], None, 0)], 0, [])  # it has run, and is forgotten
     assert await redis.keys("*") == []
     await store.ack_and_claim([ended], 1, [(QUEUE, 1)])  # the answer to the first had been lost
@@ -266,7 +266,7 @@ async def test_a_member_that_ends_twice_counts_once(client: Client, redis: Redis
     first = await ending(redis, group.runs[0].id)
     await first[0].ack_and_claim([first[2]], 0, [])
     await first[0].ack_and_claim([first[2]], 0, [])
-    # It runs once more, e.g. since an operator wanted it, with nothing left of its first time.
+    # It runs once more, e.g. by a retry of an operator, without data of its first run.
     await redis.set(keys.JOB + group.runs[0].id, first[1].payload or b"")
     await redis.zadd(QUEUE, {group.runs[0].id: 1})
     again = await ending(redis, group.runs[0].id)
@@ -347,7 +347,7 @@ async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Sett
     group = await client.group([double.call(1), add.call(2), chain], then=then, complete_when="all_finished")
     async with working(fast, *ALL):
         assert group.callback is not None
-        assert await group.callback.result(timeout=60) == "3"  # nobody is told meanwhile that it does not begin
+        assert await group.callback.result(timeout=60) == "3"  # no error is reported before it begins
     assert ("total", [None, 3, None]) in calls
     assert ("done",) not in calls
     assert await group.progress() == (3, 3, True)

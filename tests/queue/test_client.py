@@ -252,14 +252,14 @@ async def test_a_job_that_a_stock_worker_runs_is_not_asked_for_again_and_again(
 ) -> None:
     await redis.set("arq:job:theirs", '{"f": "add", "k": {"a": 1}}')
     await redis.set("arq:in-progress:theirs", "1", px=60_000)
-    await redis.zadd("arq:queue", {"theirs": 1})  # there it stays due as long as it runs
+    await redis.zadd("arq:queue", {"theirs": 1})  # it stays due there while it runs
 
     async with working(fast, *JOBS):
         assert await (await client.enqueue(add, 1)).result(timeout=60) == 3  # behind it in the queue
         before, began = await script_calls(redis), time.monotonic()
         await round_trips(redis, 400)
         polls = (time.monotonic() - began) / fast.worker.poll_interval_seconds
-        assert await script_calls(redis) - before < 50 + 3 * polls  # one that asked without a pause would ask 400 times
+        assert await script_calls(redis) - before < 50 + 3 * polls  # polling without a pause would call 400 times
         assert await (await client.enqueue(add, 2)).result(timeout=60) == 4
         await redis.delete("arq:in-progress:theirs")
         assert await client.run("theirs", add).result(timeout=60) == 3

@@ -283,7 +283,7 @@ async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Re
     assert await renew(keys=["arq:queue"], args=arguments) == [b"lost"]
     assert await redis.exists(keys.IN_PROGRESS + run.id) == 0
     await until(lambda: claim_jobs(store, "arq:queue", 5))
-    await redis.delete(keys.IN_PROGRESS + run.id)  # a lease that ran out, and that nobody took
+    await redis.delete(keys.IN_PROGRESS + run.id)  # an expired lease that no worker claimed
     assert await renew(keys=["arq:queue"], args=arguments) == [b"held"]
     assert await redis.get(keys.IN_PROGRESS + run.id) == b"north:1"
 

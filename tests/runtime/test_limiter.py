@@ -87,7 +87,7 @@ async def alone(ctx: JobContext, n: int = 0, note: str = "") -> int:
 
 @job(unique="n", unique_while="waiting")
 async def next_one(ctx: JobContext, n: int, note: str = "") -> str:
-    """One that waits for each n."""
+    """Allow one waiting job for each n."""
     await seen["gate"].wait()
     return note
 
@@ -101,7 +101,7 @@ async def test_no_more_run_at_once_than_the_limit_over_two_workers(fast: Setting
     runs = await client.enqueue_many(narrow, [{}] * 40)
     async with working(fast, narrow, free), working(with_worker(fast, name="other"), narrow, free):
         other = await client.enqueue(free)
-        await other.result(timeout=60)  # who is not limited does not wait behind them
+        await other.result(timeout=60)  # an unlimited job does not wait behind them
         for run in runs:
             await run.result(timeout=60)
     assert seen["most"] == 3
@@ -122,7 +122,7 @@ async def test_a_place_whose_worker_has_died_is_free_with_its_lease(redis: Redis
     dead, alive = (Claim(run_id, "arq:queue", 0, b"", 1) for run_id in ("dead", "alive"))
     await redis.set(keys.IN_PROGRESS + "dead", "w", px=10_000)
     assert await limiter.acquire(waits, dead, {}) is None
-    assert await limiter.acquire(waits, dead, {}) is None  # a try of the same run has its place
+    assert await limiter.acquire(waits, dead, {}) is None  # another attempt of the same run has its slot
     held = await limiter.acquire(waits, alive, {})
     assert held is not None
     assert held.why == "limit"
@@ -181,7 +181,7 @@ async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> Non
     assert waits_ms[:5] == [0] * 5
     for place, wait in enumerate(waits_ms[5:], start=1):
         assert 600 * place - 100 <= wait <= 600 * place
-    # Its moment was reserved: when it comes then, it passes, and asks for no other.
+    # Its moment was reserved: at that time it passes, and reserves no other.
     assert await limiter.acquire(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
 
 
@@ -297,7 +297,7 @@ async def test_one_that_waits_is_replaced_and_one_that_runs_is_not(
     assert await redis.zscore("arq:queue", moved.id) > time.time() * 1000 + 50_000
 
 
-# --- tries
+# --- attempts
 
 
 @job(backoff=lambda attempt: attempt / 100, max_attempts=4)

@@ -26,7 +26,7 @@ async def mail(ctx: JobContext, n: int) -> int:
 
 @job
 async def other(ctx: JobContext) -> str:
-    """A job that is not."""
+    """A job that is not paused."""
     return "done"
 
 

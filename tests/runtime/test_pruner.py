@@ -83,7 +83,7 @@ async def test_they_go_oldest_first_and_each_call_goes_on_behind_the_last_one(da
         await insert(database, f"r{days}", days=days, quarantined=days in (44, 49))
     first = await Ledger(database).delete_finished(keep_seconds=30 * DAY, after=None, limit=3)
     assert [run.id for run in first] == ["r48", "r47", "r46"]
-    # One that was behind the walk's place stays until the next walk.
+    # A run behind the position of the walk stays until the next walk.
     await insert(database, "older", days=60)
     assert await forget(database, after=first[-1]) == ["r45", "r43", "r42", "r41", "r40"]
     assert await forget(database) == ["older"]

@@ -50,12 +50,12 @@ class QueueModel(RuleBasedStateMachine):
         self.waiting: list[str] = []  # in the order in which they are due
         self.deferred: set[str] = set()
         self.held: dict[str, tuple[str, Claim]] = {}  # whose lease lives: owner, claim
-        self.stale: list[tuple[str, Claim]] = []  # of owners that believe they have what they have lost
-        self.expired: set[str] = set()  # of those that wait: whose lease has run out
+        self.stale: list[tuple[str, Claim]] = []  # claims whose owners have not noticed the loss
+        self.expired: set[str] = set()  # waiting jobs whose lease has expired
         self.ended: dict[str, str] = {}  # by whom
 
         self.levels: dict[str, int] = {}  # the priority of each
-        self.counted: set[str] = set()  # those that Redis counts under the limit of the queue
+        self.counted: set[str] = set()  # jobs that Redis counts under the limit of the queue
         for store in self.stores.values():
             store.claims._queue_limits = {QUEUE: LIMIT}
 
@@ -101,7 +101,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def _wait_in_line(self, run_id: str, *, ran: bool = False) -> None:
         """It is due after all that are due, milliseconds apart: as the test's clock has it."""
-        due = 1_000_000 + self._tick() + (0.5 if ran else 0)  # as ack_and_claim.lua marks what runs
+        due = 1_000_000 + self._tick() + (0.5 if ran else 0)  # as ack_and_claim.lua marks a running job
         self.waiting.append(run_id)
         self.wait(self.redis.zadd(QUEUE, {run_id: due}))
         self.wait(self.redis.zadd(keys.priority_line(QUEUE, self.levels[run_id]), {run_id: due}, xx=True))
@@ -126,7 +126,7 @@ class QueueModel(RuleBasedStateMachine):
             self.counted.discard(claim.run_id)
             self.ended[claim.run_id] = owner
         for claim in late:
-            # What nobody has taken since counts as held; what another one has, or has ended, is refused.
+            # A job that was not claimed since counts as held; a job that another worker owns or has ended is refused.
             holder = self.held.get(claim.run_id)
             taken = (holder is not None and holder[0] != owner) or self.ended.get(claim.run_id, owner) != owner
             assert (claim.run_id in turned.refused) == taken
@@ -199,7 +199,7 @@ class QueueModel(RuleBasedStateMachine):
         for run_id, answer in zip((*mine, *lost), answers, strict=True):
             if run_id in mine:
                 assert answer == b"held"
-            elif run_id in self.expired:  # nobody has taken it since: it is this worker's again
+            elif run_id in self.expired:  # not claimed since: this worker owns it again
                 assert answer == b"held"
                 self._leave_line(run_id)
                 self.held[run_id] = (owner, lost[run_id])

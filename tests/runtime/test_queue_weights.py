@@ -171,7 +171,7 @@ async def test_a_priority_does_not_make_a_job_due(redis: Redis) -> None:
     assert await order_of(store) == ["now"]
     await redis.zadd(keys.priority_line(QUEUE, 9), {"later": 0})  # a line that is wrong does not, either
     assert await order_of(store) == []
-    await redis.zadd(QUEUE, {"later": 5, "many": 6})  # somebody who knows of no priority makes them due
+    await redis.zadd(QUEUE, {"later": 5, "many": 6})  # a client without priorities makes them due
     await redis.zadd(keys.priority_line(QUEUE, 9), {"later": 5})
     assert await order_of(store) == ["later", "many"]
 

@@ -96,7 +96,7 @@ async def test_scheduler_in_five_processes_with_wrong_clocks_runs_each_due_time_
     for number, due in enumerate(moments):
         for step in STEPS:
             await clocks.set(due + timedelta(seconds=step))
-            if (number, step) == (due_times // 4, STEPS[0]):  # the fast one has it, or is about to; nobody else knows
+            if (number, step) == (due_times // 4, STEPS[0]):  # only the fast worker has it, or is about to
                 clocks.end("fast", signal.SIGKILL)
                 clocks.start("fast-again", "2")
             elif (number, step) == (due_times // 2, STEPS[2]):
@@ -110,7 +110,7 @@ async def test_scheduler_in_five_processes_with_wrong_clocks_runs_each_due_time_
     expected = [firing_id("each_minute", str(each_minute.schedule[0]), due) for due in moments]
     assert [run_id for run_id, _ in runs if run_id not in expected] == []
     assert [run_id for run_id in expected if run_id not in {run_id for run_id, _ in runs}] == []
-    # One whose worker was killed is tried again, as a later try; one that was enqueued again would be a first one.
+    # A run whose worker was killed has a later attempt; a run that was enqueued again would have a first one.
     assert len(runs) == len({(run_id, tries) for run_id, tries in runs})
     assert sum(tries == "1" for _, tries in runs) >= due_times - 3
 

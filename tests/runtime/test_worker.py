@@ -260,7 +260,7 @@ async def test_arguments_of_another_signature_are_kept_for_a_worker_that_has_it(
     async with working(fast, old):
         await until(lambda: _logged(caplog, "kept in the queue for a worker that has the signature of its client"))
     assert await run.status() == "deferred"
-    assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no try
+    assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no attempt
     await client.redis.zadd("arq:queue", {run.id: 0})
     async with working(fast, new):
         assert await run.result(timeout=60) == 2
@@ -380,7 +380,7 @@ async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client,
     async with working(with_worker(fast, max_attempts=2), fail_in_third_batch):
         with pytest.raises(JobFailed, match=r"batch 3, keys 21 to \d+"):
             await run.result(timeout=60)
-    # The first try committed two batches: those without progress are counted from there.
+    # The first attempt committed two batches: attempts without progress are counted from there.
     assert tries == [1, 1, 2]
     assert await count_seen(database) == {0: 30, 1: 20}
     async with database.session() as session:
@@ -403,7 +403,7 @@ async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
 
 async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Client, database: Database) -> None:
     await fill_authors(database, 50)
-    async with database.transaction() as session:  # what PostgreSQL raises when a write finds no room, from row 31 on
+    async with database.transaction() as session:  # PostgreSQL's error for a full disk, from row 31 on
         await session.execute(text(_FULL_DISK))
         await session.execute(
             text("CREATE TRIGGER full_disk BEFORE UPDATE ON author FOR EACH ROW EXECUTE FUNCTION f()")
@@ -490,7 +490,7 @@ contexts: list[weakref.ref[JobContext]] = []
 
 @job
 async def leave_a_trace(ctx: JobContext) -> None:
-    """An object that the garbage collector lists while it is referenced."""
+    """Keep a weak reference to the context."""
     contexts.append(weakref.ref(ctx))
 
 

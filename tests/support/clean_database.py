@@ -58,7 +58,7 @@ BEGIN
 END $$
 """
 
-# A test that failed may have left a transaction, whose locks the next one would wait for.
+# A failed test may have left an open transaction, whose locks would block the next test.
 _END_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()

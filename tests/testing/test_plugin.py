@@ -20,7 +20,7 @@ for table in (Author.__table__, Book.__table__):
 
 @pytest.fixture
 def longhaul_metadata() -> MetaData:
-    """As the plugin says: override it with your tables."""
+    """Override the fixture with tables, as the plugin documents."""
     return METADATA
 
 

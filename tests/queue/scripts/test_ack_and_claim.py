@@ -38,7 +38,7 @@ def ids(turned: FetchResult) -> list[str]:
     return [claim.run_id for claim in turned.claims]
 
 
-# --- what has ended
+# --- ended jobs
 
 
 async def test_nothing_is_left_of_what_has_ended_but_its_result_for_its_time(scripts: Scripts) -> None:
@@ -124,7 +124,7 @@ async def test_a_turn_tells_whether_there_are_orders(scripts: Scripts, order: st
     assert (await take(scripts, 0)).ordered
 
 
-# --- what is due
+# --- due jobs
 
 
 async def test_what_is_due_longest_is_claimed_first_up_to_the_free_slots(scripts: Scripts) -> None:
@@ -165,7 +165,7 @@ async def test_a_job_without_a_payload_is_claimed_and_says_so(scripts: Scripts) 
 
 
 async def test_a_due_job_that_somebody_has_is_passed_over(scripts: Scripts) -> None:
-    """A worker of stock arq leaves what runs due: here the first five of eight."""
+    """A worker of stock arq keeps running jobs due: here the first five of eight."""
     await put(scripts, *"abcdefgh")
     for run_id in "abcde":
         await scripts.redis.set(keys.IN_PROGRESS + run_id, "arq's")

@@ -49,7 +49,7 @@ async def test_what_another_worker_has_is_lost_and_stays_his(scripts: Scripts) -
 
 @pytest.mark.parametrize("due", [DUE, NOW + 1_000.5])
 async def test_an_expired_lease_that_nobody_took_is_taken_back(scripts: Scripts, due: float) -> None:
-    """Also where its time is not the one that its worker gave it: that of a replica that has become the primary."""
+    """The lease is kept even if its time differs from the worker's, as on a replica that has become the primary."""
     await scripts.redis.zadd(QUEUE, {"r": due})
     assert await renew(scripts, ("r", 1)) == [b"held"]
     assert await scripts.redis.get(keys.IN_PROGRESS + "r") == b"north"
