@@ -363,7 +363,7 @@ async def test_error_at_a_loops_begin_that_the_job_swallows_fails_the_run(contex
                 pass
         except UnsupportedStatement:
             pass
-        with pytest.raises(LonghaulError, match="at its beginning, and the job continued"):
+        with pytest.raises(LonghaulError, match="at its beginning, but the job continued"):
             await ctx._attempt.succeed()
     ctx = context()
     with pytest.raises(UnsupportedStatement):

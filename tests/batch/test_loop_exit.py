@@ -157,7 +157,7 @@ async def test_an_exception_that_the_job_catches_rolls_its_batch_back_and_is_tol
 async def test_no_other_loop_begins_after_it(context: MakeContext, database: Database, body: Body) -> None:
     ctx = context("run")
     await body(ctx)
-    with pytest.raises(LonghaulError, match="and the job continued"):
+    with pytest.raises(LonghaulError, match="but the job continued"):
         await ctx.sweep(update(Author).values(seen=9))
     await ctx._attempt.fail()
     assert await count_seen(database) == {0: 30, 1: 20}
