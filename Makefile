@@ -1,7 +1,7 @@
 # Every path is relative: the folder's own name may hold spaces.
 SHELL := /bin/sh
 PY := .venv/bin/python
-# Each pytest process starts servers of its own. Many tests wait, hence one process more than there are cores.
+# Each pytest process starts servers of its own. Many tests wait, hence two processes more than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live soak services worker lock clean
