@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from worker.testing.runner import JobRunner
     from worker.types import Database
 
-__all__ = [
-    "longhaul_database",
-    "longhaul_metadata",
-    "longhaul_servers",
-    "longhaul_settings",
-    "pg_session",
-    "queue",
-    "run_job",
-    "sqlite_session",
-]
-
 
 @pytest.fixture(scope="session")
 def longhaul_servers() -> Iterator[Services]:

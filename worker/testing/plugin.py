@@ -26,7 +26,7 @@ _NEEDED = ("pytest_asyncio", "fakeredis", "aiosqlite")
 _MISSING = [name for name in _NEEDED if find_spec(name) is None]
 
 if not _MISSING:
-    from worker.testing.fixtures import *  # noqa: F403
+    pytest_plugins = ["worker.testing.fixtures"]
 else:
 
     def _make_stub(name: str) -> object:
