@@ -7,7 +7,7 @@ Write a job:
     `job` makes a function a `Job`; `JobContext` is its first argument; `Batch` and `Bulk` are what its loops yield and
     write with.
 
-Walk what is not a table:
+Walk data outside of tables:
     `Source` is the protocol of what `ctx.walk` walks; its methods take and return `OpenStep`, `Bounds` and `Page`.
 
 End an attempt from inside a job:

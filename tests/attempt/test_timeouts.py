@@ -320,7 +320,7 @@ async def test_a_given_up_walk_commits_no_batch_more(
         rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
         assert [tuple(row) for row in rows] == [(1, 30)]
     [error] = seen["ended"]
-    assert re.search("closed|deassociated|has ended", error), "its connection is closed, and nobody else has it"
+    assert re.search("closed|deassociated|has ended", error), "its connection is closed, and no other job has it"
 
 
 async def test_what_a_given_up_job_has_open_is_not_committed(

@@ -24,7 +24,7 @@ class CommandLine:
     """Call it with arguments: `await cli("runs", "--json")`.
 
     Args:
-        servers: those that the commands use.
+        servers: The servers of the commands.
         real: start a process for each command. `worker run` needs that: it sets up signals and logs.
     """
 

@@ -69,5 +69,5 @@ def holds_cancellation(task: asyncio.Task[Any]) -> bool:
 
 
 def awaits(task: asyncio.Task[Any], function: str) -> bool:
-    """Return whether a function of that name is among those that a suspended task awaits."""
+    """Return whether a suspended task awaits a function of that name."""
     return any(code is not None and code.co_name == function for code in map(get_code, iterate_awaited(task)))

@@ -111,5 +111,5 @@ def mark_as_flushed(session: Session, states: Sequence[InstanceState[Any]]) -> N
 
 
 def has_listeners(target: Session | type[Mapper[Any]] | Mapper[Any], *events: str) -> bool:
-    """Return whether somebody listens to one of these events of a session or a mapper."""
+    """Return whether one of these events of a session or a mapper has a listener."""
     return any(bool(getattr(target.dispatch, event)) for event in events)

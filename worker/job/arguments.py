@@ -165,7 +165,7 @@ class JobCodec:
         return dumped
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return JSON values by name, with the defaults of those that are left out."""
+        """Return JSON values by name, with the defaults of omitted arguments."""
         return {**self._defaults, **arguments}
 
     @cached_property

@@ -58,7 +58,7 @@ class JobOptions:
             stalled; by default `worker.stall_timeout_seconds`. A run that makes progress is never timed out by it.
         on_stall: "log" reports a stalled run in log, mirror and events; "retry" also cancels and retries it.
         on_statement_change: "fail" ends a run whose walk has another statement (FROM, WHERE, values) than the one that
-            its cursor belongs to, with `CursorMismatch`; "continue" goes on behind the cursor with the new statement.
+            its cursor belongs to, with `CursorMismatch`; "continue" resumes behind the cursor with the new statement.
         throttle: throttles for the walks of this job, besides those of the settings.
         concurrency: runs at once, over all workers; 0 for any number. The slot of a dead worker is free when its lease
             has expired.
@@ -66,8 +66,8 @@ class JobOptions:
         rate: starts per interval, over all workers, evenly spaced: "100/minute". "100/minute burst 10" lets ten runs
             start at once after a pause.
         rate_key: name of an argument; the rate then holds for each of its values.
-        unique: at most one run with the same arguments: True for all arguments, or the names of those that are
-            compared. Enqueueing the job again returns the existing run.
+        unique: at most one run with the same arguments: True for all arguments, or the names of the arguments that
+            are compared. Enqueueing the job again returns the existing run.
         unique_for: seconds for which a run counts; by default as long as it is in the queue.
         unique_while: "waiting" counts a run only until it begins.
         priority: 0 to 9. Of the due jobs of a queue, those with the highest priority are claimed first.
@@ -180,7 +180,7 @@ class Job(Generic[P, R]):
             replace: replace arguments and due time of the run that waits under this id (of a unique job: with these
                 arguments). With a delay, a run that is enqueued again and again is postponed each time.
             expires: seconds from now, or aware time. A run that has not begun by then ends as dead. A run that has
-                begun goes on.
+                begun continues.
             deadline: seconds from now, or aware time. A run that has not ended by then is cancelled, also a walk, and
                 is not retried.
             priority: 0 to 9, instead of the job's own.

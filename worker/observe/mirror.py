@@ -40,7 +40,7 @@ _WRITING = "the mirror cannot be written"
 _DEAD_WORKER_SECONDS = 60.0
 _SHOWN_ERROR = 1_000
 _RATE_SECONDS = 5.0
-#: The largest number of runs to show among those that start and succeed between two writes. All of them are counted.
+#: The largest number of runs to show that both start and succeed between two writes. All of them are counted.
 _BRIEF_SHOWN = 25
 #: A run without progress is shown at the first write after this time. Most runs have ended by then.
 _YOUNG_SECONDS = 0.1
