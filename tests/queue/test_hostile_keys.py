@@ -137,30 +137,13 @@ async def test_a_broken_queue_is_named_and_works_again_when_it_is_mended(
 
 async def test_an_order_of_a_wrong_type_stops_nothing(redis: Redis, client: Client, fast: Settings) -> None:
     """`SET worker:cancelled x`, where SADD was meant."""
+    ordered = {keys.CANCELLED, keys.PAUSED, keys.PACE, keys.LIMITS, keys.RATES, keys.DRAINED, keys.RETRIED, keys.ABORT}
     async with working(fast, echo):
-        for key in (
-            keys.CANCELLED,
-            keys.PAUSED,
-            keys.PACE,
-            keys.LIMITS,
-            keys.RATES,
-            keys.DRAINED,
-            keys.RETRIED,
-            keys.ABORT,
-        ):
+        for key in ordered:
             await redis.set(key, "x")
         assert await (await client.enqueue(echo, name="a")).result(timeout=20) == "a"
         problems = {problem.key for problem in await find_key_problems(redis, [QUEUE])}
-        assert problems == {
-            keys.CANCELLED,
-            keys.PAUSED,
-            keys.PACE,
-            keys.LIMITS,
-            keys.RATES,
-            keys.DRAINED,
-            keys.RETRIED,
-            keys.ABORT,
-        }
+        assert problems == ordered
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e400", "-3", "two", "", "9" * 400, JUNK])
