@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from worker.errors import InvalidPayload, format_error
 from worker.queue.payload import Payload, decode_payload, now_ms, payload_from_values
 
-logger = logging.getLogger("longhaul.jobs")
+logger = logging.getLogger("arq.worker")
 
 
 class ArqCodec:
@@ -73,14 +73,12 @@ class ArqCodec:
             return serialize(values)
         except Exception as error:  # noqa: BLE001 - the user's serializer or values raise anything
             if not isinstance(value, BaseException):
-                logger.warning(
-                    "%s %s: its result cannot be written: %s", values["f"], values["id"], format_error(error)
-                )
+                logger.warning("error serializing result of %s:%s: %s", values["id"], values["f"], format_error(error))
         text = format_error(value) if isinstance(value, BaseException) else "unable to serialize result"
         try:
             return serialize(values | {"r": text, "s": False})
         except Exception as error:  # noqa: BLE001
-            logger.error("%s %s: no result can be written: %s", values["f"], values["id"], format_error(error))
+            logger.error("error serializing result of %s:%s: %s", values["id"], values["f"], format_error(error))
             return None
 
     def _writer(self, payload: Payload | None) -> Callable[[dict[str, Any]], bytes]:

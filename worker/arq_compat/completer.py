@@ -8,12 +8,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from arq.constants import keep_cronjob_progress
 from arq.worker import JobExecutionFailed
 from arq.worker import Worker as ArqWorker
+from redis.exceptions import RedisError
 
 from worker.arq_compat.codec import ArqCodec
-from worker.arq_compat.executor import ArqEnded, ArqExecution
+from worker.arq_compat.executor import ArqEnded, ArqExecution, is_unique_cron
 from worker.errors import format_error
+from worker.queue import keys
 from worker.queue.claims import Ack
 from worker.queue.result import Result, result_values
 from worker.runtime.completer import Completer, encode_execution_result
@@ -32,7 +35,7 @@ from worker.runtime.outcome import (
     Succeeded,
 )
 
-logger = logging.getLogger("longhaul.jobs")
+logger = logging.getLogger("arq.worker")
 
 
 class ArqCompleter:
@@ -79,15 +82,24 @@ class ArqCompleter:
             await self._jobs.complete(execution, outcome)
         await self._call_hook(execution, "after_job_end", self._arq.after_job_end)
 
-    async def _end(self, execution: Execution, outcome: ArqEnded) -> None:
+    async def _end(self, execution: ArqExecution, outcome: ArqEnded) -> None:
         value, success = outcome.value, outcome.state == "succeeded"
         values = make_result_values(execution, value, success=success, cancelled=outcome.state == "cancelled")
         raw = self._codec.write(values, execution.payload)
         if not await self._acknowledge(Ack(execution.claim, raw, outcome.keep_ms if raw else 0)):
             await self._jobs.complete(execution, Lost())
             return
+        if is_unique_cron(execution.function):
+            await self._keep_claim(execution)
         error = None if success else format_error(value) if str(value) else type(value).__name__
         self._observer.ended(execution.info, outcome.state, error=error)
+
+    async def _keep_claim(self, execution: ArqExecution) -> None:
+        """Keep the claim of a cron job for a minute, as arq does: a worker that comes late does not run it again."""
+        try:
+            await self._arq.pool.set(keys.IN_PROGRESS + execution.claim.run_id, b"1", ex=keep_cronjob_progress, nx=True)
+        except RedisError as error:
+            logger.debug("claim of cron job %s not kept: %s", execution.claim.run_id, format_error(error))
 
     def _count(self, execution: ArqExecution, outcome: Outcome) -> None:
         match outcome:

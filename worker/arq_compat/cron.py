@@ -23,7 +23,8 @@ from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
 
-_AHEAD = timedelta(seconds=1)
+#: Half of the time by which a cron job is enqueued before it is due: arq's `run_cron` looks two windows ahead.
+_WINDOW_SECONDS = 0.5
 
 
 class ArqCron(Scheduler):
@@ -66,16 +67,18 @@ class ArqCron(Scheduler):
         return await super().look(now)
 
     async def _look_at_arqs(self) -> None:
-        if not self._arq.cron_jobs:
-            return
-        now = datetime.now(tz=self._arq.timezone)
+        if self._arq.cron_jobs:
+            await self._arq.run_cron(datetime.now(tz=self._arq.timezone), _WINDOW_SECONDS)
+
+    async def enqueue_due(self, now: datetime, ahead: timedelta) -> None:
+        """Enqueue the cron jobs of arq that are due by `now + ahead`."""
         for job in self._arq.cron_jobs:
             at_startup = job.next_run is None and job.run_at_startup
             if at_startup:
                 job.next_run = now
             elif job.next_run is None:
                 job.calculate_next(now)
-            if job.next_run is not None and job.next_run < now + _AHEAD:
+            if job.next_run is not None and job.next_run < now + ahead:
                 await self._enqueue_arqs(job, job.next_run, now, at_startup=at_startup)
                 job.calculate_next(job.next_run)
 

@@ -34,7 +34,7 @@ from worker.runtime.observer import Observer
 from worker.runtime.outcome import Abandoned, Cancelled, Lost, Outcome, Released
 from worker.runtime.server_retry import ServerRetry
 
-logger = logging.getLogger("longhaul.jobs")
+logger = logging.getLogger("arq.worker")  # the lines have arq's form: a log configuration of arq applies
 
 _FOR_EVER = -1
 
@@ -174,7 +174,7 @@ class ArqExecutor:
             if self._keeps_dead_letters:
                 await self._servers.redis(execution.name, lambda: self._store.add_dead_letter(claim, text, job=""))
             logger.error("deserializing job %s failed", claim.run_id, exc_info=error)
-            return self._end_unbegun(DeserializationError(f"unable to deserialize job: {text}"))
+            return self._end_unbegun(DeserializationError("unable to deserialize job"))
         if self._is_known(payload.function):
             return await self._jobs.run_payload(execution, payload)
         await self._jobs.admission.set_payload(execution, payload)
@@ -289,7 +289,7 @@ class ArqExecutor:
         for_ever = function.keep_result_forever
         seconds = self._arq.keep_result_s if function.keep_result_s is None else function.keep_result_s
         keep_ms = _kept(self._arq.keep_result_forever if for_ever is None else for_ever, seconds)
-        if isinstance(function, CronJob) and function.unique and not function.job_id and keep_ms != _FOR_EVER:
+        if is_unique_cron(function) and keep_ms != _FOR_EVER:
             # A late stock worker would enqueue the due time again, unless there is a result.
             keep_ms = max(keep_ms, keep_cronjob_progress * 1000)
         return ArqEnded(value, keep_ms, state)
@@ -313,6 +313,11 @@ class ArqExecutor:
         given = args_to_string(payload.args, payload.kwargs)
         waited, reference = _waited(execution, payload), _reference(execution, function)
         self._log.info("%6.2fs → %s(%s)%s", waited, reference, given, extra)
+
+
+def is_unique_cron(function: Function | CronJob | None) -> bool:
+    """Return whether a function is a cron job whose ids are made from its due times."""
+    return isinstance(function, CronJob) and function.unique and not function.job_id
 
 
 async def _guarded(function: Function | CronJob, ctx: dict[Any, Any], payload: Payload) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from functools import partial
 
 from arq.worker import Worker as ArqWorker
@@ -16,6 +18,7 @@ from worker.db.migrate import check_migrated
 from worker.job.middleware import load_middleware, run_hooks
 from worker.job.registry import Registry
 from worker.queue.outage_log import OutageLog
+from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.maintenance import Chore
 from worker.runtime.observer import Observer
 from worker.runtime.pruner import Pruner
@@ -137,6 +140,7 @@ def build_arq_worker(
         keep_expiry=True,
         obeys_aborts=arq.allow_abort_jobs,
     )
+    parts = replace(parts, log=SampledLogger(logging.getLogger("arq.worker")))
     executor = build_arq_executor(parts, arq, codec, own_keys=own_keys)
     completer = ArqCompleter(
         parts.build_completer(make_encoder(codec)),
@@ -162,4 +166,5 @@ def build_arq_worker(
         burst=arq.burst,
         cap_slots=burst.cap_slots,
         is_burst_over=burst.is_over,
+        log_level=logging.DEBUG,  # arq logs its own line at the start, and none at the end
     )

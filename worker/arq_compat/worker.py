@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta, tzinfo
+from contextlib import suppress
+from datetime import datetime, timedelta, tzinfo
 from signal import Signals
 from typing import Any, TypedDict, Unpack
 
@@ -21,8 +22,10 @@ from arq.worker import Worker as StockWorker
 from redis.exceptions import RedisError
 
 from worker.arq_compat.codec import ArqCodec
+from worker.arq_compat.cron import ArqCron
 from worker.arq_compat.redis_settings import make_redis_url
 from worker.arq_compat.wiring import build_arq_worker
+from worker.cancellation import cancel_and_wait
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.job.definition import Job
 from worker.job.registry import Registry
@@ -34,7 +37,7 @@ from worker.runtime.wiring import check_redis, connect_redis, worker_name
 from worker.runtime.worker import Worker as QueueWorker
 from worker.settings import Settings, load_with_origins
 
-logger = logging.getLogger("longhaul")
+logger = logging.getLogger("arq.worker")
 
 Seconds = int | float | timedelta
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
@@ -113,6 +116,7 @@ class Worker(StockWorker):
             self._url = make_redis_url(arguments.get("redis_settings"), arguments.get("redis_pool"))
         self._asked_to_stop: Signals | None = None
         self._queue: QueueWorker | None = None
+        self._waiting: asyncio.Task[None] | None = None
         named = [func(job.__call__, name=job.name) for job in jobs]  # type: ignore[arg-type]
         super().__init__(functions=[*others, *named], **arguments)  # type: ignore[arg-type]
         self._given_settings = arguments.get("redis_settings")
@@ -138,6 +142,7 @@ class Worker(StockWorker):
                     "pickles from Redis are read, but only of plain types: for your own classes, pass "
                     "job_deserializer=pickle.loads; to silence this warning, pass accept_pickle=True"
                 )
+            logger.info("Starting worker for %d functions: %s", len(self.functions), ", ".join(self.functions))
             self.ctx["redis"] = self.pool
             if self.on_startup:
                 await self.on_startup(self.ctx)
@@ -227,30 +232,52 @@ class Worker(StockWorker):
     def handle_sig(self, signum: Signals) -> None:
         """Stop. Running jobs get `job_completion_wait` seconds and are then cancelled; a second call cancels now."""
         known = Signals(signum)
-        logger.info(
-            "shutdown on %s ◆ %d jobs complete ◆ %d failed ◆ %d retries ◆ %d ongoing",
-            known.name,
-            self.jobs_complete,
-            self.jobs_failed,
-            self.jobs_retried,
-            len(self.tasks),
-        )
-        self._asked_to_stop = known
-        if self._queue is not None:
-            self._queue.drain(known)
+        self._log_shutdown(known.name, len(self.tasks), "ongoing to cancel")
+        self._ask_to_stop(known)
         if self.on_stop:
             self.on_stop(known)
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
-        """Stop; see `handle_sig`."""
+        """Stop like `handle_sig`. `on_stop` is called when the jobs have ended, or after `job_completion_wait`."""
+        known = Signals(signum)
+        logger.info("Setting allow_pick_jobs to `False`")
         self.allow_pick_jobs = False
-        self.handle_sig(signum)
+        self._log_shutdown(known.name, len(self.tasks), "to be completed")
+        self._ask_to_stop(known)
+        self._waiting = self.loop.create_task(self._wait_for_tasks_to_complete(known))
+
+    def _ask_to_stop(self, signum: Signals) -> None:
+        self._asked_to_stop = signum
+        if self._queue is not None:
+            self._queue.drain(signum)
+
+    async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._job_completion_wait):
+                await self._sleep_until_tasks_complete()
+        self._log_shutdown(f"{signum.name}, wait complete", len(self.tasks), "ongoing to cancel")
+        if self.on_stop:
+            self.on_stop(signum)
+
+    def _log_shutdown(self, reason: str, count: int, state: str) -> None:
+        words = "shutdown on %s ◆ %d jobs complete ◆ %d failed ◆ %d retries ◆ %d %s"
+        logger.info(words, reason, self.jobs_complete, self.jobs_failed, self.jobs_retried, count, state)
+
+    # --- cron
+
+    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
+        """Enqueue the cron jobs that are due within `delay * num_windows` seconds of the time `n`."""
+        scheduler = None if self._queue is None else self._queue.scheduler
+        if isinstance(scheduler, ArqCron):
+            await scheduler.enqueue_due(n, timedelta(seconds=delay * num_windows))
 
     async def close(self) -> None:
         """Stop if it still runs, call `on_shutdown`, and close the connection."""
         if self._queue is not None and not self._queue.is_draining:
             self.handle_sig(signal.SIGUSR1)
         await self._idle.wait()
+        if self._waiting is not None:
+            await cancel_and_wait(self._waiting)
         if self._pool is None:
             return
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -89,7 +90,9 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
         given = given | {"settings": state.load()[0]}
     asyncio.set_event_loop(asyncio.new_event_loop())  # the worker gets it when it is created
     worker = create_worker(found, **given)
-    configure(worker.settings.log)
+    log = worker.settings.log
+    configure(log)
+    logging.getLogger("arq").setLevel(log.levels.get("arq", log.level))  # the lines about its jobs
     worker.run()
 
 

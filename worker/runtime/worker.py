@@ -70,6 +70,7 @@ class Worker:
         burst: whether to end when nothing is due.
         cap_slots: lowers the number of jobs that may be claimed.
         is_burst_over: returns whether an idle burst is over.
+        log_level: the level of the lines about its start and its end.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Worker:
         burst: bool = False,
         cap_slots: Callable[[int], int] = lambda slots: slots,
         is_burst_over: Callable[[bool], Awaitable[bool]] | None = None,
+        log_level: int = logging.INFO,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -124,6 +126,7 @@ class Worker:
         self._burst = burst
         self._cap_slots = cap_slots
         self._is_burst_over = is_burst_over
+        self._log_level = log_level
         #: Set when the worker starts to claim jobs.
         self.ready = asyncio.Event()
         #: The cancelled runs that were already searched for among the parked runs.
@@ -183,7 +186,7 @@ class Worker:
             await self.operator_state.refresh(now=True)
             self._leases.start(on_lost=self._lease_lost, on_gone=self._job_gone)
             queues, jobs = ",".join(self._fetcher.queues), ",".join(self._job_names)
-            logger.info("worker started worker=%s queues=%s jobs=%s", self.name, queues, jobs)
+            logger.log(self._log_level, "worker started worker=%s queues=%s jobs=%s", self.name, queues, jobs)
             beside += self._maintenance.tasks()
             keepers = {"operators": self._keep_operator_state, "clock": self._keep_time, "observer": self._observer.run}
             beside += [asyncio.create_task(supervise(name, work), name=name) for name, work in keepers.items()]
@@ -206,7 +209,8 @@ class Worker:
             ("processes", asyncio.to_thread(self._pools.close)),
         ]
         await finish_steps(steps, seconds=_STOP_SECONDS)
-        logger.info("worker stopped worker=%s jobs=%d", self.name, self.counters.complete + self.counters.failed)
+        count = self.counters.complete + self.counters.failed
+        logger.log(self._log_level, "worker stopped worker=%s jobs=%d", self.name, count)
 
     async def close(self) -> None:
         """Close the connections of the worker."""
