@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -33,6 +36,30 @@ async def nightly(ctx: JobContext) -> None:
 @job(cron="* * * * *")
 async def each_minute(ctx: JobContext) -> None:
     """Due each minute."""
+
+
+@job(cron="* * * * * *")
+async def each_second(ctx: JobContext) -> None:
+    """Due each second."""
+
+
+class OtherLedger(Ledger):
+    """The ledger of another application: this database stands for its own."""
+
+    async def read_application(self) -> str:
+        return "other"
+
+    async def start_cron_line(self, job: str, line: str, moment: datetime) -> None:
+        await super().start_cron_line(f"other:{job}", line, moment)
+
+    async def list_cron_firings(self) -> dict[tuple[str, str], datetime]:
+        found = await super().list_cron_firings()
+        return {(name.removeprefix("other:"), line): at for (name, line), at in found.items() if name[:6] == "other:"}
+
+    @asynccontextmanager
+    async def claim_firing(self, job: str, line: str, due_at: datetime) -> AsyncIterator[bool]:
+        async with super().claim_firing(f"other:{job}", line, due_at) as ours:
+            yield ours
 
 
 @job(cron="* * * * *", unique=True)
@@ -140,7 +167,8 @@ async def test_missed_times_are_caught_up_once_or_skipped(
     fired = await after.look(later)
     assert len(fired) == 2 * runs  # one for each of its two lines
     if runs:
-        assert firing_id("nightly", str(nightly.schedule[0]), at("2026-11-26 01:30:00")) in fired
+        application = await Ledger(database).read_application()
+        assert firing_id("nightly", str(nightly.schedule[0]), at("2026-11-26 01:30:00"), application) in fired
     assert await after.look(later + timedelta(minutes=5)) == []
 
 
@@ -158,6 +186,77 @@ def test_both_changes_of_the_clock_have_one_due_time(day: str, due: list[str]) -
     first = line.next_after(at(day))
     second = line.next_after(first)
     assert [moment.astimezone(UTC) for moment in (first, second)] == [at(text) for text in due]
+
+
+def test_six_fields_begin_with_the_seconds() -> None:
+    line = CronLine("*/20 30 1 * * *", "UTC")
+    first = line.next_after(at("2026-11-23 01:29:50"))
+    assert [first, line.next_after(first)] == [at("2026-11-23 01:30:00"), at("2026-11-23 01:30:20")]
+
+
+async def test_a_job_that_is_due_each_second_is_enqueued_for_each_second(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:00")
+    cron = await scheduler(database, redis, settings, each_second, began)
+    fired = [run_id for second in range(1, 6) for run_id in await cron.look(began + timedelta(seconds=second))]
+    assert len(set(fired)) == 5
+
+
+async def test_applications_with_databases_of_their_own_share_no_due_times(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    here = await scheduler(database, redis, settings, each_minute, began)
+    there = Scheduler(
+        Registry([each_minute]),
+        OtherLedger(database),
+        QueueStore(redis, "test"),
+        with_worker(settings, queue="other").worker,
+    )
+    await there.start(began)
+    fired = []
+    for minute in range(1, 4):
+        for cron in (here, there):
+            fired += await cron.look(began + timedelta(minutes=minute))
+    assert len(set(fired)) == 6
+    assert [await redis.zcard(queue) for queue in ("arq:queue", "other")] == [3, 3]
+    assert await redis.hlen(keys.CRON) == 2
+
+
+async def test_a_due_time_that_an_older_worker_has_enqueued_is_not_repeated(
+    database: Database, redis: Redis, settings: Settings
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    cron = await scheduler(database, redis, settings, each_minute, began)
+    due = at("2026-11-23 10:01:00")
+    await redis.hset(keys.CRON, "each_minute * * * * * UTC", round(due.timestamp() * 1000))
+    assert await cron.look(due) == []
+    assert len(await cron.look(due + timedelta(minutes=1))) == 1
+
+
+@pytest.mark.parametrize("field", ["each_minute * * * * * UTC", "each_minute * * * * * UTC @{application}"])
+@pytest.mark.parametrize("junk", ["junk", "nan", "inf", "-", "99999999999999", "1e400", "0x10", "\xff\x1b[31m", ""])
+async def test_junk_in_the_last_due_times_is_logged_once_and_deleted_by_its_cure(
+    database: Database,
+    redis: Redis,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    junk: str,
+) -> None:
+    began = at("2026-11-23 10:00:30")
+    cron = await scheduler(database, redis, settings, each_minute, began)
+    field = field.format(application=await Ledger(database).read_application())
+    for minute in range(1, 4):
+        await redis.hset(keys.CRON, field, junk.encode("latin-1"))
+        assert len(await cron.look(began + timedelta(minutes=minute))) == 1
+    [line] = [record.getMessage() for record in caplog.records if record.name == "longhaul.keys"]
+    assert "\x1b" not in line
+    await redis.hset(keys.CRON, field, junk.encode("latin-1"))
+    cure = shlex.split(line.partition("cure=redis-cli ")[2])
+    assert cure == ["HDEL", "worker:cron", field]
+    assert await redis.execute_command(*cure) == 1
 
 
 async def test_several_workers_run_a_due_job_once(
@@ -179,6 +278,8 @@ async def test_several_workers_run_a_due_job_once(
     [
         ("61 * * * *", "UTC", "write five fields"),
         ("* * *", "UTC", "write five fields"),
+        ("* * * * * * *", "UTC", "or six with the seconds first"),
+        ("61 * * * * *", "UTC", "or six with the seconds first"),
         ("* * * * *", "Europe/Lundon", "there is no time zone"),
     ],
 )
@@ -213,3 +314,48 @@ async def test_a_due_time_of_a_unique_job_that_runs_is_left_out(
     assert not (await client.enqueue(alone)).is_new
     await redis.delete(keys.JOB + first)  # it has ended
     [_] = await scheduler.look(noon + timedelta(minutes=3))
+
+
+overlap = {"now": 0, "most": 0, "runs": 0}
+may_end = asyncio.Event()
+
+
+@job(cron="* * * * * *", unique=True)
+async def slow(ctx: JobContext) -> None:
+    """Take longer than the time between two due times."""
+    overlap["now"] += 1
+    overlap["runs"] += 1
+    overlap["most"] = max(overlap["most"], overlap["now"])
+    await may_end.wait()
+    overlap["now"] -= 1
+
+
+async def test_due_times_of_a_unique_job_start_no_second_run_while_one_is_active(
+    redis: Redis, database: Database, fast: Settings
+) -> None:
+    may_end.clear()
+    overlap.update(now=0, most=0, runs=0)
+
+    async def due_times() -> int:
+        return int(await redis.hget(keys.CRON, field) or 0) // 1000
+
+    async def has_run() -> bool:
+        return overlap["runs"] > 0
+
+    field = f"slow * * * * * * UTC @{await Ledger(database).read_application()}"
+    async with working(fast, slow):
+        await until(has_run)
+        began = await due_times()
+
+        async def three_due_times_passed() -> bool:
+            return await due_times() >= began + 3
+
+        await until(three_due_times_passed)
+        assert (overlap["most"], overlap["runs"]) == (1, 1)
+        assert await redis.zcard("arq:queue") == 1
+        may_end.set()
+
+        async def runs_again() -> bool:
+            return overlap["runs"] > 1
+
+        await until(runs_again)

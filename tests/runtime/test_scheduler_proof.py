@@ -86,7 +86,7 @@ async def clocks(redis: Redis, database: Database, servers: Services, tmp_path: 
 
 @pytest.mark.parametrize("due_times", [4, pytest.param(24, marks=pytest.mark.long)])
 async def test_scheduler_in_five_processes_with_wrong_clocks_runs_each_due_time_once(
-    clocks: Clocks, due_times: int
+    clocks: Clocks, database: Database, due_times: int
 ) -> None:
     await clocks.set(BEGAN)
     for name, skew in {"fast": "2", "slow": "-2", "right": "0", "jumps": "jumps", "doomed": "1"}.items():
@@ -107,7 +107,8 @@ async def test_scheduler_in_five_processes_with_wrong_clocks_runs_each_due_time_
                 clocks.start("right-again", "0")
             await clocks.all_have_looked()
     runs = [raw.decode().split() for raw in await clocks.redis.lrange(RUNS, 0, -1)]
-    expected = [firing_id("each_minute", str(each_minute.schedule[0]), due) for due in moments]
+    application = await Ledger(database).read_application()
+    expected = [firing_id("each_minute", str(each_minute.schedule[0]), due, application) for due in moments]
     assert [run_id for run_id, _ in runs if run_id not in expected] == []
     assert [run_id for run_id in expected if run_id not in {run_id for run_id, _ in runs}] == []
     # A run whose worker was killed has a later attempt; a run that was enqueued again would have a first one.

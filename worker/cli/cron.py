@@ -63,13 +63,13 @@ async def _lines(settings: Settings) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
     try:
         ledger = Ledger(database)
-        last = await ledger.list_cron_firings()
+        last, application = await ledger.list_cron_firings(), await ledger.read_application()
         async with Client(settings) as client:
             found = []
             for job in discover(settings.worker.packages).values():
                 for line in job.schedule:
                     due = _fired(last.get((job.name, str(line))))
-                    run_id = None if due is None else firing_id(job.name, str(line), due)
+                    run_id = None if due is None else firing_id(job.name, str(line), due, application)
                     found.append(
                         {
                             "job": job.name,

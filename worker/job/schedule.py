@@ -14,10 +14,10 @@ from worker.errors import RegistrationError
 
 @dataclass(frozen=True)
 class CronLine:
-    """One cron expression of five fields, and the time zone in which it is read.
+    """One cron expression of five or six fields, and the time zone in which it is read.
 
     Attributes:
-        expression: minute, hour, day of month, month, day of week.
+        expression: minute, hour, day of month, month, day of week; a sixth field, before them, holds seconds.
         timezone: name of an IANA time zone.
     """
 
@@ -47,7 +47,7 @@ def make_schedule(job: str, expressions: Sequence[str], timezone: str) -> tuple[
 
     Args:
         job: name of the job, for errors.
-        expressions: cron expressions of five fields.
+        expressions: cron expressions of five fields, or of six with seconds first.
         timezone: the zone in which they are read.
 
     Raises:
@@ -68,6 +68,7 @@ def _make_line(job: str, expression: str, timezone: str) -> CronLine:
         CronSim(expression, datetime.now(zone))
     except CronSimError as error:
         raise RegistrationError(
-            f"job {job}: cron {expression!r}: {error}; write five fields: minute hour day month weekday"
+            f"job {job}: cron {expression!r}: {error}; write five fields: minute hour day month weekday, or six with "
+            f"the seconds first"
         ) from None
     return CronLine(expression, timezone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -135,6 +136,15 @@ class Ledger:
         async with self._database.connection() as connection:
             rows = await connection.execute(query("delete_finished"), values)
             return sorted(DeletedRun(row.finished_at, row.id, row.state) for row in rows)
+
+    async def read_application(self) -> str:
+        """Return a short name for the application whose ledger this is, the same in all of its processes.
+
+        Applications that share a Redis, and each have a database of their own, have different names.
+        """
+        async with self._database.connection() as connection:
+            identity = (await connection.execute(query("read_identity"))).scalar_one()
+        return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
     async def list_cron_firings(self) -> dict[tuple[str, str], datetime]:
         """Return the last due time of each cron line that was fired or skipped, by job and line."""

@@ -244,6 +244,7 @@ class QueueStore:
         queue: str,
         due: datetime,
         line: str,
+        old_line: str = "",
         priority: int = 0,
         lock: Lock | None = None,
     ) -> bool:
@@ -254,7 +255,8 @@ class QueueStore:
             payload: its payload.
             queue: its queue.
             due: the due time.
-            line: job and cron line, the field of `worker:cron`.
+            line: job, cron line and application, the field of `worker:cron`.
+            old_line: the field that older workers write, without the application; it is read, never written.
             priority: its priority.
             lock: the lock of a unique job.
 
@@ -267,7 +269,7 @@ class QueueStore:
         names = [queue, keys.JOB + run_id, keys.RESULT + run_id, keys.CRON, keys.IN_PROGRESS + run_id]
         names += [*_line(queue, priority), keys.UNIQUE + lock.key if lock else queue]
         arguments: list[Any] = [run_id, payload, round(due.timestamp() * 1000), line, priority]
-        arguments += (keys.JOB, keys.IN_PROGRESS, *((lock.counts, lock.ms) if lock else ("", 0)))
+        arguments += (keys.JOB, keys.IN_PROGRESS, *((lock.counts, lock.ms) if lock else ("", 0)), old_line)
         answer = await self._run("fire_cron", names, arguments)
         fired, noted = answer
         if fired < 0:

@@ -6,6 +6,10 @@ worker dies in between, the row is unchanged; a hash in Redis, which the enqueue
 sets, prevents the next worker from enqueueing the due time again. So neither a crash nor a Redis that lost its data
 repeats a due time, and a due time that no worker saw can be caught up.
 
+Several applications may share a Redis. The fields of the hash and the ids of the runs contain a name that is made from
+the application's database (`Ledger.read_application`), so that a job of one application does not hide a job of the
+same name and cron line of another.
+
 The time comes from Redis, whose clock determines when all jobs are due, and not from the worker's machine. Otherwise a
 worker whose clock is fast would enqueue due times early, and the others would skip the due times in between. The worker
 reads the time from Redis when the next due time should have passed by the monotonic clock.
@@ -59,6 +63,7 @@ class Scheduler:
         self._rules = rules
         self._lines = [(job, line) for job in registry.values() for line in job.schedule]
         self._entries: list[_Entry] = []
+        self._application = ""
         #: When to read the server's time again, by the monotonic clock.
         self._ask_at = 0.0
 
@@ -66,6 +71,7 @@ class Scheduler:
         """Read the last due times. A new line begins now."""
         if not self._lines:
             return
+        self._application = await self._ledger.read_application()
         last = await self._ledger.list_cron_firings()
         new = [(job, line) for job, line in self._lines if (job.name, str(line)) not in last]
         if new:
@@ -115,21 +121,38 @@ class Scheduler:
         return fired
 
     async def _enqueue(self, job: Job[..., object], line: str, due: datetime) -> str | None:
-        run_id = firing_id(job.name, line, due)
+        run_id = firing_id(job.name, line, due, self._application)
         arguments = job.encode_arguments((), {})  # default factories are called once for all attempts
         payload = Payload(job.name, [], arguments, now_ms()).to_json()
-        guard = f"{job.name} {line}"
+        shared_guard = f"{job.name} {line}"
+        guard = f"{shared_guard} @{self._application}"
         queue, priority = self._rules.queue, job.priority
         lock = None
         if job.unique is not None:
             lock = Lock(job.unique_key(arguments), job.unique.counts, round(job.unique.seconds * 1000))
-        if not await self._store.fire(run_id, payload, queue=queue, due=due, line=guard, priority=priority, lock=lock):
+        if not await self._store.fire(
+            run_id,
+            payload,
+            queue=queue,
+            due=due,
+            line=guard,
+            old_line=shared_guard,
+            priority=priority,
+            lock=lock,
+        ):
             return None
         logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
         return run_id
 
 
-def firing_id(job: str, line: str, due: datetime) -> str:
-    """Return the run id of a due time. It is the same in every worker."""
-    mark = hashlib.sha256(line.encode()).hexdigest()[:6]
+def firing_id(job: str, line: str, due: datetime, application: str) -> str:
+    """Return the run id of a due time. It is the same in every worker of an application.
+
+    Args:
+        job: name of the job.
+        line: its cron line.
+        due: the due time.
+        application: the name that `Ledger.read_application` returns.
+    """
+    mark = hashlib.sha256(f"{application} {line}".encode()).hexdigest()[:6]
     return f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}"
