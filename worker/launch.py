@@ -209,7 +209,7 @@ def main(
     If code of abandoned jobs, or a task that a job has not awaited, still runs at the end, the process exits with code
     75 without waiting for it. It does the same if a drain exceeds its time limit.
     """
-    configure(settings.log)
+    configure(settings.log, worker=worker_name(settings))
     tune_garbage_collector()
 
     signalled, done = threading.Event(), threading.Event()

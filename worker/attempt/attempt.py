@@ -27,14 +27,9 @@ from worker.batch.batch_retry import BatchRetries, FailedBatch, RetryPlan
 from worker.batch.throttle import Throttle
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession
-from worker.errors import (
-    FencedOut,
-    LonghaulError,
-    UsageError,
-    format_error,
-)
+from worker.errors import FencedOut, LonghaulError, UsageError, format_error
 from worker.job.definition import Job
-from worker.job.propagation import current_headers, current_job
+from worker.job.propagation import AttemptFields, current_attempt, current_headers, current_job
 from worker.ledger import Ledger, OwnedRun, RunSpec
 from worker.settings import Settings
 
@@ -69,6 +64,7 @@ class Attempt:
         broken: description of the loop that an exception has ended; None if there is none.
         failure: the failed batch, to be retried; None if no batch was open.
         calls: calls that the job has to await.
+        fields: run, job, attempt and step, for the log.
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class Attempt:
         self.run_id = run_id
         self.job = job
         self.number = number
+        self.fields = AttemptFields(run_id, job, number)
         self.settings = settings
         self.database = database
         self.max_attempts = max_attempts
@@ -159,7 +156,7 @@ class Attempt:
         Raises:
             BaseException: The function's exception. Its open batch is rolled back.
         """
-        token = current_job.set(job.name)
+        token, fields_token = current_job.set(job.name), current_attempt.set(self.fields)
         try:
             while True:
                 try:
@@ -173,6 +170,7 @@ class Attempt:
                     return result
         finally:
             current_job.reset(token)
+            current_attempt.reset(fields_token)
 
     async def call(self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a job's function in this event loop, in a thread, or in a process, as the job is declared.
@@ -246,7 +244,7 @@ class Attempt:
             self.ensure_not_abandoned()
             if self._run is None:
                 self._run = await self._ledger.claim(self._spec())
-                self.number = self._run.attempt
+                self.number = self.fields.attempt = self._run.attempt
                 self._control.became_durable(self._run)
         return self._run
 
@@ -274,6 +272,8 @@ class Attempt:
         """Forget a loop that has ended."""
         if self._loop is loop:
             self._loop = None
+            if self.broken is None:
+                self.fields.step = None
 
     def step_name(self, kind: str, name: str | None) -> str:
         """Return the name of a step, unique in the job: the given name, or a name made from kind and order."""
@@ -282,6 +282,7 @@ class Attempt:
         if chosen in self._names:
             raise UsageError(f"job {self.job}: two loops are named {chosen!r}; give each step a name of its own")
         self._names.add(chosen)
+        self.fields.step = chosen
         return chosen
 
     def ensure_unique_statement(self, walk: str) -> None:

@@ -36,7 +36,7 @@ from worker.attempt.process_protocol import describe_error, describe_record
 from worker.errors import JobInterrupted, UsageError
 from worker.job.arguments import JobCodec
 from worker.job.definition import Job
-from worker.job.propagation import apply_headers
+from worker.job.propagation import AttemptFields, apply_headers, current_attempt
 from worker.settings import Settings
 
 _INTERRUPT = signal.SIGUSR1
@@ -250,6 +250,7 @@ def _run_in_context(
     request: ProcessRequest, function: Callable[..., Any], ctx: ProcessContext, arguments: dict[str, Any]
 ) -> Any:
     apply_headers(request.headers)
+    current_attempt.set(AttemptFields(request.run_id, request.job, request.attempt))
     return function(ctx, **arguments)
 
 

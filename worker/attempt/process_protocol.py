@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import traceback
 from typing import Any
 
 from worker.errors import JobInterrupted, JobProcessError, NonRetryableError, Retry, Snooze
+from worker.job.propagation import current_attempt
+
+#: Attributes of every log record; others come from `extra`.
+STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -67,8 +72,11 @@ def _format(error: BaseException) -> str:
 
 
 def describe_record(record: logging.LogRecord) -> dict[str, Any]:
-    """Return a log record as JSON values, with its message formatted."""
+    """Return a log record as JSON values, with its message formatted, its attempt and its `extra`."""
+    attempt = current_attempt.get()
     values = {
+        **({} if attempt is None else attempt.as_extra()),
+        **{name: _plain(value) for name, value in vars(record).items() if name not in STANDARD_FIELDS},
         "name": record.name,
         "levelno": record.levelno,
         "levelname": record.levelname,
@@ -88,8 +96,19 @@ def describe_record(record: logging.LogRecord) -> dict[str, Any]:
     return values
 
 
+def _plain(value: Any) -> Any:
+    """Return a value of `extra` as JSON has it; the text of any other object."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        return str(value)
+    except Exception as failed:  # noqa: BLE001 - the object's class is the job's
+        return f"<its text cannot be formatted: {type(failed).__name__}>"
+
+
 def handle_record(values: dict[str, Any]) -> None:
     """Log a record of a subprocess in this process, if the level of its logger admits it."""
     logger = logging.getLogger(values["name"])
     if logger.isEnabledFor(values["levelno"]):
-        logger.handle(logging.makeLogRecord(values))
+        # In a context of its own: the caller's may be that of another job.
+        contextvars.Context().run(logger.handle, logging.makeLogRecord(values))

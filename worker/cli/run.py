@@ -21,6 +21,7 @@ from worker.errors import RegistrationError
 from worker.launch import main as run_worker
 from worker.observe.logs import configure
 from worker.runtime.supervisor import Supervisor
+from worker.runtime.wiring import worker_name
 from worker.settings import Settings
 
 #: Exit codes that a restart does not fix: invalid settings, a ledger that is not migrated, jobs that cannot be loaded.
@@ -91,7 +92,7 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
     asyncio.set_event_loop(asyncio.new_event_loop())  # the worker gets it when it is created
     worker = create_worker(found, **given)
     log = worker.settings.log
-    configure(log)
+    configure(log, worker=worker_name(worker.settings))
     logging.getLogger("arq").setLevel(log.levels.get("arq", log.level))  # the lines about its jobs
     worker.run()
 

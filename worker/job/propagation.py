@@ -14,12 +14,37 @@ import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import RegistrationError
 
+
+@dataclass
+class AttemptFields:
+    """The attempt that runs in a context, for the log.
+
+    Attributes:
+        run: id of the run.
+        job: name of the job.
+        attempt: number of the attempt.
+        step: name of the current loop, or of the one that has failed; None outside of loops.
+    """
+
+    run: str
+    job: str
+    attempt: int
+    step: str | None = None
+
+    def as_extra(self) -> dict[str, Any]:
+        """Return the fields of a log record."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 #: The name of the job that runs in this context; empty outside of a job.
 current_job: ContextVar[str] = ContextVar("current_job", default="")
+#: The attempt that runs in this context; None outside of a job.
+current_attempt: ContextVar[AttemptFields | None] = ContextVar("current_attempt", default=None)
 
 _propagated: dict[str, ContextVar[str]] = {}
 # https://www.w3.org/TR/trace-context/#traceparent-header: neither version ff nor ids of zeros.

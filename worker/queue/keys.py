@@ -140,7 +140,10 @@ SCHEMA = (
     Key(DEAD_AT, "sorted set", "ids of dead letters, by the time of failure in ms", "as long as the letters"),
     Key(PRUNED, "string", "time of the last pruning", "an hour"),
     Key(
-        CRON, "hash", "last due time in ms that was enqueued, by job, cron expression and application", "forever: one field for each"
+        CRON,
+        "hash",
+        "last due time in ms that was enqueued, by job, cron expression and application",
+        "forever: one field for each",
     ),
     Key(
         LIMIT + "<job>",

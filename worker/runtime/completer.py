@@ -215,6 +215,7 @@ class Completer:
             decision.delay,
             text,
             exc_info=outcome.error,
+            extra=execution.log_fields,
         )
         if run is not None:
             await self._servers.database(
@@ -226,7 +227,8 @@ class Completer:
     async def _bury(self, execution: Execution, outcome: Failed) -> None:
         run = _owned_run(execution)
         text, trace = _describe(execution, outcome)
-        logger.error("job dead job=%s run=%s error=%s", *execution.labels, text, exc_info=outcome.error)
+        words, fields = "job dead job=%s run=%s error=%s", execution.log_fields
+        logger.error(words, *execution.labels, text, exc_info=outcome.error, extra=fields)
         if run is not None:
             await self._servers.database(lambda: run.finish("dead", error=text, trace=trace))
         await self._end_dead(execution, text, trace=trace, in_ledger=run is not None)
@@ -267,7 +269,7 @@ class Completer:
 
     async def _reject(self, execution: Execution, outcome: Rejected) -> None:
         words = "job rejected job=%s run=%s error=%s: moved to the dead letters (worker:dead)"
-        logger.error(words, *execution.labels, outcome.error)
+        logger.error(words, *execution.labels, outcome.error, extra=execution.log_fields)
         if outcome.may_be_in_ledger:
             await self._servers.database(lambda: self._end_in_ledger(execution, "dead", outcome.error))
         await self._end_dead(execution, outcome.error)

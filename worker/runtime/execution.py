@@ -121,6 +121,11 @@ class Execution:
         return self.info.job or "unknown", self.claim.run_id
 
     @property
+    def log_fields(self) -> dict[str, Any]:
+        """The attempt, and the step that has failed, for lines that are logged after the attempt has ended."""
+        return {"attempt": self.claim.attempt} if self.attempt is None else self.attempt.fields.as_extra()
+
+    @property
     def elapsed_seconds(self) -> float:
         """Time since the claim."""
         return (now_ms() - self.started_ms) / 1000
