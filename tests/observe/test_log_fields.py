@@ -108,7 +108,7 @@ async def test_each_failed_attempt_has_its_traceback_and_step(
     await fill_authors(database, 30)
     await run_one(fast, client, walk, "w1")
     failed = log.of("longhaul.jobs", "attempt failed") + log.of("longhaul.jobs", "job dead")
-    assert [line["attempt"] for line in failed] == [*range(1, len(failed) + 1)] and len(failed) > 1, failed
+    assert {line["attempt"] for line in failed} == {1, 2}
     for line in failed:
         assert (line["run"], line["job"], line["step"], line["worker"]) == ("w1", "walk", "authors", "north")
         assert 'raise RuntimeError("broken")' in line["traceback"]

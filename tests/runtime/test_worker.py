@@ -456,7 +456,7 @@ async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases(
     await client.enqueue(block_the_loop, seconds=2.0)
     with caplog.at_level(logging.ERROR):
         async with working(with_worker(fast, loop_block_tolerance_seconds=0.5), block_the_loop):
-            await until(lambda: _logged(caplog, "event loop blocked"))
+            await until(lambda: _logged(caplog, "the leases of its jobs are not renewed"))
 
 
 async def test_a_run_that_redis_has_forgotten_is_put_back(

@@ -6,6 +6,8 @@ once the loop has been blocked for `worker.loop_block_tolerance_seconds`. A proc
 nothing, and other workers claim its jobs within `worker.lease_seconds`. If the first worker still runs such a job, the
 ledger's fence rejects its writes.
 
+The same thread logs a loop that has been blocked for a second, with the stack of the code that blocks it.
+
 The event loop runs during a renewal, so a job may end or be claimed again before the answer arrives. The answer applies
 only if the lease is still the one that was renewed.
 """
@@ -14,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -31,10 +35,73 @@ from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.leases")
 
-_PULSE_SECONDS = 0.5
+_PULSE_SECONDS = 0.25
 #: Pause between two renewals during an outage of Redis: a worker that renews late loses its jobs to others.
 _RETRY_SECONDS = 0.5
 _RENEWING = "leases cannot be renewed"
+#: A loop that is blocked for this long is logged.
+_BLOCKED_SECONDS = 1.0
+_WATCH_SECONDS = 0.25
+#: Shortest time between two such lines, and between two with the same stack: a job may block the loop repeatedly.
+_LOG_NEXT_SECONDS, _LOG_SAME_SECONDS = 5.0, 60.0
+_MOST_STACKS = 100
+#: Most runs that a line names.
+_NAMED_RUNS = 5
+
+
+class BlockedLoopLog:
+    """Logs an event loop that does not respond, with the stack of its thread.
+
+    Args:
+        thread_id: identifier of the thread that runs the loop.
+    """
+
+    def __init__(self, thread_id: int) -> None:
+        self._thread_id = thread_id
+        self._checked_at, self._cpu = time.monotonic(), time.process_time()
+        self._logged_at = -_LOG_NEXT_SECONDS
+        #: When each stack was last logged.
+        self._stacks: dict[str, float] = {}
+        #: The heartbeat before the block that was handled last.
+        self._handled: float | None = None
+        self._omitted = 0
+
+    def check(self, pulse: float, running: str = "") -> None:
+        """Log the loop if its last heartbeat is too old, once for each block.
+
+        Args:
+            pulse: the monotonic time of the last heartbeat.
+            running: the running jobs.
+        """
+        now, cpu = time.monotonic(), time.process_time()
+        since, used = now - self._checked_at, cpu - self._cpu
+        self._checked_at, self._cpu = now, cpu
+        # If this thread was late as well, the process was frozen, unless it computed: then code held the interpreter.
+        was_frozen = since > _BLOCKED_SECONDS and used < since / 2
+        if now - pulse < _BLOCKED_SECONDS or was_frozen or pulse == self._handled:
+            return
+        self._handled = pulse
+        stack = format_thread_stack(self._thread_id)
+        is_repeated = now - self._stacks.get(stack, -_LOG_SAME_SECONDS) < _LOG_SAME_SECONDS
+        if is_repeated or now - self._logged_at < _LOG_NEXT_SECONDS:
+            self._omitted += 1
+            return
+        if len(self._stacks) >= _MOST_STACKS:
+            self._stacks.clear()
+        self._stacks[stack] = self._logged_at = now
+        text = (
+            "event loop blocked seconds=%.1f running=%s omitted=%d: a job calls code that does not await; use a plain "
+            "`def` job, or asyncio.to_thread. Stack of the loop's thread:\n%s"
+        )
+        logger.warning(text, now - pulse, running or "nothing", self._omitted, stack)
+        self._omitted = 0
+
+
+def format_thread_stack(thread_id: int) -> str:
+    """Return the stack of another thread, the innermost call last."""
+    frame = sys._current_frames().get(thread_id)
+    return "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "(the thread has ended)"
+
 
 #: Called in the event loop with the id of a job.
 Listener = Callable[[str], None]
@@ -86,7 +153,10 @@ class Leases:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(lambda: report(claim, lost=lost))
 
-        self._thread = threading.Thread(target=self._renew_until_stopped, args=(tell,), name="leases", daemon=True)
+        blocked_log = BlockedLoopLog(threading.get_ident())
+        self._thread = threading.Thread(
+            target=self._renew_until_stopped, args=(tell, blocked_log), name="leases", daemon=True
+        )
         self._thread.start()
 
     async def stop(self) -> None:
@@ -148,12 +218,23 @@ class Leases:
 
     # --- in the thread
 
-    def _renew_until_stopped(self, tell: Callable[[Claim, bool], None]) -> None:
+    def _wait(self, seconds: float, blocked_log: BlockedLoopLog) -> None:
+        """Wait until the next renewal, and check the event loop meanwhile."""
+        ends_at = time.monotonic() + seconds
+        while (remaining := ends_at - time.monotonic()) > 0 and not self._now.wait(min(remaining, _WATCH_SECONDS)):
+            blocked_log.check(self._pulse, self._describe_running())
+        self._now.clear()
+
+    def _describe_running(self) -> str:
+        with self._lock:
+            held = list(self._held)
+        return ",".join(held) if len(held) <= _NAMED_RUNS else f"{len(held)} runs"
+
+    def _renew_until_stopped(self, tell: Callable[[Claim, bool], None], blocked_log: BlockedLoopLog) -> None:
         pause = self._rules.lease_seconds / 3
         client: Any = None
         while True:
-            self._now.wait(min(pause, _RETRY_SECONDS) if self._away else pause)
-            self._now.clear()
+            self._wait(min(pause, _RETRY_SECONDS) if self._away else pause, blocked_log)
             if self._stopped:
                 break
             blocked = time.monotonic() - self._pulse
