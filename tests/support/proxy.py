@@ -27,6 +27,7 @@ class Proxy:
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._swallowed: set[asyncio.StreamWriter] = set()
+        self._swallows_new = False
 
     def cut(self) -> None:
         """End every connection."""
@@ -41,9 +42,14 @@ class Proxy:
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
 
-    def swallow(self) -> None:
-        """Stop forwarding on the open connections: to both sides they look alive."""
+    def swallow(self, *, new: bool = False) -> None:
+        """Stop forwarding on the open connections, and on new ones: to both sides they look alive."""
         self._swallowed |= self._writers
+        self._swallows_new = new
+
+    def restore(self) -> None:
+        """Forward on new connections again."""
+        self._swallows_new = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -52,6 +58,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(inner_writer)
+            if self._swallows_new:
+                self._swallowed |= {writer, inner_writer}
             there = asyncio.create_task(self._pass_on(reader, inner_writer, 0.0))
             await self._pass_on(inner_reader, writer, self.delay)
             there.cancel()

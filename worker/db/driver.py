@@ -4,8 +4,8 @@ SQLAlchemy's dialect sends BEGIN before its own first statement, and COMMIT only
 Statements that go to the driver directly (COPY, arrays, rows that need no object) would run outside of that
 transaction. `Driver` therefore begins and ends transactions through the dialect's adapter, whose state both sides read.
 
-This is the only module that uses private parts of asyncpg and of SQLAlchemy's adapter for it. `check_private_names`
-runs when the module is imported, and tests/db/test_driver.py tests the behaviour of each of them.
+This module and `worker.db.liveness` are the only ones that use private parts of asyncpg and of SQLAlchemy's adapter for
+it. `check_private_names` runs when this module is imported, and tests/db test the behaviour of each of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.cancellation import run_to_completion
+from worker.db.liveness import COMMANDS, WatchedConnection
 from worker.db.sessions import AUTOCOMMIT, roll_back
 from worker.errors import UsageError
 
@@ -40,6 +41,8 @@ def check_private_names() -> None:
     """
     installed = f"asyncpg {asyncpg.__version__} and SQLAlchemy {sqlalchemy.__version__}"
     missing = [f"asyncpg.Connection.{name}" for name in _ASYNCPG_NAMES if not hasattr(asyncpg.Connection, name)]
+    protocol = asyncpg.protocol.Protocol
+    missing += [f"asyncpg.protocol.Protocol.{name}" for name in COMMANDS if not hasattr(protocol, name)]
     adapter = AsyncAdapt_asyncpg_connection
     missing += [f"{adapter.__name__}.{name}" for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if not missing and "named" not in inspect.signature(asyncpg.Connection._get_statement).parameters:
@@ -81,7 +84,7 @@ def literal(value: str | int | bool | None) -> str:
     return "E'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
+class PooledConnection(WatchedConnection):
     """asyncpg's connection through PgBouncer in transaction mode; see `worker.db.pgbouncer`.
 
     Attributes:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
 from worker.cancellation import run_to_completion
+from worker.db.liveness import LivenessChecker, WatchedConnection, server_tcp_settings
 from worker.db.pgbouncer import PoolerDetector
 from worker.db.sessions import (
     AUTOCOMMIT,
@@ -50,10 +51,14 @@ class Database:
         self.settings = settings
         self._base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
         self._job_name = job_name
+        self._checker = LivenessChecker(settings.database, lambda: self.pooled)
         self._route = PoolerDetector(
-            settings.database.pgbouncer, lambda: _session_settings(settings, self._application_name())
+            settings.database.pgbouncer,
+            lambda: _session_settings(settings, self._application_name()),
+            bind=self._checker.bind,
+            seconds=settings.database.connect_timeout_seconds,
         )
-        self.engine = _make_engine(settings, self._base_name, self._route)
+        self.engine = _make_engine(settings, self._base_name, self._route, self._checker)
         event.listen(self.engine.sync_engine, "checkout", self._name_connection)
         self.replica: Database | None = None
         if settings.database.replica_url is not None:
@@ -107,6 +112,7 @@ class Database:
     async def close(self) -> None:
         """Close every connection of the pool, and of the replica's."""
         await self.engine.dispose()
+        self._checker.close()
         if self.replica is not None:
             await self.replica.close()
 
@@ -145,7 +151,7 @@ def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
     return ServerUnavailable(f"PostgreSQL at {url}: {cause or type(cause).__name__}: {advice}")
 
 
-def _make_engine(settings: Settings, base_name: str, route: PoolerDetector) -> AsyncEngine:
+def _make_engine(settings: Settings, base_name: str, route: PoolerDetector, checker: LivenessChecker) -> AsyncEngine:
     database = settings.database
     url, tls = take_tls(make_url(database.url))
     engine = create_async_engine(
@@ -160,9 +166,12 @@ def _make_engine(settings: Settings, base_name: str, route: PoolerDetector) -> A
         connect_args={
             **tls,
             "timeout": database.connect_timeout_seconds,
-            "server_settings": _session_settings(settings, base_name),
+            "connection_class": checker.bind(WatchedConnection),
+            "server_settings": _session_settings(settings, base_name)
+            | server_tcp_settings(database.tcp_timeout_seconds),
         },
     )
+    event.listen(engine.sync_engine, "do_connect", checker.remember)
     event.listen(engine.sync_engine, "do_connect", route.connect)
     event.listen(engine.sync_engine, "set_engine_execution_options", _refuse_autocommit)
     return engine

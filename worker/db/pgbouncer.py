@@ -16,6 +16,7 @@ unlimited.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -30,10 +31,21 @@ class PoolerDetector:
     Args:
         pgbouncer: whether connections go through PgBouncer; "auto" to detect it on the first connection.
         local_settings: returns the settings of a transaction behind PgBouncer, by name.
+        bind: returns the class for connections whose commands are checked.
+        seconds: longest wait for the answers of the first connection.
     """
 
-    def __init__(self, pgbouncer: bool | Literal["auto"], local_settings: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        pgbouncer: bool | Literal["auto"],
+        local_settings: Callable[[], Mapping[str, str]],
+        *,
+        bind: Callable[[type[PooledConnection]], type[PooledConnection]],
+        seconds: float,
+    ) -> None:
         self._local_settings = local_settings
+        self._class = bind(PooledConnection)
+        self._seconds = seconds
         #: Whether connections go through PgBouncer; None until that is detected.
         self.pooled = None if pgbouncer == "auto" else pgbouncer
 
@@ -42,7 +54,7 @@ class PoolerDetector:
         if self.pooled is False:
             return None
         suited = parameters | {
-            "connection_class": PooledConnection,
+            "connection_class": self._class,
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
             # PgBouncer shows it in SHOW CLIENTS; of the others, see above.
@@ -52,18 +64,17 @@ class PoolerDetector:
         connection.driver_connection.local_settings = self._local_settings
         if self.pooled is None:
             try:
-                self.pooled = connection.run_async(_answers_for_another)
+                self.pooled = connection.run_async(self._answers_for_another)
             finally:
                 if not self.pooled:
                     connection.close()
         return connection if self.pooled else None
 
+    async def _answers_for_another(self, raw: asyncpg.Connection) -> bool:
+        """Return whether a pooler is between: another process sent the cancellation key than the one that answers.
 
-async def _answers_for_another(raw: asyncpg.Connection) -> bool:
-    """Return whether a pooler is between: another process sent the cancellation key than the one that answers.
-
-    The server sends its process id with the key for cancellations when a connection opens. Poolers send keys of their
-    own, because the key of a backend is valid for one transaction only.
-    """
-    async with raw.transaction(readonly=True):
-        return bool(await raw.fetchval("SELECT pg_catalog.pg_backend_pid()") != raw.get_server_pid())
+        The server sends its process id with the key for cancellations when a connection opens. Poolers send keys of
+        their own, because the key of a backend is valid for one transaction only.
+        """
+        async with asyncio.timeout(self._seconds), raw.transaction(readonly=True):
+            return bool(await raw.fetchval("SELECT pg_catalog.pg_backend_pid()") != raw.get_server_pid())

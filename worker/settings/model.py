@@ -71,6 +71,19 @@ class DatabaseSettings(_Section):
     pool_pre_ping: bool = Field(True, description="Test a connection before it is used.")
     pool_recycle_seconds: int = Field(3600, ge=-1, description="Age at which a connection is replaced; -1: never.")
     connect_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a new connection.")
+    answer_check_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Wait for the answer to a command after which PostgreSQL is asked, by a new connection, whether it "
+        "still works on the command. If it does not, or answers no new connection either, the connection is ended: "
+        "[PostgreSQL in trouble](../how-to/postgresql-in-trouble.md).",
+    )
+    tcp_timeout_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Time after which a connection is ended whose packets are not acknowledged, by TCP keepalives and "
+        "`TCP_USER_TIMEOUT`, on both sides; 0: the settings of the operating systems.",
+    )
     statement_timeout_seconds: float = Field(300.0, ge=0, description="Longest run of one statement; 0: no limit.")
     lock_timeout_seconds: float = Field(
         0.0,

@@ -1,0 +1,370 @@
+"""Commands without an answer: a new connection asks the server whether it still works on them.
+
+A half-open connection (a frozen server, a firewall that drops packets) gives no error: a command waits for as long as
+TCP likes. A fixed limit for each command would either be too long for such a connection, or end statements that may
+take hours, such as CREATE INDEX CONCURRENTLY or a wait for a lock. Therefore the server is asked, by a new connection:
+`pg_stat_activity` shows whether the session still works on the command. If it does not, or if the server answers no new
+connection either, the connection is terminated, and the command fails with `ConnectionDoesNotExistError`.
+
+TCP keepalives and TCP_USER_TIMEOUT end connections whose packets are not acknowledged, also while no command runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import time
+import weakref
+from collections.abc import AsyncIterable, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import asyncpg
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from worker.db.errors import sqlstate
+from worker.errors import iter_causes
+from worker.settings.model import DatabaseSettings
+
+logger = logging.getLogger("longhaul.db")
+
+C = TypeVar("C", bound="type[WatchedConnection]")
+
+_SESSIONS = "SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity WHERE pid = ANY ($1::pg_catalog.int4[])"
+#: Seconds after which a suspicion is checked a second time: an answer may have been on its way.
+_CONFIRM_SECONDS = 1.0
+#: Longest wait for a new connection and its answer.
+_ASK_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_TICK_SECONDS = 0.1
+#: Longest wait for the server to close a connection.
+_CLOSE_SECONDS = 2.0
+#: The same after the server has not closed a connection, and for how long that counts.
+_FAST_CLOSE_SECONDS, _FAST_CLOSES_SECONDS = 0.05, 10.0
+#: 57P: shutdown, crash, starting up; 08: the connection was lost. No session lives on.
+_NO_SERVER = ("57P", "08")
+#: Position of `tcpi_bytes_acked` and `tcpi_bytes_received` in Linux's `struct tcp_info`.
+_BYTES_AT, _BYTES = 120, struct.Struct("=2Q")
+#: The methods of asyncpg's protocol that send a command and wait for its answer.
+COMMANDS = (
+    *("prepare", "bind_execute", "bind_execute_many", "bind", "execute", "close_portal", "query"),
+    *("copy_in", "copy_out", "close_statement"),
+)
+
+
+def tcp_options(seconds: float) -> dict[str, int]:
+    """Return the names and values of the options by which TCP ends a dead connection within some seconds."""
+    if not seconds:
+        return {}
+    return {
+        "TCP_KEEPIDLE": max(1, round(seconds / 2)),
+        "TCP_KEEPINTVL": max(1, round(seconds / 6)),
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": round(seconds * 1000),
+    }
+
+
+def server_tcp_settings(seconds: float) -> dict[str, str]:
+    """Return the server's parameters for the same options. A server without support, or a Unix socket, ignores them."""
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+    return dict(zip(names, map(str, tcp_options(seconds).values()), strict=False))
+
+
+@dataclass
+class _Silence:
+    """A command that has no answer yet.
+
+    Attributes:
+        number: number of the command on its connection.
+        look_at: when to ask the server, by the loop's clock.
+        pause: seconds until the look after the next.
+        suspicion: the reason why the connection seems dead; "" if the server works on the command.
+        traffic: bytes of the connection at the last look.
+    """
+
+    number: int
+    look_at: float
+    pause: float
+    suspicion: str = ""
+    traffic: tuple[int, int] | None = None
+
+
+class LivenessChecker:
+    """Ends the connections of one engine whose commands no server works on.
+
+    Args:
+        settings: the settings of the database.
+        is_pooled: returns whether connections go through PgBouncer, whose sessions cannot be identified.
+
+    Attributes:
+        after_seconds: wait for an answer after which the server is asked.
+        tcp_seconds: time after which TCP ends a connection whose packets are not acknowledged; 0 for TCP's own.
+    """
+
+    def __init__(self, settings: DatabaseSettings, is_pooled: Callable[[], bool]) -> None:
+        self.after_seconds = settings.answer_check_seconds
+        self._confirm_seconds = min(_CONFIRM_SECONDS, self.after_seconds)
+        self.tcp_seconds = settings.tcp_timeout_seconds
+        limit = settings.statement_timeout_seconds
+        #: Longest wait for an answer where the server cannot tell what a session does.
+        self._limit_seconds = limit + self.after_seconds if limit else None
+        self._is_pooled = is_pooled
+        self._open: Callable[[], Any] | None = None
+        self._silent: dict[WatchedProtocol, _Silence] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._closes_fast_until = 0.0
+
+    def bind(self, connection_class: C) -> C:
+        """Return the class for connections that this checker watches."""
+        bound: Any = type(connection_class.__name__, (connection_class,), {"checker": self})
+        return bound  # type: ignore[no-any-return]
+
+    def remember(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
+        """Remember how connections are opened. This is SQLAlchemy's event `do_connect`."""
+        plain = parameters | {
+            "connection_class": asyncpg.Connection,
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "server_settings": {"application_name": parameters["server_settings"]["application_name"]},
+        }
+        self._open = lambda: dialect.connect(*arguments, **plain)
+
+    def add(self, protocol: WatchedProtocol) -> None:
+        """Check the command that this connection sent last, until it has an answer."""
+        loop = asyncio.get_running_loop()
+        self._silent[protocol] = _Silence(protocol.number, loop.time(), self.after_seconds)
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._check_until_answered(), name="answers of PostgreSQL")
+
+    def close_seconds(self) -> float:
+        """Return the longest wait for the server to close a connection; a moment if it has just not closed another."""
+        return _CLOSE_SECONDS if time.monotonic() > self._closes_fast_until else _FAST_CLOSE_SECONDS
+
+    def close_timed_out(self) -> None:
+        """Record that the server did not close a connection, so that a pool of them does not add up the waits."""
+        self._closes_fast_until = time.monotonic() + _FAST_CLOSES_SECONDS
+
+    def close(self) -> None:
+        """End the checks."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _check_until_answered(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._forget_answered():
+            now = loop.time()
+            due = [protocol for protocol, silence in self._silent.items() if silence.look_at <= now]
+            if due:
+                is_answered, sessions = await self._ask([protocol.pid for protocol in due])
+                self._forget_answered()
+                for protocol in due:
+                    if (silence := self._silent.get(protocol)) is not None:
+                        self._judge(protocol, silence, is_answered, sessions)
+            await asyncio.sleep(_TICK_SECONDS)
+
+    def _forget_answered(self) -> bool:
+        """Forget commands that have ended. Return whether there are others."""
+        for protocol, silence in list(self._silent.items()):
+            if protocol.since is None or protocol.number != silence.number:
+                del self._silent[protocol]
+        return bool(self._silent)
+
+    async def _ask(self, pids: list[int]) -> tuple[bool, dict[int, Any] | None]:
+        """Ask the server, by a new connection.
+
+        Returns:
+            Whether it answers, and its sessions by process id; None instead of them if they are unknown.
+        """
+        assert self._open is not None  # noqa: S101
+        raw = None
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                raw = (await greenlet_spawn(self._open)).driver_connection
+                if self._is_pooled():
+                    await raw.execute("SELECT 1")
+                    return True, None
+                return True, {row["pid"]: row for row in await raw.fetch(_SESSIONS, pids)}
+        except Exception as error:  # noqa: BLE001 - an error that is not the server's must end no connection
+            logger.debug("check of connections failed error=%s", error)
+            return _is_answer(error), None
+        finally:
+            if raw is not None:
+                raw.terminate()
+
+    def _judge(
+        self, protocol: WatchedProtocol, silence: _Silence, is_answered: bool, sessions: dict[int, Any] | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        traffic, before = protocol.traffic(), silence.traffic
+        is_still = traffic is not None and traffic == before
+        session = None if sessions is None else sessions.get(protocol.pid)
+        suspicion = ""
+        if not is_answered:
+            suspicion = "the server does not answer new connections either"
+        elif sessions is not None and session is None:
+            suspicion = "the server has ended its session"
+        elif session is None or session["state"] in (None, "disabled"):
+            waited = loop.time() - (protocol.since or 0.0)
+            if self._limit_seconds is not None and waited > self._limit_seconds:
+                suspicion = "it takes longer than database.statement_timeout_seconds"
+        elif protocol.is_fed:
+            pass  # code of the job produces or consumes the rows of a COPY, and may take its time
+        elif session["state"].startswith("idle"):
+            suspicion = "the server does not work on it: the command or its answer was lost"
+        elif session["wait_event"] in ("ClientRead", "ClientWrite") and is_still:
+            suspicion = "the server waits for the network, and no byte comes through"
+        if suspicion and silence.suspicion:
+            del self._silent[protocol]
+            protocol.end(suspicion)
+            return
+        silence.suspicion, silence.traffic = suspicion, traffic
+        silence.look_at = loop.time() + (self._confirm_seconds if suspicion else silence.pause)
+        silence.pause = min(2 * silence.pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Return whether an error of a new connection proves that the server works, e.g. if it has too many connections."""
+    code = sqlstate(error)
+    if code is not None:
+        return not code.startswith(_NO_SERVER)
+    return not any(isinstance(cause, OSError | asyncpg.InterfaceError) for cause in iter_causes(error))
+
+
+class WatchedProtocol:
+    """asyncpg's protocol, with the time at which the current command was sent.
+
+    Attributes:
+        pid: process id of the server's session.
+        number: number of commands so far.
+        since: when the current command was sent, by the loop's clock; None if there is none.
+        is_fed: whether code of the job produces or consumes the rows of the current command.
+    """
+
+    def __init__(self, protocol: Any, transport: Any, loop: Any, checker: LivenessChecker) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self._loop = loop
+        self._checker = checker
+        self._connection: Callable[[], Any] = lambda: None
+        self._depth = 0
+        self._is_armed = False
+        self._end_reason = ""
+        self.pid: int = protocol.get_server_pid()
+        self.number = 0
+        self.since: float | None = None
+        self.is_fed = False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._protocol, name)
+        if callable(found):
+            setattr(self, name, found)
+        return found
+
+    def set_owner(self, connection: WatchedConnection) -> None:
+        """Set the connection to terminate."""
+        self._connection = weakref.ref(connection)
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Return the bytes that the server has acknowledged, and those that it has sent; None if unknown."""
+        used = self._transport.get_extra_info("socket")
+        try:
+            info = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_AT + _BYTES.size)
+            acknowledged, received = _BYTES.unpack_from(info, _BYTES_AT)
+        except (AttributeError, OSError, struct.error):
+            return None
+        return acknowledged, received
+
+    def end(self, reason: str) -> None:
+        """Terminate the connection. The current command fails with the reason."""
+        connection = self._connection()
+        if connection is None:
+            return
+        waited = self._loop.time() - (self.since or self._loop.time())
+        self._end_reason = f"no answer for {waited:.0f} s: {reason}: the connection was terminated"
+        logger.warning("connection terminated pid=%d seconds=%.1f reason=%s", self.pid, waited, reason)
+        connection.terminate()
+
+    async def run(self, command: Callable[..., Awaitable[Any]], args: Any, options: Any, *, is_fed: bool) -> Any:
+        """Send a command. Return its answer."""
+        self._depth += 1
+        if self._depth == 1:  # else asyncpg refuses a second command beside the first
+            self.number += 1
+            self.since, self.is_fed = self._loop.time(), is_fed
+            if not self._is_armed:
+                self._arm(self._checker.after_seconds)
+        try:
+            return await command(*args, **options)
+        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+            if self._end_reason:
+                raise asyncpg.ConnectionDoesNotExistError(self._end_reason) from error
+            raise
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self.since = None
+
+    def _arm(self, seconds: float) -> None:
+        self._is_armed = True
+        self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Hand the current command to the checker if it waits for too long. One timer serves many commands."""
+        self._is_armed = False
+        if self.since is None:
+            return
+        remaining = self.since + self._checker.after_seconds - self._loop.time()
+        if remaining > 0:
+            self._arm(remaining)
+        else:
+            self._checker.add(self)
+
+
+def _watched(name: str) -> Callable[..., Awaitable[Any]]:
+    async def command(self: WatchedProtocol, *args: Any, **options: Any) -> Any:
+        is_fed = name == "copy_out" or (
+            name == "copy_in" and (args[1] is not None or isinstance(args[3], AsyncIterable))
+        )
+        return await self.run(getattr(self._protocol, name), args, options, is_fed=is_fed)
+
+    return command
+
+
+for _name in COMMANDS:
+    setattr(WatchedProtocol, _name, _watched(_name))
+
+
+class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection whose commands and whose end take a limited time.
+
+    Attributes:
+        checker: checks commands without an answer.
+    """
+
+    checker: LivenessChecker
+
+    def __init__(self, protocol: Any, transport: Any, loop: Any, *args: Any, **options: Any) -> None:
+        watched = WatchedProtocol(protocol, transport, loop, self.checker)
+        super().__init__(watched, transport, loop, *args, **options)
+        watched.set_owner(self)
+        set_tcp_options(transport, self.checker.tcp_seconds)
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close the connection. If the server does not close it within the timeout, terminate it."""
+        limit = self.checker.close_seconds()
+        try:
+            await super().close(timeout=limit if timeout is None else min(timeout, limit))
+        except TimeoutError:
+            self.checker.close_timed_out()
+
+
+def set_tcp_options(transport: Any, seconds: float) -> None:
+    """Set the options by which TCP ends a dead connection. A Unix socket has none."""
+    used, options = transport.get_extra_info("socket"), tcp_options(seconds)
+    if used is None or used.family not in (socket.AF_INET, socket.AF_INET6) or not options:
+        return
+    used.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if hasattr(socket, name):  # not on every platform
+            used.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
