@@ -69,10 +69,10 @@ async def test_a_batch_that_raises_is_rolled_back_and_done_again_with_the_same_n
     second = context("run")
     numbers = []
     async for batch in second.chunks(select(Author), size=10):
-        numbers.append((batch.number, batch.first_key, batch.idempotency_key))
+        numbers.append((batch.number, batch.first_key))
         for author in batch:
             author.seen += 1
-    assert numbers[0] == (5, 41, "run:1-chunks:5")
+    assert numbers[0] == (5, 41)
     assert await count_seen(database) == {1: 100}
 
 

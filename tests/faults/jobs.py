@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import signal
 
 from sqlalchemy import select, update
@@ -21,6 +23,16 @@ async def touch_by_chunks(ctx: JobContext, size: int = 25) -> int:
     async for batch in ctx.chunks(select(Target), size=size):
         for target in batch:
             target.touched = True
+        await asyncio.sleep(BODY_SECONDS)
+    return ctx.rows_done
+
+
+@job
+async def touch_and_call(ctx: JobContext, size: int = 25) -> int:
+    """Set `touched` on each row, after a call to another service for each batch; each attempt has another size."""
+    async for batch in ctx.chunks(select(Target.id), size=random.randint(max(1, size // 2), size)):
+        await ctx.redis.rpush(f"calls:{ctx.run_id}", json.dumps([batch.idempotency_key, list(batch)]))
+        await batch.bulk.update(Target, [{"id": key, "touched": True} for key in batch])
         await asyncio.sleep(BODY_SECONDS)
     return ctx.rows_done
 

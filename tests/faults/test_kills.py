@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
-from tests.faults.jobs import killed_by_its_data, touch_by_chunks, touch_by_stream, touch_by_sweep
+from tests.faults.jobs import killed_by_its_data, touch_and_call, touch_by_chunks, touch_by_stream, touch_by_sweep
 from tests.support.waiting import until
 from worker import Client, Job, JobFailed
 from worker.db.engine import Database
@@ -31,7 +32,7 @@ async def kill_and_count(
     size: int,
     pause: float,
     pace: int = 0,
-) -> None:
+) -> str:
     seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
     print(f"SEED={seed}")
     chance = random.Random(seed)
@@ -56,6 +57,7 @@ async def kill_and_count(
     assert row.state == "succeeded"
     # A kill between claim and ledger is no takeover; all the others are.
     assert 0 < row.takeovers <= kills
+    return run.id
 
 
 @pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
@@ -83,6 +85,19 @@ async def test_kills_by_the_hundred_leave_each_row_done_once(
     await kill_and_count(
         fleet, client, database, job, rows=20_000, kills=100, size=2 if job is touch_by_sweep else 10, pause=0.15
     )
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
+async def test_kills_leave_each_idempotency_key_with_the_same_rows(
+    fleet: Fleet, client: Client, database: Database, redis: Redis, kills: int
+) -> None:
+    run_id = await kill_and_count(
+        fleet, client, database, touch_and_call, rows=10_000, kills=kills, size=30, pause=0.2, pace=500
+    )
+    calls = [json.loads(call) for call in await redis.lrange(f"calls:{run_id}", 0, -1)]
+    pairs = {(key, tuple(rows)) for key, rows in calls}
+    assert len(pairs) == len({key for key, _ in pairs}) == len({rows for _, rows in pairs})
+    assert {row for _, rows in pairs for row in rows} == set(range(1, 10_001))
 
 
 async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(

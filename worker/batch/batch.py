@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
+from worker.batch.batch_keys import BatchKeys
 from worker.batch.bulk.operations import Bulk
 from worker.batch.transaction import BatchTransaction
 from worker.db.sessions import ScopedSession
@@ -39,13 +40,13 @@ class Batch(Sequence[T_co], Generic[T_co]):
 
     Attributes:
         bulk: Bulk operations in the batch's transaction.
-        number: 1 for the first batch of the loop; the same if a batch is attempted again.
+        number: 1 for the first batch of the loop. It names the place in the walk: a batch that is attempted again has
+            the same number, but possibly fewer or more rows.
         first_key: The key of its first row (a tuple for a key of several columns); None for a stream without one.
         last_key: The key of its last row.
-        idempotency_key: The same at each attempt of this batch, for effects outside the database.
     """
 
-    __slots__ = ("_row_keys", "_rows", "_transaction", "bulk", "first_key", "idempotency_key", "last_key", "number")
+    __slots__ = ("_keys", "_rows", "_transaction", "bulk", "first_key", "last_key", "number")
 
     def __init__(
         self,
@@ -56,8 +57,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
         number: int,
         first_key: Any,
         last_key: Any,
-        idempotency_key: str,
-        row_keys: Callable[[], Sequence[str]],
+        keys: BatchKeys,
     ) -> None:
         self._rows = rows
         self._transaction = transaction
@@ -65,13 +65,35 @@ class Batch(Sequence[T_co], Generic[T_co]):
         self.number = number
         self.first_key = first_key
         self.last_key = last_key
-        self.idempotency_key = idempotency_key
-        self._row_keys = row_keys
+        self._keys = keys
 
     @property
     def session(self) -> ScopedSession:
         """The session of the batch's transaction; its writes are committed with the checkpoint."""
         return self._transaction.session
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key of these rows, for one effect outside the database that concerns the whole batch.
+
+        It is the same whenever the same rows are presented. If a batch is attempted again with fewer or more rows, it
+        is another key, so that no service takes the new call for the old one. Calls that must not be repeated for any
+        row need `row_keys`.
+        """
+        return self._keys.of_batch
+
+    @property
+    def row_keys(self) -> list[str]:
+        """The key of each row, `<run>:<step>:<key>`, in the order of the rows: the same at each attempt, whatever
+        batch the row is in.
+
+        Raises:
+            UsageError: The rows have no key.
+        """
+        keys = self._keys.of_rows
+        if len(keys) != len(self):
+            raise UsageError("batch.row_keys: these rows have no key: order the stream by a unique one")
+        return keys
 
     async def gather(
         self,
@@ -103,10 +125,7 @@ class Batch(Sequence[T_co], Generic[T_co]):
                 "batch.gather: a transaction is open, and would keep its locks until the slowest call has ended: walk "
                 "with lock=False, and make the calls before the first write"
             )
-        keys = self._row_keys()
-        if len(keys) != len(self):
-            raise UsageError("batch.gather: these rows have no key: order the stream by a unique one")
-        return await _gather_rows(function, self._rows, keys, concurrency=max(1, concurrency), errors=errors)
+        return await _gather_rows(function, self._rows, self.row_keys, concurrency=max(1, concurrency), errors=errors)
 
     @overload
     def __getitem__(self, index: int) -> T_co: ...

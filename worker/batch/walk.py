@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import weakref
@@ -15,6 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from worker.batch.awaiting import TrackedBulk, TrackedCalls
 from worker.batch.batch import Batch, unwrap
+from worker.batch.batch_keys import BatchKeys
 from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
 from worker.batch.loop_exit import LoopIterator, swallowed_error_message
 from worker.batch.page import jsonable, weigh_rows
@@ -259,13 +259,8 @@ class Walk(Generic[T]):
             number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
-            idempotency_key=f"{self._owned_run.spec.id}:{self.step.name}:{self._number}",
-            row_keys=partial(self._make_row_keys, page),
+            keys=BatchKeys(self._owned_run.spec.id, self.step.name, page, self.step.cursor),
         )
-
-    def _make_row_keys(self, page: Page[T]) -> list[str]:
-        prefix = f"{self._owned_run.spec.id}:{self.step.name}:"
-        return [prefix + json.dumps(key, separators=(",", ":")) for key in page.row_keys()]
 
     async def _commit(self, *, done: bool = False) -> None:
         """Commit the open batch: its writes and its cursor together."""
