@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.db.errors import is_transient, is_unavailable
-from worker.errors import CursorMismatch, PoisonBatch, Retry, UnsupportedStatement, UsageError
+from worker.db.errors import is_transient, is_unavailable, sqlstate
+from worker.errors import CursorMismatch, LonghaulError, PoisonBatch, Retry, UnsupportedStatement, UsageError
 from worker.ledger import Ledger, OwnedRun
 
 #: Retries without progress after which the attempt fails: for transient errors, such as a deadlock, and for batches
@@ -24,6 +24,9 @@ _TRANSIENT_RETRIES = 12
 _QUARANTINE_RETRIES = 40
 #: Errors that no row causes and that a smaller batch does not avoid.
 _NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
+
+#: Beginnings of SQLSTATEs that concern the statement, the session or the server: no other row would pass.
+_NOT_OF_A_READ_ROW = ("0A", "25", "28", "3D", "3F", "42", "53", "57", "58")
 
 OnError = Literal["raise", "quarantine"]
 
@@ -38,6 +41,8 @@ class RetryPlan:
         remaining: Rows after which the limit ends: the rows of the failed batch.
         skip_key: The key of the row to quarantine, as JSON values; None to process all rows.
         error: The error to store with that row.
+        row: That row as it was read, as JSON values: a row that has changed since is processed; None to ignore changes.
+        accepts_transient: Whether a row that cannot be read is quarantined after a transient error, too.
     """
 
     step: str
@@ -45,6 +50,8 @@ class RetryPlan:
     remaining: int
     skip_key: Any = None
     error: BaseException | None = None
+    row: Any = None
+    accepts_transient: bool = False
 
     @classmethod
     def from_pace(cls, step: str, pace: dict[str, Any] | None) -> RetryPlan | None:
@@ -78,6 +85,8 @@ class FailedBatch:
         batches: Batches of the step that were committed before the failure.
         seconds: Seconds from the start of the batch to its failure.
         pace: The pace of the step, including this failure.
+        row: If the batch has only one row, that row as it was read, as JSON values.
+        is_unread: Whether the rows could not be read, and their keys can be read alone.
     """
 
     step: str
@@ -88,14 +97,21 @@ class FailedBatch:
     batches: int = 0
     seconds: float = 0.0
     pace: dict[str, Any] = field(default_factory=dict)
+    row: Any = None
+    is_unread: bool = False
 
     def retry_half(self) -> RetryPlan:
         """Return a plan for half of the rows, or for the same single row."""
         return RetryPlan(self.step, max(1, self.rows // 2), max(self.remaining, self.rows))
 
-    def retry_without_row(self, error: BaseException) -> RetryPlan:
+    def retry_without_row(self, error: BaseException, *, if_unchanged: bool) -> RetryPlan:
         """Return a plan that quarantines the row."""
-        return RetryPlan(self.step, 1, max(self.remaining, 1), skip_key=self.key, error=error)
+        row = self.row if if_unchanged else None
+        return RetryPlan(self.step, 1, max(self.remaining, 1), skip_key=self.key, error=error, row=row)
+
+    def retry_unread_row(self) -> RetryPlan:
+        """Return a plan that quarantines the row whose read always ends with a transient error."""
+        return RetryPlan(self.step, 1, max(self.remaining, 1), accepts_transient=True)
 
 
 class BatchRetries:
@@ -103,6 +119,7 @@ class BatchRetries:
 
     def __init__(self) -> None:
         self._count = self._batches_before = 0
+        self._skipped: Any = None  # step and key of the last row that was to be quarantined
 
     async def decide(self, failure: FailedBatch, error: Exception, run: OwnedRun, ledger: Ledger) -> RetryPlan | None:
         """Return the plan for entering the failed loop again, or None if the attempt fails with the error.
@@ -112,7 +129,7 @@ class BatchRetries:
 
         After a transient error (deadlock, lock timeout, statement timeout) the batch is halved, down to one row. After
         another error, or a transient error that persists, and if the loop has a quarantine, the batch is halved until
-        it holds only the failing row; that row is quarantined.
+        it holds only the failing row; that row is quarantined, unless it has changed meanwhile.
 
         Raises:
             FencedOut: Another worker owns the run.
@@ -128,6 +145,8 @@ class BatchRetries:
         step.pace = failure.pace
         if isinstance(error, _NOT_OF_A_ROW) or not (is_transient(error) or failure.quarantine_limit):
             return None
+        if failure.is_unread and not is_transient(error):
+            return None  # the walk itself has looked for the row
         if run.checkpoints.batches != self._batches_before:
             self._count, self._batches_before = 0, run.checkpoints.batches
         self._count += 1
@@ -141,10 +160,19 @@ class BatchRetries:
         if failure.rows > 1:
             return failure.retry_half()
         if failure.key is None:
-            return None  # the row cannot be read, so its key is unknown
+            return failure.retry_unread_row() if failure.is_unread else None
         if await ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
-            return failure.retry_without_row(error)
+            row, before = (failure.step, failure.key), self._skipped
+            self._skipped = row
+            return failure.retry_without_row(error, if_unchanged=row != before)
         return None
+
+
+def may_blame_row(error: Exception) -> bool:
+    """Return whether one row may be the reason why a read has failed, for an error that is not transient."""
+    if isinstance(error, LonghaulError) or is_unavailable(error):
+        return False
+    return not (sqlstate(error) or "").startswith(_NOT_OF_A_READ_ROW)
 
 
 def ensure_not_poison(run: OwnedRun, max_attempts: int, name: str, rows: int, keys: list[Any]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select
 
-from worker.batch.keyset import SIZE
 from worker.batch.keyset_select import KeysetSelect
 from worker.batch.page import PageReader
 from worker.batch.source import Bounds, OpenStep, Page
@@ -67,18 +67,25 @@ class ChunksSource:
         share = self._select.share(page.cursor)
         return replace(page, share=share, is_last=page.cursor == self._select.last, examined=size)
 
+    async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
+        """Return the keys of the next rows, without reading the rows."""
+        return await self._select.list_keys(transaction, cursor, size)
+
+    async def find_unreadable(
+        self, transaction: BatchTransaction, cursor: Any, blames_row: Callable[[Exception], bool]
+    ) -> Page[Any] | None:
+        """Return a page that passes over the next row, if it cannot be read; see `KeyedSource`."""
+        return await self._select.find_unreadable(transaction, cursor, blames_row)
+
     async def _read_nothing(self, transaction: BatchTransaction, cursor: Any) -> Page[Any] | None:
         """Return None if no key remains, else a page for another attempt.
 
         If keys remain, other sessions have changed the rows between the choice of the keys and the lock; a new snapshot
         reads the current rows. Or the rows cannot be locked at all, and more attempts do not help.
         """
-        values = self._select.window(cursor, 1)
-        del values[SIZE.key]
-        left = self._select.remaining(resumed=cursor is not None).limit(1)
-        found = (await transaction.session.execute(left, values)).one_or_none()
+        left = await self._select.list_keys(transaction, cursor, 1)
         await transaction.roll_back()
-        if found is None:
+        if not left:
             return None
         self._empty_reads += 1
         if self._empty_reads > _MAX_EMPTY_READS:

@@ -1,4 +1,4 @@
-"""Progress by the position of a key between the first and the last one of a walk: it needs no count of rows."""
+"""The processed share of a walk: by the position of its key, which needs no count of rows, or by the count of rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,63 @@ from sqlalchemy import select
 
 from worker.batch.keyset import Keyset
 from worker.batch.source import OpenStep
+
+#: Difference between the share by position and the share by rows from which a percentage is called an estimate.
+_FAR = 0.2
+
+
+class WalkShare:
+    """The share of a walk that is processed. It never decreases, even if rows are deleted or added.
+
+    Attributes:
+        is_estimate: Whether the position of the key and the planner's number of rows differ by far, or the planner's
+            number is far too low: the rows are then spread unevenly over the keys, or the statistics are old.
+    """
+
+    def __init__(self) -> None:
+        self.is_estimate = False
+        self._done = 0.0
+
+    def load(self, pace: dict[str, Any]) -> None:
+        """Continue with the share of an earlier attempt."""
+        self._done = read_share(pace)
+        self.is_estimate = pace.get("is_estimate") is True
+
+    def note(self, at: float | None, rows: int, total: int | None) -> float | None:
+        """Record a committed batch.
+
+        Args:
+            at: The share by the position of its last key; None if it is unknown.
+            rows: Rows that are processed.
+            total: Rows of the whole walk.
+
+        Returns:
+            The share from 0 to 1; None if it is unknown.
+        """
+        share, self.is_estimate = self._compute(at, rows, total)
+        self._done = self._done if share is None else share
+        return share
+
+    def dump(self, at: float | None, rows: int, total: int | None) -> dict[str, Any]:
+        """Return what `note` would record, as JSON values for the pace of the step."""
+        share, is_estimate = self._compute(at, rows, total)
+        dumped: dict[str, Any] = {"share": round(self._done if share is None else share, 6)}
+        return {**dumped, "is_estimate": True} if is_estimate else dumped
+
+    def _compute(self, at: float | None, rows: int, total: int | None) -> tuple[float | None, bool]:
+        by_rows = rows / total if total else None
+        if at is None:
+            if by_rows is None:
+                return None, False
+            # The planner's number may be too low: keep the share at or below 1 until the end.
+            return max(self._done, min(1.0, by_rows)), by_rows > 1 + _FAR
+        return max(self._done, at), by_rows is not None and abs(at - by_rows) > _FAR
+
+
+def read_share(pace: dict[str, Any]) -> float:
+    """Return the part of the walk that earlier attempts have processed, from the pace of the step."""
+    share = pace.get("share")
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
 
 
 class KeyProgress:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ARRAY, Select, Subquery, any_, func, inspect, tuple_
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
+from worker.batch.compiled import CompiledStatement
+from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
-from worker.batch.source import Bounds, OpenStep
+from worker.batch.source import Bounds, OpenStep, Page
+from worker.batch.transaction import BatchTransaction
 from worker.errors import UnsupportedStatement
 
 
@@ -96,6 +99,45 @@ class KeysetSelect:
         """Return the select of the keys up to the last one, behind a cursor if `resumed`."""
         keys = self.keys(self.keyset.columns).where(self.keyset.up_to())
         return keys.where(self.keyset.after()) if resumed else keys
+
+    def next_keys(self, *, resumed: bool) -> Select[Any]:
+        """Return the select of the next keys in the form of cursors, with the parameters of `window`."""
+        keys = self.keys(self.keyset.cursor_columns).where(self.keyset.up_to()).limit(SIZE)
+        return keys.where(self.keyset.after()) if resumed else keys
+
+    async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
+        """Return the keys of the rows behind a cursor, without reading the rows."""
+        keys = CompiledStatement(self.next_keys(resumed=cursor is not None), transaction.connection.dialect)
+        sql, arguments = keys.bind(self.window(cursor, size))
+        width = len(self.keyset.parts)
+        found = await (await transaction.driver()).fetch(sql, *arguments)
+        return [self.keyset.encode(row[:width]) for row in found]
+
+    async def is_unreadable(
+        self, transaction: BatchTransaction, key: list[Any], blames_row: Callable[[Exception], bool]
+    ) -> bool:
+        """Return whether the row with a key exists and cannot be read; see `probe_row`."""
+        condition, values = self.keyset.one_of(), self.keyset.array_values([key])
+        row = self.locked(self.shape.statement.where(condition))
+        keys = self._statement.with_only_columns(*self.keyset.cursor_columns, maintain_column_froms=True)
+        lock = self.locked(keys.where(condition)) if self._lock else None
+        return await probe_row(transaction, row, values, blames_row, lock=lock)
+
+    async def find_unreadable(
+        self, transaction: BatchTransaction, cursor: Any, blames_row: Callable[[Exception], bool]
+    ) -> Page[Any] | None:
+        """Return a page that passes over the row behind a cursor, if it cannot be read; see `KeyedSource`."""
+        keys = await self.list_keys(transaction, cursor, 1)
+        if not keys or not await self.is_unreadable(transaction, keys[0], blames_row):
+            return None
+        return Page(
+            cursor=keys[0],
+            first_key=keys[0],
+            last_key=keys[0],
+            row_keys=lambda: keys,
+            share=self.share(keys[0]),
+            is_last=keys[0] == self.last,
+        )
 
     def batch(self, *, resumed: bool) -> Select[Any]:
         """Return the select that reads a batch.

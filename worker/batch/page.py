@@ -203,7 +203,18 @@ def jsonable(row: Any) -> Any:
         values = {key: value for key, value in state.dict.items() if key in known}
     else:
         values = row
-    return to_jsonable_python(values, fallback=str, inf_nan_mode="strings")
+    try:
+        return to_jsonable_python(values, fallback=str, inf_nan_mode="strings")
+    except Exception:  # noqa: BLE001 - a value that cannot be shown, e.g. its __str__ raises: show the others
+        named = values if isinstance(values, dict) else {"value": values}
+        return {str(name): _show(value) for name, value in named.items()}
+
+
+def _show(value: Any) -> Any:
+    try:
+        return to_jsonable_python(value, fallback=str, inf_nan_mode="strings")
+    except Exception:  # noqa: BLE001
+        return value.hex() if isinstance(value, bytes) else f"<{type(value).__name__} that cannot be shown>"
 
 
 def weigh_rows(rows: Sequence[Any]) -> float | None:

@@ -7,13 +7,14 @@ the walk has reached its last key. It waits for rows that are still locked.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Select
 
 from worker.batch.compiled import CompiledStatement
-from worker.batch.keyset import SIZE
 from worker.batch.keyset_select import KeysetSelect
 from worker.batch.page import PageReader
 from worker.batch.source import Bounds, OpenStep, Page, SkippedRows
@@ -49,9 +50,9 @@ class SkipLockedSource:
         self._ledger: SkippedRows = step.skipped
         dialect, keyset, shape = step.connection.dialect, self._select.keyset, self._select.shape
         locked = self._select.locked
-        keys = self._select.keys(keyset.cursor_columns).where(keyset.up_to()).limit(SIZE)
-        self._first_keys = CompiledStatement(keys, dialect)
-        self._next_keys = CompiledStatement(keys.where(keyset.after()), dialect)
+        self._first_keys, self._next_keys = (
+            CompiledStatement(self._select.next_keys(resumed=resumed), dialect) for resumed in (False, True)
+        )
         upto = shape.statement.where(keyset.up_to("last"))
         self._first = PageReader(shape, locked(upto, skip_locked=True), dialect)
         self._next = PageReader(shape, locked(upto.where(keyset.after()), skip_locked=True), dialect)
@@ -62,13 +63,8 @@ class SkipLockedSource:
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next unlocked rows, and store the keys of the locked ones."""
-        raw = await transaction.driver()
         keyset = self._select.keyset
-        sql, arguments = (self._first_keys if cursor is None else self._next_keys).bind(
-            self._select.window(cursor, size)
-        )
-        width = len(keyset.parts)
-        keys = [keyset.encode(row[:width]) for row in await raw.fetch(sql, *arguments)]
+        keys = await self.list_keys(transaction, cursor, size)
         if not keys:
             return await self._fetch_skipped(transaction, size)
         values = keyset.values("last", keyset.decode(keys[-1])) | self._select.behind(cursor)
@@ -81,6 +77,27 @@ class SkipLockedSource:
         if skipped:
             await self._ledger.remember(await transaction.driver(), skipped)
         return replace(page, cursor=keys[-1], share=self._select.share(keys[-1]), examined=size)
+
+    async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
+        """Return the keys of the next rows, locked ones too, without reading the rows."""
+        raw = await transaction.driver()
+        keys = self._first_keys if cursor is None else self._next_keys
+        sql, arguments = keys.bind(self._select.window(cursor, size))
+        keyset = self._select.keyset
+        return [keyset.encode(row[: len(keyset.parts)]) for row in await raw.fetch(sql, *arguments)]
+
+    async def find_unreadable(
+        self, transaction: BatchTransaction, cursor: Any, blames_row: Callable[[Exception], bool]
+    ) -> Page[Any] | None:
+        """Return a page that passes over the next row, if it cannot be read; see `KeyedSource`."""
+        if await self.list_keys(transaction, cursor, 1):
+            return await self._select.find_unreadable(transaction, cursor, blames_row)
+        raw = await transaction.driver()
+        for id_, key in (await self._ledger.list(raw, 1)).items():
+            if await self._select.is_unreadable(transaction, key, blames_row):
+                await self._ledger.forget(raw, [id_])
+                return Page(first_key=key, last_key=key, row_keys=partial(list, [key]), share=1.0)
+        return None
 
     async def _fetch_skipped(self, transaction: BatchTransaction, size: int) -> Page[Any] | None:
         """Return skipped rows. Wait for locked rows only if no unlocked rows remain."""

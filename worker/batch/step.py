@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.key_progress import read_share
 from worker.batch.source import Bounds, OpenStep, Source
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
@@ -71,12 +72,6 @@ async def open_step(
         if not bounds.is_resumable and known.batches:
             await checkpoints.restart_step(known)
         return known, bounds
-
-
-def read_share(pace: dict[str, Any]) -> float:
-    """Return the part of the walk that earlier attempts have processed, from the pace of the step."""
-    share = pace.get("share")
-    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
 
 
 class _OwnTransaction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 
 from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
+from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import select_fingerprint
 from worker.batch.key_choice import find_resume_key
 from worker.batch.keyset import Keyset
@@ -34,6 +36,8 @@ logger = logging.getLogger("longhaul.batch")
 _REPLAY_POLL_SECONDS = 0.05
 _LOCK_TIMEOUT_SECONDS = 5
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time if the rows are objects
+#: After a read that has failed: the driver decodes as many rows ahead, so that the failing one may be behind the batch.
+_CAREFUL_ROWS = _BUFFER_ROWS
 _WRITTEN = "SELECT pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn"
 _REPLAYED = text(
     "SELECT NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn >= :position"
@@ -77,6 +81,7 @@ class StreamSource:
         self._reader: SnapshotReader | None = None
         self._replica_position: Decimal | None = None
         self._has_warned_of_age = False
+        self._careful_rows = 0  # rows to read without rows ahead, because a read has failed
         self.text = sql_text(statement)
         self.fingerprint = select_fingerprint(statement)
 
@@ -110,15 +115,49 @@ class StreamSource:
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next partition from the reader's own connection."""
         await self._renew_snapshot(cursor)
-        if self._reader is None:
-            if self._replica is not None and not await self._has_replica_caught_up(transaction):
-                await asyncio.sleep(_REPLAY_POLL_SECONDS)
-                return Page()
-            self._reader = await self._open_reader(cursor)
-        page = await self._reader.next_page(size)
+        if self._reader is not None and self._reader.limit is not None:
+            await self._close_reader()
+        if self._reader is None and self._replica is not None and not await self._has_replica_caught_up(transaction):
+            await asyncio.sleep(_REPLAY_POLL_SECONDS)
+            return Page()
+        try:
+            if self._reader is None:
+                self._reader = await self._open_reader(cursor, limit=size if self._careful_rows > 0 else None)
+            page = await self._reader.next_page(size)
+        except Exception:
+            self._careful_rows = _CAREFUL_ROWS if self._keyset is not None else 0
+            await self._close_reader()
+            raise
+        self._careful_rows -= len(page.rows)
         if not page.rows:
             return None
         return replace(page, is_last=self._reader.at_end, check=self._reader.check_unchanged)
+
+    async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
+        """Return the keys of the next rows, without reading the rows. They are not of the reader's snapshot."""
+        keyset = self._keyset
+        if keyset is None:
+            return []
+        keys = self._statement.with_only_columns(*keyset.cursor_columns, maintain_column_froms=True)
+        keys, values = keys.order_by(None).order_by(*keyset.order_by()).limit(size), {}
+        if cursor is not None:
+            keys, values = keys.where(keyset.after()), keyset.values("after", keyset.decode(cursor))
+        sql, arguments = CompiledStatement(keys, transaction.connection.dialect).bind(values)
+        return [keyset.encode(row) for row in await (await transaction.driver()).fetch(sql, *arguments)]
+
+    async def find_unreadable(
+        self, transaction: BatchTransaction, cursor: Any, blames_row: Callable[[Exception], bool]
+    ) -> Page[Any] | None:
+        """Return a page that passes over the next row, if it cannot be read; see `KeyedSource`."""
+        keys = await self.list_keys(transaction, cursor, 1)
+        if self._keyset is None or not keys:
+            return None
+        row = RowShape(self._statement, self._keyset).statement.where(self._keyset.one_of())
+        values = self._keyset.array_values(keys)
+        if not await probe_row(transaction, row, values, blames_row):
+            return None
+        self._careful_rows = 0
+        return Page(cursor=keys[0], first_key=keys[0], last_key=keys[0], row_keys=lambda: keys)
 
     async def close(self) -> None:
         """Close the reader."""
@@ -148,7 +187,7 @@ class StreamSource:
         if reader is not None:
             await reader.close()
 
-    async def _open_reader(self, cursor: Any) -> SnapshotReader:
+    async def _open_reader(self, cursor: Any, *, limit: int | None) -> SnapshotReader:
         shape = RowShape(self._statement, self._keyset)
         statement, values = shape.statement, {}
         if self._keyset is not None and cursor is not None:
@@ -156,9 +195,9 @@ class StreamSource:
             values = self._keyset.values("after", self._keyset.decode(cursor))
         # A commit of the writer would close the cursor, so the reader has a connection of its own.
         connection = await self._database.engine.connect()
-        reader = SnapshotReader(connection, shape)
+        reader = SnapshotReader(connection, shape, limit=limit)
         try:
-            await reader.open(statement, values)
+            await reader.open(statement if limit is None else statement.limit(limit), values)
         except BaseException:
             await reader.close()
             raise
@@ -208,9 +247,11 @@ class SnapshotReader:
     Args:
         connection: A connection of its own, which it closes.
         shape: The shape of the rows.
+        limit: The number of rows that its statement is limited to; None for all.
     """
 
-    def __init__(self, connection: AsyncConnection, shape: RowShape) -> None:
+    def __init__(self, connection: AsyncConnection, shape: RowShape, *, limit: int | None = None) -> None:
+        self.limit = limit
         self._connection = connection
         self._shape = shape
         self._session: AsyncSession | None = None

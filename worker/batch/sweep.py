@@ -101,13 +101,12 @@ class SweepSource:
         last = await self._ends.next_end(window, resumed=cursor is not None)
         if last is None:
             return None
-        parts = len(self._keyset.parts)
-        at = self._keyset.encode(last[parts:])
+        at = self._keyset.encode(last)
         is_last = at == self._last
         ahead = None if is_last else window | self._keyset.values("after", self._keyset.decode(at))
         return Page(
             cursor=at,
-            last_key=list(last[:parts]),
+            last_key=at,
             share=None if self._progress is None else self._progress.share(at),
             is_last=is_last,
             examined=self._ends.size,
@@ -157,7 +156,7 @@ class SweepSource:
         return keys if where is None or _reads_other_tables(self._statement, self._keyset) else keys.where(where)
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
-        """Return the key of the last row of a range, in Python's types and in the form of the cursor."""
+        """Return the key of the last row of a range in the form of the cursor: Python has no date 10000-01-01."""
         keys = select(*self._keyset.columns).where(self._keyset.up_to())
         if resumed:
             keys = keys.where(self._keyset.after())
@@ -165,7 +164,7 @@ class SweepSource:
         ends = Keyset(
             [replace(part, expression=column) for part, column in zip(self._keyset.parts, chosen.columns, strict=True)]
         )
-        end = select(*ends.columns, *ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
+        end = select(*ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
         return self._keyset.in_schema(end)
 
     def _write(self, *, resumed: bool) -> Sweepable:

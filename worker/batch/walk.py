@@ -16,11 +16,13 @@ from worker.batch.awaiting import TrackedBulk, TrackedCalls
 from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_keys import BatchKeys
 from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
+from worker.batch.failing_rows import FailingRows
+from worker.batch.key_progress import WalkShare
 from worker.batch.loop_exit import LoopIterator, swallowed_error_message
-from worker.batch.page import jsonable, weigh_rows
+from worker.batch.page import weigh_rows
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
 from worker.batch.source import Bounds, Page, Source
-from worker.batch.step import open_step, read_share
+from worker.batch.step import open_step
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_host import Progress, WalkHost
 from worker.errors import LonghaulError, UsageError
@@ -68,12 +70,13 @@ class Walk(Generic[T]):
         self._retry: RetryPlan | None = None
         self._step: StepRecord | None = None
         self._owned_run: OwnedRun  # set by the first call of __anext__, as the step
+        self._failing: FailingRows  # set by the first call of __anext__
         self._transaction: BatchTransaction | None = None
         self._page: Page[T] = _NO_PAGE
         self._rows = 0  # rows of the open batch
         self._size = 0  # rows that it was meant to have
         self._began_at = 0.0
-        self._done_share = 0.0  # the largest share that was reported
+        self._share = WalkShare()
         self._iterator: weakref.ref[object] | None = None
         self._is_finished = False
         self._calls = TrackedCalls()
@@ -95,7 +98,7 @@ class Walk(Generic[T]):
             while not self.step.done:
                 await self._pass_boundary()
                 transaction = self._open_batch()
-                page = await self._source.fetch(transaction, self.step.cursor, self._size)
+                page = await self._fetch(transaction)
                 if page is None:
                     await self._mark_done()
                     break
@@ -165,7 +168,7 @@ class Walk(Generic[T]):
         transaction, self._transaction = self._transaction, None
         if self._step is not None and transaction is not None:
             self._sizer.note_failure(self._size, time.monotonic() - self._began_at)
-            self._host.failure = self._describe_failure(self._step)
+            self._host.failure = self._describe_failure()
         try:
             if transaction is not None:
                 await transaction.roll_back()
@@ -215,10 +218,11 @@ class Walk(Generic[T]):
         options = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
         options["accepts_change"] = host.accepts_statement_change
         self._step, self._bounds = step, _ = await open_step(run, self._source, name, **options)
+        self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
-        self._done_share = read_share(pace)
+        self._share.load(pace)
 
     async def _pass_boundary(self) -> None:
         await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
@@ -227,9 +231,34 @@ class Walk(Generic[T]):
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
         self._began_at = time.monotonic()
         self._host.where = None
+        return self._open_transaction()
+
+    def _open_transaction(self) -> BatchTransaction:
         self._page, self._rows = _NO_PAGE, 0
         self._transaction = BatchTransaction(self._owned_run, self._batch_name)
         return self._transaction
+
+    async def _fetch(self, transaction: BatchTransaction) -> Page[T] | None:
+        """Return the next page; a page without rows if it cannot be read, and is halved or passed over."""
+        try:
+            return await self._source.fetch(transaction, self.step.cursor, self._size)
+        except Exception as error:
+            accepts_transient = self._retry is not None and self._retry.accepts_transient
+            if not self._failing.blames_row(error, accepts_transient=accepts_transient):
+                raise
+            await transaction.roll_back()
+            page = None
+            if self._failing.are_unreadable_quarantined and self._size > 1:
+                self._retry = self._describe_failure().retry_half()
+                self._transaction = None
+                return _NO_PAGE
+            if self._failing.are_unreadable_quarantined:
+                again = self._open_transaction()
+                page = await self._failing.set_unreadable_aside(again, error, accepts_transient=accepts_transient)
+            if page is None:
+                self._page = await self._failing.read_range(self._open_transaction(), self._size)
+                raise
+            return page
 
     def _take(self, page: Page[T]) -> None:
         """Set the page of the open batch."""
@@ -241,15 +270,20 @@ class Walk(Generic[T]):
 
     async def _is_for_the_job(self, page: Page[T]) -> bool:
         """Return whether the job's body processes these rows: False for a sweep, and for a row that is quarantined."""
-        assert self._transaction is not None  # noqa: S101
+        transaction = self._transaction
+        if transaction is None:
+            return False
         if page.change is not None:
-            self._rows = await page.change(self._transaction)
+            self._rows = await page.change(transaction)
             return False
         if not page.rows:
-            if page.cursor is None and not self._transaction.is_open:
+            if page.cursor is None and not transaction.is_open:
                 self._transaction = None  # nothing was processed: only repeat the boundary
             return False
-        return not await self._set_row_aside(page)
+        if await self._failing.set_aside(transaction, page, self._retry):
+            self._rows = 0
+            return False
+        return True
 
     def _make_batch(self, transaction: BatchTransaction, page: Page[T]) -> Batch[T]:
         return Batch(
@@ -302,7 +336,8 @@ class Walk(Generic[T]):
                 kind=self.kind,
                 rows=step.rows,
                 total=step.total,
-                share=1.0 if step.done else self._share(page),
+                share=1.0 if step.done else self._share.note(page.share, step.rows, step.total),
+                is_estimate=not step.done and self._share.is_estimate,
                 batches=step.batches,
                 batch_size=self._rows,
                 batch_seconds=seconds,
@@ -310,47 +345,20 @@ class Walk(Generic[T]):
             )
         )
 
-    def _share(self, page: Page[T]) -> float | None:
-        """Return the processed share. It never decreases, even if rows are deleted or added."""
-        step, share = self.step, page.share
-        if share is None and step.total:
-            # The planner's estimate may be too low: keep the share at or below 1 until the end.
-            share = step.rows / max(step.total, step.rows)
-        if share is not None:
-            self._done_share = share = max(self._done_share, share)
-        return share
-
     def _make_pace(self, page: Page[Any]) -> dict[str, Any]:
         """Return the state for the next attempt: sizes, the limit of a retry, and the processed share."""
-        share = self._done_share if page.share is None else max(self._done_share, page.share)
-        pace = {**self._sizer.dump(), "share": round(share, 6)}
+        pace = {**self._sizer.dump(), **self._share.dump(page.share, self.step.rows + self._rows, self.step.total)}
         return pace if self._retry is None else {**pace, **self._retry.dump()}
 
     async def _mark_done(self) -> None:
         """Store the end of the step, if there is no batch to store it with."""
         if self._transaction is not None:
             await self._transaction.roll_back()
-        self._page, self._rows = _NO_PAGE, 0
-        self._transaction = BatchTransaction(self._owned_run, self._batch_name)
+        transaction = self._open_transaction()
         move = partial(self._owned_run.checkpoints.move, step=self.step, cursor=None, rows=0, done=True, batches=0)
-        await self._transaction.commit(move)
+        await transaction.commit(move)
         self._transaction = None
         self.step.done = True
-
-    async def _set_row_aside(self, page: Page[T]) -> bool:
-        """Put the failing row into quarantine, if the page holds only this row."""
-        retry = self._retry
-        if retry is None or retry.skip_key is None or retry.error is None:
-            return False
-        skip_key, retry.skip_key = retry.skip_key, None
-        # Another session may have deleted the row: find it by its key, so that its neighbour is not quarantined.
-        if any(key != skip_key for key in page.row_keys()):
-            return False
-        assert self._transaction is not None  # noqa: S101
-        raw = await self._transaction.driver()
-        await self._owned_run.quarantine.add_row(raw, self.step, skip_key, retry.error, jsonable(page.rows[0]))
-        self._rows = 0
-        return True
 
     async def _end(self) -> None:
         """Close the source, and tell the attempt that this loop has ended."""
@@ -376,19 +384,14 @@ class Walk(Generic[T]):
         if self._step is None or self._transaction is None:
             return None
         place = f"step {self._step.name!r}, batch {self._number}"
-        if not self._page.last_key:
-            return place
         if not self._page.first_key:
-            return f"{place}, up to key {unwrap(self._page.last_key)!r}"
+            behind = f", behind key {unwrap(self._step.cursor)!r}" if self._step.key and self._step.cursor else ""
+            up_to = f", up to key {unwrap(self._page.last_key)!r}" if self._page.last_key else ""
+            return place + behind + up_to
         return f"{place}, keys {unwrap(self._page.first_key)!r} to {unwrap(self._page.last_key)!r}"
 
-    def _describe_failure(self, step: StepRecord) -> FailedBatch:
-        remaining = 0 if self._retry is None else self._retry.remaining
-        keys = self._page.row_keys() if self._quarantine_limit else []
-        # A join can repeat a row: its repetitions share one key, and are quarantined together.
-        is_single = bool(keys) and all(key == keys[0] for key in keys)
-        rows = 1 if is_single else min(self._rows or self._size, self._size)
-        limit = self._quarantine_limit if keys else 0
-        key = keys[0] if is_single else None
-        seconds = time.monotonic() - self._began_at
-        return FailedBatch(step.name, rows, remaining, limit, key, step.batches, seconds, self._make_pace(_NO_PAGE))
+    def _describe_failure(self) -> FailedBatch:
+        rows, seconds = min(self._rows or self._size, self._size), time.monotonic() - self._began_at
+        return self._failing.describe(
+            self._page, self._retry, rows=rows, seconds=seconds, pace=self._make_pace(_NO_PAGE)
+        )

@@ -20,6 +20,7 @@ class Progress:
 
     Attributes:
         share: The processed part of the walk, from 0 to 1, by the key's position or by rows; None if unknown.
+        is_estimate: Whether position and rows differ by far, so that the share is only a rough estimate.
     """
 
     step: str
@@ -31,6 +32,7 @@ class Progress:
     batch_size: int
     batch_seconds: float
     last_key: Any
+    is_estimate: bool = False
 
 
 class WalkHost(Protocol):
