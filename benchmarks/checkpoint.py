@@ -1,21 +1,24 @@
 """`python -m benchmarks.checkpoint`: checkpoint and COMMIT as two plain statements, against one message for both.
 
-The one message is `EXECUTE checkpoint; COMMIT; BEGIN`, in which a division by zero prevents the COMMIT if another
-worker has taken the run over. It saves two round trips. Both ways alternate in the same walk, two batches each, so that
-other load on the machine affects both equally. The figures are medians over all batches.
+The two statements are the checkpoint and `COMMIT AND CHAIN`. The one message is `EXECUTE checkpoint; COMMIT; BEGIN`, in
+which a division by zero prevents the COMMIT if another worker has taken the run over: it saves one round trip. Both
+ways alternate in the same walk, two batches each, so that other load on the machine affects both equally. The figures
+are medians over all batches.
 docs/decisions/001-cursor-in-the-batch-transaction.md has the figures for which the plain statements were chosen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
+from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy import Column, Integer, MetaData, Table, select, text
 
 from worker.batch.transaction import BatchTransaction
@@ -47,9 +50,9 @@ class Alternating:
         self.seconds: dict[str, list[float]] = {ONE: [], TWO: []}
         self._number = 0
         self._at = 0.0
-        self._prepared: set[int] = set()
+        self._is_prepared = False
 
-    async def commit(self, transaction: Any, checkpoint: Any) -> None:
+    async def commit(self, transaction: Any, checkpoint: Any, *, begin_next: bool = False) -> None:
         """Commit a batch. The BEGIN of the next batch belongs to the way of the commit before, so only every second
         commit is recorded."""
         pair, place = divmod(self._number, 2)
@@ -58,7 +61,7 @@ class Alternating:
         if way == ONE and not checkpoint.keywords["done"]:
             await self._commit_in_one_message(transaction, checkpoint)
         else:
-            await _plain(transaction, checkpoint)
+            await _plain(transaction, checkpoint, begin_next=begin_next)
         now = time.perf_counter()
         if place == 1:
             self.seconds[way].append(now - self._at)
@@ -66,9 +69,11 @@ class Alternating:
 
     async def _commit_in_one_message(self, transaction: Any, checkpoint: Any) -> None:
         raw = await transaction.driver()
-        if id(raw) not in self._prepared:
-            await raw.execute(_PREPARE)
-            self._prepared.add(id(raw))
+        with contextlib.suppress(DuplicatePreparedStatementError):
+            if not self._is_prepared:
+                self._is_prepared = True
+                async with raw.transaction():  # the connection may know it from an earlier walk
+                    await raw.execute(_PREPARE)
         ledger, values = checkpoint.func.__self__, checkpoint.keywords
         cursor, step = json.dumps(values["cursor"]), values["step"]
         shown = (cursor, values["rows"], values["done"], ledger._run_id, step.name, ledger._fence)
@@ -80,8 +85,8 @@ async def measure(database: Database, runner: JobRunner, size: int, *, write: bo
     """Walk the table in batches of a size. Return the seconds of the batches of each way."""
     ways = Alternating()
 
-    async def commit(self: Any, checkpoint: Callable[[Any], Awaitable[None]]) -> None:
-        await ways.commit(self, checkpoint)
+    async def commit(self: Any, checkpoint: Callable[[Any], Any], *, begin_next: bool = False) -> None:
+        await ways.commit(self, checkpoint, begin_next=begin_next)
 
     BatchTransaction.commit = commit  # type: ignore[method-assign]
     try:

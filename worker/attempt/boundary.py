@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from worker.attempt.control import AttemptControl
 from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait
 from worker.batch.throttles import RowsPerSecond, make_throttles
-from worker.cancellation import run_to_completion
-from worker.db.sessions import roll_back
 from worker.errors import AttemptReleased, Cancelled
 from worker.ledger import OwnedRun
 from worker.settings import ThrottleSettings
@@ -71,7 +69,7 @@ class Boundary:
                     if since is not None:
                         control.throttled(None, since)
                     return
-            await run_to_completion(roll_back(run.driver.rollback()))
+            await run.roll_back()
             if order == "cancel":
                 raise Cancelled("cancelled by an operator")
             if control.draining:
@@ -87,7 +85,10 @@ class Boundary:
 
     async def _ask_throttles(self, run: OwnedRun, table: str) -> Wait | None:
         self._throttles.set_pace(self._control.rows_per_second(run.spec.id, self._job))
-        connection = run.driver.reading() if self._throttles.is_server_check_due else nullcontext(run.driver.raw)
+        is_due = self._throttles.is_server_check_due
+        if is_due:
+            await run.roll_back()  # a check sees the state of its own moment
+        connection = run.driver.reading() if is_due else nullcontext(run.driver.raw)
         async with connection as raw:
             context = ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
             return await self._throttles.check(context)

@@ -35,6 +35,7 @@ class KeysetSelect:
     def __init__(self, statement: Select[Any], *, by: Any, lock: bool) -> None:
         check_walkable(statement, kind="chunks")
         self._statement = statement
+        self._has_joins = _has_joins(statement)
         self._lock = lock
         self._upper: list[Any] = []
         self._progress: KeyProgress | None = None
@@ -69,6 +70,7 @@ class KeysetSelect:
             is_empty=self.last is None,
             table=table_name(keyset),
             row_bytes=row_bytes,
+            begins_in_transaction=True,
         )
 
     def behind(self, cursor: Sequence[Any] | None) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class KeysetSelect:
     def keys(self, columns: Sequence[Any], *, reverse: bool = False) -> Select[Any]:
         """Return the select of the statement's keys, in the order of the walk."""
         key = self.keyset.columns
-        if not _has_joins(self._statement):
+        if not self._has_joins:
             keys = self._statement.with_only_columns(*columns, maintain_column_froms=True)
         else:
             # A join can repeat a row of the walked table: a batch must not end between its repetitions. DISTINCT

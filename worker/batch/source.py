@@ -59,6 +59,8 @@ class Bounds:
         is_resumable: Whether a restart can continue behind the cursor. If not, it begins with the first row.
         table: The name of the table for throttles, in SQL.
         row_bytes: The size of a row in bytes; None if it is unknown before the first page.
+        begins_in_transaction: Whether `fetch` or `Page.change` soon sends a statement in the batch's transaction, which
+            then begins in the statement that commits the batch before.
     """
 
     key: list[list[str]] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Bounds:
     is_resumable: bool = True
     table: str = ""
     row_bytes: float | None = None
+    begins_in_transaction: bool = False
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class SweepSource:
             total=total,
             is_empty=self._last is None,
             table=table_name(keyset),
+            begins_in_transaction=True,
         )
 
     async def _compile(self, connection: AsyncConnection) -> None:

@@ -6,7 +6,7 @@ unit of work. Session and driver share the transaction, in whatever order they a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,6 +76,7 @@ class BatchTransaction:
         self._session: ScopedSession | None = None
         self._name = name
         self._is_over = False
+        self._is_used = False  # the commit of the batch before may have begun the transaction
 
     @property
     def connection(self) -> AsyncConnection:
@@ -90,14 +91,15 @@ class BatchTransaction:
             UsageError: The batch was committed or rolled back.
         """
         self._ensure_open()
+        self._is_used = True
         if self._session is None:
             self._session = self._run.session("a batch")
         return self._session
 
     @property
     def is_open(self) -> bool:
-        """Whether the transaction has begun and not ended."""
-        return not self._is_over and self._driver.in_transaction
+        """Whether a statement of this batch has begun the transaction, and it has not ended."""
+        return self._is_used and not self._is_over and self._driver.in_transaction
 
     @property
     def keeps_prepared(self) -> bool:
@@ -111,6 +113,7 @@ class BatchTransaction:
             UsageError: The batch was committed or rolled back.
         """
         self._ensure_open()
+        self._is_used = True
         await self.flush()
         return await self._driver.begin()
 
@@ -142,26 +145,35 @@ class BatchTransaction:
             await self._session.end_read()
         await run_to_completion(self._driver.commit())
 
-    async def commit(self, checkpoint: Callable[[Any], Awaitable[None]]) -> None:
+    async def commit(self, checkpoint: Callable[[Any], Coroutine[Any, Any, None]], *, begin_next: bool = False) -> None:
         """Write the checkpoint, commit, and close the session.
 
         Args:
             checkpoint: Takes asyncpg's connection, and moves the cursor in this transaction.
+            begin_next: Whether the transaction of the next batch may begin in the statement that commits this one.
         """
+        if self._session is None and not self._driver.in_transaction and not self._driver.pooled:
+            # The batch has written nothing here: the checkpoint is the whole transaction.
+            self._is_over = True
+            await run_to_completion(checkpoint(self._driver.raw))
+            return
         await checkpoint(await self.driver())
         self._is_over = True
-        await run_to_completion(self._commit())
+        await run_to_completion(self._commit(begin_next))
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""
         self._is_over = True
         await run_to_completion(self._roll_back())
 
-    async def _commit(self) -> None:
+    async def _commit(self, begin_next: bool) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.end(commit=True)
-        await self._driver.commit()  # no effect if the session has committed it already
+        if session is None and begin_next:
+            await self._driver.commit_and_begin()
+        else:
+            await self._driver.commit()  # no effect if the session has committed it already
 
     async def _roll_back(self) -> None:
         session, self._session = self._session, None

@@ -96,7 +96,7 @@ class Walk(Generic[T]):
             else:
                 await self._commit()
             while not self.step.done:
-                await self._pass_boundary()
+                await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
                 transaction = self._open_batch()
                 page = await self._fetch(transaction)
                 if page is None:
@@ -172,6 +172,8 @@ class Walk(Generic[T]):
         try:
             if transaction is not None:
                 await transaction.roll_back()
+            elif self._step is not None:
+                await self._owned_run.roll_back()  # begun for the next batch
         finally:
             await self._end()
 
@@ -223,9 +225,6 @@ class Walk(Generic[T]):
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
         self._share.load(pace)
-
-    async def _pass_boundary(self) -> None:
-        await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
 
     def _open_batch(self) -> BatchTransaction:
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
@@ -315,7 +314,8 @@ class Walk(Generic[T]):
         done = done or page.is_last
         batches = int(self._rows > 0 or page.cursor is not None)
         moved = {"cursor": page.cursor, "rows": self._rows, "done": done, "batches": batches}
-        await transaction.commit(partial(run.checkpoints.move, step=step, pace=self._make_pace(page), **moved))
+        checkpoint = partial(run.checkpoints.move, step=step, pace=self._make_pace(page), **moved)
+        await transaction.commit(checkpoint, begin_next=self._bounds.begins_in_transaction and not done)
         self._transaction = None
         step.rows += self._rows
         step.batches += batches

@@ -166,6 +166,17 @@ class Driver:
         """Send COMMIT if a transaction is open. SQLAlchemy must have no transaction of its own."""
         await self._end(self._adapter.commit)
 
+    async def commit_and_begin(self) -> None:
+        """Commit, and begin the next transaction with the same isolation, in one statement.
+
+        Through PgBouncer only commit: the next transaction may be on another server connection. SQLAlchemy must have
+        no transaction of its own. Neither side has to know: for both, a transaction is open before and after.
+        """
+        if self.pooled or not self.in_transaction:
+            await self.commit()
+        else:
+            await self.raw.execute("COMMIT AND CHAIN")
+
     async def rollback(self) -> None:
         """Send ROLLBACK if a transaction is open. SQLAlchemy must have no transaction of its own."""
         await self._end(self._adapter.rollback)

@@ -160,6 +160,10 @@ class OwnedRun:
             values = {"run_id": self.spec.id, "step": step, "fence": self._fence, "pace": json.dumps(pace)}
             await connection.execute(query("store_pace"), values)
 
+    async def roll_back(self) -> None:
+        """Roll back the transaction of the run's own connection, if one is open."""
+        await self._connection.roll_back()
+
     async def close(self, *, discard: bool = False) -> None:
         """Return the run's connection to the pool, and roll back its transaction.
 

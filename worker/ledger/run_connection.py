@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
-from worker.db.sessions import ScopedSession
+from worker.db.sessions import ScopedSession, roll_back
 from worker.errors import LonghaulError
 
 
@@ -47,6 +47,11 @@ class RunConnection:
         session = ScopedSession(bind=self.connection, expire_on_commit=False, close_resets_only=False)
         session.bind_to_scope(scope)
         return session
+
+    async def roll_back(self) -> None:
+        """Roll back the transaction of the driver, if one is open."""
+        if self._driver is not None:
+            await run_to_completion(roll_back(self._driver.rollback()))
 
     async def close(self, *, discard: bool = False) -> None:
         """Return the connection to the pool, and roll back its transaction. Closing twice has no effect.
