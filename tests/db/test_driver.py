@@ -11,7 +11,7 @@ from asyncpg.exceptions import ForeignKeyViolationError
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
-from worker.db.driver import Driver, check_private_names, literal
+from worker.db.driver import Driver, check_private_names, literal, replace_pooled
 from worker.db.engine import Database
 
 pytestmark = pytest.mark.asyncio
@@ -98,3 +98,16 @@ async def test_values_in_the_text_are_what_they_were(
 async def test_a_text_has_no_place_for_nul() -> None:
     with pytest.raises(ValueError, match="NUL"):
         literal("a\x00b")
+
+
+async def test_replace_pooled_replaces_connections_when_they_are_used_next(database: Database) -> None:
+    async def pid() -> int:
+        async with database.connection() as connection:
+            return int(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+    before = await pid()
+    assert await pid() == before
+    replace_pooled(database.engine)
+    after = await pid()
+    assert after != before
+    assert await pid() == after

@@ -11,6 +11,7 @@ it. `check_private_names` runs when this module is imported, and tests/db test t
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import asyncpg
 import sqlalchemy
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.cancellation import run_to_completion
@@ -43,6 +44,8 @@ def check_private_names() -> None:
     missing = [f"asyncpg.Connection.{name}" for name in _ASYNCPG_NAMES if not hasattr(asyncpg.Connection, name)]
     protocol = asyncpg.protocol.Protocol
     missing += [f"asyncpg.protocol.Protocol.{name}" for name in COMMANDS if not hasattr(protocol, name)]
+    if "_invalidate_time" not in sqlalchemy.Pool.__annotations__:
+        missing.append("sqlalchemy.Pool._invalidate_time")
     adapter = AsyncAdapt_asyncpg_connection
     missing += [f"{adapter.__name__}.{name}" for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if not missing and "named" not in inspect.signature(asyncpg.Connection._get_statement).parameters:
@@ -60,6 +63,11 @@ check_private_names()
 def connection_info(connection: AsyncConnection) -> dict[Any, Any]:
     """Return what SQLAlchemy keeps with a connection of its pool, for the life of the connection to the server."""
     return {} if connection.sync_connection is None else connection.sync_connection.info
+
+
+def replace_pooled(engine: AsyncEngine) -> None:
+    """Replace each connection of the pool when it is used next, as SQLAlchemy does after a lost connection."""
+    engine.pool._invalidate_time = time.time()
 
 
 def execution_options(connection: AsyncConnection) -> Mapping[str, Any]:

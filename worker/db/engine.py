@@ -12,11 +12,13 @@ from asyncpg.exceptions import (
     PostgresError,
 )
 from sqlalchemy import Engine, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 
 from worker.cancellation import run_to_completion
+from worker.db.driver import replace_pooled
+from worker.db.errors import is_read_only
 from worker.db.liveness import LivenessChecker, WatchedConnection, server_tcp_settings
 from worker.db.pgbouncer import PoolerDetector
 from worker.db.sessions import (
@@ -60,6 +62,7 @@ class Database:
         )
         self.engine = _make_engine(settings, self._base_name, self._route, self._checker)
         event.listen(self.engine.sync_engine, "checkout", self._name_connection)
+        event.listen(self.engine.sync_engine, "handle_error", self._note_read_only)
         self.replica: Database | None = None
         if settings.database.replica_url is not None:
             there = {"url": settings.database.replica_url, "replica_url": None}
@@ -109,6 +112,17 @@ class Database:
         except (SQLAlchemyError, PostgresError, OSError, TimeoutError, ValueError) as error:
             raise unavailable(error, self.settings) from error
 
+    async def accepts_connections(self, *, write: bool = False) -> bool:
+        """Return whether PostgreSQL accepts a new connection; those of the pool may lead to another server.
+
+        Args:
+            write: whether it also has to accept writes. If it does, the pool's connections are replaced: they may have
+                been opened while it did not, or before a failover.
+        """
+        if write:
+            replace_pooled(self.engine)
+        return await self._checker.accepts_connections(write=write)
+
     async def close(self) -> None:
         """Close every connection of the pool, and of the replica's."""
         await self.engine.dispose()
@@ -118,6 +132,11 @@ class Database:
 
     def _application_name(self) -> str:
         return ":".join(part for part in (self._base_name, self._job_name()) if part)
+
+    def _note_read_only(self, context: ExceptionContext) -> None:
+        # A session keeps default_transaction_read_only as it was when it began, and leads to the server of that time.
+        if is_read_only(context.original_exception):
+            replace_pooled(self.engine)
 
     def _name_connection(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
         # Outside of a transaction, and only if another job had the connection before.

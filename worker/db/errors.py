@@ -29,7 +29,8 @@ class ErrorKind(enum.Enum):
 
 #: 08: connection exceptions; 57P01 to 57P05: shutdown, crash, starting up, database dropped, idle session; 53300: too
 #: many connections; 25006: the server accepts no writes, as a standby after a failover.
-_UNAVAILABLE = ("08", "57P", "53300", "25006")
+_READ_ONLY = "25006"
+_UNAVAILABLE = ("08", "57P", "53300", _READ_ONLY)
 #: Serialization failure, deadlock, and a lock or a statement that took too long. 22P03, and a cached statement that
 #: fits no more: a table was altered since the driver has read its types.
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "22P03"})
@@ -58,8 +59,16 @@ def classify(error: BaseException) -> ErrorKind:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether the server, or the connection to it, is to blame, and not the job."""
+    """Return whether the server, or the connection to it, seems to blame, and not the job.
+
+    `worker.runtime.server_probe` confirms it by a new connection, before an attempt is not counted.
+    """
     return classify(error) is ErrorKind.UNAVAILABLE
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the transaction accepts no writes: of a standby, by a setting, or by the job's own command."""
+    return sqlstate(error) == _READ_ONLY
 
 
 def is_transient(error: BaseException) -> bool:

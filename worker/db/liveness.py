@@ -17,7 +17,8 @@ import socket
 import struct
 import time
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ logger = logging.getLogger("longhaul.db")
 C = TypeVar("C", bound="type[WatchedConnection]")
 
 _SESSIONS = "SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity WHERE pid = ANY ($1::pg_catalog.int4[])"
+_READ_ONLY = "SELECT pg_catalog.current_setting('transaction_read_only')"
 #: Seconds after which a suspicion is checked a second time: an answer may have been on its way.
 _CONFIRM_SECONDS = 1.0
 #: Longest wait for a new connection and its answer.
@@ -171,17 +173,38 @@ class LivenessChecker:
                 del self._silent[protocol]
         return bool(self._silent)
 
+    async def accepts_connections(self, *, write: bool) -> bool:
+        """Return whether the server accepts a new connection, and writes on it."""
+        if self._open is None:
+            return True  # this engine has no connection: the error that led here is of another one
+        try:
+            async with self._connect() as raw, raw.transaction():
+                return not write or await raw.fetchval(_READ_ONLY) == "off"
+        except Exception as error:  # noqa: BLE001 - whatever the reason
+            logger.debug("no new connection error=%s", error)
+            return False
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Any]:
+        """Open a connection outside of the pool, for a limited time."""
+        assert self._open is not None  # noqa: S101
+        raw = None
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                raw = (await greenlet_spawn(self._open)).driver_connection
+                yield raw
+        finally:
+            if raw is not None:
+                raw.terminate()
+
     async def _ask(self, pids: list[int]) -> tuple[bool, dict[int, Any] | None]:
         """Ask the server, by a new connection.
 
         Returns:
             Whether it answers, and its sessions by process id; None instead of them if they are unknown.
         """
-        assert self._open is not None  # noqa: S101
-        raw = None
         try:
-            async with asyncio.timeout(_ASK_SECONDS):
-                raw = (await greenlet_spawn(self._open)).driver_connection
+            async with self._connect() as raw:
                 if self._is_pooled():
                     await raw.execute("SELECT 1")
                     return True, None
@@ -189,9 +212,6 @@ class LivenessChecker:
         except Exception as error:  # noqa: BLE001 - an error that is not the server's must end no connection
             logger.debug("check of connections failed error=%s", error)
             return _is_answer(error), None
-        finally:
-            if raw is not None:
-                raw.terminate()
 
     def _judge(
         self, protocol: WatchedProtocol, silence: _Silence, is_answered: bool, sessions: dict[int, Any] | None

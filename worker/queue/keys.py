@@ -40,6 +40,7 @@ RETRIED = "worker:retry"
 DEAD = "worker:dead"
 DEAD_AT = "worker:dead:at"
 PRUNED = "worker:pruned"
+PROBE = "worker:probe"
 CRON = "worker:cron"
 
 
@@ -139,6 +140,7 @@ SCHEMA = (
     ),
     Key(DEAD_AT, "sorted set", "ids of dead letters, by the time of failure in ms", "as long as the letters"),
     Key(PRUNED, "string", "time of the last pruning", "an hour"),
+    Key(PROBE, "string", "test whether Redis accepts writes again", "a millisecond"),
     Key(
         CRON,
         "hash",

@@ -26,7 +26,14 @@ from worker.settings import WorkerSettings
 DEADLINE = "its deadline has passed"
 
 
-def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException, rules: WorkerSettings) -> Outcome:
+def make_outcome(
+    execution: Execution,
+    job: Job[..., Any],
+    error: BaseException,
+    rules: WorkerSettings,
+    *,
+    is_server_unavailable: bool = False,
+) -> Outcome:
     """Return the outcome of a run whose attempt raised an error.
 
     Args:
@@ -34,6 +41,7 @@ def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException,
         job: its job.
         error: the error that the job raised, or the one that its cancellation stands for.
         rules: the `worker` section of the settings.
+        is_server_unavailable: whether PostgreSQL or Redis is to blame for the error.
     """
     match error:
         case errors.AlreadyFinished():
@@ -48,7 +56,14 @@ def make_outcome(execution: Execution, job: Job[..., Any], error: BaseException,
     run = execution.attempt.ledger_run if execution.attempt else None
     attempt = run.attempt if run else execution.claim.attempt
     progressed = run.has_progressed if run else False
-    decision = decide(error, job, attempt=attempt, progressed=progressed, rules=rules)
+    decision = decide(
+        error,
+        job,
+        attempt=attempt,
+        progressed=progressed,
+        rules=rules,
+        is_server_unavailable=is_server_unavailable,
+    )
     if isinstance(error, Snooze) and decision.again:
         return Snoozed(decision.error, decision.delay)
     return Failed(error, decision)

@@ -231,6 +231,8 @@ class Completer:
         logger.error(words, *execution.labels, text, exc_info=outcome.error, extra=fields)
         if run is not None:
             await self._servers.database(lambda: run.finish("dead", error=text, trace=trace))
+        elif execution.may_be_in_ledger:  # an earlier attempt created it, and this one could not claim it
+            await self._servers.database(lambda: self._end_in_ledger(execution, "dead", text))
         await self._end_dead(execution, text, trace=trace, in_ledger=run is not None)
 
     async def _snooze(self, execution: Execution, outcome: Snoozed) -> None:

@@ -126,6 +126,11 @@ class Execution:
         return {"attempt": self.claim.attempt} if self.attempt is None else self.attempt.fields.as_extra()
 
     @property
+    def may_be_in_ledger(self) -> bool:
+        """Whether an earlier attempt may have created the run in the ledger."""
+        return self.claim.attempt > 1 or (self.payload is not None and self.payload.in_ledger)
+
+    @property
     def elapsed_seconds(self) -> float:
         """Time since the claim."""
         return (now_ms() - self.started_ms) / 1000

@@ -53,7 +53,7 @@ from worker.runtime.outcome import (
     Released,
     Succeeded,
 )
-from worker.runtime.server_probe import confirm_error
+from worker.runtime.server_probe import explain, is_server_unavailable
 from worker.runtime.server_retry import ServerRetry, WorkerState
 from worker.settings.model import Settings
 
@@ -234,11 +234,16 @@ class Executor:
             while execution.interrupt_reason is not None and body is not None and body.uncancel():
                 pass  # the worker's own code, which follows, must not be cancelled
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
-        except BaseExceptionGroup as group:
-            return make_outcome(execution, job, find_exit(group) or group, self._rules)
-        except (Exception, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
-            confirmed = await confirm_error(error, execution.attempt, self._database, self._store.redis)
-            return make_outcome(execution, job, confirmed, self._rules)
+        except (Exception, BaseExceptionGroup, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
+            return await self._fail(execution, job, error)
+
+    async def _fail(self, execution: Execution, job: Job[..., Any], raised: BaseException) -> Outcome:
+        """Return the outcome of an attempt that has raised. Only an unavailable server costs no attempt."""
+        error = (find_exit(raised) if isinstance(raised, BaseExceptionGroup) else None) or raised
+        is_away = await is_server_unavailable(error, self._database, self._store.redis)
+        if not is_away:
+            error = explain(error, execution.attempt, self._database)
+        return make_outcome(execution, job, error, self._rules, is_server_unavailable=is_away)
 
     async def _call(
         self,
@@ -250,7 +255,7 @@ class Executor:
         attempt = execution.attempt
         assert attempt is not None  # noqa: S101
         try:
-            if execution.claim.attempt > 1 or (execution.payload is not None and execution.payload.in_ledger):
+            if execution.may_be_in_ledger:
                 await self._check_earlier_attempts(execution, attempt)
             if isinstance(arguments, InvalidArguments):
                 raise arguments

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from worker.db import errors as postgresql
 from worker.errors import LonghaulError, Retry, Snooze, format_error
 from worker.job.definition import Job
-from worker.queue import errors as redis
 from worker.settings.model import WorkerSettings
 
 #: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt would fail as well.
@@ -33,7 +32,13 @@ class RetryDecision:
 
 
 def decide(
-    error: BaseException, job: Job[..., object], *, attempt: int, progressed: bool, rules: WorkerSettings
+    error: BaseException,
+    job: Job[..., object],
+    *,
+    attempt: int,
+    progressed: bool,
+    rules: WorkerSettings,
+    is_server_unavailable: bool = False,
 ) -> RetryDecision:
     """Decide whether a failed run has another attempt.
 
@@ -43,13 +48,14 @@ def decide(
         attempt: number of this attempt since the last one that committed a batch.
         progressed: whether this attempt committed a batch.
         rules: the settings of the worker.
+        is_server_unavailable: whether PostgreSQL or Redis is to blame, as `worker.runtime.server_probe` has confirmed.
     """
     text = format_error(error)
     if job.forbids_retry(error) or (isinstance(error, LonghaulError) and not error.retryable):
         return RetryDecision(False, True, 0.0, text)
     if isinstance(error, Snooze):
         return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
-    if postgresql.is_unavailable(error) or redis.is_unavailable(error):
+    if is_server_unavailable:
         return RetryDecision(True, False, backoff(1, rules), text)
     if (postgresql.sqlstate(error) or "").startswith(_PERMANENT_SQLSTATES):
         return RetryDecision(False, True, 0.0, text)

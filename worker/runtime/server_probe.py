@@ -1,55 +1,83 @@
-"""Detects an unavailable server: an error reports a lost connection, and a new connection to that server fails, too.
+"""Detects an unavailable server: an error reports that it is away, and a new connection to that server fails, too.
 
 The error alone is not enough. A batch can lose its own connection (its body takes longer than
-`database.idle_in_transaction_timeout_seconds`, or its query ends the backend), and a job may have connections to other
-servers. Such an error counts as an error of the job and uses up an attempt, so that the run ends eventually.
+`database.idle_in_transaction_timeout_seconds`, or its query ends the backend), a job can have connections to other
+servers, and a transaction that a job has set READ ONLY raises the same error as a standby. Such an error counts as an
+error of the job and uses up an attempt, so that the run ends eventually.
+
+All errors that an attempt raises are checked here, whether they come out of a loop, a `ctx.transaction()`, or a task
+group of the job.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from worker.attempt.attempt import Attempt
 from worker.db import errors as postgresql
 from worker.db.engine import Database
-from worker.errors import ConnectionLost, ServerUnavailable, format_error
+from worker.errors import ConnectionLost, format_error, iter_causes
 from worker.queue import errors as redis_errors
+from worker.queue import keys
 
 _PROBE_SECONDS = 5.0
 
 
-async def confirm_error(error: BaseException, attempt: Attempt | None, database: Database, redis: Any) -> BaseException:
-    """Return the error that determines the outcome of an attempt.
+async def is_server_unavailable(error: BaseException, database: Database, redis: Any) -> bool:
+    """Return whether an error of an attempt reports that PostgreSQL or Redis is unavailable, and it still is.
 
     Args:
-        error: The error.
-        attempt: The attempt; None if it has not begun.
+        error: The error, or a group of errors.
         database: The worker's database.
         redis: The worker's connection to Redis.
+    """
+    causes = list(_iter_members(error))
+    if any(map(postgresql.is_unavailable, causes)):
+        writes = any(map(postgresql.is_read_only, causes))
+        if not await database.accepts_connections(write=writes):
+            return True
+    if any(map(redis_errors.is_unavailable, causes)):
+        return not await _answers(_write(redis) if any(map(_rejects_writes, causes)) else redis.ping())
+    return False
+
+
+def explain(error: BaseException, attempt: Attempt | None, database: Database) -> BaseException:
+    """Return the error of an attempt whose servers are available.
 
     Returns:
-        The error itself, or `ConnectionLost` if it reports a lost connection to a server that accepts a new one.
+        The error itself, or `ConnectionLost` with the probable reason if it reports a lost connection.
     """
-    if postgresql.is_unavailable(error):
-        answers = await _answers(database.check())
-    elif redis_errors.is_unavailable(error):
-        answers = await _answers(redis.ping())
+    is_lost = postgresql.is_unavailable(error) and not postgresql.is_read_only(error)
+    if not is_lost and not (redis_errors.is_unavailable(error) and not _rejects_writes(error)):
+        return error
+    return ConnectionLost(_describe(error, attempt, database)).with_traceback(error.__traceback__)
+
+
+def _iter_members(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _iter_members(each)
     else:
-        return error
-    if not answers:
-        return error
-    lost = ConnectionLost(_describe(error, attempt, database))
-    return lost.with_traceback(error.__traceback__)
+        yield error
 
 
-async def _answers(probe: Any) -> bool:
+def _rejects_writes(error: BaseException) -> bool:
+    return any(isinstance(cause, ReadOnlyError | OutOfMemoryError) for cause in iter_causes(error))
+
+
+async def _write(redis: Any) -> None:
+    await redis.set(keys.PROBE, 1, px=1)
+
+
+async def _answers(probe: Awaitable[Any]) -> bool:
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             await probe
-    except (ServerUnavailable, RedisError, OSError, TimeoutError):
+    except (RedisError, OSError):
         return False
     return True
 
