@@ -21,8 +21,8 @@ from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
+from worker.awaiting import TrackedCalls, tracked_calls
 from worker.batch import Progress, Walk, swallowed_error_message
-from worker.batch.awaiting import TrackedCalls
 from worker.batch.batch_retry import BatchRetries, FailedBatch, RetryPlan
 from worker.batch.throttle import Throttle
 from worker.db.engine import Database
@@ -157,6 +157,7 @@ class Attempt:
             BaseException: The function's exception. Its open batch is rolled back.
         """
         token, fields_token = current_job.set(job.name), current_attempt.set(self.fields)
+        calls_token = tracked_calls.set(self.calls)
         try:
             while True:
                 try:
@@ -171,6 +172,7 @@ class Attempt:
         finally:
             current_job.reset(token)
             current_attempt.reset(fields_token)
+            tracked_calls.reset(calls_token)
 
     async def call(self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a job's function in this event loop, in a thread, or in a process, as the job is declared.
@@ -360,10 +362,11 @@ class Attempt:
             await self._loop.leave()
         if self.broken is not None:
             raise LonghaulError(swallowed_error_message(self.broken))
-        self.calls.ensure_awaited()
+        await self.calls.check_awaited()
 
     async def fail(self) -> None:
         """Roll back the open batch of a job that has raised."""
+        self.calls.clear()
         if self._loop is not None:
             await self._loop.fail()
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
 from worker.batch import Bulk, Source, Walk
-from worker.batch.awaiting import TrackedBulk
+from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.loops import make_chunks, make_lines, make_stream, make_sweep, make_walk
 from worker.batch.options import ChunkOptions, SourceOptions, StreamOptions, SweepOptions, WalkOptions
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope

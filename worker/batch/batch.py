@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
+from worker.awaiting import track_awaits
 from worker.batch.batch_keys import BatchKeys
 from worker.batch.bulk.operations import Bulk
 from worker.batch.transaction import BatchTransaction
@@ -35,6 +36,7 @@ class Outcome(Generic[T, R]):
     error: Exception | None = None
 
 
+@track_awaits("batch")
 class Batch(Sequence[T_co], Generic[T_co]):
     """Rows of one transaction, in the order of the walk.
 

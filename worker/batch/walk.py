@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
-from worker.batch.awaiting import TrackedBulk, TrackedCalls
 from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_keys import BatchKeys
 from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
+from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.failing_rows import FailingRows
 from worker.batch.key_progress import WalkShare
 from worker.batch.loop_exit import LoopIterator, swallowed_error_message
@@ -79,7 +79,7 @@ class Walk(Generic[T]):
         self._share = WalkShare()
         self._iterator: weakref.ref[object] | None = None
         self._is_finished = False
-        self._calls = TrackedCalls()
+        self._mark = 0  # of the last tracked call before the open batch
         self.was_left_by_break: bool | None = None
 
     # --- the loop
@@ -229,7 +229,7 @@ class Walk(Generic[T]):
     def _open_batch(self) -> BatchTransaction:
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
         self._began_at = time.monotonic()
-        self._host.where = None
+        self._host.where, self._mark = None, self._host.calls.mark
         return self._open_transaction()
 
     def _open_transaction(self) -> BatchTransaction:
@@ -285,10 +285,11 @@ class Walk(Generic[T]):
         return True
 
     def _make_batch(self, transaction: BatchTransaction, page: Page[T]) -> Batch[T]:
+        host = self._host
         return Batch(
             page.rows,
             transaction,
-            TrackedBulk(self._calls, "batch.bulk", None, transaction, self._host.settings.batch, self._host.database),
+            TrackedBulk(host.calls, "batch.bulk", None, transaction, host.settings.batch, host.database),
             number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
@@ -305,7 +306,7 @@ class Walk(Generic[T]):
                 f"{self.kind}: batch {self._number} ends at {page.cursor}, where the one before it did: the walk would "
                 f"never end, because its key does not order the rows"
             )
-        self._calls.ensure_awaited()
+        await self._host.calls.check_awaited(self._mark)
         if page.check is not None:
             page.check()
         if run.spec.only is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from worker.awaiting import TrackedCalls
 from worker.batch.batch_retry import FailedBatch, RetryPlan
 from worker.db.engine import Database
 from worker.ledger import OwnedRun
@@ -40,6 +41,8 @@ class WalkHost(Protocol):
 
     settings: Settings
     database: Database
+    #: The calls that the job has to await.
+    calls: TrackedCalls
     #: Whether a walk continues although its statement has changed.
     accepts_statement_change: bool
     #: The description of the failed batch; None if no batch has failed.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from redis.asyncio import Redis
 
+from worker.awaiting import track_awaits
 from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, check_priority
@@ -30,6 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@track_awaits("client")
 class Client:
     """Enqueues jobs and operates the queue. Make one for each process.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from worker.awaiting import track_awaits
 from worker.errors import InvalidArguments
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
@@ -29,6 +30,7 @@ class GroupProgress(NamedTuple):
     called: bool
 
 
+@track_awaits("group")
 @dataclass(frozen=True)
 class Group(Generic[R]):
     """An enqueued group.

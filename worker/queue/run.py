@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
+from worker.awaiting import track_awaits
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
 from worker.job.definition import Job
 from worker.queue import keys
@@ -55,6 +56,7 @@ class ProgressReport:
     fields: dict[str, str]
 
 
+@track_awaits("run")
 class Run(Generic[R]):
     """An enqueued run.
 
