@@ -24,8 +24,11 @@ from worker.settings.model import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 
-#: Shorter waits for a throttle are not logged.
+#: The end of a shorter wait for a throttle is not logged.
 _LOGGED_WAIT_SECONDS = 5.0
+#: A wait for the same reason so soon after the last one continues it: a walk under a pace waits after each batch.
+_SAME_WAIT_SECONDS = 60.0
+_MOST_REASONS = 100
 
 
 class Execution:
@@ -57,12 +60,13 @@ class Execution:
         "_body",
         "_interrupt",
         "_is_stalled",
+        "_is_wait_logged",
         "_observer",
         "_operator_state",
         "_progressed_at",
         "_rules",
         "_state",
-        "_throttle",
+        "_waits",
         "attempt",
         "claim",
         "deadline",
@@ -108,7 +112,10 @@ class Execution:
         #: The loop's time of the last progress; None while the job's code does not run.
         self._progressed_at: float | None = None
         self._is_stalled = False
-        self._throttle: str | None = None
+        #: When the walk last waited for each reason, by the loop's time.
+        self._waits: dict[str, float] = {}
+        #: Whether the current wait was logged.
+        self._is_wait_logged = False
 
     @property
     def name(self) -> str:
@@ -277,17 +284,21 @@ class Execution:
         return self._operator_state.rows_per_second(run_id, job)
 
     def throttled(self, wait: Wait | None, since: datetime) -> None:
-        """Report that the walk waits. Log each reason once."""
+        """Report that the walk waits, or that it continues. Log each reason once, not for each batch."""
         self._note_progress()  # a walk that waits for a known reason has not stalled
-        kind = wait.reason if wait and wait.until else "the server" if wait else None
-        if kind != self._throttle:
-            if wait is not None:
+        if wait is None:
+            waited = (datetime.now(UTC) - since).total_seconds()
+            if self._is_wait_logged and waited >= _LOGGED_WAIT_SECONDS:
+                logger.info("walk continues job=%s run=%s waited_seconds=%.1f", *self.labels, waited)
+            self._is_wait_logged = False
+        else:
+            now, kind = asyncio.get_running_loop().time(), wait.reason if wait.until else "the server"
+            if now - self._waits.get(kind, -math.inf) >= _SAME_WAIT_SECONDS:
                 logger.info("walk throttled job=%s run=%s reason=%r", *self.labels, wait.reason)
-            else:
-                waited = (datetime.now(UTC) - since).total_seconds()
-                if waited >= _LOGGED_WAIT_SECONDS:
-                    logger.info("walk continues job=%s run=%s waited_seconds=%.1f", *self.labels, waited)
-            self._throttle = kind
+                self._is_wait_logged = True
+                if len(self._waits) >= _MOST_REASONS:
+                    self._waits.clear()
+            self._waits[kind] = now
         self._observer.throttled(
             self.info, wait.reason if wait else None, since=since, until=wait.until if wait else None
         )
