@@ -77,6 +77,9 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
         await client.group([fine.call(), fine.options(delay=60).call()], id="g", then=fine.options(delay=60).call())
         await until(lambda: redis.exists(keys.GROUP + "g:done"))
         await client.enqueue(fine.options(id="deferred", delay=60, priority=5))
+        await redis.set("arq:job:unheard-of", '{"f": "no_such_job"}')
+        await redis.zadd("arq:queue", {"unheard-of": 0})
+        await until(lambda: redis.exists(keys.UNKNOWN + "arq:queue"))
         await worker.scheduler._store.fire(
             "cron:fine", '{"f": "fine"}', queue="arq:queue", due=worker_time(), line="fine * * * * *"
         )

@@ -116,7 +116,7 @@ class AckAndClaim:
         self._keep_expiry = keep_expiry
         self.script = redis.register_script(script("ack_and_claim"))
 
-    async def __call__(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
+    async def __call__(self, ended: Sequence[Ack], slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
         """Acknowledge jobs that have ended, and claim due jobs, in one round trip.
 
         If Redis cannot process one of the ends, each is acknowledged alone, and that one becomes a dead letter.
@@ -126,12 +126,13 @@ class AckAndClaim:
             slots: number of jobs to claim, at most.
             shares: queues in the order in which they are served, each with the most jobs to claim from it. A queue may
                 come again.
+            newest: number of these jobs to claim from those of each queue that became due last, before all others.
 
         Raises:
             RedisError: Redis does not answer, or rejects the command.
         """
         try:
-            return await self._ack_and_claim(ended, slots, shares)
+            return await self._ack_and_claim(ended, slots, shares, newest=newest)
         except (ResponseError, DataError, UnicodeError, ValueError) as error:
             if not ended or not _blames_arguments(error):
                 raise
@@ -161,7 +162,7 @@ class AckAndClaim:
         )
         return (await self._ack_and_claim([Ack(claim, result, max(ack.keep_ms, 60_000))], 0, ())).refused
 
-    async def _ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
+    async def _ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
         places: dict[str, int] = {}
         for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
             places.setdefault(queue, len(places) + 1)
@@ -170,7 +171,7 @@ class AckAndClaim:
         arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self._keep_expiry else 1)
         follow_ups = {one.claim.run_id: one.follow_up for one in ended if one.follow_up is not None}
         arguments += (keys.GROUP, KEEP_GROUP_MS, keys.DEAD, keys.DEAD_AT)
-        arguments += (json.dumps(follow_ups) if follow_ups else "", len(ended))
+        arguments += (json.dumps(follow_ups) if follow_ups else "", len(ended), newest)
         for claim, result, keep_ms, _ in ended:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,8 @@ PAUSED = "worker:paused"
 CANCELLED = "worker:cancelled"
 PARKED = "worker:parked"
 PARKED_RUNS = "worker:parked:"
+UNKNOWN = "worker:unknown:"
+AWAITED = "worker:awaited:"
 PACE = "worker:pace"
 LIMITS = "worker:limits"
 RATES = "worker:rates"
@@ -42,6 +45,14 @@ DEAD_AT = "worker:dead:at"
 PRUNED = "worker:pruned"
 PROBE = "worker:probe"
 CRON = "worker:cron"
+_LONGEST_NAME = 200
+
+
+def awaited(job: str, queue: str) -> str:
+    """Return the key of the runs of a queue that wait for a worker that knows their job."""
+    is_name = len(job) <= _LONGEST_NAME and job.isprintable()
+    name = job if is_name else hashlib.sha256(job.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{AWAITED}{name}:{queue}"
 
 
 def priority_line(queue: str, priority: int) -> str:
@@ -214,6 +225,18 @@ SCHEMA = (
         "hash",
         "paused runs that are not claimed until their entry is removed: due time in ms and queue, by id",
         "until the entry is removed",
+    ),
+    Key(
+        AWAITED + "<job>:<queue>",
+        "sorted set",
+        "ids of runs whose job no worker knew when it claimed them, by the time in ms at which they are due again",
+        "until a worker knows the job; 30 days after the last addition",
+    ),
+    Key(
+        UNKNOWN + "<queue>",
+        "sorted set",
+        "ids of all runs of a queue whose job no worker knew, by the same time",
+        "until that time; 30 days after the last addition",
     ),
     Key(PARKED, "set", "the entries of `worker:paused` for which runs are parked", "until they are removed"),
     Key(CANCELLED, "set", "operator command: run ids", "until the run ends", "operator"),

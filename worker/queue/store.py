@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -23,6 +24,21 @@ logger = logging.getLogger("longhaul.queue")
 
 #: Number of entries a call, limited because a script blocks Redis for all clients.
 _UNPARKED_AT_ONCE = 500
+#: Mean ms between two claims of runs whose job no worker knows.
+_MS_PER_UNKNOWN_RUN = 100.0
+_LONGEST_PARK_SECONDS = 86_400.0
+
+
+class UnknownJob(NamedTuple):
+    """The job of a run that a worker does not know.
+
+    Attributes:
+        name: its name.
+        longest_seconds: the longest time until the run is due again: until it expires.
+    """
+
+    name: str
+    longest_seconds: float
 
 
 class Lock(NamedTuple):
@@ -95,6 +111,7 @@ class QueueStore:
             for name in (
                 "requeue",
                 "unpark",
+                "unpark_known",
                 "restore",
                 "enqueue",
                 "enqueue_many",
@@ -107,9 +124,9 @@ class QueueStore:
     async def _run(self, name: str, names: list[str], arguments: list[Any]) -> Any:
         return await cast(Awaitable[Any], self._scripts[name](keys=names, args=arguments))
 
-    async def ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares) -> FetchResult:
+    async def ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
         """Acknowledge jobs that have ended, and claim due jobs; see `AckAndClaim`."""
-        return await self.claims(ended, slots, shares)
+        return await self.claims(ended, slots, shares, newest=newest)
 
     async def close(self) -> None:
         """Close the dedicated connection."""
@@ -126,13 +143,17 @@ class QueueStore:
             raise _corrupt(answer[0])
         return bool(answer)
 
-    async def requeue(self, claim: Claim, *, delay: float, counts: bool, parked_by: str = "") -> bool:
+    async def requeue(
+        self, claim: Claim, *, delay: float, counts: bool, parked_by: str = "", unknown: UnknownJob | None = None
+    ) -> bool:
         """Put a job back into its queue.
 
         Args:
             claim: the job.
             delay: seconds until it is due.
             counts: whether this claim counts as an attempt.
+            parked_by: the entry of `worker:paused` that pauses it.
+            unknown: its job, if this worker does not know it: the run waits for a worker that does.
 
         Returns:
             False if another worker has claimed or ended it.
@@ -141,9 +162,23 @@ class QueueStore:
         names = [claim.queue, keys.IN_PROGRESS + i, keys.JOB + i, keys.RETRY + i, keys.PRIORITIES + claim.queue]
         names.append(keys.RESULT + i)
         arguments = [i, self.owner, round(delay * 1000), "0" if counts else "1", claim.payload or b"", keys.PRIORITY]
+        arguments += [parked_by, "", 0]
         if parked_by:
             names += (keys.PARKED_RUNS + parked_by, keys.PARKED)
-        return self._is_done(await self._run("requeue", names, [*arguments, parked_by]))
+        elif unknown is not None:
+            names += (keys.awaited(unknown.name, claim.queue), keys.UNKNOWN + claim.queue)
+            per_run_ms = random.uniform(0.5, 1.5) * _MS_PER_UNKNOWN_RUN  # noqa: S311 - no secret
+            arguments[-2:] = [per_run_ms, round(min(unknown.longest_seconds, _LONGEST_PARK_SECONDS) * 1000)]
+        return self._is_done(await self._run("requeue", names, arguments))
+
+    async def unpark_known(self, job: str, queue: str) -> int:
+        """Make some hundred runs due that were parked because no worker knew their job.
+
+        Returns:
+            The number of runs that are still parked for the job.
+        """
+        names = [keys.awaited(job, queue), queue, keys.UNKNOWN + queue, keys.PRIORITIES + queue]
+        return int(await self._run("unpark_known", names, [keys.PRIORITY, _UNPARKED_AT_ONCE]))
 
     async def unpark(self, order: str, run_ids: Sequence[str] = ()) -> int:
         """Make runs due that were parked for an entry of `worker:paused`.

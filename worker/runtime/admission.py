@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +17,7 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.overview import describe_workers
 from worker.queue.payload import Payload, decode_payload
-from worker.queue.store import QueueStore
+from worker.queue.store import QueueStore, UnknownJob
 from worker.runtime.attempt_outcome import DEADLINE
 from worker.runtime.execution import Execution
 from worker.runtime.outcome import Cancelled, Failed, Outcome, Rejected, Released
@@ -28,6 +30,7 @@ logger = logging.getLogger("longhaul.jobs")
 _LEFT_SECONDS = 5.0
 #: Shortest time between two log lines about one job that is returned to the queue.
 _LOG_AGAIN_SECONDS = 60.0
+_MOST_NAMES = 1_000
 
 
 class Admission:
@@ -119,7 +122,11 @@ class Admission:
         near = difflib.get_close_matches(payload.function, self._registry, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         text = f"unknown job {payload.function!r}: kept in the queue for a worker that knows it{hint}"
-        return self.leave_to_others(execution, payload, text)
+        now = execution.started_ms
+        ends = [moment for moment in (payload.until_ms, payload.deadline_ms) if moment > now]
+        longest = (min(ends) - now) / 1000 if ends else math.inf
+        unknown = UnknownJob(payload.function, longest)
+        return replace(self.leave_to_others(execution, payload, text), unknown=unknown)
 
     async def decode_arguments(
         self, execution: Execution, job: Job[..., Any], payload: Payload
@@ -160,8 +167,11 @@ class Admission:
 
     def leave_to_others(self, execution: Execution, payload: Payload, text: str) -> Released:
         """Return a job to the queue for workers of another version, which may know it."""
+        self._servers.state.fruitless_claims += 1
         now = time.monotonic()
         if now - self._logged_at.get(payload.function, -_LOG_AGAIN_SECONDS) >= _LOG_AGAIN_SECONDS:
+            if len(self._logged_at) >= _MOST_NAMES:
+                self._logged_at.clear()
             self._logged_at[payload.function] = now
             logger.warning("job left in the queue job=%s run=%s: %s", *execution.labels, text)
         return Released(delay_seconds=_LEFT_SECONDS, error=text)

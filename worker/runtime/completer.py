@@ -254,7 +254,7 @@ class Completer:
             order = self._operator_state.find_pause(claim.run_id, execution.info.job, claim.queue) or ""
             # The run is due when the pause is removed; after about an hour if that notification was lost.
             delay = _PARKED_SECONDS * random.uniform(0.5, 1.5) if order else 0.0  # noqa: S311 - no secret
-        await self._requeue(execution, delay, counts=outcome.counts, parked_by=order)
+        await self._requeue(execution, delay, counts=outcome.counts, parked_by=order, unknown=outcome.unknown)
         if execution.attempt is not None:
             self._log_end(execution, "paused" if outcome.state == "paused" else "released")
         self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=delay)
@@ -344,8 +344,8 @@ class Completer:
         raw = encode_result(None, why, run_id="", queue=claim.queue, attempt=0, started_ms=now_ms())
         await self._servers.redis(execution.name, lambda: store.groups.publish_skipped(ids, raw, keep_ms))
 
-    async def _requeue(self, execution: Execution, delay: float, *, counts: bool, parked_by: str = "") -> None:
-        """Put a job back into its queue.
+    async def _requeue(self, execution: Execution, delay: float, **how: Any) -> None:
+        """Put a job back into its queue; see `QueueStore.requeue` for the arguments.
 
         Raises:
             FencedOut: another worker has claimed the job.
@@ -356,9 +356,7 @@ class Completer:
         await self._release_place(execution)
         self._leases.remove(execution.claim.run_id)
         claim = execution.claim
-        if not await self._servers.redis(
-            execution.name, lambda: self._store.requeue(claim, delay=delay, counts=counts, parked_by=parked_by)
-        ):
+        if not await self._servers.redis(execution.name, lambda: self._store.requeue(claim, delay=delay, **how)):
             raise FencedOut(claim.run_id)
 
     async def _release_place(self, execution: Execution) -> None:

@@ -154,6 +154,7 @@ class Executor:
         try:
             payload = await self.admission.read_payload(execution)
         except InvalidPayload as error:
+            self._state.fruitless_claims += 1
             return Rejected(format_error(error))
         return await self.run_payload(execution, payload)
 

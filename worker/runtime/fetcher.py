@@ -189,7 +189,7 @@ class AckBatcher:
         """Return whether the end of a job waits to be sent, or is being sent."""
         return any(ack.claim.run_id == run_id for acks in (self._sent, self._waiting) for ack, _ in acks)
 
-    async def send(self, slots: int, shares: Shares) -> FetchResult:
+    async def send(self, slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
         """Acknowledge ended jobs and claim due jobs; see `QueueStore.ack_and_claim`.
 
         Raises:
@@ -197,7 +197,7 @@ class AckBatcher:
         """
         self._sent, self._waiting = self._waiting, []
         try:
-            fetched = await self._store.ack_and_claim([ack for ack, _ in self._sent], slots, shares)
+            fetched = await self._store.ack_and_claim([ack for ack, _ in self._sent], slots, shares, newest=newest)
         except BaseException:
             self._sent, self._waiting = [], self._sent + self._waiting
             raise
@@ -254,6 +254,7 @@ class Fetcher:
         self.acks = AckBatcher(store, leases, self.timer.wake)
         self._last_served = weights.queues
         self._failures = 0
+        self._fruitless = 0
         self._away_since = 0.0
         #: The loop's time before which nothing is claimed, so that other workers renew their leases first.
         self._claims_at = 0.0
@@ -301,7 +302,7 @@ class Fetcher:
             slots = 0
         timer.may_be_due = timer.may_be_due and not slots
         try:
-            fetched = await self.acks.send(slots, self._shares(slots))
+            fetched = await self.acks.send(slots, self._shares(slots), newest=self._newest_slots())
         except RedisError as error:
             await self._pause_after(error)
             return []
@@ -313,6 +314,15 @@ class Fetcher:
         if slots and len(fetched.claims) >= slots:
             timer.may_be_due = True
         return fetched.claims
+
+    def _newest_slots(self) -> int:
+        """Return how many of the next claims are to be the newest due jobs.
+
+        While the front of a queue holds jobs that cannot run here (of unknown names, or without a payload), one slot
+        goes to the jobs at its end. So however many there are, other jobs start at once.
+        """
+        fruitless, self._fruitless = self._state.fruitless_claims - self._fruitless, self._state.fruitless_claims
+        return 1 if fruitless else 0
 
     def _shares(self, slots: int) -> list[tuple[str, int]]:
         shares = self._weights.shares(slots)

@@ -59,6 +59,8 @@ class OperatorState:
         *,
         obeys_aborts: bool = True,
     ) -> None:
+        self.keys = KEYS
+        self._awaited: tuple[str, ...] = ()
         self._redis = redis
         self._listener = listener
         self._obeys_aborts = obeys_aborts
@@ -78,6 +80,13 @@ class OperatorState:
         self.retried: frozenset[str] = frozenset()
         #: The entries of `worker:paused` for which runs are parked.
         self.parked: frozenset[str] = frozenset()
+        #: Whether runs were parked whose jobs this worker knows.
+        self.are_jobs_awaited = False
+
+    def await_jobs(self, awaited: Iterable[str]) -> None:
+        """Read, with the commands, whether one of these keys exists: runs that wait for a job of this worker."""
+        self._awaited = tuple(awaited)
+        self.keys = KEYS.union(self._awaited)
 
     def changed(self) -> None:
         """Note that a command was written."""
@@ -119,6 +128,7 @@ class OperatorState:
             ("SMEMBERS", keys.DRAINED),
             ("SMEMBERS", keys.RETRIED),
             ("SMEMBERS", keys.PARKED),
+            ("EXISTS", *(self._awaited or (keys.PARKED,))),
         ]
         try:
             if self._listener is not None and self._listener.active:
@@ -144,7 +154,8 @@ class OperatorState:
         self._outage.answered(_READING)
         self._read_at = began
         problems: list[KeyProblem] = []
-        paused, cancelled, aborted, paces, drained, retried, parked = answers
+        paused, cancelled, aborted, paces, drained, retried, parked, awaited = answers
+        self.are_jobs_awaited = bool(self._awaited and awaited)
         self.paused = read_names(keys.PAUSED, paused, self.paused, problems)
         self._cancelled = read_names(keys.CANCELLED, cancelled, self._cancelled, problems)
         if self._obeys_aborts:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from worker.queue.store import UnknownJob
 from worker.runtime.retry_policy import RetryDecision
 
 
@@ -86,12 +87,14 @@ class Released(Outcome):
         delay_seconds: seconds until it is due again; a paused run is due when its pause is removed.
         error: the reason why this worker cannot run it; None for a drain, a pause or a limit.
         counts: whether this attempt counts towards `max_attempts`.
+        unknown: its job, if this worker does not know it.
     """
 
     state: Literal["waiting", "paused"] = "waiting"
     delay_seconds: float = 0.0
     error: str | None = None
     counts: bool = False
+    unknown: UnknownJob | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,12 @@ class WorkerState:
         name: the name of the worker, as operators see it.
         is_shutdown_forced: whether it stops at once and waits for no server.
         drain_started: set when the worker starts to drain.
+        fruitless_claims: number of claims that could not run here: of unknown jobs, or without a payload.
     """
 
     name: str
     is_shutdown_forced: bool = False
+    fruitless_claims: int = 0
     drain_started: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -50,7 +52,7 @@ class ServerRetry:
     """
 
     def __init__(self, state: WorkerState, outage: OutageLog) -> None:
-        self._state = state
+        self.state = state
         self._outage = outage
 
     async def redis(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
@@ -71,7 +73,7 @@ class ServerRetry:
     async def _repeat(self, who: str, operation: Callable[[], Awaitable[T]], error: RedisError) -> T:
         try:
             for pause in chain(_REDIS_PAUSES, repeat(_REDIS_PAUSES[-1])):
-                if self._state.is_shutdown_forced:
+                if self.state.is_shutdown_forced:
                     raise error
                 self._outage.failed(who, error)
                 await asyncio.sleep(pause)

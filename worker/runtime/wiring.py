@@ -20,6 +20,7 @@ from worker.job.middleware import Middleware, RunHook, run_hooks
 from worker.job.propagation import current_job
 from worker.job.registry import Registry
 from worker.ledger import Ledger
+from worker.queue import keys
 from worker.queue.commands import retry_ordered
 from worker.queue.connection import DedicatedConnection, connection_pool
 from worker.queue.invalidations import InvalidationListener
@@ -156,6 +157,9 @@ class Parts:
             chores: the periodic chores.
             options: further arguments of `Worker`.
         """
+        self.operator_state.await_jobs(
+            keys.awaited(job, queue) for queue in self.fetcher.queues for job in self.registry
+        )
         return Worker(
             settings=self.settings,
             state=self.state,

@@ -25,7 +25,6 @@ from worker.runtime.leases import Leases
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.maintenance import Maintenance
 from worker.runtime.observer import Observer
-from worker.runtime.operator_state import KEYS as COMMAND_KEYS
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
@@ -37,6 +36,7 @@ logger = logging.getLogger("longhaul.worker")
 
 _TICK_SECONDS = 0.1
 _IDS_AT_ONCE = 1000
+_UNPARK_SECONDS = 0.5
 #: Shortest time, in seconds, for a cancelled job to roll back and return to the queue.
 _MIN_GRACE_SECONDS = 5.0
 #: Longest time, in seconds, for each step of the shutdown: ending cancelled tasks, and closing connections.
@@ -72,6 +72,9 @@ class Worker:
         is_burst_over: returns whether an idle burst is over.
         log_level: the level of the lines about its start and its end.
     """
+
+    #: The loop's time before which runs of jobs that others do not know stay parked.
+    _unpark_at = 0.0
 
     def __init__(
         self,
@@ -184,6 +187,7 @@ class Worker:
             await self.scheduler.start()
             await self.listener.start(self._keys_changed)
             await self.operator_state.refresh(now=True)
+            await self._unpark_known_jobs()
             self._leases.start(on_lost=self._lease_lost, on_gone=self._job_gone)
             queues, jobs = ",".join(self._fetcher.queues), ",".join(self._job_names)
             logger.log(self._log_level, "worker started worker=%s queues=%s jobs=%s", self.name, queues, jobs)
@@ -258,7 +262,7 @@ class Worker:
 
     def _keys_changed(self, written: frozenset[str] | None) -> None:
         """Handle a change of keys; None means that any key may have changed."""
-        if written is None or not COMMAND_KEYS.isdisjoint(written):
+        if written is None or not self.operator_state.keys.isdisjoint(written):
             self.operator_state.changed()
         if written is None or not written.isdisjoint(self._fetcher.queues):
             self._fetcher.timer.queues_changed()
@@ -278,6 +282,7 @@ class Worker:
                     execution.interrupt("cancel")
             self._fetcher.check_served_queues()
             await self._unpark_runs()
+            await self._unpark_known_jobs()
 
     async def _unpark_runs(self) -> None:
         """Make runs due whose pause was removed, or that are cancelled. Any worker may do this."""
@@ -292,6 +297,19 @@ class Worker:
             for first in range(0, len(cancelled), _IDS_AT_ONCE):
                 await self._store.unpark(order, cancelled[first : first + _IDS_AT_ONCE])
         self._unparked = operators.cancelled
+
+    async def _unpark_known_jobs(self) -> None:
+        """Make runs due that other workers have parked because they do not know the job, if this worker has a slot.
+
+        Such a worker may claim them first, and park them again: try that at most twice a second.
+        """
+        now = asyncio.get_running_loop().time()
+        if not self.operator_state.are_jobs_awaited or now < self._unpark_at or not self._free_slots():
+            return
+        self._unpark_at = now + _UNPARK_SECONDS
+        for queue in self._fetcher.served_queues():
+            for job in self._job_names:
+                await self._store.unpark_known(job, queue)
 
     async def _keep_time(self) -> None:
         """Check timeouts and stalls: one clock for all jobs."""

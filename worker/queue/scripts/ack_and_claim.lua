@@ -25,7 +25,7 @@
 -- ARGV owner, lease in ms, slots; prefixes of leases, payloads, attempts and results, of levels and lines of priority,
 --      and of running jobs of a queue; 1 if payloads lose their expiry; prefix of groups, and ms for which they are
 --      kept; keys of dead letters and of their times; follow-ups of the ended jobs (JSON by id, '' for none); number of
---      ended jobs; for each of them: id, index of its queue among the queues from 1, result ('' for none), lifetime of
+--      ended jobs; number of jobs to claim from the newest end of each queue, before all others; for each of them: id, index of its queue among the queues from 1, result ('' for none), lifetime of
 --      the result in ms (below 0 for no limit); then for each queue to claim from, in order: its index, the most jobs
 --      to claim, and its limit (0 for none)
 -- returns {ids of ended jobs that another worker owns or has ended}, {index of queue, id, due time in ms, payload or
@@ -37,7 +37,7 @@
 local owner, lease, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local leases, payloads, attempts, results = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local priorities, priority, running = ARGV[8], ARGV[9], ARGV[10]
-local persist, ended, at = ARGV[11] == '1', tonumber(ARGV[17]), 18
+local persist, ended, newest, at = ARGV[11] == '1', tonumber(ARGV[17]), tonumber(ARGV[18]), 19
 local first_queue = 5
 local refused, claimed = {}, {}
 local now_ms = time_ms()
@@ -149,6 +149,20 @@ local function claim_from_queue(index, queue, most)
     end
 end
 
+-- Claim the jobs of a queue that became due last. Return how many.
+local function claim_newest(index, queue, most)
+    if most <= 0 then return 0 end
+    local taken = 0
+    local due = redis.call('ZREVRANGEBYSCORE', queue, now_ms, '-inf', 'WITHSCORES', 'LIMIT', 0, most + 5)
+    for one = 1, #due, 2 do
+        if taken < most and claim(index, due[one], due[one + 1]) then
+            redis.call('ZADD', queue, again, due[one])
+            taken = taken + 1
+        end
+    end
+    return taken
+end
+
 -- Return how many more jobs of a queue may run. If the limit is reached, remove jobs that have died or were requeued.
 local function free_places(queue, limit, wanted)
     local key = running .. queue
@@ -170,6 +184,7 @@ while at < #ARGV and #claimed < slots do
     if is_queue[queue] then
         if limit > 0 then most = math.min(most, free_places(queue, limit, most)) end
         local before = #claimed
+        most = most - claim_newest(index, queue, math.min(newest, most))
         for _, level in ipairs(levels[queue]) do
             local line = priority .. level .. ':' .. queue
             most = most - claim_from_line(index, queue, line, most)
