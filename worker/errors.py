@@ -13,6 +13,9 @@ Errors for applications, which jobs and callers raise or catch:
     ├── ServerUnavailable        PostgreSQL or Redis does not answer, or refuses the command
     ├── UsageError               the job's code does something that cannot work
     ├── UnsupportedStatement     a statement cannot be walked
+    ├── SourceUnavailable        a file or a service that a loop reads cannot be read
+    ├── SinkUnavailable          a directory or an object store that a job writes to cannot be written
+    ├── InvalidRow               a row of a source cannot be parsed
     ├── CursorMismatch           the stored cursor belongs to another statement
     ├── LedgerDamaged            rows of the ledger were changed or deleted by hand
     ├── RunIdConflict            the run id belongs to an unfinished run of another job
@@ -113,6 +116,23 @@ class UsageError(LonghaulError):
 
 class UnsupportedStatement(LonghaulError):
     """A statement cannot be walked. The message gives the reason and the remedy."""
+
+    retryable = False
+
+
+class SourceUnavailable(LonghaulError):
+    """A file, an object or a service that a loop reads cannot be read. The run is attempted again."""
+
+
+class SinkUnavailable(LonghaulError):
+    """A directory or an object store that a job writes to is full or cannot be written. The run is attempted again."""
+
+
+class InvalidRow(LonghaulError):
+    """A row of a source cannot be parsed. The message names the source and the line, and the reason.
+
+    `on_error="quarantine"` quarantines such rows and continues.
+    """
 
     retryable = False
 

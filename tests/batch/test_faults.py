@@ -16,7 +16,7 @@ from tests.support.authors import count_seen, fill_authors
 from tests.support.contexts import MakeContext
 from worker import Batch, JobContext, Settings, job
 from worker.db.engine import Database
-from worker.errors import LonghaulError, UnsupportedStatement, UsageError
+from worker.errors import LonghaulError, SourceUnavailable, UnsupportedStatement, UsageError
 from worker.ledger import Ledger
 from worker.testing.runner import JobRunner
 
@@ -345,7 +345,7 @@ async def test_error_at_a_loops_begin_that_the_job_swallows_fails_the_run(contex
         try:
             async for _ in loop(ctx):
                 pass
-        except UnsupportedStatement:
+        except (SourceUnavailable, UnsupportedStatement):
             pass
         with pytest.raises(LonghaulError, match="at its beginning, but the job continued"):
             await ctx._attempt.succeed()

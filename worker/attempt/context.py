@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.attempt.attempt import Attempt
 from worker.batch import Bulk, Source, Walk
 from worker.batch.bulk.tracked import TrackedBulk
-from worker.batch.loops import make_chunks, make_lines, make_stream, make_sweep, make_walk
-from worker.batch.options import ChunkOptions, SourceOptions, StreamOptions, SweepOptions, WalkOptions
+from worker.batch.loops import make_chunks, make_stream, make_sweep, make_walk
+from worker.batch.options import ChunkOptions, SourceOptions, StreamOptions, SweepOptions
 from worker.db.sessions import ScopedSession, savepoint_scope, session_scope, transaction_scope
+from worker.sources import TextLines
 
 if TYPE_CHECKING:
     from worker.db.engine import Database
@@ -213,31 +214,26 @@ class JobContext:
     async def _sweep(self, statement: Update | Delete | Insert, options: SweepOptions) -> int:
         return await make_sweep(self._attempt, statement, **options).run()
 
-    def lines(self, path: str | Path, *, encoding: str = "utf-8", **options: Unpack[WalkOptions]) -> Walk[str]:
+    def lines(self, path: str | Path, *, encoding: str = "utf-8", **options: Unpack[SourceOptions]) -> Walk[str]:
         """Read a text file by batches of lines: `async for batch in ctx.lines("users.csv")`.
 
-        Writes through `batch.session` and `batch.bulk` are committed with the place in the file. A restart continues
-        behind it, on any worker that sees the same file.
+        This is `ctx.walk(TextLines(path, encoding=encoding))`; see `worker.sources.TextLines`.
 
         Args:
-            path: The file.
+            path: The file: a path or a URL, also of a compressed file.
             encoding: The encoding of its text.
-            **options: See `worker.batch.options.WalkOptions`: `size`, `name`.
+            **options: See `walk`.
 
         Returns:
             A walk; see `chunks`.
-
-        Raises:
-            UnsupportedStatement: The file cannot be read, or has another encoding.
-            CursorMismatch: The processed part of the file was truncated or changed.
         """
-        return make_lines(self._attempt, path, encoding, **options)
+        return self.walk(TextLines(path, encoding=encoding), **options)
 
     def walk(self, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:
-        """Walk a source of your own: `async for batch in ctx.walk(CsvFile(path), size=1_000)`.
+        """Walk a source, such as a file: `async for batch in ctx.walk(CsvFile(path, UserRow), size=1_000)`.
 
         Args:
-            source: An object with the methods of `worker.Source`.
+            source: A source of `worker.sources`, or an object of yours with the methods of `worker.Source`.
             **options: See `worker.batch.options.SourceOptions`: `size`, `name`, `on_error`, `quarantine_limit`.
 
         Returns:

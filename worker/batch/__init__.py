@@ -3,7 +3,7 @@
 from worker.batch.batch import Batch, Outcome
 from worker.batch.bulk.operations import Bulk
 from worker.batch.loop_exit import swallowed_error_message
-from worker.batch.source import Bounds, OpenStep, Page, Source
+from worker.batch.source import Bounds, OpenStep, Page, RejectedRow, Source
 from worker.batch.walk import Walk
 from worker.batch.walk_host import Progress, WalkHost
 
@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "Page",
     "Progress",
+    "RejectedRow",
     "Source",
     "Walk",
     "WalkHost",

@@ -15,7 +15,17 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.errors import is_transient, is_unavailable, sqlstate
-from worker.errors import CursorMismatch, LonghaulError, PoisonBatch, Retry, UnsupportedStatement, UsageError
+from worker.errors import (
+    CursorMismatch,
+    InvalidRow,
+    LonghaulError,
+    PoisonBatch,
+    Retry,
+    SinkUnavailable,
+    SourceUnavailable,
+    UnsupportedStatement,
+    UsageError,
+)
 from worker.ledger import Ledger, OwnedRun
 
 #: Retries without progress after which the attempt fails: for transient errors, such as a deadlock, and for batches
@@ -23,7 +33,16 @@ from worker.ledger import Ledger, OwnedRun
 _TRANSIENT_RETRIES = 12
 _QUARANTINE_RETRIES = 40
 #: Errors that no row causes and that a smaller batch does not avoid.
-_NOT_OF_A_ROW = (PoisonBatch, CursorMismatch, UsageError, Retry, UnsupportedStatement)
+_NOT_OF_A_ROW = (
+    PoisonBatch,
+    CursorMismatch,
+    InvalidRow,  # raised where the quarantine has no room
+    UsageError,
+    Retry,
+    SinkUnavailable,
+    SourceUnavailable,
+    UnsupportedStatement,
+)
 
 #: Beginnings of SQLSTATEs that concern the statement, the session or the server: no other row would pass.
 _NOT_OF_A_READ_ROW = ("0A", "25", "28", "3D", "3F", "42", "53", "57", "58")

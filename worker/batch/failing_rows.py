@@ -93,6 +93,27 @@ class FailingRows:
         await self._run.quarantine.add_row(await transaction.driver(), self._step, skip_key, retry.error, row)
         return True
 
+    async def ensure_room_for_rejected(self, page: Page[Any]) -> None:
+        """Raise the error of the first rejected row, unless the quarantine has room for all of them."""
+        count, error = len(page.rejected), page.rejected[0].error
+        if not self._limit:
+            raise error
+        read = len(page.rows) + count
+        if await Quarantine(self._database).has_room(
+            self._run.spec.id, self._step, self._limit, count=count, read=read
+        ):
+            return
+        error.add_note(f"The quarantine's limit of {self._limit} has no room for {count} rows of {self._step.name!r}.")
+        raise error
+
+    async def set_rejected_aside(self, transaction: BatchTransaction, page: Page[Any]) -> None:
+        """Quarantine the rows of a page that its source has rejected."""
+        raw = await transaction.driver()
+        for rejected in page.rejected:
+            if self._run.spec.only is not None:  # a retried row that is rejected again is quarantined by this run
+                await self._run.quarantine.delete_retried_row(raw, rejected.key)
+            await self._run.quarantine.add_row(raw, self._step, rejected.key, rejected.error, rejected.row)
+
     def describe(
         self, page: Page[Any], retry: RetryPlan | None, *, rows: int, seconds: float, pace: dict[str, Any]
     ) -> FailedBatch:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from sqlalchemy import Delete, Insert, Select, Update
 
 from worker.batch.chunks import ChunksSource
-from worker.batch.lines import LinesSource
 from worker.batch.options import (
     ChunkOptions,
     CountOptions,
@@ -63,16 +61,6 @@ def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: U
     check_options("sweep", options, SweepOptions)
     source = SweepSource(statement, host.database.engine, by=options.get("by"))
     return Walk(host, source, **_read_common(options))
-
-
-def make_lines(host: WalkHost, path: str | Path, encoding: str, **options: Unpack[WalkOptions]) -> Walk[str]:
-    """Return the walk of `ctx.lines`."""
-    check_options("lines", options, WalkOptions)
-    return Walk(
-        host,
-        LinesSource(Path(path), encoding=encoding, max_bytes=host.settings.batch.max_bytes),
-        **_read_common(options),
-    )
 
 
 def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.transaction import BatchTransaction
+from worker.settings import Settings
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,6 +33,7 @@ class OpenStep:
         share: The part of the walk that earlier attempts have processed, from 0 to 1.
         connection: The run's own connection, in a transaction that the walk ends. Use it to read the bounds.
         skipped: The locked rows that a walk with `skip_locked=True` has skipped.
+        settings: The worker's settings.
     """
 
     run_id: str
@@ -44,6 +46,7 @@ class OpenStep:
     share: float
     connection: AsyncConnection
     skipped: SkippedRows
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,21 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class RejectedRow:
+    """A row that the source cannot hand to the job, such as a line of a file that cannot be parsed.
+
+    Attributes:
+        key: Its key as JSON values, in the form of `Page.row_keys`.
+        error: The reason. If the walk has no quarantine, it is raised.
+        row: The row in the form that can be shown, for the quarantine.
+    """
+
+    key: list[Any]
+    error: Exception
+    row: Any
+
+
+@dataclass(frozen=True)
 class Page(Generic[T_co]):
     """The rows of one batch.
 
@@ -90,6 +108,10 @@ class Page(Generic[T_co]):
         examined: The number of rows that were examined, if not all of them are in `rows`: it determines the batch size.
         check: Called before the batch is committed; raises an error to prevent the commit.
         change: Run by the walk in the batch's transaction, instead of a loop's body. Returns the number of rows done.
+        rejected: Rows that cannot be handed to the job. They are quarantined with the batch; without a quarantine, the
+            walk fails before the job gets `rows`.
+        after_commit: Called after the batch was committed, such as to acknowledge its rows elsewhere. It is not called
+            if the worker dies right after the commit.
     """
 
     rows: Sequence[T_co] = ()
@@ -102,6 +124,8 @@ class Page(Generic[T_co]):
     examined: int = 0
     check: Callable[[], None] | None = None
     change: Callable[[BatchTransaction], Awaitable[int]] | None = None
+    rejected: Sequence[RejectedRow] = ()
+    after_commit: Callable[[], Awaitable[None]] | None = None
 
 
 class Source(Protocol[T_co]):

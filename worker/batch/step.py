@@ -14,10 +14,18 @@ from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
 from worker.ledger import OwnedRun, StepRecord, StepSpec
 from worker.ledger.checkpoint import Checkpoints
+from worker.settings import Settings
 
 
 async def open_step(
-    run: OwnedRun, source: Source[Any], name: str, *, is_named: bool, count_exactly: bool, accepts_change: bool = False
+    run: OwnedRun,
+    source: Source[Any],
+    name: str,
+    *,
+    settings: Settings,
+    is_named: bool,
+    count_exactly: bool,
+    accepts_change: bool = False,
 ) -> tuple[StepRecord, Bounds]:
     """Find or create a step in the ledger, and open its source behind the cursor.
 
@@ -25,6 +33,7 @@ async def open_step(
         run: The run.
         source: The source, which is not opened for a step that has ended.
         name: The name of the step.
+        settings: The worker's settings.
         is_named: Whether the job's author has named it.
         count_exactly: Whether to count the total.
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
@@ -60,6 +69,7 @@ async def open_step(
                 connection=connection,
                 share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
+                settings=settings,
             )
         )
         spec = replace(spec, key=bounds.key)

@@ -219,7 +219,8 @@ class Walk(Generic[T]):
             host.ensure_unique_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
         options = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
         options["accepts_change"] = host.accepts_statement_change
-        self._step, self._bounds = step, _ = await open_step(run, self._source, name, **options)
+        self._step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
+        step = self._step
         self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
@@ -272,6 +273,8 @@ class Walk(Generic[T]):
         transaction = self._transaction
         if transaction is None:
             return False
+        if page.rejected:
+            await self._failing.ensure_room_for_rejected(page)
         if page.change is not None:
             self._rows = await page.change(transaction)
             return False
@@ -309,6 +312,8 @@ class Walk(Generic[T]):
         await self._host.calls.check_awaited(self._mark)
         if page.check is not None:
             page.check()
+        if page.rejected:
+            await self._failing.set_rejected_aside(transaction, page)
         if run.spec.only is not None:
             for key in page.row_keys():
                 await run.quarantine.delete_retried_row(await transaction.driver(), key)
@@ -322,6 +327,8 @@ class Walk(Generic[T]):
         step.batches += batches
         step.cursor = step.cursor if page.cursor is None else page.cursor
         step.done = done
+        if page.after_commit is not None:
+            await page.after_commit()
         self._note_committed(page)
 
     def _note_committed(self, page: Page[T]) -> None:

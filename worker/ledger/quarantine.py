@@ -41,20 +41,24 @@ class Quarantine:
             result = await connection.execute(query("delete_quarantined"), {"run_id": run_id, "ids": row_ids})
             return result.rowcount
 
-    async def has_room(self, run_id: str, step: StepRecord, limit: float) -> bool:
-        """Return whether one more row of a step may be quarantined.
+    async def has_room(
+        self, run_id: str, step: StepRecord, limit: float, *, count: int = 1, read: int | None = None
+    ) -> bool:
+        """Return whether more rows of a step may be quarantined.
 
         Args:
             run_id: Id of the run.
             step: The step.
             limit: The largest number of rows if at least 1, else the largest share of the rows that the step has read.
+            count: The number of rows to quarantine.
+            read: The number of rows that were read beside those of the committed batches. Default: `count`.
         """
         async with self._database.connection() as connection:
             values = {"run_id": run_id, "step": step.name}
-            count = int(await connection.scalar(query("count_quarantined"), values) or 0)
+            known = int(await connection.scalar(query("count_quarantined"), values) or 0)
         if limit >= 1:
-            return count < limit
-        return count + 1 <= limit * (step.rows + count + 1)
+            return known + count <= limit
+        return known + count <= limit * (step.rows + known + (count if read is None else read))
 
 
 class RunQuarantine:

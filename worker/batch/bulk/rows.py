@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from operator import itemgetter
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from sqlalchemy import Column
 
 from worker.batch.bulk.target import DIALECT, BulkTarget
@@ -110,9 +111,14 @@ def to_dicts(target: BulkTarget, rows: Rows) -> list[dict[str, Any]]:
         elif mapper is not None and isinstance(row, mapper.class_):
             attributes = mapper.column_attrs
             found.append({key: value for key, value in row.__dict__.items() if key in attributes})
+        elif isinstance(row, BaseModel):
+            found.append(dict(row))
+        elif is_dataclass(row):
+            found.append({each.name: getattr(row, each.name) for each in fields(row)})
         else:
             raise BulkError(
-                f"row {index} is a {type(row).__name__}: a bulk operation takes dicts or objects of {target.name}",
+                f"row {index} is a {type(row).__name__}: a bulk operation takes dicts, pydantic models, dataclasses "
+                f"or objects of {target.name}",
                 row_index=index,
             )
     return found

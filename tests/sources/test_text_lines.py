@@ -11,7 +11,7 @@ from tests.models import Author
 from tests.support.contexts import MakeContext
 from worker import JobContext
 from worker.db.engine import Database
-from worker.errors import CursorMismatch, UnsupportedStatement
+from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable
 
 pytestmark = pytest.mark.asyncio
 
@@ -70,10 +70,10 @@ async def test_a_file_that_was_cut_off_or_changed_is_refused(context: MakeContex
 
 
 async def test_a_file_that_cannot_be_read_is_refused(context: MakeContext, path: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedStatement, match="cannot be read: No such file"):
+    with pytest.raises(SourceUnavailable, match="cannot be read: No such file"):
         await load(context(), tmp_path / "none.csv")
     path.write_bytes(b"1,a\n2,\xff\n")
-    with pytest.raises(UnsupportedStatement, match="line that ends at byte 8: not utf-8"):
+    with pytest.raises(InvalidRow, match=r"authors\.csv, line 2: not utf-8"):
         await load(context(), path)
 
 

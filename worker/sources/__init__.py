@@ -1,0 +1,7 @@
+"""Sources for `ctx.walk`: files, APIs, other databases and streams, each resumable behind its last committed batch."""
+
+from worker.sources.csv_file import CsvFile
+from worker.sources.json_lines import JsonLines
+from worker.sources.text_lines import TextLines
+
+__all__ = ["CsvFile", "JsonLines", "TextLines"]

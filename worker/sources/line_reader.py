@@ -1,0 +1,228 @@
+"""Reads the lines of a file behind a verified place.
+
+The cursor holds the place, and a digest of everything before it: a chain of SHA-256 over blocks of one MiB, and the
+SHA-256 of the last, incomplete block. So a restart reads only that block again, and can continue the digest. It reads
+everything before the place again only if size or modification time of the file differ from those in the cursor.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+from collections import deque
+from typing import Any
+
+from worker.errors import CursorMismatch, UnsupportedStatement
+from worker.sources.decompression import Compression, decompress, find_compression
+from worker.sources.location import Location
+
+BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 26
+_BOMS = {"utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+_BOMS |= {"utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE}
+
+
+def find_codec(encoding: str) -> str:
+    """Return the canonical name of an encoding.
+
+    Raises:
+        UnsupportedStatement: Python does not know it.
+    """
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError:
+        raise UnsupportedStatement(
+            f"encoding {encoding!r} is unknown: give one of Python's, such as 'utf-8', 'cp1252' or 'utf-16'"
+        ) from None
+
+
+class RollingDigest:
+    """The digest of a growing text, which can be continued from its dump and the text's last block."""
+
+    def __init__(self, chain: str = "") -> None:
+        self._chain = bytes.fromhex(chain)
+        self._block = hashlib.sha256()
+        self._size = 0  # bytes of the incomplete block
+
+    def update(self, data: bytes) -> None:
+        """Append data."""
+        rest = memoryview(data)
+        while rest:
+            piece = rest[: BLOCK_BYTES - self._size]
+            self._block.update(piece)
+            self._size += len(piece)
+            rest = rest[len(piece) :]
+            if self._size == BLOCK_BYTES:
+                self._chain = hashlib.sha256(self._chain + self._block.digest()).digest()
+                self._block, self._size = hashlib.sha256(), 0
+
+    def dump(self) -> list[str]:
+        """Return the chain of the complete blocks and the digest of the incomplete one."""
+        return [self._chain.hex(), self._block.hexdigest()]
+
+
+class LineReader:
+    """The lines of a file as bytes, with their line ends, and the place behind the lines that were accepted.
+
+    Args:
+        location: The file.
+        encoding: The canonical name of its encoding.
+        compression: Its compression; "infer" to find it by the first bytes.
+
+    Attributes:
+        byte: The number of accepted bytes of the content, after decompression.
+        line: The number of the next line, from 1.
+        codec: The encoding without a byte order mark.
+
+    Raises:
+        SourceUnavailable: The file cannot be read.
+        UnsupportedStatement: It has another encoding.
+    """
+
+    def __init__(self, location: Location, encoding: str, compression: Compression) -> None:
+        self._location = location
+        raw, self._size, self._version = location.open()
+        self._raw = self._file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+        self.byte, self.line = 0, 1
+        self._digest = RollingDigest()
+        self._accepted: list[bytes] = []
+        self._given_back: deque[bytes] = deque()
+        try:
+            self._compression = find_compression(self._file.peek(4)[:4], compression)
+            if self._compression is not None:
+                self._file = decompress(self._raw, self._compression)
+            self.codec, mark = self._find_mark(encoding, self._file.peek(4)[:4])
+            self._newline = "\n".encode(self.codec)
+            self._accepted.append(self._file.read(len(mark)))
+            self.byte = len(mark)
+        except Exception as error:
+            self.close()
+            raise location.unavailable(error) from error
+
+    def _find_mark(self, encoding: str, head: bytes) -> tuple[str, bytes]:
+        """Return the encoding without a byte order mark, and the mark that the file begins with."""
+        codec = encoding.removesuffix("-sig")
+        begun = [name for name, mark in _BOMS.items() if head.startswith(mark)]
+        found = begun[-1] if begun else None  # UTF-32's mark begins with that of UTF-16
+        if codec in ("utf-16", "utf-32"):
+            codec = found if found is not None and found.startswith(codec) else f"{codec}-le"
+        if found is not None and found != codec and codec in ("utf-8", "ascii"):
+            raise UnsupportedStatement(
+                f"{self._location.name} begins with the byte order mark of {found}: set encoding={found[:-3]!r}"
+                if found != "utf-8"
+                else f"{self._location.name} begins with the byte order mark of UTF-8: set encoding='utf-8'"
+            )
+        return codec, _BOMS[codec] if found == codec else b""
+
+    def read_line(self) -> bytes:
+        """Return the next line with its line end; empty at the end.
+
+        Raises:
+            SourceUnavailable: The file cannot be read any more.
+            UnsupportedStatement: The line is too long.
+        """
+        if self._given_back:
+            return self._given_back.popleft()
+        try:
+            line = self._file.readline(MAX_LINE_BYTES)
+            unit = len(self._newline)
+            if unit > 1:
+                while len(line) < MAX_LINE_BYTES:
+                    line += self._file.read(-len(line) % unit)  # a code unit ends behind its byte 0x0A
+                    if line.endswith(self._newline) or not (more := self._file.readline(MAX_LINE_BYTES)):
+                        break
+                    line += more
+        except Exception as error:  # the errors of file systems and of damaged archives
+            raise self._location.unavailable(error, f" at byte {self.byte}, line {self.line}") from error
+        if len(line) >= MAX_LINE_BYTES:
+            raise UnsupportedStatement(
+                f"{self._location.name}, line {self.line}: longer than {MAX_LINE_BYTES >> 20} MiB: not a file of lines"
+            )
+        return line
+
+    def give_back(self, lines: list[bytes]) -> None:
+        """Return lines that were read last, to be read again."""
+        self._given_back.extendleft(reversed(lines))
+
+    def accept(self, lines: list[bytes]) -> None:
+        """Move the place behind lines that were read."""
+        self._accepted += lines
+        self.byte += sum(map(len, lines))
+        self.line += len(lines)
+
+    @property
+    def share(self) -> float | None:
+        """The part of the file that was read, from 0 to 1; None if its size is unknown."""
+        if self._size is None:
+            return None
+        try:
+            done = self.byte if self._compression is None else self._raw.tell()
+        except (OSError, ValueError):
+            return None
+        return min(1.0, done / self._size) if self._size else 1.0
+
+    def dump(self) -> dict[str, Any]:
+        """Return the cursor of the place."""
+        self._flush()
+        return {"byte": self.byte, "line": self.line, "digest": self._digest.dump(), "version": self._version}
+
+    def _flush(self) -> None:
+        self._digest.update(b"".join(self._accepted))
+        self._accepted.clear()
+
+    def resume(self, run_id: str, cursor: Any) -> None:
+        """Go to the place of a cursor, and check that everything before it is unchanged.
+
+        Raises:
+            CursorMismatch: The file was truncated, or changed before the place.
+        """
+        cure = f"restore it, or start over: worker retry {run_id} --from-start"
+        name = self._location.name
+        try:
+            done, line, digest, version = (cursor[key] for key in ("byte", "line", "digest", "version"))
+        except (KeyError, TypeError):
+            raise CursorMismatch(f"{name}: the cursor {cursor!r} is of another version; {cure}") from None
+        try:
+            self._go_to(done, digest, is_unchanged=version is not None and version == self._version)
+        except Exception as error:
+            raise self._location.unavailable(error, f" up to byte {done}") from error
+        if self.byte < done:
+            raise CursorMismatch(
+                f"{name} has {self.byte} bytes of content, but {done} are done: it was truncated; {cure}"
+            )
+        if self._digest.dump() != digest:
+            raise CursorMismatch(f"{name}: the first {done} bytes, which are done, have changed; {cure}")
+        self.line = line
+
+    def skip_to(self, byte: int, line: int) -> None:
+        """Go to a place behind this one, without a check."""
+        if self._compression is not None or not self._seek(byte):
+            self._file.read(max(0, byte - self.byte))
+        self.byte, self.line = byte, line
+
+    def _go_to(self, done: int, digest: list[str], *, is_unchanged: bool) -> None:
+        if self._compression is None and self._size is not None and self._size < done:
+            self.byte = self._size
+            return
+        begin = done - done % BLOCK_BYTES if is_unchanged else 0
+        if self._compression is None and self._seek(begin):
+            self._accepted.clear()
+            self._digest, self.byte = RollingDigest(digest[0] if begin else ""), begin
+        self._flush()
+        while self.byte < done and (piece := self._file.read(min(BLOCK_BYTES, done - self.byte))):
+            self._digest.update(piece)
+            self.byte += len(piece)
+
+    def _seek(self, byte: int) -> bool:
+        """Go to a byte. Return False if the file can be read only from its beginning on."""
+        try:
+            self._file.seek(byte)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._raw.close()
