@@ -129,7 +129,7 @@ async def test_each_row_is_written_once_over_kills(
         rows = 700
         text = "".join(f"{number}\n" for number in range(1, rows + 1))
     path.write_bytes(COMPRESSORS[compression](text.encode()))
-    last = await run_under_kills(settings, "tests.sources.killed", case, str(path), kills=3, seed=1)
+    last = await run_under_kills(settings, "tests.sources.killed", case, str(path), kills=2, seed=1)
     assert last == f"done {rows}"
     async with database.session() as session:
         assert list(await session.scalars(select(Author.id).order_by(Author.id))) == list(range(1, rows + 1))

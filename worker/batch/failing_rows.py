@@ -106,13 +106,14 @@ class FailingRows:
         error.add_note(f"The quarantine's limit of {self._limit} has no room for {count} rows of {self._step.name!r}.")
         raise error
 
-    async def set_rejected_aside(self, transaction: BatchTransaction, page: Page[Any]) -> None:
-        """Quarantine the rows of a page that its source has rejected."""
-        raw = await transaction.driver()
+    async def settle(self, transaction: BatchTransaction, page: Page[Any]) -> None:
+        """Quarantine the rejected rows of a page, and delete retried rows from the quarantine of their own run."""
+        raw, quarantine = await transaction.driver(), self._run.quarantine
+        if self._run.spec.only is not None:
+            for key in [*page.row_keys(), *(rejected.key for rejected in page.rejected)]:
+                await quarantine.delete_retried_row(raw, key)
         for rejected in page.rejected:
-            if self._run.spec.only is not None:  # a retried row that is rejected again is quarantined by this run
-                await self._run.quarantine.delete_retried_row(raw, rejected.key)
-            await self._run.quarantine.add_row(raw, self._step, rejected.key, rejected.error, rejected.row)
+            await quarantine.add_row(raw, self._step, rejected.key, rejected.error, rejected.row)
 
     def describe(
         self, page: Page[Any], retry: RetryPlan | None, *, rows: int, seconds: float, pace: dict[str, Any]

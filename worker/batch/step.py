@@ -34,7 +34,7 @@ async def open_step(
         source: The source, which is not opened for a step that has ended.
         name: The name of the step.
         settings: The worker's settings.
-        is_named: Whether the job's author has named it.
+        is_named: Whether the job's author has named the step.
         count_exactly: Whether to count the total.
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
 
@@ -48,11 +48,7 @@ async def open_step(
     only, checkpoints = run.spec.only, run.checkpoints
     async with _OwnTransaction(run.connection) as connection:
         if only is not None and only[1] != name:
-            # This run processes the quarantined rows of another step.
-            spec = StepSpec(name, source.kind, "", [], named=True)
-            return checkpoints.find_step(spec) or await checkpoints.open_step(
-                spec, upper_bound=None, total=0, done=True
-            ), Bounds()
+            return await _end_step(checkpoints, name, source.kind), Bounds()
         spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
         known = checkpoints.find_step(spec, accepts_change=accepts_change)
         if known is not None and known.done:
@@ -74,14 +70,24 @@ async def open_step(
         )
         spec = replace(spec, key=bounds.key)
         if known is None:
-            done = bounds.is_empty
-            return await checkpoints.open_step(spec, upper_bound=bounds.last, total=bounds.total, done=done), bounds
+            return await _open_new_step(checkpoints, spec, bounds), bounds
         checkpoints.find_step(spec, accepts_change=accepts_change)
         if known.statement != spec.statement:
             await checkpoints.accept_statement(known, spec.statement)
         if not bounds.is_resumable and known.batches:
             await checkpoints.restart_step(known)
         return known, bounds
+
+
+async def _open_new_step(checkpoints: Checkpoints, spec: StepSpec, bounds: Bounds) -> StepRecord:
+    ends = {"upper_bound": bounds.last, "total": bounds.total, "done": bounds.is_empty}
+    return await checkpoints.open_step(spec, **ends)
+
+
+async def _end_step(checkpoints: Checkpoints, name: str, kind: str) -> StepRecord:
+    """Return a step that has ended, in a run that processes the quarantined rows of another step."""
+    spec = StepSpec(name, kind, "", [], named=True)
+    return checkpoints.find_step(spec) or await checkpoints.open_step(spec, upper_bound=None, total=0, done=True)
 
 
 class _OwnTransaction:

@@ -218,9 +218,9 @@ class Walk(Generic[T]):
         if self._name is None:
             host.ensure_unique_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
         options = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
-        options["accepts_change"] = host.accepts_statement_change
-        self._step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
-        step = self._step
+        options |= {"accepts_change": host.accepts_statement_change}
+        step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
+        self._step = step
         self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
@@ -312,11 +312,8 @@ class Walk(Generic[T]):
         await self._host.calls.check_awaited(self._mark)
         if page.check is not None:
             page.check()
-        if page.rejected:
-            await self._failing.set_rejected_aside(transaction, page)
-        if run.spec.only is not None:
-            for key in page.row_keys():
-                await run.quarantine.delete_retried_row(await transaction.driver(), key)
+        if page.rejected or run.spec.only is not None:
+            await self._failing.settle(transaction, page)
         done = done or page.is_last
         batches = int(self._rows > 0 or page.cursor is not None)
         moved = {"cursor": page.cursor, "rows": self._rows, "done": done, "batches": batches}
@@ -325,8 +322,7 @@ class Walk(Generic[T]):
         self._transaction = None
         step.rows += self._rows
         step.batches += batches
-        step.cursor = step.cursor if page.cursor is None else page.cursor
-        step.done = done
+        step.cursor, step.done = step.cursor if page.cursor is None else page.cursor, done
         if page.after_commit is not None:
             await page.after_commit()
         self._note_committed(page)
