@@ -30,6 +30,7 @@ OPTIONAL_IMPORTS = {
     "worker.queue.client.Client.__init__",  # pydantic-settings, unless the client is given its settings
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
     "worker.testing.__getattr__",
+    "worker.testing.fixtures._create_missing",
     "worker.testing.fixtures.longhaul_database",
     "worker.testing.fixtures.longhaul_servers",
     "worker.testing.fixtures.longhaul_settings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
+    from sqlalchemy import Connection, MetaData, Table
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from worker import Client, Settings
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def longhaul_servers() -> Iterator[Services]:
-    """PostgreSQL and Valkey for the whole run."""
+    """PostgreSQL and Valkey for the whole run.
+
+    DATABASE_URL and REDIS_URL are not used: they may name a database whose rows matter. Set LONGHAUL_TEST_DATABASE_URL
+    and LONGHAUL_TEST_REDIS_URL to use existing servers.
+    """
     from worker.embedded import services
 
-    with services() as running:
+    given = {name: os.environ.get(f"LONGHAUL_TEST_{name}", "") for name in ("DATABASE_URL", "REDIS_URL")}
+    with services(environment={name: url for name, url in given.items() if url}) as running:
         yield running
 
 
@@ -33,38 +39,61 @@ def longhaul_settings(longhaul_servers: Services) -> Settings:
     from worker import load_settings
 
     urls = {"DATABASE_URL": longhaul_servers.database_url, "REDIS_URL": longhaul_servers.redis_url}
-    return load_settings(environment=urls)
+    # A replica in the settings file would be that of another server.
+    return load_settings(environment=urls, overrides={"database": {"replica_url": None}})
 
 
 @pytest_asyncio.fixture
-async def longhaul_database(longhaul_settings: Settings) -> AsyncIterator[Database]:
-    """A database with the ledger's tables, and with those of `longhaul_metadata`."""
+async def longhaul_database(longhaul_settings: Settings, longhaul_metadata: MetaData | None) -> AsyncIterator[Database]:
+    """A database with the ledger's tables, and with those of `longhaul_metadata`.
+
+    Tables that this fixture has created are dropped after the test, with their rows; tables that existed stay.
+    """
     from worker.db.migrate import migrate
     from worker.job.propagation import current_job
     from worker.types import Database
 
     database = Database(longhaul_settings, "test", job_name=current_job.get)
-    await migrate(database)
-    yield database
-    await database.close()
+    created: list[Table] = []
+    try:
+        await migrate(database)
+        if longhaul_metadata is not None:
+            async with database.engine.begin() as connection:
+                created = await connection.run_sync(_create_missing, longhaul_metadata)
+        yield database
+    finally:
+        try:
+            if created and longhaul_metadata is not None:
+                async with database.engine.begin() as connection:
+                    await connection.run_sync(longhaul_metadata.drop_all, tables=created)
+        finally:
+            await database.close()
+
+
+def _create_missing(connection: Connection, metadata: MetaData) -> list[Table]:
+    """Create the tables that do not exist, and return them."""
+    from sqlalchemy import inspect
+
+    inspector = inspect(connection)
+    missing = [table for table in metadata.sorted_tables if not inspector.has_table(table.name, schema=table.schema)]
+    metadata.create_all(connection, tables=missing)
+    return missing
 
 
 @pytest.fixture
 def longhaul_metadata() -> MetaData | None:
-    """The metadata of your tables. Override this with your `Base.metadata`."""
+    """The metadata of your tables. Override this with your `Base.metadata`: its tables are created for each test."""
     return None
 
 
 @pytest_asyncio.fixture
-async def pg_session(longhaul_database: Database, longhaul_metadata: MetaData | None) -> AsyncIterator[AsyncSession]:
+async def pg_session(longhaul_database: Database) -> AsyncIterator[AsyncSession]:
     """A session whose commits are savepoints of one transaction, which is rolled back after the test."""
     from sqlalchemy.ext.asyncio import AsyncSession
 
     connection = await longhaul_database.engine.connect()
     try:
         transaction = await connection.begin()
-        if longhaul_metadata is not None:
-            await connection.run_sync(longhaul_metadata.create_all)
         session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
         try:
             yield session
