@@ -145,7 +145,7 @@ def make_loop(ctx: JobContext, loop: str, column: str, **options: Any) -> Any:
     """Return a loop over all items that reads a column."""
     value = cast(Item.number, Integer) if column == "number" else getattr(Item, column)
     columns = select(Item.id, value)
-    objects = select(Item, cast(Item.number, Integer)) if column == "number" else select(Item)
+    objects = select(Item, cast(Item.number, Integer).label("whole")) if column == "number" else select(Item)
     match loop:
         case "objects":
             return ctx.chunks(objects, **options)

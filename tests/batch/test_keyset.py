@@ -353,3 +353,39 @@ async def test_a_column_that_is_dropped_in_the_middle_ends_the_try_with_its_name
     async with database.engine.connect() as connection:
         rows = (await connection.execute(text("SELECT n, count(*) FROM odd GROUP BY n ORDER BY n"))).all()
     assert [tuple(row) for row in rows] == ([(1, 30)] if kind == "stream" else [(0, 10), (1, 20)])
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("CREATE VIEW shown AS SELECT id, seen FROM author", "a view"),
+        ("CREATE MATERIALIZED VIEW shown AS SELECT id, seen FROM author", "a materialized view"),
+    ],
+)
+async def test_view_is_refused_with_the_way_to_walk_its_table(
+    context: MakeContext, database: Database, sql: str, kind: str
+) -> None:
+    shown = Table("shown", MetaData(), Column("id", Integer, primary_key=True), Column("seen", Integer))
+    async with database.transaction() as session:
+        await session.execute(text(sql))
+    ctx = context()
+    walks: list[Callable[[], Awaitable[Any]]] = [
+        lambda: read_all(ctx.chunks(select(shown.c.id))),
+        lambda: read_all(ctx.chunks(select(shown.c.id), by=shown.c.id, skip_locked=True, name="other")),
+        lambda: ctx.sweep(update(shown).values(seen=1)),
+    ]
+    for walk in walks:
+        with pytest.raises(
+            UnsupportedStatement, match=f"shown is {kind}, .*; walk the table that it reads, .*start_over"
+        ):
+            await walk()
+        ctx = context()
+    with pytest.raises(UnsupportedStatement, match=f"shown is {kind}, .*set on_restart='start_over'"):
+        await read_all(ctx.stream(select(shown.c.id).order_by(shown.c.id)))
+    ctx = context()
+    await read_all(ctx.stream(select(shown.c.id).order_by(shown.c.id), on_restart="start_over"))
+
+
+async def read_all(walk: Any) -> None:
+    async for _ in walk:
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, update
+from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, text, update
 
 from tests.models import Author, authors
 from tests.support.contexts import MakeContext
@@ -88,3 +88,52 @@ async def test_rows_are_counted_where_that_is_asked_for(context: MakeContext) ->
     ctx, reports = listening(context)
     await ctx.sweep(delete(Author).where(Author.id % 2 == 0), size=50, count="exact")
     assert [(report.total, report.share) for report in reports] == [(50, 0.5), (50, 1.0)]
+
+
+async def test_percent_is_an_estimate_if_key_and_statistics_differ_by_far(
+    context: MakeContext, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(update(Author).where(Author.id > 50).values(id=Author.id + 1_000_000))
+        await session.execute(text("ANALYZE author"))
+    ctx, reports = listening(context)
+    with caplog.at_level("INFO", logger="longhaul.batch"):
+        async for _ in ctx.chunks(select(Author.id), size=20, name="uneven"):
+            pass
+    assert [report.is_estimate for report in reports] == [False, True, True, False, False]
+    logged = [record.getMessage() for record in caplog.records if "rough estimate" in record.getMessage()]
+    assert len(logged) == 1
+    assert "step=uneven" in logged[0]
+    assert ctx._attempt.ledger_run is not None
+    assert (ctx._attempt.ledger_run.steps["uneven"].pace or {}).get("is_estimate") is None
+
+
+async def test_percent_is_no_estimate_if_key_and_statistics_agree(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))
+    ctx, reports = listening(context)
+    async for _ in ctx.chunks(select(Author.id), size=20):
+        pass
+    async for _ in ctx.chunks(select(Author.id), size=20, count="exact", name="counted"):
+        pass
+    assert not any(report.is_estimate for report in reports)
+
+
+async def test_percent_by_rows_is_an_estimate_once_there_are_more_rows_than_estimated(
+    context: MakeContext, database: Database
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))
+        await session.execute(
+            insert(Author), [{**row, "id": row["id"] + 1_000, "code": f"d{row['id']}"} for row in authors(100)]
+        )
+    ctx, reports = listening(context)
+    async for _ in ctx.stream(select(Author.id).order_by(Author.id), size=25):
+        pass
+    assert reports[0].total
+    assert [report.is_estimate for report in reports[:-1]] == [
+        report.rows > 1.2 * reports[0].total for report in reports[:-1]
+    ]
+    shares = [report.share or 0 for report in reports]
+    assert shares == sorted(shares)
+    assert max(shares[:-1]) <= 1

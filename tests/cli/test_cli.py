@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from tests.models import Author
 from tests.runtime.test_worker import gate, walk
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine, error_line
@@ -22,6 +23,7 @@ from worker import Client, NonRetryableError, Settings, job
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.embedded import Services
+from worker.queue.run import ProgressReport, Run
 
 
 @job
@@ -192,6 +194,49 @@ async def test_status_and_runs_show_waiting_runs_and_pause_notices_a_typing_erro
     assert await redis.hgetall("worker:pace") == {b"h1": b"5"}
     assert (await cli("pace", "h1", "--reset")).returncode == 0
     assert await redis.hgetall("worker:pace") == {}
+
+
+@job
+async def walk_unevenly(ctx: JobContext) -> int:
+    """Wait in the third batch until the gate opens."""
+    async for batch in ctx.chunks(select(Author.id), size=10, lock=False):
+        if batch.number == 3:
+            gate["begun"].set()
+            await gate["go"].wait()
+    return ctx.rows_done
+
+
+async def test_percentage_that_is_a_rough_estimate_has_a_tilde(
+    cli: CommandLine, fast: Settings, client: Client, database: Database
+) -> None:
+    await fill_authors(database, 40)
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE author SET id = id + 1000000 WHERE id > 35"))
+        await session.execute(text("ANALYZE author"))
+    gate.clear()
+    gate.update(go=asyncio.Event(), begun=asyncio.Event())
+    async with working(fast, walk_unevenly):
+        run = await client.enqueue(walk_unevenly)
+        async with asyncio.timeout(30):
+            await gate["begun"].wait()
+        async with asyncio.timeout(30):
+            report = await known_progress(run)
+        assert report is not None
+        assert report.is_estimate
+        assert "~0.0" in (await cli("status")).stdout
+        assert "~0.0" in (await cli("runs", "show", run.id)).stdout
+        gate["go"].set()
+        assert await run.result(timeout=60) == 40
+        shown = (await cli("runs", "show", run.id)).stdout
+        assert "100.0" in shown
+        assert "~" not in shown
+
+
+async def known_progress(run: Run[int]) -> ProgressReport | None:
+    async for report in run.progress():
+        if report.percent is not None:
+            return report
+    return None
 
 
 def test_the_shell_completes_commands() -> None:

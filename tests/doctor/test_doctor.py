@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, delete, func, select, text
 
+from tests.models import Author
 from tests.support.command_line import CommandLine
-from worker import Settings, load_settings
+from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
 from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
-from worker.doctor.facts import Facts, PostgresFacts, RedisFacts, gather
+from worker.doctor.facts import Facts, MissingIndex, PostgresFacts, RedisFacts, gather
 from worker.embedded import Services
 from worker.embedded.valkey import EmbeddedValkey
 from worker.queue.key_problems import wrong_type
+from worker.testing.runner import JobRunner
 
 REDIS = RedisFacts(
     info={"redis_version": "7.2.4", "role": "master", "redis_mode": "standalone", "maxmemory_policy": "noeviction"},
@@ -111,6 +114,7 @@ FAILURES = [
     ),
     ("postgres upkeep", "warning", postgres(fsync=False)),
     ("postgres upkeep", "warning", postgres(autovacuum=False)),
+    ("postgres walks", "warning", postgres(missing_indexes=(MissingIndex("sorts", "CREATE INDEX"),))),
     ("postgres clock", "wrong", postgres(clock_ahead=60.0)),
 ]
 
@@ -160,3 +164,41 @@ async def test_doctor_exits_with_1_if_something_is_wrong(
     away = await cli("doctor", "--json", REDIS_URL="redis://127.0.0.1:1/0", DATABASE_URL="postgresql://127.0.0.1:1/x")
     found = json.loads(away.stdout)
     assert (away.returncode, found["redis"]["level"], found["postgres"]["level"]) == (1, "wrong", "wrong")
+
+
+async def test_walks_without_an_index_are_reported_with_the_statement_that_makes_it(
+    settings: Settings, database: Database
+) -> None:
+    async with database.transaction() as session:
+        for sql in (
+            'CREATE TABLE "Odd.Name" (id int PRIMARY KEY)',
+            'CREATE TABLE "Odd Name" (b int NOT NULL, "A" int NOT NULL, UNIQUE ("A", b))',
+            'CREATE TABLE child (id int PRIMARY KEY, "Author" int REFERENCES author)',
+        ):
+            await session.execute(text(sql))
+    odd = Table("Odd Name", MetaData(), Column("b", Integer, primary_key=True), Column("A", Integer, primary_key=True))
+
+    @job
+    async def walk(ctx: JobContext) -> None:
+        async for _ in ctx.chunks(select(odd), by=[odd.c.b, odd.c.A]):
+            pass
+        async for _ in ctx.stream(select(Author.region, func.count()).group_by(Author.region).order_by(Author.region)):
+            pass
+        await ctx.sweep(delete(Author))
+
+    await JobRunner(database, settings)(walk)
+    facts = (await gather(settings)).postgres
+    assert isinstance(facts, PostgresFacts)
+    cures = sorted(one.cure for one in facts.missing_indexes)
+    assert cures == [
+        'CREATE INDEX CONCURRENTLY ON "Odd Name" (b, "A")',
+        "CREATE INDEX CONCURRENTLY ON book (author_id)",
+        'CREATE INDEX CONCURRENTLY ON child ("Author")',
+    ]
+    async with database.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for cure in cures:
+            await connection.execute(text(cure))
+    facts = (await gather(settings)).postgres
+    assert isinstance(facts, PostgresFacts)
+    assert facts.missing_indexes == ()

@@ -28,7 +28,8 @@ _WEIGHED_ROWS = 100
 _VALUE_BYTES = 50
 
 _KEY = text("""
-SELECT coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
+SELECT (SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = relation) AS kind,
+       coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
        coalesce((SELECT pg_catalog.jsonb_object_agg(attname, pg_catalog.format_type(atttypid, NULL))
                    FROM pg_catalog.pg_attribute
@@ -53,6 +54,10 @@ SELECT coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_a
 """)
 
 
+#: Relations without constraints, by `pg_class.relkind`.
+_NO_TABLES = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+_NO_KEY = "for which PostgreSQL enforces no unique, not-null key"
+
 _UNINDEXED_CHILDREN = text("""
 SELECT conrelid::regclass::text AS name,
        (SELECT pg_catalog.array_agg(attname::text ORDER BY place)
@@ -76,7 +81,13 @@ async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind
     """
     typed = await look_key_up(connection, keyset, kind=kind)
     if isinstance(typed, str):
-        raise UnsupportedStatement(f"{kind}: {typed}; walk by a unique, not-null key: by=...")
+        cure = "walk by a unique, not-null key: by=..."
+        if typed.endswith(_NO_KEY):
+            cure = (
+                "walk the table that it reads, with its conditions in where(), or read it with ctx.stream(..., "
+                "on_restart='start_over')"
+            )
+        raise UnsupportedStatement(f"{kind}: {typed}; {cure}")
     return typed
 
 
@@ -106,6 +117,8 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
     if found is None:
         raise _no_table(table, kind)
+    if found.kind in _NO_TABLES:
+        return f"{table} is {_NO_TABLES[found.kind]}, {_NO_KEY}"
     missing = [column for column in columns if column not in found.types]
     if missing:
         return f"table {table} has no column {', '.join(missing)}"
@@ -126,7 +139,7 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
             table,
             shown,
             table,
-            shown,
+            ", ".join(map(_PREPARER.quote, columns)),
         )
     return _find_padded(keyset, found.types) or keyset.typed(found.types)
 
@@ -158,15 +171,27 @@ async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset |
 async def warn_of_unindexed_children(connection: AsyncConnection, keyset: Keyset) -> None:
     """Log each foreign key to a table that has no index: a DELETE of a parent row then scans the whole child table."""
     table = table_name(keyset)
-    for child in await connection.execute(_UNINDEXED_CHILDREN, {"table": table}):
+    for child, columns in await list_unindexed_children(connection, table):
         logger.warning(
             "a foreign key has no index, so each deleted row of %s reads all of %s: "
             "cure='CREATE INDEX CONCURRENTLY ON %s (%s)'",
             table,
-            child.name,
-            child.name,
-            ", ".join(child.columns),
+            child,
+            child,
+            columns,
         )
+
+
+async def list_unindexed_children(connection: AsyncConnection, table: str) -> list[tuple[str, str]]:
+    """Return each table with a foreign key to a table that no index of its own serves, and the columns of that key."""
+    found = await connection.execute(_UNINDEXED_CHILDREN, {"table": table})
+    return [(child.name, ", ".join(map(_PREPARER.quote, child.columns))) for child in found]
+
+
+async def is_key_served(connection: AsyncConnection, table: str, columns: list[str]) -> bool:
+    """Return whether an index has the order of a key; also if the table does not exist."""
+    found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
+    return found is None or bool(found.is_served)
 
 
 async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order: Sequence[Any]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,8 @@ from sqlalchemy import select
 
 from worker.batch.keyset import Keyset
 from worker.batch.source import OpenStep
+
+logger = logging.getLogger("longhaul.batch")
 
 #: Difference between the share by position and the share by rows from which a percentage is called an estimate.
 _FAR = 0.2
@@ -26,9 +29,17 @@ class WalkShare:
     def __init__(self) -> None:
         self.is_estimate = False
         self._done = 0.0
+        self._walk = ""
+        self._is_logged = False
 
-    def load(self, pace: dict[str, Any]) -> None:
-        """Continue with the share of an earlier attempt."""
+    def load(self, pace: dict[str, Any], walk: str) -> None:
+        """Continue with the share of an earlier attempt.
+
+        Args:
+            pace: The pace of the step.
+            walk: The walk, for the log, as `step=... run=...`.
+        """
+        self._walk = walk
         self._done = read_share(pace)
         self.is_estimate = pace.get("is_estimate") is True
 
@@ -45,6 +56,12 @@ class WalkShare:
         """
         share, self.is_estimate = self._compute(at, rows, total)
         self._done = self._done if share is None else share
+        if self.is_estimate and not self._is_logged:
+            self._is_logged = True
+            by_key = "unknown" if at is None else f"{at:.0%}"
+            logger.info(
+                "percent is a rough estimate: %s by_key=%s rows=%d estimated_rows=%s", self._walk, by_key, rows, total
+            )
         return share
 
     def dump(self, at: float | None, rows: int, total: int | None) -> dict[str, Any]:

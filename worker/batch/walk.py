@@ -225,7 +225,7 @@ class Walk(Generic[T]):
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
-        self._share.load(pace)
+        self._share.load(pace, f"step={name} run={run.spec.id}")
 
     def _open_batch(self) -> BatchTransaction:
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)

@@ -12,7 +12,7 @@ import typer
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
 from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.db.tables import RUN_STATES
-from worker.ledger import Ledger, RunRecord
+from worker.ledger import Ledger, RunRecord, StepRecord
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
@@ -138,12 +138,13 @@ def _print_run(run: RunRecord) -> None:
         print_line(f"  error: {run.error}")
     if run.steps:
         print_table(
-            ("step", "kind", "rows", "batches", "estimate", "cursor", "upper bound", "done"),
+            ("step", "kind", "rows", "%", "batches", "estimate", "cursor", "upper bound", "done"),
             [
                 (
                     step.name,
                     step.kind,
                     str(step.rows),
+                    _percent(step),
                     str(step.batches),
                     str(step.total or ""),
                     json.dumps(step.cursor, ensure_ascii=False),
@@ -153,3 +154,13 @@ def _print_run(run: RunRecord) -> None:
                 for step in run.steps
             ],
         )
+
+
+def _percent(step: StepRecord) -> str:
+    """Return the processed percentage; with ~ if it is a rough estimate."""
+    pace = step.pace or {}
+    share = 1.0 if step.done else pace.get("share")
+    if not isinstance(share, int | float):
+        return ""
+    about = "~" if pace.get("is_estimate") and not step.done else ""
+    return f"{about}{100 * share:.1f}"

@@ -64,7 +64,7 @@ def _print_runs(found: list[dict[str, str]]) -> None:
                 run.get("job", ""),
                 run.get("state", ""),
                 run.get("rows", ""),
-                run.get("percent", ""),
+                _percent(run),
                 run.get("rate", ""),
                 f"{run['eta_seconds']} s" if run.get("eta_seconds") else "",
                 run.get("batch_size", ""),
@@ -76,6 +76,12 @@ def _print_runs(found: list[dict[str, str]]) -> None:
             for run in found
         ],
     )
+
+
+def _percent(run: dict[str, str]) -> str:
+    """Return the percentage; with ~ if it is a rough estimate."""
+    percent = run.get("percent", "")
+    return f"~{percent}" if percent and run.get("percent_is_estimate") else percent
 
 
 def _is_later(due_seconds: str | None) -> bool:

@@ -279,6 +279,16 @@ def upkeep(postgres: PostgresFacts, settings: Settings) -> Finding:
     return fine("fsync and autovacuum are on")
 
 
+def walks(postgres: PostgresFacts, settings: Settings) -> Finding:
+    """Check that the walks of the last days have the indexes that they need."""
+    missing = postgres.missing_indexes
+    if not missing:
+        return fine("the walks of the last 7 days have their indexes")
+    shown = "; ".join(one.problem for one in missing[:_MOST_KEYS])
+    more = f"; and {len(missing) - _MOST_KEYS} more" if len(missing) > _MOST_KEYS else ""
+    return warning(shown + more, "; ".join(one.cure for one in missing[:_MOST_KEYS]))
+
+
 def postgres_clock(postgres: PostgresFacts, settings: Settings) -> Finding:
     """Check the clock of PostgreSQL."""
     return _clock("PostgreSQL", postgres.clock_ahead)
@@ -343,5 +353,6 @@ OF_POSTGRES: dict[str, Callable[[PostgresFacts, Settings], Finding]] = {
     "frozen workers": frozen_workers,
     "throttles": throttles,
     "upkeep": upkeep,
+    "walks": walks,
     "clock": postgres_clock,
 }

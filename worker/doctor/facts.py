@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import text
 
+from worker.batch.catalog import is_key_served, list_unindexed_children
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
 from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavailable
@@ -35,6 +36,26 @@ SELECT pg_catalog.current_setting('server_version_num')::int AS version,
        pg_catalog.pg_has_role('pg_monitor', 'member') AS may_see_sessions,
        extract(epoch FROM pg_catalog.clock_timestamp())::float8 AS clock
 """
+_WALKS = """
+SELECT DISTINCT kind, key, statement LIKE 'DELETE %' AS deletes
+  FROM worker.step
+ WHERE updated_at > pg_catalog.now() - interval '7 days' AND kind IN ('chunks', 'sweep', 'stream')
+   AND statement NOT LIKE '%GROUP BY%'
+ LIMIT 200
+"""
+
+
+@dataclass(frozen=True)
+class MissingIndex:
+    """An index that a walk of the last days would need.
+
+    Attributes:
+        problem: The consequence.
+        cure: The statement that makes the index.
+    """
+
+    problem: str
+    cure: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class PostgresFacts:
         pooled: Whether connections go through PgBouncer.
         not_migrated: The message if the ledger is missing or old; empty if it is up to date.
         clock_ahead: Seconds by which its clock is ahead of this host's.
+        missing_indexes: The indexes that walks of the last seven days would need, from the ledger.
     """
 
     version: int
@@ -87,6 +109,7 @@ class PostgresFacts:
     pooled: bool
     not_migrated: str
     clock_ahead: float
+    missing_indexes: tuple[MissingIndex, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,11 +199,42 @@ async def _postgres(settings: Settings) -> PostgresFacts | str:
             await check_migrated(database)
         except DatabaseNotMigrated as error:
             not_migrated = str(error)
-        return PostgresFacts(**row, pooled=database.pooled, not_migrated=not_migrated, clock_ahead=ahead)
+        return PostgresFacts(
+            **row,
+            pooled=database.pooled,
+            not_migrated=not_migrated,
+            clock_ahead=ahead,
+            missing_indexes=() if not_migrated else await _missing_indexes(database),
+        )
     except ServerUnavailable as error:
         return str(error)
     finally:
         await database.close()
+
+
+async def _missing_indexes(database: Database) -> tuple[MissingIndex, ...]:
+    """Return the indexes that the walks in the ledger would need: for their order, and for deleted rows."""
+    found: dict[str, MissingIndex] = {}
+    async with database.connection() as connection:
+        for walk in (await connection.execute(text(_WALKS))).all():
+            names = [str(part[0]).rpartition(".") for part in walk.key]
+            if len({table for table, _, _ in names}) != 1 or not names[0][0]:
+                continue  # a key of several tables, or a source without a table
+            quote = connection.dialect.identifier_preparer.quote
+            table = ".".join(quote(part) for part in names[0][0].split("."))
+            columns = [column for _, _, column in names]
+            if not await is_key_served(connection, table, columns):
+                shown = ", ".join(columns)
+                cure = f"CREATE INDEX CONCURRENTLY ON {table} ({', '.join(map(quote, columns))})"
+                problem = (
+                    f"no index has the order ({shown}) of {walk.kind} over {table}: each batch sorts the rest of it"
+                )
+                found[cure] = MissingIndex(problem, cure)
+            for child, key in await list_unindexed_children(connection, table) if walk.deletes else []:
+                cure = f"CREATE INDEX CONCURRENTLY ON {child} ({key})"
+                problem = f"a sweep deletes rows of {table}, and for each of them all of {child} is read by ({key})"
+                found[cure] = MissingIndex(problem, cure)
+    return tuple(found.values())
 
 
 def _text(value: bytes | str) -> str:

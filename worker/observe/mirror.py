@@ -141,6 +141,7 @@ class Mirror(Observer):
             entry.fields["total"] = max(progress.total, progress.rows)
         if share is not None:
             entry.fields["percent"] = round(100 * share, 1)
+            entry.fields["percent_is_estimate"] = "1" if progress.is_estimate else ""
             left = entry.seconds_left(now, share)
             if left is not None:
                 entry.fields["eta_seconds"] = round(left)
@@ -196,6 +197,7 @@ class Mirror(Observer):
             entry.fields.pop("eta_seconds", None)
             if "percent" in entry.values:
                 entry.fields["percent"] = 100.0
+                entry.fields["percent_is_estimate"] = ""
         entry.fields["finished_at"] = _now()
         self._event(state, run, error=error or "")
 

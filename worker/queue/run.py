@@ -36,6 +36,7 @@ class ProgressReport:
         rows: rows processed in all its loops.
         total: rows to process in this step, by the planner's estimate.
         percent: 0 to 100, of this step.
+        is_estimate: whether `percent` is a rough estimate: key and planner's statistics differ by far.
         rate: rows per second.
         eta_seconds: estimated seconds until the end of this step.
         batch_size: rows of the last batch.
@@ -54,6 +55,7 @@ class ProgressReport:
     worker: str | None
     error: str | None
     fields: dict[str, str]
+    is_estimate: bool = False
 
 
 @track_awaits("run")
@@ -248,4 +250,5 @@ def _report(state: Status, fields: dict[str, str]) -> ProgressReport:
         worker=fields.get("worker"),
         error=fields.get("error") or None,
         fields=fields,
+        is_estimate=bool(fields.get("percent_is_estimate")),
     )

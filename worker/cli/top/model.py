@@ -70,6 +70,7 @@ class RunLine:
         rows: Processed rows; None for a job without rows.
         rate: Rows per second.
         percent: Progress of this step.
+        is_estimate: Whether `percent` is a rough estimate.
         left_seconds: Remaining time of this step.
         state: The state in one word.
         reason: The reason of the state.
@@ -88,6 +89,7 @@ class RunLine:
     left_seconds: float | None
     state: str
     reason: str
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True)

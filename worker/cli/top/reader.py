@@ -49,7 +49,15 @@ _QUEUES = 50
 
 MIRROR_FIELDS = (
     *("job", "state", "worker", "queue", "attempt", "takeovers", "started_at", "rows", "percent", "rate"),
-    *("eta_seconds", "throttled", "throttled_since", "throttled_until", "stalled_since", "error"),
+    *(
+        "percent_is_estimate",
+        "eta_seconds",
+        "throttled",
+        "throttled_since",
+        "throttled_until",
+        "stalled_since",
+        "error",
+    ),
 )
 
 

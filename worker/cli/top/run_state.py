@@ -73,6 +73,7 @@ def build_run_line(
         left_seconds=_number(mirror.get("eta_seconds")) if runs else None,
         state=state,
         reason=reason,
+        is_estimate=bool(mirror.get("percent_is_estimate")),
     )
 
 

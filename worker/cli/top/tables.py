@@ -209,7 +209,8 @@ def _runs(frame: Frame) -> Sheet:
 
 
 def _run(one: RunLine) -> Row:
-    progress = "" if one.percent is None else f"{bar(one.percent, _BAR)} {one.percent:3.0f} %"
+    about = "~" if one.is_estimate else ""
+    progress = "" if one.percent is None else f"{bar(one.percent, _BAR)} {about}{one.percent:3.0f} %"
     attempt = "" if one.attempt is None else str(one.attempt) + (f"+{one.takeovers}" if one.takeovers else "")
     tone = _TONES.get(one.state, "")
     return _row(
