@@ -67,6 +67,54 @@ async def test_release_by_a_replaced_owner_leaves_the_place_to_the_new_one(redis
     assert await redis.zrange(PLACES, 0, -1) == []
 
 
+async def test_late_release_by_the_first_claim_leaves_the_place_to_the_second_claim_of_one_worker(redis: Redis) -> None:
+    limiter = Limiter(redis, "owner")
+    first, second = (Claim("X", "arq:queue", 0, b"", number, number=number) for number in (1, 2))
+    await redis.set(keys.IN_PROGRESS + "X", "owner")
+    assert await limiter.acquire(alone, first, {}) is None
+    assert await limiter.acquire(alone, second, {}) is None  # its lease was lost, and taken again by the same worker
+    await limiter.release(alone, first, {})
+    assert await redis.zrange(PLACES, 0, -1, withscores=True) == [(b"X", 2)]
+    await redis.set(keys.IN_PROGRESS + "Y", "owner")
+    assert await limiter.acquire(alone, Claim("Y", "arq:queue", 0, b"", 1, number=3), {}) is not None
+    await limiter.release(alone, second, {})
+    assert await redis.zrange(PLACES, 0, -1) == []
+
+
+async def test_job_that_its_worker_has_lost_and_claimed_again_runs_once_at_a_time(
+    fast: Settings, redis: Redis, client: Client
+) -> None:
+    """Another worker had the run in between: the first claim ends neither the run nor the place of the second."""
+    async with working(fast, alone) as worker:
+        first = await client.enqueue(alone, name="first")
+        await until(lambda: has_begun("first"))
+        old = worker.execution(first.id)
+        assert old is not None
+        # Another worker takes the run over and puts it back, before this worker renews its lease.
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.IN_PROGRESS + first.id)
+            pipe.zadd("arq:queue", {first.id: 1})
+            await pipe.execute()
+        await until(lambda: _is_claimed_again(worker, first.id, old))
+        await until(lambda: _has_begun_times(2))
+        second = await client.enqueue(alone, name="second")
+        await until(lambda: _is_held(redis, second.id))
+        gates["go"].set()
+        assert await first.result(timeout=60) == "first"
+        assert await second.result(timeout=60) == "second"
+    assert gates["begun"] == ["first", "first", "second"]
+    assert await redis.keys(keys.LIMIT + "*") == []
+
+
+async def _is_claimed_again(worker: Any, run_id: str, old: Any) -> bool:
+    found = worker.execution(run_id)
+    return found is not None and found is not old
+
+
+async def _has_begun_times(count: int) -> bool:
+    return len(gates["begun"]) == count
+
+
 async def test_place_is_renewed_with_its_lease_and_put_back(fast: Settings, redis: Redis, client: Client) -> None:
     async with working(fast, alone):
         first = await client.enqueue(alone, name="first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -42,6 +43,7 @@ class Claim(NamedTuple):
         attempt: number of the attempt, from 1.
         expired: whether the lease of a previous worker has expired.
         payload_problem: why the payload could not be read; None if it was read or does not exist.
+        number: number of the claim in this process, from 1: distinguishes two claims of one run; 0 for none.
     """
 
     run_id: str
@@ -51,6 +53,7 @@ class Claim(NamedTuple):
     attempt: int
     expired: bool = False
     payload_problem: str | None = None
+    number: int = 0
 
 
 class Ack(NamedTuple):
@@ -114,6 +117,7 @@ class AckAndClaim:
         self._connection = connection
         self._queue_limits = queue_limits or {}
         self._keep_expiry = keep_expiry
+        self._numbers = itertools.count(1)
         self.script = redis.register_script(script("ack_and_claim"))
 
     async def __call__(self, ended: Sequence[Ack], slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
@@ -192,7 +196,8 @@ class AckAndClaim:
             due_ms = int(at) if math.isfinite(at) else 0
             problem = None if payload is not None else problems.get(keys.JOB.encode() + raw_id)
             expired = attempt > 1 and at - due_ms == RUNNING_MARK
-            claims.append(Claim(run_id, queue, due_ms, payload, attempt, expired, problem and str(problem)))
+            problem_text = problem and str(problem)
+            claims.append(Claim(run_id, queue, due_ms, payload, attempt, expired, problem_text, next(self._numbers)))
         return FetchResult(frozenset(raw_id.decode() for raw_id in refused), claims, bool(ordered))
 
     async def _discard(self, queue: str, raw_id: bytes, payload: bytes | None) -> None:

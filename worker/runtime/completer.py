@@ -23,6 +23,7 @@ import logging
 import random
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy.exc import DBAPIError
@@ -354,9 +355,9 @@ class Completer:
             # Close before the requeue: the next owner must not wait for locks that this connection's transaction holds.
             await execution.attempt.close()
         await self._release_place(execution)
-        self._leases.remove(execution.claim.run_id)
         claim = execution.claim
-        if not await self._servers.redis(execution.name, lambda: self._store.requeue(claim, delay=delay, **how)):
+        requeue = partial(self._store.requeue, claim, delay=delay, **how)
+        if not self._leases.remove(claim) or not await self._servers.redis(execution.name, requeue):
             raise FencedOut(claim.run_id)
 
     async def _release_place(self, execution: Execution) -> None:
@@ -364,7 +365,7 @@ class Completer:
         arguments, execution.place = execution.place, None
         job = execution.job
         if arguments is not None and job is not None:
-            self._leases.forget(execution.claim.run_id)
+            self._leases.forget(execution.claim)
             await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
     async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:

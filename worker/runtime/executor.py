@@ -180,9 +180,9 @@ class Executor:
                 return Released(delay_seconds=held.seconds)
             execution.place = given
             if (place := place_key(job, given)) is not None:
-                self._leases.keep(execution.claim.run_id, "place", place)
+                self._leases.keep(execution.claim, "place", place)
         if job.unique is not None and job.unique.counts == "active" and not payload.args:
-            self._leases.keep(execution.claim.run_id, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
+            self._leases.keep(execution.claim, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))
         ended = await self._attempt(execution, job, payload, arguments)
         if isinstance(ended, Failed) and isinstance(ended.error, CursorMismatch):
             return await admission.leave_to_old_code(execution, payload, ended)

@@ -181,6 +181,9 @@ class AckBatcher:
             After Redis has answered: whether this worker owned the job.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._leases.is_replaced(ack.claim):  # lost, and claimed again by this worker: the lease is the new claim's
+            done.set_result(False)
+            return done
         self._waiting.append((ack, done))
         self._wake()
         return done
@@ -206,7 +209,7 @@ class AckBatcher:
             run_id = ack.claim.run_id
             # Drop the leases before any other task runs: a renewal that is sent now would not find these jobs in Redis,
             # and would treat them as lost.
-            self._leases.remove(run_id)
+            self._leases.remove(ack.claim)
             if not done.done():
                 done.set_result(run_id not in fetched.refused)
         return fetched

@@ -122,8 +122,8 @@ class Leases:
         self._owner = owner
         self._outage = outage
         self._held: dict[str, Claim] = {}
-        #: Marks that jobs hold in addition to their leases: kind and key of each, by run.
-        self._marks: dict[str, list[tuple[str, str]]] = {}
+        #: Marks that jobs hold in addition to their leases: kind, key, and number of the claim, by run.
+        self._marks: dict[str, list[tuple[str, str, int]]] = {}
         self._lock = threading.Lock()
         self._stopped = False
         self._now = threading.Event()
@@ -188,28 +188,37 @@ class Leases:
         with self._lock:
             return run_id in self._held
 
-    def remove(self, run_id: str) -> None:
-        """Stop renewing the lease of a job."""
-        with self._lock:
-            self._held.pop(run_id, None)
-            self._marks.pop(run_id, None)
+    def is_replaced(self, claim: Claim) -> bool:
+        """Return whether this worker has lost a job since this claim of it, and has claimed it again."""
+        held = self._held.get(claim.run_id)
+        return held is not None and held.number != claim.number
 
-    def keep(self, run_id: str, kind: Literal["place", "unique"], key: str) -> None:
+    def remove(self, claim: Claim) -> bool:
+        """Stop renewing the lease of a job. Return False, and do nothing, if this worker has claimed it again."""
+        with self._lock:
+            if self.is_replaced(claim):
+                return False
+            self._held.pop(claim.run_id, None)
+            self._marks.pop(claim.run_id, None)
+            return True
+
+    def keep(self, claim: Claim, kind: Literal["place", "unique"], key: str) -> None:
         """Renew a mark of a job together with its lease, and restore it if Redis has lost it.
 
         Args:
-            run_id: id of the run.
+            claim: the job.
             kind: a place under a limit, or the mark of a unique run.
             key: key of the mark.
         """
         with self._lock:
-            if run_id in self._held:
-                self._marks.setdefault(run_id, []).append((kind, key))
+            if claim.run_id in self._held and not self.is_replaced(claim):
+                self._marks.setdefault(claim.run_id, []).append((kind, key, claim.number))
 
-    def forget(self, run_id: str) -> None:
+    def forget(self, claim: Claim) -> None:
         """Stop renewing the marks of a job, because it releases its place."""
         with self._lock:
-            self._marks.pop(run_id, None)
+            if not self.is_replaced(claim):
+                self._marks.pop(claim.run_id, None)
 
     async def _beat(self) -> None:
         while True:

@@ -56,7 +56,7 @@ class Limiter:
         values: list[Any] = [claim.run_id, job.name, keys.IN_PROGRESS, limits.concurrency]
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
         names += [keys.LIMITS, keys.RATES, claim.queue, keys.PRIORITIES + claim.queue]
-        answer = self._acquire(keys=names, args=[*values, keys.PRIORITY])
+        answer = self._acquire(keys=names, args=[*values, keys.PRIORITY, claim.number])
         wait_ms, why, noted = await cast(Awaitable[Any], answer)
         self._problems.report(map(from_script, noted))
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
@@ -68,7 +68,8 @@ class Limiter:
             scope = _scope(job.name, limits.concurrency_key, arguments)
             names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
             names.append(keys.IN_PROGRESS + claim.run_id)
-            await cast(Awaitable[Any], self._release(keys=names, args=[claim.run_id, keys.PRIORITY, self._owner]))
+            values: list[Any] = [claim.run_id, keys.PRIORITY, self._owner, claim.number]
+            await cast(Awaitable[Any], self._release(keys=names, args=values))
 
 
 def place_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str | None:

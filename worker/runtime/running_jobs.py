@@ -80,6 +80,8 @@ class RunningJobs:
                 logger.warning("lease expired run=%s: no other worker has claimed the job, it continues here", run_id)
                 return
             logger.warning("job taken over run=%s attempt=%d: its lease had expired", run_id, claim.attempt)
+        if (replaced := self._executions.get(run_id)) is not None:
+            replaced.interrupt("lost")  # another worker had the job in the meantime
         execution = self._executor.prepare(claim)
         self._executions[run_id] = execution
         self._leases.add(claim)
@@ -130,7 +132,7 @@ class RunningJobs:
         if task in self._abandoned:
             return  # it was abandoned before: another task writes the outcome of its run
         if self._executions.get(run_id) is execution:  # otherwise it was requeued and claimed again
-            self._leases.remove(run_id)
+            self._leases.remove(execution.claim)
             del self._executions[run_id]
             del self.tasks[run_id]
         self._on_end()

@@ -132,7 +132,10 @@ async def test_what_is_due_longest_is_claimed_first_up_to_the_free_slots(scripts
     await put(scripts, "c", due=3)
     await put(scripts, "a", due=1)
     turned = await take(scripts, 2)
-    assert turned.claims == [Claim("a", QUEUE, 1, b"payload of a", 1), Claim("b", QUEUE, 2, b"payload of b", 1)]
+    assert turned.claims == [
+        Claim("a", QUEUE, 1, b"payload of a", 1, number=1),
+        Claim("b", QUEUE, 2, b"payload of b", 1, number=2),
+    ]
     assert [await scripts.due(run_id) for run_id in "abc"] == [AGAIN, AGAIN, 3]
     assert await scripts.redis.get(keys.IN_PROGRESS + "a") == b"north"
     assert LEASE_MS - 5_000 < await scripts.redis.pttl(keys.IN_PROGRESS + "a") <= LEASE_MS
@@ -161,7 +164,7 @@ async def test_a_claim_is_counted(scripts: Scripts) -> None:
 
 async def test_a_job_without_a_payload_is_claimed_and_says_so(scripts: Scripts) -> None:
     await scripts.redis.zadd(QUEUE, {"r": 1})
-    assert (await take(scripts)).claims == [Claim("r", QUEUE, 1, None, 1)]
+    assert (await take(scripts)).claims == [Claim("r", QUEUE, 1, None, 1, number=1)]
 
 
 async def test_a_due_job_that_somebody_has_is_passed_over(scripts: Scripts) -> None:

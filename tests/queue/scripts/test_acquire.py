@@ -38,7 +38,7 @@ async def both(ctx: JobContext) -> None:
 
 
 def claim(run_id: str) -> Claim:
-    return Claim(run_id, QUEUE, 0, b"", 1)
+    return Claim(run_id, QUEUE, 0, b"", 1, number=7)
 
 
 async def enter(scripts: Scripts, one: Job[[], None], run_id: str, *, after_ms: int = 0) -> Held | None:
@@ -53,7 +53,7 @@ async def enter(scripts: Scripts, one: Job[[], None], run_id: str, *, after_ms: 
 
 async def test_as_many_enter_as_the_limit_says(scripts: Scripts) -> None:
     assert [await enter(scripts, narrow, run_id) for run_id in "abc"] == [None, None, FOR_A_PLACE]
-    assert await scripts.redis.zrange(PLACES, 0, -1, withscores=True) == [(b"a", NOW), (b"b", NOW)]
+    assert await scripts.redis.zrange(PLACES, 0, -1, withscores=True) == [(b"a", 7), (b"b", 7)]
     assert 604_000_000 < await scripts.redis.pttl(PLACES) <= 604_800_000
 
 

@@ -1,6 +1,6 @@
 -- Acquire a place under the limits of a job for a claimed run.
 --
--- The running runs of a limit are in a sorted set. A run without a lease has died, and does not count. A run that has
+-- The running runs of a limit are in a sorted set, each with the number of the claim that acquired the place. A run without a lease has died, and does not count. A run that has
 -- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first
 -- waiting runs are due again after some seconds in any case, because the owner of a place may have died. The delay of
 -- the others grows with their position, so that thousands of waiting runs cause little load. If a run acquires a place,
@@ -14,7 +14,7 @@
 -- KEYS running runs, waiting runs, moment of the rate, reservation of this run, limits and rates set by operators,
 --      queue, levels of priority in use
 -- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest
---      wait for a place in ms, prefix of lines of priority
+--      wait for a place in ms, prefix of lines of priority, number of the claim
 -- returns {ms to wait (0 if the place is acquired), limit or rate, problems}
 
 -- include clock.lua
@@ -65,7 +65,7 @@ if between > 0 and redis.call('DEL', KEYS[4]) == 0 then
 end
 if limited then
     redis.call('ZREM', KEYS[2], id)
-    redis.call('ZADD', KEYS[1], now_ms, id)
+    redis.call('ZADD', KEYS[1], ARGV[9], id)
     redis.call('PEXPIRE', KEYS[1], 604800000)
     local free = limit - redis.call('ZCARD', KEYS[1])
     for place, other in ipairs(redis.call('ZRANGE', KEYS[2], 0, FIRST - 1)) do

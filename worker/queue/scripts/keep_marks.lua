@@ -3,18 +3,16 @@
 -- A worker calls this after each renewal of leases, so that the marks of a job that runs for longer than a week do not
 -- expire, and so that they are restored in a Redis that has lost its data. Only the owner of the lease may renew them.
 --
--- ARGV owner, prefix of leases, then for each: id, kind (place or unique), key
+-- ARGV owner, prefix of leases, then for each: id, kind (place or unique), key, number of the claim
 -- returns the problems
 
--- include clock.lua
 -- include checks.lua
 local WEEK = 604800000
-local now_ms = time_ms()
-for at = 3, #ARGV, 3 do
-    local id, kind, key = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+for at = 3, #ARGV, 4 do
+    local id, kind, key, number = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
     if try('GET', ARGV[2] .. id) == ARGV[1] then
         if kind == 'place' and has_type(key, 'zset') then
-            redis.call('ZADD', key, 'NX', now_ms, id)
+            redis.call('ZADD', key, 'NX', number, id)
             redis.call('PEXPIRE', key, WEEK)
         elseif kind == 'unique' and has_type(key, 'string') then
             redis.call('SET', key, id, 'NX', 'PX', WEEK)

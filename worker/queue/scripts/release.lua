@@ -1,10 +1,10 @@
 -- Release a place under a limit. The run that has waited longest becomes due now, and keeps its priority.
 --
--- A place belongs to the owner of the run's lease. If a worker was frozen and another worker has taken over the run,
--- the first worker releases nothing.
+-- A place belongs to one claim of one owner. If a worker was frozen and another worker has taken over the run, or has
+-- returned it to the first worker, which has claimed it again, then the first claim releases nothing.
 --
 -- KEYS running runs, waiting runs, queue, levels of priority in use, lease
--- ARGV id, prefix of lines of priority, owner ('' for any)
+-- ARGV id, prefix of lines of priority, owner ('' for any), number of the claim (0 for any)
 -- returns the id of the run that is due, or nothing
 
 -- include clock.lua
@@ -12,6 +12,8 @@
 if not has_type(KEYS[1], 'zset') or not has_type(KEYS[2], 'zset') or not has_type(KEYS[3], 'zset') then return false end
 local holder = try('GET', KEYS[5])
 if ARGV[3] ~= '' and holder and holder ~= ARGV[3] then return false end
+local number = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ARGV[4] ~= '0' and number and tonumber(number) ~= tonumber(ARGV[4]) then return false end
 redis.call('ZREM', KEYS[1], ARGV[1])
 local now_ms = time_ms()
 while true do
