@@ -115,6 +115,7 @@ FAILURES = [
     ("postgres upkeep", "warning", postgres(fsync=False)),
     ("postgres upkeep", "warning", postgres(autovacuum=False)),
     ("postgres walks", "warning", postgres(missing_indexes=(MissingIndex("sorts", "CREATE INDEX"),))),
+    ("postgres collations", "wrong", postgres(changed_collations=("collation x has changed",))),
     ("postgres clock", "wrong", postgres(clock_ahead=60.0)),
 ]
 

@@ -15,6 +15,7 @@ from sqlalchemy.sql import ClauseElement
 
 from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import KeyPart, Keyset, underlying_column
+from worker.db.collations import find_changed_collations
 from worker.errors import UnsupportedStatement
 
 _DIALECT = postgresql_dialect()  # type: ignore[no-untyped-call]
@@ -31,6 +32,8 @@ _KEY = text("""
 SELECT (SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = relation) AS kind,
        coalesce((SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attnotnull), '{}') AS nullable,
+       EXISTS (SELECT FROM pg_catalog.pg_attribute
+                WHERE attrelid = relation AND attname = ANY(wanted) AND attcollation <> 0) AS has_texts,
        coalesce((SELECT pg_catalog.jsonb_object_agg(attname, pg_catalog.format_type(atttypid, NULL))
                    FROM pg_catalog.pg_attribute
                   WHERE attrelid = relation AND attname = ANY(wanted) AND NOT attisdropped), '{}') AS types,
@@ -69,6 +72,18 @@ SELECT conrelid::regclass::text AS name,
                     WHERE indrelid = conrelid AND indisvalid AND indpred IS NULL
                       AND conkey <@ (indkey::int2[])[0:pg_catalog.cardinality(conkey) - 1])
 """)
+
+
+async def _ensure_order_is_current(
+    connection: AsyncConnection, table: str, columns: Sequence[str], *, kind: str
+) -> None:
+    """Raise `UnsupportedStatement` if indexes on texts of a key may have the order of an old collation."""
+    changed = await find_changed_collations(connection, table=table, columns=columns)
+    if changed:
+        raise UnsupportedStatement(
+            f"{kind}: {table} ({', '.join(columns)}) is walked in the order of its texts, and {'; '.join(changed)}. "
+            f"Until then, a walk could omit rows. Then retry the run, or walk by a key without texts: by=..."
+        )
 
 
 async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
@@ -120,6 +135,8 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     if found.kind in _NO_TABLES:
         return f"{table} is {_NO_TABLES[found.kind]}, {_NO_KEY}"
     missing = [column for column in columns if column not in found.types]
+    if found.has_texts:
+        await _ensure_order_is_current(connection, table, columns, kind=kind)
     if missing:
         return f"table {table} has no column {', '.join(missing)}"
     if found.nullable:
@@ -161,6 +178,8 @@ async def look_types_up(connection: AsyncConnection, keyset: Keyset) -> Keyset |
         ).one_or_none()
         if found is None:
             raise _no_table(table_name(one), "stream")
+        if found.has_texts:
+            await _ensure_order_is_current(connection, table_name(one), [part.column.name], kind="stream")
         problem = _find_padded(one, found.types)
         if problem:
             return problem

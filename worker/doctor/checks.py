@@ -289,6 +289,16 @@ def walks(postgres: PostgresFacts, settings: Settings) -> Finding:
     return warning(shown + more, "; ".join(one.cure for one in missing[:_MOST_KEYS]))
 
 
+def collations(postgres: PostgresFacts, settings: Settings) -> Finding:
+    """Check that indexes on texts have the order of the collations that are in use."""
+    if not postgres.changed_collations:
+        return fine("collations have their recorded versions")
+    return wrong(
+        "; ".join(postgres.changed_collations[:_MOST_KEYS]) + "; walks by such a text are refused",
+        "REINDEX DATABASE CONCURRENTLY, and then the ALTER statements",
+    )
+
+
 def postgres_clock(postgres: PostgresFacts, settings: Settings) -> Finding:
     """Check the clock of PostgreSQL."""
     return _clock("PostgreSQL", postgres.clock_ahead)
@@ -354,5 +364,6 @@ OF_POSTGRES: dict[str, Callable[[PostgresFacts, Settings], Finding]] = {
     "throttles": throttles,
     "upkeep": upkeep,
     "walks": walks,
+    "collations": collations,
     "clock": postgres_clock,
 }

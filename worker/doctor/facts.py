@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import text
 
 from worker.batch.catalog import is_key_served, list_unindexed_children
+from worker.db.collations import find_changed_collations
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
 from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavailable
@@ -96,6 +97,7 @@ class PostgresFacts:
         not_migrated: The message if the ledger is missing or old; empty if it is up to date.
         clock_ahead: Seconds by which its clock is ahead of this host's.
         missing_indexes: The indexes that walks of the last seven days would need, from the ledger.
+        changed_collations: The collations of tables whose version has changed.
     """
 
     version: int
@@ -110,6 +112,7 @@ class PostgresFacts:
     not_migrated: str
     clock_ahead: float
     missing_indexes: tuple[MissingIndex, ...] = ()
+    changed_collations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,7 @@ async def _postgres(settings: Settings) -> PostgresFacts | str:
             before = time.time()
             row = (await connection.execute(text(_POSTGRES))).one()._asdict()
             ahead = row.pop("clock") - (before + time.time()) / 2
+            row["changed_collations"] = tuple(await find_changed_collations(connection))
         not_migrated = ""
         try:
             await check_migrated(database)
