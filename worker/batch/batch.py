@@ -75,6 +75,20 @@ class Batch(Sequence[T_co], Generic[T_co]):
         return self._transaction.session
 
     @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self._keys.run_id
+
+    @property
+    def step(self) -> str:
+        """The name of the loop's step in the ledger."""
+        return self._keys.step
+
+    async def driver(self) -> Any:
+        """Return asyncpg's connection in the batch's transaction, for what neither session nor bulk can do."""
+        return await self._transaction.driver()
+
+    @property
     def idempotency_key(self) -> str:
         """The key of these rows, for one effect outside the database that concerns the whole batch.
 

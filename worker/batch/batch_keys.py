@@ -18,9 +18,15 @@ class BatchKeys:
         step: The name of the step.
         page: The rows.
         cursor: The cursor that the rows are behind.
+
+    Attributes:
+        run_id: The id of the run.
+        step: The name of the step.
     """
 
     def __init__(self, run_id: str, step: str, page: Page[Any], cursor: Any) -> None:
+        self.run_id = run_id
+        self.step = step
         self._prefix = f"{run_id}:{step}:"
         self._page = page
         self._cursor = cursor

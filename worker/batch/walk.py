@@ -320,8 +320,7 @@ class Walk(Generic[T]):
         checkpoint = partial(run.checkpoints.move, step=step, pace=self._make_pace(page), **moved)
         await transaction.commit(checkpoint, begin_next=self._bounds.begins_in_transaction and not done)
         self._transaction = None
-        step.rows += self._rows
-        step.batches += batches
+        step.rows, step.batches = step.rows + self._rows, step.batches + batches
         step.cursor, step.done = step.cursor if page.cursor is None else page.cursor, done
         if page.after_commit is not None:
             await page.after_commit()

@@ -137,6 +137,21 @@ skipped = Table(
 )
 Index("skipped_run_id_idx", skipped.c.run_id, skipped.c.step, skipped.c.id)
 
+part = Table(
+    "part",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("directory", Text, nullable=False, doc="directory or object prefix of the sink"),
+    Column("name", Text, nullable=False, doc="of the file, which is complete"),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    ForeignKeyConstraint(["run_id", "step"], [step.c.run_id, step.c.name], ondelete="CASCADE"),
+)
+Index("part_run_id_idx", part.c.run_id, part.c.directory, part.c.id)
+
 cron_firing = Table(
     "cron_firing",
     metadata,

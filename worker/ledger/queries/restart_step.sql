@@ -1,4 +1,7 @@
--- Reset a step to its first row, e.g. a stream that cannot resume.
+-- Reset a step to its first row, e.g. a stream that cannot resume. The parts that it wrote are no longer committed.
+WITH parts AS (
+    DELETE FROM worker.part WHERE run_id = :run_id AND step = :name
+)
 UPDATE worker.step
    SET cursor = NULL, rows = 0, batches = 0, done = false, updated_at = pg_catalog.clock_timestamp()
  WHERE run_id = :run_id AND name = :name AND fence = :fence

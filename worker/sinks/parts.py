@@ -1,0 +1,174 @@
+"""Writes a part for each batch. Exactly the parts of committed batches count, whatever is killed.
+
+A part gets a name of its own at each write, and is recorded in `worker.part`, in the transaction of its batch. So it
+counts if and only if the batch has been committed. The files of batches that were not committed are deleted when the
+next attempt opens the sink, and when the sink ends. An attempt that was replaced can no longer commit a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
+from sqlalchemy import inspect
+
+from worker.batch.batch import Batch
+from worker.errors import LonghaulError, SinkUnavailable, UsageError
+from worker.ledger.queries import query, source
+from worker.sinks.directory import Directory, open_directory
+
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+
+MANIFEST = "manifest.json"
+_STRAY = re.compile(r"^(\.part-.*|.+-\d{8}-[0-9a-f]{12}\.[a-z0-9.]+)$")
+
+
+class Parts:
+    """A directory or object prefix with a part for each batch: `async with CsvParts(ctx, directory) as parts`.
+
+    Args:
+        ctx: The context of the job.
+        directory: A directory, which is made if it does not exist, or a URL that fsspec opens (extra `fsspec`). It
+            belongs to one run.
+        storage_options: Options for fsspec, such as credentials.
+    """
+
+    suffix = ""
+
+    def __init__(
+        self, ctx: JobContext, directory: str | Path, *, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._attempt = ctx._attempt
+        self._directory: Directory = open_directory(directory, storage_options)
+
+    def _encode(self, rows: Sequence[Any]) -> bytes:
+        """Return the content of a part."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        """Claim the directory for this run, and delete the parts of batches that were not committed.
+
+        Raises:
+            SinkUnavailable: It cannot be written.
+            UsageError: It holds the parts of another run.
+        """
+        await self._attempt.durable_run()  # from here on, an earlier attempt can commit no part
+        await self._in_directory(self._claim)
+        await self._write_manifest(is_complete=False)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            return
+        await self._attempt.settle_loop()
+        run = await self._attempt.durable_run()
+        await run.checkpoints.reload()  # an attempt that was replaced writes no manifest
+        await self._write_manifest(is_complete=True)
+
+    async def write(self, batch: Batch[Any], rows: Sequence[Any] | None = None) -> str | None:
+        """Write a part, which counts once the batch is committed.
+
+        Args:
+            batch: The batch.
+            rows: The rows of the part: dicts, rows of SQLAlchemy, pydantic models, dataclasses or ORM objects. Default:
+                those of the batch.
+
+        Returns:
+            The name of the part; None if there are no rows.
+
+        Raises:
+            SinkUnavailable: The directory is full or cannot be written. The batch is rolled back.
+        """
+        chosen = list(batch if rows is None else rows)
+        if not chosen:
+            return None
+        step = re.sub(r"[^A-Za-z0-9_.]+", "-", batch.step).strip(".-") or "part"
+        name = f"{step}-{batch.number:08}-{secrets.token_hex(6)}{self.suffix}"
+        data = await asyncio.to_thread(self._encode, chosen)
+        await self._in_directory(lambda: self._directory.put(name, data))
+        digest = hashlib.sha256(data).hexdigest()
+        values = (batch.run_id, batch.step, self._directory.name, name, len(chosen), len(data), digest)
+        await (await batch.driver()).execute(source("insert_part"), *values)
+        return name
+
+    def _claim(self) -> None:
+        self._directory.make()
+        found = self._directory.get(MANIFEST)
+        if found is None:
+            return
+        try:
+            owner = json.loads(found)["run"]
+        except (ValueError, KeyError, TypeError):
+            owner = "that cannot be read"
+        if owner != self._attempt.run_id:
+            raise UsageError(
+                f"{self._directory.name} holds the manifest of run {owner}: give each run a directory of its own, such "
+                f"as one that ends with ctx.run_id, or delete what is there"
+            )
+
+    async def _write_manifest(self, *, is_complete: bool) -> None:
+        """Delete the parts that are not committed, and write the list of the others."""
+        async with self._attempt.database.connection() as connection:
+            values = {"run_id": self._attempt.run_id, "directory": self._directory.name}
+            parts = [dict(row._mapping) for row in await connection.execute(query("list_parts"), values)]
+        rows = sum(part["rows"] for part in parts)
+        manifest = {"run": self._attempt.run_id, "complete": is_complete, "rows": rows, "parts": parts}
+
+        def write() -> None:
+            committed = {part["name"] for part in parts}
+            present = set(self._directory.list())
+            missing = sorted(committed - present)
+            if missing:
+                raise SinkUnavailable(
+                    f"{self._directory.name} misses {len(missing)} committed parts, such as {missing[0]}: make the "
+                    f"directory visible to this worker, or start over: "
+                    f"worker retry {self._attempt.run_id} --from-start"
+                )
+            for name in present - committed:
+                if _STRAY.match(name):
+                    self._directory.delete(name)
+            self._directory.put(MANIFEST, json.dumps(manifest, indent=1).encode())
+
+        await self._in_directory(write)
+
+    async def _in_directory(self, work: Any) -> None:
+        try:
+            await asyncio.to_thread(work)
+        except LonghaulError:
+            raise
+        except Exception as error:  # a file system of fsspec raises errors of its own
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise SinkUnavailable(
+                f"{self._directory.name} cannot be written: {reason}. Nothing is lost: make room, or make it writable "
+                f"for this worker; run {self._attempt.run_id} continues with its next attempt"
+            ) from error
+
+
+def make_dict(row: Any) -> dict[str, Any]:
+    """Return a row as a dict.
+
+    Raises:
+        UsageError: The row has no names.
+    """
+    if isinstance(row, Mapping):
+        return dict(row)
+    if hasattr(row, "_mapping"):
+        return dict(row._mapping)
+    if isinstance(row, BaseModel):
+        return dict(row)
+    state = inspect(row, raiseerr=False)
+    if state is not None and hasattr(state, "mapper"):
+        return {each.key: getattr(row, each.key) for each in state.mapper.column_attrs}
+    if is_dataclass(row):
+        return {each.name: getattr(row, each.name) for each in fields(row)}
+    kind = type(row).__name__
+    raise UsageError(f"a sink writes dicts, rows, pydantic models, dataclasses or ORM objects, not {kind}")
