@@ -25,7 +25,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.types import TypeDecorator
 
 from tests.models import Author, Base, Mood, Sample, authors
@@ -398,6 +400,73 @@ async def test_keys_at_the_ends_of_the_calendar_are_found(
         assert set(await session.scalars(select(Day.n))) == {1}
         days = (await session.scalars(select(Day.day))).all()
     assert await ctx.bulk.delete(Day, days) == len(there)
+
+
+@pytest.mark.parametrize("there", [[], DAYS[::2], [DAYS[1], DAYS[3]], ["9999-12-31", "0001-01-01"], ["infinity"]])
+@pytest.mark.parametrize("changes", [None, []])
+async def test_upsert_finds_keys_at_the_ends_of_the_calendar(
+    context: MakeContext, database: Database, there: list[str], changes: list[str] | None
+) -> None:
+    async with database.transaction() as session:
+        for day in there:
+            await session.execute(text(f"INSERT INTO day VALUES ('{day}', 0)"))
+    async with database.session() as session:
+        days = list(await session.scalars(select(Day.day)))
+    new = [day for day in (date.max, date.min, date(2013, 1, 2)) if day not in days]
+    written = await context().bulk.upsert(Day, [{"day": day, "n": 1} for day in days + new], update=changes)
+    assert written == (len(new) if changes == [] else len(days) + len(new))
+    async with database.session() as session:
+        rows = (await session.execute(text("SELECT day::text, n FROM day"))).all()
+    added = {date.max: "infinity", date.min: "-infinity", date(2013, 1, 2): "2013-01-02"}
+    kept = 0 if changes == [] else 1
+    assert dict(map(tuple, rows)) == dict.fromkeys(there, kept) | {added[day]: 1 for day in new}
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])  # one statement, executemany, and the fast statement
+@pytest.mark.parametrize("change", ["update", "delete"])
+async def test_object_at_the_end_of_the_calendar_is_never_lost_in_silence(
+    context: MakeContext, database: Database, rows: int, change: str
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text(f"INSERT INTO day SELECT date '9999-12-31' - n, 0 FROM generate_series(1, {rows}) n")
+        )
+        await session.execute(text("UPDATE day SET day = '9999-12-31' WHERE day = '9999-12-30'"))
+    async with AsyncSession(database.engine) as plain:  # SQLAlchemy's own: one object is an error, several are silent
+        for row in await plain.scalars(select(Day)):
+            row.n = 1
+        if rows == 1:
+            with pytest.raises(StaleDataError):
+                await plain.flush()
+        else:
+            await plain.flush()
+            assert await plain.scalar(text("SELECT n FROM day WHERE day = '9999-12-31'")) == 0
+    ctx = context()
+    with pytest.raises(StaleDataError):
+        async for batch in ctx.chunks(select(Day)):
+            for row in batch:
+                if change == "delete":
+                    await batch.session.delete(row)
+                else:
+                    row.n = 1
+    async with database.session() as session:
+        assert list(await session.scalars(select(Day.n))) == [0] * rows
+
+
+async def test_object_whose_key_is_infinity_is_written(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("INSERT INTO day VALUES ('infinity', 0), ('-infinity', 0), ('2026-01-01', 0)"))
+    ctx = context()
+    async for batch in ctx.chunks(select(Day)):
+        for row in batch:
+            row.n = 1
+    async for batch in ctx.chunks(select(Day), name="delete"):
+        assert {row.n for row in batch} == {1}
+        for row in batch:
+            await batch.session.delete(row)
+    await ctx._attempt.succeed()
+    async with database.session() as session:
+        assert list(await session.scalars(select(Day.n))) == []
 
 
 async def test_a_key_that_stands_for_two_rows_at_the_end_of_the_calendar_is_refused(

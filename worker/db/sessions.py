@@ -8,7 +8,7 @@ task of its own, for which a cancellation waits, within a limit.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.cancellation import run_to_completion
+from worker.db.calendar_ends import check_rows_at_ends
 from worker.errors import FencedOut, LazyLoadError, UsageError
 
 logger = logging.getLogger("longhaul.db")
@@ -52,6 +53,10 @@ class GuardedSession(Session):
                 f"session.{verb}() inside {self.ends_with}: it commits once, at its end; raise to roll it back, "
                 f"or use a savepoint for a part of it"
             )
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        check_rows_at_ends(self)
+        super().flush(objects)
 
     def commit(self) -> None:
         self._refuse("commit")

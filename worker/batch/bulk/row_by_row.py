@@ -7,7 +7,7 @@ as in a session. The driver pipelines them unless SQLAlchemy has to make values 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from sqlalchemy import (
@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Insert,
+    Select,
     Text,
     Update,
     and_,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     delete,
     literal_column,
     or_,
+    select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -32,6 +34,7 @@ from worker.batch.bulk.eligibility import rendered_cast
 from worker.batch.bulk.rows import Group
 from worker.batch.bulk.target import BulkTarget
 from worker.batch.compiled import CompiledStatement
+from worker.db.calendar_ends import is_at_end
 from worker.db.driver import execution_options
 from worker.errors import BulkError
 
@@ -54,7 +57,7 @@ class RowByRow:
         columns: the columns whose values its parameters are, in order.
     """
 
-    def __init__(self, statement: Insert | Update | Delete, columns: Columns) -> None:
+    def __init__(self, statement: Insert | Update | Delete | Select[Any], columns: Columns) -> None:
         self._statement = statement
         self._columns = columns
 
@@ -130,7 +133,7 @@ class RowsAtTheEnds(RowByRow):
         keys = [group.of(column) for column in key]
         if not any(issubclass(type_, date) for values in keys for type_ in set(map(type, values))):
             return group, group.first(0)
-        at_ends = [any(map(_is_end, record)) for record in zip(*keys, strict=True)]
+        at_ends = [any(map(is_at_end, record)) for record in zip(*keys, strict=True)]
         if not any(at_ends):
             return group, group.first(0)
         places = range(len(group))
@@ -145,6 +148,27 @@ class RowsAtTheEnds(RowByRow):
         sets = {column: value for column, value in _parameters(columns).items() if column not in key}
         statement = update(target.table).where(*_is_row(columns, key, ends=True)).values(sets)
         return cls(statement.returning(*_texts(key)), columns)
+
+    @classmethod
+    def update_existing(cls, target: BulkTarget, columns: Columns, key: Columns, sets: Columns) -> RowsAtTheEnds:
+        """Return the statement that does to an existing row what an upsert does, and returns no row if there is none.
+
+        Args:
+            target: the table.
+            columns: the columns that a row gives.
+            key: the columns of a unique index.
+            sets: the columns to set; empty to leave the row unchanged.
+        """
+        is_row, parameters = _is_row(columns, key, ends=True), _parameters(columns)
+        if not sets:
+            texts: Any = _texts(key)
+            return cls(select(*texts).select_from(target.table).where(*is_row), columns)
+        changes: dict[Any, Any] = {column: parameters[column] for column in sets}
+        for column in target.table.columns:
+            default: Any = column.onupdate
+            if default is not None and not default.is_clause_element and column not in changes:
+                changes[column] = column  # an upsert does not make this value
+        return cls(update(target.table).where(*is_row).values(changes).returning(*_texts(key)), columns)
 
     @classmethod
     def delete(cls, target: BulkTarget, key: Columns) -> RowsAtTheEnds:
@@ -181,12 +205,6 @@ def _bind(compiled: CompiledStatement, position: int, values: dict[str, Any]) ->
 
 def _texts(key: Columns) -> list[ColumnElement[str]]:
     return [cast(column, Text) for column in key]
-
-
-def _is_end(value: Any) -> bool:
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=None) in (datetime.max, datetime.min)
-    return isinstance(value, date) and value in (date.max, date.min)
 
 
 def _is_row(columns: Columns, key: Columns, *, ends: bool = False) -> list[ColumnElement[bool]]:

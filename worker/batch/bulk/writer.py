@@ -105,8 +105,19 @@ class BulkWriter:
         changed = await self._update_plain(plain, key)
         return changed + await self._write_rows(at_ends, RowsAtTheEnds.update(self._target, given.columns, key))
 
-    async def upsert(self, group: Group, key: Columns, sets: Columns) -> int:
+    async def upsert(self, given: Group, key: Columns, sets: Columns) -> int:
         """Insert rows and update existing rows. Return the number of rows that were written."""
+        plain, at_ends = RowsAtTheEnds.split(given, key)
+        written = await self._upsert_plain(plain, key, sets) if len(plain) else 0
+        existing = RowsAtTheEnds.update_existing(self._target, given.columns, key, sets) if len(at_ends) else None
+        for place in range(len(at_ends)):
+            # The driver sends its key as infinity, which ON CONFLICT does not find in a row of 9999-12-31.
+            row = at_ends.choose([place])
+            found = await self._write_rows(row, existing) if existing is not None else 0
+            written += (found if sets else 0) if found else await self._upsert_plain(row, key, sets)
+        return written
+
+    async def _upsert_plain(self, group: Group, key: Columns, sets: Columns) -> int:
         facts, target = self._facts, self._target
         expressions = eligibility.update_expressions(target, sets) if sets else {}
         takes_arrays = (
