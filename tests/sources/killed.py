@@ -7,21 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tests.models import Author
 from tests.sources.rows import UserRow
 from worker import JobContext, job, load_settings
 from worker.db.engine import Database
-from worker.sources import CsvFile, JsonLines, TextLines
+from worker.sources import AsyncItems, CsvFile, JsonLines, Pages, ParquetFile, TextLines
 from worker.testing.runner import JobRunner
+
+LAST = 300
+
+
+async def fetch_page(cursor: int | None) -> tuple[list[int], int | None]:
+    """Return a page of twelve numbers, each behind the cursor."""
+    begin = cursor or 0
+    numbers = list(range(begin + 1, min(begin + 12, LAST) + 1))
+    return numbers, numbers[-1] if numbers[-1] < LAST else None
+
+
+async def count(cursor: int | None) -> AsyncIterator[tuple[int, int]]:
+    """Yield the numbers behind a cursor."""
+    for number in range((cursor or 0) + 1, LAST + 1):
+        yield number, number
+
 
 #: Makes a source from the arguments; its rows are a number, or have the number as `id`.
 CASES: dict[str, Callable[..., Any]] = {
     "csv": lambda path: CsvFile(path, UserRow),
     "json": lambda path: JsonLines(path, UserRow),
     "lines": TextLines,
+    "parquet": lambda path: ParquetFile(path, UserRow),
+    "pages": lambda: Pages(fetch_page, int),
+    "items": lambda: AsyncItems(count, int),
 }
 
 

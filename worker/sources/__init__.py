@@ -2,6 +2,8 @@
 
 from worker.sources.csv_file import CsvFile
 from worker.sources.json_lines import JsonLines
+from worker.sources.pages import AsyncItems, Pages
+from worker.sources.parquet_file import ParquetFile
 from worker.sources.text_lines import TextLines
 
-__all__ = ["CsvFile", "JsonLines", "TextLines"]
+__all__ = ["AsyncItems", "CsvFile", "JsonLines", "Pages", "ParquetFile", "TextLines"]
