@@ -229,8 +229,7 @@ class Walk(Generic[T]):
 
     def _open_batch(self) -> BatchTransaction:
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
-        self._began_at = time.monotonic()
-        self._host.where, self._mark = None, self._host.calls.mark
+        self._began_at, self._host.where, self._mark = time.monotonic(), None, self._host.calls.mark
         return self._open_transaction()
 
     def _open_transaction(self) -> BatchTransaction:
