@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import decimal
 import pickle
+import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import InvalidPayload
-from worker.queue.plain_pickle import MAX_CONTAINERS, read_pickle
+from worker.queue.plain_pickle import MAX_CONTAINERS, MAX_LONG_NUMBERS, read_pickle
 
 scalars = (
     st.none()
@@ -94,6 +97,12 @@ def _many_sets() -> bytes:
     return b"\x80\x02c__builtin__\nset\nq\x01" + numbers[2:-1] + b"q\x02" + b"(h\x01h\x02\x85R" * 1_000 + b"."
 
 
+def _colliding_integers(count: int) -> bytes:
+    """A set of integers that have the same hash: `pickle.loads` takes minutes for 1 MB."""
+    numbers = (((2**61 - 1) * n + 1).to_bytes(10, "little") for n in range(1, count))
+    return b"\x80\x04\x8f(" + b"".join(b"\x8a\x0a" + number for number in numbers) + b"\x90."
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -105,6 +114,10 @@ def _many_sets() -> bytes:
         pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "cannot be read", id="length of a terabyte"),
         pytest.param(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x01\x85R.", "of a number", id="4 GB"),
         pytest.param(_many_sets(), "constructs more than", id="sets"),
+        pytest.param(_colliding_integers(80_000), "UUIDs, or integers", id="integers with one hash"),
+        pytest.param(pickle.dumps([uuid.uuid4() for _ in range(MAX_LONG_NUMBERS + 1)]), "UUIDs", id="many UUIDs"),
+        pytest.param(pickle.dumps([decimal.Decimal(10**30 + n) for n in range(2_001)]), "18 digits", id="decimals"),
+        pytest.param(b"\x80\x04](" + b"N" * 600_000 + b"e.", "500,000 values", id="many values"),
         pytest.param(pickle.dumps(_doubled(60)), "containers", id="doubled 60 times"),
         pytest.param(pickle.dumps([[]] * (MAX_CONTAINERS + 1)), "containers", id="many containers"),
         pytest.param(pickle.dumps(_cycle()), "levels deep", id="cycle"),
@@ -125,3 +138,59 @@ def test_read_pickle_leaves_types_as_they_are() -> None:
     before = set(vars(uuid.UUID)), decimal.Decimal("1.50").as_tuple()
     read(pickle.dumps([uuid.uuid4(), decimal.Decimal("1.50")]))
     assert (set(vars(uuid.UUID)), decimal.Decimal("1.50").as_tuple()) == before
+
+
+MEGABYTE = 1_000_000
+
+
+def _repeated(before: bytes, part: bytes, after: bytes) -> bytes:
+    return before + part * ((MEGABYTE - len(before) - len(after)) // len(part)) + after
+
+
+#: Pickles of 1 MB, of plain values and of hostile ones.
+LARGE = {
+    "text": pickle.dumps("x" * 999_900),
+    "integers": pickle.dumps(list(range(210_000))),
+    "floats": pickle.dumps([n / 7 for n in range(110_000)]),
+    "texts": pickle.dumps([f"key{n}" for n in range(75_000)]),
+    "dict": pickle.dumps({f"k{n}": n for n in range(72_000)}),
+    "dicts": pickle.dumps([{"id": n, "name": f"n{n}", "ok": True} for n in range(19_000)]),
+    "dates": pickle.dumps([datetime.date(2020, 1, 1) + datetime.timedelta(n % 9_999) for n in range(19_000)]),
+    "decimals": pickle.dumps([decimal.Decimal(n) / 8 for n in range(19_000)]),
+    "UUIDs": pickle.dumps([uuid.uuid4() for _ in range(1_900)]),
+    "None": _repeated(b"\x80\x04](", b"N", b"e."),
+    "empty lists": _repeated(b"\x80\x04](", b"]", b"e."),
+    "empty sets": _repeated(b"\x80\x04](", b"\x8f", b"e."),
+    "marks": _repeated(b"\x80\x04", b"(", b"."),
+    "memo": _repeated(b"\x80\x02N", b"q\x00h\x00", b"."),
+    "memoized": _repeated(b"\x80\x04", b"N\x94", b"."),
+    "short bytes": _repeated(b"\x80\x04](", b"C\x01x", b"e."),
+    "frames": _repeated(b"\x80\x04", b"\x95" + bytes(8), b"N."),
+    "short integers": _repeated(b"\x80\x02](", b"\x8a\x01\x05", b"e."),
+    "nested tuples": _repeated(b"\x80\x02N", b"\x85", b"."),
+    "GLOBAL": _repeated(b"\x80\x02](", b"c__builtin__\nset\n", b"e."),
+    "STACK_GLOBAL": _repeated(b"\x80\x04](\x8c\x08builtins\x94\x8c\x03set\x94", b"h\x00h\x01\x93", b"e."),
+    "REDUCE": _repeated(b"\x80\x02](c__builtin__\nset\nq\x00", b"h\x00)R", b"e."),
+    "dicts of one": _repeated(b"\x80\x02](", b"}X\x01\x00\x00\x00aNs", b"e."),
+    "colliding integers": _colliding_integers(80_000),
+    "large integer": pickle.dumps(1 << 7_900_000),
+}
+
+
+def _best_seconds(read_it: Callable[[], Any]) -> float:
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        with contextlib.suppress(InvalidPayload):
+            read_it()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_read_pickle_takes_a_few_times_as_long_as_loads_takes_for_integers(name: str) -> None:
+    """On an idle machine `loads` takes 8 ms for them; the bar is 50 ms, with room for a busy one."""
+    raw = LARGE[name]
+    assert len(raw) <= MEGABYTE + 100_000
+    unit = _best_seconds(lambda: pickle.loads(LARGE["integers"]))
+    assert _best_seconds(lambda: read(raw)) < 16 * unit
