@@ -45,9 +45,11 @@ def run_process(arguments: Sequence[str], stdin: str, environment: Mapping[str, 
 
 
 def run_here(arguments: Sequence[str], stdin: str, environment: Mapping[str, str]) -> Ran:
-    """Run a command in this process."""
+    """Run a command in this process. PYTHONIOENCODING is the encoding of its terminal."""
     command = ["worker", *arguments]
-    out, errors = io.StringIO(), io.StringIO()
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    raw, raw_errors = io.BytesIO(), io.BytesIO()
+    out, errors = io.TextIOWrapper(raw, encoding=encoding), io.TextIOWrapper(raw_errors, encoding=encoding)
     with (
         _alone,
         patch.object(sys, "argv", command),
@@ -57,7 +59,9 @@ def run_here(arguments: Sequence[str], stdin: str, environment: Mapping[str, str
         contextlib.redirect_stderr(errors),
     ):
         code = main()
-    return Ran(command, code, out.getvalue(), errors.getvalue())
+    out.flush()
+    errors.flush()
+    return Ran(command, code, raw.getvalue().decode(encoding), raw_errors.getvalue().decode(encoding))
 
 
 def error_line(ran: Ran) -> str:

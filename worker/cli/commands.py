@@ -70,7 +70,7 @@ def enqueue(
 
     try:
         run_async(put(), settings)
-    except (JobFailed, JobCancelled, ResultTooLarge, TimeoutError) as error:
+    except (JobFailed, JobCancelled, ResultTooLarge) as error:
         raise fail(str(error)) from None
 
 
@@ -80,6 +80,8 @@ async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_s
     watching = asyncio.create_task(_report_waiting(client, settings, run))
     try:
         return await run.result(timeout_seconds)
+    except TimeoutError as error:  # an OSError, which `run_async` would explain as a server that does not answer
+        raise fail(str(error)) from None
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
