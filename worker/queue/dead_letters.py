@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 
 from worker.errors import InvalidPayload
 from worker.queue import keys
-from worker.queue.decoding import read_json
+from worker.queue.decoding import read_json, read_time
+from worker.queue.key_problems import KeyProblem, wrong_value
 from worker.queue.payload import decode_payload
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from worker.ledger.records import DeadRun
 
 _AT_ONCE = 100
+_MOST_PROBLEMS = 10
 _TRACEBACK_CHARACTERS = 8_000
 
 
@@ -65,10 +67,15 @@ class DeadLetter:
             payload = values["payload"].encode() if encoded is None else base64.b64decode(encoded)
             texts = [values.get(name, "") for name in ("job", "queue", "error", "traceback")]
             attempts, in_ledger = values["attempts"], values.get("ledger", False)
-            at = _read_moment(values["at"])
-        except (InvalidPayload, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            at = read_time(values["at"])
+        except (InvalidPayload, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if not all(isinstance(text, str) for text in texts) or type(attempts) is not int or type(in_ledger) is not bool:
+        if (
+            at is None
+            or not all(isinstance(text, str) for text in texts)
+            or type(attempts) is not int
+            or type(in_ledger) is not bool
+        ):
             return None
         job, queue, error, trace = texts
         return cls(run_id, job, queue, attempts, at, error, trace, payload, in_ledger)
@@ -96,18 +103,6 @@ class DeadLetter:
         except InvalidPayload:
             return self.payload.decode(errors="backslashreplace")
         return [*payload.args, payload.kwargs] if payload.args else payload.kwargs
-
-
-def _read_moment(value: Any) -> datetime:
-    """Return an aware time from ISO 8601, or from seconds since 1970, the format of the scripts.
-
-    Raises:
-        ValueError, TypeError, OverflowError: the value is neither.
-    """
-    if isinstance(value, str):
-        moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(float(value), UTC)
 
 
 def encode_letter(
@@ -199,17 +194,22 @@ async def delete_dead(redis: Redis, ledger: Ledger, letters: list[DeadLetter]) -
         await forget_letters(redis, [letter.id for letter in part])
 
 
-async def prune_dead(redis: Redis, keep_seconds: float) -> int:
+async def prune_dead(redis: Redis, keep_seconds: float, problems: list[KeyProblem] | None = None) -> int:
     """Delete letters of `worker:dead` that are older.
 
     Also add the times of letters that are missing in `worker:dead:at`, because an older version wrote them.
+
+    Args:
+        redis: connection that returns bytes.
+        keep_seconds: the age from which letters are deleted.
+        problems: the list to which letters that cannot be read are added; they stay.
 
     Returns:
         The number of deleted letters.
     """
     before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
     old, times = [], {}
-    async for letter in _letters(redis, None):
+    async for letter in _letters(redis, None, problems):
         if letter.at < before:
             old.append(letter.id)
         else:
@@ -233,7 +233,9 @@ async def forget_letters(redis: Redis, ids: list[str]) -> None:
     await pipeline.execute()
 
 
-async def _letters(redis: Redis, ids: tuple[str, ...] | None) -> AsyncIterator[DeadLetter]:
+async def _letters(
+    redis: Redis, ids: tuple[str, ...] | None, problems: list[KeyProblem] | None = None
+) -> AsyncIterator[DeadLetter]:
     """Read letters a few at a time: there may be many, and tracebacks are long."""
     if ids is not None:
         for run_id in ids:
@@ -243,9 +245,14 @@ async def _letters(redis: Redis, ids: tuple[str, ...] | None) -> AsyncIterator[D
         return
     seen: set[bytes] = set()  # SCAN may return a field twice
     async for name, raw in redis.hscan_iter(keys.DEAD, count=_AT_ONCE):
-        if name not in seen and (letter := DeadLetter.read(name.decode(errors="replace"), raw)) is not None:
-            seen.add(name)
+        if name in seen:
+            continue
+        seen.add(name)
+        letter = DeadLetter.read(name.decode(errors="replace"), raw)
+        if letter is not None:
             yield letter
+        elif problems is not None and len(problems) < _MOST_PROBLEMS:
+            problems.append(wrong_value(keys.DEAD, raw, field=name))
 
 
 def _newest(letters: list[DeadLetter], limit: int | None) -> list[DeadLetter]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import from_json
@@ -10,6 +12,32 @@ from worker.errors import InvalidPayload
 
 #: Largest payload, result or dead letter that is decoded unless the caller has a setting for it.
 MAX_BYTES = 64 * 1024 * 1024
+
+
+#: The last second of a time: time zones and differences must not leave the range of `datetime`.
+_LAST_SECOND = 253_402_214_400.0  # 9999-12-31
+
+
+def read_time(value: object) -> datetime | None:
+    """Return a time that a client or worker wrote to Redis, aware and in UTC; None for any other value.
+
+    Args:
+        value: ISO 8601 text, read as UTC if it has no zone, or seconds since 1970.
+    """
+    seconds: float
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            seconds = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            seconds = float(value)
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(seconds) or not 0 <= seconds < _LAST_SECOND:
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def read_json(raw: bytes | str, what: str, *, max_bytes: int = MAX_BYTES) -> Any:

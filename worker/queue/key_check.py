@@ -9,7 +9,9 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from worker.queue import keys
+from worker.queue.dead_letters import DeadLetter
 from worker.queue.key_problems import KeyProblem, wrong_member, wrong_type, wrong_value
+from worker.queue.overview import read_worker
 from worker.queue.payload import read_run_id
 
 #: Number of entries of one key to check: the first ones that Redis returns.
@@ -99,4 +101,6 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     keys.LIMITS: _is_number(0, 2**53 - 1, whole=True),
     keys.RATES: _is_number(1e-6, 1e9),
     keys.CRON: _is_number(0, 253_402_300_800_000, whole=True),
+    keys.DEAD: lambda raw: DeadLetter.read("", raw) is not None,
+    keys.WORKERS: lambda raw: read_worker(raw) is not None,
 }

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from worker.errors import InvalidPayload
 from worker.queue import keys
-from worker.queue.decoding import read_json
+from worker.queue.decoding import read_json, read_time
 from worker.queue.key_problems import printable
 from worker.queue.payload import now_ms
 from worker.queue.run import Status, decode_fields, read_status
@@ -115,11 +115,11 @@ def read_worker(raw: bytes) -> dict[str, Any] | None:
     """Return the published fields of a worker, with `seen_at` as an aware time; None if no worker wrote them."""
     try:
         worker = read_json(raw, "the worker")
-        seen_at = datetime.fromisoformat(worker["seen_at"])
+        seen_at = read_time(worker["seen_at"])
         texts, jobs = (worker["state"], worker["queue"]), worker["jobs"]
     except (InvalidPayload, ValueError, KeyError, TypeError):
         return None
-    if not all(isinstance(text, str) for text in texts) or not isinstance(jobs, list) or seen_at.tzinfo is None:
+    if not all(isinstance(text, str) for text in texts) or not isinstance(jobs, list) or seen_at is None:
         return None
     described: dict[str, Any] = worker | {"seen_at": seen_at, "jobs": [job for job in jobs if isinstance(job, str)]}
     return described
@@ -239,6 +239,4 @@ async def _summaries(redis: Redis, ids: list[str], queue: str) -> list[RunSummar
 
 def _to_datetime(score: float | None) -> datetime | None:
     """Return a due time; None for a score that a datetime cannot hold."""
-    if score is None or not 0 <= score < 253_402_300_800_000:
-        return None
-    return datetime.fromtimestamp(score / 1000, UTC)
+    return None if score is None else read_time(score / 1000)

@@ -30,6 +30,7 @@ from worker.job.propagation import apply_headers
 from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.claims import Claim
+from worker.queue.decoding import read_time
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
 from worker.runtime.admission import Admission
@@ -212,7 +213,8 @@ class Executor:
             throttles=job.throttles,
             accepts_statement_change=job.rules.on_statement_change == "continue",
         )
-        enqueued_at = datetime.fromtimestamp((payload.enqueued_ms or claim.due_ms) / 1000, UTC)
+        # Another client may have enqueued it with any number as its due time.
+        enqueued_at = read_time((payload.enqueued_ms or claim.due_ms) / 1000) or datetime.now(UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
         if payload.headers:
             apply_headers(payload.headers)  # into this task's own context

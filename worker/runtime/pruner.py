@@ -17,6 +17,7 @@ from worker.ledger import Ledger
 from worker.ledger.records import DeletedRun
 from worker.queue import keys
 from worker.queue.dead_letters import forget_letters, prune_dead
+from worker.queue.key_problems import KeyProblem
 from worker.queue.store import QueueStore
 from worker.settings import WorkerSettings
 
@@ -59,7 +60,9 @@ class Pruner:
         redis, now = self._store.redis, datetime.now(UTC).isoformat(timespec="seconds")
         if not await redis.set(keys.PRUNED, now, nx=True, ex=_PAUSE_SECONDS):
             return
-        await prune_dead(redis, self._rules.dead_letter_ttl_days * _DAY_SECONDS)
+        problems: list[KeyProblem] = []
+        await prune_dead(redis, self._rules.dead_letter_ttl_days * _DAY_SECONDS, problems)
+        self._store.problems.report(problems)
         await self.forget_aborts()
         self._walking, self._last = self._ledger is not None and self._rules.run_retention_days > 0, None
 

@@ -11,6 +11,7 @@ from typing import Any
 from worker.cli.top.model import Hold, JobLine, QueueLine, RunLine, WorkerLine
 from worker.cli.top.run_state import Commands, build_run_line
 from worker.queue import keys
+from worker.queue.decoding import read_time
 
 Mirror = dict[str, str]
 Counts = Mapping[tuple[str, str], int]
@@ -242,7 +243,5 @@ def _whole(value: object) -> int:
 
 
 def _seconds_since(text: object, now: datetime) -> float:
-    try:
-        return max(0.0, (now - datetime.fromisoformat(str(text))).total_seconds())
-    except (TypeError, ValueError):
-        return 0.0
+    moment = read_time(text)
+    return 0.0 if moment is None else max(0.0, (now - moment).total_seconds())

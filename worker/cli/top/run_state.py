@@ -9,6 +9,7 @@ from datetime import datetime
 from worker.cli.top.format import duration
 from worker.cli.top.model import RunLine
 from worker.queue import keys
+from worker.queue.decoding import read_time
 
 ENDED = ("succeeded", "dead", "cancelled")
 
@@ -113,11 +114,7 @@ def _describe_running(
 
 
 def _moment(text: str | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return moment if moment is None or moment.tzinfo is not None else None
+    return read_time(text)
 
 
 def _seconds_since(text: str | None, now: datetime) -> float | None:
