@@ -22,7 +22,7 @@ from worker import Settings
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.errors import is_unavailable
-from worker.db.liveness import tcp_options
+from worker.db.watched import tcp_options
 
 #: Longest end of a command on a dead connection, on a busy machine.
 BOUND_SECONDS = 60.0

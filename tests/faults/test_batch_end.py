@@ -28,6 +28,7 @@ from worker.errors import AlreadyFinished
 from worker.testing.runner import JobRunner
 
 ROWS, SIZE = 30, 10
+LIMIT_SECONDS = 120
 KEYS: Select[Any] = select(Author.id).order_by(Author.id)
 KINDS = ["objects", "columns", "unlocked", "skip_locked", "stream", "lines", "walk", "sweep"]
 QUARANTINE: dict[str, Any] = {"on_error": "quarantine", "quarantine_limit": ROWS}
@@ -167,7 +168,8 @@ async def scene(database: Database, settings: Settings, tmp_path: Path) -> Async
     assert url.port is not None
     async with postgres_proxy(url.port) as proxy:
         there = url.set(port=proxy.port).render_as_string(hide_password=False)
-        through = settings.model_copy(update={"database": settings.database.model_copy(update={"url": there})})
+        changes = {"url": there, "answer_check_seconds": 0.1}
+        through = settings.model_copy(update={"database": settings.database.model_copy(update=changes)})
         behind = Database(through, "test")
         yield Scene(database, JobRunner(behind, through), proxy, path)
         await behind.close()
@@ -205,8 +207,14 @@ async def test_harm_in_the_end_of_a_batch_doubles_no_row(scene: Scene, kind: str
     await all_harms(scene, kind, how, every=5)
 
 
+@pytest.mark.parametrize("how", ["swallow", "swallow_answer"])
+async def test_connection_that_goes_half_open_in_the_end_of_a_batch_doubles_no_row(scene: Scene, how: Harm) -> None:
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await all_harms(scene, "objects", how, every=4)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["lose", "lose_answer", "cancel"])
+@pytest.mark.parametrize("how", ["lose", "lose_answer", "cancel", "swallow", "swallow_answer"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_harm_at_each_message_of_the_end_of_a_batch_doubles_no_row(scene: Scene, kind: str, how: Harm) -> None:
     await all_harms(scene, kind, how, every=1)

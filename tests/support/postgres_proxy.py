@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
-Harm = Literal["lose", "lose_answer", "cancel"]
+Harm = Literal["lose", "lose_answer", "cancel", "swallow", "swallow_answer"]
 #: Longest wait for an answer that is to be lost.
 _LAST_ANSWER_SECONDS = 0.2
 _SSL_REQUEST, _CANCEL_REQUEST = 80877103, 80877102
@@ -22,6 +22,8 @@ class PostgresProxy:
         lose: the connection ends in place of the message.
         lose_answer: the server gets the message, and its answer is lost with the connection.
         cancel: the server gets the message, and then a request to cancel it.
+        swallow: the message and all that follows vanish, also the end of the connection: to both sides it looks alive.
+        swallow_answer: the server gets the message; its answer and all that follows vanish.
 
     Attributes:
         port: where it listens.
@@ -36,6 +38,7 @@ class PostgresProxy:
         self._harm: Harm = "lose"
         self.port = self.count = 0
         self.is_armed = self.has_harmed = False
+        self.is_closed = asyncio.Event()
 
     def arm(self, at: int | None, harm: Harm) -> None:
         """Count from now on, and harm the message of this number; None for none."""
@@ -70,7 +73,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._backend = b""
-        self._is_losing_answers = False
+        self._is_losing_answers = self._is_black_hole = False
 
     async def run(self, target: int) -> None:
         server_reader, self._server = await asyncio.open_connection("127.0.0.1", target)
@@ -83,7 +86,11 @@ class _Connection:
                     break
                 self._writer.write(await server_reader.readexactly(1))
             answers = asyncio.create_task(self._pass_answers(server_reader))
-            await self._pass_messages(target)
+            try:
+                await self._pass_messages(target)
+            finally:
+                if self._is_black_hole:
+                    await self._proxy.is_closed.wait()
         finally:
             self._server.close()
             if answers is not None:
@@ -101,7 +108,11 @@ class _Connection:
             harm = self._proxy.harm_next()
             if harm == "lose":
                 return
+            if harm == "swallow" or self._is_black_hole:
+                self._is_black_hole = True
+                continue
             self._is_losing_answers = self._is_losing_answers or harm == "lose_answer"
+            self._is_black_hole = harm == "swallow_answer"
             self._server.write(message)
             await self._server.drain()
             if harm == "lose_answer":
@@ -123,6 +134,8 @@ class _Connection:
                 body = await reader.readexactly(struct.unpack("!i", head[1:])[0] - 4)
                 if head[:1] == b"K":
                     self._backend = body
+                if self._is_black_hole:
+                    continue
                 if not self._is_losing_answers:
                     self._writer.write(head + body)
                     await self._writer.drain()
@@ -145,4 +158,5 @@ async def postgres_proxy(target: int) -> AsyncIterator[PostgresProxy]:
     try:
         yield proxy
     finally:
+        proxy.is_closed.set()
         server.close()

@@ -68,6 +68,7 @@ class Proxy:
             self._writers.discard(inner_writer)
         writer.close()
         self._writers.discard(writer)
+        self._swallowed.discard(writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
         with contextlib.suppress(OSError):
@@ -77,7 +78,8 @@ class Proxy:
                 if writer not in self._swallowed:
                     writer.write(data)
                     await writer.drain()
-        writer.close()
+        if writer not in self._swallowed:  # otherwise the end of the connection is swallowed, too
+            writer.close()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ SQLAlchemy's dialect sends BEGIN before its own first statement, and COMMIT only
 Statements that go to the driver directly (COPY, arrays, rows that need no object) would run outside of that
 transaction. `Driver` therefore begins and ends transactions through the dialect's adapter, whose state both sides read.
 
-This module and `worker.db.liveness` are the only ones that use private parts of asyncpg and of SQLAlchemy's adapter for
+This module and `worker.db.watched` are the only ones that use private parts of asyncpg and of SQLAlchemy's adapter for
 it. `check_private_names` runs when this module is imported, and tests/db test the behaviour of each of them.
 """
 
@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.cancellation import run_to_completion
-from worker.db.liveness import COMMANDS, WatchedConnection
 from worker.db.sessions import AUTOCOMMIT, roll_back
+from worker.db.watched import COMMANDS, WatchedConnection
 from worker.errors import UsageError
 
 #: The versions that the tests of this module run with.

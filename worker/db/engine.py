@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 from worker.cancellation import run_to_completion
 from worker.db.driver import replace_pooled
 from worker.db.errors import is_read_only
-from worker.db.liveness import LivenessChecker, WatchedConnection, server_tcp_settings
+from worker.db.liveness import LivenessChecker
 from worker.db.pgbouncer import PoolerDetector
 from worker.db.sessions import (
     AUTOCOMMIT,
@@ -30,6 +30,7 @@ from worker.db.sessions import (
     transaction_scope,
 )
 from worker.db.tls import take_tls
+from worker.db.watched import WatchedConnection, server_tcp_settings
 from worker.errors import ServerUnavailable, UsageError
 from worker.settings import Settings, mask_passwords
 

@@ -5,22 +5,17 @@ TCP likes. A fixed limit for each command would either be too long for such a co
 take hours, such as CREATE INDEX CONCURRENTLY or a wait for a lock. Therefore the server is asked, by a new connection:
 `pg_stat_activity` shows whether the session still works on the command. If it does not, or if the server answers no new
 connection either, the connection is terminated, and the command fails with `ConnectionDoesNotExistError`.
-
-TCP keepalives and TCP_USER_TIMEOUT end connections whose packets are not acknowledged, also while no command runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 import time
-import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -31,9 +26,17 @@ from worker.settings.model import DatabaseSettings
 
 logger = logging.getLogger("longhaul.db")
 
-C = TypeVar("C", bound="type[WatchedConnection]")
+C = TypeVar("C", bound=type[asyncpg.Connection])
 
-_SESSIONS = "SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity WHERE pid = ANY ($1::pg_catalog.int4[])"
+_SESSIONS = """
+SELECT pid, state, wait_event,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::pg_catalog.float8 AS age
+  FROM pg_catalog.pg_stat_activity
+ WHERE pid = ANY ($1::pg_catalog.int4[])
+"""
+_TERMINATE = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.unnest($1::pg_catalog.int4[]) AS pid"
+#: Largest difference between the ages of a connection and of its session. A process id can be another session's by now.
+_SAME_AGE_SECONDS = 5.0
 _READ_ONLY = "SELECT pg_catalog.current_setting('transaction_read_only')"
 #: Seconds after which a suspicion is checked a second time: an answer may have been on its way.
 _CONFIRM_SECONDS = 1.0
@@ -47,31 +50,30 @@ _CLOSE_SECONDS = 2.0
 _FAST_CLOSE_SECONDS, _FAST_CLOSES_SECONDS = 0.05, 10.0
 #: 57P: shutdown, crash, starting up; 08: the connection was lost. No session lives on.
 _NO_SERVER = ("57P", "08")
-#: Position of `tcpi_bytes_acked` and `tcpi_bytes_received` in Linux's `struct tcp_info`.
-_BYTES_AT, _BYTES = 120, struct.Struct("=2Q")
-#: The methods of asyncpg's protocol that send a command and wait for its answer.
-COMMANDS = (
-    *("prepare", "bind_execute", "bind_execute_many", "bind", "execute", "close_portal", "query"),
-    *("copy_in", "copy_out", "close_statement"),
-)
 
 
-def tcp_options(seconds: float) -> dict[str, int]:
-    """Return the names and values of the options by which TCP ends a dead connection within some seconds."""
-    if not seconds:
-        return {}
-    return {
-        "TCP_KEEPIDLE": max(1, round(seconds / 2)),
-        "TCP_KEEPINTVL": max(1, round(seconds / 6)),
-        "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": round(seconds * 1000),
-    }
+class Watched(Protocol):
+    """A connection whose commands are checked.
 
+    Attributes:
+        pid: process id of the server's session.
+        opened: when it was opened, by the loop's clock.
+        number: number of commands so far.
+        since: when the current command was sent, by the loop's clock; None if there is none.
+        is_fed: whether code of the job produces or consumes the rows of the current command.
+    """
 
-def server_tcp_settings(seconds: float) -> dict[str, str]:
-    """Return the server's parameters for the same options. A server without support, or a Unix socket, ignores them."""
-    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
-    return dict(zip(names, map(str, tcp_options(seconds).values()), strict=False))
+    pid: int
+    opened: float
+    number: int
+    since: float | None
+    is_fed: bool
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Return the bytes that the server has acknowledged, and those that it has sent; None if unknown."""
+
+    def end(self, reason: str) -> None:
+        """Terminate the connection. The current command fails with the reason."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ class LivenessChecker:
         self._limit_seconds = limit + self.after_seconds if limit else None
         self._is_pooled = is_pooled
         self._open: Callable[[], Any] | None = None
-        self._silent: dict[WatchedProtocol, _Silence] = {}
+        self._silent: dict[Watched, _Silence] = {}
         self._task: asyncio.Task[None] | None = None
         self._closes_fast_until = 0.0
 
@@ -133,7 +135,7 @@ class LivenessChecker:
         }
         self._open = lambda: dialect.connect(*arguments, **plain)
 
-    def add(self, protocol: WatchedProtocol) -> None:
+    def add(self, protocol: Watched) -> None:
         """Check the command that this connection sent last, until it has an answer."""
         loop = asyncio.get_running_loop()
         self._silent[protocol] = _Silence(protocol.number, loop.time(), self.after_seconds)
@@ -161,9 +163,8 @@ class LivenessChecker:
             if due:
                 is_answered, sessions = await self._ask([protocol.pid for protocol in due])
                 self._forget_answered()
-                for protocol in due:
-                    if (silence := self._silent.get(protocol)) is not None:
-                        self._judge(protocol, silence, is_answered, sessions)
+                ended = [protocol for protocol in due if self._judge(protocol, is_answered, sessions)]
+                await self._terminate_sessions(ended, sessions or {})
             await asyncio.sleep(_TICK_SECONDS)
 
     def _forget_answered(self) -> bool:
@@ -213,9 +214,27 @@ class LivenessChecker:
             logger.debug("check of connections failed error=%s", error)
             return _is_answer(error), None
 
-    def _judge(
-        self, protocol: WatchedProtocol, silence: _Silence, is_answered: bool, sessions: dict[int, Any] | None
-    ) -> None:
+    async def _terminate_sessions(self, ended: list[Watched], sessions: dict[int, Any]) -> None:
+        """Terminate the sessions of ended connections: the server does not know, and would keep their locks."""
+        now = asyncio.get_running_loop().time()
+        pids = []
+        for protocol in ended:
+            session = sessions.get(protocol.pid)
+            if session is not None and abs(session["age"] - (now - protocol.opened)) < _SAME_AGE_SECONDS:
+                pids.append(protocol.pid)
+        if not pids:
+            return
+        try:
+            async with self._connect() as raw:
+                await raw.fetch(_TERMINATE, pids)
+        except Exception as error:  # noqa: BLE001 - the server ends them after its own timeouts
+            logger.debug("sessions not terminated pids=%s error=%s", pids, error)
+
+    def _judge(self, protocol: Watched, is_answered: bool, sessions: dict[int, Any] | None) -> bool:
+        """Decide whether a connection is dead. Return whether it was terminated."""
+        silence = self._silent.get(protocol)
+        if silence is None:
+            return False
         loop = asyncio.get_running_loop()
         traffic, before = protocol.traffic(), silence.traffic
         is_still = traffic is not None and traffic == before
@@ -238,10 +257,11 @@ class LivenessChecker:
         if suspicion and silence.suspicion:
             del self._silent[protocol]
             protocol.end(suspicion)
-            return
+            return True
         silence.suspicion, silence.traffic = suspicion, traffic
         silence.look_at = loop.time() + (self._confirm_seconds if suspicion else silence.pause)
         silence.pause = min(2 * silence.pause, _LONGEST_PAUSE_SECONDS)
+        return False
 
 
 def _is_answer(error: Exception) -> bool:
@@ -250,141 +270,3 @@ def _is_answer(error: Exception) -> bool:
     if code is not None:
         return not code.startswith(_NO_SERVER)
     return not any(isinstance(cause, OSError | asyncpg.InterfaceError) for cause in iter_causes(error))
-
-
-class WatchedProtocol:
-    """asyncpg's protocol, with the time at which the current command was sent.
-
-    Attributes:
-        pid: process id of the server's session.
-        number: number of commands so far.
-        since: when the current command was sent, by the loop's clock; None if there is none.
-        is_fed: whether code of the job produces or consumes the rows of the current command.
-    """
-
-    def __init__(self, protocol: Any, transport: Any, loop: Any, checker: LivenessChecker) -> None:
-        self._protocol = protocol
-        self._transport = transport
-        self._loop = loop
-        self._checker = checker
-        self._connection: Callable[[], Any] = lambda: None
-        self._depth = 0
-        self._is_armed = False
-        self._end_reason = ""
-        self.pid: int = protocol.get_server_pid()
-        self.number = 0
-        self.since: float | None = None
-        self.is_fed = False
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._protocol, name)
-        if callable(found):
-            setattr(self, name, found)
-        return found
-
-    def set_owner(self, connection: WatchedConnection) -> None:
-        """Set the connection to terminate."""
-        self._connection = weakref.ref(connection)
-
-    def traffic(self) -> tuple[int, int] | None:
-        """Return the bytes that the server has acknowledged, and those that it has sent; None if unknown."""
-        used = self._transport.get_extra_info("socket")
-        try:
-            info = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_AT + _BYTES.size)
-            acknowledged, received = _BYTES.unpack_from(info, _BYTES_AT)
-        except (AttributeError, OSError, struct.error):
-            return None
-        return acknowledged, received
-
-    def end(self, reason: str) -> None:
-        """Terminate the connection. The current command fails with the reason."""
-        connection = self._connection()
-        if connection is None:
-            return
-        waited = self._loop.time() - (self.since or self._loop.time())
-        self._end_reason = f"no answer for {waited:.0f} s: {reason}: the connection was terminated"
-        logger.warning("connection terminated pid=%d seconds=%.1f reason=%s", self.pid, waited, reason)
-        connection.terminate()
-
-    async def run(self, command: Callable[..., Awaitable[Any]], args: Any, options: Any, *, is_fed: bool) -> Any:
-        """Send a command. Return its answer."""
-        self._depth += 1
-        if self._depth == 1:  # else asyncpg refuses a second command beside the first
-            self.number += 1
-            self.since, self.is_fed = self._loop.time(), is_fed
-            if not self._is_armed:
-                self._arm(self._checker.after_seconds)
-        try:
-            return await command(*args, **options)
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-            if self._end_reason:
-                raise asyncpg.ConnectionDoesNotExistError(self._end_reason) from error
-            raise
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self.since = None
-
-    def _arm(self, seconds: float) -> None:
-        self._is_armed = True
-        self._loop.call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        """Hand the current command to the checker if it waits for too long. One timer serves many commands."""
-        self._is_armed = False
-        if self.since is None:
-            return
-        remaining = self.since + self._checker.after_seconds - self._loop.time()
-        if remaining > 0:
-            self._arm(remaining)
-        else:
-            self._checker.add(self)
-
-
-def _watched(name: str) -> Callable[..., Awaitable[Any]]:
-    async def command(self: WatchedProtocol, *args: Any, **options: Any) -> Any:
-        is_fed = name == "copy_out" or (
-            name == "copy_in" and (args[1] is not None or isinstance(args[3], AsyncIterable))
-        )
-        return await self.run(getattr(self._protocol, name), args, options, is_fed=is_fed)
-
-    return command
-
-
-for _name in COMMANDS:
-    setattr(WatchedProtocol, _name, _watched(_name))
-
-
-class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection whose commands and whose end take a limited time.
-
-    Attributes:
-        checker: checks commands without an answer.
-    """
-
-    checker: LivenessChecker
-
-    def __init__(self, protocol: Any, transport: Any, loop: Any, *args: Any, **options: Any) -> None:
-        watched = WatchedProtocol(protocol, transport, loop, self.checker)
-        super().__init__(watched, transport, loop, *args, **options)
-        watched.set_owner(self)
-        set_tcp_options(transport, self.checker.tcp_seconds)
-
-    async def close(self, *, timeout: float | None = None) -> None:
-        """Close the connection. If the server does not close it within the timeout, terminate it."""
-        limit = self.checker.close_seconds()
-        try:
-            await super().close(timeout=limit if timeout is None else min(timeout, limit))
-        except TimeoutError:
-            self.checker.close_timed_out()
-
-
-def set_tcp_options(transport: Any, seconds: float) -> None:
-    """Set the options by which TCP ends a dead connection. A Unix socket has none."""
-    used, options = transport.get_extra_info("socket"), tcp_options(seconds)
-    if used is None or used.family not in (socket.AF_INET, socket.AF_INET6) or not options:
-        return
-    used.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in options.items():
-        if hasattr(socket, name):  # not on every platform
-            used.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -149,6 +149,10 @@ class OwnedRun:
         # On another connection, because the run's own connection may have failed.
         async with self._database.connection() as connection:
             values |= {"id": self.spec.id, "fence": self._fence}
+            if self._connection.is_lost and not self._database.pooled:
+                row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one_or_none()
+                if row is not None and row.backend_pid == self._connection.pid:
+                    await _terminate(connection, self.spec.id, row.backend_pid, row.backend_start)
             found = await connection.execute(query(name), values)
             if found.rowcount == 0:
                 raise FencedOut(f"run {self.spec.id}")

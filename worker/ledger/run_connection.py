@@ -22,10 +22,12 @@ class RunConnection:
         self._run_id = run_id
         self._connection: AsyncConnection | None = connection
         self._driver: Driver | None = None
+        self._pid: int | None = None
 
     async def attach_driver(self) -> Driver:
         """Open the driver below the connection. The connection has no transaction."""
         self._driver = await Driver.from_connection(self.connection)
+        self._pid = self._driver.raw.get_server_pid()
         return self._driver
 
     @property
@@ -47,6 +49,16 @@ class RunConnection:
         session = ScopedSession(bind=self.connection, expire_on_commit=False, close_resets_only=False)
         session.bind_to_scope(scope)
         return session
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the connection's session, also after the connection was lost."""
+        return self._pid
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended on this side; the server may not know, and keep its locks."""
+        return self._driver is not None and bool(self._driver.raw.is_closed())
 
     async def roll_back(self) -> None:
         """Roll back the transaction of the driver, if one is open."""
