@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest_asyncio
 from sqlalchemy import (
     JSON,
     Enum,
+    ForeignKey,
     Integer,
     String,
     TypeDecorator,
@@ -26,12 +27,22 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    aliased,
+    joinedload,
+    load_only,
+    mapped_column,
+    relationship,
+    selectinload,
+)
 
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.errors import LonghaulError
 from worker.ledger import Ledger
+from worker.ledger.records import QuarantinedRow
 from worker.testing.runner import JobRunner
 
 ROWS, SIZE = 30, 8
@@ -396,6 +407,73 @@ async def test_row_that_changes_at_each_attempt_is_quarantined_nevertheless(
         assert await JobRunner(database, settings)(one) == ROWS - 1
     await check_seen(database, [9])
     assert entries <= MAX_ENTRIES + 2
+
+
+# --- statements of other shapes
+
+
+class Part(Base):
+    """Belongs to an item."""
+
+    __tablename__ = "unreadable_part"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("unreadable_item.id"))
+    at: Mapped[datetime | None]
+
+
+Item.parts = relationship(Part)  # type: ignore[attr-defined]
+
+SHAPES: dict[str, Callable[[JobContext, dict[str, Any]], Any]] = {
+    "groups": lambda ctx, options: ctx.stream(
+        select(Item.id, func.max(Item.at)).group_by(Item.id).order_by(Item.id), **options
+    ),
+    "downwards": lambda ctx, options: ctx.stream(select(Item).order_by(Item.id.desc()), **options),
+    "two columns": lambda ctx, options: ctx.chunks(select(Item.at), by=[Item.seen.desc(), Item.id], **options),
+    "two directions": lambda ctx, options: ctx.chunks(select(Item), by=[Item.id.desc(), Item.seen], **options),
+    "join": lambda ctx, options: ctx.chunks(select(Item.id, Item.at, Part.id).join(Part), by=Item.id, **options),
+    "join unlocked": lambda ctx, options: ctx.chunks(
+        select(Item.at, Part.at).join(Part), by=Item.id, lock=False, **options
+    ),
+    "alias": lambda ctx, options: ctx.chunks(select(aliased(Item)), **options),
+    "related objects": lambda ctx, options: ctx.chunks(
+        select(Item).options(load_only(Item.id), selectinload(Item.parts)), **options
+    ),
+    "joined objects": lambda ctx, options: ctx.chunks(
+        select(Item).options(load_only(Item.id), joinedload(Item.parts)), lock=False, **options
+    ),
+    "size of one": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": 1}),
+    "stream of one": lambda ctx, options: ctx.stream(select(Item).order_by(Item.id), **options | {"size": 1}),
+    "size of all": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": 1_000}),
+    "auto": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": "auto"}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_row_that_cannot_be_read_is_found_in_statements_of_other_shapes(
+    items: None, database: Database, settings: Settings, shape: str
+) -> None:
+    bad = [1, 13, ROWS]
+    await damage(database, "timestamp after 9999", bad)
+    async with database.transaction() as session:
+        values = "SELECT id * 10 + n, id, at FROM unreadable_item, generate_series(1, 2) n"
+        await session.execute(text(f"INSERT INTO unreadable_part (id, item_id, at) {values}"))
+
+    @job
+    async def one(ctx: JobContext) -> int:
+        async for _ in SHAPES[shape](ctx, {"size": SIZE, "on_error": "quarantine", "quarantine_limit": 3}):
+            pass
+        return ctx.rows_done
+
+    async with asyncio.timeout(LIMIT_SECONDS):
+        rows = await JobRunner(database, settings)(one)
+    assert rows == (ROWS - len(bad)) * (2 if shape.startswith("join") and "objects" not in shape else 1)
+    found = [row.key[-1] if shape == "two columns" else row.key[0] for row in await quarantined(database)]
+    assert sorted(found) == bad
+
+
+async def quarantined(database: Database) -> list[QuarantinedRow]:
+    return await Ledger(database).quarantine.list_rows()
 
 
 # --- keys that Python cannot hold

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from tests.models import Base
 from tests.support.contexts import MakeContext
-from worker.batch.page import Row
+from worker.batch.page import Row, jsonable
+from worker.db.statement_internals import cut_rows
 
 
 class Letter(enum.Enum):
@@ -92,3 +94,26 @@ async def test_columns_with_names_of_methods_are_columns(context: MakeContext, c
     columns = [Hiding.id, Hiding.values, Hiding.keys, Hiding.items, Hiding.get, Hiding.count, Hiding.index]
     row = await one_row(context, [*columns, *([Hiding.letter] if converted else [])])
     assert [row.id, row.values, row.keys, row.items, row.get, row.count, row.index] == [7, 1, 2, 3, 4, 5, 6]
+
+
+class Unspeakable:
+    """A value that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_row_is_shown_without_the_values_that_cannot_be() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    (row,) = cut_rows([(1, b"\xff\x00", Unspeakable(), circle, "\ud800")], ["id", "raw", "odd", "circle", "text"])
+    shown = jsonable(row)
+    assert shown["id"] == 1
+    assert shown["raw"] == "ff00"
+    assert shown["odd"] == "<Unspeakable that cannot be shown>"
+    assert shown["circle"] == "<list that cannot be shown>"
+    json.dumps(shown)
+
+
+def test_value_that_cannot_be_shown_is_named() -> None:
+    assert jsonable(Unspeakable()) == {"value": "<Unspeakable that cannot be shown>"}

@@ -153,7 +153,9 @@ class BatchRetries:
         Raises:
             FencedOut: Another worker owns the run.
         """
-        if is_unavailable(error):
+        # A closed connection may still be committing at the server: the next attempt reads the ledger. If the run's own
+        # connection is open, the error is of another connection, and as any other error of the body.
+        if is_unavailable(error) and (not failure.quarantine_limit or run.driver.raw.is_closed()):
             return None
         try:
             await run.checkpoints.reload()
