@@ -144,7 +144,14 @@ class QueueStore:
         return bool(answer)
 
     async def requeue(
-        self, claim: Claim, *, delay: float, counts: bool, parked_by: str = "", unknown: UnknownJob | None = None
+        self,
+        claim: Claim,
+        *,
+        delay: float,
+        counts: bool,
+        parked_by: str = "",
+        unknown: UnknownJob | None = None,
+        line: str = "",
     ) -> bool:
         """Put a job back into its queue.
 
@@ -154,6 +161,7 @@ class QueueStore:
             counts: whether this claim counts as an attempt.
             parked_by: the entry of `worker:paused` that pauses it.
             unknown: its job, if this worker does not know it: the run waits for a worker that does.
+            line: the key of the line in which it waits for a place; it is due at once if it is no longer there.
 
         Returns:
             False if another worker has claimed or ended it.
@@ -169,7 +177,7 @@ class QueueStore:
             names += (keys.awaited(unknown.name, claim.queue), keys.UNKNOWN + claim.queue)
             per_run_ms = random.uniform(0.5, 1.5) * _MS_PER_UNKNOWN_RUN  # noqa: S311 - no secret
             arguments[-2:] = [per_run_ms, round(min(unknown.longest_seconds, _LONGEST_PARK_SECONDS) * 1000)]
-        return self._is_done(await self._run("requeue", names, arguments))
+        return self._is_done(await self._run("requeue", names, [*arguments, line]))
 
     async def unpark_known(self, job: str, queue: str) -> int:
         """Make some hundred runs due that were parked because no worker knew their job.

@@ -255,7 +255,8 @@ class Completer:
             order = self._operator_state.find_pause(claim.run_id, execution.info.job, claim.queue) or ""
             # The run is due when the pause is removed; after about an hour if that notification was lost.
             delay = _PARKED_SECONDS * random.uniform(0.5, 1.5) if order else 0.0  # noqa: S311 - no secret
-        await self._requeue(execution, delay, counts=outcome.counts, parked_by=order, unknown=outcome.unknown)
+        how = {"counts": outcome.counts, "parked_by": order, "unknown": outcome.unknown, "line": outcome.line}
+        await self._requeue(execution, delay, **how)
         if execution.attempt is not None:
             self._log_end(execution, "paused" if outcome.state == "paused" else "released")
         self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=delay)

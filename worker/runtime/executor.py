@@ -42,7 +42,7 @@ from worker.runtime.attempt_outcome import (
 )
 from worker.runtime.execution import Execution
 from worker.runtime.leases import Leases
-from worker.runtime.limiter import Limiter, place_key
+from worker.runtime.limiter import Limiter, line_key, place_key
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
@@ -178,7 +178,7 @@ class Executor:
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
             if held is not None:
-                return Released(delay_seconds=held.seconds)
+                return Released(delay_seconds=held.seconds, line=line_key(job, given) if held.why == "limit" else "")
             execution.place = given
             if (place := place_key(job, given)) is not None:
                 self._leases.keep(execution.claim, "place", place)

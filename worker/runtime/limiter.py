@@ -80,5 +80,12 @@ def place_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str | None:
     return keys.LIMIT + _scope(job.name, limits.concurrency_key, arguments)
 
 
+def line_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Return the key of the line of runs of a job that wait for a place with these arguments."""
+    limits = job.limits
+    assert limits is not None  # noqa: S101
+    return keys.HELD + _scope(job.name, limits.concurrency_key, arguments)
+
+
 def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:
     return job if by is None else f"{job}:{arguments.get(by)}"

@@ -88,6 +88,7 @@ class Released(Outcome):
         error: the reason why this worker cannot run it; None for a drain, a pause or a limit.
         counts: whether this attempt counts towards `max_attempts`.
         unknown: its job, if this worker does not know it.
+        line: the key of the line in which it waits for a place under a limit.
     """
 
     state: Literal["waiting", "paused"] = "waiting"
@@ -95,6 +96,7 @@ class Released(Outcome):
     error: str | None = None
     counts: bool = False
     unknown: UnknownJob | None = None
+    line: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,3 +97,12 @@ async def test_it_keeps_its_place_in_a_line_of_priority_by_its_new_due_time(scri
     await requeue(scripts, delay=250)
     assert await scripts.due("r", keys.priority_line(QUEUE, 3)) == NOW + 250
     assert await scripts.due("r", keys.priority_line(QUEUE, 5)) is None
+
+
+@pytest.mark.parametrize("is_in_line", [True, False])
+async def test_run_whose_place_became_free_meanwhile_is_due_at_once(scripts: Scripts, is_in_line: bool) -> None:
+    """Between the refusal of a place and the requeue, a place was released, and the run left the line for it."""
+    line = keys.HELD + "narrow"
+    await scripts.redis.zadd(line, {"r" if is_in_line else "another": 1})
+    assert await scripts.store.requeue(Claim("r", QUEUE, 0, b"", 1), delay=50.0, counts=False, line=line)
+    assert await scripts.due("r") == (NOW + 50_000 if is_in_line else NOW)

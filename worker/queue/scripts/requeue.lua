@@ -15,7 +15,8 @@
 --      the set of pauses with parked runs; for an unknown job the runs that wait for it, and the parked runs of the queue
 -- ARGV id, owner, delay in ms, 1 if this attempt does not count, payload (Redis may have lost it; for a run in the
 --      ledger it is marked), prefix of lines, entry of worker:paused that pauses the run ('' for none); for an
---      unknown job ms for each parked run ('' for a known one), and the longest delay in ms
+--      unknown job ms for each parked run ('' for a known one), and the longest delay in ms; the line of runs in which
+--      it waits for a place ('' for none)
 -- returns 1; 0 if another worker has the job, or has ended it; or the problems, if the queue is unsound
 
 -- include clock.lua
@@ -31,6 +32,9 @@ if is_unknown then
     redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now_ms - 60000)  -- ended, or known meanwhile
     delay = math.floor(math.min(math.max(delay, redis.call('ZCARD', KEYS[8]) * ARGV[8]), tonumber(ARGV[9])))
 end
+local line = ARGV[10] or ''
+-- A place became free after the run was refused one, and before this call: release.lua has taken the run out of the line.
+if line ~= '' and not try('ZSCORE', line, ARGV[1]) then delay = 0 end
 local due = now_ms + delay
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 for _, level in ipairs(try('ZRANGE', KEYS[5], 0, -1) or {}) do
