@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
 import os
-import pty
 import re
-import selectors
-import struct
-import subprocess
-import sys
-import termios
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
-import typer
 from redis.asyncio import Redis
-from sqlalchemy import select
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.models import Author
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine
+from tests.support.mail_jobs import cured, index_names, send_mail
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
+from worker import Client, JobContext, JobFailed, Settings, job
 from worker.arq_compat import Worker
 from worker.cli.top.app import Page
-from worker.cli.top.command import top
 from worker.cli.top.dialogs import Details, Question
-from worker.cli.top.format import bar, duration, per_second, plain
-from worker.cli.top.frame_builder import Rates
-from worker.cli.top.layout import fit, heights, line, natural
-from worker.cli.top.reader import LETTERS, MIRRORS, Reader
-from worker.cli.top.tables import Cell, Column, Name, Row, Sheet
+from worker.cli.top.format import per_second
+from worker.cli.top.tables import Name
 from worker.db.engine import Database
-from worker.embedded import Services
 from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
-from worker.errors import ServerUnavailable
 from worker.queue import keys
 
-cured = {"yes": False}
 gate: dict[str, asyncio.Event] = {}
-
-
-@job
-async def index_names(ctx: JobContext) -> int:
-    """Walk the authors."""
-    async for batch in ctx.chunks(select(Author), size=10):
-        for author in batch:
-            author.seen += 1
-    return ctx.rows_done
-
-
-@job
-async def send_mail(ctx: JobContext, to: str) -> str:
-    """Fail permanently for bob, until the cause is removed."""
-    if to == "bob" and not cured["yes"]:
-        raise NonRetryableError("bob has moved\x1b[2J")
-    return f"sent to {to}"
 
 
 @job(concurrency=1)
@@ -407,215 +372,3 @@ async def test_one_frame_is_text_without_secrets(cli: CommandLine, scene: Scene,
     assert re.search(r"^\d\S* done/s · 0 failed/s", ran.stdout, re.MULTILINE)
     assert "hunter2" not in ran.stdout
     assert "redis://ops:***@" in ran.stdout
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Let commands of this process use another Redis."""
-    yield lambda url: monkeypatch.setenv("REDIS_URL", url)
-
-
-def test_without_a_terminal_one_frame_is_printed(
-    at: Callable[[str], None], servers: Services, capsys: pytest.CaptureFixture[str]
-) -> None:
-    at(servers.redis_url)
-    top(every=0.1, once=False)
-    assert re.search(r"^workers · \d+$", capsys.readouterr().out, re.MULTILINE)
-
-
-def test_one_frame_without_redis_is_an_error(at: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
-    at("redis://127.0.0.1:1/0")
-    with pytest.raises(ServerUnavailable, match="start Redis there, or set REDIS_URL"):
-        top(every=0.1, once=True)
-    assert capsys.readouterr().out == ""
-
-
-def test_without_textual_the_command_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "textual", None)
-    for stream in (sys.stdin, sys.stdout):
-        monkeypatch.setattr(stream, "isatty", lambda: True)
-    with pytest.raises(typer.Exit) as ended:
-        top(every=0.1, once=False)
-    assert ended.value.exit_code == 2
-    assert "pip install 'longhaul-worker[top]'" in capsys.readouterr().err
-
-
-# --- as a process
-
-
-class Terminal:
-    """A process with a terminal of its own, 100 by 30."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self._side, other = pty.openpty()
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        environment = environment | {"TERM": "xterm-256color"}
-        self.process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment)
-        os.close(other)
-        self.written = ""
-        self._readable = selectors.SelectSelector()
-        self._readable.register(self._side, selectors.EVENT_READ)
-
-    def read_until(self, text: str) -> None:
-        """Read until a text has come; raise `TimeoutError` after a minute without it."""
-        ends_at = time.monotonic() + 60
-        while text not in self.written:
-            left = ends_at - time.monotonic()
-            if left <= 0 or not self._readable.select(left):
-                raise TimeoutError(f"{text!r} has not come: {self.written[-2_000:]!r}")
-            self.written += os.read(self._side, 65_536).decode(errors="replace")
-
-    def press(self, key: str) -> None:
-        """Send a key."""
-        os.write(self._side, key.encode())
-
-    def end(self) -> int:
-        """Read to the end; return the exit code."""
-        try:
-            while chunk := os.read(self._side, 65_536):
-                self.written += chunk.decode(errors="replace")
-        except OSError:
-            pass  # the other side is closed: EIO on Linux
-        os.close(self._side)
-        return self.process.wait(timeout=30)
-
-
-async def test_the_page_runs_in_a_terminal_until_q(servers: Services, redis: Redis) -> None:
-    await redis.zadd("arq:queue", {"waits": 1})
-    terminal = Terminal([sys.executable, "-m", "worker", "top", "--every", "0.2"], servers.environment())
-
-    def use() -> int:
-        terminal.read_until("1 waiting")
-        terminal.press("q")
-        return terminal.end()
-
-    async with asyncio.timeout(60):
-        assert await asyncio.to_thread(use) == 0
-    assert "slots in use" in terminal.written
-    assert terminal.written.rstrip().endswith("\x1b[?25h") or "\x1b[?1049l" in terminal.written  # left as it was
-
-
-def test_no_other_command_waits_for_textual() -> None:
-    code = "import sys, worker.cli; print([name for name in sys.modules if 'textual' in name])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "[]\n"
-
-
-# --- cost of a frame
-
-
-async def test_a_look_is_bounded_whatever_there_is(client: Client, redis: Redis, settings: Settings) -> None:
-    now = datetime.now(UTC)
-    told = {"pid": 1, "host": "h", "queue": "arq:queue", "state": "running", "max_jobs": 20, "done": 1}
-    told |= {"started_at": now.isoformat(), "seen_at": (now + timedelta(hours=1)).isoformat()}
-    letter = {"job": "a", "queue": "arq:queue", "payload": "{}", "error": "no", "at": now.isoformat(), "attempts": 1}
-    pipeline = redis.pipeline(transaction=False)
-    for worker in range(50):
-        ids = [f"run-{worker}-{number}" for number in range(20)]
-        pipeline.hset(keys.WORKERS, f"worker-{worker}", json.dumps(told | {"jobs": ids}))
-        for place, run_id in enumerate(ids):
-            mirror = {"job": f"job_{place}", "state": "running", "queue": "arq:queue", "started_at": now.isoformat()}
-            pipeline.hset(keys.RUN + run_id, mapping=mirror | {"rows": 7})
-            pipeline.zadd("arq:queue", {run_id: (time.time() + 60) * 1000})
-    for first in range(0, 10_000, 500):
-        part = range(first, first + 500)
-        pipeline.hset(keys.DEAD, mapping={f"dead-{i}": json.dumps(letter | {"traceback": "x" * 500}) for i in part})
-        pipeline.zadd(keys.DEAD_AT, {f"dead-{i}": i for i in part})
-        pipeline.zadd("arq:queue", {f"waits-{i}": i for i in part})
-    await pipeline.execute()
-    reader = Reader(client, settings)
-    frame = await reader.read()
-    assert (frame.trips, frame.running, frame.failed, len(frame.runs)) == (2, 1000, 10_000, 1000)
-    assert [letter.id for letter in frame.failures] == [f"dead-{9_999 - place}" for place in range(LETTERS)]
-    on_screen = [f"run-49-{number}" for number in range(20)]
-    await redis.config_resetstat()
-    looks, commands = 5, 0
-    for _ in range(looks):
-        frame = await reader.read(on_screen)
-        assert frame.trips == 1
-        commands += frame.commands
-    stats = {name.removeprefix("cmdstat_"): one["calls"] for name, one in (await redis.info("commandstats")).items()}
-    asked = sum(stats.values()) - stats.pop("config|resetstat", 0)
-    assert asked == commands
-    assert frame.commands <= MIRRORS + 80
-    assert not stats.keys() & {"hgetall", "smembers", "keys", "hvals", "hkeys"}
-    assert stats["hmget"] == looks * MIRRORS  # mirrors; no letter is read twice
-    assert (await redis.info("stats"))["total_net_output_bytes"] < looks * 150_000
-    # The runs on the screen each time, the others in rotation.
-    await redis.hset(keys.RUN + on_screen[0], "rows", 8)
-    await redis.hset(keys.RUN + "run-3-3", "rows", 8)
-    assert rows_of(await reader.read(on_screen), on_screen[0]) == 8
-    for _ in range(6):
-        frame = await reader.read(on_screen)
-    assert rows_of(frame, "run-3-3") == 8
-    assert all(run.job for run in frame.runs)
-
-
-def rows_of(frame: Any, run_id: str) -> int | None:
-    """Return the rows of a run."""
-    return next(run.rows for run in frame.runs if run.id == run_id)
-
-
-async def test_a_run_whose_worker_is_silent_is_lost_and_one_that_has_ended_is_gone(
-    client: Client, redis: Redis, settings: Settings
-) -> None:
-    now = datetime.now(UTC)
-    told = {"pid": 1, "host": "h", "queue": "arq:queue", "state": "running", "max_jobs": 2, "done": 1}
-    told |= {"jobs": ["one", "two"], "started_at": now.isoformat()}
-    await redis.hset(keys.WORKERS, "north", json.dumps(told | {"seen_at": now.isoformat()}))
-    for run_id in ("one", "two"):
-        await redis.hset(keys.RUN + run_id, mapping={"job": "a", "state": "running", "worker": "north"})
-    await redis.hset(keys.RUN + "two", "stalled_since", (now - timedelta(minutes=10)).isoformat())
-    reader = Reader(client, settings)
-    states = {run.id: (run.state, run.reason) for run in (await reader.read()).runs}
-    assert states == {"one": ("running", ""), "two": ("stalled", "no progress for 10 min")}
-    silent = (now - timedelta(seconds=11)).isoformat()
-    await redis.hset(keys.WORKERS, "north", json.dumps(told | {"seen_at": silent}))
-    await redis.hset(keys.RUN + "two", "state", "succeeded")
-    frame = await reader.read()
-    assert {run.id: run.state for run in frame.runs} == {"one": "lost"}
-    assert [(worker.name, worker.state) for worker in frame.workers] == [("north", "lost")]
-    assert frame.running == 0
-
-
-def test_rates_are_over_a_window_and_begin_anew_with_other_data() -> None:
-    rates = Rates()
-    rates.add(100.0, {("a", "succeeded"): 5})
-    assert rates.rate("succeeded") is None
-    for second in range(1, 31):
-        rates.add(100.0 + second, {("a", "succeeded"): 5 + (second if second > 20 else 0), ("a", "dead"): 1})
-    assert rates.rate("succeeded", "a") == pytest.approx(3.0)  # 30 in the last 10 s
-    assert rates.rate("dead") == 0
-    assert rates.rate("succeeded", "b") == 0
-    rates.add(131.0, {("a", "succeeded"): 1})
-    assert rates.rate("succeeded") is None
-
-
-def test_columns_fit_into_what_there_is() -> None:
-    columns = (Column("run", soft=True), Column("rows/s", right=True), Column("age", rank=1), Column("state"))
-    row = Row("x", (Cell("a-very-long-id-of-a-run"), Cell("7"), Cell("12 min"), Cell("running")))
-    sheet = Sheet("runs", "", columns, [row])
-    assert fit(sheet, natural(sheet), 60) == [23, 6, 6, 19]
-    assert fit(sheet, natural(sheet), 40) == [23, 6, 0, 7]
-    widths = fit(sheet, natural(sheet), 32)
-    assert widths == [15, 6, 0, 7]
-    assert [piece.text for piece in line(sheet, row.cells, widths)] == ["a-very-long-id…  ", "     7  ", "running  "]
-
-
-def test_bands_share_the_page_and_the_focused_one_has_more() -> None:
-    wanted = {"top": 7, "runs": 1003, "middle": 60, "bottom": 90}
-    assert heights(50, wanted, "runs") == {"top": 7, "runs": 21, "middle": 11, "bottom": 11}
-    assert heights(50, wanted, "bottom") == {"top": 7, "runs": 5, "middle": 11, "bottom": 27}
-    assert sum(heights(19, wanted, "middle").values()) == 19
-    assert min(heights(19, wanted, "middle").values()) >= 4
-
-
-def test_words_are_short() -> None:
-    assert [duration(one) for one in (None, 0.4, 89, 754, 12_000, 187_200)] == [
-        *("", "0 s", "89 s", "13 min", "3 h 20 min", "2 d 4 h")
-    ]
-    assert [per_second(one) for one in (None, 0, 0.04, 3.5, 9208.2)] == ["", "0", "0.04", "3.5", "9,208"]
-    assert (bar(38, 10), bar(0, 4), bar(100, 4), bar(250, 4)) == ("███▊······", "····", "████", "████")
-    assert plain("a\x1b[2J\nb") == "a [2J b"
