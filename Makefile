@@ -20,7 +20,7 @@ test: lint  ## lint, the documentation's site, and every test but the long ones
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
-	@$(PY) -m pytest -q -m long --durations=15
+	@$(PY) -m pytest -q -m long -o faulthandler_timeout=1800 --durations=15
 
 test-matrix: setup  ## Python 3.11 to 3.13, and PostgreSQL 14 to 17; ONLY="3.12 16" for a part
 	@$(PY) -m tests.matrix $(ONLY)

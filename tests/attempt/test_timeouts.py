@@ -9,19 +9,18 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, select
 
 from tests.models import Author, authors
 from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, InvalidArguments, JobCancelled, JobContext, JobFailed, JobInterrupted, Settings, job
+from worker import Client, JobCancelled, JobContext, JobFailed, JobInterrupted, Settings, job
 from worker.attempt import cancellation
 from worker.attempt.cancellation import JobCancellation
 from worker.db.engine import Database
@@ -429,71 +428,3 @@ async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, cl
     assert "process ends abandoned_jobs=1" in ran.stderr
     with pytest.raises(JobFailed, match="abandoned"):
         await run.result(timeout=60)
-
-
-# --- deadlines
-
-
-@job(backoff=0)
-async def wait_for_go(ctx: JobContext) -> str:
-    """Wait."""
-    seen["tries"].append(ctx.attempt)
-    seen["begun"].set()
-    await seen["go"].wait()
-    return "gone"
-
-
-@job(backoff=0)
-async def walk_slowly(ctx: JobContext) -> int:
-    """Walk, and wait in the second batch."""
-    async for _ in ctx.chunks(select(Author), size=10):
-        seen["tries"].append(ctx.rows_done)
-        if ctx.rows_done:
-            await seen["go"].wait()
-    return ctx.rows_done
-
-
-async def test_a_run_that_has_not_ended_by_its_deadline_is_cancelled_and_not_tried_again(
-    fast: Settings, client: Client
-) -> None:
-    run = await client.enqueue(wait_for_go.options(deadline=3))
-    async with working(fast, wait_for_go):
-        with pytest.raises(JobFailed, match="its deadline has passed: cancelled"):
-            await run.result(timeout=60)
-    assert seen["tries"] == [1]
-
-
-async def test_a_walk_has_a_deadline_too_and_keeps_what_it_has_committed(
-    fast: Settings, client: Client, database: Database
-) -> None:
-    async with database.transaction() as session:
-        await session.execute(insert(Author), authors(30))
-    run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=3)))
-    async with working(fast, walk_slowly):
-        with pytest.raises(JobFailed, match="its deadline has passed"):
-            await run.result(timeout=60)
-    assert seen["tries"] == [0, 10]
-    async with database.session() as session:
-        state, rows = (
-            await session.execute(text("SELECT state, rows FROM worker.run JOIN worker.step ON run_id = id"))
-        ).one()
-    assert (state, rows) == ("dead", 10)
-
-
-async def test_a_run_whose_deadline_has_passed_is_not_begun(fast: Settings, client: Client) -> None:
-    run = await client.enqueue(wait_for_go.options(deadline=datetime.now(UTC) - timedelta(seconds=1)))
-    in_time = await client.enqueue(wait_for_go.options(deadline=60, expires=datetime.now(UTC) + timedelta(seconds=60)))
-    seen["go"].set()
-    async with working(fast, wait_for_go):
-        with pytest.raises(JobFailed, match="its deadline has passed; it was not begun"):
-            await run.result(timeout=60)
-        assert await in_time.result(timeout=60) == "gone"
-    assert seen["tries"] == [1]
-
-
-def test_moments_without_a_zone_are_refused() -> None:
-    for name in ("deadline", "expires"):
-        with pytest.raises(InvalidArguments, match=f"{name}=.* has no time zone"):
-            wait_for_go.options(**{name: datetime(2030, 1, 1)})
-    with pytest.raises(InvalidArguments, match="a call takes no deadline="):
-        wait_for_go.options(deadline=5).call()

@@ -6,16 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, delete, func, insert, select, text, update
+from sqlalchemy import Column, Integer, MetaData, Table, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased, selectinload
 
 from tests.models import Author, Book, authors
 from tests.support.authors import count_seen
 from tests.support.contexts import MakeContext
+from tests.support.controls import StopsAfter
 from worker.attempt.context import JobContext
-from worker.attempt.control import NoControl
 from worker.db.engine import Database
 from worker.errors import (
     AlreadyFinished,
@@ -472,134 +471,3 @@ async def test_a_batch_that_ends_its_worker_each_time_is_named_with_its_keys(con
         await ctx._attempt.fail()
         await ctx._attempt.close()
     pytest.fail("the deadly batch was run without end")
-
-
-async def test_a_sweep_changes_what_matches_in_ranges(context: MakeContext, database: Database) -> None:
-    ctx = context()
-    await fill(ctx, 100)
-    assert await ctx.sweep(update(Author).where(Author.region == 3).values(seen=1), size=30) == 14
-    assert await ctx.sweep(delete(Author).where(Author.seen == 1), size=30) == 14
-    assert await count_seen(database) == {0: 86}
-
-
-async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, database: Database) -> None:
-    ctx = context("copy")
-    await fill(ctx, 100)
-    source = aliased(Author)
-    titles = select(source.id, source.name + "!").where(source.region != 3)
-    copy = insert(Book).from_select(["author_id", "title"], titles)
-    with pytest.raises(AttemptReleased):
-        ctx._attempt._control = StopsAfter(2)
-        await ctx.sweep(copy, size=30)
-    await ctx._attempt.fail()
-    await ctx._attempt.close()
-    assert await context("copy").sweep(copy, size=30) == 86
-    async with database.session() as session:
-        books = (await session.execute(select(Book.author_id, Book.title).order_by(Book.author_id))).all()
-    assert books == [(n, f"n{n}!") for n in range(1, 101) if n % 7 != 3]
-    into_itself = pg_insert(Author).from_select(
-        ["id", "name", "region", "code", "seen"],
-        select(Author.id + 1000, Author.name, Author.region, Author.code + "x", 5),
-    )
-    assert await context().sweep(into_itself.on_conflict_do_nothing(), size=7) == 100
-    with pytest.raises(UnsupportedStatement, match="LIMIT"):
-        await context().sweep(insert(Book).from_select(["author_id"], select(Author.id).limit(5)))
-    with pytest.raises(UnsupportedStatement, match="takes a select"):
-        await context().sweep(insert(Book).values(title="x"))
-
-
-class StopsAfter(NoControl):
-    """A control that drains after a number of batches."""
-
-    draining = False
-
-    def __init__(self, batches: int) -> None:
-        self._batches = batches
-
-    async def order(self, run_id: str, job: str) -> None:
-        return None
-
-    def rows_per_second(self, run_id: str, job: str) -> None:
-        return None
-
-    def throttled(self, wait: Any, since: Any) -> None:
-        pass
-
-    def report(self, progress: Any, rows: int) -> None:
-        self.draining = progress.batches >= self._batches
-
-
-async def test_a_sweep_that_moves_its_own_key_is_refused(context: MakeContext) -> None:
-    with pytest.raises(UnsupportedStatement, match="walks by"):
-        await context().sweep(update(Author).values(id=Author.id + 1))
-
-
-async def test_a_stream_of_groups_resumes_after_the_last_committed_partition(
-    context: MakeContext, database: Database
-) -> None:
-    statement = select(Author.region, func.count()).group_by(Author.region).order_by(Author.region)
-    first = context("run")
-    await fill(first, 70)
-    with pytest.raises(RuntimeError):
-        async for partition in first.stream(statement, size=2):
-            await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
-            if partition.number == 3:
-                raise RuntimeError
-    await first._attempt.fail()
-    await first._attempt.close()
-    second = context("run")
-    regions = []
-    async for partition in second.stream(statement, size=2):
-        regions.extend(region for region, _ in partition)
-        await partition.bulk.update(Author, [{"id": region + 1, "seen": n} for region, n in partition])
-    assert regions == [4, 5, 6]
-    assert await count_seen(database) == {0: 63, 10: 7}
-
-
-async def test_a_snapshot_that_is_too_old_is_given_up_for_a_new_one(
-    context: MakeContext, database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    ctx = context()
-    await fill(ctx, 40)
-    ctx._attempt.settings = settings.model_copy(
-        update={"batch": settings.batch.model_copy(update={"max_snapshot_seconds": 1e-9})}
-    )
-    found: list[int] = []
-    with caplog.at_level("INFO"):
-        async for partition in ctx.stream(select(Author.id).order_by(Author.id), size=10):
-            found += partition
-            if partition.number == 1:
-                async with database.transaction() as session:
-                    await session.execute(delete(Author).where(Author.id == 15))
-    assert found == [id_ for id_ in range(1, 41) if id_ != 15]  # seen, as its snapshot is not the first one
-    assert "renewing the snapshot of a stream" in caplog.text
-    caplog.clear()
-    rows = 0
-    without_key = context()
-    without_key._attempt.settings = ctx.settings
-    async for partition in without_key.stream(select(Author.id), size=10, on_restart="start_over"):
-        rows += len(partition)
-    assert rows == 39
-    assert caplog.text.count("holds VACUUM back") == 1
-
-
-async def test_a_stream_that_cannot_resume_has_to_say_so(context: MakeContext) -> None:
-    ctx = context()
-    await fill(ctx, 30)
-    with pytest.raises(UnsupportedStatement, match="start_over"):
-        async for _ in ctx.stream(select(Author)):
-            pytest.fail("a partition was read")
-    await ctx._attempt.fail()
-    rows = 0
-    async for partition in context().stream(select(Author.id), size=10, on_restart="start_over"):
-        rows += len(partition)
-    assert rows == 30
-
-
-async def test_objects_of_a_stream_that_were_changed_are_an_error_and_not_lost(context: MakeContext) -> None:
-    ctx = context()
-    await fill(ctx, 30)
-    with pytest.raises(LonghaulError, match="read-only"):
-        async for partition in ctx.stream(select(Author).order_by(Author.id), size=10):
-            partition[0].seen = 5
-    await ctx._attempt.fail()
