@@ -12,13 +12,17 @@ from sqlalchemy import (
     ARRAY,
     CHAR,
     Column,
+    Double,
     ForeignKey,
     Identity,
     Integer,
+    LargeBinary,
     MetaData,
+    Numeric,
     String,
     Table,
     func,
+    insert,
     make_url,
     select,
     text,
@@ -509,3 +513,42 @@ class Timed(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     x: Mapped[timedelta] = mapped_column(INTERVAL(), nullable=False)
+
+
+@pytest.mark.parametrize(
+    ("type_", "keys", "statements"),
+    [
+        (LargeBinary(), [b"", b"\x00\xff", b"a"], 1),
+        (LargeBinary(), [b"", bytearray(b"\xff"), b"a"], 3),
+        (Numeric(), [Decimal("1.50"), 2, Decimal("-1E+30")], 1),
+        (Numeric(), [Decimal("1.5"), Decimal("NaN"), 3], 3),
+        (Numeric(10, 2), [Decimal("1.5"), Decimal("2.25"), 3], 1),
+        (Numeric(10, 2), [Decimal("1.501"), Decimal("2"), 3], 3),
+        (Double(), [1.5, -0.0, 1e300], 1),
+        (Double(), [1.5, 2, 2.0**60], 3),
+    ],
+)
+async def test_keys_that_python_compares_as_the_server_does_are_written_by_one_statement(
+    context: MakeContext, database: Database, type_: Any, keys: list[Any], statements: int
+) -> None:
+    table = Table("keyed", MetaData(), Column("key", type_, primary_key=True), Column("n", Integer))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(table.metadata.create_all)
+        await connection.execute(insert(table), [{"key": key, "n": 0} for key in keys])
+        for sql in (
+            "CREATE TABLE statements ()",
+            "CREATE FUNCTION note_statement() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN INSERT INTO statements DEFAULT VALUES; RETURN NULL; END $$",
+            "CREATE TRIGGER note AFTER UPDATE ON keyed FOR EACH STATEMENT EXECUTE FUNCTION note_statement()",
+        ):
+            await connection.execute(text(sql))
+    ctx = context()
+
+    assert await ctx.bulk.update(table, [{"key": key, "n": 1} for key in keys]) == len(keys)
+    async with database.engine.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM statements")) == statements
+        assert set(await connection.scalars(select(table.c.n))) == {1}
+    assert await ctx.bulk.upsert(table, [{"key": key, "n": 2} for key in keys]) == len(keys)
+    async with database.engine.connect() as connection:
+        assert list(await connection.scalars(select(table.c.n))) == [2] * len(keys)
+    assert await ctx.bulk.delete(table, keys) == len(keys)

@@ -13,10 +13,12 @@ SQLAlchemy writes a value as `$1::T`, where `T` is the type as SQLAlchemy render
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +57,14 @@ _KEYS = frozenset(
         *("TIMESTAMP WITHOUT TIME ZONE", "TIMESTAMP WITH TIME ZONE"),
     }
 )
+#: Types of which that holds for values of these Python types alone: a bytearray is compared by content but has no hash,
+#: 0.1 and Decimal("0.1") differ in Python, and so do a large integer and its float. NaN differs from itself.
+_KEYS_BY_VALUE: dict[str, frozenset[type]] = {
+    "BYTEA": frozenset({bytes}),
+    "NUMERIC": frozenset({Decimal, int}),
+    "FLOAT": frozenset({float}),
+}
+_NUMERIC = re.compile(r"NUMERIC\((?P<precision>\d+), (?P<scale>-?\d+)\)")
 _NESTED = (list, tuple, set, frozenset)
 
 
@@ -214,17 +224,39 @@ def _is_copyable(column: Column[Any], server: str | None) -> bool:
     return name in _SCALARS | _COPY_ONLY and _ARGUMENTS.sub("", server) in _SERVER_NAMES.get(name, (name.lower(),))
 
 
-def are_keys(columns: Iterable[Column[Any]], facts: TableFacts) -> bool:
-    """Return whether two keys of these columns are equal in Python exactly if the database finds them equal."""
+def are_keys(columns: Iterable[Column[Any]], facts: TableFacts, group: Group | None = None) -> bool:
+    """Return whether two keys of these columns are equal in Python exactly if the database finds them equal.
+
+    Args:
+        columns: the columns of the key.
+        facts: the table.
+        group: the rows; None if their values are not known, so that only types that need none are keys.
+    """
     return all(
         (cast := rendered_cast(column.type)) is not None
-        and (cast in _KEYS or _is_enum(column.type))
+        and (cast in _KEYS or _is_enum(column.type) or (group is not None and _are_exact(cast, group.of(column))))
         and column.name not in facts.unordered
-        and _ARGUMENTS.sub("", facts.types.get(column.name, "")) in _SERVER_NAMES.get(cast, (cast.lower(), cast))
+        and _ARGUMENTS.sub("", facts.types.get(column.name, ""))
+        in _SERVER_NAMES.get(cast, (_ARGUMENTS.sub("", cast).lower(), cast))
         and not facts.types[column.name].startswith(("character(", "bpchar"))
         and not isinstance(column.type, TypeDecorator)
         for column in columns
     )
+
+
+def _are_exact(cast: str, values: Sequence[Any]) -> bool:
+    """Return whether values of a type are keys, because the cast to it leaves them as they are."""
+    sized = _NUMERIC.fullmatch(cast)
+    types = set(map(type, values))
+    if not types <= _KEYS_BY_VALUE.get("NUMERIC" if sized else cast, frozenset()) or not types:
+        return False
+    if types <= {float}:
+        return all(map(math.isfinite, values))
+    if Decimal not in types:
+        return True
+    scale = None if sized is None else int(sized["scale"])
+    exponents = [value.as_tuple().exponent for value in values if type(value) is Decimal]
+    return all(isinstance(each, int) and (scale is None or each >= -scale) for each in exponents)
 
 
 def are_flat(arrays: Sequence[Sequence[Any]]) -> bool:

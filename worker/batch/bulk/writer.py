@@ -125,7 +125,7 @@ class BulkWriter:
             and facts.is_table
             and expressions is not None
             and not eligibility.needs_context(target, "default", group.columns)
-            and eligibility.are_keys(key, facts)
+            and eligibility.are_keys(key, facts, group)
             and not any(column.name in facts.generated for column in group.columns)
         )
         casts, arrays = self._arrays(group) if takes_arrays else ({}, [])
@@ -152,7 +152,7 @@ class BulkWriter:
             and facts.is_table
             and expressions is not None
             and not eligibility.needs_context(target, "onupdate", given.columns)
-            and eligibility.are_keys(key, facts)
+            and eligibility.are_keys(key, facts, given)
         )
         group = fill_defaults(target, given, "onupdate") if takes_arrays else given
         casts, arrays = self._arrays(group) if takes_arrays else ({}, [])
