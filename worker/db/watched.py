@@ -101,25 +101,6 @@ class WatchedProtocol:
         logger.warning("connection terminated pid=%d seconds=%.1f reason=%s", self.pid, waited, reason)
         connection.terminate()
 
-    async def run(self, command: Callable[..., Awaitable[Any]], args: Any, options: Any, *, is_fed: bool) -> Any:
-        """Send a command. Return its answer."""
-        self._depth += 1
-        if self._depth == 1:  # else asyncpg refuses a second command beside the first
-            self.number += 1
-            self.since, self.is_fed = self._loop.time(), is_fed
-            if not self._is_armed:
-                self._arm(self._checker.after_seconds)
-        try:
-            return await command(*args, **options)
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-            if self._end_reason:
-                raise asyncpg.ConnectionDoesNotExistError(self._end_reason) from error
-            raise
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self.since = None
-
     def _arm(self, seconds: float) -> None:
         self._is_armed = True
         self._loop.call_later(seconds, self._look)
@@ -136,12 +117,32 @@ class WatchedProtocol:
             self._checker.add(self)
 
 
+def _is_fed(name: str, args: tuple[Any, ...]) -> bool:
+    """Return whether code of the job consumes or produces the rows of a COPY: `copy_in(_, reader, _, records, ...)`."""
+    return name == "copy_out" or args[1] is not None or isinstance(args[3], AsyncIterable)
+
+
 def _watched(name: str) -> Callable[..., Awaitable[Any]]:
+    is_copy = name.startswith("copy_")
+
     async def command(self: WatchedProtocol, *args: Any, **options: Any) -> Any:
-        is_fed = name == "copy_out" or (
-            name == "copy_in" and (args[1] is not None or isinstance(args[3], AsyncIterable))
-        )
-        return await self.run(getattr(self._protocol, name), args, options, is_fed=is_fed)
+        self._depth += 1
+        if self._depth == 1:  # else asyncpg refuses a second command beside the first
+            self.number += 1
+            self.since = self._loop.time()
+            self.is_fed = is_copy and _is_fed(name, args)
+            if not self._is_armed:
+                self._arm(self._checker.after_seconds)
+        try:
+            return await getattr(self._protocol, name)(*args, **options)
+        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+            if self._end_reason:
+                raise asyncpg.ConnectionDoesNotExistError(self._end_reason) from error
+            raise
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self.since = None
 
     return command
 
