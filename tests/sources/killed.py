@@ -10,11 +10,23 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from sqlalchemy import select
+
 from tests.models import Author
 from tests.sources.rows import UserRow
 from worker import JobContext, job, load_settings
 from worker.db.engine import Database
-from worker.sources import AsyncItems, CsvFile, JsonLines, Pages, ParquetFile, TextLines
+from worker.sources import (
+    AsyncItems,
+    CsvFile,
+    JsonLines,
+    Pages,
+    ParquetFile,
+    Query,
+    RedisStream,
+    StreamEntry,
+    TextLines,
+)
 from worker.testing.runner import JobRunner
 
 LAST = 300
@@ -41,11 +53,15 @@ CASES: dict[str, Callable[..., Any]] = {
     "parquet": lambda path: ParquetFile(path, UserRow),
     "pages": lambda: Pages(fetch_page, int),
     "items": lambda: AsyncItems(count, int),
+    "query": lambda: Query(select(Author.id).order_by(Author.id), database="legacy"),
+    "redis": lambda key: RedisStream(key, "import"),
 }
 
 
 def number(row: Any) -> int:
     """Return the number of a row."""
+    if isinstance(row, StreamEntry):
+        return int(row.fields["number"])
     return int(row) if isinstance(row, str | int) else int(row["id"] if isinstance(row, dict) else row.id)
 
 

@@ -12,7 +12,9 @@ from worker import Settings
 ROOT = Path(__file__).parents[2]
 
 
-async def run_under_kills(settings: Settings, module: str, *arguments: str, kills: int, seed: int) -> str:
+async def run_under_kills(
+    settings: Settings, module: str, *arguments: str, kills: int, seed: int, **environment: str
+) -> str:
     """Run a module that prints a line for each batch, and kill it by SIGKILL some lines and milliseconds later.
 
     Args:
@@ -21,12 +23,13 @@ async def run_under_kills(settings: Settings, module: str, *arguments: str, kill
         arguments: Its arguments.
         kills: The number of kills. The process then runs to its end.
         seed: Of the moments.
+        environment: More environment variables.
 
     Returns:
         The last line that it printed.
     """
     chance = random.Random(seed)
-    environment = {"DATABASE_URL": settings.database.url, "REDIS_URL": settings.redis.url, "PATH": ""}
+    environment |= {"DATABASE_URL": settings.database.url, "REDIS_URL": settings.redis.url, "PATH": ""}
     last = ""
     for attempt in range(kills + 1):
         process = await asyncio.create_subprocess_exec(

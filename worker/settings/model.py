@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from worker.settings.urls import asyncpg_url, parse_redis_url
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+#: The table of other databases: `[databases.NAME]` has the keys of `[database]`.
+DATABASES = "databases"
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -282,6 +284,8 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings.model_validate({})
     throttle: ThrottleSettings = ThrottleSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
+    #: Other databases that jobs read from, by name.
+    databases: dict[str, DatabaseSettings] = {}
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:
@@ -330,9 +334,11 @@ class Settings(BaseSettings):
 
 
 def sections() -> dict[str, type[BaseModel]]:
-    """Return the model of each section by its name."""
+    """Return the model of each section by its name, but for `databases`, whose sections are named by the user."""
     found: dict[str, type[BaseModel]] = {}
     for name, field in Settings.model_fields.items():
+        if name == DATABASES:
+            continue
         assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)  # noqa: S101
         found[name] = field.annotation
     return found

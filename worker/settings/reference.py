@@ -44,4 +44,7 @@ def describe_all() -> str:
             kind = describe_type(section, name).replace("|", "\\|")
             lines.append(f"| `{name}` | {kind} | {default} | {field.description} |")
         lines.append("")
+    lines += ["## databases.NAME", "", "Other databases, which jobs read with `worker.sources.Query`. They have the"]
+    lines += ["keys of `[database]`, such as `url` and `replica_url`. In the environment:"]
+    lines += ["`LONGHAUL_DATABASES__NAME__URL`.", ""]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from worker.errors import SettingsError
-from worker.settings.model import Settings, sections
+from worker.settings.model import DATABASES, Settings, sections
 from worker.settings.reference import field_names
 
 DEFAULT_FILE = "settings.toml"
@@ -63,6 +63,10 @@ def load_with_origins(
     origins = Origins(dict.fromkeys(field_names(), "default"))
     tree: dict[str, dict[str, Any]] = {}
     for origin, section, field, value in layers:
+        if section == DATABASES:
+            tree.setdefault(section, {}).setdefault(field, {}).update(value)
+            origins |= {f"{section}.{field}.{key}": origin for key in value}
+            continue
         _check_name(origin, section, field)
         tree.setdefault(section, {})[field] = value
         origins[f"{section}.{field}"] = origin
@@ -74,12 +78,26 @@ def load_with_origins(
 
 def _flatten(tree: Mapping[str, Any], origin: str = "command line") -> Iterator[tuple[str, str, Any]]:
     for section, fields in tree.items():
-        if section not in sections():
+        if section not in (*sections(), DATABASES):
             raise SettingsError(f"{origin}: unknown section [{section}]{_nearest(section, list(sections()))}")
         if not isinstance(fields, Mapping):
             raise SettingsError(f"{origin}: {section} is a section: write [{section}], and its keys below it")
         for field, value in fields.items():
+            if section == DATABASES:
+                _check_database(origin, field, value)
             yield section, field, value
+
+
+def _check_database(origin: str, name: str, fields: Any) -> None:
+    """Raise `SettingsError` unless the fields of `[databases.NAME]` are those of `[database]`."""
+    if not isinstance(fields, Mapping):
+        section = f"{DATABASES}.{name}"
+        raise SettingsError(f"{origin}: {section} is a section: write [{section}], and its url below it")
+    known = list(sections()["database"].model_fields)
+    for key in fields:
+        if key not in known:
+            prefix = f"{DATABASES}.{name}."
+            raise SettingsError(f"{origin}: unknown key {prefix}{key}{_nearest(key, known, prefix=prefix)}")
 
 
 def _file_layer(file: str | Path | None, env: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
@@ -108,6 +126,11 @@ def _environment_layer(env: Mapping[str, str]) -> Iterator[tuple[str, str, str, 
             continue
         section, _, field = variable.removeprefix(ENV_PREFIX).lower().partition(_ENV_DELIMITER)
         origin = f"environment {variable}"
+        if section == DATABASES:
+            name, _, key = field.partition(_ENV_DELIMITER)
+            _check_database(origin, name, {key: raw})
+            yield origin, section, name, {key: raw}
+            continue
         _check_name(origin, section, field)
         yield origin, section, field, _decode(sections()[section].model_fields[field].annotation, raw)
 
@@ -141,7 +164,8 @@ def _nearest(word: str, known: list[str], prefix: str = "") -> str:
 def _explain(error: ValidationError, origins: Origins) -> str:
     lines = []
     for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"][:2])
+        parts = 3 if problem["loc"][:1] == (DATABASES,) else 2
+        name = ".".join(str(part) for part in problem["loc"][:parts])
         origin = origins.get(name, "settings")
         shown = problem.get("input")
         message = problem["msg"].removeprefix("Value error, ")

@@ -1,0 +1,147 @@
+"""`RedisStream`: each entry takes effect once, and is acknowledged, over restarts, kills and other runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select, text
+
+from tests.models import Author
+from tests.sources.test_files import begin, read, read_over_restarts
+from tests.support.contexts import MakeContext
+from tests.support.kills import run_under_kills
+from worker import Settings
+from worker.db.engine import Database
+from worker.errors import SourceUnavailable
+from worker.sources import RedisStream
+
+KEY = "longhaul:test:orders"
+
+
+@pytest.fixture
+async def stream(redis: Redis) -> Redis:
+    """Redis without the stream."""
+    await redis.delete(KEY)
+    return redis
+
+
+async def add(redis: Redis, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        await redis.xadd(KEY, {"number": number})
+
+
+async def end_run(database: Database) -> None:
+    """Let the run end for good."""
+    async with database.transaction() as session:
+        await session.execute(
+            text("UPDATE worker.run SET state = 'dead', finished_at = pg_catalog.now() WHERE id = 'run'")
+        )
+
+
+async def count_pending(redis: Redis) -> int:
+    return int((await redis.xpending(KEY, "import"))["pending"])
+
+
+def numbers(rows: list[Any]) -> list[int]:
+    return [int(row.fields["number"]) for row in rows]
+
+
+async def test_each_entry_is_written_once_over_kills(stream: Redis, database: Database, settings: Settings) -> None:
+    await add(stream, 1, 100)
+    last = await run_under_kills(settings, "tests.sources.killed", "redis", KEY, kills=3, seed=6)
+    assert last == "done 100"
+    async with database.session() as session:
+        assert list(await session.scalars(select(Author.id).order_by(Author.id))) == list(range(1, 101))
+    assert await count_pending(stream) == 0
+
+
+async def test_each_entry_is_read_once_over_restarts(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 47)
+    rows = await read_over_restarts(context, lambda: RedisStream(KEY, "import"))
+    assert numbers(rows) == list(range(1, 48))
+    assert await count_pending(stream) == 0
+
+
+async def test_an_entry_is_acknowledged_only_after_its_commit(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 20)
+    ctx = context("run")
+    pending = [await count_pending(stream) async for _ in ctx.walk(RedisStream(KEY, "import"), size=5)]
+    assert pending == [5, 5, 5, 5]  # those of the open batch
+    assert await count_pending(stream) == 0
+    await ctx._attempt.succeed()
+
+
+async def test_walk_ends_behind_the_entries_of_its_beginning(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 10)
+    ctx = context("run")
+    found: list[int] = []
+    async for batch in ctx.walk(RedisStream(KEY, "import"), size=5):
+        found += numbers(list(batch))
+        await add(stream, 11 + 5 * batch.number, 15 + 5 * batch.number)
+    await ctx._attempt.succeed()
+    assert len(found) == 10
+    assert len(await read(context("next"), RedisStream(KEY, "import"))) == 10
+
+
+async def test_entries_that_were_committed_but_not_acknowledged_are_not_done_again(
+    stream: Redis, context: MakeContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the worker had died right after the commit, each time; and then another run comes."""
+
+    async def nothing() -> None:
+        pass
+
+    await add(stream, 1, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisStream, "_make_acknowledgement", lambda self, ids: nothing)
+        await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+        assert await count_pending(stream) == 10
+        assert numbers(await read(context("run"), RedisStream(KEY, "import"), size=5)) == list(range(6, 21))
+        assert await count_pending(stream) == 15
+    await end_run(database)
+    await add(stream, 21, 22)
+    assert numbers(await read(context("next"), RedisStream(KEY, "import"))) == [21, 22]
+    assert await count_pending(stream) == 0
+
+
+async def test_next_run_takes_what_a_dead_run_has_not_committed(
+    stream: Redis, context: MakeContext, database: Database
+) -> None:
+    await add(stream, 1, 20)
+    await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+    assert numbers(await read(context("while it may run"), RedisStream(KEY, "import"))) == list(range(11, 21))
+    await end_run(database)
+    await add(stream, 21, 22)
+    assert numbers(await read(context("next"), RedisStream(KEY, "import"))) == [*range(6, 11), 21, 22]
+    assert await count_pending(stream) == 0
+
+
+async def test_consumers_of_other_programs_are_let_alone(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 10)
+    await stream.xgroup_create(KEY, "import", id="0")
+    await stream.xreadgroup("import", "another program", {KEY: ">"}, count=4)
+    assert numbers(await read(context(), RedisStream(KEY, "import"))) == list(range(5, 11))
+    assert await count_pending(stream) == 4
+
+
+async def test_entries_that_were_deleted_meanwhile_are_passed(
+    stream: Redis, context: MakeContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    await add(stream, 1, 20)
+    await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+    await stream.xtrim(KEY, maxlen=12, approximate=False)  # 6 to 8 are pending, and gone
+    assert numbers(await read(context("run"), RedisStream(KEY, "import"))) == list(range(9, 21))
+    assert "entries were deleted from the stream" in caplog.text
+    assert await count_pending(stream) == 0
+
+
+async def test_key_of_another_type_and_a_server_that_is_away_are_named(stream: Redis, context: MakeContext) -> None:
+    await stream.set(KEY, "text")
+    with pytest.raises(SourceUnavailable, match=rf"the stream {KEY} cannot be read: WRONGTYPE.* next attempt"):
+        await read(context(), RedisStream(KEY, "import"))
+    away = Redis(host="127.0.0.1", port=1)
+    with pytest.raises(SourceUnavailable, match="cannot be read"):
+        await read(context(), RedisStream(KEY, "import", redis=away))
+    await away.aclose()
