@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence two processes more than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live soak services worker lock clean
+.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -51,6 +51,9 @@ bench-queue: setup  ## our queue beside arq, saq, streaq, taskiq and Celery; ROW
 
 bench-live: setup  ## latencies of an application beside a walk, with and without a pace
 	@$(PY) -m benchmarks.live
+
+bench-idle: setup  ## what 10,000 paused or waiting runs cost an idle worker
+	@$(PY) -m benchmarks.idle
 
 soak: setup  ## a million jobs of all kinds through one worker: what grows? JOBS=200000 for a part
 	@$(PY) -m benchmarks.soak

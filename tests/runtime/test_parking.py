@@ -30,6 +30,18 @@ async def other(ctx: JobContext) -> str:
     return "done"
 
 
+@job(concurrency=1)
+async def alone(ctx: JobContext, n: int) -> None:
+    """A job of which one runs, until it is cancelled."""
+    await asyncio.Event().wait()
+
+
+@job(rate="1/minute")
+async def seldom(ctx: JobContext, n: int) -> int:
+    """A job that runs once a minute."""
+    return n
+
+
 async def is_parked(redis: Redis, order: str, count: int) -> bool:
     return await redis.hlen(keys.PARKED_RUNS + order) == count
 
@@ -114,8 +126,8 @@ async def check_paused_runs_cost_nothing(settings: Settings, redis: Redis, clien
         before = await commands_of(redis)
         began = time.monotonic()
         await until(lambda: _is(lambda: time.monotonic() - began > 3))
-        # The mirror, the health line, cron and this test: some tens; each paused run would be three a second.
-        assert await commands_of(redis) - before < 300
+        # The mirror, the health line, cron and this test: some hundreds; the paused runs would be 9,000.
+        assert await commands_of(redis) - before < 1000
         assert await (await client.enqueue(other)).result(timeout=30) == "done"
         assert await is_parked(redis, "mail", count)
 
@@ -127,6 +139,44 @@ async def test_paused_runs_cost_nothing(settings: Settings, redis: Redis, client
 @pytest.mark.long
 async def test_ten_thousand_paused_runs_cost_nothing(settings: Settings, redis: Redis, client: Client) -> None:
     await check_paused_runs_cost_nothing(settings, redis, client, 10_000)
+
+
+async def check_waiting_runs_cost_little(settings: Settings, redis: Redis, client: Client, count: int) -> None:
+    """Runs that wait for a place, and runs whose moment under a rate has not come."""
+    for first in range(0, count, 500):
+        await client.enqueue_many(alone, [{"n": n} for n in range(first, first + 500)])
+    await client.enqueue_many(seldom, [{"n": n} for n in range(200)])
+    async with working(with_worker(settings, max_jobs=100, drain_timeout_seconds=0.1), alone, seldom, other):
+        await until(lambda: _has_in_line(redis, count - 1), seconds=120)
+        await until(lambda: _has_reserved(redis, 199), seconds=120)
+        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+        # The first ones of the line ask each five seconds, the others more and more seldom: some claims a second.
+        await until(lambda: _is_quiet(redis, 600), seconds=60)
+        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+
+
+async def _is_quiet(redis: Redis, commands: int) -> bool:
+    """Return whether at most so many commands, including those of scripts, are processed in three seconds."""
+    before = await commands_of(redis)
+    await asyncio.sleep(3)  # the length of the measurement
+    return await commands_of(redis) - before <= commands
+
+
+async def _has_in_line(redis: Redis, count: int) -> bool:
+    return await redis.zcard(keys.HELD + "alone") == count
+
+
+async def _has_reserved(redis: Redis, count: int) -> bool:
+    return len(await redis.keys(keys.RESERVED + "*")) == count
+
+
+async def test_waiting_runs_cost_little(settings: Settings, redis: Redis, client: Client) -> None:
+    await check_waiting_runs_cost_little(settings, redis, client, 1000)
+
+
+@pytest.mark.long
+async def test_ten_thousand_waiting_runs_cost_little(settings: Settings, redis: Redis, client: Client) -> None:
+    await check_waiting_runs_cost_little(settings, redis, client, 10_000)
 
 
 async def test_worker_with_5000_slots_claims_5000_jobs_at_once(fast: Settings, redis: Redis, client: Client) -> None:

@@ -142,3 +142,15 @@ async def test_who_waits_for_its_moment_takes_no_place(scripts: Scripts) -> None
     await scripts.redis.delete(keys.LIMIT + "both")
     assert await enter(scripts, both, "b") == Held(0.1, "rate")
     assert await scripts.redis.exists(keys.LIMIT + "both") == 0
+
+
+@job(rate="1/hour")
+async def seldom(ctx: JobContext) -> None:
+    """One an hour."""
+
+
+async def test_hundreds_of_runs_under_a_low_rate_keep_their_moments(scripts: Scripts) -> None:
+    """They are months ahead."""
+    answers = [await enter(scripts, seldom, f"r{number}") for number in range(1_000)]
+    assert answers[0] is None
+    assert [answer.seconds for answer in answers[1:] if answer is not None] == [3600.0 * n for n in range(1, 1_000)]

@@ -1,7 +1,7 @@
 -- Acquire a place under the limits of a job for a claimed run.
 --
 -- The running runs of a limit are in a sorted set, each with the number of the claim that acquired the place. A run without a lease has died, and does not count. A run that has
--- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first
+-- to wait is in the sorted set of waiting runs. It is due again when a place becomes free (release.lua). The first two
 -- waiting runs are due again after some seconds in any case, because the owner of a place may have died. The delay of
 -- the others grows with their position, so that thousands of waiting runs cause little load. If a run acquires a place,
 -- the runs behind it move up.
@@ -19,7 +19,7 @@
 
 -- include clock.lua
 -- include checks.lua
-local FIRST = 10  -- number of waiting runs that are due again after the longest wait
+local FIRST = 10  -- number of waiting runs that move up when a run acquires a place
 local id = ARGV[1]
 local now_ms = time_ms()
 local limit = whole_number(KEYS[5], ARGV[2]) or tonumber(ARGV[4])
@@ -43,15 +43,16 @@ if limited and not redis.call('ZSCORE', KEYS[1], id) then
     if redis.call('ZCARD', KEYS[1]) >= limit then
         redis.call('ZADD', KEYS[2], 'NX', now_ms, id)
         redis.call('PEXPIRE', KEYS[2], 86400000)
-        local behind = math.max(0, redis.call('ZRANK', KEYS[2], id) + 1 - FIRST)
-        return {tonumber(ARGV[7]) + math.min(1000 * behind, 3600000), 'limit', problems}
+        local behind = math.max(0, redis.call('ZRANK', KEYS[2], id) - 1)
+        return {math.min(tonumber(ARGV[7]) * (1 + behind), 3600000), 'limit', problems}
     end
 end
 if between > 0 and redis.call('DEL', KEYS[4]) == 0 then
     local moment = tonumber(try('GET', KEYS[3]) or '0')
-    -- A moment further ahead than a day was not written by this script.
-    if not moment or moment ~= moment or moment > now_ms + 86400000 + between then
-        note(KEYS[3], 'value', 'not a moment within a day')
+    -- A moment further ahead than a hundred years was not written by this script. Many runs under a low rate reserve
+    -- moments that are months ahead.
+    if not moment or moment ~= moment or moment > now_ms + 3155760000000 then
+        note(KEYS[3], 'value', 'not a moment within a hundred years')
         moment = 0
     end
     moment = math.max(moment, now_ms)
