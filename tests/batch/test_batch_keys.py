@@ -58,6 +58,10 @@ LOOPS: dict[str, Callable[..., Any]] = {
     "walk": lambda ctx, **options: ctx.walk(Numbers(ROWS), **options),
     "walk without keys": lambda ctx, **options: ctx.walk(Pages(), **options),
 }
+EACH_LOOP = [
+    pytest.param(loop, marks=[] if loop in ("chunks", "stream", "walk without keys") else pytest.mark.long)
+    for loop in LOOPS
+]
 #: Loops whose rows have a key of their own.
 KEYED = [name for name in LOOPS if "without" not in name]
 
@@ -93,7 +97,7 @@ async def run(database: Database, settings: Settings) -> JobRunner:
     return JobRunner(database, settings)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", EACH_LOOP)
 @pytest.mark.parametrize("fault", ["crash", "deadlock"])
 async def test_key_stands_for_the_same_rows_over_faults(run: JobRunner, loop: str, fault: str) -> None:
     receiver, chance = Receiver(), random.Random(f"{loop} {fault}")
@@ -125,7 +129,7 @@ async def test_key_stands_for_the_same_rows_over_faults(run: JobRunner, loop: st
     receiver.check()
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", EACH_LOOP)
 async def test_same_batch_has_the_same_key_after_its_worker_has_died(
     context: MakeContext, database: Database, loop: str
 ) -> None:

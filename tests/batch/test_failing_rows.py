@@ -119,6 +119,10 @@ KINDS = {
     "expression": ("number", "'seven'"),
 }
 LOOPS = ["objects", "columns", "unlocked", "skip_locked", "stream of objects", "stream of columns"]
+#: For tests of which two loops are enough in the short form.
+EACH_LOOP = [
+    pytest.param(loop, marks=[] if loop in ("columns", "stream of objects") else pytest.mark.long) for loop in LOOPS
+]
 PLACES = {"first": 1, "middle": 13, "last": ROWS}
 SHORT = [
     ("timestamp after 9999", "objects", "first"),
@@ -228,7 +232,7 @@ async def test_row_that_cannot_be_read_is_quarantined_alone(
     await check_seen(database, bad)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", EACH_LOOP)
 async def test_rows_that_cannot_be_read_side_by_side_are_quarantined_each(
     items: None, database: Database, settings: Settings, loop: str
 ) -> None:
@@ -246,7 +250,7 @@ async def test_rows_that_cannot_be_read_side_by_side_are_quarantined_each(
     await check_seen(database, bad)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", EACH_LOOP)
 @pytest.mark.parametrize("limit", [0, 1])
 async def test_more_unreadable_rows_than_the_limit_fail_the_attempt_at_their_keys(
     items: None, database: Database, settings: Settings, loop: str, limit: int
@@ -269,7 +273,7 @@ async def test_more_unreadable_rows_than_the_limit_fail_the_attempt_at_their_key
     assert len(await Ledger(database).quarantine.list_rows()) == limit
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", EACH_LOOP)
 async def test_statement_that_fails_for_every_row_quarantines_none(
     items: None, database: Database, settings: Settings, loop: str
 ) -> None:
@@ -449,7 +453,13 @@ SHAPES: dict[str, Callable[[JobContext, dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, marks=[] if shape in ("groups", "join", "stream of one") else pytest.mark.long)
+        for shape in SHAPES
+    ],
+)
 async def test_row_that_cannot_be_read_is_found_in_statements_of_other_shapes(
     items: None, database: Database, settings: Settings, shape: str
 ) -> None:
