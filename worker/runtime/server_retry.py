@@ -18,6 +18,8 @@ from worker.queue.outage_log import OutageLog
 T = TypeVar("T")
 
 _DATABASE_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
+#: No further repetition after this time: a connection into a black hole fails only after its timeout.
+_DATABASE_SECONDS = 15.0
 _REDIS_PAUSES = (0.2, 0.5, 1.0)
 
 
@@ -91,11 +93,13 @@ class ServerRetry:
         Raises:
             SQLAlchemyError: the step failed for another reason, or PostgreSQL is still unavailable.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _DATABASE_SECONDS
         for pause in _DATABASE_PAUSES:
             try:
                 return await operation()
             except (SQLAlchemyError, OSError) as error:
-                if not is_unavailable(error):
+                if not is_unavailable(error) or loop.time() > deadline:
                     raise
                 await asyncio.sleep(pause)
         return await operation()
