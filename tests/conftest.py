@@ -57,7 +57,9 @@ def servers(longhaul_servers: Services) -> Services:
 @pytest.fixture
 def settings(servers: Services) -> Settings:
     """Default settings on these servers."""
-    return load_settings(environment={"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url})
+    environment = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+    # Its detection would cost each test another connection.
+    return load_settings(environment=environment, overrides={"database": {"pgbouncer": False}})
 
 
 @pytest_asyncio.fixture
