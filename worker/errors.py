@@ -311,12 +311,14 @@ class AttemptReleased(AttemptExit):
     """The run goes back to the queue, and no attempt is counted.
 
     Attributes:
-        reason: why: the worker drains, or an operator has paused the run.
+        reason: why: the worker drains, an operator has paused the run, the job sleeps, or other runs wait for its slot.
+        delay_seconds: seconds until the run is due again.
     """
 
-    def __init__(self, reason: Literal["drain", "pause"]) -> None:
+    def __init__(self, reason: Literal["drain", "pause", "sleep", "yield"], delay_seconds: float = 0.0) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.delay_seconds = delay_seconds
 
 
 class Cancelled(AttemptExit):

@@ -11,7 +11,8 @@ from worker.testing.runner import JobRunner
 #: All that a job may use. Each new name is an addition to the public interface: document it.
 NAMES = {
     "attempt", "bulk", "chunks", "database", "enqueued_at", "headers", "job", "lines", "progress", "redis", "rows_done",
-    "run_id", "savepoint", "session", "settings", "stream", "sweep", "transaction", "walk",
+    "run_id", "savepoint", "session", "settings", "sleep", "sleep_until", "step", "stream", "sweep",
+    "transaction", "walk",
 }  # fmt: skip
 
 

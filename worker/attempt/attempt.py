@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -21,6 +20,7 @@ from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
+from worker.attempt.step_names import StepNames
 from worker.awaiting import TrackedCalls, tracked_calls
 from worker.batch import Progress, Walk, swallowed_error_message
 from worker.batch.batch_retry import BatchRetries, FailedBatch, RetryPlan
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("longhaul.jobs")
 
+_ONE_AFTER_THE_OTHER = (
+    "steps and loops run one after the other; for concurrency, use asyncio.gather() inside of one step"
+)
 #: Longest wait for the ledger to begin the run of a job that is being abandoned.
 _BEGIN_SECONDS = 5.0
 
@@ -64,6 +67,8 @@ class Attempt:
         broken: description of the loop that an exception has ended; None if there is none.
         failure: the failed batch, to be retried; None if no batch was open.
         calls: calls that the job has to await.
+        open_step: the step that is in progress; None if there is none.
+        names: the names of the loops and steps in this call of the job's function.
         fields: run, job, attempt and step, for the log.
     """
 
@@ -96,18 +101,17 @@ class Attempt:
         self.failure: FailedBatch | None = None
         self._spec = spec
         self._ledger = ledger
-        self._control = control
+        self.control = control
         self._pools = pools
         self._job_throttles = throttles
         self._run: OwnedRun | None = None
         self._reported_rows = 0
         self._loop: Walk[Any] | None = None
         self.calls = TrackedCalls()
-        self._names: set[str] = set()
-        self._count = 0
+        self.names = StepNames(job)
         self._entry: RetryPlan | None = None
         self._batch_retries = BatchRetries()
-        self._walks: set[str] = set()
+        self.open_step: str | None = None
         self._sessions: WeakSet[ScopedSession] | None = None
         self._offloaded: set[OffloadedCall] = set()
         self._event_loop: asyncio.AbstractEventLoop | None = None
@@ -120,7 +124,7 @@ class Attempt:
     @cached_property
     def _boundary(self) -> Boundary:
         rules, check = self.settings.throttle, self.ensure_not_abandoned
-        return Boundary(self.job, self._control, self._job_throttles, rules, ensure_not_abandoned=check)
+        return Boundary(self.job, self.control, self._job_throttles, rules, ensure_not_abandoned=check)
 
     @property
     def rows_done(self) -> int:
@@ -183,10 +187,8 @@ class Attempt:
         """
         if job.run_in == "loop":
             return await job.function(ctx, *args, **kwargs)
-        self._event_loop = asyncio.get_running_loop()
         if job.run_in == "thread":
-            function = functools.partial(contextvars.copy_context().run, job.function, ctx, *args, **kwargs)
-            return await self._offload(self._pools.threads.start(function))
+            return await self.call_in_thread(partial(job.function, ctx, *args, **kwargs))
         request = ProcessRequest(
             module=job.function.__module__,
             function=job.function.__qualname__,
@@ -197,8 +199,14 @@ class Attempt:
             enqueued_at=ctx.enqueued_at.isoformat(),
             headers={**ctx.headers, **current_headers()},
         )
+        self._event_loop = asyncio.get_running_loop()
         text = await self._offload(self._pools.processes.start(request, self.settings, self.report_progress))
         return job.decode_result_json(text)
+
+    async def call_in_thread(self, function: Callable[[], Any]) -> Any:
+        """Call a plain function in a thread, in this context."""
+        self._event_loop = asyncio.get_running_loop()
+        return await self._offload(self._pools.threads.start(partial(contextvars.copy_context().run, function)))
 
     async def _offload(self, call: OffloadedCall) -> Any:
         self._offloaded.add(call)
@@ -214,7 +222,7 @@ class Attempt:
             return
         share = min(1.0, done / total) if total else None
         self._reported_rows = done
-        self._control.report(Progress("", "job", done, total, share, 0, 0, 0.0, None), self.rows_done)
+        self.control.report(Progress("", "job", done, total, share, 0, 0, 0.0, None), self.rows_done)
 
     def open_session(self) -> ScopedSession:
         """Return a new session, which cannot commit after this attempt has been abandoned."""
@@ -247,27 +255,29 @@ class Attempt:
             if self._run is None:
                 self._run = await self._ledger.claim(self._spec())
                 self.number = self.fields.attempt = self._run.attempt
-                self._control.became_durable(self._run)
+                self.control.became_durable(self._run)
         return self._run
 
-    async def enter_loop(self, loop: Walk[Any]) -> None:
-        """Settle the preceding loop, which the job has exited by `break`.
+    async def enter_loop(self, loop: Walk[Any] | None) -> None:
+        """Settle the preceding loop, which the job has exited by `break`, before a loop, or a step (None).
 
         Raises:
-            UsageError: That loop is still in progress.
+            UsageError: That loop, or a step, is still in progress.
             LonghaulError: The job has caught an exception that ended the loop.
         """
         before = self._loop
         if before is not None and before is not loop:
             if before.in_progress:
                 raise UsageError(
-                    f"job {self.job}: durable loops cannot be nested or run concurrently in one job, because each "
-                    f"batch owns the run's transaction. Walk the join, or read the inner rows with batch.session. If "
-                    f"the other loop was exited by `break`, close the generator in your code that holds it"
+                    f"job {self.job}: durable loops and steps cannot be nested or run concurrently in one job, because "
+                    f"each batch owns the run's transaction. Walk the join, or read the inner rows with batch.session. "
+                    f"If the other loop was exited by `break`, close the generator in your code that holds it"
                 )
             await before.leave()
         if self.broken is not None:
             raise LonghaulError(swallowed_error_message(self.broken))
+        if self.open_step is not None:
+            raise UsageError(f"job {self.job}: step {self.open_step!r} is still in progress: {_ONE_AFTER_THE_OTHER}")
         self._loop = loop
 
     def leave_loop(self, loop: Walk[Any]) -> None:
@@ -279,30 +289,20 @@ class Attempt:
 
     def step_name(self, kind: str, name: str | None) -> str:
         """Return the name of a step, unique in the job: the given name, or a name made from kind and order."""
-        self._count += 1
-        chosen = name or f"{self._count}-{kind}"
-        if chosen in self._names:
-            raise UsageError(f"job {self.job}: two loops are named {chosen!r}; give each step a name of its own")
-        self._names.add(chosen)
-        self.fields.step = chosen
-        return chosen
+        self.fields.step = self.names.add(kind, name)
+        return self.fields.step
 
     def ensure_unique_statement(self, walk: str) -> None:
         """Raise `UsageError` for a second unnamed loop over one statement: a restart could not distinguish them."""
-        if walk in self._walks:
-            raise UsageError(
-                f"job {self.job}: two loops walk the same statement: give each a name=... of its own, made from the "
-                f"value that differs, so that each finds its cursor after a restart: {walk}"
-            )
-        self._walks.add(walk)
+        self.names.add_statement(walk)
 
-    async def boundary(self, *, resumable: bool, table: str) -> None:
-        """Apply operator commands and throttles between two batches; see `Boundary.wait`."""
+    async def boundary(self, *, resumable: bool, table: str | None) -> None:
+        """Apply operator commands and throttles between two batches or steps; see `Boundary.wait`."""
         await self._boundary.wait(await self.durable_run(), resumable=resumable, table=table)
 
     def report(self, progress: Progress) -> None:
         """Report a committed batch to the worker."""
-        self._control.report(progress, self.rows_done)
+        self.control.report(progress, self.rows_done)
 
     # --- retry of a failed batch
 
@@ -337,7 +337,7 @@ class Attempt:
         )
         self._entry = entry
         self._loop, self.where, self.broken, self.failure = None, None, None, None
-        self._names, self._walks, self._count = set(), set(), 0
+        self.names = StepNames(self.job)
         return True
 
     async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:

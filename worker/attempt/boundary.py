@@ -44,13 +44,13 @@ class Boundary:
         self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
 
-    async def wait(self, run: OwnedRun, *, resumable: bool, table: str) -> None:
-        """Return when the next batch may begin.
+    async def wait(self, run: OwnedRun, *, resumable: bool, table: str | None) -> None:
+        """Return when the next batch or step may begin.
 
         Args:
             run: the run in the ledger. No transaction stays open on its connection during a wait.
             resumable: whether another worker can continue from here. If not, a pause waits in this process.
-            table: the walked table.
+            table: the walked table; None for a step, which no throttle delays.
 
         Raises:
             Cancelled: An operator has cancelled the run.
@@ -83,7 +83,9 @@ class Boundary:
             seconds = (wait.until - now).total_seconds() if wait.until else _POLL_SECONDS
             await asyncio.sleep(min(max(seconds, 0.0), _POLL_SECONDS))
 
-    async def _ask_throttles(self, run: OwnedRun, table: str) -> Wait | None:
+    async def _ask_throttles(self, run: OwnedRun, table: str | None) -> Wait | None:
+        if table is None:
+            return None
         self._throttles.set_pace(self._control.rows_per_second(run.spec.id, self._job))
         is_due = self._throttles.is_server_check_due
         if is_due:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
+from worker.attempt.steps import Steps
 from worker.batch import Bulk, Source, Walk
 from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.loops import make_chunks, make_stream, make_sweep, make_walk
@@ -103,6 +104,68 @@ class JobContext:
 
     async def _call(self, job: Job[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return await self._attempt.call(job, self, args, kwargs)
+
+    # --- steps
+
+    @overload
+    def step(
+        self, name: str, function: Callable[..., Awaitable[T]], /, *args: Any, transaction: bool = False, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def step(
+        self, name: str, function: Callable[..., T], /, *args: Any, transaction: bool = False, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    def step(
+        self, name: str, function: Callable[..., Any], /, *args: Any, transaction: bool = False, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a function once: `token = await ctx.step("create export", create_export, day)`.
+
+        Its result is recorded in the ledger. A later attempt of the run returns it, and does not call the function. If
+        an attempt dies between the function's effect and the record, the function runs again: at least once. With
+        `transaction=True`, its writes commit with the record: exactly once. The job's timeout holds for each step.
+
+        Args:
+            name: name of the step, of 1 to 200 characters, unique in the run.
+            function: an `async def`, or a plain function, which runs in a thread.
+            *args: its arguments.
+            transaction: whether the function, an `async def`, gets a session as its first argument.
+            **kwargs: its keyword arguments.
+
+        Returns:
+            The result, as JSON gives it back in the type that the function declares.
+
+        Raises:
+            UsageError: The name is used twice, the result is no JSON or too large, or a loop or step is in progress.
+            CursorMismatch: The order of the finished steps differs from that in the ledger.
+        """
+        steps = Steps(self._attempt)
+        return self._attempt.calls.track(
+            "ctx.step", steps.run(name, function, args, kwargs, in_transaction=transaction)
+        )
+
+    def sleep(self, seconds: float, *, name: str | None = None) -> Coroutine[Any, Any, None]:
+        """Give the slot back for some seconds, and go on behind. It costs no attempt.
+
+        The end is recorded in the ledger, so that a restart waits for the rest alone. The job is called again, and its
+        finished loops and steps are skipped. An exception ends this attempt: let `BaseException` pass.
+
+        Args:
+            seconds: seconds to wait, up to ten years.
+            name: name of the step; by default made from the order of the sleeps.
+
+        Raises:
+            UsageError: The number is negative or too large, or a loop or step is in progress.
+        """
+        return self._attempt.calls.track("ctx.sleep", Steps(self._attempt).sleep(name, seconds=seconds))
+
+    def sleep_until(self, moment: datetime, *, name: str | None = None) -> Coroutine[Any, Any, None]:
+        """Give the slot back until a moment, and go on behind; see `sleep`.
+
+        Args:
+            moment: a datetime with a time zone, by PostgreSQL's clock. If it has passed, the job goes on at once.
+            name: name of the step; by default made from the order of the sleeps.
+        """
+        return self._attempt.calls.track("ctx.sleep_until", Steps(self._attempt).sleep_until(name, moment))
 
     # --- scopes
 

@@ -33,6 +33,14 @@ class AttemptControl(Protocol):
         """Report that the run has begun in the ledger."""
         return
 
+    def step_began(self, name: str) -> None:
+        """Report that the function of a step begins: the job's timeout holds for it."""
+        return
+
+    def step_ended(self) -> None:
+        """Report that the function of a step has ended."""
+        return
+
     def throttled(self, wait: Wait | None, since: datetime) -> None:
         """Report that the walk waits, with the reason, or that it continues.
 

@@ -68,13 +68,15 @@ class BatchTransaction:
     Args:
         run: The run, whose connection the transaction uses.
         name: The batch, for errors.
+        scope: What ends its session, for errors.
     """
 
-    def __init__(self, run: OwnedRun, name: str) -> None:
+    def __init__(self, run: OwnedRun, name: str, *, scope: str = "a batch") -> None:
         self._run = run
         self._driver = run.driver
         self._session: ScopedSession | None = None
         self._name = name
+        self._scope = scope
         self._is_over = False
         self._is_used = False  # the commit of the batch before may have begun the transaction
 
@@ -93,7 +95,7 @@ class BatchTransaction:
         self._ensure_open()
         self._is_used = True
         if self._session is None:
-            self._session = self._run.session("a batch")
+            self._session = self._run.session(self._scope)
         return self._session
 
     @property

@@ -70,7 +70,7 @@ class WalkHost(Protocol):
     def ensure_unique_statement(self, walk: str) -> None:
         """Raise `UsageError` for a second loop without a name over the same statement."""
 
-    async def boundary(self, *, resumable: bool, table: str) -> None:
+    async def boundary(self, *, resumable: bool, table: str | None) -> None:
         """Obey operators and throttles between two batches: raise `AttemptReleased` or `Cancelled`, or wait."""
 
     def report(self, progress: Progress) -> None:

@@ -13,12 +13,14 @@ from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async
 from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.db.tables import RUN_STATES
 from worker.ledger import Ledger, RunRecord, StepRecord
+from worker.ledger.recorded_steps import KINDS as RECORDED
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
 from worker.settings import Settings
 
 _ERROR_CHARACTERS = 120
+_RESULT_CHARACTERS = 200
 
 runs = typer.Typer(help="List the runs in the ledger, or show one.", invoke_without_command=True)
 app.add_typer(runs, name="runs")
@@ -136,7 +138,12 @@ def _print_run(run: RunRecord) -> None:
         print_line(f"  result: {json.dumps(run.result, ensure_ascii=False)}")
     if run.error:
         print_line(f"  error: {run.error}")
-    if run.steps:
+    recorded = [step for step in run.steps if step.kind in RECORDED]
+    walked = [step for step in run.steps if step.kind not in RECORDED]
+    if recorded:
+        columns = ("step", "kind", "began", "took", "result")
+        print_table(columns, [_describe_recorded(step) for step in recorded])
+    if walked:
         print_table(
             ("step", "kind", "rows", "%", "batches", "estimate", "cursor", "upper bound", "done"),
             [
@@ -151,9 +158,23 @@ def _print_run(run: RunRecord) -> None:
                     json.dumps(step.upper_bound, ensure_ascii=False),
                     "yes" if step.done else "no",
                 )
-                for step in run.steps
+                for step in walked
             ],
         )
+
+
+def _describe_recorded(step: StepRecord) -> tuple[str, ...]:
+    """Return the cells of a step of `ctx.step` or `ctx.sleep`: its times, and its result or the end of its sleep."""
+    began, ended = step.started_at, step.updated_at
+    took = f"{(ended - began).total_seconds():.1f} s" if began and ended and step.done else ""
+    result = step.result or ""
+    if step.kind == "sleep":
+        result = f"until {result}" if step.done else f"asleep until {result}"
+    elif not step.done:
+        result = "not finished"
+    elif len(result) > _RESULT_CHARACTERS:
+        result = f"{result[:_RESULT_CHARACTERS]}… ({len(result):,} characters; --json shows all)"
+    return (step.name, step.kind, f"{began.astimezone():%m-%d %H:%M:%S}" if began else "", took, result)
 
 
 def _percent(step: StepRecord) -> str:

@@ -83,8 +83,8 @@ step = Table(
     Column("run_id", Text, ForeignKey(run.c.id, ondelete="CASCADE"), primary_key=True),
     Column("name", Text, primary_key=True, doc="given, or made from the loop's kind and order"),
     Column("position", Integer, nullable=False),
-    Column("kind", Text, nullable=False, doc="chunks, stream or sweep"),
-    Column("statement", Text, nullable=False, doc="SQL without its values, to detect a change"),
+    Column("kind", Text, nullable=False, doc="chunks, stream, sweep, the kind of a source, step or sleep"),
+    Column("statement", Text, nullable=False, doc="SQL without its values, to detect a change; of a step its function"),
     Column("key", JSONB, nullable=False, doc="columns, types and directions of the cursor"),
     # Fence and cursor stand in one row: see worker/ledger/queries/checkpoint.sql for the race that this closes.
     Column("fence", BigInteger, nullable=False),
@@ -96,6 +96,7 @@ step = Table(
     Column("done", Boolean, nullable=False, server_default="false"),
     Column("pace", JSONB(none_as_null=True), doc="learned batch size, and the share that is done"),
     Column("code_version", Text, doc="version of the jobs' code that began the step"),
+    Column("result", Text, doc="of a step: JSON, as text, because jsonb has no place for some of its values"),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint(

@@ -15,23 +15,23 @@ from typing import Any
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PydanticSchemaGenerationError,
-    PydanticUserError,
     TypeAdapter,
     ValidationError,
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from worker.errors import InvalidArguments, RegistrationError, UsageError, format_error
-from worker.job.round_trip import CONFIG, MAX_UNCHECKED_LENGTH, as_lists, is_exact, is_same
-
-_COMPILE_ERRORS = (PydanticSchemaGenerationError, PydanticUserError, TypeError)
-
-#: Types of JSON whose values have one form each: a float has several, and a container holds other values.
-_SCALARS = frozenset({type(None), bool, int, str})
-#: The largest integer that is written without pydantic: that of 64 bits.
-_MOST_UNCHECKED = 2**63 - 1
+from worker.errors import InvalidArguments, RegistrationError, format_error
+from worker.job.results import (
+    COMPILE_ERRORS,
+    LOSSY,
+    ResultCodec,
+    describe_invalid,
+    is_unchecked,
+    make_schema_error,
+    show_difference,
+)
+from worker.job.round_trip import CONFIG, is_exact, is_same
 
 
 class UndefinedType(RegistrationError):
@@ -96,7 +96,7 @@ class JobCodec:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an argument may have the name of a method of pydantic's model
                 model: type[BaseModel] = create_model(f"{self._job}_arguments", __config__=config, **fields)
-        except (*_COMPILE_ERRORS, NameError) as error:
+        except (*COMPILE_ERRORS, NameError) as error:
             raise self._explain_schema(error) from None
         for name, field in model.model_fields.items():
             if field.alias or field.validation_alias or field.serialization_alias:
@@ -110,17 +110,9 @@ class JobCodec:
         for name in self.signature.parameters:
             try:
                 TypeAdapter(self._hints.get(name, Any))
-            except _COMPILE_ERRORS as reason:
-                return self._schema_error(f"argument {name}", self._hints[name], reason)
-        return self._schema_error("arguments", self.signature, error)
-
-    def _schema_error(self, what: str, hint: Any, reason: Exception) -> RegistrationError:
-        shown = hint.__qualname__ if isinstance(hint, type) else str(hint)
-        detail = (str(reason).splitlines() or [type(reason).__name__])[0]
-        return RegistrationError(
-            f"job {self._job}: {what}: {shown} cannot be converted to JSON and back: {detail}; use types that pydantic "
-            f"knows, e.g. an id instead of an ORM object"
-        )
+            except COMPILE_ERRORS as reason:
+                return make_schema_error(f"job {self._job}: argument {name}", self._hints[name], reason)
+        return make_schema_error(f"job {self._job}: arguments", self.signature, error)
 
     @property
     def has_plain_types(self) -> bool:
@@ -169,15 +161,9 @@ class JobCodec:
         return {**self._defaults, **arguments}
 
     @cached_property
-    def _returns(self) -> TypeAdapter[Any]:
-        hint = self._hints.get("return", Any)
-        try:
-            try:
-                return TypeAdapter(hint, config=CONFIG)
-            except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
-                return TypeAdapter(hint)
-        except _COMPILE_ERRORS as error:
-            raise self._schema_error("result", hint, error) from None
+    def _result(self) -> ResultCodec:
+        hints = self._hints
+        return ResultCodec(f"job {self._job}", hints.get("return", Any), is_annotated="return" in hints)
 
     @cached_property
     def version(self) -> str:
@@ -195,7 +181,7 @@ class JobCodec:
             RegistrationError: A type of the signature cannot be converted to JSON.
         """
         self._arguments  # noqa: B018
-        self._returns  # noqa: B018
+        self._result.adapter  # noqa: B018
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
         """Validate arguments and return them as the text of a JSON object.
@@ -218,7 +204,7 @@ class JobCodec:
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArguments(f"{self._where}: {self._name_unwritable(model, error)}") from None
         changed = self._inexact & type(model).model_fields.keys() - pending - left_out
-        if changed or not _is_unchecked(text):
+        if changed or not is_unchecked(text):
             self._check_round_trip(model, text, type(model).model_fields.keys() - pending - left_out)
         return text
 
@@ -228,7 +214,7 @@ class JobCodec:
             arrived = type(model).model_validate_json(text, by_alias=True, by_name=True)
         except (ValidationError, RecursionError) as error:
             unreadable = self._name_unreadable(model, names)
-            raise InvalidArguments(f"{self._where}: {unreadable}{_LOSSY}: {_describe(error)}") from None
+            raise InvalidArguments(f"{self._where}: {unreadable}{LOSSY}: {describe_invalid(error)}") from None
         for name in sorted(names):
             before, after = getattr(model, name), getattr(arrived, name)
             try:
@@ -236,7 +222,7 @@ class JobCodec:
             except Exception as error:  # noqa: BLE001 - `__eq__` of any class may raise anything
                 raise InvalidArguments(f"{self._where}: {name}: cannot be compared: {format_error(error)}") from None
             if not same:
-                raise InvalidArguments(f"{self._where}: {name}: {_LOSSY}: {_show_difference(before, after)}")
+                raise InvalidArguments(f"{self._where}: {name}: {LOSSY}: {show_difference(before, after)}")
 
     def _name_unreadable(self, model: BaseModel, names: Set[str]) -> str:
         """Return the names of the arguments whose text the JSON parser does not read, with a colon."""
@@ -297,62 +283,11 @@ class JobCodec:
                 return arguments.model_validate_json(json.dumps(values), by_alias=True, by_name=True)
             return arguments.model_validate(values)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._where}: {_describe(error)}") from None
+            raise InvalidArguments(f"{self._where}: {describe_invalid(error)}") from None
 
     def encode_result(self, result: Any) -> str:
-        """Return a result as JSON text.
-
-        Raises:
-            UsageError: It is not of the type that the function declares, or does not come back from JSON as it is.
-        """
-        kind = type(result)
-        if kind in self._unchecked_results:
-            if result is None:
-                return "null"
-            if kind is bool:
-                return "true" if result else "false"
-            if kind is int and -_MOST_UNCHECKED <= result <= _MOST_UNCHECKED:
-                return str(result)
-            if kind is str and len(result) <= MAX_UNCHECKED_LENGTH and result.isascii() and result.isprintable():
-                return json.dumps(result)  # of other characters it escapes more than pydantic
-        where = f"job {self._job}: its result"
-        try:
-            value = self._returns.validate_python(result)
-            text = self._returns.dump_json(value, by_alias=False, round_trip=True, warnings="none").decode()
-            if self._is_result_exact and _is_unchecked(text):
-                return text
-            arrived = self._returns.validate_json(text, by_alias=True, by_name=True)
-        except ValidationError as error:
-            raise UsageError(
-                f"{where} of type {type(result).__qualname__} does not fit `-> {self._result_name}`: {_describe(error)}"
-            ) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"{where} cannot be converted to JSON: {format_error(error)}") from None
-        try:
-            same = is_same(as_lists(value) if "return" not in self._hints else value, arrived)
-        except Exception as error:  # noqa: BLE001 - `__eq__` of any class may raise anything
-            raise UsageError(f"{where} cannot be compared: {format_error(error)}") from None
-        if not same:
-            cure = "" if "return" in self._hints else "; annotate the function with the type of its result"
-            raise UsageError(f"{where} {_LOSSY}: {_show_difference(value, arrived)}{cure}")
-        return text
-
-    @cached_property
-    def _unchecked_results(self) -> frozenset[type]:
-        """Exact types of results that need no validator, because each value is valid and comes back as it was given."""
-        hint = self._hints.get("return", Any)
-        if hint is Any:
-            return _SCALARS
-        return frozenset({hint}) & _SCALARS if isinstance(hint, type) else frozenset()
-
-    @cached_property
-    def _is_result_exact(self) -> bool:
-        return is_exact(self._hints.get("return", Any))
-
-    @property
-    def _result_name(self) -> str:
-        hint = self._hints.get("return", Any)
-        return hint.__qualname__ if isinstance(hint, type) else str(hint)
+        """Return a result as JSON text; see `ResultCodec.encode`."""
+        return self._result.encode(result)
 
     def decode_result(self, text: str) -> Any:
         """Return a result from JSON text, in the type that the function declares.
@@ -360,34 +295,6 @@ class JobCodec:
         A result that does not fit, of another version of the job, is returned as JSON values.
         """
         try:
-            return self._returns.validate_json(text, by_alias=True, by_name=True)
+            return self._result.decode(text)
         except ValidationError:
             return json.loads(text)
-
-
-_LOSSY = "does not come back from JSON as it was given"
-
-
-def _is_unchecked(text: str) -> bool:
-    """Tell whether a text of exact types needs no comparison.
-
-    In the key of a dictionary, pydantic replaces half of a surrogate pair by U+FFFD instead of refusing it.
-    """
-    return len(text) <= MAX_UNCHECKED_LENGTH and "\ufffd" not in text
-
-
-def _describe(error: Exception) -> str:
-    """Return the problems that pydantic has found, in one line."""
-    if not isinstance(error, ValidationError):
-        return format_error(error)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}".removeprefix(": ")
-        for problem in error.errors(include_url=False, include_input=False)
-    )
-
-
-def _show_difference(before: Any, after: Any) -> str:
-    """Return how a value has changed; values are shown only in types that hold no secrets."""
-    if type(before) is not type(after):
-        return f"a {type(before).__qualname__} arrives as {type(after).__qualname__}"
-    return f"a {type(before).__qualname__} arrives changed; send what it is made from, e.g. the key of a table"

@@ -19,6 +19,7 @@ from worker.errors import AlreadyFinished, FencedOut, LedgerDamaged, RunIdConfli
 from worker.ledger.checkpoint import Checkpoints
 from worker.ledger.quarantine import RunQuarantine
 from worker.ledger.queries import query
+from worker.ledger.recorded_steps import RecordedSteps
 from worker.ledger.records import RunSpec, StepRecord
 from worker.ledger.run_connection import RunConnection
 from worker.ledger.text import shorten_traceback, storable
@@ -58,6 +59,7 @@ class OwnedRun:
         attempt: Number of this attempt. It starts again at 1 after an attempt that committed a batch.
         takeovers: How often the run was taken over from an owner that had died.
         checkpoints: The steps, and the statements that record progress.
+        recorded_steps: The steps without a cursor, of `ctx.step` and `ctx.sleep`.
         quarantine: The quarantine, for rows of this run.
     """
 
@@ -71,6 +73,7 @@ class OwnedRun:
         self.attempt = claim.attempt
         self.takeovers = claim.takeovers
         self.checkpoints = Checkpoints(connection, spec.id, claim.fence, claim.steps, code_version)
+        self.recorded_steps = RecordedSteps(spec.id, claim.fence, self.checkpoints, code_version)
         self.quarantine = RunQuarantine(connection, spec.id, spec.only)
 
     @property

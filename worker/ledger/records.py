@@ -85,6 +85,10 @@ class StepRecord:
     done: bool
     pace: dict[str, Any] | None = None
     code_version: str | None = None
+    #: Of a recorded step, as JSON; read by `worker runs show` alone, as the times are.
+    result: str | None = None
+    started_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -173,13 +173,15 @@ class Mirror(Observer):
         entry.changed = True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
-    def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
+    def requeued(
+        self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0, how: str = "released"
+    ) -> None:
         """Note that the run goes back to the queue."""
         known = self._entries.get(run.run_id)
         was_running = known is not None and known.values.get("state") == "running"
         self._end(run, state, error)
         if was_running or error:
-            kind = "retry" if error else {"paused": "paused"}.get(state, "drained")
+            kind = "retry" if error else "paused" if state == "paused" else how.replace("released", "drained")
             self._event(kind, run, error=error or "", delay_seconds=f"{delay:.1f}")
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:

@@ -139,7 +139,7 @@ SCHEMA = (
     Key(
         EVENTS,
         "stream",
-        "started, resumed, retry, drained, paused, stalled, lost, succeeded, dead, cancelled, worker_started, "
+        "started, resumed, retry, drained, paused, asleep, stalled, lost, succeeded, dead, cancelled, worker_started, "
         "worker_stopped",
         "the last 10,000",
     ),

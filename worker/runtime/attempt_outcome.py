@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from worker import errors
 from worker.attempt.task_stack import format_task_stack
@@ -47,8 +47,12 @@ def make_outcome(
         case errors.AlreadyFinished():
             return AlreadyEnded(error.state, error.result, error.error)
         case AttemptReleased():
-            paused = error.reason == "pause"
-            return Released("paused") if paused else Released("waiting")
+            if error.reason == "pause":
+                return Released("paused")
+            how: Literal["released", "asleep", "yielded"] = "released"
+            if error.reason != "drain":
+                how = "asleep" if error.reason == "sleep" else "yielded"
+            return Released("waiting", delay_seconds=error.delay_seconds, how=how)
         case errors.Cancelled():
             return Cancelled()
         case FencedOut():

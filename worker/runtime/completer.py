@@ -258,8 +258,8 @@ class Completer:
         how = {"counts": outcome.counts, "parked_by": order, "unknown": outcome.unknown, "line": outcome.line}
         await self._requeue(execution, delay, **how)
         if execution.attempt is not None:
-            self._log_end(execution, "paused" if outcome.state == "paused" else "released")
-        self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=delay)
+            self._log_end(execution, "paused" if outcome.state == "paused" else outcome.how)
+        self._observer.requeued(execution.info, outcome.state, error=outcome.error, delay=delay, how=outcome.how)
 
     async def _cancel(self, execution: Execution, outcome: Cancelled) -> None:
         run = _owned_run(execution)

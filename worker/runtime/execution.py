@@ -283,6 +283,17 @@ class Execution:
         """Return the pace that an operator has set, or None."""
         return self._operator_state.rows_per_second(run_id, job)
 
+    def step_began(self, name: str) -> None:
+        """Apply the job's timeout to the function of a step, and show the step."""
+        self.deadline = min(asyncio.get_running_loop().time() + self.limit_seconds, self.last_moment)
+        attempt = self.attempt
+        self.report(Progress(name, "step", 0, None, None, 0, 0, 0.0, ""), attempt.rows_done if attempt else 0)
+
+    def step_ended(self) -> None:
+        """Lift the timeout: a step is progress."""
+        self.deadline = self.last_moment
+        self._note_progress()
+
     def throttled(self, wait: Wait | None, since: datetime) -> None:
         """Report that the walk waits, or that it continues. Log each reason once, not for each batch."""
         self._note_progress()  # a walk that waits for a known reason has not stalled

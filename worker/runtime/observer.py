@@ -57,8 +57,13 @@ class Observer:
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """The run has made no progress for `seconds`."""
 
-    def requeued(self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0) -> None:
-        """The run returns to the queue: waiting (for a retry if there is an error), or paused."""
+    def requeued(
+        self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0, how: str = "released"
+    ) -> None:
+        """The run returns to the queue: waiting (for a retry if there is an error), or paused.
+
+        `how` is released, asleep or yielded.
+        """
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """The run has ended: succeeded, dead or cancelled."""

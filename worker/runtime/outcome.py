@@ -89,6 +89,7 @@ class Released(Outcome):
         counts: whether this attempt counts towards `max_attempts`.
         unknown: its job, if this worker does not know it.
         line: the key of the line in which it waits for a place under a limit.
+        how: how a job that had begun ended its attempt, for log and events.
     """
 
     state: Literal["waiting", "paused"] = "waiting"
@@ -97,6 +98,7 @@ class Released(Outcome):
     counts: bool = False
     unknown: UnknownJob | None = None
     line: str = ""
+    how: Literal["released", "asleep", "yielded"] = "released"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
@@ -11,6 +12,7 @@ from worker.attempt.context import JobContext
 from worker.attempt.control import AttemptControl, NoControl
 from worker.attempt.offload import JobPools
 from worker.db.engine import Database
+from worker.errors import AttemptReleased
 from worker.job.definition import Job
 from worker.job.middleware import load_middleware, run_hooks, through
 from worker.ledger import Ledger, RunSpec
@@ -41,7 +43,7 @@ class JobRunner:
         self._pools.close()
 
     async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a job to its end. Arguments and result go through JSON, as in production.
+        """Run a job to its end, also behind its sleeps. Arguments and result go through JSON, as in production.
 
         Returns:
             The result that a client would get.
@@ -49,7 +51,14 @@ class JobRunner:
         Raises:
             BaseException: the error that the job raises. Batches that it has committed stay committed.
         """
-        return await self.attempt(job, uuid.uuid4().hex, *args, **kwargs)
+        run_id = uuid.uuid4().hex
+        while True:
+            try:
+                return await self.attempt(job, run_id, *args, **kwargs)
+            except AttemptReleased as released:
+                if released.reason != "sleep":
+                    raise
+                await asyncio.sleep(released.delay_seconds)
 
     async def attempt(self, job: Job[P, R], run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one attempt of a run. Another call with its id is its next attempt, which resumes from the ledger."""
@@ -63,7 +72,8 @@ class JobRunner:
                 text = job.encode_result(value)
             except BaseException as error:
                 if attempt.ledger_run is not None:
-                    await attempt.ledger_run.release("waiting", failed=True, error=str(error))
+                    failed = not isinstance(error, AttemptReleased)
+                    await attempt.ledger_run.release("waiting", failed=failed, error=str(error) if failed else None)
                 raise
             if attempt.ledger_run is not None:
                 await attempt.ledger_run.finish("succeeded", result=text)
