@@ -22,6 +22,7 @@ Errors for applications, which jobs and callers raise or catch:
     ├── BulkError                a bulk operation failed at one row
     ├── LazyLoadError            an attribute access would have sent SQL from synchronous code
     ├── PoisonBatch              a batch ended its worker at every attempt
+    ├── HandFailed               a helper run of a walk with `parallel` failed for good
     ├── JobFailed                raised by `Run.result()`: the job ended with an error
     ├── JobCancelled             raised by `Run.result()`: an operator cancelled the run
     ├── ResultTooLarge           raised by `Run.result()`: the result was not stored
@@ -40,6 +41,8 @@ Private control flow of the worker. None of it is an `Exception`, so that a job'
     ├── AttemptReleased          the run goes back to the queue
     ├── Cancelled                an operator cancelled the run
     ├── FencedOut                another worker owns the run now
+    ├── RangeLost                another hand has the range of a walk now
+    ├── HandEnded                a helper run has nothing more to do in the walk that it helps with
     └── AlreadyFinished          the ledger already has the result of the run
 
 `format_error` returns any error as one line of text; `iter_causes` follows what it was raised from.
@@ -203,6 +206,12 @@ class PoisonBatch(LonghaulError):
         self.keys = list(keys)
 
 
+class HandFailed(LonghaulError):
+    """A helper run of a walk with `parallel` failed for good. `worker retry` continues the walk."""
+
+    retryable = False
+
+
 class JobFailed(LonghaulError):
     """The job ended with an error. Raised by `Run.result()`."""
 
@@ -327,6 +336,15 @@ class Cancelled(AttemptExit):
 
 class FencedOut(AttemptExit):
     """Another worker has taken the run over. The open transaction of this worker is rolled back."""
+
+
+class RangeLost(AttemptExit):
+    """Another hand has taken a range of a shared walk over. The open batch is rolled back."""
+
+
+class HandEnded(AttemptExit):
+    """A helper run has nothing more to do in the walk that it helps with: it ends, and the code after the loop does
+    not run in it."""
 
 
 class AlreadyFinished(AttemptExit):

@@ -75,3 +75,19 @@ async def killed_by_its_data(ctx: JobContext, deadly: int) -> None:
             if target.id == deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
             target.touched = True
+
+
+@job
+async def touch_by_hands(ctx: JobContext, size: int = 25) -> int:
+    """Set `touched` on each row by several hands."""
+    async for batch in ctx.chunks(select(Target), size=size, parallel=3):
+        for target in batch:
+            target.touched = True
+        await asyncio.sleep(BODY_SECONDS)
+    return ctx.rows_done
+
+
+@job
+async def sweep_by_hands(ctx: JobContext, size: int = 10) -> int:
+    """Set `touched` with one statement by several hands."""
+    return await ctx.sweep(update(Target).values(touched=True), size=size, parallel=3)

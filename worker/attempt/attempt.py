@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
+from worker.attempt.hands import Hands
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
 from worker.attempt.step_names import StepNames
@@ -30,7 +31,7 @@ from worker.db.sessions import ScopedSession
 from worker.errors import FencedOut, LonghaulError, UsageError, format_error
 from worker.job.definition import Job
 from worker.job.propagation import AttemptFields, current_attempt, current_headers, current_job
-from worker.ledger import Ledger, OwnedRun, RunSpec
+from worker.ledger import Hand, Ledger, OwnedRun, RunSpec
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Attempt:
         max_attempts: attempts without progress until the run is dead.
         throttles: throttles of the job; each attempt uses a copy.
         accepts_statement_change: Whether a walk continues although its statement has changed.
+        hand: the walk that the run helps with; None for a run of its own.
 
     Attributes:
         where: description of the batch that was open when the job raised; None if no batch was open.
@@ -87,6 +89,7 @@ class Attempt:
         max_attempts: int,
         throttles: Sequence[Throttle] = (),
         accepts_statement_change: bool = False,
+        hand: Hand | None = None,
     ) -> None:
         self.run_id = run_id
         self.job = job
@@ -103,6 +106,7 @@ class Attempt:
         self._ledger = ledger
         self.control = control
         self._pools = pools
+        self.hand = hand
         self._job_throttles = throttles
         self._run: OwnedRun | None = None
         self._reported_rows = 0
@@ -125,6 +129,11 @@ class Attempt:
     def _boundary(self) -> Boundary:
         rules, check = self.settings.throttle, self.ensure_not_abandoned
         return Boundary(self.job, self.control, self._job_throttles, rules, ensure_not_abandoned=check)
+
+    @cached_property
+    def hands(self) -> Hands:
+        """The helper runs of the walks of this attempt."""
+        return Hands(self.control, self._boundary)
 
     @property
     def rows_done(self) -> int:
@@ -292,10 +301,6 @@ class Attempt:
         self.fields.step = self.names.add(kind, name)
         return self.fields.step
 
-    def ensure_unique_statement(self, walk: str) -> None:
-        """Raise `UsageError` for a second unnamed loop over one statement: a restart could not distinguish them."""
-        self.names.add_statement(walk)
-
     async def boundary(self, *, resumable: bool, table: str | None) -> None:
         """Apply operator commands and throttles between two batches or steps; see `Boundary.wait`."""
         await self._boundary.wait(await self.durable_run(), resumable=resumable, table=table)
@@ -327,14 +332,8 @@ class Attempt:
         if entry is None:
             await self._store_pace(failure, run)
             return False
-        logger.warning(
-            "batch retried: job=%s run=%s step=%r with=%s error=%s",
-            self.job,
-            self.run_id,
-            failure.step,
-            "its row in quarantine" if entry.error else f"{entry.limit} rows",
-            format_error(error),
-        )
+        plan, words = entry.describe(), "batch retried: job=%s run=%s step=%r with=%s error=%s"
+        logger.warning(words, self.job, self.run_id, failure.step, plan, format_error(error))
         self._entry = entry
         self._loop, self.where, self.broken, self.failure = None, None, None, None
         self.names = StepNames(self.job)
@@ -342,7 +341,7 @@ class Attempt:
 
     async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:
         """Store the pace after the failed batch, and half of its rows as a limit, for the next attempt."""
-        step = run.steps.get(failure.step)
+        step = run.checkpoints.find_segment(failure.step)
         if step is None or step.batches != failure.batches:
             return  # it was committed
         try:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from worker.attempt.control import AttemptControl
 from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait
 from worker.batch.throttles import RowsPerSecond, make_throttles
-from worker.errors import AttemptReleased, Cancelled
+from worker.errors import AttemptReleased, Cancelled, HandEnded
 from worker.ledger import OwnedRun
 from worker.settings import ThrottleSettings
 
@@ -27,6 +27,9 @@ class Boundary:
         throttles: throttles of the job; each attempt uses a copy, because a throttle has state.
         rules: settings of the throttles.
         ensure_not_abandoned: raises in a job that was abandoned.
+
+    Attributes:
+        hands: number of runs that share the walk, and its pace.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Boundary:
         self._control = control
         self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
+        self.hands = 1
+        self._rows = self._own_rows = 0
 
     async def wait(self, run: OwnedRun, *, resumable: bool, table: str | None) -> None:
         """Return when the next batch or step may begin.
@@ -55,9 +60,10 @@ class Boundary:
         Raises:
             Cancelled: An operator has cancelled the run.
             AttemptReleased: The worker drains, or an operator has paused the run.
+            HandEnded: The run is a helper, and an operator has paused or cancelled the run that it helps.
             FencedOut: The job was abandoned.
         """
-        run_id, control = run.spec.id, self._control
+        run_id, control = run.spec.root_id, self._control
         since: datetime | None = None
         while True:
             self._ensure_not_abandoned()
@@ -70,6 +76,8 @@ class Boundary:
                         control.throttled(None, since)
                     return
             await run.roll_back()
+            if order is not None and run.spec.hand is not None:
+                raise HandEnded(f"an operator has given the command: {order}")
             if order == "cancel":
                 raise Cancelled("cancelled by an operator")
             if control.draining:
@@ -86,11 +94,18 @@ class Boundary:
     async def _ask_throttles(self, run: OwnedRun, table: str | None) -> Wait | None:
         if table is None:
             return None
-        self._throttles.set_pace(self._control.rows_per_second(run.spec.id, self._job))
+        self._throttles.set_pace(self._control.rows_per_second(run.spec.root_id, self._job))
         is_due = self._throttles.is_server_check_due
         if is_due:
             await run.roll_back()  # a check sees the state of its own moment
         connection = run.driver.reading() if is_due else nullcontext(run.driver.raw)
         async with connection as raw:
-            context = ThrottleContext(raw, table, run.rows - run.rows_before, datetime.now(UTC))
+            context = ThrottleContext(raw, table, self._count_rows(run), datetime.now(UTC))
             return await self._throttles.check(context)
+
+    def _count_rows(self, run: OwnedRun) -> int:
+        """Return the rows of this attempt, times the hands of a shared walk: each hand keeps to its part of a pace."""
+        own = run.rows_of_attempt
+        self._rows += (own - self._own_rows) * self.hands
+        self._own_rows = own
+        return self._rows

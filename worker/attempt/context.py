@@ -64,8 +64,14 @@ class JobContext:
 
     @property
     def run_id(self) -> str:
-        """Id of the run; it is also the id of arq's job."""
-        return self._attempt.run_id
+        """Id of the run; it is also the id of arq's job. In a helper, the id of the run that it helps."""
+        hand = self._attempt.hand
+        return self._attempt.run_id if hand is None else hand.run_id
+
+    @property
+    def is_helper(self) -> bool:
+        """Whether this is a helper run, which takes part in a walk of another run, and ends with that walk."""
+        return self._attempt.hand is not None
 
     @property
     def job(self) -> str:
@@ -89,8 +95,8 @@ class JobContext:
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, including earlier attempts; or the count reported by
-        `progress`."""
+        """Rows of all committed batches of this run, including earlier attempts and other hands; or the count reported
+        by `progress`."""
         return self._attempt.rows_done
 
     def progress(self, done: int, total: int | None = None) -> None:

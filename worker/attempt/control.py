@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -49,6 +50,20 @@ class AttemptControl(Protocol):
             since: aware time at which the wait began.
         """
         return
+
+    async def start_hands(self, step: str, numbers: Sequence[int], fence: int) -> None:
+        """Enqueue helper runs for a walk of this run. Without a worker, the run walks alone.
+
+        Args:
+            step: name of the step.
+            numbers: numbers of the hands.
+            fence: fence of this attempt.
+        """
+        return
+
+    async def is_alive(self, run_id: str) -> bool:
+        """Return whether a worker holds the lease of a run."""
+        return True
 
     def report(self, progress: Progress, rows: int) -> None:
         """Report a committed batch, or the progress from `ctx.progress`.

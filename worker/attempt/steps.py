@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.attempt import Attempt
 from worker.batch.transaction import BatchTransaction
-from worker.errors import AttemptReleased, CursorMismatch, RegistrationError, UsageError, format_error
+from worker.errors import AttemptReleased, CursorMismatch, HandEnded, RegistrationError, UsageError, format_error
 from worker.job.results import ResultCodec, describe_invalid
 from worker.ledger import OwnedRun, StepRecord
 from worker.ledger.recorded_steps import KINDS
@@ -140,6 +140,8 @@ class Steps:
                 code_version=expected.code_version,
             )
         if not is_finished:
+            if run.spec.hand is not None:
+                raise HandEnded(f"step {name!r} is not finished: only the run itself runs it")
             return None
         called.append(name)
         return step

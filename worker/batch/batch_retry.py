@@ -80,6 +80,10 @@ class RetryPlan:
             return cls(step, limit, remaining)
         return None
 
+    def describe(self) -> str:
+        """Return the plan, for the log."""
+        return "its row in quarantine" if self.error else f"{self.limit} rows"
+
     def dump(self) -> dict[str, Any]:
         """Return limit and remaining rows, to be stored with the pace of the step."""
         return {"limit": self.limit, "remaining": self.remaining}
@@ -161,7 +165,8 @@ class BatchRetries:
             await run.checkpoints.reload()
         except (SQLAlchemyError, OSError):
             return None  # the next attempt reads the ledger when it claims the run
-        step = run.steps[failure.step]
+        step = run.checkpoints.find_segment(failure.step)
+        assert step is not None  # noqa: S101
         is_committed = step.batches != failure.batches
         step.pace = failure.pace
         if isinstance(error, _NOT_OF_A_ROW) or not (is_transient(error) or failure.quarantine_limit):
@@ -182,7 +187,7 @@ class BatchRetries:
             return failure.retry_half()
         if failure.key is None:
             return failure.retry_unread_row() if failure.is_unread else None
-        if await ledger.quarantine.has_room(run.spec.id, run.steps[failure.step], failure.quarantine_limit):
+        if await ledger.quarantine.has_room(run.spec.root_id, step, failure.quarantine_limit):
             row, before = (failure.step, failure.key), self._skipped
             self._skipped = row
             return failure.retry_without_row(error, if_unchanged=row != before)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.keyset_select import KeysetSelect
 from worker.batch.page import PageReader
@@ -66,6 +67,14 @@ class ChunksSource:
             await transaction.end_read()
         share = self._select.share(page.cursor)
         return replace(page, share=share, is_last=page.cursor == self._select.last, examined=size)
+
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
+        """Return the last keys of ranges with the same number of rows; see `RangedSource`."""
+        return await self._select.split(connection, cursor, count, size)
+
+    def enter_range(self, last: list[Any]) -> None:
+        """Let the walk end at a key."""
+        self._select.enter_range(last)
 
     async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
         """Return the keys of the next rows, without reading the rows."""

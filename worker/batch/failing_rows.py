@@ -58,12 +58,15 @@ class FailingRows:
         step: The step of the walk.
         database: The database of the ledger.
         limit: The largest number of quarantined rows, or their largest share; 0 for none.
+
+    Attributes:
+        step: The step, or the range of it that is walked.
     """
 
     def __init__(self, source: object, run: OwnedRun, step: StepRecord, database: Database, limit: float) -> None:
         self._source = source if isinstance(source, KeyedSource) else None
         self._run = run
-        self._step = step
+        self.step = step
         self._database = database
         self._limit = limit
         self._vain_reads = 0
@@ -90,7 +93,7 @@ class FailingRows:
         skip_key, retry.skip_key = retry.skip_key, None
         if any(key != skip_key for key in page.row_keys()) or (retry.row is not None and retry.row != row):
             return False
-        await self._run.quarantine.add_row(await transaction.driver(), self._step, skip_key, retry.error, row)
+        await self._run.quarantine.add_row(await transaction.driver(), self.step, skip_key, retry.error, row)
         return True
 
     async def ensure_room_for_rejected(self, page: Page[Any]) -> None:
@@ -100,10 +103,10 @@ class FailingRows:
             raise error
         read = len(page.rows) + count
         if await Quarantine(self._database).has_room(
-            self._run.spec.id, self._step, self._limit, count=count, read=read
+            self._run.spec.root_id, self.step, self._limit, count=count, read=read
         ):
             return
-        error.add_note(f"The quarantine's limit of {self._limit} has no room for {count} rows of {self._step.name!r}.")
+        error.add_note(f"The quarantine's limit of {self._limit} has no room for {count} rows of {self.step.name!r}.")
         raise error
 
     async def settle(self, transaction: BatchTransaction, page: Page[Any]) -> None:
@@ -113,7 +116,7 @@ class FailingRows:
             for key in [*page.row_keys(), *(rejected.key for rejected in page.rejected)]:
                 await quarantine.delete_retried_row(raw, key)
         for rejected in page.rejected:
-            await quarantine.add_row(raw, self._step, rejected.key, rejected.error, rejected.row)
+            await quarantine.add_row(raw, self.step, rejected.key, rejected.error, rejected.row)
 
     def describe(
         self, page: Page[Any], retry: RetryPlan | None, *, rows: int, seconds: float, pace: dict[str, Any]
@@ -132,12 +135,12 @@ class FailingRows:
         # A join can repeat a row: its repetitions share one key, and are quarantined together.
         is_single = bool(keys) and all(key == keys[0] for key in keys)
         return FailedBatch(
-            self._step.name,
+            self.step.name,
             1 if is_single else rows,
             0 if retry is None else retry.remaining,
             quarantine_limit=self._limit if keys or is_unread else 0,
             key=keys[0] if is_single else None,
-            batches=self._step.batches,
+            batches=self.step.batches,
             seconds=seconds,
             pace=pace,
             row=self._row_as_read if is_single else None,
@@ -160,7 +163,7 @@ class FailingRows:
         if self._source is None:
             return Page()
         try:
-            keys = await self._source.list_keys(transaction, self._step.cursor, size)
+            keys = await self._source.list_keys(transaction, self.step.cursor, size)
         except Exception:  # noqa: BLE001 - the error of the read says more
             return Page()
         return Page(first_key=keys[0], last_key=keys[-1]) if keys else Page()
@@ -184,18 +187,18 @@ class FailingRows:
             found.append(raised)
             return self.blames_row(raised, accepts_transient=accepts_transient)
 
-        page = await self._source.find_unreadable(transaction, self._step.cursor, blames_row)
+        page = await self._source.find_unreadable(transaction, self.step.cursor, blames_row)
         if page is None:
             await transaction.roll_back()
             self._vain_reads += 1
             if self._vain_reads > _MAX_VAIN_READS:
                 raise error
             return Page()
-        if not await Quarantine(self._database).has_room(self._run.spec.id, self._step, self._limit):
+        if not await Quarantine(self._database).has_room(self._run.spec.root_id, self.step, self._limit):
             return None
         raw = await transaction.driver()
         for key in page.row_keys():
-            await self._run.quarantine.add_row(raw, self._step, key, found[-1], None)
+            await self._run.quarantine.add_row(raw, self.step, key, found[-1], None)
         self._vain_reads = 0
         return page
 

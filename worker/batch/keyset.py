@@ -198,6 +198,13 @@ class Keyset:
         """Return the parameters of `after` (name "after") or `up_to`."""
         return {f"{_PREFIX}{name}_{index}": value for index, value in enumerate(key)}
 
+    def over(self, columns: Sequence[Any]) -> Keyset:
+        """Return this order over the columns of a subquery."""
+        parts = [replace(part, expression=column) for part, column in zip(self.parts, columns, strict=True)]
+        copied = Keyset(parts)
+        copied._schemas = self._schemas
+        return copied
+
     def typed(self, types: Mapping[str, str]) -> Keyset:
         """Return this order with the catalog's types of its columns, by column name."""
         typed = Keyset([replace(part, sql_type=types[part.column.name]) for part in self.parts])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ARRAY, Select, Subquery, any_, func, inspect, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
@@ -15,6 +16,7 @@ from worker.batch.key_choice import check_walkable, choose_key, find_entity
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
+from worker.batch.range_ends import ends_of, range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.errors import UnsupportedStatement
@@ -140,6 +142,19 @@ class KeysetSelect:
             share=self.share(keys[0]),
             is_last=keys[0] == self.last,
         )
+
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
+        """Return the last keys of ranges with the same number of rows; see `RangedSource`."""
+        assert self.last is not None  # noqa: S101
+        keys = self.remaining(resumed=cursor is not None)
+        values = self.keyset.values("upper", self._upper) | self.behind(cursor)
+        ends = self.keyset.in_schema(range_ends(self.keyset, keys, count, size))
+        found = (await connection.execute(ends, values)).all()
+        return ends_of(self.keyset, found, self.last)
+
+    def enter_range(self, last: list[Any]) -> None:
+        """Let the walk end at a key."""
+        self.last, self._upper = last, self.keyset.decode(last)
 
     def batch(self, *, resumed: bool) -> Select[Any]:
         """Return the select that reads a batch.

@@ -17,6 +17,7 @@ from worker.batch.options import (
     WalkOptions,
     check_options,
 )
+from worker.batch.ranges import Parallel, read_parallel
 from worker.batch.skip_locked import SkipLockedSource
 from worker.batch.source import Source
 from worker.batch.stream import StreamSource
@@ -34,12 +35,14 @@ def make_chunks(host: WalkHost, statement: Select[Any], **options: Unpack[ChunkO
     by, lock = options.get("by"), options.get("lock", True)
     source: Source[Any]
     if options.get("skip_locked", False):
+        if options.get("parallel", 1) != 1:
+            raise UnsupportedStatement("chunks: skip_locked=True cannot be combined with parallel=")
         if not lock:
             raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
         source = SkipLockedSource(statement, by=by)
     else:
         source = ChunksSource(statement, by=by, lock=lock)
-    return Walk(host, source, **_read_common(options))
+    return Walk(host, source, parallel=_read_parallel("chunks", options), **_read_common(options))
 
 
 def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[StreamOptions]) -> Walk[Any]:
@@ -60,13 +63,17 @@ def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: U
     """Return the walk of `ctx.sweep`."""
     check_options("sweep", options, SweepOptions)
     source = SweepSource(statement, host.database.engine, by=options.get("by"))
-    return Walk(host, source, **_read_common(options))
+    return Walk(host, source, parallel=_read_parallel("sweep", options), **_read_common(options))
 
 
 def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:
     """Return the walk of `ctx.walk`."""
     check_options("walk", options, SourceOptions)
     return Walk(host, source, **_read_common(options))
+
+
+def _read_parallel(kind: str, options: ChunkOptions | SweepOptions) -> Parallel | None:
+    return read_parallel(kind, options.get("parallel"), options.get("on_hand_error", "stop"))
 
 
 def _read_common(options: WalkOptions | CountOptions | QuarantineOptions) -> dict[str, Any]:

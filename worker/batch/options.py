@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from worker.batch.batch_retry import OnError
+from worker.batch.ranges import OnHandError
 from worker.batch.sizing import Size
 
 #: How a walk determines its number of rows: by the planner's statistics, or by counting.
@@ -52,11 +53,25 @@ class QuarantineOptions(TypedDict, total=False):
     quarantine_limit: float
 
 
+class ParallelOptions(TypedDict, total=False):
+    """Options of the loops that several runs can walk together.
+
+    Attributes:
+        parallel: The largest number of hands: this run and helper runs of the same job, which take no place under its
+            limits. Each walks ranges of the key. Default: 1.
+        on_hand_error: "stop" ends the walk at the next boundaries if a helper fails for good; "continue" lets the
+            others process all other ranges first. The run fails in both cases. Default: "stop".
+    """
+
+    parallel: int
+    on_hand_error: OnHandError
+
+
 class SourceOptions(WalkOptions, QuarantineOptions, total=False):
     """Options of `JobContext.walk`."""
 
 
-class SweepOptions(CountOptions, total=False):
+class SweepOptions(CountOptions, ParallelOptions, total=False):
     """Options of `JobContext.sweep`.
 
     Attributes:
@@ -66,7 +81,7 @@ class SweepOptions(CountOptions, total=False):
     by: Any
 
 
-class ChunkOptions(CountOptions, QuarantineOptions, total=False):
+class ChunkOptions(CountOptions, QuarantineOptions, ParallelOptions, total=False):
     """Options of `JobContext.chunks`.
 
     Attributes:

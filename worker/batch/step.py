@@ -8,12 +8,16 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.batch import unwrap
 from worker.batch.key_progress import read_share
-from worker.batch.source import Bounds, OpenStep, Source
+from worker.batch.ranges import Parallel, create_ranges
+from worker.batch.source import Bounds, OpenStep, Page, Source
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
+from worker.errors import HandEnded
 from worker.ledger import OwnedRun, StepRecord, StepSpec
 from worker.ledger.checkpoint import Checkpoints
+from worker.ledger.records import RangeRecord
 from worker.settings import Settings
 
 
@@ -26,6 +30,8 @@ async def open_step(
     is_named: bool,
     count_exactly: bool,
     accepts_change: bool = False,
+    parallel: Parallel | None = None,
+    size: int = 1,
 ) -> tuple[StepRecord, Bounds]:
     """Find or create a step in the ledger, and open its source behind the cursor.
 
@@ -37,6 +43,8 @@ async def open_step(
         is_named: Whether the job's author has named the step.
         count_exactly: Whether to count the total.
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
+        parallel: The hands among which the walk is divided; None for none.
+        size: The smallest number of rows of a range.
 
     Returns:
         The step, and the bounds of its source.
@@ -44,6 +52,7 @@ async def open_step(
     Raises:
         CursorMismatch: The step in the ledger belongs to another walk.
         FencedOut: Another worker owns the run.
+        HandEnded: The run is a helper, and this is not the step that it helps with.
     """
     only, checkpoints = run.spec.only, run.checkpoints
     async with _OwnTransaction(run.connection) as connection:
@@ -51,6 +60,7 @@ async def open_step(
             return await _end_step(checkpoints, name, source.kind), Bounds()
         spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
         known = checkpoints.find_step(spec, accepts_change=accepts_change)
+        _check_hand(run, name, known)
         if known is not None and known.done:
             return known, Bounds()
         bounds = await source.open(
@@ -68,26 +78,50 @@ async def open_step(
                 settings=settings,
             )
         )
-        spec = replace(spec, key=bounds.key)
-        if known is None:
-            return await _open_new_step(checkpoints, spec, bounds), bounds
-        checkpoints.find_step(spec, accepts_change=accepts_change)
-        if known.statement != spec.statement:
-            await checkpoints.accept_statement(known, spec.statement)
-        if not bounds.is_resumable and known.batches:
-            await checkpoints.restart_step(known)
-        return known, bounds
+        step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)
+        await create_ranges(run, source, step, parallel, size=size, connection=connection)
+        return step, bounds
 
 
-async def _open_new_step(checkpoints: Checkpoints, spec: StepSpec, bounds: Bounds) -> StepRecord:
-    ends = {"upper_bound": bounds.last, "total": bounds.total, "done": bounds.is_empty}
-    return await checkpoints.open_step(spec, **ends)
+async def _find_or_open(
+    checkpoints: Checkpoints, spec: StepSpec, known: StepRecord | None, bounds: Bounds, accepts_change: bool
+) -> StepRecord:
+    """Return the step of a source that is open: a new one, or the known one after a check of its key."""
+    if known is None:
+        ends = {"upper_bound": bounds.last, "total": bounds.total, "done": bounds.is_empty}
+        return await checkpoints.open_step(spec, **ends)
+    checkpoints.find_step(spec, accepts_change=accepts_change)
+    if known.statement != spec.statement:
+        await checkpoints.accept_statement(known, spec.statement)
+    if not bounds.is_resumable and known.batches:
+        await checkpoints.restart_step(known)
+    return known
+
+
+def _check_hand(run: OwnedRun, name: str, known: StepRecord | None) -> None:
+    """Raise `HandEnded` in a helper at a loop that is neither finished nor the one that it helps with."""
+    hand = run.spec.hand
+    if hand is None:
+        return
+    if known is None or known.done == (name == hand.step):
+        raise HandEnded(f"the walk {hand.step!r} has ended" if name == hand.step else f"{name!r} is another walk")
 
 
 async def _end_step(checkpoints: Checkpoints, name: str, kind: str) -> StepRecord:
     """Return a step that has ended, in a run that processes the quarantined rows of another step."""
     spec = StepSpec(name, kind, "", [], named=True)
     return checkpoints.find_step(spec) or await checkpoints.open_step(spec, upper_bound=None, total=0, done=True)
+
+
+def describe_place(step: StepRecord, number: int, page: Page[Any]) -> str:
+    """Return the place of an open batch, for an error: its step, its number, and its keys."""
+    place = f"step {step.name!r}, batch {number}"
+    if isinstance(step, RangeRecord):
+        place = f"step {step.name!r}, range {step.number}, batch {number}"
+    if not page.first_key:
+        behind = f", behind key {unwrap(step.cursor)!r}" if step.key and step.cursor else ""
+        return place + behind + (f", up to key {unwrap(page.last_key)!r}" if page.last_key else "")
+    return f"{place}, keys {unwrap(page.first_key)!r} to {unwrap(page.last_key)!r}"
 
 
 class _OwnTransaction:

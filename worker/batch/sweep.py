@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
+from worker.batch.range_ends import ends_of, range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.cancellation import cancel_and_wait, run_to_completion
@@ -94,6 +94,24 @@ class SweepSource:
         )
         self._ends = RangeEnds(await self._engine.connect(), first_end, next_end)
 
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
+        """Return the last keys of ranges with the same number of rows of the table; see `RangedSource`."""
+        assert self._last is not None  # noqa: S101
+        keys = self._keyset.in_schema(select(*self._keyset.columns)).where(self._keyset.up_to())
+        values = self._keyset.values("upper", self._upper)
+        if cursor is not None:
+            keys = keys.where(self._keyset.after())
+            values |= self._keyset.values("after", self._keyset.decode(cursor))
+        ends = self._keyset.in_schema(range_ends(self._keyset, keys, count, size))
+        found = (await connection.execute(ends, values)).all()
+        return ends_of(self._keyset, found, self._last)
+
+    def enter_range(self, last: list[Any]) -> None:
+        """Let the walk end at a key."""
+        assert self._ends is not None  # noqa: S101
+        self._last, self._upper = last, self._keyset.decode(last)
+        self._ends.forget()
+
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next range, with the statement that changes its rows."""
         assert self._ends is not None  # noqa: S101
@@ -162,9 +180,7 @@ class SweepSource:
         if resumed:
             keys = keys.where(self._keyset.after())
         chosen = keys.order_by(*self._keyset.order_by()).limit(SIZE).subquery()
-        ends = Keyset(
-            [replace(part, expression=column) for part, column in zip(self._keyset.parts, chosen.columns, strict=True)]
-        )
+        ends = self._keyset.over(list(chosen.columns))
         end = select(*ends.cursor_columns).order_by(*ends.order_by(reverse=True)).limit(1)
         return self._keyset.in_schema(end)
 
@@ -192,32 +208,45 @@ class RangeEnds:
         self._following = following
         self._driver: Driver | None = None
         self._ahead: asyncio.Task[Any] | None = None
+        self._forgotten: asyncio.Task[Any] | None = None
         #: The size of the range whose end was looked up last.
         self.size = self._ahead_size = 0
 
     def look_ahead(self, values: dict[str, Any]) -> None:
         """Begin to look up the end of the range behind a cursor."""
         self._ahead_size = values[SIZE.key]
-        self._ahead = asyncio.ensure_future(self._find(self._following, values))
+        self._ahead = asyncio.ensure_future(self._find(self._following, values, self._forgotten))
 
     async def next_end(self, values: dict[str, Any], *, resumed: bool) -> Any:
         """Return the key of the last row of the next range; None if there is no row."""
         ahead, self._ahead = self._ahead, None
         self.size = values[SIZE.key] if ahead is None else self._ahead_size
-        return await (ahead if ahead is not None else self._find(self._following if resumed else self._first, values))
+        if ahead is not None:
+            return await ahead
+        return await self._find(self._following if resumed else self._first, values, self._forgotten)
 
-    async def _find(self, statement: CompiledStatement, values: dict[str, Any]) -> Any:
+    async def _find(
+        self, statement: CompiledStatement, values: dict[str, Any], before: asyncio.Task[Any] | None
+    ) -> Any:
+        if before is not None:
+            await asyncio.wait({before})  # it uses the connection
         sql, arguments = statement.bind(values)
         if self._driver is None:
             self._driver = await Driver.from_connection(self._connection)
         async with self._driver.reading() as raw:
             return await raw.fetchrow(sql, *arguments)
 
+    def forget(self) -> None:
+        """Ignore the end that was looked up ahead: the walk goes on elsewhere."""
+        self._forgotten = self._ahead or self._forgotten
+        self._ahead = None
+
     async def close(self) -> None:
         """Return the connection."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            await run_to_completion(cancel_and_wait(ahead))
+        for ahead in (self._ahead, self._forgotten):
+            if ahead is not None:
+                await run_to_completion(cancel_and_wait(ahead))
+        self._ahead = self._forgotten = None
         await run_to_completion(self._connection.close())
 
 

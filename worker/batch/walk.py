@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import weakref
-from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_keys import BatchKeys
@@ -18,22 +15,24 @@ from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not
 from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.failing_rows import FailingRows
 from worker.batch.key_progress import WalkShare
-from worker.batch.loop_exit import LoopIterator, swallowed_error_message
+from worker.batch.loop_exit import LoopObject, swallowed_error_message
 from worker.batch.page import weigh_rows
+from worker.batch.ranges import Parallel, RangedSource, SharedWalk
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
 from worker.batch.source import Bounds, Page, Source
-from worker.batch.step import open_step
+from worker.batch.step import describe_place, open_step
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_host import Progress, WalkHost
-from worker.errors import LonghaulError, UsageError
+from worker.errors import LonghaulError, RangeLost
 from worker.ledger import OwnedRun, StepRecord
+from worker.ledger.records import RangeRecord
 
 T = TypeVar("T")
 
 _NO_PAGE: Page[Any] = Page()
 
 
-class Walk(Generic[T]):
+class Walk(LoopObject[Batch[T]], Generic[T]):
     """One durable loop: `async for batch in walk`, or `async with walk as batches: async for batch in batches`.
 
     The second form commits the last batch when the block ends. In the first form, if the job exits the loop by `break`,
@@ -47,6 +46,7 @@ class Walk(Generic[T]):
         count_exactly: Whether to count the rows before the walk begins.
         on_error: "quarantine" to quarantine rows that cannot be processed.
         quarantine_limit: The largest number of these rows, or their largest share of all rows.
+        parallel: The hands among which the walk is divided; None for one hand.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Walk(Generic[T]):
         count_exactly: bool = False,
         on_error: OnError = "raise",
         quarantine_limit: float = 0,
+        parallel: Parallel | None = None,
     ) -> None:
+        super().__init__()
         self._host = host
         self._source = source
         self._name = name
@@ -67,6 +69,8 @@ class Walk(Generic[T]):
         self._quarantine_limit = quarantine_limit if on_error == "quarantine" else 0
         self._sizer: BatchSizer = make_sizer(size, host.settings.batch, kind=source.kind)
         self._bounds = Bounds()
+        self._parallel = parallel
+        self._shared: SharedWalk | None = None
         self._retry: RetryPlan | None = None
         self._step: StepRecord | None = None
         self._owned_run: OwnedRun  # set by the first call of __anext__, as the step
@@ -77,10 +81,7 @@ class Walk(Generic[T]):
         self._size = 0  # rows that it was meant to have
         self._began_at = 0.0
         self._share = WalkShare()
-        self._iterator: weakref.ref[object] | None = None
-        self._is_finished = False
         self._mark = 0  # of the last tracked call before the open batch
-        self.was_left_by_break: bool | None = None
 
     # --- the loop
 
@@ -95,13 +96,13 @@ class Walk(Generic[T]):
                 await self._begin()
             else:
                 await self._commit()
-            while not self.step.done:
+            while await self._enter_segment():
                 await self._host.boundary(resumable=self._bounds.is_resumable, table=self._bounds.table)
                 transaction = self._open_batch()
                 page = await self._fetch(transaction)
                 if page is None:
                     await self._mark_done()
-                    break
+                    continue
                 self._take(page)
                 if await self._is_for_the_job(page):
                     return self._make_batch(transaction, page)
@@ -111,13 +112,6 @@ class Walk(Generic[T]):
             await self.fail()
             raise
         raise StopAsyncIteration
-
-    def __aiter__(self) -> AsyncIterator[Batch[T]]:
-        if self._iterator is not None:
-            raise UsageError(f"{self.kind}: a loop object is for one `async for`; call ctx.{self.kind} again")
-        iterator = LoopIterator[Batch[T]](self, sys._getframe(1).f_code)
-        self._iterator = weakref.ref(iterator)
-        return iterator
 
     async def __aenter__(self) -> Walk[T]:
         return self
@@ -151,9 +145,11 @@ class Walk(Generic[T]):
             raise LonghaulError(swallowed_error_message(self._host.broken))
         try:
             if self._transaction is not None:
-                await self._commit(done=True)
-            else:
+                await self._commit(done=self._shared is None)
+            elif self._shared is None:
                 await self._mark_done()
+            if self._shared is not None:
+                await self._shared.leave()
             await self._end()
         except BaseException:
             await self.fail()
@@ -188,22 +184,6 @@ class Walk(Generic[T]):
         assert self._step is not None  # noqa: S101
         return self._step
 
-    @property
-    def is_left(self) -> bool:
-        """Whether the job has exited this loop while its last batch is still open."""
-        return self._iterator is not None and self._iterator() is None and not self._is_finished
-
-    @property
-    def in_progress(self) -> bool:
-        """Whether the job is inside this loop: an `async for` holds the iterator, and drops it on exit."""
-        return not self._is_finished and self._iterator is not None and self._iterator() is not None
-
-    def __iter__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
-
-    def __await__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
-
     # --- the steps of the loop
 
     async def _begin(self) -> None:
@@ -216,16 +196,28 @@ class Walk(Generic[T]):
         if run.spec.only is not None:
             self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
         if self._name is None:
-            host.ensure_unique_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
-        options = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
+            host.names.add_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
+        options: dict[str, Any] = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
         options |= {"accepts_change": host.accepts_statement_change}
+        options |= {"parallel": self._parallel, "size": self._sizer.size}
         step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
         self._step = step
+        if step.ranges and not step.done and isinstance(self._source, RangedSource):
+            self._shared = SharedWalk(host, run, self._source, step, self._parallel)
         self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
         self._share.load(pace, f"step={name} run={run.spec.id}")
+
+    async def _enter_segment(self) -> bool:
+        """Go to the next range of a shared walk if the current one is done. Return False at the end of the walk."""
+        if self._shared is not None and (isinstance(self.step, RangeRecord) or not self.step.done):
+            before, self._step = self.step, await self._shared.enter()
+            if self._step is not before:
+                self._failing.step = self._step
+                self._retry = self._retry or RetryPlan.from_pace(self._step.name, self._step.pace or {})
+        return not self.step.done
 
     def _open_batch(self) -> BatchTransaction:
         self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
@@ -295,7 +287,7 @@ class Walk(Generic[T]):
             number=self._number,
             first_key=unwrap(page.first_key),
             last_key=unwrap(page.last_key),
-            keys=BatchKeys(self._owned_run.spec.id, self.step.name, page, self.step.cursor),
+            keys=BatchKeys(self._owned_run.spec.root_id, self.step.name, page, self.step.cursor),
         )
 
     async def _commit(self, *, done: bool = False) -> None:
@@ -316,9 +308,9 @@ class Walk(Generic[T]):
         done = done or page.is_last
         batches = int(self._rows > 0 or page.cursor is not None)
         moved = {"cursor": page.cursor, "rows": self._rows, "done": done, "batches": batches}
-        checkpoint = partial(run.checkpoints.move, step=step, pace=self._make_pace(page), **moved)
-        await transaction.commit(checkpoint, begin_next=self._bounds.begins_in_transaction and not done)
-        self._transaction = None
+        begin_next = self._bounds.begins_in_transaction and not done
+        if not await self._write(transaction, begin_next, pace=self._make_pace(page), **moved):
+            return
         step.rows, step.batches = step.rows + self._rows, step.batches + batches
         step.cursor, step.done = step.cursor if page.cursor is None else page.cursor, done
         if page.after_commit is not None:
@@ -328,6 +320,8 @@ class Walk(Generic[T]):
     def _note_committed(self, page: Page[T]) -> None:
         """Adapt the size of the next batch to the time of the committed one, and report it."""
         step, seconds = self.step, time.monotonic() - self._began_at
+        rows, share = (step.rows, page.share) if self._shared is None else self._shared.measure()
+        done = step.done and self._shared is None
         if self._retry is None:
             self._sizer.note(self._size, seconds, weigh_rows(page.rows))
         elif self._retry.passed(max(self._size, self._rows)):
@@ -336,10 +330,10 @@ class Walk(Generic[T]):
             Progress(
                 step=step.name,
                 kind=self.kind,
-                rows=step.rows,
+                rows=rows,
                 total=step.total,
-                share=1.0 if step.done else self._share.note(page.share, step.rows, step.total),
-                is_estimate=not step.done and self._share.is_estimate,
+                share=1.0 if done else self._share.note(share, rows, step.total),
+                is_estimate=not done and self._share.is_estimate,
                 batches=step.batches,
                 batch_size=self._rows,
                 batch_seconds=seconds,
@@ -357,10 +351,21 @@ class Walk(Generic[T]):
         if self._transaction is not None:
             await self._transaction.roll_back()
         transaction = self._open_transaction()
-        move = partial(self._owned_run.checkpoints.move, step=self.step, cursor=None, rows=0, done=True, batches=0)
-        await transaction.commit(move)
+        if await self._write(transaction, begin_next=False, cursor=None, rows=0, done=True, batches=0):
+            self.step.done = True
+
+    async def _write(self, transaction: BatchTransaction, begin_next: bool, **moved: Any) -> bool:
+        """Commit a transaction with its checkpoint. Return False if another hand has the range, and does its rows."""
+        try:
+            move = partial(self._owned_run.checkpoints.move, step=self.step, **moved)
+            await transaction.commit(move, begin_next=begin_next)
+        except RangeLost:
+            await transaction.roll_back()
+            self._owned_run.ranges.leave()
+            self._transaction = None
+            return False
         self._transaction = None
-        self.step.done = True
+        return True
 
     async def _end(self) -> None:
         """Close the source, and tell the attempt that this loop has ended."""
@@ -385,12 +390,7 @@ class Walk(Generic[T]):
         """The open batch, for the error of a job that fails in it; None if none is open."""
         if self._step is None or self._transaction is None:
             return None
-        place = f"step {self._step.name!r}, batch {self._number}"
-        if not self._page.first_key:
-            behind = f", behind key {unwrap(self._step.cursor)!r}" if self._step.key and self._step.cursor else ""
-            up_to = f", up to key {unwrap(self._page.last_key)!r}" if self._page.last_key else ""
-            return place + behind + up_to
-        return f"{place}, keys {unwrap(self._page.first_key)!r} to {unwrap(self._page.last_key)!r}"
+        return describe_place(self._step, self._number, self._page)
 
     def _describe_failure(self) -> FailedBatch:
         rows, seconds = min(self._rows or self._size, self._size), time.monotonic() - self._began_at

@@ -36,6 +36,38 @@ class Progress:
     is_estimate: bool = False
 
 
+class WalkHands(Protocol):
+    """The helper runs of the walks of an attempt."""
+
+    async def start(self, step: str, hands: int, fence: int) -> None:
+        """Enqueue helper runs for a walk, once an attempt.
+
+        Args:
+            step: The name of the step.
+            hands: The number of hands, with this run.
+            fence: The fence of this attempt.
+        """
+
+    async def is_alive(self, run_id: str) -> bool:
+        """Return whether a worker holds the lease of a helper run."""
+
+    def note(self, hands: int) -> None:
+        """Record the number of hands, which share the pace of the walk."""
+
+    async def wait(self, ranges: int) -> None:
+        """Wait a moment for other hands, which still walk some ranges."""
+
+    def end_wait(self) -> None:
+        """Report that the walk continues, if it has waited."""
+
+
+class WalkNames(Protocol):
+    """The names of the steps of one call of a job's function."""
+
+    def add_statement(self, walk: str) -> None:
+        """Raise `UsageError` for a second loop without a name over the same statement."""
+
+
 class WalkHost(Protocol):
     """The operations that a walk calls on the attempt that it runs in."""
 
@@ -67,14 +99,19 @@ class WalkHost(Protocol):
     def step_name(self, kind: str, name: str | None) -> str:
         """Return the step's name: the given one, or a name made from the order of the loops."""
 
-    def ensure_unique_statement(self, walk: str) -> None:
-        """Raise `UsageError` for a second loop without a name over the same statement."""
+    @property
+    def names(self) -> WalkNames:
+        """The names of the steps of this call of the job's function."""
 
     async def boundary(self, *, resumable: bool, table: str | None) -> None:
         """Obey operators and throttles between two batches: raise `AttemptReleased` or `Cancelled`, or wait."""
 
     def report(self, progress: Progress) -> None:
         """Report a committed batch."""
+
+    @property
+    def hands(self) -> WalkHands:
+        """The helper runs of the walks of this attempt."""
 
     @property
     def max_attempts(self) -> int:

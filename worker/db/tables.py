@@ -46,6 +46,8 @@ run = Table(
     Column("attempt", Integer, nullable=False, doc="attempts since the last one that committed a batch"),
     Column("batches_before", BigInteger, nullable=False, doc="committed batches when this attempt began"),
     Column("steps", Integer, nullable=False, server_default="0", doc="steps begun; fewer in `step` is damage"),
+    Column("parent", Text, doc="of a helper run: the run whose walk it takes part in"),
+    Column("parent_fence", BigInteger, doc="fence of the parent's attempt that has enqueued it"),
     Column("takeovers", Integer, nullable=False, server_default="0", doc="attempts after the death of an owner"),
     Column("result", JSONB(none_as_null=True)),
     Column("error", Text),
@@ -65,6 +67,7 @@ run = Table(
 )
 Index("run_unfinished_idx", run.c.updated_at, postgresql_where=text("finished_at IS NULL"))
 Index("run_created_at_idx", run.c.created_at)
+Index("run_parent_idx", run.c.parent, postgresql_where=text("parent IS NOT NULL"))
 Index("run_ended_idx", run.c.finished_at, run.c.id, postgresql_where=text("finished_at IS NOT NULL"))
 
 
@@ -112,6 +115,39 @@ step = Table(
         "autovacuum_vacuum_threshold": 1000,
     },
 )
+
+step_range = Table(
+    "step_range",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("step", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, doc="from 1, in the order of the walk"),
+    Column("lower", JSONB(none_as_null=True), doc="the key behind which the range begins"),
+    Column("upper", JSONB, nullable=False, doc="the last key of the range"),
+    Column("cursor", JSONB(none_as_null=True), doc="key of the last row done"),
+    Column("fence", BigInteger, nullable=False, server_default="1", doc="grows with each claim and release"),
+    Column("owner", Text, doc="the run that walks the range, or has walked it to its end"),
+    Column("owner_fence", BigInteger, doc="fence of that run when it claimed the range"),
+    Column("rows", BigInteger, nullable=False, server_default="0"),
+    Column("batches", BigInteger, nullable=False, server_default="0"),
+    Column("batches_before", BigInteger, nullable=False, server_default="0", doc="batches when it was claimed"),
+    Column("done", Boolean, nullable=False, server_default="false"),
+    Column("pace", JSONB(none_as_null=True), doc="learned batch size"),
+    Column("error", Text, doc="error of the helper that failed for good in this range"),
+    Column("started_at", DateTime(timezone=True), doc="time of its first claim"),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    ForeignKeyConstraint(["run_id", "step"], [step.c.run_id, step.c.name], ondelete="CASCADE"),
+    CheckConstraint(
+        "number >= 1 AND fence >= 1 AND rows >= 0 AND batches >= 0 AND batches_before >= 0",
+        name="step_range_numbers_not_negative",
+    ),
+    postgresql_with={
+        "fillfactor": 20,
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+    },
+)
+Index("step_range_owner_idx", step_range.c.owner, postgresql_where=text("owner IS NOT NULL"))
 
 quarantine = Table(
     "quarantine",

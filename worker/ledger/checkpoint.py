@@ -7,9 +7,10 @@ import logging
 from typing import Any
 
 from worker.cancellation import run_to_completion
-from worker.errors import CursorMismatch, FencedOut, LedgerDamaged
+from worker.errors import CursorMismatch, FencedOut, LedgerDamaged, RangeLost
 from worker.ledger.queries import query, source
-from worker.ledger.records import StepRecord, StepSpec
+from worker.ledger.ranges import Ranges
+from worker.ledger.records import RangeRecord, StepRecord, StepSpec
 from worker.ledger.run_connection import RunConnection
 
 logger = logging.getLogger("longhaul.ledger")
@@ -17,6 +18,7 @@ logger = logging.getLogger("longhaul.ledger")
 #: In place of a step's statement: any statement of the next attempt is accepted.
 ACCEPT_ANY = ""
 _CHECKPOINT = source("checkpoint")
+_CHECKPOINT_RANGE = source("checkpoint_range")
 
 
 class Checkpoints:
@@ -27,6 +29,7 @@ class Checkpoints:
         run_id: Id of the run.
         fence: Number of this claim. A statement with an older fence matches no row.
         steps: The steps that earlier attempts began, by name.
+        ranges: The ranges of walks that several hands share.
         code_version: Version of the jobs' code, recorded with the steps that it begins.
 
     Attributes:
@@ -41,12 +44,14 @@ class Checkpoints:
         run_id: str,
         fence: int,
         steps: dict[str, StepRecord],
+        ranges: Ranges,
         code_version: str | None = None,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._fence = fence
         self._code_version = code_version
+        self._ranges = ranges
         self.steps = steps
         self.batches_before = self.batches
         self.rows_before = self.rows
@@ -54,12 +59,23 @@ class Checkpoints:
     @property
     def rows(self) -> int:
         """Rows done in all committed batches of all steps, including those of earlier attempts."""
-        return sum(step.rows for step in self.steps.values())
+        return sum(step.rows for step in self.steps.values()) + self._ranges.rows
 
     @property
     def batches(self) -> int:
-        """Committed batches of all steps, including those of earlier attempts."""
-        return sum(step.batches for step in self.steps.values())
+        """Committed batches of all steps, including those of earlier attempts; not those of other hands."""
+        return sum(step.batches for step in self.steps.values()) + self._ranges.own_batches
+
+    @property
+    def rows_of_attempt(self) -> int:
+        """Rows that this attempt has committed; not those of other hands."""
+        steps = sum(step.rows for step in self.steps.values())
+        return steps - self.rows_before + self._ranges.own_rows
+
+    def find_segment(self, name: str) -> StepRecord | None:
+        """Return the range of a step that this hand walks, or the step itself; None if the run has no such step."""
+        current = self._ranges.current
+        return current if current is not None and current.name == name else self.steps.get(name)
 
     async def open_step(
         self, spec: StepSpec, *, upper_bound: list[Any] | None, total: int | None, done: bool = False
@@ -160,6 +176,9 @@ class Checkpoints:
         """
         connection = self._connection.connection
         await run_to_completion(connection.rollback())  # a COMMIT that failed leaves SQLAlchemy's transaction open
+        if self._ranges.current is not None:
+            await self._ranges.reload()
+            return
         rows = (await connection.execute(query("reload_steps"), {"id": self._run_id, "fence": self._fence})).all()
         await run_to_completion(connection.rollback())
         if not rows:
@@ -203,9 +222,15 @@ class Checkpoints:
 
         Raises:
             FencedOut: Another worker owns the run.
+            RangeLost: Another hand has the range.
         """
         written = None if cursor is None else json.dumps(cursor)
         paced = None if pace is None else json.dumps(pace)
+        if isinstance(step, RangeRecord):
+            where = (self._run_id, step.name, step.fence, batches, paced, step.number)
+            if await raw.execute(_CHECKPOINT_RANGE, written, rows, done, *where) != "UPDATE 1":
+                raise RangeLost(f"range {step.number} of step {step.name!r} of run {self._run_id}")
+            return
         status = await raw.execute(
             _CHECKPOINT, written, rows, done, self._run_id, step.name, self._fence, batches, paced
         )

@@ -19,9 +19,10 @@ from worker.errors import AlreadyFinished, FencedOut, LedgerDamaged, RunIdConfli
 from worker.ledger.checkpoint import Checkpoints
 from worker.ledger.quarantine import RunQuarantine
 from worker.ledger.queries import query
+from worker.ledger.ranges import Ranges
 from worker.ledger.recorded_steps import RecordedSteps
 from worker.ledger.records import RunSpec, StepRecord
-from worker.ledger.run_connection import RunConnection
+from worker.ledger.run_connection import RunConnection, terminate_backend
 from worker.ledger.text import shorten_traceback, storable
 
 logger = logging.getLogger("longhaul.ledger")
@@ -29,6 +30,7 @@ logger = logging.getLogger("longhaul.ledger")
 #: Longest wait for a lock of the former owner before its connection is terminated.
 _LOCK_WAIT_MS = 2_000
 _LOCK_NOT_AVAILABLE = "55P03"
+_NO_PARENT = {"parent": None, "parent_fence": None}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Claim:
     attempt: int
     takeovers: int
     steps: dict[str, StepRecord]
+    has_progressed: bool = False
 
 
 class OwnedRun:
@@ -61,6 +64,7 @@ class OwnedRun:
         checkpoints: The steps, and the statements that record progress.
         recorded_steps: The steps without a cursor, of `ctx.step` and `ctx.sleep`.
         quarantine: The quarantine, for rows of this run.
+        ranges: The ranges of walks that several hands share.
     """
 
     def __init__(
@@ -72,9 +76,17 @@ class OwnedRun:
         self.spec = spec
         self.attempt = claim.attempt
         self.takeovers = claim.takeovers
-        self.checkpoints = Checkpoints(connection, spec.id, claim.fence, claim.steps, code_version)
-        self.recorded_steps = RecordedSteps(spec.id, claim.fence, self.checkpoints, code_version)
-        self.quarantine = RunQuarantine(connection, spec.id, spec.only)
+        hand = spec.hand
+        walk_fence = claim.fence if hand is None else hand.fence
+        self.ranges = Ranges(connection, (spec.root_id, walk_fence), (spec.id, claim.fence))
+        self.checkpoints = Checkpoints(connection, spec.root_id, walk_fence, claim.steps, self.ranges, code_version)
+        self.recorded_steps = RecordedSteps(spec.root_id, walk_fence, self.checkpoints, code_version)
+        self.quarantine = RunQuarantine(connection, spec.root_id, spec.only)
+
+    @property
+    def fence(self) -> int:
+        """Number of this claim."""
+        return self._fence
 
     @property
     def steps(self) -> dict[str, StepRecord]:
@@ -87,9 +99,9 @@ class OwnedRun:
         return self.checkpoints.rows
 
     @property
-    def rows_before(self) -> int:
-        """Rows done in earlier attempts."""
-        return self.checkpoints.rows_before
+    def rows_of_attempt(self) -> int:
+        """Rows that this attempt has committed."""
+        return self.checkpoints.rows_of_attempt
 
     @property
     def has_progressed(self) -> bool:
@@ -155,7 +167,7 @@ class OwnedRun:
             if self._connection.is_lost and not self._database.pooled:
                 row = (await connection.execute(query("find_run"), {"id": self.spec.id})).one_or_none()
                 if row is not None and row.backend_pid == self._connection.pid:
-                    await _terminate(connection, self.spec.id, row.backend_pid, row.backend_start)
+                    await terminate_backend(connection, self.spec.id, row.backend_pid, row.backend_start)
             found = await connection.execute(query(name), values)
             if found.rowcount == 0:
                 raise FencedOut(f"run {self.spec.id}")
@@ -164,8 +176,10 @@ class OwnedRun:
     async def store_pace(self, step: str, pace: dict[str, Any]) -> None:
         """Store the pace of a step after a batch has failed. A run that another worker owns stays as it is."""
         async with self._database.connection() as connection:
-            values = {"run_id": self.spec.id, "step": step, "fence": self._fence, "pace": json.dumps(pace)}
-            await connection.execute(query("store_pace"), values)
+            values = {"run_id": self.spec.root_id, "step": step, "fence": self._fence, "pace": json.dumps(pace)}
+            if (current := self.ranges.current) is not None:
+                values |= {"number": current.number, "fence": current.fence}
+            await connection.execute(query("store_pace" if current is None else "store_range_pace"), values)
 
     async def roll_back(self) -> None:
         """Roll back the transaction of the run's own connection, if one is open."""
@@ -200,7 +214,7 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
             # The former owner is frozen, and holds a lock on the run: terminate it without waiting for that lock.
             await run_to_completion(connection.rollback())
             row = (await connection.execute(query("find_run"), {"id": spec.id})).one()
-            await _terminate(connection, spec.id, row.backend_pid, row.backend_start)
+            await terminate_backend(connection, spec.id, row.backend_pid, row.backend_start)
             await connection.execute(text("SET LOCAL lock_timeout = 0"))
             claim = await _claim(database, connection, spec, owner)
         await run_to_completion(connection.commit())
@@ -213,8 +227,9 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
 
 async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec, owner: str) -> Claim:
     """Set a new fence on the run and its steps, and record the owner. The caller commits."""
-    values = {"id": spec.id, "job": spec.job, "queue": spec.queue, "owner": owner}
+    values: dict[str, Any] = {"id": spec.id, "job": spec.job, "queue": spec.queue, "owner": owner}
     values |= {"payload": spec.payload, "arguments": spec.arguments}
+    values |= {"parent": spec.hand.run_id, "parent_fence": spec.hand.fence} if spec.hand else _NO_PARENT
     run = (await connection.execute(query("claim_run"), values)).one_or_none()
     if run is None:
         known = (await connection.execute(query("find_run"), {"id": spec.id})).one()
@@ -225,18 +240,22 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
         run = (await connection.execute(query("restart_finished_run"), values)).one()
     owner_died = run.state_before == "running" and not run.is_new
     if owner_died and run.backend_pid is not None:
-        await _terminate(connection, spec.id, run.backend_pid, run.backend_start)
-    rows = await connection.execute(query("claim_steps"), {"id": spec.id, "fence": run.fence})
-    steps = {row.name: StepRecord(**row._mapping) for row in rows}
+        await terminate_backend(connection, spec.id, run.backend_pid, run.backend_start)
+    has_progressed = run.has_ranges and await _release_ranges(connection, spec.id, run.fence)
+    if spec.hand is None:
+        rows = await connection.execute(query("claim_steps"), {"id": spec.id, "fence": run.fence})
+    else:  # the steps belong to its parent: none if that has begun another attempt, and the helper ends
+        rows = await connection.execute(query("reload_steps"), {"id": spec.hand.run_id, "fence": spec.hand.fence})
+    steps = {row.name: StepRecord(**row._mapping) for row in rows if row.name is not None}
     if len(steps) < run.steps or (run.is_new and spec.in_ledger):
         what = "the row" if run.is_new else f"{run.steps - len(steps)} of the {run.steps} steps"
         raise LedgerDamaged(
             f"the ledger has lost {what} of run {spec.id}, which had begun: it was deleted, or the database was "
             f"restored. Some of its work may be done. To do all of it again, enqueue the job under another id"
         )
-    batches, attempt = sum(step.batches for step in steps.values()), run.attempt
+    batches, attempt = 0 if spec.hand else sum(step.batches for step in steps.values()), run.attempt
     if owner_died:
-        attempt = 1 if batches > run.batches_before else run.attempt + 1
+        attempt = 1 if has_progressed or batches > run.batches_before else run.attempt + 1
     claim = Claim(run.fence, attempt, run.takeovers + owner_died, steps)
     # A backend behind PgBouncer is not the run's own.
     own_pid = None if database.pooled else await connection.scalar(text("SELECT pg_catalog.pg_backend_pid()"))
@@ -254,13 +273,8 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
     return claim
 
 
-async def _terminate(connection: AsyncConnection, run_id: str, pid: int | None, started: object) -> None:
-    """Terminate the former owner's backend. A role that may not do so relies on the idle timeout."""
-    try:
-        async with connection.begin_nested():
-            ended = await connection.scalar(query("terminate_backend"), {"pid": pid, "started": started})
-    except DBAPIError as error:
-        logger.warning("cannot terminate the former owner's connection run=%s pid=%s: %s", run_id, pid, error.orig)
-        return
-    if ended:
-        logger.warning("terminated the former owner's connection run=%s pid=%s", run_id, pid)
+async def _release_ranges(connection: AsyncConnection, run_id: str, fence: int) -> bool:
+    """Release the ranges of the former owner. Return whether it has committed a batch in one of them."""
+    released = (await connection.execute(query("release_ranges"), {"id": run_id})).scalars().all()
+    progress = await connection.scalar(query("read_range_progress"), {"id": run_id, "fence": fence - 1})
+    return any(released) or bool(progress)

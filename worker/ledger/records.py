@@ -12,6 +12,24 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Hand:
+    """The place of a helper run in the walk of another run.
+
+    Attributes:
+        run_id: Id of the run whose walk it is: the parent.
+        step: Name of the step.
+        number: Number of the hand; the parent itself is number 1.
+        fence: Fence of the parent's attempt that has enqueued the helper. A helper of an earlier attempt ends after
+            its current range.
+    """
+
+    run_id: str
+    step: str
+    number: int
+    fence: int
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """The identity and the payload of a run, from the queue.
 
@@ -24,6 +42,7 @@ class RunSpec:
         only: The run and the step whose quarantined rows are the only ones to process, or None.
         is_new: Whether the run was enqueued again after a finished run with the same id and payload.
         in_ledger: Whether the ledger has the run already, according to its payload.
+        hand: The walk that the run helps with; None for a run of its own.
     """
 
     id: str
@@ -34,6 +53,12 @@ class RunSpec:
     only: tuple[str, str] | None = None
     is_new: bool = False
     in_ledger: bool = False
+    hand: Hand | None = None
+
+    @property
+    def root_id(self) -> str:
+        """Id of the run whose rows are walked: the parent of a helper run, or the run itself."""
+        return self.id if self.hand is None else self.hand.run_id
 
 
 @dataclass(frozen=True)
@@ -85,10 +110,73 @@ class StepRecord:
     done: bool
     pace: dict[str, Any] | None = None
     code_version: str | None = None
+    ranges: int = 0
     #: Of a recorded step, as JSON; read by `worker runs show` alone, as the times are.
     result: str | None = None
     started_at: datetime | None = None
     updated_at: datetime | None = None
+
+
+@dataclass
+class RangeRecord(StepRecord):
+    """A range of a step, which one hand walks as if it were a step.
+
+    Attributes:
+        number: Number of the range, from 1.
+        lower: The key behind which it begins; None for the first key of the walk.
+        fence: Number of the claim under which this process walks it.
+    """
+
+    number: int = 0
+    lower: list[Any] | None = None
+    fence: int = 0
+
+
+@dataclass(frozen=True)
+class RangeState:
+    """A range of a walk, for `worker runs show`."""
+
+    step: str
+    number: int
+    lower: list[Any] | None
+    upper: list[Any]
+    cursor: list[Any] | None
+    rows: int
+    batches: int
+    done: bool
+    owner: str | None
+    error: str | None
+    started_at: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class WalkState:
+    """The state of a walk over ranges, as a hand sees it.
+
+    Attributes:
+        is_owned: Whether this process still owns its run.
+        is_open: Whether the run has neither ended nor been paused, and the step has not ended.
+        is_current: Whether this hand belongs to the present attempt of the run.
+        ranges: Number of ranges.
+        done: Number of ranges that are done.
+        failed: Number of ranges whose hand has failed for good.
+        hands: Number of runs that own a range at present.
+        rows: Rows of all ranges.
+        batches: Batches of all ranges.
+        error: The error of a hand that has failed for good, with its range; None if there is none.
+    """
+
+    is_owned: bool
+    is_open: bool
+    is_current: bool
+    ranges: int
+    done: int
+    failed: int
+    hands: int
+    rows: int
+    batches: int
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +200,8 @@ class RunRecord:
     updated_at: datetime
     finished_at: datetime | None
     steps: list[StepRecord] = field(default_factory=list)
+    parent: str | None = None
+    ranges: list[RangeState] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.sessions import ScopedSession, roll_back
 from worker.errors import LonghaulError
+from worker.ledger.queries import query
+
+logger = logging.getLogger("longhaul.ledger")
 
 
 class RunConnection:
@@ -79,3 +85,15 @@ class RunConnection:
             # Lost, or still in use by a task that the job has not awaited: the pool must not hand it out again.
             await run_to_completion(connection.invalidate())
         await run_to_completion(connection.close())
+
+
+async def terminate_backend(connection: AsyncConnection, run_id: str, pid: int | None, started: object) -> None:
+    """Terminate the former owner's backend. A role that may not do so relies on the idle timeout."""
+    try:
+        async with connection.begin_nested():
+            ended = await connection.scalar(query("terminate_backend"), {"pid": pid, "started": started})
+    except DBAPIError as error:
+        logger.warning("cannot terminate the former owner's connection run=%s pid=%s: %s", run_id, pid, error.orig)
+        return
+    if ended:
+        logger.warning("terminated the former owner's connection run=%s pid=%s", run_id, pid)

@@ -15,6 +15,7 @@ A payload is an object with short keys. Only `f` is required.
 | `g` | the run's place in a group: id, place from 1, and whether the callback needs its result |
 | `h` | headers: texts by name |
 | `ledger` | true after an attempt has begun in the ledger |
+| `hand` | of a helper run: the run whose walk it takes part in, its step, number of the hand, fence of that run |
 | `only` | run id and step whose quarantined rows are retried |
 | `pickle` | true if the result must be a pickle because the client's payload was one |
 
@@ -27,6 +28,7 @@ argument that receives the preceding result. The last run of a chain carries the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +50,7 @@ _LONGEST_NAME = 500
 LONGEST_ID = 500
 _MOST_ATTEMPTS = 1_000_000
 _MOST_MEMBERS = 1_000_000_000
+_MOST_HANDS = 1_000
 
 _CALL_TYPES: dict[str, Any] = {
     "id": str,
@@ -95,6 +98,50 @@ class Member(NamedTuple):
         )
 
 
+class HandMark(NamedTuple):
+    """The walk that a helper run takes part in.
+
+    Attributes:
+        run_id: id of the run whose walk it is.
+        step: name of the step.
+        number: number of the hand, from 2.
+        fence: fence of the attempt of that run that has enqueued the helper.
+    """
+
+    run_id: str
+    step: str
+    number: int
+    fence: int
+
+    @property
+    def id(self) -> str:
+        """The id of the helper run. A run that enters its walk again enqueues helpers with other ids."""
+        text = f"{self.run_id}:{self.step}:hand-{self.number}:{self.fence}"
+        if len(text) <= LONGEST_ID:
+            return text
+        return f"hand-{self.number}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    @classmethod
+    def from_wire(cls, value: Any) -> HandMark | None:
+        """Return the hand that the `hand` of a payload describes; None if it has none.
+
+        Raises:
+            InvalidPayload: the value is not a run, a step and two numbers.
+        """
+        match value:
+            case None:
+                return None
+            case [str(run_id), str(step), int(number), int(fence)] if (
+                read_run_id(run_id)
+                and is_unicode(step)
+                and 2 <= number <= _MOST_HANDS
+                and type(fence) is int
+                and 1 <= fence < 2**63
+            ):
+                return cls(run_id, step, number, fence)
+        raise InvalidPayload(f"the payload's hand is not [run, step, number from 2, fence]: {_shown(value)}")
+
+
 class Payload(NamedTuple):
     """A job in the queue."""
 
@@ -112,6 +159,7 @@ class Payload(NamedTuple):
     group: Member | None = None
     headers: Mapping[str, str] = {}
     version: str = ""  # fingerprint of the signature that validated the arguments; '' if the client knew none
+    hand: HandMark | None = None  # the walk that a helper run takes part in
 
     @property
     def arguments(self) -> str:
@@ -145,6 +193,8 @@ class Payload(NamedTuple):
             values["g"] = list(self.group)
         if self.headers:
             values["h"] = dict(self.headers)
+        if self.hand is not None:
+            values["hand"] = list(self.hand)
         return encode_strictly(values)
 
 
@@ -284,6 +334,7 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
         next_calls=_next_calls(values["then"]) if values.get("then") else (),
         group=Member.from_wire(values.get("g")),
         headers=headers,
+        hand=HandMark.from_wire(values.get("hand")),
     )
 
 

@@ -95,7 +95,11 @@ class Admission:
 
     async def follow_order(self, execution: Execution) -> Cancelled | Released | None:
         """Return the outcome of a command that was given before the job began; None if there is none."""
-        order = await execution.order(execution.claim.run_id, execution.info.job)
+        hand = None if execution.payload is None else execution.payload.hand
+        asked = execution.claim.run_id if hand is None else hand.run_id
+        order = await execution.order(asked, execution.info.job)
+        if order is not None and hand is not None:  # the run that it helps enqueues other helpers when it continues
+            return Cancelled(f"the run that it helps has the command: {order}")
         if order == "cancel":
             return Cancelled("cancelled by an operator before it began")
         if order == "pause":

@@ -12,6 +12,7 @@ from worker.errors import (
     AttemptExit,
     AttemptReleased,
     FencedOut,
+    HandEnded,
     LonghaulError,
     NonRetryableError,
     Snooze,
@@ -19,7 +20,7 @@ from worker.errors import (
 )
 from worker.job.definition import Job
 from worker.runtime.execution import Execution
-from worker.runtime.outcome import AlreadyEnded, Cancelled, Failed, Lost, Outcome, Released, Snoozed
+from worker.runtime.outcome import AlreadyEnded, Cancelled, Failed, Lost, Outcome, Released, Snoozed, Succeeded
 from worker.runtime.retry_policy import decide
 from worker.settings import WorkerSettings
 
@@ -55,6 +56,8 @@ def make_outcome(
             return Released("waiting", delay_seconds=error.delay_seconds, how=how)
         case errors.Cancelled():
             return Cancelled()
+        case HandEnded():
+            return Succeeded("null")
         case FencedOut():
             return Lost()
     run = execution.attempt.ledger_run if execution.attempt else None

@@ -293,11 +293,10 @@ class Completer:
     # --- steps
 
     async def _end_dead(self, execution: Execution, error: str, *, trace: str = "", in_ledger: bool = False) -> None:
-        name, job = execution.name, execution.info.job
-        await self._servers.redis(
-            name,
-            lambda: self._store.add_dead_letter(execution.claim, error, job=job, trace=trace, in_ledger=in_ledger),
-        )
+        claim, job = execution.claim, execution.info.job
+        add = partial(self._store.add_dead_letter, claim, error, job=job, trace=trace, in_ledger=in_ledger)
+        if not execution.is_helper:  # the run that it helps ends with its error, or has continued without it
+            await self._servers.redis(execution.name, add)
         await self._end(execution, Result(False, error))
         self._observer.ended(execution.info, "dead", error=error)
 
@@ -309,7 +308,7 @@ class Completer:
         """
         job, payload, claim = execution.job, execution.payload, execution.claim
         keep = self._rules.result_ttl_seconds if job is None or job.rules.result_ttl is None else job.rules.result_ttl
-        keep_ms = round(keep * 1000)
+        keep_ms = 0 if execution.is_helper else round(keep * 1000)
         raw = self._encode(execution, result, result_json)
         next_: dict[str, Any] | None = None
         follows = payload is not None and bool(payload.next_calls or payload.group)

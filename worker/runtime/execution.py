@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from worker.attempt.cancellation import JobCancellation, Reason
 from worker.batch import Progress
 from worker.batch.throttle import Wait
 from worker.job.definition import Job
-from worker.ledger import OwnedRun, RunSpec
+from worker.ledger import Hand, OwnedRun, RunSpec
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload, now_ms
+from worker.runtime.hands import HandRuns
 from worker.runtime.observer import Observer, RunInfo
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
@@ -43,6 +44,7 @@ class Execution:
         state: the state of the worker.
         operator_state: the operator commands.
         observer: is notified of progress.
+        hands: the helper runs of walks.
 
     Attributes:
         claim: the job; its payload is replaced when the run is created in the ledger.
@@ -58,6 +60,7 @@ class Execution:
     __slots__ = (
         "__weakref__",
         "_body",
+        "_hands",
         "_interrupt",
         "_is_stalled",
         "_is_wait_logged",
@@ -88,6 +91,7 @@ class Execution:
         state: WorkerState,
         operator_state: OperatorState,
         observer: Observer,
+        hands: HandRuns,
     ) -> None:
         self.claim = claim
         self.info = RunInfo(claim.run_id, "", claim.queue, claim.attempt, 0)
@@ -106,6 +110,7 @@ class Execution:
         self._state = state
         self._operator_state = operator_state
         self._observer = observer
+        self._hands = hands
         #: The task that runs the job's own code; None while that code does not run.
         self._body: asyncio.Task[Any] | None = None
         self._interrupt: JobCancellation | None = None
@@ -138,6 +143,11 @@ class Execution:
         return self.claim.attempt > 1 or (self.payload is not None and self.payload.in_ledger)
 
     @property
+    def is_helper(self) -> bool:
+        """Whether it is a helper run, which takes part in a walk of another run."""
+        return self.payload is not None and self.payload.hand is not None
+
+    @property
     def elapsed_seconds(self) -> float:
         """Time since the claim."""
         return (now_ms() - self.started_ms) / 1000
@@ -164,6 +174,7 @@ class Execution:
             payload.quarantine_retry,
             is_new,
             payload.in_ledger,
+            None if payload.hand is None else Hand(*payload.hand),
         )
 
     # --- its clock
@@ -277,7 +288,19 @@ class Execution:
         operators = self._operator_state
         if operators.must_ask:
             await operators.refresh()
-        return operators.find_order(run_id, job, self.claim.queue)
+        found = operators.find_order(run_id, job, self.claim.queue)
+        if found is None and run_id != self.claim.run_id:  # a helper is also commanded by its own id
+            return operators.find_order(self.claim.run_id, job, self.claim.queue)
+        return found
+
+    async def start_hands(self, step: str, numbers: Sequence[int], fence: int) -> None:
+        """Enqueue helper runs for a walk of this run."""
+        if self.payload is not None and self.job is not None:
+            await self._hands.enqueue(self.claim, self.payload, step, numbers, fence, priority=self.job.priority)
+
+    async def is_alive(self, run_id: str) -> bool:
+        """Return whether a worker holds the lease of a helper run."""
+        return await self._hands.is_alive(run_id)
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that an operator has set, or None."""

@@ -19,6 +19,7 @@ from worker.db.engine import Database
 from worker.errors import (
     AttemptExit,
     CursorMismatch,
+    HandEnded,
     InvalidArguments,
     InvalidPayload,
     NonRetryableError,
@@ -27,7 +28,7 @@ from worker.errors import (
 from worker.job.definition import Job
 from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
-from worker.ledger import Ledger
+from worker.ledger import Hand, Ledger
 from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.decoding import read_time
@@ -41,6 +42,7 @@ from worker.runtime.attempt_outcome import (
     make_outcome,
 )
 from worker.runtime.execution import Execution
+from worker.runtime.hands import HandRuns
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter, line_key, place_key
 from worker.runtime.log_sampling import SampledLogger
@@ -130,6 +132,7 @@ class Executor:
         self._state = state
         self._pools = pools
         self._run_hooks = tuple(run_hooks)
+        self._hands = HandRuns(store)
 
     def prepare(self, claim: Claim, kind: type[E] = Execution) -> E:  # type: ignore[assignment]
         """Return the execution of a claim as an instance of `kind`. Start nothing."""
@@ -139,6 +142,7 @@ class Executor:
             state=self._state,
             operator_state=self._operator_state,
             observer=self._observer,
+            hands=self._hands,
         )
 
     async def run(self, execution: Execution) -> Outcome:
@@ -174,6 +178,8 @@ class Executor:
             payload, arguments = await admission.decode_arguments(execution, job, payload)
         except InvalidArguments as error:  # the client validated them against another signature
             return admission.leave_to_others(execution, payload, str(error))
+        if payload.hand is not None:
+            return await self._attempt(execution, job, payload, arguments)  # it has the place of the run that it helps
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
@@ -212,6 +218,7 @@ class Executor:
             max_attempts=job.rules.max_attempts or self._rules.max_attempts,
             throttles=job.throttles,
             accepts_statement_change=job.rules.on_statement_change == "continue",
+            hand=None if payload.hand is None else Hand(*payload.hand),
         )
         # Another client may have enqueued it with any number as its due time.
         enqueued_at = read_time((payload.enqueued_ms or claim.due_ms) / 1000) or datetime.now(UTC)
@@ -258,7 +265,9 @@ class Executor:
         attempt = execution.attempt
         assert attempt is not None  # noqa: S101
         try:
-            if execution.may_be_in_ledger:
+            if attempt.hand is not None:
+                await self._join_walk(attempt, attempt.hand)
+            elif execution.may_be_in_ledger:
                 await self._check_earlier_attempts(execution, attempt)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
@@ -279,6 +288,20 @@ class Executor:
         run = await attempt.durable_run()
         # Allow one more attempt, so that a loop can name the batch in which its workers died. If that attempt died as
         # well, it did not reach the loop.
+        if run.attempt > attempt.max_attempts + 1:
+            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
+
+    async def _join_walk(self, attempt: Attempt, hand: Hand) -> None:
+        """Claim a helper run before the job's code runs: if the walk has ended, the code does not run.
+
+        Raises:
+            HandEnded: The walk has ended, or the run has begun another attempt, which has helpers of its own.
+        """
+        run = await attempt.durable_run()
+        async with run.driver.reading() as raw:
+            state = await run.ranges.read(raw, hand.step)
+        if not state.is_open or not state.is_current:
+            raise HandEnded("the walk has ended, or has other helpers")
         if run.attempt > attempt.max_attempts + 1:
             raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
 

@@ -1,8 +1,10 @@
 -- Insert a new run, or take an unfinished one over. The fence grows, so that a former owner can no longer commit.
 -- Returns no row if the run has finished, or belongs to another job, or has other arguments.
 INSERT INTO worker.run AS run
-       (id, job, queue, payload, arguments, state, fence, owner, attempt, batches_before, started_at)
-VALUES (:id, :job, :queue, :payload, :arguments, 'running', 1, :owner, 1, 0, pg_catalog.clock_timestamp())
+       (id, job, queue, payload, arguments, state, fence, owner, attempt, batches_before, parent, parent_fence,
+        started_at)
+VALUES (:id, :job, :queue, :payload, :arguments, 'running', 1, :owner, 1, 0, :parent, :parent_fence,
+        pg_catalog.clock_timestamp())
 ON CONFLICT (id) DO UPDATE
    SET fence = run.fence + 1,
        owner = :owner,
@@ -12,4 +14,5 @@ ON CONFLICT (id) DO UPDATE
        updated_at = pg_catalog.clock_timestamp()
  WHERE run.finished_at IS NULL AND run.job = :job AND run.arguments = :arguments
 RETURNING fence, attempt, batches_before, takeovers, backend_pid, backend_start, steps,
-          state AS state_before, fence = 1 AS is_new
+          state AS state_before, fence = 1 AS is_new,
+          EXISTS (SELECT FROM worker.step_range WHERE step_range.owner = run.id) AS has_ranges

@@ -4,4 +4,6 @@
 UPDATE worker.step
    SET fence = :fence
  WHERE run_id = :id
-RETURNING name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace, code_version
+RETURNING name, position, kind, statement, key, cursor, upper_bound, rows, batches, total, done, pace, code_version,
+          (SELECT pg_catalog.count(*) FROM worker.step_range
+            WHERE step_range.run_id = step.run_id AND step_range.step = step.name)::int AS ranges

@@ -3,7 +3,8 @@ SELECT run.id, run.job, run.queue, run.payload, run.state
   FROM worker.run
  WHERE run.finished_at IS NULL
    AND greatest(run.updated_at,
-                coalesce((SELECT pg_catalog.max(updated_at) FROM worker.step WHERE run_id = run.id), run.updated_at))
+                coalesce((SELECT pg_catalog.max(updated_at) FROM worker.step WHERE run_id = run.id), run.updated_at),
+                coalesce((SELECT pg_catalog.max(updated_at) FROM worker.step_range WHERE owner = run.id), run.updated_at))
        < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => :idle_seconds)
  ORDER BY run.updated_at
  LIMIT :limit

@@ -1,13 +1,19 @@
 -- List runs with the sums of their steps, newest first.
-SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeovers, run.error, run.result,
+SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeovers, run.error, run.result, run.parent,
        run.created_at, run.started_at, run.finished_at,
-       greatest(run.updated_at, pg_catalog.max(step.updated_at)) AS updated_at,
-       coalesce(pg_catalog.sum(step.rows), 0)::bigint AS rows,
-       coalesce(pg_catalog.sum(step.batches), 0)::bigint AS batches,
+       greatest(run.updated_at, pg_catalog.max(step.updated_at), pg_catalog.max(sums.updated_at)) AS updated_at,
+       coalesce(pg_catalog.sum(step.rows + CASE WHEN step.done THEN 0 ELSE coalesce(sums.rows, 0) END), 0)::bigint
+           AS rows,
+       coalesce(pg_catalog.sum(step.batches + CASE WHEN step.done THEN 0 ELSE coalesce(sums.batches, 0) END), 0)::bigint
+           AS batches,
        pg_catalog.sum(step.total)::bigint AS total
   FROM worker.run
   LEFT JOIN worker.step ON step.run_id = run.id
- WHERE (CAST(:id AS text) IS NULL OR run.id = :id)
+  LEFT JOIN LATERAL (SELECT pg_catalog.sum(step_range.rows) AS rows, pg_catalog.sum(step_range.batches) AS batches,
+                            pg_catalog.max(step_range.updated_at) AS updated_at
+                       FROM worker.step_range
+                      WHERE step_range.run_id = step.run_id AND step_range.step = step.name) AS sums ON true
+ WHERE (run.id = CAST(:id AS text) OR (CAST(:id AS text) IS NULL AND run.parent IS NULL))
    AND (CAST(:job AS text) IS NULL OR run.job = :job)
    AND (CAST(:state AS text) IS NULL OR run.state = :state)
  GROUP BY run.id

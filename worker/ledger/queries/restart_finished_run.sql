@@ -9,4 +9,4 @@ UPDATE worker.run
        started_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
  WHERE id = :id AND finished_at IS NOT NULL
 RETURNING fence, attempt, batches_before, takeovers, backend_pid, backend_start, steps,
-          'waiting' AS state_before, true AS is_new
+          'waiting' AS state_before, true AS is_new, false AS has_ranges

@@ -1,0 +1,69 @@
+"""Walks with `parallel`: several runs walk the ranges of one step."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import select, text
+
+from tests.faults.conftest import effects, fill_targets, ledger_row
+from tests.models import Target
+from tests.support.workers import with_worker, working
+from worker import Client, JobContext, Settings, job
+from worker.db.engine import Database
+
+
+@job(concurrency=1)
+async def touch_together(ctx: JobContext, hands: int, size: int = 20, pause: float = 0.0) -> dict[str, int]:
+    """Touch each row by several hands; count the calls around the loop."""
+    await ctx.redis.incr(f"before:{ctx.run_id}")
+    async for batch in ctx.chunks(select(Target), size=size, parallel=hands):
+        for target in batch:
+            target.touched = True
+        await ctx.redis.sadd(f"hands:{ctx.run_id}", str(ctx.is_helper))
+        await asyncio.sleep(pause)
+    await ctx.redis.incr(f"after:{ctx.run_id}")
+    return {"rows": ctx.rows_done}
+
+
+async def ranges(database: Database, run_id: str) -> list[tuple[int, bool, str]]:
+    """Return rows, end and owner of each range."""
+    async with database.session() as session:
+        statement = "SELECT rows, done, owner FROM worker.step_range WHERE run_id = :id ORDER BY number"
+        return [tuple(row) for row in await session.execute(text(statement), {"id": run_id})]
+
+
+async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    await fill_targets(database, 1_000)
+    async with (
+        working(with_worker(fast, name="a"), touch_together),
+        working(with_worker(fast, name="b"), touch_together),
+    ):
+        run = await client.enqueue(touch_together, hands=3, pause=0.01)
+        assert await run.result(timeout=30) == {"rows": 1_000}
+    assert await effects(database) == {1: 1_000}
+    found = await ranges(database, run.id)
+    assert len(found) == 24
+    assert all(done for _, done, _ in found)
+    assert {41, 42} == {rows for rows, _, _ in found}
+    assert len({owner for _, _, owner in found}) == 3
+    row = await ledger_row(database, run.id)
+    assert row.state == "succeeded"
+    assert int(await client.redis.get(f"before:{run.id}") or 0) == 3
+    assert int(await client.redis.get(f"after:{run.id}") or 0) == 1
+    async with database.session() as session:
+        states = await session.execute(text("SELECT state, count(*) FROM worker.run GROUP BY state"))
+        assert [tuple(state) for state in states] == [("succeeded", 3)]
+
+
+async def test_a_run_without_a_free_slot_walks_alone(fast: Settings, client: Client, database: Database) -> None:
+    await fill_targets(database, 200)
+    async with working(with_worker(fast, max_jobs=1), touch_together):
+        run = await client.enqueue(touch_together, hands=4)
+        assert await run.result(timeout=30) == {"rows": 200}
+    assert await effects(database) == {1: 200}
+    assert {owner for _, _, owner in await ranges(database, run.id)} == {run.id}
+    assert await client.redis.smembers(f"hands:{run.id}") == {b"False"}
+    assert int(await client.redis.get(f"before:{run.id}") or 0) == 1

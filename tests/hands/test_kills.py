@@ -1,0 +1,79 @@
+"""Workers of a walk with several hands die or freeze at random moments; each row's effect happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+import pytest
+
+from tests.faults.conftest import Fleet, effects, fill_targets, fleet, ledger_row
+from tests.faults.jobs import sweep_by_hands, touch_by_hands
+from worker import Client, Job
+from worker.db.engine import Database
+from worker.queue import keys
+
+__all__ = ["fleet"]
+
+KINDS = [touch_by_hands, sweep_by_hands]
+PATIENT = {"LONGHAUL_WORKER__MAX_ATTEMPTS": "1000"}
+
+
+async def kill_and_audit(
+    fleet: Fleet,
+    client: Client,
+    database: Database,
+    job: Job[..., int],
+    *,
+    workers: int,
+    rows: int,
+    size: int,
+    kills: int,
+    pace: int,
+) -> None:
+    """Kill or freeze random workers of a walk, and start others; count the effects of each row."""
+    seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
+    print(f"SEED={seed}")
+    chance = random.Random(seed)
+    await fill_targets(database, rows)
+    for _ in range(workers):
+        fleet.start(**PATIENT)
+    run = await client.enqueue(job, size=size)
+    await client.redis.hset(keys.PACE, job.name, pace)  # so that the walk does not end before its kills
+    await fleet.holder(run.id)
+    frozen: list[str] = []
+    for number in range(kills):
+        await asyncio.sleep(chance.uniform(0.05, 0.5))  # the random moment
+        assert await run.status() != "succeeded", "the walk ended before all kills: make it longer"
+        # The first two hit the worker of the run itself.
+        name = await fleet.holder(run.id) if number < 2 else chance.choice(sorted(set(fleet.processes) - set(frozen)))
+        if chance.random() < 0.3:
+            fleet.kill(name, signal.SIGSTOP)
+            frozen.append(name)
+        else:
+            fleet.kill(name)
+        fleet.start(**PATIENT)
+        if len(frozen) > 2:
+            fleet.kill(frozen[0], signal.SIGCONT)
+            frozen.pop(0)
+    await client.redis.hdel(keys.PACE, job.name)
+    assert await run.result(timeout=120) == rows
+    assert await effects(database) == {1: rows}
+    assert (await ledger_row(database, run.id)).state == "succeeded"
+
+
+@pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
+async def test_kills_of_hands_leave_each_row_done_once(
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int]
+) -> None:
+    await kill_and_audit(fleet, client, database, job, workers=3, rows=10_000, size=10, kills=4, pace=800)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
+async def test_hundreds_of_kills_of_hands_leave_each_row_done_once(
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int]
+) -> None:
+    await kill_and_audit(fleet, client, database, job, workers=4, rows=100_000, size=10, kills=150, pace=1_000)

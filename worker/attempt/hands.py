@@ -1,0 +1,53 @@
+"""The helper runs of an attempt, as its walks see them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from worker.attempt.boundary import Boundary
+from worker.attempt.control import AttemptControl
+from worker.batch.throttle import Wait
+
+_WAIT_SECONDS = 0.1
+
+
+class Hands:
+    """Starts helper runs, and waits for them; see `worker.batch.walk_host.WalkHands`.
+
+    Args:
+        control: connects the attempt to its worker.
+        boundary: the boundary between two batches, whose throttles share the pace of a walk among its hands.
+    """
+
+    def __init__(self, control: AttemptControl, boundary: Boundary) -> None:
+        self._control = control
+        self._boundary = boundary
+        self._started: set[str] = set()
+        self._waits_since: datetime | None = None
+
+    async def start(self, step: str, hands: int, fence: int) -> None:
+        """Enqueue helper runs for a walk, once an attempt."""
+        if hands > 1 and step not in self._started:
+            self._started.add(step)
+            await self._control.start_hands(step, range(2, hands + 1), fence)
+
+    async def is_alive(self, run_id: str) -> bool:
+        """Return whether a worker holds the lease of a helper run."""
+        return await self._control.is_alive(run_id)
+
+    def note(self, hands: int) -> None:
+        """Record the number of hands, which share the pace of the walk."""
+        self._boundary.hands = hands
+
+    async def wait(self, ranges: int) -> None:
+        """Wait a moment for ranges that other hands walk, and report the wait."""
+        self._waits_since = self._waits_since or datetime.now(UTC)
+        self._control.throttled(Wait(f"other hands walk the last {ranges} ranges"), self._waits_since)
+        await asyncio.sleep(_WAIT_SECONDS)
+
+    def end_wait(self) -> None:
+        """Report that the walk continues, if it has waited."""
+        if self._waits_since is not None:
+            self._control.throttled(None, self._waits_since)
+            self._waits_since = None

@@ -1,0 +1,64 @@
+"""Helper runs of walks with several hands, in the queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from redis.exceptions import RedisError
+
+from worker.errors import LonghaulError, format_error
+from worker.queue import keys
+from worker.queue.claims import Claim
+from worker.queue.payload import HandMark, Payload, now_ms
+from worker.queue.store import QueueStore
+
+logger = logging.getLogger("longhaul.jobs")
+
+
+class HandRuns:
+    """Enqueues the helper runs of a worker's walks, and looks at their leases.
+
+    Args:
+        store: the queue.
+    """
+
+    def __init__(self, store: QueueStore) -> None:
+        self._store = store
+
+    async def enqueue(
+        self, claim: Claim, payload: Payload, step: str, numbers: Sequence[int], fence: int, *, priority: int
+    ) -> None:
+        """Enqueue helpers. If Redis does not answer, the run walks alone.
+
+        Args:
+            claim: the run whose walk it is.
+            payload: its payload.
+            step: the step of the walk.
+            numbers: the numbers of the hands.
+            fence: the fence of the run's attempt.
+            priority: the priority of the job.
+        """
+        for number in numbers:
+            mark = HandMark(claim.run_id, step, number, fence)
+            helper = Payload(
+                payload.function,
+                payload.args,
+                payload.kwargs,
+                now_ms(),
+                headers=payload.headers,
+                version=payload.version,
+                hand=mark,
+            )
+            try:
+                await self._store.enqueue(mark.id, helper.to_json(), queue=claim.queue, priority=priority)
+            except (RedisError, OSError, LonghaulError) as error:
+                words = "helper not enqueued run=%s helper=%s error=%s: the walk continues without it"
+                logger.warning(words, claim.run_id, mark.id, format_error(error))
+
+    async def is_alive(self, run_id: str) -> bool:
+        """Return whether a worker holds the lease of a run. True if Redis does not answer."""
+        try:
+            return bool(await self._store.redis.exists(keys.IN_PROGRESS + run_id))
+        except (RedisError, OSError):
+            return True
