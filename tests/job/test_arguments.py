@@ -272,7 +272,7 @@ def test_any_result_of_any_type_comes_back_equal_or_is_an_error(data: st.DataObj
     arrived = one.decode_result(text)
     assert one.encode_result(arrived) == text, (hint, value, text)
     if fits:
-        assert is_same(one._returns.validate_python(value), arrived), (hint, value, text)
+        assert is_same(one._result.adapter.validate_python(value), arrived), (hint, value, text)
 
 
 @dataclass

@@ -16,6 +16,8 @@ from worker.ledger import OwnedRun
 from worker.settings import ThrottleSettings
 
 _POLL_SECONDS = 0.5
+#: A run that yields is due so much later than those that wait.
+_BEHIND_SECONDS = 0.005
 
 
 class Boundary:
@@ -59,8 +61,8 @@ class Boundary:
 
         Raises:
             Cancelled: An operator has cancelled the run.
-            AttemptReleased: The worker drains, or an operator has paused the run.
             HandEnded: The run is a helper, and an operator has paused or cancelled the run that it helps.
+            AttemptReleased: The worker drains, an operator has paused the run, or other runs wait for its slot.
             FencedOut: The job was abandoned.
         """
         run_id, control = run.spec.root_id, self._control
@@ -69,9 +71,12 @@ class Boundary:
             self._ensure_not_abandoned()
             order = await control.order(run_id, self._job)
             wait: Wait | None = None
+            is_yielding = False
             if order is None and not control.draining:
                 wait = await self._ask_throttles(run, table)
-                if wait is None:
+                # Not before it has made progress: two walks would exchange a slot for ever.
+                is_yielding = resumable and (wait is not None or run.has_progressed) and await control.must_yield()
+                if wait is None and not is_yielding:
                     if since is not None:
                         control.throttled(None, since)
                     return
@@ -84,6 +89,8 @@ class Boundary:
                 raise AttemptReleased("drain")
             if order == "pause" and resumable:
                 raise AttemptReleased("pause")
+            if is_yielding:
+                raise AttemptReleased("yield", _BEHIND_SECONDS)
             wait = wait or Wait("paused")
             now = datetime.now(UTC)
             since = since or now

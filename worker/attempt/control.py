@@ -30,6 +30,10 @@ class AttemptControl(Protocol):
         """Return the pace that an operator has set for a run; None if there is none."""
         return None
 
+    async def must_yield(self) -> bool:
+        """Return whether the walk is to give its slot to another run, which waits for it."""
+        return False
+
     def became_durable(self, run: OwnedRun) -> None:
         """Report that the run has begun in the ledger."""
         return

@@ -50,6 +50,7 @@ class JobKeywords(TypedDict, total=False):
     backoff: Backoff | None
     result_ttl: float | None
     stall_timeout: float | None
+    yield_after: float | None
     on_stall: OnStall
     on_statement_change: OnStatementChange
     throttle: Iterable[Throttle]
@@ -258,6 +259,9 @@ def _check_choices(name: str, rules: JobOptions) -> None:
         if getattr(rules, option) not in allowed:
             asked = getattr(rules, option)
             raise RegistrationError(f"job {name}: {option}={asked!r}: give {' or '.join(map(repr, allowed))}")
+    after = rules.yield_after
+    if after is not None and (isinstance(after, bool) or not isinstance(after, int | float) or not after >= 0):
+        raise RegistrationError(f"job {name}: yield_after={after!r}: give seconds from 0, or 0 for never")
     try:
         check_priority(f"job {name}", rules.priority)
     except InvalidArguments as error:

@@ -56,6 +56,8 @@ class JobOptions:
         result_ttl: seconds that the result stays in Redis; by default `worker.result_ttl_seconds`.
         stall_timeout: seconds without progress (a committed batch, or `ctx.progress`) after which the run counts as
             stalled; by default `worker.stall_timeout_seconds`. A run that makes progress is never timed out by it.
+        yield_after: seconds after which a walk goes back to the queue at its next boundary, at no cost, if other runs
+            wait for its slot, or for its place under `concurrency`; 0 for never; by default `worker.yield_seconds`.
         on_stall: "log" reports a stalled run in log, mirror and events; "retry" also cancels and retries it.
         on_statement_change: "fail" ends a run whose walk has another statement (FROM, WHERE, values) than the one that
             its cursor belongs to, with `CursorMismatch`; "continue" resumes behind the cursor with the new statement.
@@ -84,6 +86,7 @@ class JobOptions:
     backoff: Backoff | None = None
     result_ttl: float | None = None
     stall_timeout: float | None = None
+    yield_after: float | None = None
     on_stall: OnStall = "log"
     on_statement_change: OnStatementChange = "fail"
     throttle: Iterable[Throttle] = ()

@@ -18,9 +18,11 @@ from worker.ledger import Hand, OwnedRun, RunSpec
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload, now_ms
 from worker.runtime.hands import HandRuns
+from worker.runtime.limiter import line_key
 from worker.runtime.observer import Observer, RunInfo
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
+from worker.runtime.waiting_runs import WaitingRuns
 from worker.settings.model import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
@@ -45,6 +47,7 @@ class Execution:
         operator_state: the operator commands.
         observer: is notified of progress.
         hands: the helper runs of walks.
+        waiting_runs: decides when a walk gives its slot to another run; None for never.
 
     Attributes:
         claim: the job; its payload is replaced when the run is created in the ledger.
@@ -59,6 +62,7 @@ class Execution:
 
     __slots__ = (
         "__weakref__",
+        "_began_at",
         "_body",
         "_hands",
         "_interrupt",
@@ -69,6 +73,7 @@ class Execution:
         "_progressed_at",
         "_rules",
         "_state",
+        "_waiting_runs",
         "_waits",
         "attempt",
         "claim",
@@ -92,6 +97,7 @@ class Execution:
         operator_state: OperatorState,
         observer: Observer,
         hands: HandRuns,
+        waiting_runs: WaitingRuns | None = None,
     ) -> None:
         self.claim = claim
         self.info = RunInfo(claim.run_id, "", claim.queue, claim.attempt, 0)
@@ -117,6 +123,8 @@ class Execution:
         #: The loop's time of the last progress; None while the job's code does not run.
         self._progressed_at: float | None = None
         self._is_stalled = False
+        self._waiting_runs = waiting_runs
+        self._began_at = math.inf
         #: When the walk last waited for each reason, by the loop's time.
         self._waits: dict[str, float] = {}
         #: Whether the current wait was logged.
@@ -187,7 +195,7 @@ class Execution:
             now: the loop's time.
             limit_seconds: the timeout of the code in seconds; None for no timeout.
         """
-        self._body, self._progressed_at = body, now
+        self._body, self._progressed_at, self._began_at = body, now, now
         if self.payload is not None and self.payload.deadline_ms:
             self.last_moment = now + (self.payload.deadline_ms - now_ms()) / 1000
         if limit_seconds is None:
@@ -345,6 +353,17 @@ class Execution:
 
     def _note_progress(self) -> None:
         self._progressed_at, self._is_stalled = asyncio.get_running_loop().time(), False
+
+    async def must_yield(self) -> bool:
+        """Return whether the walk has had its slot for `yield_after`, and another run waits for it."""
+        job, waiting = self.job, self._waiting_runs
+        if job is None or waiting is None:
+            return False
+        after = self._rules.yield_seconds if job.rules.yield_after is None else job.rules.yield_after
+        if not after or asyncio.get_running_loop().time() - self._began_at < after:
+            return False
+        place = None if self.place is None else line_key(job, self.place)
+        return await waiting.take_one(self.claim.queue, job.priority, place)
 
     def became_durable(self, run: OwnedRun) -> None:
         """Lift the total timeout: from the ledger, the run can resume at its last checkpoint."""

@@ -58,6 +58,7 @@ from worker.runtime.outcome import (
 )
 from worker.runtime.server_probe import explain, is_server_unavailable
 from worker.runtime.server_retry import ServerRetry, WorkerState
+from worker.runtime.waiting_runs import WaitingRuns
 from worker.settings.model import Settings
 
 E = TypeVar("E", bound=Execution)
@@ -93,6 +94,7 @@ class Executor:
         servers: repeats steps that failed because a server was unavailable.
         state: the state of the worker.
         pools: the threads and processes that run plain functions.
+        waiting_runs: decides when a walk gives its slot to another run; None for never.
         run_hooks: middleware around each attempt, outermost first.
 
     Attributes:
@@ -115,6 +117,7 @@ class Executor:
         servers: ServerRetry,
         state: WorkerState,
         pools: JobPools,
+        waiting_runs: WaitingRuns | None = None,
         run_hooks: Sequence[RunHook] = (),
     ) -> None:
         self._settings = settings
@@ -131,6 +134,7 @@ class Executor:
         self._servers = servers
         self._state = state
         self._pools = pools
+        self._waiting_runs = waiting_runs
         self._run_hooks = tuple(run_hooks)
         self._hands = HandRuns(store)
 
@@ -143,6 +147,7 @@ class Executor:
             operator_state=self._operator_state,
             observer=self._observer,
             hands=self._hands,
+            waiting_runs=self._waiting_runs,
         )
 
     async def run(self, execution: Execution) -> Outcome:

@@ -39,17 +39,20 @@ class QueueWeights:
     Args:
         weights: the weight of each queue, by name.
         kind: weighted or strict.
+
+    Attributes:
+        is_strict: whether a heavier queue is always served first.
     """
 
     def __init__(self, weights: Mapping[str, int], kind: Literal["weighted", "strict"] = "weighted") -> None:
         self.queues = sorted(weights, key=lambda queue: -weights[queue])
         self._weights = dict(weights)
         self._total = sum(weights.values())
-        self._strict = kind == "strict" or len(weights) == 1
+        self.is_strict = kind == "strict" or len(weights) == 1
 
     def shares(self, slots: int) -> list[tuple[str, int]]:
         """Return the number of jobs to claim from each queue for the free slots."""
-        if self._strict:
+        if self.is_strict:
             return [(queue, slots) for queue in self.queues]
         drawn = sorted(self.queues, key=lambda queue: random.random() ** (1 / self._weights[queue]), reverse=True)  # noqa: S311
         parts = [(queue, max(1, slots * self._weights[queue] // self._total)) for queue in drawn]
@@ -273,6 +276,11 @@ class Fetcher:
         if not operators.paused:
             return self._weights.queues
         return [queue for queue in self._weights.queues if not operators.is_queue_paused(queue)]
+
+    def competing_queues(self, queue: str) -> list[str]:
+        """Return the served queues whose jobs may get the slot of a job of this queue."""
+        served = self.served_queues()
+        return served if not self._weights.is_strict or queue not in served else served[: served.index(queue) + 1]
 
     def check_served_queues(self) -> None:
         """Update the served queues after an operator has paused or resumed a queue."""

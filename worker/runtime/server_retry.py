@@ -30,6 +30,7 @@ class WorkerState:
     Attributes:
         name: the name of the worker, as operators see it.
         is_shutdown_forced: whether it stops at once and waits for no server.
+        free_slots: number of jobs that it could claim when it last looked.
         drain_started: set when the worker starts to drain.
         fruitless_claims: number of claims that could not run here: of unknown jobs, or without a payload.
     """
@@ -37,6 +38,7 @@ class WorkerState:
     name: str
     is_shutdown_forced: bool = False
     fruitless_claims: int = 0
+    free_slots: int = 0
     drain_started: threading.Event = field(default_factory=threading.Event)
 
     @property

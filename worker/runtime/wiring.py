@@ -41,6 +41,7 @@ from worker.runtime.pruner import Pruner
 from worker.runtime.rescuer import Rescuer
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import ServerRetry, WorkerState
+from worker.runtime.waiting_runs import WaitingRuns
 from worker.runtime.worker import Worker
 from worker.settings import Settings
 
@@ -114,6 +115,7 @@ class Parts:
             servers=self.servers,
             state=self.state,
             pools=self.pools,
+            waiting_runs=WaitingRuns(self.redis, self.fetcher, self.state, self.settings.worker.queue_limits),
             run_hooks=hooks,
         )
 

@@ -233,7 +233,7 @@ class Worker:
                 draining.add_done_callback(lambda _: timer.wake())
             if draining is not None and draining.done() and fetcher.is_failing:
                 break  # Redis is unavailable: the leases of these jobs expire
-            slots = self._free_slots()
+            slots = self.state.free_slots = self._free_slots()
             if fetcher.has_work(slots):
                 for claim in await fetcher.fetch(slots):
                     self._jobs.start(claim)

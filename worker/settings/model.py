@@ -182,6 +182,12 @@ class WorkerSettings(_Section):
     loop_block_tolerance_seconds: float = Field(
         60.0, gt=0, description="How long leases are still renewed while the event loop is blocked."
     )
+    yield_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="Time after which a walk goes back to the queue at its next boundary, at no cost, if other runs "
+        "wait for its slot; 0: never. [Share slots](../how-to/share-slots.md).",
+    )
     drain_timeout_seconds: float = Field(
         30.0, ge=0, description="Time for running jobs to reach a batch boundary after SIGTERM."
     )
