@@ -19,8 +19,11 @@ local function count_line(line, queue)
     local due = try('ZRANGEBYSCORE', line, '-inf', before, 'LIMIT', 0, most) or {}
     for _, id in ipairs(due) do
         local score = try('ZSCORE', queue, id)
-        -- A running job of a stock arq worker stays due.
-        if score and tonumber(score) <= before and redis.call('EXISTS', leases .. id) == 0 then count = count + 1 end
+        -- A running job of a stock arq worker stays due. A helper of a walk (HandMark) is not waited for.
+        local is_helper = string.find(id, ':hand%-%d+:%d+$') or string.find(id, '^hand%-%d+:%x+$')
+        if score and tonumber(score) <= before and not is_helper and redis.call('EXISTS', leases .. id) == 0 then
+            count = count + 1
+        end
     end
 end
 
