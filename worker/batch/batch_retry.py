@@ -187,7 +187,8 @@ class BatchRetries:
             return failure.retry_half()
         if failure.key is None:
             return failure.retry_unread_row() if failure.is_unread else None
-        if await ledger.quarantine.has_room(run.spec.root_id, step, failure.quarantine_limit):
+        rows = run.checkpoints.rows_of(step)
+        if await ledger.quarantine.has_room(run.spec.root_id, step.name, failure.quarantine_limit, rows=rows):
             row, before = (failure.step, failure.key), self._skipped
             self._skipped = row
             return failure.retry_without_row(error, if_unchanged=row != before)

@@ -22,6 +22,7 @@ from worker.db.engine import Database
 from worker.db.errors import is_transient, is_unavailable
 from worker.ledger import OwnedRun, StepRecord
 from worker.ledger.quarantine import Quarantine
+from worker.ledger.records import RangeRecord
 
 #: Consecutive reads of one row that fail, while the row can be read by its key, after which the walk fails.
 _MAX_VAIN_READS = 20
@@ -93,8 +94,16 @@ class FailingRows:
         skip_key, retry.skip_key = retry.skip_key, None
         if any(key != skip_key for key in page.row_keys()) or (retry.row is not None and retry.row != row):
             return False
-        await self._run.quarantine.add_row(await transaction.driver(), self.step, skip_key, retry.error, row)
+        await self._add(await transaction.driver(), skip_key, retry.error, row)
         return True
+
+    async def _add(self, raw: Any, key: list[Any], error: BaseException, row: Any) -> None:
+        """Quarantine a row. Raise its error if the hands of the walk have filled the quarantine meanwhile."""
+        quarantine, rows = self._run.quarantine, self._run.checkpoints.rows_of(self.step)
+        is_shared = isinstance(self.step, RangeRecord)
+        if is_shared and not await quarantine.has_room_for_one(raw, self.step.name, self._limit, rows=rows):
+            raise error
+        await quarantine.add_row(raw, self.step, key, error, row)
 
     async def ensure_room_for_rejected(self, page: Page[Any]) -> None:
         """Raise the error of the first rejected row, unless the quarantine has room for all of them."""
@@ -102,12 +111,15 @@ class FailingRows:
         if not self._limit:
             raise error
         read = len(page.rows) + count
-        if await Quarantine(self._database).has_room(
-            self._run.spec.root_id, self.step, self._limit, count=count, read=read
-        ):
+        if await self._has_room(count=count, read=read):
             return
         error.add_note(f"The quarantine's limit of {self._limit} has no room for {count} rows of {self.step.name!r}.")
         raise error
+
+    async def _has_room(self, *, count: int = 1, read: int | None = None) -> bool:
+        rows, name = self._run.checkpoints.rows_of(self.step), self.step.name
+        quarantine = Quarantine(self._database)
+        return await quarantine.has_room(self._run.spec.root_id, name, self._limit, rows=rows, count=count, read=read)
 
     async def settle(self, transaction: BatchTransaction, page: Page[Any]) -> None:
         """Quarantine the rejected rows of a page, and delete retried rows from the quarantine of their own run."""
@@ -116,7 +128,7 @@ class FailingRows:
             for key in [*page.row_keys(), *(rejected.key for rejected in page.rejected)]:
                 await quarantine.delete_retried_row(raw, key)
         for rejected in page.rejected:
-            await quarantine.add_row(raw, self.step, rejected.key, rejected.error, rejected.row)
+            await self._add(raw, rejected.key, rejected.error, rejected.row)
 
     def describe(
         self, page: Page[Any], retry: RetryPlan | None, *, rows: int, seconds: float, pace: dict[str, Any]
@@ -194,11 +206,11 @@ class FailingRows:
             if self._vain_reads > _MAX_VAIN_READS:
                 raise error
             return Page()
-        if not await Quarantine(self._database).has_room(self._run.spec.root_id, self.step, self._limit):
+        if not await self._has_room():
             return None
         raw = await transaction.driver()
         for key in page.row_keys():
-            await self._run.quarantine.add_row(raw, self.step, key, found[-1], None)
+            await self._add(raw, key, found[-1], None)
         self._vain_reads = 0
         return page
 

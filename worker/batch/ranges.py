@@ -145,7 +145,7 @@ class SharedWalk:
             FencedOut: Another worker owns the run of this hand.
         """
         current = self._run.ranges.current
-        if current is not None and not current.done:
+        if current is not None and not current.done and self._has_begun:
             if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
                 self._check(await self._look())
             return current
@@ -172,7 +172,9 @@ class SharedWalk:
             self._source.enter_range(found.upper_bound)
         if not self._has_begun and self._run.spec.hand is None:
             free = state.ranges - state.done - state.failed
-            await self._host.hands.start(self._step.name, min(self._parallel.hands, free), self._run.fence)
+            hands = min(self._parallel.hands, free)
+            await self._host.hands.start(self._step.name, hands, self._run.fence)
+            self._host.hands.note(max(1, hands))  # until the next look shows how many have begun
         self._has_begun = True
         return found
 
@@ -181,7 +183,9 @@ class SharedWalk:
         async with self._run.driver.reading() as raw:
             self._state = state = await self._run.ranges.read(raw, self._step.name)
         self._looked_at = time.monotonic()
-        self._host.hands.note(max(1, state.hands))
+        current = self._run.ranges.current
+        # A hand that is about to claim a range is one more.
+        self._host.hands.note(max(1, state.hands + (current is None or current.done)))
         return state
 
     def _check(self, state: WalkState) -> None:

@@ -77,6 +77,10 @@ class Checkpoints:
         current = self._ranges.current
         return current if current is not None and current.name == name else self.steps.get(name)
 
+    def rows_of(self, step: StepRecord) -> int:
+        """Return the rows of a step; of a range, those of its whole walk over all hands."""
+        return self.steps[step.name].rows + self._ranges.rows if isinstance(step, RangeRecord) else step.rows
+
     async def open_step(
         self, spec: StepSpec, *, upper_bound: list[Any] | None, total: int | None, done: bool = False
     ) -> StepRecord:

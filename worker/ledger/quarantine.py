@@ -42,23 +42,26 @@ class Quarantine:
             return result.rowcount
 
     async def has_room(
-        self, run_id: str, step: StepRecord, limit: float, *, count: int = 1, read: int | None = None
+        self, run_id: str, step: str, limit: float, *, rows: int, count: int = 1, read: int | None = None
     ) -> bool:
         """Return whether more rows of a step may be quarantined.
 
         Args:
             run_id: Id of the run.
-            step: The step.
+            step: Name of the step.
             limit: The largest number of rows if at least 1, else the largest share of the rows that the step has read.
+            rows: Rows of the committed batches of the step.
             count: The number of rows to quarantine.
             read: The number of rows that were read beside those of the committed batches. Default: `count`.
         """
         async with self._database.connection() as connection:
-            values = {"run_id": run_id, "step": step.name}
+            values = {"run_id": run_id, "step": step}
             known = int(await connection.scalar(query("count_quarantined"), values) or 0)
-        if limit >= 1:
-            return known + count <= limit
-        return known + count <= limit * (step.rows + known + (count if read is None else read))
+        return _is_within(limit, known, rows, count, count if read is None else read)
+
+
+def _is_within(limit: float, known: int, rows: int, count: int, read: int) -> bool:
+    return known + count <= (limit if limit >= 1 else limit * (rows + known + read))
 
 
 class RunQuarantine:
@@ -80,6 +83,13 @@ class RunQuarantine:
         trace = "".join(traceback.format_exception(error))
         values = (json.dumps(key), storable(format_error(error)), shorten_traceback(trace), storable_json(row))
         await raw.execute(source("insert_quarantined"), self._run_id, step.name, *values)
+
+    async def has_room_for_one(self, raw: Any, step: str, limit: float, *, rows: int) -> bool:
+        """Return whether another row of a walk with several hands may be quarantined. Until the transaction that `raw`
+        has open ends, the other hands wait to do the same; see `Quarantine.has_room` for the arguments."""
+        await raw.execute(source("lock_quarantine"), self._run_id, step)
+        known = await raw.fetchval(source("recount_quarantined"), self._run_id, step)
+        return _is_within(limit, known, rows, 1, 1)
 
     async def list_retried_keys(self) -> list[list[Any]]:
         """Return the keys of the rows that this run retries."""
