@@ -24,8 +24,9 @@ Run a worker:
     `running` runs a `Worker` in your event loop: `async with running(settings, jobs=[...])`; `discover` imports the
     jobs of packages; `Settings` and `load_settings`.
 
-More lives in `worker.errors` (all errors), `worker.throttles` (throttles of one's own), `worker.types` (types for
-annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in for `arq.Worker`).
+More lives in `worker.plan` (what a job would do), `worker.errors` (all errors), `worker.throttles` (throttles of one's
+own), `worker.types` (types for annotations), `worker.testing` (the pytest plugin) and `worker.arq_compat` (a stand-in
+for `arq.Worker`).
 """
 
 from importlib import import_module

@@ -218,8 +218,8 @@ class JobContext:
 
         Args:
             statement: A `select()` of an entity or of columns, with where, joins, and loader options.
-            **options: See `worker.batch.options.ChunkOptions`: `size`, `lock`, `skip_locked`, `by`, `name`, `count`,
-                `on_error`, `quarantine_limit`.
+            **options: See `worker.batch.options.ChunkOptions`: `size`, `lock`, `skip_locked`, `by`, `allow_sort`,
+                `name`, `count`, `on_error`, `quarantine_limit`.
 
         Returns:
             A walk, for one `async for`. `async with ctx.chunks(...) as batches` commits its last batch at the end of
@@ -270,7 +270,7 @@ class JobContext:
             statement: `update(...)`, `delete(...)` or `insert(...).from_select(...)`, without RETURNING; the key
                 belongs to the table that is selected from.
             **options: See `worker.batch.options.SweepOptions`: `size` (rows of the table in a range, whether they
-                match or not), `by`, `name`, `count`.
+                match or not), `by`, `allow_sort`, `name`, `count`.
 
         Returns:
             The number of rows changed or inserted by all attempts of this run.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Enum, Executable, LargeBinary, Select, String, func, inspect, select, text
@@ -45,13 +46,7 @@ SELECT (SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = relation) AS k
          WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
            AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
            AND (SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
-                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted,
-       EXISTS (SELECT FROM pg_catalog.pg_index
-                WHERE indrelid = relation AND indisvalid AND indpred IS NULL
-                  AND (SELECT pg_catalog.array_agg(attname::text ORDER BY place)
-                         FROM pg_catalog.unnest(indkey[0:pg_catalog.cardinality(wanted) - 1])
-                              WITH ORDINALITY AS key (number, place)
-                         JOIN pg_catalog.pg_attribute ON attrelid = relation AND attnum = number) = wanted) AS is_served
+                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted
   FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
 """)
@@ -61,17 +56,42 @@ SELECT (SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = relation) AS k
 _NO_TABLES = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _NO_KEY = "for which PostgreSQL enforces no unique, not-null key"
 
-_UNINDEXED_CHILDREN = text("""
-SELECT conrelid::regclass::text AS name,
+_CHILDREN = text("""
+SELECT conrelid::regclass::text AS name, confdeltype = 'c' AS cascades, confdeltype IN ('n', 'd') AS updates,
        (SELECT pg_catalog.array_agg(attname::text ORDER BY place)
           FROM pg_catalog.unnest(conkey) WITH ORDINALITY AS key (number, place)
-          JOIN pg_catalog.pg_attribute ON attrelid = conrelid AND attnum = number) AS columns
+          JOIN pg_catalog.pg_attribute ON attrelid = conrelid AND attnum = number) AS columns,
+       EXISTS (SELECT FROM pg_catalog.pg_index
+                WHERE indrelid = conrelid AND indisvalid AND indpred IS NULL
+                  AND conkey <@ (indkey::int2[])[0:pg_catalog.cardinality(conkey) - 1]) AS is_indexed
   FROM pg_catalog.pg_constraint
- WHERE contype = 'f' AND confrelid = pg_catalog.to_regclass(CAST(:table AS text))
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_index
-                    WHERE indrelid = conrelid AND indisvalid AND indpred IS NULL
-                      AND conkey <@ (indkey::int2[])[0:pg_catalog.cardinality(conkey) - 1])
+ WHERE contype = 'f' AND conparentid = 0 AND confrelid = pg_catalog.to_regclass(CAST(:table AS text))
+ ORDER BY 1, 4
 """)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A foreign key to a table.
+
+    Attributes:
+        table: The table that has the foreign key, in SQL.
+        columns: Its columns, in SQL.
+        cascades: Whether a deleted parent deletes its rows (ON DELETE CASCADE).
+        updates: Whether a deleted parent updates its rows (ON DELETE SET NULL or SET DEFAULT).
+        is_indexed: Whether an index finds the rows of a parent.
+    """
+
+    table: str
+    columns: str
+    cascades: bool
+    updates: bool
+    is_indexed: bool
+
+    @property
+    def cure(self) -> str:
+        """The statement that creates the missing index."""
+        return f"CREATE INDEX CONCURRENTLY ON {self.table} ({self.columns})"
 
 
 async def _ensure_order_is_current(
@@ -148,16 +168,6 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
         )
     if not found.unique_and_sorted:
         return f"{table} has no unique index on ({shown}), so rows with the same key could be split or skipped"
-    if not found.is_served:
-        logger.warning(
-            "no index has the order of a walk, so each batch sorts the rest of the table: kind=%s table=%s key=(%s) "
-            "cure='CREATE INDEX CONCURRENTLY ON %s (%s)'",
-            kind,
-            table,
-            shown,
-            table,
-            ", ".join(map(_PREPARER.quote, columns)),
-        )
     return _find_padded(keyset, found.types) or keyset.typed(found.types)
 
 
@@ -203,14 +213,16 @@ async def warn_of_unindexed_children(connection: AsyncConnection, keyset: Keyset
 
 async def list_unindexed_children(connection: AsyncConnection, table: str) -> list[tuple[str, str]]:
     """Return each table with a foreign key to a table that no index of its own serves, and the columns of that key."""
-    found = await connection.execute(_UNINDEXED_CHILDREN, {"table": table})
-    return [(child.name, ", ".join(map(_PREPARER.quote, child.columns))) for child in found]
+    return [(child.table, child.columns) for child in await list_children(connection, table) if not child.is_indexed]
 
 
-async def is_key_served(connection: AsyncConnection, table: str, columns: list[str]) -> bool:
-    """Return whether an index has the order of a key; also if the table does not exist."""
-    found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
-    return found is None or bool(found.is_served)
+async def list_children(connection: AsyncConnection, table: str) -> list[Child]:
+    """Return the foreign keys to a table."""
+    found = await connection.execute(_CHILDREN, {"table": table})
+    return [
+        Child(row.name, ", ".join(map(_PREPARER.quote, row.columns)), row.cascades, row.updates, row.is_indexed)
+        for row in found
+    ]
 
 
 async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order: Sequence[Any]) -> float | None:

@@ -14,6 +14,7 @@ from worker.batch.keyset_select import KeysetSelect
 from worker.batch.page import PageReader
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walk_statements import WalkStatements
 from worker.errors import UnsupportedStatement
 
 #: Consecutive reads that find keys but no readable row, after which the walk fails.
@@ -28,12 +29,13 @@ class ChunksSource:
         statement: The select.
         by: The key; None for the primary key.
         lock: Whether the rows are locked until the batch is committed.
+        allow_sort: Whether each batch may sort the rest of the table.
     """
 
     kind = "chunks"
 
-    def __init__(self, statement: Select[Any], *, by: Any = None, lock: bool = True) -> None:
-        self._select = KeysetSelect(statement, by=by, lock=lock)
+    def __init__(self, statement: Select[Any], *, by: Any = None, lock: bool = True, allow_sort: bool = False) -> None:
+        self._select = KeysetSelect(statement, by=by, lock=lock, allow_sort=allow_sort)
         self._lock = lock
         self._empty_reads = 0
 
@@ -75,6 +77,10 @@ class ChunksSource:
     def enter_range(self, last: list[Any]) -> None:
         """Let the walk end at a key."""
         self._select.enter_range(last)
+
+    def describe(self, size: int) -> WalkStatements:
+        """Return the statements of the first batch; see `DescribedSource`."""
+        return self._select.describe(size)
 
     async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
         """Return the keys of the next rows, without reading the rows."""

@@ -13,12 +13,14 @@ from worker.batch.compiled import CompiledStatement
 from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key, find_entity
+from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
 from worker.batch.range_ends import ends_of, range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walk_statements import WalkStatements
 from worker.errors import UnsupportedStatement
 
 
@@ -29,16 +31,18 @@ class KeysetSelect:
         statement: The select of the job.
         by: The key; None for the primary key.
         lock: Whether the rows are locked.
+        allow_sort: Whether each batch may sort the rest of the table, because no index has the order of the walk.
 
     Raises:
         UnsupportedStatement: The statement cannot be walked.
     """
 
-    def __init__(self, statement: Select[Any], *, by: Any, lock: bool) -> None:
+    def __init__(self, statement: Select[Any], *, by: Any, lock: bool, allow_sort: bool = False) -> None:
         check_walkable(statement, kind="chunks")
         self._statement = statement
         self._has_joins = _has_joins(statement)
         self._lock = lock
+        self._allow_sort = allow_sort
         self._upper: list[Any] = []
         self._progress: KeyProgress | None = None
         self.keyset: Keyset = choose_key(statement, by, kind="chunks")
@@ -52,6 +56,8 @@ class KeysetSelect:
         keyset = self.keyset = await ensure_key_orders(connection, self.keyset, kind="chunks")
         if step.only_keys is not None:
             self._statement = self._statement.where(keyset.among(step.only_keys))
+        keys, allow = self.keys(keyset.columns), self._allow_sort or step.only_keys is not None
+        await ensure_order_is_served(connection, keyset, keys, kind="chunks", allow_sort=allow)
         self.last, total = step.last, 0
         if step.is_new:
             found = await connection.execute(self.keys(keyset.cursor_columns, reverse=True).limit(1))
@@ -73,6 +79,16 @@ class KeysetSelect:
             table=table_name(keyset),
             row_bytes=row_bytes,
             begins_in_transaction=True,
+        )
+
+    def describe(self, size: int) -> WalkStatements:
+        """Return the statements of the first batch; see `DescribedSource`."""
+        return WalkStatements(
+            keyset=self.keyset,
+            keys=self.keys(self.keyset.columns),
+            statement=self.batch(resumed=False),
+            values=self.window(None, size),
+            locks=self._lock,
         )
 
     def behind(self, cursor: Sequence[Any] | None) -> dict[str, Any]:

@@ -31,24 +31,32 @@ T = TypeVar("T")
 
 def make_chunks(host: WalkHost, statement: Select[Any], **options: Unpack[ChunkOptions]) -> Walk[Any]:
     """Return the walk of `ctx.chunks`."""
-    check_options("chunks", options, ChunkOptions)
-    by, lock = options.get("by"), options.get("lock", True)
-    source: Source[Any]
-    if options.get("skip_locked", False):
-        if options.get("parallel", 1) != 1:
-            raise UnsupportedStatement("chunks: skip_locked=True cannot be combined with parallel=")
-        if not lock:
-            raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
-        source = SkipLockedSource(statement, by=by)
-    else:
-        source = ChunksSource(statement, by=by, lock=lock)
+    source = make_chunks_source(statement, options)
     return Walk(host, source, parallel=_read_parallel("chunks", options), **_read_common(options))
+
+
+def make_chunks_source(statement: Select[Any], options: ChunkOptions) -> ChunksSource | SkipLockedSource:
+    """Return the source of `ctx.chunks`."""
+    check_options("chunks", options, ChunkOptions)
+    by, lock, allow_sort = options.get("by"), options.get("lock", True), options.get("allow_sort", False)
+    if not options.get("skip_locked", False):
+        return ChunksSource(statement, by=by, lock=lock, allow_sort=allow_sort)
+    if options.get("parallel", 1) != 1:
+        raise UnsupportedStatement("chunks: skip_locked=True cannot be combined with parallel=")
+    if not lock:
+        raise UnsupportedStatement("chunks: skip_locked=True is for a walk that locks its rows; it has lock=False")
+    return SkipLockedSource(statement, by=by, allow_sort=allow_sort)
 
 
 def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[StreamOptions]) -> Walk[Any]:
     """Return the walk of `ctx.stream`."""
+    return Walk(host, make_stream_source(host, statement, options), **_read_common(options))
+
+
+def make_stream_source(host: WalkHost, statement: Select[Any], options: StreamOptions) -> StreamSource:
+    """Return the source of `ctx.stream`."""
     check_options("stream", options, StreamOptions)
-    source = StreamSource(
+    return StreamSource(
         statement,
         host.database,
         on_restart=options.get("on_restart"),
@@ -56,14 +64,19 @@ def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[Stream
         max_snapshot_seconds=host.settings.batch.max_snapshot_seconds,
         lock_timeout_seconds=host.settings.database.lock_timeout_seconds,
     )
-    return Walk(host, source, **_read_common(options))
 
 
 def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: Unpack[SweepOptions]) -> Walk[Any]:
     """Return the walk of `ctx.sweep`."""
-    check_options("sweep", options, SweepOptions)
-    source = SweepSource(statement, host.database.engine, by=options.get("by"))
+    source = make_sweep_source(host, statement, options)
     return Walk(host, source, parallel=_read_parallel("sweep", options), **_read_common(options))
+
+
+def make_sweep_source(host: WalkHost, statement: Update | Delete | Insert, options: SweepOptions) -> SweepSource:
+    """Return the source of `ctx.sweep`."""
+    check_options("sweep", options, SweepOptions)
+    by, allow_sort = options.get("by"), options.get("allow_sort", False)
+    return SweepSource(statement, host.database.engine, by=by, allow_sort=allow_sort)
 
 
 def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions]) -> Walk[T]:

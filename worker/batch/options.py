@@ -71,7 +71,19 @@ class SourceOptions(WalkOptions, QuarantineOptions, total=False):
     """Options of `JobContext.walk`."""
 
 
-class SweepOptions(CountOptions, ParallelOptions, total=False):
+class OrderOptions(CountOptions, total=False):
+    """Options of the loops that read each batch in the order of a key.
+
+    Attributes:
+        allow_sort: Whether to walk although no index has the order of the key, so that each batch sorts the rest of the
+            table. Set it for small tables only. Default: False, which raises `UnsupportedStatement` with the
+            CREATE INDEX that is missing.
+    """
+
+    allow_sort: bool
+
+
+class SweepOptions(OrderOptions, ParallelOptions, total=False):
     """Options of `JobContext.sweep`.
 
     Attributes:
@@ -81,7 +93,7 @@ class SweepOptions(CountOptions, ParallelOptions, total=False):
     by: Any
 
 
-class ChunkOptions(CountOptions, QuarantineOptions, ParallelOptions, total=False):
+class ChunkOptions(OrderOptions, QuarantineOptions, ParallelOptions, total=False):
     """Options of `JobContext.chunks`.
 
     Attributes:

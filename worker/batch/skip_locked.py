@@ -19,6 +19,7 @@ from worker.batch.keyset_select import KeysetSelect
 from worker.batch.page import PageReader
 from worker.batch.source import Bounds, OpenStep, Page, SkippedRows
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walk_statements import WalkStatements
 
 
 class SkipLockedSource:
@@ -27,12 +28,13 @@ class SkipLockedSource:
     Args:
         statement: The select.
         by: The key; None for the primary key.
+        allow_sort: Whether each batch may sort the rest of the table.
     """
 
     kind = "chunks"
 
-    def __init__(self, statement: Select[Any], *, by: Any = None) -> None:
-        self._select = KeysetSelect(statement, by=by, lock=True)
+    def __init__(self, statement: Select[Any], *, by: Any = None, allow_sort: bool = False) -> None:
+        self._select = KeysetSelect(statement, by=by, lock=True, allow_sort=allow_sort)
 
     @property
     def fingerprint(self) -> str:
@@ -60,6 +62,10 @@ class SkipLockedSource:
         self._free = PageReader(shape, locked(again, skip_locked=True), dialect)
         self._waiting = PageReader(shape, locked(again), dialect)
         return bounds
+
+    def describe(self, size: int) -> WalkStatements:
+        """Return the statements of the first batch; see `DescribedSource`."""
+        return self._select.describe(size)
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next unlocked rows, and store the keys of the locked ones."""

@@ -24,6 +24,7 @@ from worker.batch.keyset import Keyset
 from worker.batch.page import Row, RowShape
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walk_statements import WalkStatements
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
@@ -111,6 +112,10 @@ class StreamSource:
             table=table_name(self._keyset) if self._keyset else "",
             row_bytes=row_bytes,
         )
+
+    def describe(self, size: int) -> WalkStatements:
+        """Return the one statement of the stream; see `DescribedSource`."""
+        return WalkStatements(keyset=self._keyset, keys=None, statement=self._statement)
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next partition from the reader's own connection."""

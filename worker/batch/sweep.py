@@ -13,11 +13,13 @@ from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_
 from worker.batch.compiled import CompiledStatement
 from worker.batch.fingerprint import fingerprint
 from worker.batch.key_choice import check_walkable, choose_key
+from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
 from worker.batch.range_ends import ends_of, range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
+from worker.batch.walk_statements import WalkStatements
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.statement_internals import is_same_table, replace_source, updated_names
@@ -37,17 +39,19 @@ class SweepSource:
         statement: The statement.
         engine: Provides a separate connection that looks up the ends of ranges.
         by: The key; None for the primary key.
+        allow_sort: Whether each range may sort the rest of the table.
     """
 
     kind = "sweep"
 
-    def __init__(self, statement: Sweepable, engine: AsyncEngine, *, by: Any = None) -> None:
+    def __init__(self, statement: Sweepable, engine: AsyncEngine, *, by: Any = None, allow_sort: bool = False) -> None:
         if not isinstance(statement, Update | Delete | Insert):
             raise UnsupportedStatement(f"sweep takes an update(), delete() or insert(), not {type(statement).__name__}")
         if statement.returning_column_descriptions:
             raise UnsupportedStatement("sweep cannot hand rows out: RETURNING is for ctx.chunks")
         self._statement = statement
         self._engine = engine
+        self._allow_sort = allow_sort
         self._keyset: Keyset = _choose_key(statement, by)
         self._upper: list[Any] = []
         self._last: list[Any] | None = None
@@ -61,6 +65,8 @@ class SweepSource:
         """Check the key, look the bounds up, and compile the statements."""
         connection = step.connection
         keyset = self._keyset = await ensure_key_orders(connection, self._keyset, kind=self.kind)
+        table = keyset.in_schema(select(*keyset.columns).order_by(*keyset.order_by()))
+        await ensure_order_is_served(connection, keyset, table, kind=self.kind, allow_sort=self._allow_sort)
         if isinstance(self._statement, Delete):
             await warn_of_unindexed_children(connection, keyset)
         self._last, total = step.last, 0
@@ -111,6 +117,19 @@ class SweepSource:
         assert self._ends is not None  # noqa: S101
         self._last, self._upper = last, self._keyset.decode(last)
         self._ends.forget()
+
+    def describe(self, size: int) -> WalkStatements:
+        """Return the statements of the first range, as if it were the whole walk; see `DescribedSource`."""
+        keyset, statement = self._keyset, self._statement
+        change: Any = type(statement).__name__.upper()
+        return WalkStatements(
+            keyset=keyset,
+            keys=keyset.in_schema(select(*keyset.columns).order_by(*keyset.order_by())),
+            statement=self._write(resumed=False),
+            values=keyset.values("last", self._upper),
+            change=change,
+            target=statement.table if isinstance(statement, Insert) else None,
+        )
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next range, with the statement that changes its rows."""

@@ -53,7 +53,7 @@ def enqueue(
     if timeout is not None and not wait:
         raise InvalidArguments("enqueue: --timeout needs --wait")
     settings, _ = state.load()
-    values = _validated(settings, job, dict(_argument(text) for text in arguments or []))
+    values = _validated(settings, job, dict(read_argument(text) for text in arguments or []))
 
     async def put() -> None:
         async with Client(settings) as client:
@@ -233,7 +233,7 @@ def _retry_quarantined(ids: list[str]) -> None:
         raise fail(f"no quarantined row: {', '.join(missing)}; `worker quarantine` lists them")
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def read_argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InvalidArguments(f"{text!r}: write arguments as name=value, e.g. days=90")

@@ -45,23 +45,32 @@ class Database:
         worker_name: part of `application_name`, which pg_stat_activity shows.
         job_name: returns the name of the job that runs in the current context, or "". It ends `application_name` on
             the connections that the job uses.
+        read_only: whether every transaction is READ ONLY, so that PostgreSQL refuses each write.
 
     Attributes:
         replica: the database of `database.replica_url`; None where there is none.
     """
 
-    def __init__(self, settings: Settings, worker_name: str = "", *, job_name: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        worker_name: str = "",
+        *,
+        job_name: Callable[[], str] = str,
+        read_only: bool = False,
+    ) -> None:
         self.settings = settings
         self._base_name = ":".join(part for part in (settings.database.application_name, worker_name) if part)
         self._job_name = job_name
         self._checker = LivenessChecker(settings.database, lambda: self.pooled)
         self._route = PoolerDetector(
             settings.database.pgbouncer,
-            lambda: _session_settings(settings, self._application_name()),
+            lambda: _session_settings(settings, self._application_name(), "transaction_read_only" if read_only else ""),
             bind=self._checker.bind,
             seconds=settings.database.connect_timeout_seconds,
         )
-        self.engine = _make_engine(settings, self._base_name, self._route, self._checker)
+        session = _session_settings(settings, self._base_name, "default_transaction_read_only" if read_only else "")
+        self.engine = _make_engine(settings, session, self._route, self._checker)
         event.listen(self.engine.sync_engine, "checkout", self._name_connection)
         event.listen(self.engine.sync_engine, "handle_error", self._note_read_only)
         self.replica: Database | None = None
@@ -69,7 +78,7 @@ class Database:
             there = {"url": settings.database.replica_url, "replica_url": None}
             of_replica = settings.database.model_copy(update=there)
             replica_settings = settings.model_copy(update={"database": of_replica})
-            self.replica = Database(replica_settings, worker_name, job_name=job_name)
+            self.replica = Database(replica_settings, worker_name, job_name=job_name, read_only=read_only)
         self.sessions: async_sessionmaker[ScopedSession] = async_sessionmaker(
             self.engine, class_=ScopedSession, expire_on_commit=False, close_resets_only=False
         )
@@ -171,7 +180,9 @@ def unavailable(error: BaseException, settings: Settings) -> ServerUnavailable:
     return ServerUnavailable(f"PostgreSQL at {url}: {cause or type(cause).__name__}: {advice}")
 
 
-def _make_engine(settings: Settings, base_name: str, route: PoolerDetector, checker: LivenessChecker) -> AsyncEngine:
+def _make_engine(
+    settings: Settings, session: Mapping[str, str], route: PoolerDetector, checker: LivenessChecker
+) -> AsyncEngine:
     database = settings.database
     url, tls = take_tls(make_url(database.url))
     engine = create_async_engine(
@@ -187,8 +198,7 @@ def _make_engine(settings: Settings, base_name: str, route: PoolerDetector, chec
             **tls,
             "timeout": database.connect_timeout_seconds,
             "connection_class": checker.bind(WatchedConnection),
-            "server_settings": _session_settings(settings, base_name)
-            | server_tcp_settings(database.tcp_timeout_seconds),
+            "server_settings": dict(session) | server_tcp_settings(database.tcp_timeout_seconds),
         },
     )
     event.listen(engine.sync_engine, "do_connect", checker.remember)
@@ -202,9 +212,10 @@ def _refuse_autocommit(engine: Engine, options: Mapping[str, Any]) -> None:
         raise UsageError(f"an engine {AUTOCOMMIT}; a session of ctx.session() may be, for VACUUM and its like")
 
 
-def _session_settings(settings: Settings, name: str) -> dict[str, str]:
+def _session_settings(settings: Settings, name: str, read_only: str = "") -> dict[str, str]:
+    """Return the settings of a session; `read_only` names the one that makes its transactions READ ONLY, if any."""
     database = settings.database
-    return {
+    return ({read_only: "on"} if read_only else {}) | {
         "application_name": _cut(name),
         "statement_timeout": _milliseconds(database.statement_timeout_seconds),
         "lock_timeout": _milliseconds(database.lock_timeout_seconds),

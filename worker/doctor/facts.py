@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import text
 
-from worker.batch.catalog import is_key_served, list_unindexed_children
+from worker.batch.catalog import list_unindexed_children
+from worker.batch.key_order import find_serving_index
 from worker.db.collations import find_changed_collations
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
@@ -227,7 +228,9 @@ async def _missing_indexes(database: Database) -> tuple[MissingIndex, ...]:
             quote = connection.dialect.identifier_preparer.quote
             table = ".".join(quote(part) for part in names[0][0].split("."))
             columns = [column for _, _, column in names]
-            if not await is_key_served(connection, table, columns):
+            descending = [part[2] == "desc" for part in walk.key]
+            exists = await connection.scalar(text("SELECT pg_catalog.to_regclass(:table)"), {"table": table})
+            if exists and await find_serving_index(connection, table, columns, descending) is None:
                 shown = ", ".join(columns)
                 cure = f"CREATE INDEX CONCURRENTLY ON {table} ({', '.join(map(quote, columns))})"
                 problem = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from worker.errors import CorruptKey, InvalidPayload
+from worker.errors import CorruptKey, InvalidPayload, UsageError
+from worker.job.propagation import looking_command
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import wrong_type
 from worker.queue.outage_log import unavailable
@@ -79,7 +80,12 @@ class RunReader:
         Raises:
             CorruptKey: a key has another type.
             ServerUnavailable: Redis does not answer, or rejects the command.
+            UsageError: `worker plan` or `worker try` runs the job that sends it.
         """
+        if looking := looking_command.get():
+            if isinstance(operation, Coroutine):
+                operation.close()
+            raise UsageError(f"{looking} sends nothing to the queue, and the job enqueues or steers runs here")
         try:
             return await operation
         except ResponseError as error:

@@ -1,0 +1,143 @@
+"""`worker plan`: what each loop of a job would do, found without changing anything."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import CodeType
+from typing import Any
+
+from worker.attempt.attempt import Attempt
+from worker.attempt.control import NoControl
+from worker.attempt.offload import JobPools
+from worker.db.engine import Database
+from worker.db.errors import is_read_only
+from worker.errors import LonghaulError, UsageError, format_error, iter_causes
+from worker.job.definition import Job
+from worker.job.propagation import current_job, looking_command
+from worker.ledger import Ledger, RunSpec
+from worker.plan.context import PlanContext, PlanEnds
+from worker.plan.loop_plan import LoopPlan, LoopPlanner
+from worker.settings import Settings
+
+_COMMAND = "worker plan"
+_LOOPS = frozenset({"chunks", "stream", "sweep", "walk", "lines"})
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job would do.
+
+    Attributes:
+        job: The name of the job.
+        loops: Its loops, in their order.
+        ended: Why the plan could not follow the job to its end; empty if it did.
+    """
+
+    job: str
+    loops: list[LoopPlan] = field(default_factory=list)
+    ended: str = ""
+
+
+async def make_plan(job: Job[..., Any], settings: Settings, /, **arguments: Any) -> JobPlan:
+    """Plan a job without changing anything: `await make_plan(purge, settings, days=90)`.
+
+    The job's own code runs up to its first loop whose rows decide what follows. Its sessions are READ ONLY, its loops
+    hand out no rows, and its commands to the queue are refused. Code that changes something else than this database
+    and the queue, such as a request to another service, takes effect.
+
+    Args:
+        job: The job.
+        settings: The settings of its worker.
+        **arguments: The arguments of the job.
+
+    Returns:
+        The plan of each loop.
+
+    Raises:
+        InvalidArguments: The arguments do not match the job's signature.
+        UsageError: The job has no durable loop, and its code is not run.
+        ServerUnavailable: PostgreSQL does not answer.
+    """
+    values = job.decode_arguments([], job.encode_arguments([], arguments))
+    ensure_has_loops(job, _COMMAND)
+    database = Database(settings, "plan", job_name=current_job.get, read_only=True)
+    try:
+        await database.check()
+        return await _follow(job, values, settings, database)
+    finally:
+        await database.close()
+
+
+async def _follow(job: Job[..., Any], values: Mapping[str, Any], settings: Settings, database: Database) -> JobPlan:
+    attempt = make_looking_attempt(job, settings, database, _COMMAND)
+    ctx = PlanContext(attempt, enqueued_at=datetime.now(UTC))
+    planner = LoopPlanner(job.name, attempt, database)
+    ctx._describe = planner.describe
+    token, looking = current_job.set(job.name), looking_command.set(_COMMAND)
+    ended = ""
+    try:
+        await job.function(ctx, **values)
+    except PlanEnds as error:
+        ended = str(error)
+    except Exception as error:
+        if not planner.loops and not isinstance(error, LonghaulError) and not _was_refused(error):
+            raise UsageError(f"job {job.name} raises before its first loop: {format_error(error)}") from error
+        ended = describe_refused_write(error) if _was_refused(error) else f"the job raises {format_error(error)}"
+    finally:
+        current_job.reset(token)
+        looking_command.reset(looking)
+        attempt.calls.clear()
+    return JobPlan(job.name, planner.loops, ended)
+
+
+def make_looking_attempt(job: Job[..., Any], settings: Settings, database: Database, command: str) -> Attempt:
+    """Return an attempt that is not in the ledger, for a command that only looks at a job."""
+
+    def refuse() -> RunSpec:
+        raise UsageError(f"{command} begins no run in the ledger")
+
+    return Attempt(
+        run_id=command.replace(" ", "-"),
+        job=job.name,
+        number=1,
+        spec=refuse,
+        settings=settings,
+        database=database,
+        ledger=Ledger(database),
+        control=NoControl(),
+        pools=JobPools(max_threads=1, max_processes=1),
+        max_attempts=1,
+    )
+
+
+def ensure_has_loops(job: Job[..., Any], command: str) -> None:
+    """Raise `UsageError` for a job without a durable loop: running its code would be running the job."""
+    if job.run_in != "loop":
+        raise UsageError(f"job {job.name} is a plain function, without durable loops: {command} cannot look at it")
+    function = inspect.unwrap(job.function)
+    called = [
+        value for name in _names(function.__code__) if inspect.isfunction(value := function.__globals__.get(name))
+    ]
+    codes = [function.__code__, *(inspect.unwrap(one).__code__ for one in called)]
+    if not any(_LOOPS & _names(code) for code in codes):
+        raise UsageError(
+            f"job {job.name} has no durable loop (ctx.chunks, stream, sweep, walk): {command} would have to run all of "
+            f"its code, and does not"
+        )
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _was_refused(error: BaseException) -> bool:
+    return any(is_read_only(cause) for cause in iter_causes(error))
+
+
+def describe_refused_write(error: BaseException) -> str:
+    """Return the reason of a write that the READ ONLY transaction has refused."""
+    return f"the job writes outside of its loops, which is refused here: {format_error(error)}"
