@@ -93,6 +93,12 @@ class KeyPart:
             return bindparam(name, type_=_EXACT[self.kind, self.sql_type])
         return cast(bindparam(name, type_=Text()), _CatalogType(self.sql_type))
 
+    def literal(self, value: Any) -> ColumnElement[Any]:
+        """Return a value of a cursor as an expression."""
+        if self.is_exact:
+            return literal(value, _EXACT[self.kind, self.sql_type])
+        return cast(literal(value, Text()), _CatalogType(self.sql_type))
+
 
 class _CatalogType(UserDefinedType[Any]):
     """A type by its name in the catalog."""
@@ -174,6 +180,20 @@ class Keyset:
     def up_to(self, name: str = "upper") -> ColumnElement[bool]:
         """Return the condition "at or before a key", with the parameters of `values(name, key)`."""
         return self._beyond(name, inclusive=True)
+
+    def at_or_after(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition "at or after this key", which is a cursor, in the order of the walk."""
+        bound = [part.literal(value) for part, value in zip(self.parts, self.decode(key), strict=True)]
+        up = [not part.descending for part in self.parts]
+        if len(set(up)) == 1:
+            left: Any = self.parts[0].expression if len(bound) == 1 else tuple_(*self.columns)
+            return _compare(left, bound[0] if len(bound) == 1 else tuple_(*bound), up=up[0], inclusive=True)
+        choices: list[ColumnElement[bool]] = []
+        for index, part in enumerate(self.parts):
+            equal = [earlier.expression == value for earlier, value in zip(self.parts[:index], bound, strict=False)]
+            is_last = index == len(bound) - 1
+            choices.append(and_(*equal, _compare(part.expression, bound[index], up=up[index], inclusive=is_last)))
+        return or_(*choices)
 
     def among(self, keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
         """Return the condition "one of these keys", which are cursors."""

@@ -54,6 +54,8 @@ class KeysetSelect:
         """Check the key, and look the bounds of the walk up."""
         connection = step.connection
         keyset = self.keyset = await ensure_key_orders(connection, self.keyset, kind="chunks")
+        if step.selection is not None:
+            self._statement = step.selection.apply(self._statement, keyset)
         if step.only_keys is not None:
             self._statement = self._statement.where(keyset.among(step.only_keys))
         keys, allow = self.keys(keyset.columns), self._allow_sort or step.only_keys is not None

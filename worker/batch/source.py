@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.selection import Selection
 from worker.batch.transaction import BatchTransaction
 from worker.settings import Settings
 
@@ -34,6 +35,7 @@ class OpenStep:
         connection: The run's own connection, in a transaction that the walk ends. Use it to read the bounds.
         skipped: The locked rows that a walk with `skip_locked=True` has skipped.
         settings: The worker's settings.
+        selection: The part of the walk that an operator has selected; None for all of it.
     """
 
     run_id: str
@@ -47,6 +49,7 @@ class OpenStep:
     connection: AsyncConnection
     skipped: SkippedRows
     settings: Settings
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ class StreamSource:
                     f"by a unique, not-null key, or set on_restart='start_over' to do every row again"
                 )
             logger.warning("stream cannot resume, a restart starts over: %s reason=%r", self._name, problem)
+        if step.selection is not None:
+            self._statement = step.selection.apply(self._statement, self._keyset)
         if step.only_keys is not None and self._keyset is not None:
             self._statement = self._statement.where(self._keyset.among(step.only_keys))
         total = row_bytes = None

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Delete, Insert, Select, Table, Update, literal, select
+from sqlalchemy import ColumnElement, Delete, Insert, Select, Table, Update, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, warn_of_unindexed_children
@@ -54,6 +54,7 @@ class SweepSource:
         self._allow_sort = allow_sort
         self._keyset: Keyset = _choose_key(statement, by)
         self._upper: list[Any] = []
+        self._within: list[ColumnElement[bool]] = []  # the keys that were selected, for the ranges
         self._last: list[Any] | None = None
         self._progress: KeyProgress | None = None
         self._ends: RangeEnds | None = None
@@ -65,6 +66,11 @@ class SweepSource:
         """Check the key, look the bounds up, and compile the statements."""
         connection = step.connection
         keyset = self._keyset = await ensure_key_orders(connection, self._keyset, kind=self.kind)
+        if step.selection is not None:
+            self._statement = step.selection.apply(self._statement, keyset)
+            self._within = [keyset.at_or_after(step.selection.first)] if step.selection.first is not None else []
+        if step.only_keys is not None:
+            self._within = [keyset.among(step.only_keys)]
         table = keyset.in_schema(select(*keyset.columns).order_by(*keyset.order_by()))
         await ensure_order_is_served(connection, keyset, table, kind=self.kind, allow_sort=self._allow_sort)
         if isinstance(self._statement, Delete):
@@ -195,7 +201,7 @@ class SweepSource:
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
         """Return the key of the last row of a range in the form of the cursor: Python has no date 10000-01-01."""
-        keys = select(*self._keyset.columns).where(self._keyset.up_to())
+        keys = select(*self._keyset.columns).where(self._keyset.up_to(), *self._within)
         if resumed:
             keys = keys.where(self._keyset.after())
         chosen = keys.order_by(*self._keyset.order_by()).limit(SIZE).subquery()
@@ -204,7 +210,7 @@ class SweepSource:
         return self._keyset.in_schema(end)
 
     def _write(self, *, resumed: bool) -> Sweepable:
-        conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
+        conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else []), *self._within]
         if not isinstance(self._statement, Insert):
             return self._statement.where(*conditions)
         return replace_source(self._statement, _get_select(self._statement).where(*conditions))

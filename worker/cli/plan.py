@@ -1,24 +1,33 @@
-"""`worker plan`: what a job would do, before it runs."""
+"""`worker plan` and `worker try`: what a job would do, before it runs."""
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from worker.batch.selection import Selection, check_expression
 from worker.cli.app import EXIT_FAILED, Json, app, run_async, state
 from worker.cli.commands import read_argument
 from worker.cli.output import print_json, print_line, print_table
 from worker.job.definition import Job
 from worker.job.registry import discover
-from worker.plan import LoopPlan, make_plan
+from worker.plan import BatchTrial, LoopPlan, make_plan, try_job
 from worker.settings import Settings
 
 Arguments = Annotated[
     list[str] | None, typer.Option("--arg", help="Argument of the job: name=value; the value is JSON, or else text.")
 ]
+Subset = Annotated[
+    str | None, typer.Option(help="SQL expression that the rows fulfil, in every loop, such as 'id < 1000'.")
+]
+From = Annotated[str | None, typer.Option("--from", help="Key to begin at, in every loop: a value, or a JSON list.")]
+
+_SHOWN_ROWS = 50
+_CELL_CHARACTERS = 100
 
 
 @app.command()
@@ -107,3 +116,85 @@ def _describe(loop: LoopPlan) -> list[tuple[str, str]]:
             ),
         ),
     ]
+
+
+@app.command(name="try")
+def try_(
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    arg: Arguments = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches to run, over all loops.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 50,
+    key: Annotated[str | None, typer.Option(help="Key of the only row to process: a value, or a JSON list.")] = None,
+    subset: Subset = None,
+    from_: From = None,
+    as_json: Json = False,
+) -> None:
+    """Run some batches for real, show what each would change, and roll it back. Effects elsewhere are real."""
+    settings, _ = state.load()
+    found, values = find_job(settings, job, arg)
+    selection = read_selection(subset, from_)
+    only = None if key is None else read_key(key)
+    trial = run_async(
+        try_job(found, settings, values, batches=batches, rows=rows, key=only, selection=selection), settings
+    )
+    if as_json:
+        print_json(asdict(trial))
+    else:
+        for batch in trial.batches:
+            _print_batch(batch)
+        if not trial.batches:
+            print_line(f"{trial.job}: no row to process")
+        print_line(f"note: {trial.note}")
+        if trial.error:
+            print_line(f"the job failed: {trial.error}")
+    if trial.error:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def read_selection(subset: str | None, first: str | None) -> Selection | None:
+    """Return the part of a walk that --subset and --from select; None for all of it.
+
+    Raises:
+        InvalidArguments: The subset is not one expression.
+    """
+    if subset is None and first is None:
+        return None
+    return Selection(None if subset is None else check_expression(subset), None if first is None else read_key(first))
+
+
+def read_key(text: str) -> list[Any]:
+    """Return a key of the command line: a JSON list, or one value as JSON, or else as text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    return value if isinstance(value, list) else [value]
+
+
+def _print_batch(batch: BatchTrial) -> None:
+    counts = ", ".join(f"{table}: {count}" for table, count in batch.counts.items()) or "no change"
+    keys = "" if batch.first_key is None else f", keys {_cell(batch.first_key)} to {_cell(batch.last_key)}"
+    print_line(f"{batch.step}, batch {batch.number}: {batch.rows} rows{keys}, {batch.seconds:.2f} s; changes: {counts}")
+    lines = [
+        (
+            change.table,
+            ", ".join(f"{name}={_cell(value)}" for name, value in change.key.items()),
+            change.action,
+            name,
+            _cell(change.before[name]) if name in change.before else "",
+            _cell(change.after[name]) if name in change.after else "",
+        )
+        for change in batch.changes[:_SHOWN_ROWS]
+        for name in (change.after if change.action == "INSERT" else change.before)
+    ]
+    if lines:
+        print_table(("table", "row", "action", "column", "before", "after"), lines)
+    if len(batch.changes) > _SHOWN_ROWS:
+        print_line(f"  and {len(batch.changes) - _SHOWN_ROWS} more rows: --json shows them")
+    if batch.unshown:
+        print_line(f"  too many changes to show all of: {', '.join(batch.unshown)}")
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"

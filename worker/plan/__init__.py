@@ -1,6 +1,9 @@
 """Looks at a job before it runs: `make_plan` reads, `try_job` runs some batches and rolls each back."""
 
+from worker.plan.changes import RowChange
 from worker.plan.loop_plan import LoopPlan
 from worker.plan.plan import JobPlan, make_plan
+from worker.plan.trial import Trial, try_job
+from worker.plan.trial_walk import BatchTrial
 
-__all__ = ["JobPlan", "LoopPlan", "make_plan"]
+__all__ = ["BatchTrial", "JobPlan", "LoopPlan", "RowChange", "Trial", "make_plan", "try_job"]

@@ -83,9 +83,9 @@ async def _follow(job: Job[..., Any], values: Mapping[str, Any], settings: Setti
     except PlanEnds as error:
         ended = str(error)
     except Exception as error:
-        if not planner.loops and not isinstance(error, LonghaulError) and not _was_refused(error):
+        if not planner.loops and not isinstance(error, LonghaulError) and not was_refused(error):
             raise UsageError(f"job {job.name} raises before its first loop: {format_error(error)}") from error
-        ended = describe_refused_write(error) if _was_refused(error) else f"the job raises {format_error(error)}"
+        ended = describe_refused_write(error) if was_refused(error) else f"the job raises {format_error(error)}"
     finally:
         current_job.reset(token)
         looking_command.reset(looking)
@@ -134,7 +134,7 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _was_refused(error: BaseException) -> bool:
+def was_refused(error: BaseException) -> bool:
     return any(is_read_only(cause) for cause in iter_causes(error))
 
 
