@@ -62,7 +62,9 @@ def read_export(directory: Path) -> tuple[dict[str, Any], list[int]]:
     return manifest, [number for ids in found for number in ids]
 
 
-@pytest.mark.parametrize("kind", SINKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "csv" else [pytest.mark.long]) for kind in SINKS]
+)
 async def test_no_row_is_twice_or_missing_over_kills(
     database: Database, settings: Settings, tmp_path: Path, kind: str
 ) -> None:

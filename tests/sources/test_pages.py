@@ -24,7 +24,7 @@ from worker.testing.runner import JobRunner
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("case", ["pages", "items"])
+@pytest.mark.parametrize("case", ["pages", pytest.param("items", marks=pytest.mark.long)])
 async def test_each_item_is_written_once_over_kills(database: Database, settings: Settings, case: str) -> None:
     last = await run_under_kills(settings, "tests.sources.killed", case, kills=2, seed=5)
     assert last == f"done {LAST}"
