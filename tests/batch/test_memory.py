@@ -44,7 +44,7 @@ async def many(request: pytest.FixtureRequest, database: Database) -> int:
     return rows
 
 
-@pytest.mark.parametrize("kind", ["chunks", "stream"])
+@pytest.mark.parametrize("kind", ["chunks", pytest.param("stream", marks=pytest.mark.long)])
 async def test_memory_of_a_walk_does_not_grow_with_its_rows(servers: Services, kind: str, many: int) -> None:
     least, most = await peak_kb(servers, kind, FEW), await peak_kb(servers, kind, many)
     assert most - least < LIMIT_KB, f"{kind}: {least} KB for {FEW:,} rows, {most} KB for {many:,}"

@@ -75,7 +75,7 @@ async def _are_ready(redis: Redis, workers: list[str]) -> bool:
 
 
 async def test_jobs_of_all_settings_run_exactly_once(fleet: Fleet, client: Client, redis: Redis) -> None:
-    await check_counts(fleet, client, redis, each=250, seconds=120)
+    await check_counts(fleet, client, redis, each=100, seconds=120)
 
 
 @pytest.mark.long

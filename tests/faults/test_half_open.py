@@ -84,6 +84,7 @@ async def test_walk_continues_on_new_connections(
     assert await effects(database) == {1: ROWS}
 
 
+@pytest.mark.long
 async def test_walk_continues_when_the_network_is_restored(
     hole: Hole, client: Client, database: Database, redis: Redis
 ) -> None:
