@@ -17,7 +17,7 @@ from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
-from worker.batch.range_ends import ends_of, range_ends
+from worker.batch.range_ends import find_range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
@@ -166,9 +166,7 @@ class KeysetSelect:
         assert self.last is not None  # noqa: S101
         keys = self.remaining(resumed=cursor is not None)
         values = self.keyset.values("upper", self._upper) | self.behind(cursor)
-        ends = self.keyset.in_schema(range_ends(self.keyset, keys, count, size))
-        found = (await connection.execute(ends, values)).all()
-        return ends_of(self.keyset, found, self.last)
+        return await find_range_ends(connection, self.keyset, keys, values, last=self.last, count=count, size=size)
 
     def enter_range(self, last: list[Any]) -> None:
         """Let the walk end at a key."""

@@ -1,13 +1,75 @@
-"""Divides the keys of a walk into ranges with the same number of rows."""
+"""Divides the keys of a walk into ranges with about the same number of rows.
+
+The rows are counted, not the values of the key: clumps and gaps do not matter, nor does the age of the planner's
+statistics. In a table up to some 160 MB all keys of the walk are read. In a larger one, the keys of sampled pages are,
+and those of them that the statement has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, tablesample, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.catalog import table_name
 from worker.batch.keyset import Keyset
+
+#: Pages up to which all keys are read.
+_EXACT_PAGES = 20_000
+#: Pages of the sample for each range. Neighbours share a page: this many keep ranges within a factor of 2.
+_PAGES_PER_RANGE = 100
+_MOST_SAMPLED_KEYS = 50_000
+#: A sample with fewer keys of the walk for each range says too little.
+_LEAST_KEYS_PER_RANGE = 50
+
+_PAGES = text("""
+SELECT coalesce((SELECT pg_catalog.sum(pg_catalog.pg_relation_size(relid)) FROM pg_catalog.pg_partition_tree(relation)),
+                pg_catalog.pg_relation_size(relation)) / pg_catalog.current_setting('block_size')::int
+  FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation) AS named
+""")
+
+
+async def find_range_ends(
+    connection: AsyncConnection,
+    keyset: Keyset,
+    keys: Select[Any],
+    values: Mapping[str, Any],
+    *,
+    last: list[Any],
+    count: int,
+    size: int,
+) -> list[list[Any]]:
+    """Return the last key of each range, in order; that of the last range is the last key of the walk.
+
+    Args:
+        connection: The run's own connection.
+        keyset: The key.
+        keys: A select of the key's columns, for all rows of the walk.
+        values: Its parameters.
+        last: The last key of the walk.
+        count: The largest number of ranges.
+        size: The number of rows that a range has at least.
+    """
+    pages = int(await connection.scalar(_PAGES, {"table": table_name(keyset)}) or 0)
+    found: Sequence[Any] = ()
+    if pages > _EXACT_PAGES:
+        sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)
+        some = range_ends(keyset, keys.where(keyset.one_of()), count, _LEAST_KEYS_PER_RANGE)
+        found = (await connection.execute(keyset.in_schema(some), {**values, **keyset.array_values(sample)})).all()
+    if len(found) < count:
+        ends = keyset.in_schema(range_ends(keyset, keys, count, size))
+        found = (await connection.execute(ends, dict(values))).all()
+    return [*(keyset.encode(row) for row in found[:-1]), last]
+
+
+async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: float) -> list[list[Any]]:
+    """Return the keys of rows in sampled pages of the table."""
+    sampled = tablesample(keyset.table, func.system(min(100.0, percent)), name="sampled")
+    columns = keyset.over([sampled.c[part.column.key] for part in keyset.parts]).cursor_columns
+    statement = select(*columns).order_by(func.random()).limit(_MOST_SAMPLED_KEYS)
+    return [keyset.encode(row) for row in await connection.execute(keyset.in_schema(statement))]
 
 
 def range_ends(keyset: Keyset, keys: Select[Any], count: int, size: int) -> Select[Any]:
@@ -32,11 +94,3 @@ def range_ends(keyset: Keyset, keys: Select[Any], count: int, size: int) -> Sele
         .where((n * ranges) // total > ((n - 1) * ranges) // total)
         .order_by(*ends.order_by())
     )
-
-
-def ends_of(keyset: Keyset, rows: Sequence[Any], last: list[Any]) -> list[list[Any]]:
-    """Return the ends of ranges from the rows of `range_ends`: the last one is the last key of the walk."""
-    ends = [keyset.encode(row) for row in rows]
-    if not ends:
-        return [last]
-    return [*ends[:-1], last]

@@ -16,7 +16,7 @@ from worker.batch.key_choice import check_walkable, choose_key
 from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
-from worker.batch.range_ends import ends_of, range_ends
+from worker.batch.range_ends import find_range_ends
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
@@ -114,9 +114,7 @@ class SweepSource:
         if cursor is not None:
             keys = keys.where(self._keyset.after())
             values |= self._keyset.values("after", self._keyset.decode(cursor))
-        ends = self._keyset.in_schema(range_ends(self._keyset, keys, count, size))
-        found = (await connection.execute(ends, values)).all()
-        return ends_of(self._keyset, found, self._last)
+        return await find_range_ends(connection, self._keyset, keys, values, last=self._last, count=count, size=size)
 
     def enter_range(self, last: list[Any]) -> None:
         """Let the walk end at a key."""

@@ -1,0 +1,91 @@
+"""Ranges of a walk have about the same number of rows, whatever its key."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, Table, Text, Uuid, select, text
+
+from tests.support.contexts import MakeContext
+from worker.batch import range_ends
+from worker.db.engine import Database
+
+ROWS = 100_000
+
+#: Columns of the key, and the expressions of their values for the row n.
+KEYS = {
+    "clumps": ([("id", BigInteger)], ["CASE n % 3 WHEN 0 THEN n WHEN 1 THEN 7e8 + n ELSE 1.6e9 - n END::bigint"]),
+    "two columns": ([("region", Integer), ("code", Text)], ["CASE WHEN n < 90000 THEN 1 ELSE n END", "'c' || n"]),
+    "text": ([("name", Text)], ["md5(n::text)"]),
+    "uuid": ([("id", Uuid)], ["md5(n::text)::uuid"]),
+    "timestamp": (
+        [("at", DateTime(timezone=True))],
+        ["timestamptz '2024-01-01 00:00Z' + n * CASE WHEN n < 80000 THEN interval '1 ms' ELSE interval '1 hour' END"],
+    ),
+}
+
+
+async def fill(database: Database, kind: str, *, rows: int = ROWS) -> Table:
+    """Make a table with a key."""
+    columns, values = KEYS[kind]
+    parts: list[Column[object]] = [Column(name, type_, primary_key=True) for name, type_ in columns]  # type: ignore[arg-type]
+    table = Table("uneven", MetaData(), *parts, Column("n", Integer), Column("flag", Boolean))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(table.metadata.create_all)
+        statement = f"INSERT INTO uneven SELECT {', '.join(values)}, n, false FROM generate_series(1, {rows}) AS n"
+        await connection.execute(text(statement))
+    return table
+
+
+async def walk(context: MakeContext, database: Database, table: Table) -> list[int]:
+    """Walk a table in ranges. Return the rows of each range."""
+    ctx = context()
+    seen: set[int] = set()
+    async for batch in ctx.chunks(select(table.c.n), size=2_000, lock=False, parallel=4):
+        assert seen.isdisjoint(batch)
+        seen.update(batch)
+    assert len(seen) == ctx.rows_done == ROWS
+    async with database.session() as session:
+        found = await session.execute(text("SELECT rows FROM worker.step_range ORDER BY number"))
+        return [row.rows for row in found]
+
+
+@pytest.mark.parametrize("is_sampled", [False, True], ids=["counted", "sampled"])
+@pytest.mark.parametrize("kind", KEYS)
+async def test_ranges_have_the_same_number_of_rows(
+    context: MakeContext, database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, is_sampled: bool
+) -> None:
+    table = await fill(database, kind)
+    if is_sampled:
+        monkeypatch.setattr(range_ends, "_EXACT_PAGES", 0)
+        monkeypatch.setattr(range_ends, "_PAGES_PER_RANGE", 16)  # most pages of this small table
+    rows = await walk(context, database, table)
+    assert len(rows) == 32
+    if is_sampled:
+        assert max(rows) < 2 * min(rows)
+    else:
+        assert max(rows) - min(rows) <= 1
+
+
+async def test_a_selective_statement_is_divided_by_its_own_rows(
+    context: MakeContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = await fill(database, "clumps")
+    monkeypatch.setattr(range_ends, "_EXACT_PAGES", 0)
+    monkeypatch.setattr(range_ends, "_PAGES_PER_RANGE", 2)
+    ctx = context()
+    async for _ in ctx.chunks(select(table.c.n).where(table.c.n <= 320), size=10, lock=False, parallel=4):
+        pass
+    async with database.session() as session:
+        found = await session.execute(text("SELECT rows FROM worker.step_range"))
+        assert [row.rows for row in found] == [10] * 32
+
+
+async def test_a_range_has_at_least_one_batch(context: MakeContext, database: Database) -> None:
+    table = await fill(database, "clumps", rows=50)
+    for size, ranges in [(30, 0), (25, 2), (10, 5)]:
+        ctx = context()
+        assert [len(batch) async for batch in ctx.chunks(select(table.c.n), size=size, parallel=4)]
+        async with database.session() as session:
+            values = {"id": ctx.run_id}
+            counted = text("SELECT count(*) FROM worker.step_range WHERE run_id = :id")
+            assert await session.scalar(counted, values) == ranges
