@@ -150,9 +150,3 @@ async def test_a_helper_that_fails_for_good_ends_the_run_with_its_keys_and_a_ret
         await until(retried)
         assert await run.result(timeout=30) == 1_000
     assert await effects(database) == {1: 1_000}
-
-
-@pytest.mark.parametrize("hands", [0, -1, 101, True, 1.5, "2"])
-async def test_a_number_of_hands_that_cannot_be_is_an_error(context: Any, hands: Any) -> None:
-    with pytest.raises(Exception, match=r"chunks: parallel=.*: give the number of hands, from 1 to 100"):
-        context().chunks(select(Target), parallel=hands)

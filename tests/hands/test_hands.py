@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from sqlalchemy import select, text
 
-from tests.faults.conftest import effects, fill_targets, ledger_row
+from tests.faults.conftest import effects, fill_targets, ledger_row, mirror
 from tests.models import Target
+from tests.support.command_line import CommandLine
+from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
@@ -56,6 +59,32 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
     async with database.session() as session:
         states = await session.execute(text("SELECT state, count(*) FROM worker.run GROUP BY state"))
         assert [tuple(state) for state in states] == [("succeeded", 3)]
+
+
+async def test_hands_and_ranges_are_shown_by_mirror_and_command_line(
+    fast: Settings, client: Client, database: Database, cli: CommandLine
+) -> None:
+    await fill_targets(database, 2_000)
+    async with working(fast, touch_together):
+        run = await client.enqueue(touch_together, hands=2, pause=0.04)
+
+        async def shown() -> dict[str, str]:
+            found = await mirror(client.redis, run.id)
+            return found if found.get("hands") == "2" and int(found.get("ranges_done", 0)) > 0 else {}
+
+        seen = await until(shown)
+        assert seen["ranges"] == "16"
+        [helper] = [key.decode() async for key in client.redis.scan_iter("worker:run:*:hand-2:*")]
+        assert (await client.redis.hget(helper, "helps")).decode() == run.id
+        assert await run.result(timeout=30) == {"rows": 2_000}
+    text_ = (await cli("runs", "show", run.id)).stdout
+    assert "1-chunks: 16 of 16 ranges done" in text_
+    assert "the run itself" in text_
+    assert "1-chunks:hand-2:1" in text_
+    found = json.loads((await cli("runs", "show", run.id, "--json")).stdout)
+    assert sum(each["rows"] for each in found["ranges"]) == found["rows"] == 2_000
+    listed = (await cli("runs")).stdout
+    assert "hand-2" not in listed
 
 
 async def test_a_run_without_a_free_slot_walks_alone(fast: Settings, client: Client, database: Database) -> None:

@@ -307,7 +307,8 @@ class Attempt:
 
     def report(self, progress: Progress) -> None:
         """Report a committed batch to the worker."""
-        self.control.report(progress, self.rows_done)
+        run = self._run  # a helper reports its own rows, and the run those of all hands
+        self.control.report(progress, run.rows_of_attempt if run and self.hand else self.rows_done)
 
     # --- retry of a failed batch
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import table_name
 from worker.batch.keyset import Keyset
+from worker.errors import UnsupportedStatement
 
 #: Pages up to which all keys are read.
 _EXACT_PAGES = 20_000
@@ -27,6 +28,9 @@ _LEAST_KEYS_PER_RANGE = 50
 _PAGES = text("""
 SELECT coalesce((SELECT pg_catalog.sum(pg_catalog.pg_relation_size(relid)) FROM pg_catalog.pg_partition_tree(relation)),
                 pg_catalog.pg_relation_size(relation)) / pg_catalog.current_setting('block_size')::int
+       AS pages,
+       EXISTS (SELECT FROM pg_catalog.pg_inherits JOIN pg_catalog.pg_class ON pg_class.oid = inhparent
+                WHERE inhparent = relation AND relkind <> 'p') AS has_children
   FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation) AS named
 """)
 
@@ -51,8 +55,18 @@ async def find_range_ends(
         last: The last key of the walk.
         count: The largest number of ranges.
         size: The number of rows that a range has at least.
+
+    Raises:
+        UnsupportedStatement: Other tables inherit from the table.
     """
-    pages = int(await connection.scalar(_PAGES, {"table": table_name(keyset)}) or 0)
+    table = table_name(keyset)
+    pages, has_children = (await connection.execute(_PAGES, {"table": table})).one()
+    if has_children:
+        raise UnsupportedStatement(
+            f"parallel= does not divide {table}, from which other tables inherit: their rows can have the same keys. "
+            f"Walk each table alone, or make it a partitioned table"
+        )
+    pages = int(pages or 0)
     found: Sequence[Any] = ()
     if pages > _EXACT_PAGES:
         sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)

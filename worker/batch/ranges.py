@@ -7,7 +7,7 @@ the end for the ranges that others still walk, takes over those whose owner has 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -94,11 +94,13 @@ async def create_ranges(
 
     Raises:
         UnsupportedStatement: The source cannot be divided.
+        UsageError: Another run of the job, with the same arguments, walks the same table.
     """
     if parallel is None or run.spec.only is not None or run.spec.hand is not None or step.ranges or step.done:
         return
     if not isinstance(source, RangedSource):
         raise UnsupportedStatement(f"{source.kind}: parallel= needs a walk that can be divided by a key; this has none")
+    await run.ranges.ensure_alone(step, run.spec)
     ends = await source.split(connection, step.cursor, parallel.ranges, size)
     if len(ends) > 1:
         starts = [step.cursor, *ends[:-1]]
@@ -115,6 +117,9 @@ class SharedWalk:
         source: The source of the walk.
         step: The step of the run whose walk it is.
         parallel: The hands; None for a run that finishes alone what it began with several hands.
+
+    Attributes:
+        state: The state of the walk as last read; None before it was read.
     """
 
     def __init__(
@@ -128,11 +133,11 @@ class SharedWalk:
         self._rows_before = step.rows
         self._looked_at = -_LOOK_SECONDS
         self._has_begun = False
-        self._state: WalkState | None = None
+        self.state: WalkState | None = None
 
     def measure(self) -> tuple[int, float | None]:
         """Return the rows that all hands have processed, those of others as last read, and the processed share."""
-        state = self._state  # the ranges are even by rows
+        state = self.state  # the ranges are even by rows
         share = state.done / state.ranges if state is not None and state.ranges else None
         return self._rows_before + self._run.ranges.rows, share
 
@@ -181,11 +186,12 @@ class SharedWalk:
     async def _look(self) -> WalkState:
         await self._run.roll_back()  # a transaction that was begun for the next batch would be idle
         async with self._run.driver.reading() as raw:
-            self._state = state = await self._run.ranges.read(raw, self._step.name)
-        self._looked_at = time.monotonic()
+            state = await self._run.ranges.read(raw, self._step.name)
         current = self._run.ranges.current
-        # A hand that is about to claim a range is one more.
-        self._host.hands.note(max(1, state.hands + (current is None or current.done)))
+        if current is None or current.done:  # this hand is about to claim a range
+            state = replace(state, hands=state.hands + 1)
+        self.state, self._looked_at = state, time.monotonic()
+        self._host.hands.note(max(1, state.hands))
         return state
 
     def _check(self, state: WalkState) -> None:

@@ -338,6 +338,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
                 batch_size=self._rows,
                 batch_seconds=seconds,
                 last_key=unwrap(page.last_key),
+                ranges=None if self._shared is None else self._shared.state,
             )
         )
 

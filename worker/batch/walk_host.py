@@ -9,6 +9,7 @@ from worker.awaiting import TrackedCalls
 from worker.batch.batch_retry import FailedBatch, RetryPlan
 from worker.db.engine import Database
 from worker.ledger import OwnedRun
+from worker.ledger.records import WalkState
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Progress:
 
     Attributes:
         share: The processed part of the walk, from 0 to 1, by the key's position or by rows; None if unknown.
+        ranges: The state of a walk with several hands; None for one hand.
         is_estimate: Whether position and rows differ by far, so that the share is only a rough estimate.
     """
 
@@ -34,6 +36,7 @@ class Progress:
     batch_seconds: float
     last_key: Any
     is_estimate: bool = False
+    ranges: WalkState | None = None
 
 
 class WalkHands(Protocol):

@@ -14,12 +14,14 @@ from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.db.tables import RUN_STATES
 from worker.ledger import Ledger, RunRecord, StepRecord
 from worker.ledger.recorded_steps import KINDS as RECORDED
+from worker.ledger.records import RangeState
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
 from worker.settings import Settings
 
 _ERROR_CHARACTERS = 120
+_MOST_RANGES = 20
 _RESULT_CHARACTERS = 200
 
 runs = typer.Typer(help="List the runs in the ledger, or show one.", invoke_without_command=True)
@@ -161,6 +163,45 @@ def _print_run(run: RunRecord) -> None:
                 for step in walked
             ],
         )
+    _print_ranges(run)
+
+
+def _print_ranges(run: RunRecord) -> None:
+    """Print the hands of each walk with their rates, and the ranges that are not done."""
+    for step in dict.fromkeys(each.step for each in run.ranges):
+        ranges = [each for each in run.ranges if each.step == step]
+        print_line(f"  {step}: {sum(each.done for each in ranges)} of {len(ranges)} ranges done")
+        print_table(
+            ("hand", "rows", "rows/s", "ranges", "now in"),
+            [_describe_hand(run.id, owner, ranges) for owner in _list_owners(ranges)],
+        )
+        rest = [each for each in ranges if not each.done]
+        if rest:
+            columns = ("range", "behind", "up to", "cursor", "rows", "hand", "error")
+            print_table(columns, [_describe_range(each) for each in rest[:_MOST_RANGES]])
+        if len(rest) > _MOST_RANGES:
+            print_line(f"  and {len(rest) - _MOST_RANGES} more; --json has all of them")
+
+
+def _list_owners(ranges: list[RangeState]) -> list[str]:
+    return sorted({each.owner for each in ranges if each.owner is not None})
+
+
+def _describe_hand(run_id: str, owner: str, ranges: list[RangeState]) -> tuple[str, ...]:
+    """Return the row of a hand: its rows are those of the ranges that it owns, or owned last."""
+    own = [each for each in ranges if each.owner == owner]
+    began = min(each.started_at or each.updated_at for each in own)
+    seconds = (max(each.updated_at for each in own) - began).total_seconds()
+    rows = sum(each.rows for each in own)
+    rate = f"{rows / seconds:,.0f}" if seconds > 0 else ""
+    open_ranges = ", ".join(str(each.number) for each in own if not each.done)
+    name = "the run itself" if owner == run_id else owner.removeprefix(f"{run_id}:")
+    return name, str(rows), rate, str(sum(each.done for each in own)), open_ranges
+
+
+def _describe_range(each: RangeState) -> tuple[str, ...]:
+    keys = (json.dumps(key, ensure_ascii=False) for key in (each.lower, each.upper, each.cursor))
+    return str(each.number), *keys, str(each.rows), each.owner or "", (each.error or "")[:_ERROR_CHARACTERS]
 
 
 def _describe_recorded(step: StepRecord) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ class JobKeywords(TypedDict, total=False):
     yield_after: float | None
     on_stall: OnStall
     on_statement_change: OnStatementChange
+    overlap: bool
     throttle: Iterable[Throttle]
     concurrency: int
     concurrency_key: str | None

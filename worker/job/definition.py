@@ -59,6 +59,7 @@ class JobOptions:
         yield_after: seconds after which a walk goes back to the queue at its next boundary, at no cost, if other runs
             wait for its slot, or for its place under `concurrency`; 0 for never; by default `worker.yield_seconds`.
         on_stall: "log" reports a stalled run in log, mirror and events; "retry" also cancels and retries it.
+        overlap: whether two runs with the same arguments may walk the same table at once with `parallel`.
         on_statement_change: "fail" ends a run whose walk has another statement (FROM, WHERE, values) than the one that
             its cursor belongs to, with `CursorMismatch`; "continue" resumes behind the cursor with the new statement.
         throttle: throttles for the walks of this job, besides those of the settings.
@@ -89,6 +90,7 @@ class JobOptions:
     yield_after: float | None = None
     on_stall: OnStall = "log"
     on_statement_change: OnStatementChange = "fail"
+    overlap: bool = False
     throttle: Iterable[Throttle] = ()
     concurrency: int = 0
     concurrency_key: str | None = None

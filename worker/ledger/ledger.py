@@ -11,7 +11,7 @@ from worker.db.engine import Database
 from worker.ledger.owned_run import OwnedRun, claim_run
 from worker.ledger.quarantine import Quarantine
 from worker.ledger.queries import query
-from worker.ledger.records import DeadRun, DeletedRun, KnownRun, RunRecord, RunSpec, StepRecord
+from worker.ledger.records import DeadRun, DeletedRun, KnownRun, RangeState, RunRecord, RunSpec, StepRecord
 
 
 class Ledger:
@@ -60,6 +60,8 @@ class Ledger:
                 for run in runs:
                     rows = await connection.execute(query("list_steps"), {"run_id": run_id})
                     run.steps.extend(StepRecord(**row._mapping) for row in rows)
+                    ranges = await connection.execute(query("list_ranges"), {"run_id": run_id})
+                    run.ranges.extend(RangeState(**row._mapping) for row in ranges)
         return runs
 
     async def find_orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
-from worker.errors import FencedOut
+from worker.errors import FencedOut, UsageError
 from worker.ledger.queries import query, source
-from worker.ledger.records import RangeRecord, StepRecord, WalkState
+from worker.ledger.records import RangeRecord, RunSpec, StepRecord, WalkState
 from worker.ledger.run_connection import RunConnection, terminate_backend
 
 
@@ -54,6 +54,25 @@ class Ranges:
     def own_batches(self) -> int:
         """Batches that this process has committed in ranges, less those that `finish` has added to steps."""
         return self._own[1] + (self.current.batches - self._claimed[1] if self.current else 0) - self._folded[1]
+
+    async def ensure_alone(self, step: StepRecord, spec: RunSpec) -> None:
+        """Check that no other run walks the same rows, in the caller's transaction, until which others wait.
+
+        Raises:
+            UsageError: An unfinished run of the job, with the same arguments, walks a table by the same key.
+        """
+        if spec.may_overlap:
+            return
+        connection = self._connection.connection
+        call = {"job": spec.job, "arguments": spec.arguments}
+        await connection.execute(query("lock_call"), {"call": json.dumps(call)})
+        values = {**call, "run_id": self._run_id, "kind": step.kind, "key": json.dumps(step.key)}
+        other = (await connection.execute(query("find_overlap"), values)).scalar()
+        if other is not None:
+            raise UsageError(
+                f"step {step.name!r} of run {self._run_id}: run {other} of {spec.job} with the same arguments walks "
+                f"the same table, and has not ended. Wait for it, cancel it, or allow it by @job(overlap=True)"
+            )
 
     async def create(self, step: str, bounds: Sequence[tuple[list[Any] | None, list[Any]]]) -> None:
         """Insert the ranges of a step, in the caller's transaction.

@@ -43,6 +43,7 @@ class RunSpec:
         is_new: Whether the run was enqueued again after a finished run with the same id and payload.
         in_ledger: Whether the ledger has the run already, according to its payload.
         hand: The walk that the run helps with; None for a run of its own.
+        may_overlap: Whether another run of the job with the same arguments may walk the same table with several hands.
     """
 
     id: str
@@ -54,6 +55,7 @@ class RunSpec:
     is_new: bool = False
     in_ledger: bool = False
     hand: Hand | None = None
+    may_overlap: bool = False
 
     @property
     def root_id(self) -> str:

@@ -137,6 +137,7 @@ class Mirror(Observer):
                 "updated_at": _now(),
             }
         )
+        entry.note_ranges(progress.ranges)
         if progress.total:
             entry.fields["total"] = max(progress.total, progress.rows)
         if share is not None:

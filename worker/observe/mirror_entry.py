@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
 
+from worker.ledger.records import WalkState
 from worker.runtime.observer import RunInfo
 
 
@@ -50,7 +51,13 @@ class MirrorEntry:
             "attempt": run.attempt,
             "started_at": format_time(self.started),
             "error": "",
+            **({"helps": run.helps} if run.helps else {}),
         }
+
+    def note_ranges(self, walk: WalkState | None) -> None:
+        """Note the hands and the ranges of a walk that several runs share."""
+        if walk is not None:
+            self.fields.update({"hands": walk.hands, "ranges": walk.ranges, "ranges_done": walk.done})
 
     def at_work(self) -> float:
         """Return a clock that stops while the walk is throttled."""

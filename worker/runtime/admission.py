@@ -90,6 +90,8 @@ class Admission:
         execution.info = execution.info._replace(
             job=payload.function, attempt=claim.attempt, enqueued_ms=payload.enqueued_ms
         )
+        if payload.hand is not None:
+            execution.info = execution.info._replace(helps=payload.hand.run_id)
 
     # --- commands and times
 

@@ -183,6 +183,7 @@ class Execution:
             is_new,
             payload.in_ledger,
             None if payload.hand is None else Hand(*payload.hand),
+            self.job is not None and self.job.rules.overlap,
         )
 
     # --- its clock

@@ -13,13 +13,18 @@ from worker.batch import Progress
 
 
 class RunInfo(NamedTuple):
-    """A run that this worker has claimed."""
+    """A run that this worker has claimed.
+
+    Attributes:
+        helps: of a helper run, the id of the run whose walk it takes part in.
+    """
 
     run_id: str
     job: str
     queue: str
     attempt: int
     enqueued_ms: int
+    helps: str = ""
 
 
 class Observer:
