@@ -10,6 +10,9 @@ Write a job:
 Walk data outside of tables:
     `Source` is the protocol of what `ctx.walk` walks; its methods take and return `OpenStep`, `Bounds` and `Page`.
 
+Configure a ready-made job:
+    `maintenance` has one for each common task: `from worker.maintenance import purge`.
+
 End an attempt from inside a job:
     `Retry`, `Snooze` and `NonRetryableError`; `JobInterrupted` arrives in plain functions that are cancelled.
 
@@ -143,6 +146,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # takes longer to import than all of this package's own names
 
         value: Any = version("longhaul-worker")
+    elif name == "maintenance":
+        value = import_module("worker.maintenance")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -49,7 +50,9 @@ class Registry(Mapping[str, Job[..., Any]]):
             function = inspect.unwrap(one.function)
             digest.update(f"{name} {_code_digest(function.__code__)} ".encode())
             files.add(function.__code__.co_filename)
-        for file in sorted(files):
+            # A factory, such as those of `worker.maintenance`, is called with other arguments in the job's own module.
+            files.add(getattr(sys.modules.get(one.function.__module__), "__file__", None) or "")
+        for file in sorted(files - {""}):
             with contextlib.suppress(OSError):
                 digest.update(Path(file).read_bytes())
         return digest.hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""`recompute`: only rows with other values are written, each once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from tests.maintenance.shop import Shop
+from tests.maintenance.tables import Customer, Order, Total, Visit
+from worker.errors import RegistrationError, UnsupportedStatement
+from worker.maintenance import recompute
+
+PER_SHOP = select(Visit.shop, func.count().label("visits")).group_by(Visit.shop).order_by(Visit.shop)
+
+
+async def test_columns_with_other_values_are_written_once_over_an_abort(shop: Shop) -> None:
+    await shop.fill(Customer, [{"id": n, "email": f"{n}"} for n in range(1, 46)])
+    await shop.fill(Order, [{"customer_id": n} for n in range(1, 46, 2)])
+    counted = select(func.count()).where(Order.customer_id == Customer.id).scalar_subquery()
+    job = recompute(Customer, {Customer.score: counted, "balance": Customer.id * 2}, size=10)
+    await shop.break_off(job, 25)
+    assert await shop.resume(job) == 45
+    assert await shop.list(Customer.id, Customer.score, Customer.balance) == [(n, n % 2, 2 * n) for n in range(1, 46)]
+    assert await shop.read_log("UPDATE", "Customer") == dict.fromkeys(range(1, 46), 1)
+    assert await shop.run(job) == 0
+    assert await shop.run(recompute(Customer, {"score": 7}, where=Customer.id > 40)) == 5
+
+
+async def test_totals_are_written_once_over_an_abort(shop: Shop) -> None:
+    await shop.fill(Visit, [{"id": n, "shop": n // 2, "page": None} for n in range(2, 48)])
+    job = recompute(Total, PER_SHOP, size=5)
+    await shop.break_off(job, 13)
+    assert await shop.list(Total.shop) == list(range(1, 11))
+    assert await shop.resume(job) == 23
+    assert await shop.list(Total.shop, Total.visits) == [(n, 2) for n in range(1, 24)]
+    assert set((await shop.read_log("INSERT", "total")).values()) == {1}
+
+
+async def test_totals_without_an_order_are_refused(shop: Shop) -> None:
+    with pytest.raises(UnsupportedStatement, match="it has no ORDER BY"):
+        await shop.run(recompute(Total, PER_SHOP.order_by(None)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "problem"),
+    [
+        ((Total, {}), {}, "give the values of columns"),
+        ((Total, {"vists": 1}), {}, "did you mean visits"),
+        ((Total, {"shop": 1}), {}, "shop is the key that the table is walked by"),
+        ((Total, PER_SHOP), {"where": Visit.id > 1}, "belong to the select"),
+        ((Total, select(Visit.shop)), {}, "has to have the key and a column"),
+        ((Total, select(Visit.shop, func.count())), {}, "no such column; it has shop, visits"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: Any, options: Any, problem: str) -> None:
+    with pytest.raises(RegistrationError, match=problem):
+        recompute(*arguments, **options)

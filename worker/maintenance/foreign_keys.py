@@ -1,0 +1,171 @@
+"""The tables whose rows refer to a table, by the foreign keys of the catalog, in the order in which to delete them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, Connection, MetaData, Select, Table, or_, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.batch.catalog import list_unindexed_children
+from worker.errors import UnsupportedStatement
+from worker.maintenance.target import Target
+
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+
+logger = logging.getLogger("longhaul.maintenance")
+
+#: A table: its schema and its name.
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A foreign key; tables as (schema, name)."""
+
+    child: Name
+    parent: Name
+    child_columns: Sequence[str]
+    parent_columns: Sequence[str]
+    cascades: bool
+    is_direct: bool
+
+
+@cache
+def _query() -> str:
+    return files(__package__).joinpath("foreign_keys.sql").read_text(encoding="utf-8")
+
+
+async def list_foreign_keys(connection: AsyncConnection, target: Target) -> list[ForeignKey]:
+    """Return the foreign keys that lead to a table, whose rows would prevent a DELETE or be deleted with it."""
+    found = await connection.execute(text(_query()), {"table": target.name})
+    return [
+        ForeignKey(
+            (row.child_schema, row.child_table),
+            (row.parent_schema, row.parent_table),
+            row.child_columns,
+            row.parent_columns,
+            row.cascades,
+            row.is_direct,
+        )
+        for row in found
+    ]
+
+
+class Children:
+    """The tables below a table, with the condition of their rows that belong to rows of it.
+
+    Attributes:
+        tables: The tables, each before those that it refers to.
+    """
+
+    def __init__(self, target: Target, foreign_keys: Sequence[ForeignKey], tables: dict[Name, Table]) -> None:
+        self._target = target
+        self._foreign_keys = foreign_keys
+        self._tables = tables
+        self.tables: list[Table] = []
+        order: TopologicalSorter[Name] = TopologicalSorter()
+        for each in foreign_keys:
+            order.add(each.parent, each.child)
+        roots = {each.parent for each in foreign_keys if each.is_direct}
+        try:
+            self.tables = [tables[name] for name in order.static_order() if name not in roots]
+        except CycleError as error:
+            circle = " → ".join(".".join(name) for name in reversed(error.args[1]))
+            raise UnsupportedStatement(
+                f"{target.owner}: the foreign keys of {target.name} are circular: {circle}. No order deletes children "
+                f"first. Declare one of them ON DELETE SET NULL, or let the database handle them all by ON DELETE "
+                f'CASCADE and children="leave"'
+            ) from None
+
+    def condition(self, table: Table, roots: ColumnElement[bool] | None) -> ColumnElement[bool]:
+        """Return the condition of the rows of a table that belong to chosen rows of the root.
+
+        Args:
+            table: One of `tables`.
+            roots: The condition of the rows of the root; None for all.
+        """
+        conditions = []
+        for each in self._foreign_keys:
+            if self._tables[each.child] is not table:
+                continue
+            chosen = self._select_parents(each, roots).correlate(None)
+            columns = [table.columns[name] for name in each.child_columns]
+            conditions.append(columns[0].in_(chosen) if len(columns) == 1 else tuple_(*columns).in_(chosen))
+        return or_(*conditions)
+
+    def _select_parents(self, foreign_key: ForeignKey, roots: ColumnElement[bool] | None) -> Select[Any]:
+        if not foreign_key.is_direct:
+            parent = self._tables[foreign_key.parent]
+            found = select(*[parent.columns[name] for name in foreign_key.parent_columns])
+            return found.where(self.condition(parent, roots))
+        found = select(*[self._root_column(name) for name in foreign_key.parent_columns])
+        return found if roots is None else found.where(roots)
+
+    def _root_column(self, name: str) -> Any:
+        for column in self._target.columns:
+            if column.name == name:
+                return self._target.attribute(column)
+        raise UnsupportedStatement(
+            f"{self._target.owner}: a foreign key refers to column {name} of {self._target.name}, which its model "
+            f"lacks: add it"
+        )
+
+
+async def read_children(ctx: JobContext, target: Target) -> Children:
+    """Look the children of a table up in the catalog.
+
+    Raises:
+        UnsupportedStatement: The foreign keys are circular.
+    """
+    async with ctx.session() as session:
+        connection = await session.connection()
+        found = await list_foreign_keys(connection, target)
+        for child, columns in await list_unindexed_children(connection, target.name):
+            logger.warning(
+                "a foreign key has no index, so each deleted row of %s reads all of %s: job=%s "
+                "cure='CREATE INDEX CONCURRENTLY ON %s (%s)'",
+                target.name,
+                child,
+                target.owner,
+                child,
+                columns,
+            )
+        # The database deletes the rows that refer to others of their own table by ON DELETE CASCADE.
+        keys = [each for each in found if not (each.cascades and each.child == each.parent)]
+        names = {each.child for each in keys} | {each.parent for each in keys}
+        tables = await connection.run_sync(reflect_tables, sorted(names))
+    return Children(target, keys, tables)
+
+
+def reflect_tables(connection: Connection, names: Sequence[Name]) -> dict[Name, Table]:
+    """Return tables as the database has them."""
+    metadata = MetaData()
+    return {
+        (schema, name): Table(name, metadata, schema=schema, autoload_with=connection, resolve_fks=False)
+        for schema, name in names
+    }
+
+
+async def ensure_no_children(ctx: JobContext, target: Target, *, verb: str) -> None:
+    """Raise `UnsupportedStatement` if other rows prevent the deletion of rows, or would be deleted with them."""
+    async with ctx.session() as session:
+        found = await list_foreign_keys(await session.connection(), target)
+    children = [each for each in found if each.is_direct]
+    if children:
+        shown = "; ".join(
+            f"{'.'.join(each.child)} ({', '.join(each.child_columns)}){' ON DELETE CASCADE' if each.cascades else ''}"
+            for each in children
+        )
+        raise UnsupportedStatement(
+            f"{target.owner}: rows of other tables refer to {target.name}, and would prevent its rows from being "
+            f"{verb}, or be deleted with them: {shown}. Declare these foreign keys ON DELETE SET NULL, or walk the "
+            f"tables in a job of your own"
+        )

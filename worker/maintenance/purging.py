@@ -1,0 +1,101 @@
+"""`purge`: a job that deletes old or unwanted rows, with their children."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+
+from sqlalchemy import delete, select
+
+from worker.batch.sizing import Size
+from worker.errors import RegistrationError
+from worker.job.decorator import JobKeywords
+from worker.job.definition import Job
+from worker.maintenance.definition import Definition
+from worker.maintenance.foreign_keys import Children, read_children
+from worker.maintenance.rows import make_job_for_rows
+from worker.maintenance.target import Condition, Target, list_keys, match_keys, table_name
+
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+
+ChildRows = Literal["first", "with_parents", "leave"]
+
+
+def purge(
+    entity: Any,
+    *,
+    where: Condition | None = None,
+    older_than: timedelta | None = None,
+    by: Any = None,
+    children: ChildRows = "first",
+    key: Any = None,
+    size: Size | None = None,
+    **options: Unpack[JobKeywords],
+) -> Job[..., int]:
+    """Return a job that deletes rows: `purge_old = purge(Post, older_than=timedelta(days=365), by=Post.created_at)`.
+
+    Rows that refer to the deleted ones are deleted as well, with the rows that refer to those, by the foreign keys of
+    the database. Foreign keys with ON DELETE SET NULL or SET DEFAULT are left to PostgreSQL.
+
+    Args:
+        entity: A mapped class or a `Table`.
+        where: The condition of the rows, or a function that returns it when the job begins. Give it, or `older_than`,
+            or both. For all rows, give `sqlalchemy.true()`.
+        older_than: The age of the rows when the run is enqueued; also an argument of the job.
+        by: The column with the time of a row. A timestamp without time zone counts as UTC.
+        children: "first" deletes the children in walks of their own, each table in batches, before the parents.
+            "with_parents" deletes them in the transactions of their parents. "leave" leaves them to the foreign keys.
+        key: A unique, not-null key to walk by. Default: the primary key.
+        size: The rows of a batch, as in `ctx.chunks`.
+        **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
+
+    Returns:
+        A job, which returns the number of rows of the table that it has deleted.
+
+    Raises:
+        RegistrationError: An argument is invalid. The job raises `UnsupportedStatement` for circular foreign keys.
+    """
+    definition = Definition("purge", entity, options)
+    target = definition.target
+    if children not in get_args(ChildRows):
+        given = f"{definition.name}: children={children!r}"
+        raise RegistrationError(f"{given}: give {', '.join(map(repr, get_args(ChildRows)))}")
+    rows = _Rows(target, key, size, children)
+    summary = f"Delete rows of {target.name}, with the rows that refer to them."
+    return make_job_for_rows(definition, rows.delete, where=where, older_than=older_than, by=by, summary=summary)
+
+
+class _Rows:
+    """The rows to delete, and how."""
+
+    def __init__(self, target: Target, key: Any, size: Size | None, children: ChildRows) -> None:
+        self._target = target
+        self._key = target.attributes(target.find_key(key))
+        self._size = size
+        self._children = children
+
+    async def delete(self, ctx: JobContext, condition: Any) -> int:
+        """Delete the rows with a condition. Returns their number."""
+        if self._children != "leave":
+            children = await read_children(ctx, self._target)
+            if children.tables:
+                return await self._delete_with_children(ctx, condition, children)
+        rows = delete(self._target.entity).where(condition)
+        return await ctx.sweep(rows, by=self._key, size=self._size, name=f"purge {self._target.name}")
+
+    async def _delete_with_children(self, ctx: JobContext, condition: Any, children: Children) -> int:
+        if self._children == "first":
+            for table in children.tables:
+                if list(table.primary_key):  # rows without a key are deleted with their parents
+                    rows = delete(table).where(children.condition(table, condition))
+                    await ctx.sweep(rows, size=self._size, name=f"purge {table_name(table)}")
+        parents: Any = select(*self._key).where(condition)
+        walk = ctx.chunks(parents, by=self._key, size=self._size, name=f"purge {self._target.name}")
+        async for batch in walk:
+            chosen = match_keys(self._key, list_keys(batch))
+            for table in children.tables:  # also children that were inserted since, which would prevent the DELETE
+                await batch.session.execute(delete(table).where(children.condition(table, chosen)))
+            parents = delete(self._target.entity).where(chosen).execution_options(synchronize_session=False)
+            await batch.session.execute(parents)
+        return walk.step.rows

@@ -1,0 +1,114 @@
+"""`recompute`: a job that computes columns, or a table of totals, again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Unpack
+
+from sqlalchemy import Column, Select, or_, update
+
+from worker.batch.sizing import Size
+from worker.errors import RegistrationError
+from worker.job.decorator import JobKeywords
+from worker.job.definition import Job
+from worker.maintenance.definition import Definition
+from worker.maintenance.target import Condition, Target, check_condition, resolve_condition
+
+if TYPE_CHECKING:
+    from worker.attempt.context import JobContext
+
+
+def recompute(
+    entity: Any,
+    values: Mapping[Any, Any] | Select[Any],
+    *,
+    where: Condition | None = None,
+    key: Any = None,
+    size: Size | None = None,
+    **options: Unpack[JobKeywords],
+) -> Job[..., int]:
+    """Return a job that computes values again: `recompute_posts = recompute(User, {User.posts_count: counted})`.
+
+    Args:
+        entity: A mapped class or a `Table`.
+        values: Columns and their SQL expressions, which may be scalar subqueries: rows with other values are updated,
+            in ranges of the key, and no row is written without need. Or a `select()` of totals that is grouped and
+            ordered by the primary key, whose columns have the names of the table's: its rows are inserted or updated.
+        where: With expressions, the condition of the rows, or a function that returns it when the job begins. Default:
+            all rows.
+        key: With expressions, a unique, not-null key to walk by. Default: the primary key.
+        size: The rows of a batch, as in `ctx.sweep` and `ctx.stream`.
+        **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
+
+    Returns:
+        A job, which returns the number of rows that it has written.
+
+    Raises:
+        RegistrationError: An argument is invalid.
+    """
+    definition = Definition("recompute", entity, options)
+    check_condition(definition.name, where)
+    if not isinstance(values, Select):
+        return _make_columns_job(definition, values, where, key, size)
+    if where is not None or key is not None:
+        raise RegistrationError(f"{definition.name}: where= and key= belong to the select()")
+    return _make_totals_job(definition, values, size)
+
+
+def _make_totals_job(definition: Definition, totals: Select[Any], size: Size | None) -> Job[..., int]:
+    target = definition.target
+    names = _find_names(target, totals)
+
+    async def recompute_totals(ctx: JobContext) -> int:
+        walk = ctx.stream(totals, size=size)
+        async for partition in walk:
+            columns = [list(each) for each in zip(*partition, strict=True)]
+            await partition.bulk.upsert(target.entity, dict(zip(names, columns, strict=True)))
+        return walk.step.rows
+
+    return definition.make_job(recompute_totals, f"Compute the rows of {target.name} again.")
+
+
+def _make_columns_job(
+    definition: Definition, values: Mapping[Any, Any], where: Condition | None, key: Any, size: Size | None
+) -> Job[..., int]:
+    name, target = definition.name, definition.target
+    if not isinstance(values, Mapping) or not values:
+        raise RegistrationError(f"{name}: give the values of columns, as {{User.score: expression}}, or a select()")
+    found: dict[Column[Any], Any] = {target.find_column(named, "values"): value for named, value in values.items()}
+    by = target.find_key(key)
+    if set(by) & set(found):
+        raise RegistrationError(
+            f"{name}: {', '.join(column.name for column in by)} is the key that the table is walked by, and cannot be "
+            f"computed: choose another with key="
+        )
+    set_values = {target.attribute(column): value for column, value in found.items()}
+    differs = or_(*[attribute.is_distinct_from(value) for attribute, value in set_values.items()])
+
+    async def recompute_columns(ctx: JobContext) -> int:
+        rows = update(target.entity).where(differs).values(set_values)
+        condition = resolve_condition(name, where)
+        rows = rows if condition is None else rows.where(condition)
+        return await ctx.sweep(rows, by=target.attributes(by), size=size)
+
+    shown = ", ".join(column.name for column in found)
+    return definition.make_job(recompute_columns, f"Compute {shown} of {target.name} again.")
+
+
+def _find_names(target: Target, totals: Select[Any]) -> list[str]:
+    """Return the names of the columns that a select of totals writes.
+
+    Raises:
+        RegistrationError: The table lacks one, or a column of its primary key is not selected.
+    """
+    names = [str(column.key) for column in totals.selected_columns]
+    columns = [target.find_column(each, "select()") for each in names]
+    if len(names) < 2:
+        raise RegistrationError(f"{target.owner}: the select() has to have the key and a column to compute")
+    missing = [column.name for column in target.find_key(None) if column not in columns]
+    if missing:
+        raise RegistrationError(
+            f"{target.owner}: the select() has no column {', '.join(missing)}, the primary key of {target.name}: label "
+            f"its columns with the names of the table's"
+        )
+    return [target.key_of(column) for column in columns]
