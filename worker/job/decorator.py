@@ -8,7 +8,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from worker.errors import InvalidArguments, RegistrationError
@@ -23,7 +23,7 @@ from worker.job.definition import (
     check_priority,
     describe_place,
 )
-from worker.job.limits import Limits, Unique, UniqueWhile
+from worker.job.limits import Fair, Limits, Unique, UniqueWhile
 from worker.job.schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class JobKeywords(TypedDict, total=False):
     unique: bool | str | Sequence[str]
     unique_for: float | None
     unique_while: UniqueWhile
+    fair_by: str | None
+    fair_weights: Mapping[str, float] | None
     priority: int
 
 
@@ -123,6 +125,7 @@ def make_job(function: Callable[..., Any], rules: JobOptions) -> Job[..., Any]:
         run_in=run_in,
         schedule=make_schedule(name, cron, rules.timezone),
         limits=Limits.parse(rules.concurrency, rules.concurrency_key, rules.rate, rules.rate_key),
+        fair=Fair.parse(rules.fair_by, rules.fair_weights),
         unique=Unique.parse(unique, rules.unique_for, rules.unique_while),
         do_not_retry=tuple(rules.do_not_retry),
         throttles=tuple(rules.throttle),
@@ -273,6 +276,7 @@ def _check_argument_names(made: Job[..., Any], parameters: Sequence[str]) -> Non
     """Raise `RegistrationError` if a rule names an argument that the function does not have."""
     limits, unique = made.limits, made.unique
     keys = [*(unique.by or () if unique else ()), *((limits.concurrency_key, limits.rate_key) if limits else ())]
+    keys.append(made.fair.by if made.fair else None)
     for key in keys:
         if key is not None and key not in parameters:
             known = ", ".join(parameters) or "none"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 from worker.errors import InvalidArguments, JobProcessError
 from worker.job.arguments import JobCodec
 from worker.job.call import PREVIOUS_RESULT, Call
-from worker.job.limits import Limits, Unique, UniqueWhile
+from worker.job.limits import Fair, Limits, Unique, UniqueWhile
 from worker.job.schedule import CronLine
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ class JobOptions:
             are compared. Enqueueing the job again returns the existing run.
         unique_for: seconds for which a run counts; by default as long as it is in the queue.
         unique_while: "waiting" counts a run only until it begins.
+        fair_by: name of an argument. Of the runs that wait in a queue, its values take turns, however many runs one of
+            them has. Jobs with the same `fair_by` take turns together.
+        fair_weights: turns that a value gets where others get one, e.g. `{"north": 3}`.
         priority: 0 to 9. Of the due jobs of a queue, those with the highest priority are claimed first.
     """
 
@@ -99,6 +102,8 @@ class JobOptions:
     unique: bool | str | Sequence[str] = False
     unique_for: float | None = None
     unique_while: UniqueWhile = "active"
+    fair_by: str | None = None
+    fair_weights: Mapping[str, float] | None = None
     priority: int = 0
 
 
@@ -135,6 +140,7 @@ class Job(Generic[P, R]):
         schedule: its due times.
         limits: concurrency and rate; None for none.
         unique: the rule of unique runs; None for none.
+        fair: the argument by which waiting runs take turns; None for none.
         do_not_retry: classes of errors that another attempt cannot cure.
         throttles: throttles of its walks, besides those of the settings.
         codec: validates and converts arguments and results.
@@ -148,6 +154,7 @@ class Job(Generic[P, R]):
     schedule: tuple[CronLine, ...] = ()
     limits: Limits | None = None
     unique: Unique | None = None
+    fair: Fair | None = None
     do_not_retry: tuple[type[BaseException], ...] = ()
     throttles: tuple[Throttle, ...] = ()
     codec: JobCodec = field(compare=False)
@@ -256,6 +263,14 @@ class Job(Generic[P, R]):
         """
         assert self.unique is not None  # noqa: S101
         return self.unique.key(self.name, self.codec.with_defaults(arguments))
+
+    def fair_entry(self, arguments: Mapping[str, Any]) -> str:
+        """Return the weight and the flow of a run (fair.lua); empty if the job is not fair.
+
+        Args:
+            arguments: JSON values by name.
+        """
+        return "" if self.fair is None else self.fair.entry(self.codec.with_defaults(arguments))
 
     @property
     def priority(self) -> int:

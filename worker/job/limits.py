@@ -81,6 +81,58 @@ class Limits:
         return cls(concurrency, concurrency_key, None if rate is None else Rate.parse(rate), rate_key)
 
 
+_LONGEST_FLOW = 200
+_MAX_WEIGHT = 1_000
+
+
+@dataclass(frozen=True)
+class Fair:
+    """The runs of a job that wait take turns by the values of an argument.
+
+    Attributes:
+        by: name of the argument.
+        weights: turns that a value gets where another one gets one, by its text; 1 for the others.
+    """
+
+    by: str
+    weights: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, by: str | None, weights: Mapping[str, float] | None) -> Fair | None:
+        """Return the rule that these options of `@job` ask for; None if there is none.
+
+        Raises:
+            RegistrationError: An option is invalid.
+        """
+        if by is None:
+            if weights:
+                raise RegistrationError("fair_weights= needs fair_by=, the argument whose values they are for")
+            return None
+        for value, weight in (weights or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 1e-3 <= weight <= _MAX_WEIGHT:
+                raise RegistrationError(
+                    f"fair_weights[{value!r}] = {weight!r}: give a number from 0.001 to {_MAX_WEIGHT}"
+                )
+        return cls(by, {argument_text(value): float(weight) for value, weight in (weights or {}).items()})
+
+    def entry(self, arguments: Mapping[str, Any]) -> str:
+        """Return weight and flow of a run in the form of fair.lua.
+
+        Args:
+            arguments: JSON values by name, with the defaults.
+        """
+        text = argument_text(arguments.get(self.by))
+        weight = self.weights.get(text, 1.0)
+        if len(text) > _LONGEST_FLOW or not text.isprintable():
+            text = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:20]
+        return f"{weight:g} {self.by}={text}"
+
+
+def argument_text(value: Any) -> str:
+    """Return the text by which an argument's value is named in Redis: a text itself, any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
 @dataclass(frozen=True)
 class Unique:
     """At most one run with the same arguments.

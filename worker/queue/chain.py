@@ -32,10 +32,17 @@ def _to_wire(call: Call[Any]) -> dict[str, Any]:
         "q": options.queue,
         "d": to_ms(options.delay),
         "p": job.priority,
+        "fair": make_fair_entry(call),
         "x": to_ms(options.expires),
         "r": call.result_as,
     }
     return {name: value for name, value in values.items() if value or name == "k"}
+
+
+def make_fair_entry(call: Call[Any]) -> str:
+    """Return the weight and the flow of a call (fair.lua); empty if its job is not fair, or waits for that argument."""
+    fair = call.job.fair
+    return "" if fair is None or call.result_as == fair.by else call.job.fair_entry(json.loads(call.arguments))
 
 
 def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, result: str) -> dict[str, Any] | None:
@@ -77,6 +84,7 @@ def _next_run(
         "payload": text,
         "delay": call.get("d", 0),
         "priority": call.get("p", 0),
+        "fair": call.get("fair", ""),
     }
 
 
@@ -123,6 +131,7 @@ def make_callback(call: Call[Any], *, group_id: str, queue: str) -> dict[str, st
         "queue": first.get("q") or queue,
         "delay": str(first.get("d", 0)),
         "priority": str(first.get("p", 0)),
+        "fair": first.get("fair", ""),
         "payload": before,
         "payload_after_results": after,
     }

@@ -18,7 +18,7 @@ from worker.job.definition import EnqueueOptions, Job
 from worker.job.middleware import EnqueueCall, EnqueueHook, through
 from worker.job.propagation import current_headers
 from worker.job.round_trip import to_json_values
-from worker.queue.chain import make_callback, make_next_calls, to_ms
+from worker.queue.chain import make_callback, make_fair_entry, make_next_calls, to_ms
 from worker.queue.group import CompleteWhen, Group
 from worker.queue.payload import LONGEST_ID, Member, Payload, now_ms, payload_text, read_run_id, to_seconds
 from worker.queue.run import Run
@@ -64,7 +64,8 @@ class Enqueuer:
         if unique is not None:
             lock = Lock(job.unique_key(json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
         text, next_runs = self._payload(job, arguments, headers)
-        return await self._put(text, job.enqueue_options, job, lock, next_runs)
+        fair = job.fair_entry(json.loads(arguments)) if job.fair else ""
+        return await self._put(text, job.enqueue_options, job, lock, next_runs, fair=fair)
 
     async def enqueue_name(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
@@ -116,6 +117,8 @@ class Enqueuer:
         job: Job[..., Any] | None,
         lock: Lock | None = None,
         next_runs: Sequence[Run[Any]] = (),
+        *,
+        fair: str = "",
     ) -> Run[Any]:
         self._check_size(payload, job.name if job else "the job")
         if options.id is not None and read_run_id(options.id) is None:
@@ -131,6 +134,7 @@ class Enqueuer:
                 replace=options.replace,
                 lock=lock,
                 priority=job.priority if job else options.priority or 0,
+                fair=fair,
             )
         )
         known = not (put.is_new or put.replaced)
@@ -164,7 +168,7 @@ class Enqueuer:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
         if self.hooks or (isinstance(job, Job) and job.unique is not None):
             return [await self._enqueue_any(job, call) for call in calls]
-        texts, followers = await self._payloads(job, calls)
+        texts, followers, fair = await self._payloads(job, calls)
         queue = options.queue or self.queue
         known_job = job if isinstance(job, Job) else None
         runs: list[Run[R]] = []
@@ -179,6 +183,7 @@ class Enqueuer:
                     delay=to_seconds(options.delay),
                     at=options.at,
                     priority=job.priority if isinstance(job, Job) else 0,
+                    fair=fair[first : first + _JOBS_PER_CALL],
                 )
             )
             for place, run_id in enumerate(ids):
@@ -193,18 +198,22 @@ class Enqueuer:
 
     async def _payloads(
         self, job: Job[..., Any] | str, calls: Iterable[Mapping[str, Any]]
-    ) -> tuple[list[str], dict[int, Sequence[Run[Any]]]]:
-        """Return the payload of each call, and the next runs by its position."""
+    ) -> tuple[list[str], dict[int, Sequence[Run[Any]]], list[str]]:
+        """Return the payload of each call, the next runs by its position, and weight and flow of each fair run."""
         headers = current_headers()
         texts: list[str] = []
         followers: dict[int, Sequence[Run[Any]]] = {}
+        fair: list[str] = []
         name = job.name if isinstance(job, Job) else job
         for place, call in enumerate(calls):
             if place % _JOBS_PER_CALL == _JOBS_PER_CALL - 1:
                 await asyncio.sleep(0)  # let other tasks run
             try:
                 if isinstance(job, Job):
-                    text, next_runs = self._payload(job, job.encode_arguments_json((), call), headers)
+                    arguments = job.encode_arguments_json((), call)
+                    text, next_runs = self._payload(job, arguments, headers)
+                    if job.fair:
+                        fair.append(job.fair_entry(json.loads(arguments)))
                     if next_runs:
                         followers[place] = next_runs
                 else:
@@ -214,7 +223,7 @@ class Enqueuer:
             except InvalidArguments as error:
                 raise InvalidArguments(f"enqueue_many: call {place}: {error}") from None
             texts.append(text)
-        return texts, followers
+        return texts, followers, fair
 
     # --- a group
 
@@ -271,7 +280,7 @@ class Enqueuer:
     ) -> list[Run[Any]]:
         """Enqueue members that go to one queue, with one delay and one priority."""
         queue, delay_ms, priority = self._destination(members[0][0])
-        jobs = []
+        jobs, fair = [], []
         for call, place in members:
             expires = to_ms(call.job.enqueue_options.expires)
             text = payload_text(
@@ -285,8 +294,11 @@ class Enqueuer:
             )
             self._check_size(text, call.job.name)
             jobs.append((f"{group}:{place}", text))
+            fair.append(make_fair_entry(call))
         known = await self.reader.command(
-            self.reader.store.enqueue_many(jobs, queue=queue, delay=delay_ms / 1000, priority=priority, group=group)
+            self.reader.store.enqueue_many(
+                jobs, queue=queue, delay=delay_ms / 1000, priority=priority, group=group, fair=fair if any(fair) else ()
+            )
         )
         return [
             Run(self.reader, run_id, queue, call.job, is_new=at not in known)

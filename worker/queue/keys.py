@@ -37,6 +37,10 @@ UNIQUE = "worker:unique:"
 PRIORITIES = "worker:priorities:"
 PRIORITY = "worker:priority:"
 RUNNING = "worker:running:"
+FAIR_FLOWS = "worker:fair:flows:"
+FAIR_TURNS = "worker:fair:turns:"
+FAIR_LATER = "worker:fair:later:"
+FAIR_NEXT = "worker:fair:next:"
 GROUP = "worker:group:"
 DRAINED = "worker:drain"
 RETRIED = "worker:retry"
@@ -196,6 +200,31 @@ SCHEMA = (
         "until no job has the priority",
     ),
     Key(
+        FAIR_FLOWS + "<queue>",
+        "hash",
+        "weight and value of each run of a job with `fair_by`, by its id; of runs with a priority "
+        "`worker:priority:<n>:<queue>` is in place of the queue",
+        "each until its run ends; 30 days after the last addition",
+    ),
+    Key(
+        FAIR_TURNS + "<queue>",
+        "sorted set",
+        "ids of those that wait and are due, by their turns",
+        "until claimed; 30 days after the last addition",
+    ),
+    Key(
+        FAIR_LATER + "<queue>",
+        "sorted set",
+        "ids of those that are due later, by due time in ms",
+        "until due; 30 days after the last addition",
+    ),
+    Key(
+        FAIR_NEXT + "<queue>",
+        "sorted set",
+        "the next turn of each value that had runs; `turn` is the turn that was claimed last",
+        "until no such run is in the queue; 30 days after the last addition",
+    ),
+    Key(
         GROUP + "<id>:done",
         "hash",
         "finished members of a group: their results, if needed, by position",
@@ -204,7 +233,7 @@ SCHEMA = (
     Key(
         GROUP + "<id>",
         "hash",
-        "a group: size, complete_when, and its callback: id, job, queue, delay, priority, payload, called",
+        "a group: size, complete_when, and its callback: id, job, queue, delay, priority, fair, payload, called",
         "30 days after the last member finished",
     ),
     Key(

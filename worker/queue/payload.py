@@ -60,6 +60,7 @@ _CALL_TYPES: dict[str, Any] = {
     "q": str,
     "d": int,
     "p": int,
+    "fair": str,
     "x": int,
     "r": str,
 }

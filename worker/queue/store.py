@@ -222,6 +222,7 @@ class QueueStore:
         replace: bool = False,
         lock: Lock | None = None,
         priority: int = 0,
+        fair: str = "",
     ) -> Enqueued:
         """Put a job into the queue.
 
@@ -234,9 +235,11 @@ class QueueStore:
             replace: whether to replace a waiting run with this id or lock.
             lock: the lock of a unique job.
             priority: due jobs of a higher priority are claimed first.
+            fair: weight and flow of a fair run (fair.lua); empty for any other.
         """
         arguments = [run_id, payload, *_due(delay, at), keys.JOB, keys.RESULT, keys.IN_PROGRESS]
         arguments += ["1" if replace else "0", *((lock.counts, lock.ms) if lock else ("", 0)), priority, keys.PRIORITY]
+        arguments.append(fair)
         names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else queue, keys.PRIORITIES + queue]
         how, known = await self._run("enqueue", names, arguments)
         if how < 0:
@@ -252,10 +255,22 @@ class QueueStore:
         at: datetime | None = None,
         priority: int = 0,
         group: str | None = None,
+        fair: Sequence[str] = (),
     ) -> frozenset[int]:
-        """Enqueue jobs, each an id and a payload. Return the positions of those whose id is already known."""
-        arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at)]
-        arguments += chain.from_iterable(jobs)
+        """Enqueue jobs, each an id and a payload. Return the positions of those whose id is already known.
+
+        Args:
+            jobs: id and payload of each.
+            queue: their queue.
+            delay: seconds until they are due.
+            at: the due time, instead of `delay`.
+            priority: their priority.
+            group: the group whose members they are.
+            fair: weight and flow of each (fair.lua), if they are fair.
+        """
+        arguments: list[Any] = [keys.JOB, keys.RESULT, priority, *_due(delay, at), 3 if fair else 2]
+        each = ((*job, entry) for job, entry in zip(jobs, fair, strict=True)) if fair else jobs
+        arguments += chain.from_iterable(each)
         names = [queue, keys.CANCELLED, *_line(queue, priority), queue if group is None else keys.GROUP + group]
         known = await self._run("enqueue_many", names, arguments)
         if known and isinstance(known[0], list):

@@ -15,7 +15,7 @@
 -- from its queue.
 --
 -- Priorities (priority.lua) are hints: this script corrects entries that contradict the queue, so that stock arq
--- clients and workers need not know about them. A queue with a limit has a sorted set of its running jobs. A job
+-- clients and workers need not know about them. So are the turns of fair runs (fair.lua). A queue with a limit has a sorted set of its running jobs. A job
 -- without a lease has died, and does not count.
 --
 -- A key of a wrong type, or with a wrong value, is reported, and only the job that it belongs to is affected. If Redis
@@ -46,13 +46,20 @@ local follow_ups = ARGV[16] ~= '' and cjson.decode(ARGV[16]) or {}
 local names = {payload = payloads, result = results, priorities = priorities, priority = priority, group = ARGV[12],
     keep_group = ARGV[13], dead = ARGV[14], dead_at = ARGV[15]}
 
--- For each queue: whether it is one, its levels of priority from the highest, and whether it has a set of running jobs.
-local is_queue, levels, limited = {}, {}, {}
+-- For each queue: whether it is one, its levels of priority from the highest, whether it has a set of running jobs, and
+-- its lines with fair runs.
+local is_queue, levels, limited, fair_lines = {}, {}, {}, {}
 for at = first_queue + 1, #KEYS do
     local queue = KEYS[at]
     is_queue[queue] = has_type(queue, 'zset')
     levels[queue] = try('ZRANGE', priorities .. queue, 0, -1, 'REV') or {}
     limited[queue] = (try('ZCARD', running .. queue) or 0) > 0
+    fair_lines[queue] = {}
+    if is_fair(queue) then fair_lines[queue][1] = queue end
+    for _, level in ipairs(levels[queue]) do
+        local line = priority .. level .. ':' .. queue
+        if is_fair(line) then table.insert(fair_lines[queue], line) end
+    end
 end
 
 local ordered = redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) > 0
@@ -69,6 +76,7 @@ for _ = 1, ended do
         local was_there = had_payload
         if is_queue[queue] then was_there = redis.call('ZREM', queue, id) == 1 end
         for _, level in ipairs(levels[queue]) do try('ZREM', priority .. level .. ':' .. queue, id) end
+        for _, line in ipairs(fair_lines[queue]) do forget_fair(line, id) end
         if limited[queue] then redis.call('ZREM', running .. queue, id) end
         if result ~= '' and keep > 0 then
             redis.call('SET', results .. id, result, 'PX', keep)
@@ -149,6 +157,42 @@ local function claim_from_queue(index, queue, most)
     end
 end
 
+-- Claim jobs of a line with fair runs: the queue, or a priority of it. Where a fair run is at the front, claim the run
+-- whose turn it is. Return how many.
+local function claim_fairly(index, queue, line, most)
+    local offset, left = 0, most
+    give_due_turns(queue, line, now_ms)
+    while left > 0 and offset < FAIR_RUNS do
+        local id = (try('ZRANGEBYSCORE', line, '-inf', now_ms, 'LIMIT', offset, 1) or {})[1]
+        if not id then break end
+        local due = redis.call('ZSCORE', queue, id)
+        if not due then
+            redis.call('ZREM', line, id)
+        elseif tonumber(due) > now_ms then
+            redis.call('ZADD', line, due, id)
+        else
+            local chosen, entry = id, redis.call('HGET', FAIR .. 'flows:' .. line, id)
+            if entry then
+                if not redis.call('ZSCORE', FAIR .. 'turns:' .. line, id) then
+                    redis.call('ZREM', FAIR .. 'later:' .. line, id)
+                    give_turn(line, id, entry, now_ms)
+                end
+                local first, first_due = take_turn(queue, line, now_ms)
+                chosen, due = first or id, first_due or due
+            end
+            if claim(index, chosen, due) then
+                redis.call('ZADD', queue, again, chosen)
+                if line ~= queue then redis.call('ZADD', line, 'XX', again, chosen) end
+                left = left - 1
+            else  -- a stock arq worker runs it: there, a running job stays due
+                if entry then redis.call('ZADD', FAIR .. 'later:' .. line, again, chosen) end
+                offset = offset + 1
+            end
+        end
+    end
+    return most - left
+end
+
 -- Claim the jobs of a queue that became due last. Return how many.
 local function claim_newest(index, queue, most)
     if most <= 0 then return 0 end
@@ -187,10 +231,18 @@ while at < #ARGV and #claimed < slots do
         most = most - claim_newest(index, queue, math.min(newest, most))
         for _, level in ipairs(levels[queue]) do
             local line = priority .. level .. ':' .. queue
-            most = most - claim_from_line(index, queue, line, most)
+            if #fair_lines[queue] > 0 and is_fair(line) and has_fair_types(line) then
+                most = most - claim_fairly(index, queue, line, most)
+            else
+                most = most - claim_from_line(index, queue, line, most)
+            end
             if redis.call('EXISTS', line) == 0 then redis.call('ZREM', priorities .. queue, level) end
         end
-        claim_from_queue(index, queue, most)
+        if fair_lines[queue][1] == queue and has_fair_types(queue) then
+            claim_fairly(index, queue, queue, most)
+        else
+            claim_from_queue(index, queue, most)
+        end
         if limit > 0 and #claimed > before and has_type(running .. queue, 'zset') then
             for one = before + 1, #claimed do redis.call('ZADD', running .. queue, now_ms, claimed[one][2]) end
             redis.call('PEXPIRE', running .. queue, 604800000)

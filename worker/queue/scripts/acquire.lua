@@ -19,6 +19,7 @@
 
 -- include clock.lua
 -- include checks.lua
+-- include fair.lua
 local FIRST = 10  -- number of waiting runs that move up when a run acquires a place
 local id = ARGV[1]
 local now_ms = time_ms()
@@ -74,8 +75,11 @@ if limited then
         local sooner = place <= free and now_ms or now_ms + tonumber(ARGV[7])
         if due and tonumber(due) > sooner and redis.call('EXISTS', ARGV[3] .. other) == 0 then
             redis.call('ZADD', KEYS[7], 'XX', sooner, other)
+            move_fair(KEYS[7], other, sooner)
             for _, level in ipairs(try('ZRANGE', KEYS[8], 0, -1) or {}) do
-                try('ZADD', ARGV[8] .. level .. ':' .. KEYS[7], 'XX', sooner, other)
+                local line = ARGV[8] .. level .. ':' .. KEYS[7]
+                try('ZADD', line, 'XX', sooner, other)
+                move_fair(line, other, sooner)
             end
         end
     end

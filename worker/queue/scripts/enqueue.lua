@@ -10,25 +10,29 @@
 -- KEYS queue, cancelled, lock (the queue if there is none: an ACL may allow no other name), levels of priority in use
 -- ARGV id, payload, delay in ms, or due time in ms if the next is 1, whether it is; prefixes of payloads, results and
 --      leases; 1 to replace; when the lock counts (time, active, waiting), its lifetime in ms; level (0 for none),
---      prefix of lines
+--      prefix of lines; weight and flow of a fair run ('' for any other)
 -- returns {1 if it was enqueued, 2 if it replaced a run, 0 if its id is known, or -1 if a key is unsound; id of the
 --         run, or the problems}
 
 -- include clock.lua
 -- include checks.lua
 -- include priority.lua
+-- include fair.lua
 local id, payloads, leases = ARGV[1], ARGV[5], ARGV[7]
 local is_unique = KEYS[3] ~= KEYS[1]
 if not has_type(KEYS[1], 'zset') then return {-1, problems} end
 local due = due_ms(ARGV[3], ARGV[4])
-local function take_place(id)
+local function take_place(id, is_replaced)
     redis.call('ZADD', KEYS[1], due, id)
+    local line = ARGV[11] ~= '0' and ARGV[12] .. ARGV[11] .. ':' .. KEYS[1] or KEYS[1]
     for _, level in ipairs(try('ZRANGE', KEYS[4], 0, -1) or {}) do
-        if level ~= ARGV[11] then try('ZREM', ARGV[12] .. level .. ':' .. KEYS[1], id) end
+        local other = ARGV[12] .. level .. ':' .. KEYS[1]
+        if level ~= ARGV[11] then try('ZREM', other, id) end
+        if is_replaced then forget_fair(other, id) end
     end
-    if ARGV[11] ~= '0' then
-        add_to_priority(KEYS[4], ARGV[12] .. ARGV[11] .. ':' .. KEYS[1], ARGV[11], due, id)
-    end
+    if line ~= KEYS[1] then add_to_priority(KEYS[4], line, ARGV[11], due, id) end
+    if is_replaced then forget_fair(KEYS[1], id) end
+    if ARGV[13] ~= '' then add_fair(line, id, ARGV[13], due, time_ms()) end
 end
 local known = false
 if is_unique then
@@ -45,7 +49,7 @@ local waits = redis.call('EXISTS', payloads .. id) == 1
 if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
     if ARGV[8] == '1' and waits and redis.call('EXISTS', leases .. id) == 0 then
         redis.call('SET', payloads .. id, ARGV[2])
-        take_place(id)
+        take_place(id, true)
         return {2, id}
     end
     return {0, id}

@@ -8,12 +8,13 @@
 --   their order if the callback needs them. The result of a skipped run is deleted.
 -- * The lock of a unique job is deleted if it counts while the job is in the queue and this run still owns it.
 --
--- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, payload,
+-- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, fair, payload,
 -- payload_after_results of its callback, and called, the time in ms at which the callback was enqueued. A second hash
 -- with the suffix `:done` has the results by place.
 
 -- include checks.lua
 -- include priority.lua
+-- include fair.lua
 
 local function bury_next(run, now_ms, names)
     if not has_type(names.dead, 'hash') then return end
@@ -31,10 +32,12 @@ local function put_next(run, now_ms, names)
         local due, priority = now_ms + (tonumber(run.delay) or 0), tonumber(run.priority) or 0
         redis.call('DEL', names.result .. run.id)
         redis.call('ZADD', run.queue, due, run.id)
+        local line = run.queue
         if priority > 0 then
-            local line = names.priority .. priority .. ':' .. run.queue
+            line = names.priority .. priority .. ':' .. run.queue
             add_to_priority(names.priorities .. run.queue, line, priority, due, run.id)
         end
+        if (run.fair or '') ~= '' then add_fair(line, run.id, run.fair, due, now_ms) end
     end
 end
 
@@ -63,13 +66,14 @@ local function member_done(member, now_ms, names)
     redis.call('PEXPIRE', key, names.keep_group)
     redis.call('PEXPIRE', done, names.keep_group)
     if redis.call('HLEN', done) < size then return end
-    local id, job, queue, delay, priority, before, after =
-        unpack(redis.call('HMGET', key, 'id', 'job', 'queue', 'delay', 'priority', 'payload', 'payload_after_results'))
+    local id, job, queue, delay, priority, fair, before, after = unpack(redis.call(
+        'HMGET', key, 'id', 'job', 'queue', 'delay', 'priority', 'fair', 'payload', 'payload_after_results'))
     if before and id and queue then
         local payload = before
         if after and after ~= '' then payload = before .. results_in_order(done, size) .. after end
         put_next(
-            {id = id, job = job, queue = queue, delay = delay, priority = priority, payload = payload}, now_ms, names)
+            {id = id, job = job, queue = queue, delay = delay, priority = priority, fair = fair, payload = payload},
+            now_ms, names)
     end
     redis.call('HSET', key, 'called', now_ms)
     redis.call('HDEL', key, 'payload', 'payload_after_results')

@@ -9,6 +9,7 @@
 
 -- include clock.lua
 -- include checks.lua
+-- include fair.lua
 if not has_type(KEYS[1], 'zset') or not has_type(KEYS[2], 'zset') or not has_type(KEYS[3], 'zset') then return false end
 local holder = try('GET', KEYS[5])
 if ARGV[3] ~= '' and holder and holder ~= ARGV[3] then return false end
@@ -22,8 +23,11 @@ while true do
     redis.call('ZREM', KEYS[2], first)
     if redis.call('ZSCORE', KEYS[3], first) then
         redis.call('ZADD', KEYS[3], 'XX', now_ms, first)
+        move_fair(KEYS[3], first, now_ms)
         for _, level in ipairs(try('ZRANGE', KEYS[4], 0, -1) or {}) do
-            try('ZADD', ARGV[2] .. level .. ':' .. KEYS[3], 'XX', now_ms, first)
+            local line = ARGV[2] .. level .. ':' .. KEYS[3]
+            try('ZADD', line, 'XX', now_ms, first)
+            move_fair(line, first, now_ms)
         end
         return first
     end

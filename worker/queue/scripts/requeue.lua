@@ -21,6 +21,7 @@
 
 -- include clock.lua
 -- include checks.lua
+-- include fair.lua
 if not has_type(KEYS[1], 'zset') then return {problems} end
 local holder = try('GET', KEYS[2])
 if holder and holder ~= ARGV[2] or not holder and redis.call('EXISTS', KEYS[6]) == 1 then return 0 end
@@ -37,8 +38,11 @@ local line = ARGV[10] or ''
 if line ~= '' and not try('ZSCORE', line, ARGV[1]) then delay = 0 end
 local due = now_ms + delay
 redis.call('ZADD', KEYS[1], due, ARGV[1])
+move_fair(KEYS[1], ARGV[1], due, true)
 for _, level in ipairs(try('ZRANGE', KEYS[5], 0, -1) or {}) do
-    try('ZADD', ARGV[6] .. level .. ':' .. KEYS[1], 'XX', due, ARGV[1])
+    local line = ARGV[6] .. level .. ':' .. KEYS[1]
+    try('ZADD', line, 'XX', due, ARGV[1])
+    move_fair(line, ARGV[1], due, true)
 end
 if is_unknown then
     for _, key in ipairs({KEYS[7], KEYS[8]}) do

@@ -10,6 +10,7 @@
 
 -- include clock.lua
 -- include checks.lua
+-- include fair.lua
 if not has_type(KEYS[1], 'hash') or not has_type(KEYS[2], 'set') then return 0 end
 if redis.call('EXISTS', KEYS[1]) == 0 then
     redis.call('SREM', KEYS[2], ARGV[1])
@@ -32,8 +33,11 @@ for at = 1, #entries, 2 do
     local id, due, queue = entries[at], string.match(entries[at + 1], '^(%d+) (.*)$')
     if queue and try('ZSCORE', queue, id) == due then
         redis.call('ZADD', queue, 'XX', now_ms, id)
+        move_fair(queue, id, now_ms)
         for _, level in ipairs(try('ZRANGE', ARGV[2] .. queue, 0, -1) or {}) do
-            try('ZADD', ARGV[3] .. level .. ':' .. queue, 'XX', now_ms, id)
+            local line = ARGV[3] .. level .. ':' .. queue
+            try('ZADD', line, 'XX', now_ms, id)
+            move_fair(line, id, now_ms)
         end
     end
     redis.call('HDEL', KEYS[1], id)

@@ -9,6 +9,7 @@
 
 -- include clock.lua
 -- include checks.lua
+-- include fair.lua
 if not has_type(KEYS[1], 'zset') or not has_type(KEYS[2], 'zset') then return 0 end
 local now_ms = time_ms()
 local entries = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1, 'WITHSCORES')
@@ -17,7 +18,12 @@ for at = 1, #entries, 2 do
     local id = entries[at]
     if redis.call('ZSCORE', KEYS[2], id) == entries[at + 1] then
         redis.call('ZADD', KEYS[2], 'XX', now_ms, id)
-        for _, level in ipairs(levels) do try('ZADD', ARGV[1] .. level .. ':' .. KEYS[2], 'XX', now_ms, id) end
+        move_fair(KEYS[2], id, now_ms)
+        for _, level in ipairs(levels) do
+            local line = ARGV[1] .. level .. ':' .. KEYS[2]
+            try('ZADD', line, 'XX', now_ms, id)
+            move_fair(line, id, now_ms)
+        end
     end
     redis.call('ZREM', KEYS[1], id)
     try('ZREM', KEYS[3], id)
