@@ -21,6 +21,7 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.commands import retry_quarantined, retry_run
+from worker.queue.conditions import make_entry, parse_entry
 from worker.queue.dead_letters import dead_letters
 from worker.queue.overview import overview
 from worker.queue.run import Run
@@ -29,6 +30,11 @@ from worker.settings import Settings
 T = TypeVar("T")
 
 Targets = Annotated[list[str], typer.Argument(help="Run ids, job names, queues, or * for all.")]
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="name=value: of these jobs, only runs with this argument."),
+]
 
 #: Seconds between two reads of the workers while `--wait` waits.
 _LOOK_SECONDS = 5.0
@@ -111,9 +117,14 @@ async def _waiting_for(client: Client, settings: Settings, run: Run[Any]) -> str
 
 
 @app.command()
-def pause(targets: Targets) -> None:
+def pause(targets: Targets, where: Where = None) -> None:
     """Pause runs, jobs, queues, or all. Running walks pause at their next batch boundary."""
     settings, _ = state.load()
+    if where:
+        entries = _make_entries(settings, targets, where)
+        _with_client(settings, lambda client: client.pause(*entries))
+        print_line(f"paused: {', '.join(entries)}")
+        return
     unknown = run_async(_unknown(settings, targets), settings)
     _with_client(settings, lambda client: client.pause(*targets))
     print_line(f"paused: {', '.join(targets)}")
@@ -121,10 +132,31 @@ def pause(targets: Targets) -> None:
         print_line(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the pause is kept")
 
 
+def _make_entries(settings: Settings, jobs: list[str], where: list[str]) -> list[str]:
+    """Return the entries for the runs of jobs with some arguments. The jobs must be known here.
+
+    Raises:
+        InvalidArguments: A job has no argument of that name, or a text is not name=value.
+        UnknownJob: There is no such job.
+    """
+    registry = discover(settings.worker.packages)
+    values: dict[str, str] = {}
+    for text in where:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise InvalidArguments(f"--where {text}: write name=value, e.g. --where tenant=north")
+        values[name] = value
+    entries = [make_entry(job, values) for job in jobs]
+    for job, entry in zip(jobs, entries, strict=True):
+        parse_entry(entry).check_names(list(registry.find(job).signature.parameters))
+    return entries
+
+
 @app.command()
-def resume(targets: Targets) -> None:
+def resume(targets: Targets, where: Where = None) -> None:
     """Resume paused runs, jobs, queues, or all."""
     settings, _ = state.load()
+    targets = _make_entries(settings, targets, where) if where else targets
     if not _with_client(settings, lambda client: client.resume(*targets)):
         raise fail(f"not paused: {', '.join(targets)}; `worker status` lists pauses")
     print_line(f"resumed: {', '.join(targets)}")

@@ -15,6 +15,7 @@ from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, check_priority
 from worker.job.middleware import Middleware, enqueue_hooks, load_middleware
 from worker.queue import commands
+from worker.queue.conditions import make_entry
 from worker.queue.connection import connection_pool
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, list_dead_letters
 from worker.queue.enqueuer import Enqueuer
@@ -178,18 +179,19 @@ class Client:
 
     # --- operate
 
-    async def pause(self, *targets: str) -> None:
+    async def pause(self, *targets: str, where: Mapping[str, Any] | None = None) -> None:
         """Pause runs, jobs, queues, or everything.
 
         Args:
             targets: run ids, names of jobs or queues, or `*` for everything. A running walk stops at its next batch
                 boundary; a waiting run does not begin.
+            where: values of arguments by name: of the jobs that `targets` names, only runs with these values.
         """
-        await commands.pause(self._reader, targets)
+        await commands.pause(self._reader, _with_arguments(targets, where))
 
-    async def resume(self, *targets: str) -> int:
-        """Remove pauses that `pause` set. Returns how many of the targets were paused."""
-        return await commands.resume(self._reader, targets)
+    async def resume(self, *targets: str, where: Mapping[str, Any] | None = None) -> int:
+        """Remove pauses that `pause` set, with the same `where`. Returns how many of the targets were paused."""
+        return await commands.resume(self._reader, _with_arguments(targets, where))
 
     async def pace(self, *targets: str, rows_per_second: float | None) -> None:
         """Limit the pace of running and future walks.
@@ -275,3 +277,7 @@ class Client:
             ServerUnavailable: Redis does not answer, or rejects the command.
         """
         return await self._reader.command(operation)
+
+
+def _with_arguments(targets: Sequence[str], where: Mapping[str, Any] | None) -> list[str]:
+    return [make_entry(target, where) for target in targets] if where else list(targets)

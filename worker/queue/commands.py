@@ -29,7 +29,7 @@ _MOST_QUARANTINED = 1_000_000
 
 
 async def pause(reader: RunReader, targets: Sequence[str]) -> None:
-    """Pause runs, jobs, queues, or `*` for everything.
+    """Pause runs, jobs, queues, `*` for everything, or entries for runs with some arguments (conditions.py).
 
     Raises, as the other commands do:
         InvalidArguments: no target is given.

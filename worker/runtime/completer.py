@@ -252,7 +252,8 @@ class Completer:
         delay, order = outcome.delay_seconds, ""
         if outcome.state == "paused":
             claim = execution.claim
-            order = self._operator_state.find_pause(claim.run_id, execution.info.job, claim.queue) or ""
+            given = claim.run_id, execution.info.job, claim.queue, execution.read_arguments
+            order = self._operator_state.find_pause(*given) or ""
             # The run is due when the pause is removed; after about an hour if that notification was lost.
             delay = _PARKED_SECONDS * random.uniform(0.5, 1.5) if order else 0.0  # noqa: S311 - no secret
         how = {"counts": outcome.counts, "parked_by": order, "unknown": outcome.unknown, "line": outcome.line}

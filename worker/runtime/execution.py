@@ -297,10 +297,18 @@ class Execution:
         operators = self._operator_state
         if operators.must_ask:
             await operators.refresh()
-        found = operators.find_order(run_id, job, self.claim.queue)
+        found = operators.find_order(run_id, job, self.claim.queue, self.read_arguments)
         if found is None and run_id != self.claim.run_id:  # a helper is also commanded by its own id
             return operators.find_order(self.claim.run_id, job, self.claim.queue)
         return found
+
+    def read_arguments(self) -> Mapping[str, Any]:
+        """Return the arguments as JSON values by name, with their defaults; none before the job is known."""
+        job, payload = self.job, self.payload
+        if job is None or payload is None:
+            return {}
+        named = dict(zip(job.signature.parameters, payload.args, strict=False))
+        return job.codec.with_defaults({**named, **payload.kwargs})
 
     async def start_hands(self, step: str, numbers: Sequence[int], fence: int) -> None:
         """Enqueue helper runs for a walk of this run."""

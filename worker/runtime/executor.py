@@ -185,6 +185,10 @@ class Executor:
             return admission.leave_to_others(execution, payload, str(error))
         if payload.hand is not None:
             return await self._attempt(execution, job, payload, arguments)  # it has the place of the run that it helps
+        if self._operator_state.has_conditions(job.name):
+            outcome = await admission.follow_order(execution)  # now by the arguments, too
+            if outcome is not None:
+                return outcome
         if job.limits is not None and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))

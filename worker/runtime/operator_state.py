@@ -4,6 +4,7 @@
 | --- | --- |
 | `SADD worker:paused <run id, job, queue or *>` | pause; `SREM` resumes |
 | `SADD worker:cancelled <run id>` | cancel |
+| `SADD worker:paused 'job?argument=value'` | pause the runs of a job with this argument; likewise `worker:cancelled` |
 | `HSET worker:pace <run id, job or *> <rows a second>` | limit the pace; `HDEL` removes the limit |
 | `SADD worker:drain <worker>` | drain a worker; the worker then removes the command |
 | `SADD worker:retry <run id>` | retry a run; the worker that retries it removes the command |
@@ -17,21 +18,25 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from worker.errors import InvalidArguments
 from worker.queue import keys
+from worker.queue.conditions import Condition, parse_entry
 from worker.queue.invalidations import InvalidationListener
-from worker.queue.key_problems import KeyProblem, KeyProblemLog, wrong_member, wrong_type, wrong_value
+from worker.queue.key_problems import KeyProblem, KeyProblemLog, quote, wrong_member, wrong_type, wrong_value
 from worker.queue.outage_log import OutageLog
 from worker.queue.payload import read_run_id
 
 logger = logging.getLogger("longhaul.operators")
 
 Order = Literal["pause", "cancel"]
+#: Returns the arguments of a run, as JSON values by name; none if they are not known.
+Arguments = Callable[[], Mapping[str, Any]]
 
 #: The keys of all commands; the listener has to track them.
 KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED, keys.PARKED})
@@ -39,6 +44,11 @@ KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAIN
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 _READING = "operator commands cannot be read"
+
+
+def no_arguments() -> Mapping[str, Any]:
+    """Return no arguments."""
+    return {}
 
 
 class OperatorState:
@@ -75,6 +85,10 @@ class OperatorState:
         self._aborted: frozenset[str] = frozenset()
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
+        self._arguments: Mapping[str, Sequence[str]] = {}
+        #: The entries of `worker:paused` and `worker:cancelled` for runs with some arguments, by job.
+        self._paused_where: dict[str, list[Condition]] = {}
+        self._cancelled_where: dict[str, list[Condition]] = {}
         self.paces: dict[str, float] = {}
         self.drained: frozenset[str] = frozenset()
         self.retried: frozenset[str] = frozenset()
@@ -87,6 +101,10 @@ class OperatorState:
         """Read, with the commands, whether one of these keys exists: runs that wait for a job of this worker."""
         self._awaited = tuple(awaited)
         self.keys = KEYS.union(self._awaited)
+
+    def know_arguments(self, arguments: Mapping[str, Sequence[str]]) -> None:
+        """Set the names of the arguments of each job of this worker, for commands by argument."""
+        self._arguments = arguments
 
     def changed(self) -> None:
         """Note that a command was written."""
@@ -161,6 +179,8 @@ class OperatorState:
         if self._obeys_aborts:
             self._aborted = read_names(keys.ABORT, aborted, self._aborted, problems, remove="ZREM")
         self.cancelled = self._cancelled | self._aborted
+        self._paused_where = self._read_conditions(keys.PAUSED, self.paused, problems)
+        self._cancelled_where = self._read_conditions(keys.CANCELLED, self._cancelled, problems)
         self.drained = read_names(keys.DRAINED, drained, self.drained, problems)
         self.retried = read_names(keys.RETRIED, retried, self.retried, problems)
         self.parked = read_names(keys.PARKED, parked, self.parked, problems)
@@ -172,21 +192,64 @@ class OperatorState:
         """Return whether a queue is paused."""
         return not self.paused.isdisjoint((queue, keys.ALL))
 
-    def find_order(self, run_id: str, job: str, queue: str) -> Order | None:
-        """Return the command for a run; None if there is none."""
-        if run_id in self.cancelled:
-            return "cancel"
-        return "pause" if self.find_pause(run_id, job, queue) else None
+    def _read_conditions(
+        self, key: str, names: Iterable[str], problems: list[KeyProblem]
+    ) -> dict[str, list[Condition]]:
+        """Return the conditions among the entries of a set, by job. Report those that match no run of a known job."""
+        found: dict[str, list[Condition]] = {}
+        for name in names:
+            job = name.partition("?")[0]
+            if "?" not in name or name in self._arguments or job not in self._arguments:
+                continue
+            try:
+                condition = parse_entry(name)
+                condition.check_names(self._arguments[job])
+            except InvalidArguments as error:
+                problems.append(KeyProblem(key, f"has the entry {name!r}: {error}", f"SREM {key} {quote(name)}"))
+            else:
+                found.setdefault(job, []).append(condition)
+        return found
 
-    def find_pause(self, run_id: str, job: str, queue: str) -> str | None:
-        """Return the entry of `worker:paused` that pauses a run; None if there is none."""
+    def has_conditions(self, job: str) -> bool:
+        """Return whether there are commands for runs of a job with some arguments."""
+        return job in self._paused_where or job in self._cancelled_where
+
+    def is_cancelled(self, run_id: str, job: str, arguments: Arguments = no_arguments) -> bool:
+        """Return whether a run is cancelled."""
+        if run_id in self.cancelled:
+            return True
+        return job in self._cancelled_where and _find(self._cancelled_where[job], arguments) is not None
+
+    def find_order(self, run_id: str, job: str, queue: str, arguments: Arguments = no_arguments) -> Order | None:
+        """Return the command for a run; None if there is none.
+
+        Args:
+            run_id: id of the run.
+            job: its job.
+            queue: its queue.
+            arguments: returns its arguments, as JSON values by name; called only if there are commands by argument.
+        """
+        if self.is_cancelled(run_id, job, arguments):
+            return "cancel"
+        return "pause" if self.find_pause(run_id, job, queue, arguments) else None
+
+    def find_pause(self, run_id: str, job: str, queue: str, arguments: Arguments = no_arguments) -> str | None:
+        """Return the entry of `worker:paused` that pauses a run; None if there is none. See `find_order`."""
         if not self.paused:
             return None
-        return next((name for name in (run_id, job, queue, keys.ALL) if name in self.paused), None)
+        entry = next((name for name in (run_id, job, queue, keys.ALL) if name in self.paused), None)
+        if entry is None and job in self._paused_where:
+            return _find(self._paused_where[job], arguments)
+        return entry
 
     def rows_per_second(self, run_id: str, job: str) -> float | None:
         """Return the pace that a run is limited to: its own, its job's, or that of all runs."""
         return next((self.paces[name] for name in (run_id, job, keys.ALL) if name in self.paces), None)
+
+
+def _find(conditions: Iterable[Condition], arguments: Arguments) -> str | None:
+    values = arguments()
+    return next((condition.entry for condition in conditions if condition.matches(values)), None)
 
 
 def is_wrong_type(error: BaseException) -> bool:

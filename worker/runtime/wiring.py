@@ -162,6 +162,7 @@ class Parts:
         self.operator_state.await_jobs(
             keys.awaited(job, queue) for queue in self.fetcher.queues for job in self.registry
         )
+        self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in self.registry.values()})
         return Worker(
             settings=self.settings,
             state=self.state,

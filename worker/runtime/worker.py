@@ -278,7 +278,8 @@ class Worker:
             if self.name in self.operator_state.drained and not self.state.is_draining:
                 self.drain(why="worker:drain")
             for execution in self._jobs if self.operator_state.cancelled else ():
-                if execution.claim.run_id in self.operator_state.cancelled and execution.is_between_batches:
+                given = execution.claim.run_id, execution.info.job, execution.read_arguments
+                if execution.is_between_batches and self.operator_state.is_cancelled(*given):
                     execution.interrupt("cancel")
             self._fetcher.check_served_queues()
             await self._unpark_runs()

@@ -1,0 +1,178 @@
+"""Commands by argument: `worker pause JOB --where tenant=north`, and by redis-cli."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from tests.models import Author
+from tests.support.authors import count_seen, fill_authors
+from tests.support.command_line import CommandLine
+from tests.support.waiting import until_status, until_true
+from tests.support.workers import working
+from worker import Client, JobCancelled, JobContext, Settings, job
+from worker.db.engine import Database
+from worker.errors import InvalidArguments
+from worker.queue import keys
+from worker.queue.conditions import make_entry, parse_entry
+
+pytestmark = pytest.mark.usefixtures("database")
+
+served: list[tuple[str, int]] = []
+gate: dict[str, asyncio.Event] = {}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """Clear the records of the previous test."""
+    served.clear()
+    gate["go"] = asyncio.Event()
+
+
+@job
+async def serve(ctx: JobContext, tenant: str, level: int = 1) -> None:
+    """Note the arguments."""
+    served.append((tenant, level))
+
+
+@job
+async def walk(ctx: JobContext, tenant: str = "north") -> int:
+    """Wait in the first batch until the gate opens."""
+    async for batch in ctx.chunks(select(Author), size=10):
+        for author in batch:
+            author.seen += 1
+        served.append((tenant, batch.number))
+        await gate["go"].wait()
+    return ctx.rows_done
+
+
+@job
+async def hang(ctx: JobContext, tenant: str) -> None:
+    """Wait outside of a loop."""
+    served.append((tenant, 0))
+    await asyncio.Event().wait()
+
+
+async def test_a_pause_by_argument_holds_its_runs_alone_until_it_is_removed(
+    client: Client, fast: Settings, redis: Redis
+) -> None:
+    await redis.sadd(keys.PAUSED, "serve?tenant=north")
+    async with working(fast, serve):
+        held = await client.enqueue(serve, tenant="north")
+        await (await client.enqueue(serve, tenant="south")).result(timeout=60)
+        by_name = await client.enqueue_by_name("serve", {"tenant": "north", "level": 2})
+        for run in (held, by_name):
+            await until_status(run, "paused")
+        assert served == [("south", 1)]
+        await redis.srem(keys.PAUSED, "serve?tenant=north")
+        await held.result(timeout=60)
+        await by_name.result(timeout=60)
+
+
+async def test_several_arguments_and_defaults_count(client: Client, fast: Settings) -> None:
+    await client.pause("serve", where={"tenant": "a & b=%", "level": 1})
+    async with working(fast, serve):
+        held = await client.enqueue(serve, tenant="a & b=%")  # level has its default
+        await (await client.enqueue(serve, tenant="a & b=%", level=2)).result(timeout=60)
+        await until_status(held, "paused")
+        assert await client.resume("serve", where={"tenant": "a & b=%", "level": 1}) == 1
+        await held.result(timeout=60)
+
+
+async def test_a_running_walk_pauses_at_its_boundary_and_goes_on(
+    client: Client, fast: Settings, database: Database, redis: Redis
+) -> None:
+    await fill_authors(database, 30)
+    async with working(fast, walk):
+        run = await client.enqueue(walk)
+        await until_true(lambda: served)
+        await client.pause("walk", where={"tenant": "north"})
+        await asyncio.sleep(0)
+        gate["go"].set()
+        await until_status(run, "paused")
+        assert await redis.exists(keys.PARKED_RUNS + "walk?tenant=north")
+        await client.resume("walk", where={"tenant": "north"})
+        assert await run.result(timeout=60) == 30
+    assert await count_seen(database) == {1: 30}
+
+
+async def test_a_cancel_by_argument_ends_waiting_and_running_runs(client: Client, fast: Settings, redis: Redis) -> None:
+    async with working(fast, serve, hang):
+        running = await client.enqueue(hang, tenant="north")
+        await until_true(lambda: served)
+        await redis.sadd(keys.CANCELLED, "hang?tenant=north", "serve?tenant=north")
+        waiting = await client.enqueue(serve, tenant="north")
+        for run in (running, waiting):
+            with pytest.raises(JobCancelled):
+                await run.result(timeout=60)
+        await (await client.enqueue(serve, tenant="south")).result(timeout=60)
+    assert served == [("north", 0), ("south", 1)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("serve?tenent=north", "job serve has no argument tenent; it has tenant, level"),
+        ("serve?tenant", "is not of the form job?argument=value"),
+        ("serve?", "is not of the form job?argument=value"),
+        ("serve?tenant=a&tenant=b", "is not of the form job?argument=value"),
+    ],
+)
+async def test_an_entry_that_matches_no_run_is_a_named_problem_and_pauses_nothing(
+    client: Client, fast: Settings, redis: Redis, caplog: pytest.LogCaptureFixture, entry: str, problem: str
+) -> None:
+    caplog.set_level(logging.WARNING, "longhaul.keys")
+    await redis.sadd(keys.PAUSED, entry)
+    async with working(fast, serve):
+        await (await client.enqueue(serve, tenant="north")).result(timeout=60)
+    assert problem in caplog.text and "redis-cli SREM worker:paused" in caplog.text
+
+
+async def test_a_run_id_with_a_question_mark_is_a_run_id(client: Client, fast: Settings, redis: Redis) -> None:
+    await redis.sadd(keys.PAUSED, "what?x=1")
+    async with working(fast, serve):
+        run = await client.enqueue(serve.options(id="what?x=1"), tenant="north")
+        await until_status(run, "paused")
+
+
+async def test_the_command_line_refuses_unknown_jobs_and_arguments(cli: CommandLine, redis: Redis) -> None:
+    done = await cli("pause", "retire_hamlets", "--where", "below=0")
+    assert done.stdout == "paused: retire_hamlets?below=0\n"
+    assert await redis.smembers(keys.PAUSED) == {b"retire_hamlets?below=0"}
+    for arguments, message in (
+        (("retire_hamlets", "--where", "beneath=0"), "has no argument beneath; it has below"),
+        (("retire_hamlet", "--where", "below=0"), "retire_hamlet"),
+        (("retire_hamlets", "--where", "below"), "write name=value"),
+        (("*", "--where", "below=0"), "*"),
+    ):
+        refused = await cli("pause", *arguments)
+        assert refused.returncode == 64 and message in refused.stderr, arguments
+    assert (await cli("resume", "retire_hamlets", "--where", "below=0")).returncode == 0
+    assert await redis.smembers(keys.PAUSED) == set()
+
+
+VALUES = st.one_of(st.text(max_size=20), st.integers(), st.booleans(), st.none())
+
+
+@given(st.dictionaries(st.from_regex(r"\A[a-z_]{1,8}\Z"), VALUES, min_size=1, max_size=3))
+def test_an_entry_matches_the_arguments_that_it_is_made_from(where: dict[str, Any]) -> None:
+    entry = make_entry("serve", where)
+    assert entry.isprintable()
+    condition = parse_entry(entry)
+    assert condition.matches(where) and condition.matches({**where, "other": 1})
+    for name in where:
+        assert not condition.matches({**where, name: "another value"})
+        assert not condition.matches({key: value for key, value in where.items() if key != name})
+
+
+def test_an_entry_of_another_form_is_an_error() -> None:
+    for entry in ("serve?", "serve?a", "serve?=1", "serve?a=1&", "serve?a=1&a=2"):
+        with pytest.raises(InvalidArguments):
+            parse_entry(entry)

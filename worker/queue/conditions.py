@@ -1,0 +1,70 @@
+"""Operator commands for the runs of a job with some arguments: `SADD worker:paused 'serve?tenant=north'`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from worker.errors import InvalidArguments
+from worker.job.limits import argument_text
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The runs of one job whose arguments have some values.
+
+    Attributes:
+        entry: its text in Redis: the job, `?`, and `argument=value` once or several times, with `&` between them.
+        job: the name of the job.
+        values: the text of each argument, by name.
+    """
+
+    entry: str
+    job: str
+    values: Mapping[str, str]
+
+    def matches(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a run has these values.
+
+        Args:
+            arguments: JSON values by name, with the defaults.
+        """
+        return all(name in arguments and argument_text(arguments[name]) == text for name, text in self.values.items())
+
+    def check_names(self, known: Collection[str]) -> None:
+        """Raise `InvalidArguments` if the job has no argument of one of the names."""
+        unknown = [name for name in self.values if name not in known]
+        if unknown:
+            its_own = ", ".join(known) or "none"
+            raise InvalidArguments(f"job {self.job} has no argument {', '.join(unknown)}; it has {its_own}")
+
+
+def make_entry(job: str, where: Mapping[str, Any]) -> str:
+    """Return the entry for the runs of a job with these arguments; `%`, `&` and control characters are escaped."""
+    return f"{job}?" + "&".join(f"{_escape(name)}={_escape(argument_text(value))}" for name, value in where.items())
+
+
+def parse_entry(entry: str) -> Condition:
+    """Return the condition of an entry that contains `?`.
+
+    Raises:
+        InvalidArguments: It has another form.
+    """
+    job, _, text = entry.partition("?")
+    values: dict[str, str] = {}
+    for part in text.split("&"):
+        name, equals, value = part.partition("=")
+        if not name or not equals or unquote(name) in values:
+            raise InvalidArguments(f"{entry!r} is not of the form job?argument=value&other=value")
+        values[unquote(name)] = unquote(value)
+    return Condition(entry, job, values)
+
+
+def _escape(text: str) -> str:
+    return "".join(one if one.isprintable() and one not in "%&" else _percent(one) for one in text)
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
