@@ -245,7 +245,7 @@ SCHEMA = (
     Key(
         PAUSED,
         "set",
-        "operator command: run ids, job names, queues, or `*` for all",
+        "operator command: run ids, job names, queues, `<job>?<argument>=<value>`, or `*` for all",
         "until removed; a run's until it ends",
         "operator",
     ),
@@ -268,7 +268,13 @@ SCHEMA = (
         "until that time; 30 days after the last addition",
     ),
     Key(PARKED, "set", "the entries of `worker:paused` for which runs are parked", "until they are removed"),
-    Key(CANCELLED, "set", "operator command: run ids", "until the run ends", "operator"),
+    Key(
+        CANCELLED,
+        "set",
+        "operator command: run ids, or `<job>?<argument>=<value>`",
+        "a run id until the run ends; else until removed",
+        "operator",
+    ),
     Key(
         PACE,
         "hash",
