@@ -130,7 +130,8 @@ SCHEMA = (
         RUN + "<id>",
         "hash",
         "job, state, rows, total, percent, percent_is_estimate, rate, eta_seconds, batch_size, batch_ms, last_key, "
-        "step, worker, queue, attempt, takeovers, throttled, throttled_since, throttled_until, error",
+        "step, hands, ranges, ranges_done, helps, worker, queue, attempt, takeovers, throttled, throttled_since, "
+        "throttled_until, error",
         "`worker.result_ttl_seconds` after its end, at least 60 s",
     ),
     Key(JOBS, "hash", "number of ended runs, by `<job>:<state>`", "forever: one field for each job and state"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -14,6 +15,17 @@ from worker.queue.payload import HandMark, Payload, now_ms
 from worker.queue.store import QueueStore
 
 logger = logging.getLogger("longhaul.jobs")
+
+#: What a helper does not take over from the payload of the run.
+_OF_THE_RUN_ALONE: dict[str, Any] = {
+    "pickled": False,
+    "in_ledger": False,
+    "attempt": None,
+    "until_ms": 0,
+    "deadline_ms": 0,
+    "next_calls": (),
+    "group": None,
+}
 
 
 class HandRuns:
@@ -41,15 +53,7 @@ class HandRuns:
         """
         for number in numbers:
             mark = HandMark(claim.run_id, step, number, fence)
-            helper = Payload(
-                payload.function,
-                payload.args,
-                payload.kwargs,
-                now_ms(),
-                headers=payload.headers,
-                version=payload.version,
-                hand=mark,
-            )
+            helper = payload._replace(hand=mark, enqueued_ms=now_ms(), **_OF_THE_RUN_ALONE)
             try:
                 await self._store.enqueue(mark.id, helper.to_json(), queue=claim.queue, priority=priority)
             except (RedisError, OSError, LonghaulError) as error:
