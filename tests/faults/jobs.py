@@ -91,3 +91,13 @@ async def touch_by_hands(ctx: JobContext, size: int = 25) -> int:
 async def sweep_by_hands(ctx: JobContext, size: int = 10) -> int:
     """Set `touched` with one statement by several hands."""
     return await ctx.sweep(update(Target).values(touched=True), size=size, parallel=3)
+
+
+@job
+async def stream_by_hands(ctx: JobContext, size: int = 25) -> int:
+    """Set `touched` on each row of a result by several hands."""
+    reads = select(Target.id, Target.touched).order_by(Target.id)
+    async for partition in ctx.stream(reads, size=size, parallel=3):
+        await partition.bulk.update(Target, [{"id": key, "touched": True} for key, _ in partition])
+        await asyncio.sleep(BODY_SECONDS)
+    return ctx.rows_done

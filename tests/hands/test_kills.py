@@ -8,16 +8,18 @@ import random
 import signal
 
 import pytest
+from sqlalchemy import text
 
 from tests.faults.conftest import Fleet, effects, fill_targets, fleet, ledger_row
-from tests.faults.jobs import sweep_by_hands, touch_by_hands
+from tests.faults.jobs import stream_by_hands, sweep_by_hands, touch_by_hands
+from tests.support.waiting import until
 from worker import Client, Job
 from worker.db.engine import Database
 from worker.queue import keys
 
 __all__ = ["fleet"]
 
-KINDS = [touch_by_hands, sweep_by_hands]
+KINDS = [touch_by_hands, sweep_by_hands, stream_by_hands]
 PATIENT = {"LONGHAUL_WORKER__MAX_ATTEMPTS": "1000"}
 
 
@@ -68,7 +70,7 @@ async def kill_and_audit(
 async def test_kills_of_hands_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_audit(fleet, client, database, job, workers=3, rows=10_000, size=10, kills=4, pace=800)
+    await kill_and_audit(fleet, client, database, job, workers=3, rows=4_000, size=10, kills=3, pace=600)
 
 
 @pytest.mark.long
@@ -77,3 +79,30 @@ async def test_hundreds_of_kills_of_hands_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
     await kill_and_audit(fleet, client, database, job, workers=4, rows=100_000, size=10, kills=150, pace=1_000)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_run_takes_the_range_of_a_helper_whose_worker_is_gone_without_another_worker(
+    fleet: Fleet, client: Client, database: Database, signum: signal.Signals
+) -> None:
+    await fill_targets(database, 3_000)
+    await client.redis.hset(keys.PACE, touch_by_hands.name, 200)  # so that the walk outlasts the start of a worker
+    first = fleet.start(LONGHAUL_WORKER__MAX_JOBS="1")
+    run = await client.enqueue(touch_by_hands, size=10)
+    assert await fleet.holder(run.id) == first
+    second = fleet.start(LONGHAUL_WORKER__MAX_JOBS="1")
+
+    async def helper_walks() -> bool:
+        async with database.session() as session:
+            owned = "SELECT count(*) FROM worker.step_range WHERE owner LIKE '%hand-%' AND rows > 0 AND NOT done"
+            return bool(await session.scalar(text(owned)))
+
+    await until(helper_walks)
+    fleet.kill(second, signum)
+    await client.redis.hdel(keys.PACE, touch_by_hands.name)
+    assert await run.result(timeout=60) == 3_000
+    assert await effects(database) == {1: 3_000}
+    async with database.session() as session:
+        owners = await session.execute(text("SELECT owner, count(*) FROM worker.step_range GROUP BY owner"))
+        found = {row.owner: row.count for row in owners}
+    assert found[run.id] > 12  # of 24, with the one that was open

@@ -50,7 +50,8 @@ def make_chunks_source(statement: Select[Any], options: ChunkOptions) -> ChunksS
 
 def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[StreamOptions]) -> Walk[Any]:
     """Return the walk of `ctx.stream`."""
-    return Walk(host, make_stream_source(host, statement, options), **_read_common(options))
+    source = make_stream_source(host, statement, options)
+    return Walk(host, source, parallel=_read_parallel("stream", options), **_read_common(options))
 
 
 def make_stream_source(host: WalkHost, statement: Select[Any], options: StreamOptions) -> StreamSource:
@@ -85,7 +86,7 @@ def make_walk(host: WalkHost, source: Source[T], **options: Unpack[SourceOptions
     return Walk(host, source, **_read_common(options))
 
 
-def _read_parallel(kind: str, options: ChunkOptions | SweepOptions) -> Parallel | None:
+def _read_parallel(kind: str, options: ChunkOptions | StreamOptions | SweepOptions) -> Parallel | None:
     return read_parallel(kind, options.get("parallel"), options.get("on_hand_error", "stop"))
 
 

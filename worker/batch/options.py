@@ -111,7 +111,7 @@ class ChunkOptions(OrderOptions, QuarantineOptions, ParallelOptions, total=False
     by: Any
 
 
-class StreamOptions(CountOptions, QuarantineOptions, total=False):
+class StreamOptions(CountOptions, QuarantineOptions, ParallelOptions, total=False):
     """Options of `JobContext.stream`.
 
     Attributes:

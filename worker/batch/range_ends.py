@@ -41,9 +41,10 @@ async def find_range_ends(
     keys: Select[Any],
     values: Mapping[str, Any],
     *,
-    last: list[Any],
+    last: list[Any] | None,
     count: int,
     size: int,
+    may_sample: bool = True,
 ) -> list[list[Any]]:
     """Return the last key of each range, in order; that of the last range is the last key of the walk.
 
@@ -52,7 +53,8 @@ async def find_range_ends(
         keyset: The key.
         keys: A select of the key's columns, for all rows of the walk.
         values: Its parameters.
-        last: The last key of the walk.
+        last: The last key of the walk; None for the last one that is found.
+        may_sample: Whether rows of the key's table stand for those of the walk.
         count: The largest number of ranges.
         size: The number of rows that a range has at least.
 
@@ -68,14 +70,15 @@ async def find_range_ends(
         )
     pages = int(pages or 0)
     found: Sequence[Any] = ()
-    if pages > _EXACT_PAGES:
+    if may_sample and pages > _EXACT_PAGES:
         sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)
         some = range_ends(keyset, keys.where(keyset.one_of()), count, _LEAST_KEYS_PER_RANGE)
         found = (await connection.execute(keyset.in_schema(some), {**values, **keyset.array_values(sample)})).all()
     if len(found) < count:
-        ends = keyset.in_schema(range_ends(keyset, keys, count, size))
-        found = (await connection.execute(ends, dict(values))).all()
-    return [*(keyset.encode(row) for row in found[:-1]), last]
+        all_ = keyset.in_schema(range_ends(keyset, keys, count, size))
+        found = (await connection.execute(all_, dict(values))).all()
+    ends = [keyset.encode(row) for row in found]
+    return ends if last is None else [*ends[:-1], last]
 
 
 async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: float) -> list[list[Any]]:

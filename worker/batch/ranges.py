@@ -81,6 +81,17 @@ class RangedSource(Protocol):
         """Let `fetch` end at a key: the last one of a range."""
 
 
+@runtime_checkable
+class SnapshotSource(Protocol):
+    """A source whose hands share one snapshot, while the transaction of the first hand is open."""
+
+    async def export_snapshot(self) -> str | None:
+        """Take the snapshot, and return its id for other hands; None if it cannot be shared."""
+
+    def import_snapshot(self, snapshot: str | None) -> None:
+        """Read in the snapshot of another hand."""
+
+
 async def create_ranges(
     run: OwnedRun,
     source: Source[Any],
@@ -170,6 +181,8 @@ class SharedWalk:
             await self._host.hands.wait(state.ranges - state.done - state.failed)
 
     async def _claim(self, state: WalkState) -> RangeRecord | None:
+        if not self._has_begun and isinstance(self._source, SnapshotSource):
+            await self._share_snapshot(self._source)
         found = await self._run.ranges.claim(self._step)
         if found is not None:
             self._host.hands.end_wait()
@@ -182,6 +195,12 @@ class SharedWalk:
             self._host.hands.note(max(1, hands))  # until the next look shows how many have begun
         self._has_begun = True
         return found
+
+    async def _share_snapshot(self, source: SnapshotSource) -> None:
+        if self._run.spec.hand is not None:
+            source.import_snapshot((self._step.pace or {}).get("snapshot"))
+        elif self._parallel.hands > 1:
+            await self._run.ranges.store_snapshot(self._step.name, await source.export_snapshot())
 
     async def _look(self) -> WalkState:
         await self._run.roll_back()  # a transaction that was begun for the next batch would be idle

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
@@ -21,14 +20,13 @@ from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import select_fingerprint
 from worker.batch.key_choice import find_resume_key
 from worker.batch.keyset import Keyset
-from worker.batch.page import Row, RowShape
+from worker.batch.page import RowShape
+from worker.batch.range_ends import find_range_ends
+from worker.batch.snapshot import SnapshotExporter, SnapshotReader
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
-from worker.cancellation import cancel_and_wait, run_to_completion
-from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.db.sessions import ScopedSession, roll_back
 from worker.db.statement_internals import read_select_clauses
 from worker.errors import UnsupportedStatement, UsageError
 
@@ -36,9 +34,8 @@ logger = logging.getLogger("longhaul.batch")
 
 _REPLAY_POLL_SECONDS = 0.05
 _LOCK_TIMEOUT_SECONDS = 5
-_BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time if the rows are objects
 #: After a read that has failed: the driver decodes as many rows ahead, so that the failing one may be behind the batch.
-_CAREFUL_ROWS = _BUFFER_ROWS
+_CAREFUL_ROWS = 1_000
 _WRITTEN = "SELECT pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn"
 _REPLAYED = text(
     "SELECT NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn >= :position"
@@ -82,7 +79,11 @@ class StreamSource:
         self._reader: SnapshotReader | None = None
         self._replica_position: Decimal | None = None
         self._has_warned_of_age = False
+        self._is_reader_outdated = False
         self._careful_rows = 0  # rows to read without rows ahead, because a read has failed
+        self._upper: list[Any] | None = None  # the last key of the range that this hand walks
+        self._exporter: SnapshotExporter | None = None
+        self._snapshot: str | None = None  # of the first hand, which has exported it
         self.text = sql_text(statement)
         self.fingerprint = select_fingerprint(statement)
 
@@ -122,7 +123,7 @@ class StreamSource:
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next partition from the reader's own connection."""
         await self._renew_snapshot(cursor)
-        if self._reader is not None and self._reader.limit is not None:
+        if self._reader is not None and (self._reader.limit is not None or self._is_reader_outdated):
             await self._close_reader()
         if self._reader is None and self._replica is not None and not await self._has_replica_caught_up(transaction):
             await asyncio.sleep(_REPLAY_POLL_SECONDS)
@@ -140,6 +141,40 @@ class StreamSource:
             return None
         return replace(page, is_last=self._reader.at_end, check=self._reader.check_unchanged)
 
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
+        """Return the last keys of ranges with the same number of rows, or groups; see `RangedSource`."""
+        keyset = self._keyset
+        if keyset is None:
+            raise UnsupportedStatement(
+                "stream: parallel= divides a result by its key, and this result has none: order it by a unique, "
+                "not-null key, or walk it with one hand"
+            )
+        keys = self._statement.with_only_columns(*keyset.columns, maintain_column_froms=True).order_by(None)
+        values: dict[str, Any] = {}
+        if cursor is not None:
+            keys, values = keys.where(keyset.after()), keyset.values("after", keyset.decode(cursor))
+        is_grouped = bool(read_select_clauses(self._statement).group_by)
+        options: dict[str, Any] = {"last": None, "count": count, "size": size, "may_sample": not is_grouped}
+        return await find_range_ends(connection, keyset, keys, values, **options)
+
+    def enter_range(self, last: list[Any]) -> None:
+        """Let the walk end at a key."""
+        assert self._keyset is not None  # noqa: S101
+        self._upper = self._keyset.decode(last)
+        self._is_reader_outdated = self._reader is not None
+
+    async def export_snapshot(self) -> str | None:
+        """Take the snapshot of the walk, and return its id for other hands; None at a replica."""
+        if self._replica is not None:
+            return None
+        self._exporter = SnapshotExporter(await self._database.engine.connect())
+        self._snapshot = await self._exporter.export()
+        return self._snapshot
+
+    def import_snapshot(self, snapshot: str | None) -> None:
+        """Read in the snapshot of another hand, as long as that is open."""
+        self._snapshot = snapshot
+
     async def list_keys(self, transaction: BatchTransaction, cursor: Any, size: int) -> list[list[Any]]:
         """Return the keys of the next rows, without reading the rows. They are not of the reader's snapshot."""
         keyset = self._keyset
@@ -149,6 +184,8 @@ class StreamSource:
         keys, values = keys.order_by(None).order_by(*keyset.order_by()).limit(size), {}
         if cursor is not None:
             keys, values = keys.where(keyset.after()), keyset.values("after", keyset.decode(cursor))
+        if self._upper is not None:
+            keys, values = keys.where(keyset.up_to()), values | keyset.values("upper", self._upper)
         sql, arguments = CompiledStatement(keys, transaction.connection.dialect).bind(values)
         return [keyset.encode(row) for row in await (await transaction.driver()).fetch(sql, *arguments)]
 
@@ -170,6 +207,7 @@ class StreamSource:
         """Close the reader."""
         try:
             await self._close_reader()
+            await self._close_exporter()
         finally:
             writer, self._writer = self._writer, None
             if writer is not None:
@@ -189,8 +227,14 @@ class StreamSource:
         self._writer = writer
         await writer.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'"))
 
+    async def _close_exporter(self) -> None:
+        exporter, self._exporter, self._snapshot = self._exporter, None, None
+        if exporter is not None:
+            await exporter.close()
+
     async def _close_reader(self) -> None:
         reader, self._reader = self._reader, None
+        self._is_reader_outdated = False
         if reader is not None:
             await reader.close()
 
@@ -200,10 +244,16 @@ class StreamSource:
         if self._keyset is not None and cursor is not None:
             statement = statement.where(self._keyset.after())
             values = self._keyset.values("after", self._keyset.decode(cursor))
+        if self._keyset is not None and self._upper is not None:
+            statement = statement.where(self._keyset.up_to())
+            values |= self._keyset.values("upper", self._upper)
         # A commit of the writer would close the cursor, so the reader has a connection of its own.
         connection = await self._database.engine.connect()
         reader = SnapshotReader(connection, shape, limit=limit)
         try:
+            if self._snapshot is not None and not await reader.import_snapshot(self._snapshot):
+                logger.info("the snapshot of a stream has ended, going on in a new one: %s", self._name)
+                self._snapshot = None
             await reader.open(statement if limit is None else statement.limit(limit), values)
         except BaseException:
             await reader.close()
@@ -213,6 +263,8 @@ class StreamSource:
     async def _renew_snapshot(self, cursor: Any) -> None:
         """Close a snapshot that is too old: VACUUM cannot remove rows that have died since its start."""
         reader, limit = self._reader, self._max_age_seconds
+        if limit and self._exporter is not None and self._exporter.age_seconds > limit:
+            await self._close_exporter()  # the readers of all hands go on in new snapshots
         if reader is None or not limit or reader.age_seconds <= limit or self._has_warned_of_age:
             return
         if self._keyset is None:
@@ -244,88 +296,3 @@ class StreamSource:
         if replayed:
             self._replica_position = None  # the next snapshot waits for the position at that time
         return bool(replayed)
-
-
-class SnapshotReader:
-    """A server-side cursor in a REPEATABLE READ, READ ONLY transaction.
-
-    Plain rows are read by the driver, which fetches the next partition while the job works on this one.
-
-    Args:
-        connection: A connection of its own, which it closes.
-        shape: The shape of the rows.
-        limit: The number of rows that its statement is limited to; None for all.
-    """
-
-    def __init__(self, connection: AsyncConnection, shape: RowShape, *, limit: int | None = None) -> None:
-        self.limit = limit
-        self._connection = connection
-        self._shape = shape
-        self._session: AsyncSession | None = None
-        self._result: AsyncResult[Any] | None = None
-        self._cursor: Any = None
-        self._ahead: asyncio.Task[tuple[list[Row], bool]] | None = None
-        self._opened_at = time.monotonic()
-        #: Whether the last partition was read.
-        self.at_end = False
-
-    @property
-    def age_seconds(self) -> float:
-        """Seconds since the snapshot was taken."""
-        return time.monotonic() - self._opened_at
-
-    async def open(self, statement: Select[Any], values: dict[str, Any]) -> None:
-        """Begin the transaction and open the cursor."""
-        connection = self._connection
-        await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        # It is idle in its transaction while the job works on a partition.
-        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        if self._shape.may_be_plain:
-            plain = CompiledStatement(statement, connection.dialect)
-            sql, arguments = plain.bind(values)
-            raw = (await Driver.from_connection(connection)).raw
-            prepared = await raw.prepare(sql, record_class=Row)
-            if self._shape.fits(prepared.get_attributes(), connection.dialect):
-                self._cursor = await prepared.cursor(*arguments)
-                return
-        self._session = ScopedSession(bind=connection, expire_on_commit=False, autoflush=False)
-        options = {"yield_per": _BUFFER_ROWS}
-        self._result = await self._session.stream(statement, values, execution_options=options)
-
-    async def next_page(self, size: int) -> Page[Any]:
-        """Return the next partition of about `size` rows; a page without rows at the end."""
-        if self._cursor is None:
-            assert self._result is not None  # noqa: S101
-            found = await self._result.fetchmany(size)
-            self.at_end = len(found) < size
-            return self._shape.page(found)
-        begun, self._ahead = self._ahead, None
-        found, self.at_end = await (begun if begun is not None else self._fetch(size))
-        if not self.at_end:
-            self._ahead = asyncio.ensure_future(self._fetch(size))
-        return self._shape.page(found)
-
-    async def _fetch(self, size: int) -> tuple[list[Row], bool]:
-        found: list[Row] = await self._cursor.fetch(size)
-        return found, len(found) < size
-
-    def check_unchanged(self) -> None:
-        """Raise `UsageError` if the job has changed an object of the snapshot: the change would never be written."""
-        if self._session is not None and self._session.dirty:
-            changed = type(next(iter(self._session.dirty))).__name__
-            raise UsageError(
-                f"stream: {changed} objects of a stream were changed, but its reader is read-only: write with "
-                f"partition.bulk.update(...), or walk the table with ctx.chunks"
-            )
-
-    async def close(self) -> None:
-        """End the transaction and return the connection to the pool."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            await run_to_completion(cancel_and_wait(ahead))
-        try:
-            if self._session is not None:
-                await run_to_completion(roll_back(self._session.close()))
-            await run_to_completion(roll_back(self._connection.rollback()))
-        finally:
-            await run_to_completion(self._connection.close())

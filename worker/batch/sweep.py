@@ -109,7 +109,7 @@ class SweepSource:
     async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
         """Return the last keys of ranges with the same number of rows of the table; see `RangedSource`."""
         assert self._last is not None  # noqa: S101
-        keys = self._keyset.in_schema(select(*self._keyset.columns)).where(self._keyset.up_to())
+        keys = self._keyset.in_schema(select(*self._keyset.columns)).where(self._keyset.up_to(), *self._within)
         values = self._keyset.values("upper", self._upper)
         if cursor is not None:
             keys = keys.where(self._keyset.after())

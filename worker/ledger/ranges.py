@@ -88,6 +88,10 @@ class Ranges:
         if (await self._connection.connection.execute(query("insert_ranges"), values)).rowcount != len(bounds):
             raise FencedOut(f"run {self._run_id}")
 
+    async def store_snapshot(self, step: str, snapshot: str | None) -> None:
+        """Store the id of the snapshot that the hands of a walk share; None for none."""
+        await self._in_transaction("store_snapshot", step, {"snapshot": snapshot})
+
     async def claim(self, step: StepRecord) -> RangeRecord | None:
         """Claim the next free range, or the one that this hand already has. Return None if none is free."""
         self.leave()
