@@ -93,6 +93,17 @@ class Post(Base):
     author: Mapped[User] = relationship(back_populates="posts")
 
 
+class ArchivedPost(Base):
+    """A post that `archive_old_posts` has moved."""
+
+    __tablename__ = "archived_posts"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    author_id: Mapped[int]
+    title: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
 class UserDigest(Base):
     """One row for each user, written by the streaming jobs."""
 

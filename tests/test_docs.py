@@ -38,7 +38,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages without blocks, whose links are checked all the same.
 ROOT_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 #: The kinds of documentation whose every page shows something that can be run.
-RUNNABLE_KINDS = {"how-to"}
+RUNNABLE_KINDS = {"how-to", "maintenance"}
 #: Pages whose commands have a test of their own, which looks at each answer: tests/test_redis_cli.py.
 TESTED_APART = {ROOT / "docs" / "redis-cli.md"}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -49,6 +49,9 @@ class JobContext:
         redis: the worker's connection to Redis; None without a worker.
     """
 
+    #: Whether a command only looks at the job, such as `worker plan`: sinks write no files.
+    _is_looking = False
+
     def __init__(
         self,
         attempt: Attempt,

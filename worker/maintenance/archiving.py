@@ -16,7 +16,7 @@ from worker.job.definition import Job
 from worker.maintenance.definition import Definition
 from worker.maintenance.foreign_keys import ensure_no_children
 from worker.maintenance.rows import make_job_for_rows
-from worker.maintenance.target import Condition, Target, find_target, list_keys, match_keys, table_name
+from worker.maintenance.target import Condition, Pace, Target, find_target, list_keys, match_keys, table_name
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -31,6 +31,7 @@ def archive(
     by: Any = None,
     key: Any = None,
     size: Size | None = None,
+    parallel: int = 1,
     **options: Unpack[JobKeywords],
 ) -> Job[..., int]:
     """Return a job that moves rows: `archive_posts = archive(Post, ArchivedPost, where=Post.is_hidden)`.
@@ -46,6 +47,7 @@ def archive(
         by: The column with the time of a row; see `purge`.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.chunks`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
 
     Returns:
@@ -57,7 +59,7 @@ def archive(
     """
     definition = Definition("archive", entity, options)
     target, archived = definition.target, find_target(definition.name, into)
-    rows = _Rows(target, archived, key, size)
+    rows = _Rows(target, archived, key, size=size, parallel=parallel)
     summary = f"Move rows of {target.name} into {archived.name}."
     return make_job_for_rows(definition, rows.move, where=where, older_than=older_than, by=by, summary=summary)
 
@@ -65,7 +67,7 @@ def archive(
 class _Rows:
     """The rows to move, and how."""
 
-    def __init__(self, target: Target, archived: Target, key: Any, size: Size | None) -> None:
+    def __init__(self, target: Target, archived: Target, key: Any, **pace: Unpack[Pace]) -> None:
         if target.table is archived.table:
             raise RegistrationError(f"{target.owner}: {target.name} cannot be archived into itself")
         missing = _find_missing_columns(target.table, archived.table)
@@ -77,7 +79,7 @@ class _Rows:
         self._target = target
         self._archived = archived
         self._key = target.find_key(key)
-        self._size = size
+        self._pace = pace
 
     async def move(self, ctx: JobContext, condition: Any) -> int:
         """Move the rows with a condition. Returns their number."""
@@ -86,10 +88,9 @@ class _Rows:
         _ensure_columns(self._target.owner, source, archived)
         names = [column.name for column in source.columns if archived.columns[column.name].computed is None]
         key = self._target.attributes(self._key)
-        walk = ctx.chunks(select(*key).where(condition), by=key, size=self._size)
-        async for batch in walk:
+        async for batch in ctx.chunks(select(*key).where(condition), by=key, **self._pace):
             await self._move_batch(batch.session, source, archived, names, list_keys(batch))
-        return walk.step.rows
+        return ctx.rows_done
 
     async def _move_batch(
         self, session: Any, source: Table, archived: Table, names: Sequence[str], keys: Sequence[Any]

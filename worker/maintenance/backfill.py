@@ -15,7 +15,7 @@ from worker.errors import RegistrationError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
 from worker.maintenance.definition import Definition
-from worker.maintenance.target import Condition, Target, check_condition, is_expression, resolve_condition
+from worker.maintenance.target import Condition, Pace, Target, check_condition, is_expression, resolve_condition
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -29,6 +29,7 @@ def backfill_column(
     where: Condition | None = None,
     key: Any = None,
     size: Size | None = None,
+    parallel: int = 1,
     on_error: OnError = "raise",
     quarantine_limit: float = 0,
     **options: Unpack[JobKeywords],
@@ -43,6 +44,7 @@ def backfill_column(
         where: The condition of the rows; see `purge`. Default: the rows in which the column is null.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.chunks` and `ctx.sweep`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         on_error: With a function: "quarantine" puts rows aside for which it raises; see `ctx.chunks`.
         quarantine_limit: The rows that may be put aside.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
@@ -57,7 +59,9 @@ def backfill_column(
     definition = Definition("backfill_column", entity, options, default_name=default_name)
     target = definition.target
     check_condition(definition.name, where)
-    filled = _Filled(target, target.find_column(column, "column"), target.find_key(key), where, size)
+    filled = _Filled(
+        target, target.find_column(column, "column"), target.find_key(key), where, size=size, parallel=parallel
+    )
     if is_expression(value) or not callable(value):
         if on_error != "raise" or quarantine_limit:
             raise RegistrationError(
@@ -71,7 +75,12 @@ class _Filled:
     """The column and the rows to fill."""
 
     def __init__(
-        self, target: Target, column: Column[Any], key: list[Column[Any]], where: Condition | None, size: Size | None
+        self,
+        target: Target,
+        column: Column[Any],
+        key: list[Column[Any]],
+        where: Condition | None,
+        **pace: Unpack[Pace],
     ) -> None:
         if column in key:
             raise RegistrationError(
@@ -83,7 +92,7 @@ class _Filled:
         self._key = target.attributes(key)
         self._key_names = [target.key_of(each) for each in key]
         self._where = where
-        self._size = size
+        self._pace = pace
         self._summary = f"Fill {column.name} of {target.name}."
 
     def _find_rows(self) -> Any:
@@ -96,7 +105,7 @@ class _Filled:
 
         async def fill_by_sql(ctx: JobContext) -> int:
             rows = update(self._target.entity).where(self._find_rows()).values({self._attribute: value})
-            return await ctx.sweep(rows, by=self._key, size=self._size)
+            return await ctx.sweep(rows, by=self._key, **self._pace)
 
         return definition.make_job(fill_by_sql, self._summary)
 
@@ -107,12 +116,11 @@ class _Filled:
 
         async def fill_by_function(ctx: JobContext) -> int:
             rows: Any = select(self._target.entity).where(self._find_rows())
-            walk = ctx.chunks(rows, by=self._key, size=self._size, **options)
-            async for batch in walk:
+            async for batch in ctx.chunks(rows, by=self._key, **self._pace, **options):
                 await batch.bulk.update(
                     self._target.entity, [await self._make_row(function, row) for row in batch], by=self._key_names
                 )
-            return walk.step.rows
+            return ctx.rows_done
 
         return definition.make_job(fill_by_function, self._summary)
 

@@ -32,6 +32,7 @@ def copy_table(
     conflict_key: Any = None,
     key: Any = None,
     size: Size | None = None,
+    parallel: int = 1,
     **options: Unpack[JobKeywords],
 ) -> Job[..., int]:
     """Return a job that copies rows: `copy_posts = copy_table(Post, ArchivedPost, on_conflict="skip")`.
@@ -48,6 +49,7 @@ def copy_table(
         conflict_key: The columns of a unique index that tell which rows exist. Default: the primary key of `into`.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a range, as in `ctx.sweep`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
 
     Returns:
@@ -69,7 +71,7 @@ def copy_table(
         rows: Any = select(*values.values())
         rows = rows if condition is None else rows.where(condition)
         written = insert(target.table).from_select([column.name for column in values], rows)
-        return await ctx.sweep(handle_conflicts(written), by=by, size=size)
+        return await ctx.sweep(handle_conflicts(written), by=by, size=size, parallel=parallel)
 
     return definition.make_job(copy_rows, f"Copy rows of {source.name} into {target.name}.")
 

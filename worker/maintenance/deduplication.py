@@ -27,6 +27,7 @@ def dedupe(
     order: Any = None,
     nulls_are_equal: bool = False,
     size: Size | None = None,
+    parallel: int = 1,
     **options: Unpack[JobKeywords],
 ) -> Job[..., int]:
     """Return a job that deletes duplicates: `dedupe_names = dedupe(PlaceName, by=["place_id", "name"])`.
@@ -41,6 +42,7 @@ def dedupe(
             null comes first.
         nulls_are_equal: Whether two nulls in a column of `by` are equal. By default they differ, as in a unique index.
         size: The rows of a range, as in `ctx.sweep`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
 
     Returns:
@@ -70,7 +72,7 @@ def dedupe(
 
     async def delete_duplicates(ctx: JobContext) -> int:
         await ensure_no_children(ctx, target, verb="deleted")
-        return await ctx.sweep(duplicates, size=size)
+        return await ctx.sweep(duplicates, size=size, parallel=parallel)
 
     return definition.make_job(delete_duplicates, f"Delete duplicates in {target.name}.")
 

@@ -92,10 +92,9 @@ def load_file(
     rows = _Rows(definition.target, on_conflict, by)
 
     async def load(ctx: JobContext, path: str) -> int:
-        walk = ctx.walk(file.open(path), size=size, on_error=on_error, quarantine_limit=quarantine_limit)
-        async for batch in walk:
+        async for batch in ctx.walk(file.open(path), size=size, on_error=on_error, quarantine_limit=quarantine_limit):
             await rows.write(batch)
-        return walk.step.rows
+        return ctx.rows_done
 
     if path is not None:
         load.__defaults__ = (str(path),)

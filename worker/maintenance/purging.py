@@ -14,7 +14,7 @@ from worker.job.definition import Job
 from worker.maintenance.definition import Definition
 from worker.maintenance.foreign_keys import Children, read_children
 from worker.maintenance.rows import make_job_for_rows
-from worker.maintenance.target import Condition, Target, list_keys, match_keys, table_name
+from worker.maintenance.target import Condition, Pace, Target, list_keys, match_keys, table_name
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -31,6 +31,7 @@ def purge(
     children: ChildRows = "first",
     key: Any = None,
     size: Size | None = None,
+    parallel: int = 1,
     **options: Unpack[JobKeywords],
 ) -> Job[..., int]:
     """Return a job that deletes rows: `purge_old = purge(Post, older_than=timedelta(days=365), by=Post.created_at)`.
@@ -48,6 +49,7 @@ def purge(
             "with_parents" deletes them in the transactions of their parents. "leave" leaves them to the foreign keys.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.chunks`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
 
     Returns:
@@ -61,7 +63,7 @@ def purge(
     if children not in get_args(ChildRows):
         given = f"{definition.name}: children={children!r}"
         raise RegistrationError(f"{given}: give {', '.join(map(repr, get_args(ChildRows)))}")
-    rows = _Rows(target, key, size, children)
+    rows = _Rows(target, children, key, size=size, parallel=parallel)
     summary = f"Delete rows of {target.name}, with the rows that refer to them."
     return make_job_for_rows(definition, rows.delete, where=where, older_than=older_than, by=by, summary=summary)
 
@@ -69,10 +71,10 @@ def purge(
 class _Rows:
     """The rows to delete, and how."""
 
-    def __init__(self, target: Target, key: Any, size: Size | None, children: ChildRows) -> None:
+    def __init__(self, target: Target, children: ChildRows, key: Any, **pace: Unpack[Pace]) -> None:
         self._target = target
         self._key = target.attributes(target.find_key(key))
-        self._size = size
+        self._pace = pace
         self._children = children
 
     async def delete(self, ctx: JobContext, condition: Any) -> int:
@@ -82,20 +84,21 @@ class _Rows:
             if children.tables:
                 return await self._delete_with_children(ctx, condition, children)
         rows = delete(self._target.entity).where(condition)
-        return await ctx.sweep(rows, by=self._key, size=self._size, name=f"purge {self._target.name}")
+        return await ctx.sweep(rows, by=self._key, name=f"purge {self._target.name}", **self._pace)
 
     async def _delete_with_children(self, ctx: JobContext, condition: Any, children: Children) -> int:
+        deleted_children = 0
         if self._children == "first":
             for table in children.tables:
                 if list(table.primary_key):  # rows without a key are deleted with their parents
-                    rows = delete(table).where(children.condition(table, condition))
-                    await ctx.sweep(rows, size=self._size, name=f"purge {table_name(table)}")
+                    swept = delete(table).where(children.condition(table, condition))
+                    deleted_children += await ctx.sweep(swept, name=f"purge {table_name(table)}", **self._pace)
         parents: Any = select(*self._key).where(condition)
-        walk = ctx.chunks(parents, by=self._key, size=self._size, name=f"purge {self._target.name}")
-        async for batch in walk:
+        name = f"purge {self._target.name}"
+        async for batch in ctx.chunks(parents, by=self._key, name=name, **self._pace):
             chosen = match_keys(self._key, list_keys(batch))
             for table in children.tables:  # also children that were inserted since, which would prevent the DELETE
                 await batch.session.execute(delete(table).where(children.condition(table, chosen)))
-            parents = delete(self._target.entity).where(chosen).execution_options(synchronize_session=False)
-            await batch.session.execute(parents)
-        return walk.step.rows
+            rows = delete(self._target.entity).where(chosen).execution_options(synchronize_session=False)
+            await batch.session.execute(rows)
+        return ctx.rows_done - deleted_children

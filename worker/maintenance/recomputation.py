@@ -12,7 +12,7 @@ from worker.errors import RegistrationError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
 from worker.maintenance.definition import Definition
-from worker.maintenance.target import Condition, Target, check_condition, resolve_condition
+from worker.maintenance.target import Condition, Pace, Target, check_condition, resolve_condition
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -25,6 +25,7 @@ def recompute(
     where: Condition | None = None,
     key: Any = None,
     size: Size | None = None,
+    parallel: int = 1,
     **options: Unpack[JobKeywords],
 ) -> Job[..., int]:
     """Return a job that computes values again: `recompute_posts = recompute(User, {User.posts_count: counted})`.
@@ -38,6 +39,7 @@ def recompute(
             all rows.
         key: With expressions, a unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.sweep` and `ctx.stream`.
+        parallel: The number of runs that walk together; see `ctx.chunks`.
         **options: The options of `@job`. Default of `name`: the variable that the job is assigned to.
 
     Returns:
@@ -49,9 +51,11 @@ def recompute(
     definition = Definition("recompute", entity, options)
     check_condition(definition.name, where)
     if not isinstance(values, Select):
-        return _make_columns_job(definition, values, where, key, size)
-    if where is not None or key is not None:
-        raise RegistrationError(f"{definition.name}: where= and key= belong to the select()")
+        return _make_columns_job(definition, values, where, key, size=size, parallel=parallel)
+    if where is not None or key is not None or parallel != 1:
+        raise RegistrationError(
+            f"{definition.name}: where= and key= belong to the select(), and parallel= to expressions"
+        )
     return _make_totals_job(definition, values, size)
 
 
@@ -60,17 +64,20 @@ def _make_totals_job(definition: Definition, totals: Select[Any], size: Size | N
     names = _find_names(target, totals)
 
     async def recompute_totals(ctx: JobContext) -> int:
-        walk = ctx.stream(totals, size=size)
-        async for partition in walk:
+        async for partition in ctx.stream(totals, size=size):
             columns = [list(each) for each in zip(*partition, strict=True)]
             await partition.bulk.upsert(target.entity, dict(zip(names, columns, strict=True)))
-        return walk.step.rows
+        return ctx.rows_done
 
     return definition.make_job(recompute_totals, f"Compute the rows of {target.name} again.")
 
 
 def _make_columns_job(
-    definition: Definition, values: Mapping[Any, Any], where: Condition | None, key: Any, size: Size | None
+    definition: Definition,
+    values: Mapping[Any, Any],
+    where: Condition | None,
+    key: Any,
+    **pace: Unpack[Pace],
 ) -> Job[..., int]:
     name, target = definition.name, definition.target
     if not isinstance(values, Mapping) or not values:
@@ -89,7 +96,7 @@ def _make_columns_job(
         rows = update(target.entity).where(differs).values(set_values)
         condition = resolve_condition(name, where)
         rows = rows if condition is None else rows.where(condition)
-        return await ctx.sweep(rows, by=target.attributes(by), size=size)
+        return await ctx.sweep(rows, by=target.attributes(by), **pace)
 
     shown = ", ".join(column.name for column in found)
     return definition.make_job(recompute_columns, f"Compute {shown} of {target.name} again.")

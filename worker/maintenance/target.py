@@ -5,19 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypedDict, TypeGuard
 
 from sqlalchemy import ARRAY, ClauseElement, Column, ColumnElement, Table, any_, func, inspect, literal, select, tuple_
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.exc import NoInspectionAvailable, SQLAlchemyError
 from sqlalchemy.orm import Mapper
 
+from worker.batch.sizing import Size
 from worker.errors import RegistrationError, UsageError, format_error
 
 _PREPARER = asyncpg_dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 #: A condition on the rows, or a function that returns one when the job begins, for conditions that depend on the clock.
 Condition = ColumnElement[bool] | Callable[[], ColumnElement[bool]]
+
+
+class Pace(TypedDict, total=False):
+    """How the tables are walked: the rows of a batch, and the number of runs that walk together."""
+
+    size: Size | None
+    parallel: int
 
 
 @dataclass(frozen=True)

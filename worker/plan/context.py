@@ -72,6 +72,7 @@ class PlanContext(JobContext):
     """The context of a job that is planned. Its sessions are read-only."""
 
     _describe: Describe
+    _is_looking = True
 
     @property
     def rows_done(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import CodeType
@@ -117,16 +117,23 @@ def ensure_has_loops(job: Job[..., Any], command: str) -> None:
     """Raise `UsageError` for a job without a durable loop: running its code would be running the job."""
     if job.run_in != "loop":
         raise UsageError(f"job {job.name} is a plain function, without durable loops: {command} cannot look at it")
-    function = inspect.unwrap(job.function)
-    called = [
-        value for name in _names(function.__code__) if inspect.isfunction(value := function.__globals__.get(name))
-    ]
-    codes = [function.__code__, *(inspect.unwrap(one).__code__ for one in called)]
-    if not any(_LOOPS & _names(code) for code in codes):
+    if not any(_LOOPS & _names(code) for code in _list_codes(inspect.unwrap(job.function))):
         raise UsageError(
             f"job {job.name} has no durable loop (ctx.chunks, stream, sweep, walk): {command} would have to run all of "
             f"its code, and does not"
         )
+
+
+def _list_codes(function: Any) -> Iterator[CodeType]:
+    """Yield the code of a function, of the functions that it calls, and of the methods of what its factory gave it."""
+    yield function.__code__
+    names = _names(function.__code__)
+    given = [cell.cell_contents for cell in function.__closure__ or ()]
+    methods = [getattr(type(value), name, None) for value in given for name in names]
+    for called in [*(function.__globals__.get(name) for name in names), *given, *methods]:
+        plain = inspect.unwrap(getattr(called, "__func__", called)) if callable(called) else None
+        if inspect.isfunction(plain):
+            yield plain.__code__
 
 
 def _names(code: CodeType) -> set[str]:

@@ -48,6 +48,7 @@ class TrialContext(JobContext):
     """The context of a job that is tried. Its sessions outside of batches are read-only."""
 
     _trial: TrialState
+    _is_looking = True
 
     @property
     def rows_done(self) -> int:

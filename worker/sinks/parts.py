@@ -48,6 +48,7 @@ class Parts:
         self, ctx: JobContext, directory: str | Path, *, storage_options: Mapping[str, Any] | None = None
     ) -> None:
         self._attempt = ctx._attempt
+        self._is_looking = ctx._is_looking
         self._directory: Directory = open_directory(directory, storage_options)
 
     def _encode(self, rows: Sequence[Any]) -> bytes:
@@ -61,13 +62,15 @@ class Parts:
             SinkUnavailable: It cannot be written.
             UsageError: It holds the parts of another run.
         """
+        if self._is_looking:
+            return self  # `worker plan` and `worker try` write no files
         await self._attempt.durable_run()  # from here on, an earlier attempt can commit no part
         await self._in_directory(self._claim)
         await self._write_manifest(is_complete=False)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None:
+        if kind is not None or self._is_looking:
             return
         await self._attempt.settle_loop()
         run = await self._attempt.durable_run()
@@ -94,6 +97,8 @@ class Parts:
         step = re.sub(r"[^A-Za-z0-9_.]+", "-", batch.step).strip(".-") or "part"
         name = f"{step}-{batch.number:08}-{secrets.token_hex(6)}{self.suffix}"
         data = await asyncio.to_thread(self._encode, chosen)
+        if self._is_looking:
+            return name
         await self._in_directory(lambda: self._directory.put(name, data))
         digest = hashlib.sha256(data).hexdigest()
         values = (batch.run_id, batch.step, self._directory.name, name, len(chosen), len(data), digest)
