@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def recompute(
     entity: Any,
-    values: Mapping[Any, Any] | Select[Any],
+    values: Mapping[Any, Any] | Select[*tuple[Any, ...]],
     *,
     where: Condition | None = None,
     key: Any = None,
@@ -59,7 +59,7 @@ def recompute(
     return _make_totals_job(definition, values, size)
 
 
-def _make_totals_job(definition: Definition, totals: Select[Any], size: Size | None) -> Job[..., int]:
+def _make_totals_job(definition: Definition, totals: Select[*tuple[Any, ...]], size: Size | None) -> Job[..., int]:
     target = definition.target
     names = _find_names(target, totals)
 
@@ -102,7 +102,7 @@ def _make_columns_job(
     return definition.make_job(recompute_columns, f"Compute {shown} of {target.name} again.")
 
 
-def _find_names(target: Target, totals: Select[Any]) -> list[str]:
+def _find_names(target: Target, totals: Select[*tuple[Any, ...]]) -> list[str]:
     """Return the names of the columns that a select of totals writes.
 
     Raises:
