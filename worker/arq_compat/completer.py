@@ -19,8 +19,9 @@ from worker.errors import format_error
 from worker.queue import keys
 from worker.queue.claims import Ack
 from worker.queue.result import Result, result_values
-from worker.runtime.completer import Completer, encode_execution_result
+from worker.runtime.completer import Completer
 from worker.runtime.execution import Execution
+from worker.runtime.job_completer import encode_execution_result
 from worker.runtime.observer import Observer
 from worker.runtime.outcome import (
     Abandoned,

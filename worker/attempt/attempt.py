@@ -21,6 +21,7 @@ from worker.attempt.control import AttemptControl
 from worker.attempt.hands import Hands
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
+from worker.attempt.sampler import Sampler
 from worker.attempt.step_names import StepNames
 from worker.awaiting import TrackedCalls, tracked_calls
 from worker.batch import Progress, Walk, swallowed_error_message
@@ -127,8 +128,8 @@ class Attempt:
 
     @cached_property
     def _boundary(self) -> Boundary:
-        rules, check = self.settings.throttle, self.ensure_not_abandoned
-        return Boundary(self.job, self.control, self._job_throttles, rules, ensure_not_abandoned=check)
+        rules, check, sampler = self.settings.throttle, self.ensure_not_abandoned, Sampler(self.database, self.fields)
+        return Boundary(self.job, self.control, self._job_throttles, rules, sampler, ensure_not_abandoned=check)
 
     @cached_property
     def hands(self) -> Hands:
@@ -137,8 +138,7 @@ class Attempt:
 
     @property
     def rows_done(self) -> int:
-        """Rows of all committed batches of this run, including earlier attempts; or the progress of a job without
-        loops."""
+        """Rows of all committed batches of this run, with earlier attempts; or the progress of a job without loops."""
         return self._run.rows if self._run else self._reported_rows
 
     @property

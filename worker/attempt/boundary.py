@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from worker.attempt.control import AttemptControl
+from worker.attempt.sampler import Sampler
 from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait
 from worker.batch.throttles import RowsPerSecond, make_throttles
 from worker.errors import AttemptReleased, Cancelled, HandEnded
@@ -28,6 +29,7 @@ class Boundary:
         control: connects the attempt to its worker.
         throttles: throttles of the job; each attempt uses a copy, because a throttle has state.
         rules: settings of the throttles.
+        sampler: notes what the time goes to.
         ensure_not_abandoned: raises in a job that was abandoned.
 
     Attributes:
@@ -40,6 +42,7 @@ class Boundary:
         control: AttemptControl,
         throttles: Sequence[Throttle],
         rules: ThrottleSettings,
+        sampler: Sampler,
         *,
         ensure_not_abandoned: Callable[[], None],
     ) -> None:
@@ -49,6 +52,7 @@ class Boundary:
         self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
         self.hands = 1
+        self._sampler = sampler
         self._rows = self._own_rows = 0
 
     async def wait(self, run: OwnedRun, *, resumable: bool, table: str | None) -> None:
@@ -67,6 +71,7 @@ class Boundary:
         """
         run_id, control = run.spec.root_id, self._control
         since: datetime | None = None
+        self._sampler.begin_wait()
         while True:
             self._ensure_not_abandoned()
             order = await control.order(run_id, self._job)
@@ -79,6 +84,7 @@ class Boundary:
                 if wait is None and not is_yielding:
                     if since is not None:
                         control.throttled(None, since)
+                    await self._sampler.begin_batch(run, is_walk=table is not None)
                     return
             await run.roll_back()
             if order is not None and run.spec.hand is not None:
@@ -97,6 +103,7 @@ class Boundary:
             control.throttled(wait, since)
             seconds = (wait.until - now).total_seconds() if wait.until else _POLL_SECONDS
             await asyncio.sleep(min(max(seconds, 0.0), _POLL_SECONDS))
+            self._sampler.note_wait(wait.kind or wait.reason)
 
     async def _ask_throttles(self, run: OwnedRun, table: str | None) -> Wait | None:
         if table is None:

@@ -22,10 +22,12 @@ class Wait:
     Attributes:
         reason: The reason, for mirror and log.
         until: The aware time at which the walk continues, if it is known.
+        kind: The kind of the reason, without its figures, such as "pace"; empty for the whole reason.
     """
 
     reason: str
     until: datetime | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -34,7 +35,7 @@ class RowsPerSecond:
         if wait <= 0:
             self._free_at = now
             return None
-        return Wait(f"{self._limit:g} rows/s at most", context.now + timedelta(seconds=wait))
+        return Wait(f"{self._limit:g} rows/s at most", context.now + timedelta(seconds=wait), "pace")
 
 
 class TimeWindow:
@@ -67,7 +68,11 @@ class TimeWindow:
         opens = local.replace(hour=self._begin.hour, minute=self._begin.minute, second=0, microsecond=0)
         if opens <= local:
             opens += timedelta(days=1)
-        return Wait(self._name, opens)
+        return Wait(self._name, opens, "time of day")
+
+
+#: The figures of a reason, which change from check to check.
+_FIGURES = re.compile(r"\{[^}]*\}|, over .*| s(?=,)")
 
 
 class ServerMetric:
@@ -85,13 +90,14 @@ class ServerMetric:
         self._query = query
         self._limit = limit
         self._reason = reason
+        self._kind = _FIGURES.sub("", reason).strip()
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Wait while the metric exceeds its limit."""
         figure = await context.raw.fetchval(self._query, *([context.table] if "$1" in self._query else []))
         if figure is None or figure <= self._limit:
             return None
-        return Wait(self._reason.format(figure=float(figure), limit=self._limit))
+        return Wait(self._reason.format(figure=float(figure), limit=self._limit), kind=self._kind)
 
 
 class WalRate:
@@ -118,7 +124,7 @@ class WalRate:
         rate = (position - last[1]) / (now - last[0])
         if rate <= self._limit:
             return None
-        return Wait(f"WAL {rate / 1e6:.1f} MB/s, over {self._limit / 1e6:.1f}")
+        return Wait(f"WAL {rate / 1e6:.1f} MB/s, over {self._limit / 1e6:.1f}", kind="WAL rate")
 
 
 class ForcedCheckpoints:

@@ -5,8 +5,22 @@ or jobs that cannot be imported; 69 a server does not answer (EX_UNAVAILABLE of 
 database that is not migrated (EX_CONFIG).
 """
 
-from worker.cli import commands, cron, dead, info, plan, quarantine, run, runs, status
+from worker.cli import commands, cron, dead, info, plan, quarantine, reports, run, runs, status
 from worker.cli.app import app, main
 from worker.cli.top import command as top
 
-__all__ = ["app", "commands", "cron", "dead", "info", "main", "plan", "quarantine", "run", "runs", "status", "top"]
+__all__ = [
+    "app",
+    "commands",
+    "cron",
+    "dead",
+    "info",
+    "main",
+    "plan",
+    "quarantine",
+    "reports",
+    "run",
+    "runs",
+    "status",
+    "top",
+]

@@ -28,7 +28,7 @@ metadata = MetaData(
     naming_convention={"pk": "%(table_name)s_pkey", "ix": "%(table_name)s_%(column_0_name)s_idx"},
 )
 
-RUN_STATES = ("waiting", "running", "paused", "succeeded", "dead", "cancelled")
+RUN_STATES = ("waiting", "running", "paused", "succeeded", "incomplete", "dead", "cancelled")
 
 run = Table(
     "run",
@@ -58,7 +58,8 @@ run = Table(
     Column("finished_at", DateTime(timezone=True)),
     CheckConstraint(f"state IN {RUN_STATES!r}", name="run_state_known"),
     CheckConstraint(
-        "(finished_at IS NOT NULL) = (state IN ('succeeded', 'dead', 'cancelled'))", name="run_finished_if_ended"
+        "(finished_at IS NOT NULL) = (state IN ('succeeded', 'incomplete', 'dead', 'cancelled'))",
+        name="run_finished_if_ended",
     ),
     CheckConstraint(
         "fence >= 1 AND attempt >= 0 AND batches_before >= 0 AND takeovers >= 0 AND steps >= 0",
@@ -188,6 +189,29 @@ part = Table(
     ForeignKeyConstraint(["run_id", "step"], [step.c.run_id, step.c.name], ondelete="CASCADE"),
 )
 Index("part_run_id_idx", part.c.run_id, part.c.directory, part.c.id)
+
+data_migration = Table(
+    "data_migration",
+    metadata,
+    Column("name", Text, primary_key=True, doc="name of the job, and id of its run"),
+    Column("run_id", Text, nullable=False, doc="the run that has done it; it may be pruned"),
+    Column("result", JSONB(none_as_null=True)),
+    Column("finished_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+sample = Table(
+    "sample",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("run_id", Text, ForeignKey(run.c.id, ondelete="CASCADE"), nullable=False),
+    Column("step", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("attempt", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False, doc="rows of the step that were done then"),
+    Column("batches", BigInteger, nullable=False),
+    Column("seconds", JSONB, nullable=False, doc="seconds since the sample before, by their reason"),
+)
+Index("sample_run_id_idx", sample.c.run_id, sample.c.step, sample.c.id)
 
 cron_firing = Table(
     "cron_firing",

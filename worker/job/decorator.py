@@ -64,6 +64,8 @@ class JobKeywords(TypedDict, total=False):
     unique_while: UniqueWhile
     fair_by: str | None
     fair_weights: Mapping[str, float] | None
+    verify: Any
+    once: bool
     priority: int
 
 
@@ -263,6 +265,13 @@ def _check_choices(name: str, rules: JobOptions) -> None:
         if getattr(rules, option) not in allowed:
             asked = getattr(rules, option)
             raise RegistrationError(f"job {name}: {option}={asked!r}: give {' or '.join(map(repr, allowed))}")
+    if rules.once and (rules.cron or rules.unique):
+        raise RegistrationError(f"job {name}: once=True runs one time: remove cron= and unique=")
+    if rules.verify is not None and not callable(rules.verify) and not hasattr(rules.verify, "get_final_froms"):
+        raise RegistrationError(
+            f"job {name}: verify={rules.verify!r}: give a select() of the rows that are left undone, or a function "
+            f"that returns it from the job's arguments"
+        )
     after = rules.yield_after
     if after is not None and (isinstance(after, bool) or not isinstance(after, int | float) or not after >= 0):
         raise RegistrationError(f"job {name}: yield_after={after!r}: give seconds from 0, or 0 for never")

@@ -76,6 +76,11 @@ class JobOptions:
         fair_by: name of an argument. Of the runs that wait in a queue, its values take turns, however many runs one of
             them has. Jobs with the same `fair_by` take turns together.
         fair_weights: turns that a value gets where others get one, e.g. `{"north": 3}`.
+        verify: a `select()` of the rows that the job has left undone, or a function that returns it from the job's
+            arguments. It runs when the job has returned, and by `worker verify`. A run with such rows ends as
+            incomplete, with their number and five of their keys.
+        once: makes the job a data migration: it succeeds once in the life of the database. Its name is the id of its
+            run, and is remembered for ever; `worker require` makes it the gate of a deploy.
         priority: 0 to 9. Of the due jobs of a queue, those with the highest priority are claimed first.
     """
 
@@ -104,6 +109,8 @@ class JobOptions:
     unique_while: UniqueWhile = "active"
     fair_by: str | None = None
     fair_weights: Mapping[str, float] | None = None
+    verify: Any = None
+    once: bool = False
     priority: int = 0
 
 
@@ -229,6 +236,8 @@ class Job(Generic[P, R]):
         options = self.enqueue_options
         if self.unique is not None:
             raise InvalidArguments(f"job {self.name}: a unique job can neither follow a run nor be a member of a group")
+        if self.rules.once:
+            raise InvalidArguments(f"job {self.name}: a data migration neither follows a run nor is member of a group")
         if options.id is not None or options.at is not None or options.replace:
             raise InvalidArguments(f"job {self.name}: a call takes no id=, at= or replace=; delay= is possible")
         if options.deadline is not None or isinstance(options.expires, datetime):

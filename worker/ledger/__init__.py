@@ -2,6 +2,6 @@
 
 from worker.ledger.ledger import Ledger
 from worker.ledger.owned_run import OwnedRun
-from worker.ledger.records import Hand, RunRecord, RunSpec, StepRecord, StepSpec
+from worker.ledger.records import Hand, MissingMigration, RunRecord, RunSpec, Sample, StepRecord, StepSpec
 
-__all__ = ["Hand", "Ledger", "OwnedRun", "RunRecord", "RunSpec", "StepRecord", "StepSpec"]
+__all__ = ["Hand", "Ledger", "MissingMigration", "OwnedRun", "RunRecord", "RunSpec", "Sample", "StepRecord", "StepSpec"]

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from worker.db.engine import Database
 from worker.ledger.owned_run import OwnedRun, claim_run
 from worker.ledger.quarantine import Quarantine
 from worker.ledger.queries import query
-from worker.ledger.records import DeadRun, DeletedRun, KnownRun, RangeState, RunRecord, RunSpec, StepRecord
+from worker.ledger.records import (
+    DeadRun,
+    DeletedRun,
+    KnownRun,
+    MissingMigration,
+    RangeState,
+    RunRecord,
+    RunSpec,
+    Sample,
+    StepRecord,
+)
 
 
 class Ledger:
@@ -63,6 +75,39 @@ class Ledger:
                     ranges = await connection.execute(query("list_ranges"), {"run_id": run_id})
                     run.ranges.extend(RangeState(**row._mapping) for row in ranges)
         return runs
+
+    async def list_samples(self, run_id: str) -> list[Sample]:
+        """Return the samples of a run, in their order."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("list_samples"), {"run_id": run_id})
+            return [Sample(**row._mapping) for row in rows]
+
+    async def find_data_migration(self, name: str) -> tuple[bool, Any]:
+        """Return whether a data migration is done, and its result."""
+        async with self._database.connection() as connection:
+            row = (await connection.execute(query("find_data_migration"), {"name": name})).one_or_none()
+            return (False, None) if row is None else (True, row.result)
+
+    async def find_missing_migrations(self, names: Sequence[str]) -> list[MissingMigration]:
+        """Return those of the data migrations that are not done, in the given order."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("find_missing_migrations"), {"names": list(names)})
+            return [MissingMigration(**row._mapping) for row in rows]
+
+    async def set_verified(self, run_id: str, error: str | None, *, is_once: bool = False) -> bool:
+        """Record whether a run that has ended is complete. Return False if it has not ended, or has failed.
+
+        Args:
+            run_id: The run.
+            error: The rows that it has left undone, in one line; None if there are none.
+            is_once: Whether its job is a data migration.
+        """
+        async with self._database.connection() as connection:
+            row = (await connection.execute(query("set_verified"), {"id": run_id, "error": error})).one_or_none()
+            if row is not None and is_once and error is None:
+                values = {"id": run_id, "job": row.job, "result": json.dumps(row.result)}
+                await connection.execute(query("record_data_migration"), values)
+            return row is not None
 
     async def find_orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:
         """Return unfinished runs that have not been touched for `idle_seconds`."""

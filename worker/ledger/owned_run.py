@@ -30,6 +30,8 @@ logger = logging.getLogger("longhaul.ledger")
 #: Longest wait for a lock of the former owner before its connection is terminated.
 _LOCK_WAIT_MS = 2_000
 _LOCK_NOT_AVAILABLE = "55P03"
+#: Samples of a step; with one more, half of them are joined with the next one.
+MOST_SAMPLES = 500
 _NO_PARENT = {"parent": None, "parent_fence": None}
 
 
@@ -114,6 +116,15 @@ class OwnedRun:
         return self._connection.connection
 
     @property
+    def backend_pid(self) -> int | None:
+        """The process id of the run's own connection.
+
+        Raises:
+            LonghaulError: The run has ended.
+        """
+        return self._connection.pid if self._connection.connection else None
+
+    @property
     def driver(self) -> Driver:
         """The driver below the run's own connection."""
         return self._connection.driver
@@ -128,7 +139,7 @@ class OwnedRun:
         """Record the end of the run.
 
         Args:
-            state: succeeded, dead or cancelled.
+            state: succeeded, incomplete, dead or cancelled.
             result: The result as JSON.
             error: The error in one line.
             trace: The traceback, shown by `worker runs show`.
@@ -137,7 +148,8 @@ class OwnedRun:
             FencedOut: Another worker owns the run.
         """
         values = {"state": state, "result": result, "error": storable(error), "traceback": shorten_traceback(trace)}
-        await self._update("finish_run", values)
+        is_migrated = state == "succeeded" and self.spec.is_once and self.spec.hand is None
+        await self._update("finish_run", values | {"job": self.spec.job}, also="record_data_migration" * is_migrated)
 
     async def release(self, state: str, *, failed: bool, error: str | None = None, trace: str | None = None) -> int:
         """Give the run back to the queue.
@@ -160,7 +172,7 @@ class OwnedRun:
         attempt: int = await self._update("release_run", values)
         return attempt
 
-    async def _update(self, name: str, values: dict[str, Any]) -> Any:
+    async def _update(self, name: str, values: dict[str, Any], *, also: str = "") -> Any:
         # On another connection, because the run's own connection may have failed.
         async with self._database.connection() as connection:
             values |= {"id": self.spec.id, "fence": self._fence}
@@ -171,6 +183,8 @@ class OwnedRun:
             found = await connection.execute(query(name), values)
             if found.rowcount == 0:
                 raise FencedOut(f"run {self.spec.id}")
+            if also:
+                await connection.execute(query(also), values)
             return found.scalar_one() if found.returns_rows else None
 
     async def store_pace(self, step: str, pace: dict[str, Any]) -> None:
@@ -180,6 +194,14 @@ class OwnedRun:
             if (current := self.ranges.current) is not None:
                 values |= {"number": current.number, "fence": current.fence}
             await connection.execute(query("store_pace" if current is None else "store_range_pace"), values)
+
+    async def add_sample(self, step: str, seconds: dict[str, float]) -> None:
+        """Add a sample of a step, with the seconds since the one before by their reason."""
+        async with self._database.connection() as connection:
+            values: dict[str, Any] = {"run_id": self.spec.id, "step": step, "most": MOST_SAMPLES}
+            added = {"attempt": self.attempt, "seconds": json.dumps(seconds)}
+            await connection.execute(query("insert_sample"), values | added)
+            await connection.execute(query("thin_samples"), values)
 
     async def roll_back(self) -> None:
         """Roll back the transaction of the run's own connection, if one is open."""

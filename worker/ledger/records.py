@@ -44,6 +44,7 @@ class RunSpec:
         in_ledger: Whether the ledger has the run already, according to its payload.
         hand: The walk that the run helps with; None for a run of its own.
         may_overlap: Whether another run of the job with the same arguments may walk the same table with several hands.
+        is_once: Whether the job is a data migration, whose success is remembered for ever.
     """
 
     id: str
@@ -56,6 +57,7 @@ class RunSpec:
     in_ledger: bool = False
     hand: Hand | None = None
     may_overlap: bool = False
+    is_once: bool = False
 
     @property
     def root_id(self) -> str:
@@ -242,3 +244,41 @@ class QuarantinedRow:
     traceback: str | None
     row: Any
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class MissingMigration:
+    """A data migration that is not done.
+
+    Attributes:
+        name: The name of its job.
+        state: The state of its run; None if the ledger has none.
+        error: The error of the run, in one line.
+        rows: The rows that its loops have done; None if no loop has begun.
+    """
+
+    name: str
+    state: str | None
+    error: str | None
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How far a step was at a moment.
+
+    Attributes:
+        step: The step.
+        at: The moment.
+        attempt: The number of the attempt.
+        rows: The rows that were done then.
+        batches: The batches that were committed then.
+        seconds: The seconds since the sample before, by their reason.
+    """
+
+    step: str
+    at: datetime
+    attempt: int
+    rows: int
+    batches: int
+    seconds: dict[str, float]

@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -61,6 +61,8 @@ class Enqueuer:
     async def _enqueue(self, job: Job[..., Any], arguments: str, headers: Mapping[str, str]) -> Run[Any]:
         unique = job.unique
         lock = None
+        if job.rules.once:
+            job = _name_once(job)
         if unique is not None:
             lock = Lock(job.unique_key(json.loads(arguments)), unique.counts, round(unique.seconds * 1000))
         text, next_runs = self._payload(job, arguments, headers)
@@ -164,6 +166,8 @@ class Enqueuer:
     async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]]) -> list[Run[R]]:
         """Enqueue a job many times; see `Client.enqueue_many`."""
         options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
+        if isinstance(job, Job) and job.rules.once:
+            raise InvalidArguments(f"enqueue_many: {job.name} is a data migration, which has one run")
         if options.id is not None:
             raise InvalidArguments("enqueue_many: many runs cannot have one id: leave id= out of the options")
         if self.hooks or (isinstance(job, Job) and job.unique is not None):
@@ -323,6 +327,14 @@ def _check_group(calls: Sequence[Call[Any]], callback: Call[Any] | None, *, need
             f"group: a callback can receive the results of {_MOST_RESULTS:,} members at most, not of {len(calls):,}: "
             f"let the members write to a table, and let the callback read it"
         )
+
+
+def _name_once(job: Job[..., Any]) -> Job[..., Any]:
+    """Return a data migration with the id of its one run: its name."""
+    options = job.enqueue_options
+    if options.id not in (None, job.name):
+        raise InvalidArguments(f"job {job.name}: the id of a data migration is its name: leave id= out")
+    return replace(job, enqueue_options=replace(options, id=job.name))
 
 
 def _moment_ms(when: float | timedelta | datetime | None) -> int:

@@ -144,8 +144,8 @@ SCHEMA = (
     Key(
         EVENTS,
         "stream",
-        "started, resumed, retry, drained, paused, asleep, yielded, stalled, lost, succeeded, dead, cancelled, "
-        "worker_started, worker_stopped",
+        "started, resumed, retry, drained, paused, asleep, yielded, stalled, lost, succeeded, incomplete, dead, "
+        "cancelled, worker_started, worker_stopped",
         "the last 10,000",
     ),
     Key(

@@ -18,13 +18,15 @@ from worker.queue.run_reader import RunReader
 
 R = TypeVar("R")
 
-Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "dead", "cancelled", "unknown"]
+Status = Literal["deferred", "waiting", "running", "paused", "succeeded", "incomplete", "dead", "cancelled", "unknown"]
 
 _POLL_SECONDS = 0.1
 #: Longest time without a notification after which the result is read again.
 _SURE_SECONDS = 5.0
 _MIRROR_SECONDS = 1.5
-_ENDED = ("succeeded", "dead", "cancelled")
+#: Begins the error of a run that has ended, and has left rows undone.
+INCOMPLETE = "incomplete: "
+_ENDED = ("succeeded", "incomplete", "dead", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def read_status(
     if result is not None:
         ended = decode_result(result)
         state = "succeeded" if ended.success else "cancelled" if ended.cancelled else "dead"
+        if state == "dead" and str(ended.value).startswith(INCOMPLETE):
+            state = "incomplete"
     elif is_running:
         state = "running"
     elif score is not None:

@@ -5,6 +5,7 @@ Each step is idempotent and is repeated while its server is unavailable.
 | outcome | ledger | Redis | observers |
 | --- | --- | --- | --- |
 | `Succeeded` | succeeded, with the result | acknowledged, with the result; the next run is enqueued | ended |
+| `Incomplete` | incomplete, with the error | acknowledged, as failed; no run follows | ended |
 | `Failed`, again | waiting, the attempt counts | due again after the backoff | requeued |
 | `Failed`, permanently | dead | dead letter, acknowledged | ended |
 | `Snoozed` | waiting | due again after the delay; no attempt is counted | requeued |
@@ -24,7 +25,7 @@ import random
 import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -39,6 +40,7 @@ from worker.queue.payload import now_ms
 from worker.queue.result import Result, encode_result
 from worker.queue.store import QueueStore
 from worker.runtime.execution import Execution
+from worker.runtime.job_completer import ResultEncoder, encode_execution_result
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
@@ -49,6 +51,7 @@ from worker.runtime.outcome import (
     AlreadyEnded,
     Cancelled,
     Failed,
+    Incomplete,
     Lost,
     Outcome,
     Rejected,
@@ -63,30 +66,6 @@ logger = logging.getLogger("longhaul.jobs")
 
 _PARKED_SECONDS = 3600.0
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
-
-#: Encodes the value of `arq:result:<id>` from an execution, its result, and the job's return value as JSON text.
-ResultEncoder = Callable[[Execution, Result, str | None], bytes]
-
-
-class JobCompleter(Protocol):
-    """The protocol through which the worker writes outcomes: `Completer`, or a wrapper around it."""
-
-    async def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Write the outcome of an execution."""
-
-
-def encode_execution_result(execution: Execution, result: Result, result_json: str | None) -> bytes:
-    """Return the value of `arq:result:<id>` for a run, in arq's format."""
-    claim = execution.claim
-    return encode_result(
-        execution.payload,
-        result,
-        run_id=claim.run_id,
-        queue=claim.queue,
-        attempt=claim.attempt,
-        started_ms=execution.started_ms,
-        result_json=result_json,
-    )
 
 
 class Completer:
@@ -154,6 +133,8 @@ class Completer:
         match outcome:
             case Succeeded():
                 await self._succeed(execution, outcome.result_json)
+            case Incomplete():
+                await self._end_incomplete(execution, outcome)
             case Failed() if outcome.decision.again:
                 await self._retry(execution, outcome)
             case Failed():
@@ -185,6 +166,16 @@ class Completer:
         await self._end(execution, Result(True, None, too_large=too_large), result_json=text)
         self._log_end(execution, "succeeded")
         self._observer.ended(execution.info, "succeeded", result=text)
+
+    async def _end_incomplete(self, execution: Execution, outcome: Incomplete) -> None:
+        run = _owned_run(execution)
+        text, _ = self._check_size(execution, outcome.result_json)
+        logger.error("job incomplete job=%s run=%s error=%s", *execution.labels, outcome.error)
+        if run is not None:
+            await self._servers.database(lambda: run.finish("incomplete", result=text, error=outcome.error))
+        await self._end(execution, Result(False, outcome.error))
+        self._log_end(execution, "incomplete")
+        self._observer.ended(execution.info, "incomplete", error=outcome.error)
 
     def _check_size(self, execution: Execution, text: str) -> tuple[str, int]:
         """Return the result to store, and the size in bytes of a result that is too large to store, else 0."""

@@ -184,6 +184,7 @@ class Execution:
             payload.in_ledger,
             None if payload.hand is None else Hand(*payload.hand),
             self.job is not None and self.job.rules.overlap,
+            self.job is not None and self.job.rules.once,
         )
 
     # --- its clock

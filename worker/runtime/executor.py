@@ -17,6 +17,7 @@ from worker.attempt.context import JobContext
 from worker.attempt.offload import JobPools
 from worker.db.engine import Database
 from worker.errors import (
+    AlreadyFinished,
     AttemptExit,
     CursorMismatch,
     HandEnded,
@@ -29,6 +30,7 @@ from worker.job.definition import Job
 from worker.job.middleware import RunHook, through
 from worker.job.propagation import apply_headers
 from worker.ledger import Hand, Ledger
+from worker.plan.verify import find_undone
 from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.decoding import read_time
@@ -51,6 +53,7 @@ from worker.runtime.operator_state import OperatorState
 from worker.runtime.outcome import (
     Abandoned,
     Failed,
+    Incomplete,
     Outcome,
     Rejected,
     Released,
@@ -244,7 +247,8 @@ class Executor:
         )
         try:
             try:
-                return Succeeded(job.encode_result(await self._call(execution, job, ctx, arguments)))
+                text = job.encode_result(await self._call(execution, job, ctx, arguments))
+                return await self._verify(execution, job, arguments, text)
             finally:
                 execution.end()
         except asyncio.CancelledError:
@@ -255,6 +259,15 @@ class Executor:
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
         except (Exception, BaseExceptionGroup, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
             return await self._fail(execution, job, error)
+
+    async def _verify(
+        self, execution: Execution, job: Job[..., Any], arguments: Mapping[str, Any] | InvalidArguments, text: str
+    ) -> Outcome:
+        """Return the outcome of a job that has returned: its `verify=` may find rows that are left undone."""
+        if job.rules.verify is None or execution.is_helper or isinstance(arguments, InvalidArguments):
+            return Succeeded(text)
+        undone = await find_undone(self._database, job, arguments)
+        return Succeeded(text) if undone is None else Incomplete(text, undone.describe())
 
     async def _fail(self, execution: Execution, job: Job[..., Any], raised: BaseException) -> Outcome:
         """Return the outcome of an attempt that has raised. Only an unavailable server costs no attempt."""
@@ -274,6 +287,8 @@ class Executor:
         attempt = execution.attempt
         assert attempt is not None  # noqa: S101
         try:
+            if job.rules.once and attempt.hand is None:
+                await self._begin_once(execution, job, attempt)
             if attempt.hand is not None:
                 await self._join_walk(attempt, attempt.hand)
             elif execution.may_be_in_ledger:
@@ -285,6 +300,19 @@ class Executor:
             return await through(self._run_hooks, ctx, partial(attempt.run, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
             raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
+
+    async def _begin_once(self, execution: Execution, job: Job[..., Any], attempt: Attempt) -> None:
+        """Begin the one run of a data migration in the ledger. One that is done does not run again.
+
+        Raises:
+            AlreadyFinished: It is done.
+        """
+        if execution.claim.run_id != job.name:
+            raise NonRetryableError(f"job {job.name} is a data migration: enqueue it with its name as id")
+        is_done, result = await self._ledger.find_data_migration(job.name)
+        if is_done:
+            raise AlreadyFinished("succeeded", result, None)
+        await attempt.durable_run()
 
     async def _check_earlier_attempts(self, execution: Execution, attempt: Attempt) -> None:
         """Take over a run that an earlier attempt may have created in the ledger, before the job's code runs."""

@@ -5,6 +5,7 @@
 | outcome | what happened |
 | --- | --- |
 | `Succeeded` | the job returned |
+| `Incomplete` | the job returned, and its `verify=` has found rows that are left undone |
 | `Failed` | the job raised an error; `decision` states whether there is another attempt |
 | `Snoozed` | the job raised `Snooze`: it runs again later, and no attempt is counted |
 | `Cancelled` | an operator cancelled the run |
@@ -39,6 +40,19 @@ class Succeeded(Outcome):
     """
 
     result_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete(Outcome):
+    """The job returned, and has left rows undone.
+
+    Attributes:
+        result_json: the returned value, as JSON text.
+        error: the number of rows and some of their keys, in one line.
+    """
+
+    result_json: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

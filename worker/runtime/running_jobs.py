@@ -14,10 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.attempt.cancellation import Reason
 from worker.errors import format_error
 from worker.queue.claims import Claim
-from worker.runtime.completer import JobCompleter
 from worker.runtime.execution import Execution
 from worker.runtime.executor import JobExecutor
 from worker.runtime.health import Counters
+from worker.runtime.job_completer import JobCompleter
 from worker.runtime.leases import Leases
 from worker.runtime.outcome import Outcome
 

@@ -27,10 +27,11 @@ from worker.queue.invalidations import InvalidationListener
 from worker.queue.outage_log import OutageLog, unavailable
 from worker.queue.store import QueueStore
 from worker.runtime.admission import Admission
-from worker.runtime.completer import Completer, ResultEncoder, encode_execution_result
+from worker.runtime.completer import Completer
 from worker.runtime.executor import Executor
 from worker.runtime.fetcher import Fetcher
 from worker.runtime.health import Counters, HealthRecorder
+from worker.runtime.job_completer import ResultEncoder, encode_execution_result
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger

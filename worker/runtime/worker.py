@@ -16,11 +16,11 @@ from worker.db.engine import Database
 from worker.queue import keys
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.store import QueueStore
-from worker.runtime.completer import JobCompleter
 from worker.runtime.execution import Execution
 from worker.runtime.executor import JobExecutor
 from worker.runtime.fetcher import Fetcher
 from worker.runtime.health import Counters, HealthRecorder
+from worker.runtime.job_completer import JobCompleter
 from worker.runtime.leases import Leases
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.maintenance import Maintenance

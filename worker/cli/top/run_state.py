@@ -11,7 +11,7 @@ from worker.cli.top.model import RunLine
 from worker.queue import keys
 from worker.queue.decoding import read_time
 
-ENDED = ("succeeded", "dead", "cancelled")
+ENDED = ("succeeded", "incomplete", "dead", "cancelled")
 
 
 @dataclass(frozen=True)

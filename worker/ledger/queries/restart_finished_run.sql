@@ -1,6 +1,9 @@
 -- Replace a finished run by a new run with the same id, which starts from its first row.
 WITH deleted AS (
     DELETE FROM worker.step WHERE run_id = :id
+),
+forgotten AS (
+    DELETE FROM worker.sample WHERE run_id = :id
 )
 UPDATE worker.run
    SET job = :job, queue = :queue, payload = :payload, arguments = :arguments, state = 'running', fence = fence + 1,
