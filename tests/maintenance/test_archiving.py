@@ -55,6 +55,10 @@ async def test_database_decides_which_columns_are_moved(changed_shop: Shop) -> N
     with pytest.raises(UsageError, match=r"has no value for reason of .* declare a default"):
         await shop.run(job)
     await shop.execute('ALTER TABLE "My Shop"."old visit" ALTER COLUMN reason SET DEFAULT \'old\'')
+    await shop.execute('ALTER TABLE "My Shop"."old visit" ALTER COLUMN at TYPE date, ALTER COLUMN shop TYPE bigint')
+    with pytest.raises(UsageError, match=r"could change values of at \(TIMESTAMP WITHOUT TIME ZONE to DATE\): give"):
+        await shop.run(job)
+    await shop.execute('ALTER TABLE "My Shop"."old visit" ALTER COLUMN at TYPE timestamp')
     assert await shop.run(job) == 3
     found = await shop.execute('SELECT DISTINCT "odd name", reason FROM "My Shop"."old visit"')
     assert [tuple(row) for row in found] == [("kept", "old")]

@@ -75,7 +75,7 @@ async def test_children_that_arrive_during_the_walk_do_not_stop_it(changed_shop:
         'CREATE TRIGGER add AFTER DELETE ON "My Shop"."order" FOR EACH ROW WHEN (OLD.id = 10) '
         'EXECUTE FUNCTION "My Shop".add()'
     )
-    assert await shop.run(purge(Customer, where=Customer.id <= 10, size=4)) == 10
+    assert await shop.run(purge(Customer, where=Customer.id <= 10, size=4, parallel=2)) == 10
     assert await shop.count(Customer) == 20
 
 

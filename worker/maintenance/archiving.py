@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sqlalchemy import Column, Connection, MetaData, Table, delete, insert, select
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.exc import NoSuchTableError
 
 from worker.batch.sizing import Size
@@ -20,6 +21,16 @@ from worker.maintenance.target import Condition, Pace, Target, find_target, list
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
+
+_DIALECT = dialect()  # type: ignore[no-untyped-call]
+#: Types that hold each value of another one. PostgreSQL would round a number or cut a time off without an error.
+_WIDER = {
+    "SMALLINT": ("INTEGER", "BIGINT", "NUMERIC"),
+    "INTEGER": ("BIGINT", "NUMERIC"),
+    "BIGINT": ("NUMERIC",),
+    "REAL": ("DOUBLE PRECISION",),
+    "DATE": ("TIMESTAMP WITHOUT TIME ZONE",),
+}
 
 
 def archive(
@@ -142,6 +153,16 @@ def _ensure_columns(owner: str, source: Table, into: Table) -> None:
             f"{owner}: table {table_name(into)} of the database lacks {', '.join(missing)} of {table_name(source)}: "
             f"add to it all columns that the table has"
         )
+    changed = [
+        f"{each.name} ({_type_name(each)} to {_type_name(into.columns[each.name])})"
+        for each in source.columns
+        if not _keeps_values(_type_name(each), _type_name(into.columns[each.name]))
+    ]
+    if changed:
+        raise UsageError(
+            f"{owner}: {table_name(into)} could change values of {', '.join(changed)}: give these columns the type "
+            f"that they have in {table_name(source)}"
+        )
     numbered = [
         each.name for each in into.columns if each.name in source.columns and each.identity and each.identity.always
     ]
@@ -158,6 +179,16 @@ def _ensure_columns(owner: str, source: Table, into: Table) -> None:
         )
 
 
-def _needs_value(column: Column[object]) -> bool:
+def _type_name(column: Column[Any]) -> str:
+    return column.type.compile(dialect=_DIALECT)
+
+
+def _keeps_values(kind: str, into: str) -> bool:
+    """Return whether a type holds each value of another one. Too long a text is an error of PostgreSQL."""
+    is_text = all(each.startswith(("VARCHAR", "TEXT")) for each in (kind, into))
+    return kind == into or is_text or into in _WIDER.get(kind, ())
+
+
+def _needs_value(column: Column[Any]) -> bool:
     has_value = column.nullable or column.server_default is not None or column.computed or column.identity
     return not has_value
