@@ -379,7 +379,7 @@ def iter_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def format_error(error: BaseException) -> str:
-    """Return an error as `Type: message` in one line.
+    """Return an error as `Type: message` in one line, which UTF-8 can encode: a lone surrogate is escaped.
 
     Of an error of SQLAlchemy, return the driver's type and message: SQLAlchemy's own contains the whole statement.
     An exception whose `__str__` raises is described by its type alone.
@@ -392,4 +392,5 @@ def format_error(error: BaseException) -> str:
         message = " ".join(str(cause).split())
     except Exception as failed:  # noqa: BLE001 - whatever the exception's own __str__ raises
         message = f"(its message cannot be read: {type(failed).__name__})"
-    return f"{type(cause).__name__}: {message}" if message else type(cause).__name__
+    text = f"{type(cause).__name__}: {message}" if message else type(cause).__name__
+    return text.encode(errors="backslashreplace").decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Annotated, Any
 
 import pytest
@@ -208,6 +209,62 @@ async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
         assert await session.scalar(text("SELECT error FROM worker.run WHERE state = 'dead'")) == (
             r"ValueError: a\x00b\ud800 (attempt 1, the last)"
         )
+
+
+class Hard(BaseException):
+    """Is no Exception."""
+
+
+class Mute(Exception):
+    """Its text cannot be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+HOSTILE: dict[str, tuple[BaseException, str]] = {
+    "surrogate": (FileNotFoundError("no file caf\udce9.csv"), r"FileNotFoundError: no file caf\udce9.csv"),
+    "nul": (ValueError("a\x00b"), "ValueError: a\x00b"),
+    "mute": (Mute(), "Mute: (its message cannot be read: RuntimeError)"),
+    "no exception": (Hard("stop"), "Hard: stop"),
+    "group": (BaseExceptionGroup("both", [Hard("a"), ValueError("b")]), "BaseExceptionGroup: both (2 sub-exceptions)"),
+    "exit": (SystemExit(3), "NonRetryableError: the job raised SystemExit, which would end the worker"),
+    "cancelled": (asyncio.CancelledError(), "LonghaulError: the job cancelled itself"),
+}
+
+
+@job(max_attempts=2, backoff=0)
+async def raise_hostile(ctx: JobContext, kind: str) -> None:
+    """Raise an error that is hard to record."""
+    raise HOSTILE[kind][0]
+
+
+@job(max_attempts=2, backoff=0)
+async def raise_hostile_in_walk(ctx: JobContext, kind: str) -> None:
+    """Raise it in a batch."""
+    async for _ in ctx.chunks(select(Author.id)):
+        raise HOSTILE[kind][0]
+
+
+@job(max_attempts=2, backoff=0)
+def raise_hostile_in_thread(ctx: JobContext, kind: str) -> None:
+    """Raise it in a thread."""
+    raise HOSTILE[kind][0]
+
+
+@pytest.mark.parametrize("name", ["raise_hostile", "raise_hostile_in_walk", "raise_hostile_in_thread"])
+async def test_run_ends_with_the_error_of_its_job_whatever_it_is(
+    fast: Settings, client: Client, redis: Redis, name: str
+) -> None:
+    kinds = [kind for kind in HOSTILE if kind != "cancelled" or name != "raise_hostile_in_thread"]
+    runs = {kind: await client.enqueue(name, kind=kind) for kind in kinds}
+    async with working(fast, raise_hostile, raise_hostile_in_walk, raise_hostile_in_thread):
+        for kind, run in runs.items():
+            with pytest.raises(JobFailed) as failed:
+                await run.result(timeout=60)
+            assert HOSTILE[kind][1] in str(failed.value), kind
+            letter = json.loads(await redis.hget(keys.DEAD, run.id))
+            assert HOSTILE[kind][1] in letter["error"], kind
 
 
 def explode(value: object) -> int:

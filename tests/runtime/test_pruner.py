@@ -185,6 +185,16 @@ async def test_orders_to_abort_go_after_a_day_where_there_is_no_such_job(pruning
     assert await pruning.forget_aborts() == 0
 
 
+async def test_very_many_orders_to_abort_go_in_parts(pruning: Pruner, redis: Redis) -> None:
+    await redis.zadd(keys.ABORT, {f"id-{n}": n for n in range(1_700)})
+    waiting = [f"id-{n}" for n in range(0, 1_700, 2)]
+    await redis.mset({keys.JOB + run_id: "{}" for run_id in waiting})
+    before = (await redis.info("commandstats")).get("cmdstat_zrem", {}).get("calls", 0)
+    assert await pruning.forget_aborts() == 850
+    assert set(await redis.zrange(keys.ABORT, 0, -1)) == {run_id.encode() for run_id in waiting}
+    assert (await redis.info("commandstats"))["cmdstat_zrem"]["calls"] - before == 4
+
+
 async def test_an_order_to_abort_that_comes_meanwhile_stays(
     pruning: Pruner, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,17 +202,18 @@ async def test_an_order_to_abort_that_comes_meanwhile_stays(
     looked, come = asyncio.Event(), asyncio.Event()
     pipeline = redis.pipeline
 
-    def slow(*args: object, **options: object) -> object:
-        made = pipeline(*args, **options)
-        exists = made.exists
+    def slow(*, transaction: bool) -> object:
+        made = pipeline(transaction=transaction)
+        execute = made.execute
 
-        async def looked_at(*names: object) -> int:
-            found = await exists(*names)
+        async def looked_at() -> list[object]:
+            found = await execute()
             looked.set()
             await come.wait()
-            return int(found)
+            return list(found)
 
-        made.exists = looked_at
+        if not transaction:
+            made.execute = looked_at
         return made
 
     monkeypatch.setattr(pruning._store.redis, "pipeline", slow)

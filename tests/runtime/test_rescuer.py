@@ -1,4 +1,4 @@
-"""The rescuer: an orphan that cannot be enqueued does not block the others."""
+"""The rescuer: no orphan blocks others, however many unfinished runs there are, and no ended run is put back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from worker import Client, JobContext, Retry, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.store import QueueStore
+from worker.runtime.rescuer import Rescuer
 
 stop = {"now": True}
 
@@ -60,3 +62,54 @@ async def test_one_orphan_that_cannot_be_put_back_keeps_no_other_from_it(
 async def _state_is(ledger: Ledger, run_id: str, state: str) -> bool:
     known = await ledger.find(run_id)
     return known is not None and known.state == state
+
+
+@pytest.mark.parametrize("pages", [1, 10])
+async def test_orphan_behind_thousands_of_healthy_runs_is_put_back(
+    redis: Redis, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before, "
+                "updated_at) SELECT CASE n WHEN 0 THEN 'orphan' ELSE 'run-' || n END, 'walk', 'arq:queue', "
+                """'{"f":"walk"}', '', 'paused', 1, 1, 0, """
+                "CASE n WHEN 0 THEN now() - interval '1 hour' ELSE now() - interval '1 day' END "
+                "FROM generate_series(0, 2500) n"
+            )
+        )
+    await redis.zadd("arq:queue", {f"run-{n}": 9e12 for n in range(1, 2501)})
+    monkeypatch.setattr("worker.runtime.rescuer._PAGES_AT_ONCE", pages)
+    rescuer = Rescuer(Ledger(database), QueueStore(redis), settings)
+    rescued = [await rescuer.run() for _ in range(3)]
+    assert rescued == ([0, 0, 1] if pages == 1 else [1, 0, 0])
+    assert await redis.zscore("arq:queue", "orphan") is not None
+    await redis.delete(keys.JOB + "orphan")
+    await redis.zrem("arq:queue", "orphan")
+    assert sum([await rescuer.run() for _ in range(3)]) == 1, "it begins again at the oldest run"
+
+
+@pytest.mark.parametrize("how", ["succeeded", "gone"])
+async def test_run_that_ends_while_orphans_are_looked_for_is_not_put_back(
+    redis: Redis, database: Database, settings: Settings, how: str
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before, "
+                """updated_at) VALUES ('r', 'walk', 'arq:queue', '{"f":"walk"}', '', 'running', 1, 1, 0, """
+                "now() - interval '1 hour')"
+            )
+        )
+    store = QueueStore(redis)
+    known = store.known
+
+    async def end_first(run_ids: list[str], queue: str) -> list[bool]:
+        change = "SET state = 'succeeded', finished_at = now()"
+        async with database.transaction() as session:
+            await session.execute(text("DELETE FROM worker.run" if how == "gone" else f"UPDATE worker.run {change}"))
+        return await known(run_ids, queue)
+
+    store.known = end_first  # type: ignore[method-assign]
+    assert await Rescuer(Ledger(database), store, settings).run() == 0
+    assert await redis.zcard("arq:queue") == 0

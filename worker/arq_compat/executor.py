@@ -216,7 +216,9 @@ class ArqExecutor:
             if execution.interrupt_reason is None and this is not None and this.cancelling():
                 raise  # the worker itself was cancelled
             return self._make_outcome(execution, function, error)
-        except Exception as error:  # noqa: BLE001 - a job raises anything
+        except GeneratorExit:
+            raise  # this coroutine itself is being closed
+        except BaseException as error:  # noqa: BLE001 - a job raises anything
             return self._make_outcome(execution, function, error)
         shown = "" if result is None or not self._arq.log_results else _shown(result)
         self._log.info("%6.2fs ← %s ● %s", execution.elapsed_seconds, _reference(execution, function), shown)

@@ -125,8 +125,8 @@ class FailingRows:
         """Quarantine the rejected rows of a page, and delete retried rows from the quarantine of their own run."""
         raw, quarantine = await transaction.driver(), self._run.quarantine
         if self._run.spec.only is not None:
-            for key in [*page.row_keys(), *(rejected.key for rejected in page.rejected)]:
-                await quarantine.delete_retried_row(raw, key)
+            done = [*page.row_keys(), *(rejected.key for rejected in page.rejected)]
+            await quarantine.delete_retried_rows(raw, done)
         for rejected in page.rejected:
             await self._add(raw, rejected.key, rejected.error, rejected.row)
 

@@ -37,10 +37,10 @@ from sqlalchemy import (
     UnaryExpression,
     Uuid,
     and_,
+    any_,
     bindparam,
     cast,
     column,
-    false,
     func,
     literal,
     literal_column,
@@ -196,13 +196,24 @@ class Keyset:
         return or_(*choices)
 
     def among(self, keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
-        """Return the condition "one of these keys", which are cursors."""
-        columns = tuple_(*self.cursor_columns)
-        return or_(false(), *(columns == tuple_(*map(literal, self.decode(key))) for key in keys))
+        """Return the condition "one of these keys", which are cursors, of which there may be any number."""
+        texts = [bindparam(None, [str(key[index]) for key in keys], ARRAY(Text())) for index in range(len(self.parts))]
+        if len(texts) > 1:
+            return self._among(texts)
+        kind = self.parts[0].sql_type
+        given = func.pg_catalog.unnest(texts[0]).table_valued(column("key_0", Text())).render_derived(name="given")
+        read = select(func.pg_catalog.array_agg(cast(given.c.key_0, _CatalogType(kind)))).scalar_subquery()
+        # One array, made once for the statement: an index finds each of its keys, however many there are.
+        return self.columns[0] == any_(func.coalesce(read, cast(literal("{}"), _CatalogType(f"{kind}[]"))))
 
     def one_of(self) -> ColumnElement[bool]:
         """Return the condition "one of many keys", with the parameters of `array_values`."""
-        texts = [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
+        return self._among(
+            [bindparam(f"{_PREFIX}keys_{index}", type_=ARRAY(Text())) for index in range(len(self.parts))]
+        )
+
+    def _among(self, texts: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition "one of many keys", from an array of the texts of each part: one parameter each."""
         names = [f"key_{index}" for index in range(len(self.parts))]
         # With several arrays, the parser expands unnest() itself; with one, it is looked up in the search path.
         unnest = func.pg_catalog.unnest if len(texts) == 1 else func.unnest

@@ -109,11 +109,30 @@ class Ledger:
                 await connection.execute(query("record_data_migration"), values)
             return row is not None
 
-    async def find_orphans(self, *, idle_seconds: float, limit: int = 1000) -> list[RunSpec]:
-        """Return unfinished runs that have not been touched for `idle_seconds`."""
+    async def find_orphans(
+        self, *, idle_seconds: float, after: tuple[datetime, str] | None = None, limit: int = 1000
+    ) -> tuple[list[RunSpec], tuple[datetime, str] | None]:
+        """Return unfinished runs that have not been touched for `idle_seconds`, a page of them.
+
+        Args:
+            idle_seconds: The time, in seconds.
+            after: The place that the last page has returned; None for the first page.
+            limit: The size of a page.
+
+        Returns:
+            The runs, and the place of the next page; None after the last one.
+        """
+        after_at, after_id = after or (datetime.min.replace(tzinfo=UTC), "")
+        values = {"idle_seconds": idle_seconds, "after_at": after_at, "after_id": after_id, "limit": limit}
         async with self._database.connection() as connection:
-            rows = await connection.execute(query("find_orphans"), {"idle_seconds": idle_seconds, "limit": limit})
-            return [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
+            rows = (await connection.execute(query("find_orphans"), values)).all()
+        specs = [RunSpec(row.id, row.job, row.queue, row.payload) for row in rows]
+        return specs, (rows[-1].updated_at, rows[-1].id) if len(rows) == limit else None
+
+    async def find_unfinished(self, run_ids: list[str]) -> set[str]:
+        """Return those of some runs that have not ended."""
+        async with self._database.connection() as connection:
+            return set(await connection.scalars(query("find_unfinished"), {"ids": run_ids}))
 
     async def retry(
         self,

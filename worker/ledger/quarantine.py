@@ -49,19 +49,21 @@ class Quarantine:
         Args:
             run_id: Id of the run.
             step: Name of the step.
-            limit: The largest number of rows if at least 1, else the largest share of the rows that the step has read.
+            limit: The largest number of rows if at least 1, else the largest share of all rows: of the estimated number
+                of rows, or of those that were read, if there are more or no estimate is known.
             rows: Rows of the committed batches of the step.
             count: The number of rows to quarantine.
             read: The number of rows that were read beside those of the committed batches. Default: `count`.
         """
         async with self._database.connection() as connection:
             values = {"run_id": run_id, "step": step}
-            known = int(await connection.scalar(query("count_quarantined"), values) or 0)
-        return _is_within(limit, known, rows, count, count if read is None else read)
+            found = (await connection.execute(query("count_quarantined"), values)).one_or_none()
+        known, total = found or (0, None)
+        return _is_within(limit, known, total, rows, count, count if read is None else read)
 
 
-def _is_within(limit: float, known: int, rows: int, count: int, read: int) -> bool:
-    return known + count <= (limit if limit >= 1 else limit * (rows + known + read))
+def _is_within(limit: float, known: int, total: int | None, rows: int, count: int, read: int) -> bool:
+    return known + count <= (limit if limit >= 1 else limit * max(rows + known + read, total or 0))
 
 
 class RunQuarantine:
@@ -77,6 +79,7 @@ class RunQuarantine:
         self._connection = connection
         self._run_id = run_id
         self._retried = retried
+        self._retried_ids: dict[str, list[int]] = {}
 
     async def add_row(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
         """Quarantine a row, in the transaction that `raw` has open."""
@@ -88,18 +91,25 @@ class RunQuarantine:
         """Return whether another row of a walk with several hands may be quarantined. Until the transaction that `raw`
         has open ends, the other hands wait to do the same; see `Quarantine.has_room` for the arguments."""
         await raw.execute(source("lock_quarantine"), self._run_id, step)
-        known = await raw.fetchval(source("recount_quarantined"), self._run_id, step)
-        return _is_within(limit, known, rows, 1, 1)
+        known, total = await raw.fetchrow(source("recount_quarantined"), self._run_id, step) or (0, None)
+        return _is_within(limit, known, total, rows, 1, 1)
 
     async def list_retried_keys(self) -> list[list[Any]]:
         """Return the keys of the rows that this run retries."""
         assert self._retried is not None  # noqa: S101
         run_id, step = self._retried
         values = {"run_id": run_id, "step": step}
-        rows = await self._connection.connection.execute(query("list_quarantined_keys"), values)
+        rows = (await self._connection.connection.execute(query("list_quarantined_keys"), values)).all()
+        self._retried_ids = {}
+        for row in rows:
+            self._retried_ids.setdefault(json.dumps(row.key), []).append(row.id)
         return [row.key for row in rows]
 
-    async def delete_retried_row(self, raw: Any, key: list[Any]) -> None:
-        """Delete a row that this run has processed, in the transaction that `raw` has open."""
+    async def delete_retried_rows(self, raw: Any, row_keys: list[list[Any]]) -> None:
+        """Delete rows that this run has processed, in the transaction that `raw` has open."""
         assert self._retried is not None  # noqa: S101
-        await raw.execute(source("delete_quarantined_row"), *self._retried, json.dumps(key))
+        found = [(text, self._retried_ids.get(text, [])) for text in map(json.dumps, row_keys)]
+        await raw.execute(source("delete_quarantined_ids"), [row_id for _, ids in found for row_id in ids])
+        # A key of equal value may be written in another way, e.g. 1 and 1.0: compare those as jsonb.
+        if others := [text for text, ids in found if not ids]:
+            await raw.execute(source("delete_quarantined_keys"), *self._retried, others)

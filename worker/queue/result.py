@@ -84,7 +84,7 @@ def encode_result(
         return pickle.dumps(values | {"r": python_value(result, result_json)})
     text = to_json(values, fallback=str).decode()
     value = result_json if result_json is not None else json.dumps(result.value, ensure_ascii=False)
-    return f'{text[:-1]},"r":{value}}}'.encode()
+    return f'{text[:-1]},"r":{value}}}'.encode(errors="replace")  # an end that cannot be written would be lost
 
 
 def python_value(result: Result, result_json: str | None) -> Any:

@@ -105,6 +105,7 @@ class Admission:
         if order == "cancel":
             return Cancelled("cancelled by an operator before it began")
         if order == "pause":
+            self._servers.state.fruitless_claims += 1
             return Released("paused")
         return None
 

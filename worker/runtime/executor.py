@@ -18,7 +18,6 @@ from worker.attempt.offload import JobPools
 from worker.db.engine import Database
 from worker.errors import (
     AlreadyFinished,
-    AttemptExit,
     CursorMismatch,
     HandEnded,
     InvalidArguments,
@@ -257,7 +256,9 @@ class Executor:
             while execution.interrupt_reason is not None and body is not None and body.uncancel():
                 pass  # the worker's own code, which follows, must not be cancelled
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
-        except (Exception, BaseExceptionGroup, AttemptExit) as error:  # noqa: BLE001 - a job raises anything
+        except GeneratorExit:
+            raise  # this coroutine itself is being closed
+        except BaseException as error:  # noqa: BLE001 - a job raises anything
             return await self._fail(execution, job, error)
 
     async def _verify(

@@ -321,7 +321,7 @@ class Fetcher:
             await self._recover()
         timer.fetched(len(fetched.claims))
         if fetched.claims and fetched.ordered:
-            await self._operator_state.refresh(now=True)
+            await self._operator_state.refresh_claimed([claim.run_id for claim in fetched.claims])
         if slots and len(fetched.claims) >= slots:
             timer.may_be_due = True
         return fetched.claims
@@ -329,7 +329,7 @@ class Fetcher:
     def _newest_slots(self) -> int:
         """Return how many of the next claims are to be the newest due jobs.
 
-        While the front of a queue holds jobs that cannot run here (of unknown names, or without a payload), one slot
+        While the front of a queue holds jobs that cannot run here (unknown, paused or without a payload), one slot
         goes to the jobs at its end. So however many there are, other jobs start at once.
         """
         fruitless, self._fruitless = self._state.fruitless_claims - self._fruitless, self._state.fruitless_claims

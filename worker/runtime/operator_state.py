@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from worker.errors import InvalidArguments
 from worker.queue import keys
 from worker.queue.conditions import Condition, parse_entry
 from worker.queue.invalidations import InvalidationListener
-from worker.queue.key_problems import KeyProblem, KeyProblemLog, quote, wrong_member, wrong_type, wrong_value
+from worker.queue.key_problems import KeyProblem, KeyProblemLog, quote
 from worker.queue.outage_log import OutageLog
-from worker.queue.payload import read_run_id
+from worker.runtime.operator_keys import SCANS, Command, CommandScan, check_answer, is_wrong_type, to_pace
 
 logger = logging.getLogger("longhaul.operators")
 
@@ -39,10 +39,12 @@ Order = Literal["pause", "cancel"]
 Arguments = Callable[[], Mapping[str, Any]]
 
 #: The keys of all commands; the listener has to track them.
-KEYS = frozenset({keys.PAUSED, keys.CANCELLED, keys.ABORT, keys.PACE, keys.DRAINED, keys.RETRIED, keys.PARKED})
+KEYS = frozenset(SCANS)
 #: Longest age, in seconds, of the commands that a batch boundary uses.
 FRESH_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
+#: After a scan of several pages, the next one begins after this many times its duration.
+_SCAN_REST = 4.0
 _READING = "operator commands cannot be read"
 
 
@@ -71,12 +73,18 @@ class OperatorState:
     ) -> None:
         self.keys = KEYS
         self._awaited: tuple[str, ...] = ()
+        self._names: tuple[str, ...] = (keys.ALL,)
         self._redis = redis
         self._listener = listener
         self._obeys_aborts = obeys_aborts
         self._stale = True
         self._read_at = -math.inf
+        self._rest_until = -math.inf
+        #: Whether the last scan took several pages.
+        self._is_large = False
         self._reading = asyncio.Lock()
+        #: The answers of `ask` since the current scan began, by key: they are newer than its pages.
+        self._answered: dict[str, dict[str, Any]] = {}
         self._failing = False
         self._outage = outage or OutageLog()
         self._problems = KeyProblemLog()
@@ -97,8 +105,14 @@ class OperatorState:
         #: Whether runs were parked whose jobs this worker knows.
         self.are_jobs_awaited = False
 
-    def await_jobs(self, awaited: Iterable[str]) -> None:
-        """Read, with the commands, whether one of these keys exists: runs that wait for a job of this worker."""
+    def set_names(self, names: Iterable[str], awaited: Iterable[str]) -> None:
+        """Set the names and keys that concern this worker, besides the runs that it has.
+
+        Args:
+            names: its jobs and queues.
+            awaited: keys that exist while runs wait for one of its jobs; they are read with the commands.
+        """
+        self._names = (*names, keys.ALL)
         self._awaited = tuple(awaited)
         self.keys = KEYS.union(self._awaited)
 
@@ -113,11 +127,14 @@ class OperatorState:
     @property
     def known(self) -> bool:
         """Whether the commands are current: until the listener reports a change, or for a moment without a listener."""
-        if self._has_problems and time.monotonic() - self._read_at > _RETRY_SECONDS:
+        now = time.monotonic()
+        if now < self._rest_until:
+            return True
+        if self._has_problems and now - self._read_at > _RETRY_SECONDS:
             return False
         if self._listener is not None and self._listener.active:
             return not self._stale
-        return time.monotonic() - self._read_at < FRESH_SECONDS
+        return now - self._read_at < FRESH_SECONDS
 
     @property
     def must_ask(self) -> bool:
@@ -136,57 +153,101 @@ class OperatorState:
             if now or not self.known:
                 await self._read()
 
-    async def _read(self) -> None:
-        began = time.monotonic()
+    async def refresh_claimed(self, run_ids: Sequence[str]) -> None:
+        """Read the commands for runs that were just claimed: all commands, unless there are very many."""
+        if self._is_large:
+            await self.ask(run_ids)
+        else:
+            await self.refresh(now=True)
+
+    async def ask(self, run_ids: Sequence[str]) -> None:
+        """Read the commands for some runs, and for the jobs and queues of this worker, however many others there are.
+
+        Args:
+            run_ids: the runs, for example those that were just claimed.
+        """
+        names = [*run_ids, *self._names]
         commands = [
-            ("SMEMBERS", keys.PAUSED),
-            ("SMEMBERS", keys.CANCELLED),
-            ("ZRANGE", keys.ABORT, 0, -1),
-            ("HGETALL", keys.PACE),
-            ("SMEMBERS", keys.DRAINED),
-            ("SMEMBERS", keys.RETRIED),
-            ("SMEMBERS", keys.PARKED),
-            ("EXISTS", *(self._awaited or (keys.PARKED,))),
+            ("SMISMEMBER", keys.PAUSED, *names),
+            ("SMISMEMBER", keys.CANCELLED, *names),
+            ("ZMSCORE", keys.ABORT, *names),
+            ("HMGET", keys.PACE, *names),
         ]
         try:
-            if self._listener is not None and self._listener.active:
-                self._stale = False  # before the read: a change during the read marks the state stale again
-                answers = await self._listener.read(*commands)
-                if not isinstance(answers[3], ResponseError):
-                    answers[3] = dict(zip(answers[3][::2], answers[3][1::2], strict=True))
-            else:
-                pipeline = self._redis.pipeline(transaction=False)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                answers = await pipeline.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, RedisError) and not is_wrong_type(answer):
-                    raise answer
+            answers = [check_answer(answer) for answer in await self._send(commands)]
         except RedisError as error:
-            self._stale = True
-            self._read_at = time.monotonic() + _RETRY_SECONDS
-            self._failing = True
-            self._outage.failed(_READING, error)
+            self._failed(error)
+            return
+        for command, values in zip(commands, answers, strict=True):
+            if is_wrong_type(values):
+                continue  # the next scan reports it
+            read = to_pace if command[1] == keys.PACE else _is_member
+            found = {name: read(value) for name, value in zip(names, values, strict=True)}
+            self._answered.setdefault(command[1], {}).update(found)
+        self._apply_answers()
+
+    async def _read(self) -> None:
+        began, scan = time.monotonic(), CommandScan()
+        self._answered.clear()
+        self._stale = False  # before the read: a change during the read marks the state stale again
+        try:
+            await scan.run(self._send, self._awaited)
+        except RedisError as error:
+            self._failed(error)
             return
         self._failing = False
         self._outage.answered(_READING)
-        self._read_at = began
-        problems: list[KeyProblem] = []
-        paused, cancelled, aborted, paces, drained, retried, parked, awaited = answers
-        self.are_jobs_awaited = bool(self._awaited and awaited)
-        self.paused = read_names(keys.PAUSED, paused, self.paused, problems)
-        self._cancelled = read_names(keys.CANCELLED, cancelled, self._cancelled, problems)
-        if self._obeys_aborts:
-            self._aborted = read_names(keys.ABORT, aborted, self._aborted, problems, remove="ZREM")
-        self.cancelled = self._cancelled | self._aborted
-        self._paused_where = self._read_conditions(keys.PAUSED, self.paused, problems)
-        self._cancelled_where = self._read_conditions(keys.CANCELLED, self._cancelled, problems)
-        self.drained = read_names(keys.DRAINED, drained, self.drained, problems)
-        self.retried = read_names(keys.RETRIED, retried, self.retried, problems)
-        self.parked = read_names(keys.PARKED, parked, self.parked, problems)
-        self.paces = read_paces(paces, self.paces, problems)
-        self._has_problems = bool(problems)
-        self._problems.report(problems)
+        self._read_at = time.monotonic()
+        self._is_large = scan.pages > 1
+        if self._is_large:
+            self._rest_until = self._read_at + _SCAN_REST * (self._read_at - began)
+        self.are_jobs_awaited = scan.exists
+        self.paused = _names(scan, keys.PAUSED, self.paused)
+        self._cancelled = _names(scan, keys.CANCELLED, self._cancelled)
+        self._aborted = _names(scan, keys.ABORT, self._aborted)
+        self.cancelled = self._cancelled | self._aborted if self._obeys_aborts else self._cancelled
+        self._paused_where = self._read_conditions(keys.PAUSED, self.paused, scan.problems)
+        self._cancelled_where = self._read_conditions(keys.CANCELLED, self._cancelled, scan.problems)
+        self.drained = _names(scan, keys.DRAINED, self.drained)
+        self.retried = _names(scan, keys.RETRIED, self.retried)
+        self.parked = _names(scan, keys.PARKED, self.parked)
+        if keys.PACE not in scan.unreadable:
+            self.paces = scan.paces
+        self._apply_answers()
+        self._has_problems = bool(scan.problems)
+        self._problems.report(scan.problems)
+
+    async def _send(self, commands: Sequence[Command]) -> Sequence[Any]:
+        """Send commands, on the listener's connection if it is active, so that changes of their keys are reported."""
+        if self._listener is not None and self._listener.active:
+            return await self._listener.read(*commands)
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return await pipeline.execute(raise_on_error=False)
+
+    def _failed(self, error: RedisError) -> None:
+        self._stale = True
+        self._read_at = time.monotonic() + _RETRY_SECONDS
+        self._failing = True
+        self._outage.failed(_READING, error)
+
+    def _apply_answers(self) -> None:
+        """Apply what `ask` has read. An answer during a scan is newer than the scan's pages: apply it again then."""
+        answered = self._answered
+        self.paused = _changed(self.paused, answered.get(keys.PAUSED, {}))
+        cancelled = _changed(self._cancelled, answered.get(keys.CANCELLED, {}))
+        aborted = _changed(self._aborted, answered.get(keys.ABORT, {}))
+        if cancelled is not self._cancelled or aborted is not self._aborted:
+            self._cancelled, self._aborted = cancelled, aborted
+            self.cancelled = cancelled | aborted if self._obeys_aborts else cancelled
+        for name, pace in answered.get(keys.PACE, {}).items():
+            if pace is None:
+                self.paces.pop(name, None)
+            else:
+                self.paces[name] = pace
+        if not self._reading.locked():
+            answered.clear()
 
     def is_queue_paused(self, queue: str) -> bool:
         """Return whether a queue is paused."""
@@ -197,9 +258,9 @@ class OperatorState:
     ) -> dict[str, list[Condition]]:
         """Return the conditions among the entries of a set, by job. Report those that match no run of a known job."""
         found: dict[str, list[Condition]] = {}
-        for name in names:
+        for name in [name for name in names if "?" in name]:
             job = name.partition("?")[0]
-            if "?" not in name or name in self._arguments or job not in self._arguments:
+            if name in self._arguments or job not in self._arguments:
                 continue
             try:
                 condition = parse_entry(name)
@@ -252,61 +313,18 @@ def _find(conditions: Iterable[Condition], arguments: Arguments) -> str | None:
     return next((condition.entry for condition in conditions if condition.matches(values)), None)
 
 
-def is_wrong_type(error: BaseException) -> bool:
-    """Return whether an error says that a key has another type."""
-    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+def _names(scan: CommandScan, key: str, last: frozenset[str]) -> frozenset[str]:
+    """Return the names in a key; those that were last read if it has another type."""
+    return last if key in scan.unreadable else frozenset(scan.names[key])
 
 
-def read_names(
-    key: str,
-    answer: Iterable[bytes] | ResponseError,
-    last: frozenset[str],
-    problems: list[KeyProblem],
-    *,
-    remove: str = "SREM",
-) -> frozenset[str]:
-    """Return the names in a set. Omit members that cannot be names.
-
-    Args:
-        key: the key.
-        answer: its members; the error if it has another type.
-        last: the names that were last read; returned if the key has another type.
-        problems: the list to which problems are added.
-        remove: the Redis command that removes a member, for the log.
-    """
-    if isinstance(answer, ResponseError):
-        problems.append(wrong_type(key))
-        return last
-    names = set()
-    for member in answer:
-        name = read_run_id(member)
-        if name is None:
-            problems.append(wrong_member(key, member, command=remove))
-        else:
-            names.add(name)
-    return frozenset(names)
+def _is_member(answer: Any) -> bool:
+    """Return whether an answer of SMISMEMBER or ZMSCORE says that the key has the name."""
+    return answer not in (None, 0)
 
 
-def read_paces(
-    answer: Mapping[bytes, bytes] | ResponseError, last: dict[str, float], problems: list[KeyProblem]
-) -> dict[str, float]:
-    """Return the rows per second that operators have set, by name; see `read_names`."""
-    if isinstance(answer, ResponseError):
-        problems.append(wrong_type(keys.PACE))
-        return last
-    paces = {}
-    for field, raw in answer.items():
-        name, pace = read_run_id(field), _to_pace(raw)
-        if name is None or pace is None:
-            problems.append(wrong_value(keys.PACE, raw, field=field))
-        else:
-            paces[name] = pace
-    return paces
-
-
-def _to_pace(raw: bytes) -> float | None:
-    try:
-        value = float(raw)
-    except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
+def _changed(names: frozenset[str], answers: Mapping[str, bool]) -> frozenset[str]:
+    """Return names with those that were asked for added or removed; the same object if nothing changes."""
+    added = {name for name, is_there in answers.items() if is_there and name not in names}
+    removed = {name for name, is_there in answers.items() if not is_there and name in names}
+    return (names | added) - removed if added or removed else names

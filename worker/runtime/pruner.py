@@ -26,6 +26,7 @@ logger = logging.getLogger("longhaul.prune")
 #: Pause between two checks whether pruning is due.
 _ASK_SECONDS = 600.0
 _PAUSE_SECONDS = 3600
+_ABORTS_AT_ONCE = 500
 _RUNS_AT_ONCE = 500
 _DAY_SECONDS = 86_400.0
 #: Lifetime of an abort command for a job that the queue does not have.
@@ -69,19 +70,33 @@ class Pruner:
     async def forget_aborts(self) -> int:
         """Delete abort commands that are a day old and whose jobs the queue does not have. Return their number."""
         before = (await self._store.time()).timestamp() - _ABORT_SECONDS
+        forgotten = kept = 0
+        while True:
+            deleted, read = await self._forget_some_aborts(before * 1000, kept)
+            forgotten, kept = forgotten + deleted, kept + read - deleted
+            if read < _ABORTS_AT_ONCE:
+                return forgotten
+
+    async def _forget_some_aborts(self, before_ms: float, offset: int) -> tuple[int, int]:
+        """Delete some abort commands. Return how many were deleted, and how many were looked at."""
         async with self._store.redis.pipeline(transaction=True) as pipeline:
             await pipeline.watch(keys.ABORT)  # abort if a client adds a command: its job may be new, too
-            old = await pipeline.zrangebyscore(keys.ABORT, "-inf", before * 1000)
-            unknown = [raw for raw in old if not await pipeline.exists(keys.JOB.encode() + raw)]
+            old: list[bytes] = await pipeline.zrangebyscore(
+                keys.ABORT, "-inf", before_ms, start=offset, num=_ABORTS_AT_ONCE
+            )
+            beside = self._store.redis.pipeline(transaction=False)  # while a key is watched, a pipeline sends at once
+            for raw in old:
+                beside.exists(keys.JOB.encode() + raw)
+            unknown = [raw for raw, exists in zip(old, await beside.execute(), strict=True) if not exists]
             if not unknown:
-                return 0
+                return 0, len(old)
             pipeline.multi()  # type: ignore[no-untyped-call]
             pipeline.zrem(keys.ABORT, *unknown)
             try:
                 await pipeline.execute()
             except WatchError:
-                return 0  # a client wrote meanwhile: prune next time
-        return len(unknown)
+                return 0, 0  # a client wrote meanwhile: prune next time
+        return len(unknown), len(old)
 
     async def _forget_runs(self) -> None:
         assert self._ledger is not None  # noqa: S101

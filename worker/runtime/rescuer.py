@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import datetime
 from itertools import groupby
 
 from redis.exceptions import ResponseError
@@ -17,6 +18,8 @@ from worker.queue.store import QueueStore
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.rescue")
+
+_PAGES_AT_ONCE = 10
 
 
 class Rescuer:
@@ -33,22 +36,40 @@ class Rescuer:
     def __init__(self, ledger: Ledger, store: QueueStore, settings: Settings) -> None:
         self._ledger = ledger
         self._store = store
+        #: The place in the ledger behind which the next call continues.
+        self._after: tuple[datetime, str] | None = None
         # While a worker requeues a run, only the ledger has it for a moment. The lifetime of a lease is a safe margin.
         self._idle_seconds = max(settings.worker.rescue_interval_seconds, settings.worker.lease_seconds)
 
     async def run(self) -> int:
-        """Requeue orphans. Return their number."""
+        """Requeue orphans. Return their number.
+
+        Unfinished runs that the queue has, such as paused ones, may be very many. One call looks at some thousand, and
+        the next one continues behind them.
+        """
         rescued = 0
-        orphans = sorted(await self._ledger.find_orphans(idle_seconds=self._idle_seconds), key=lambda spec: spec.queue)
-        for queue, specs in groupby(orphans, key=lambda spec: spec.queue):
+        for _ in range(_PAGES_AT_ONCE):
+            found, self._after = await self._ledger.find_orphans(idle_seconds=self._idle_seconds, after=self._after)
+            rescued += await self._rescue_lost(found)
+            if self._after is None:
+                break
+        return rescued
+
+    async def _rescue_lost(self, found: list[RunSpec]) -> int:
+        """Requeue those of some unfinished runs that the queue does not have. Return their number."""
+        rescued = 0
+        for queue, specs in groupby(sorted(found, key=lambda spec: spec.queue), key=lambda spec: spec.queue):
             waiting = list(specs)
             try:
                 known = await self._store.known([spec.id for spec in waiting], queue)
             except ResponseError as error:
                 self._report(queue, waiting[0], error)
                 continue
-            for spec, is_known in zip(waiting, known, strict=True):
-                if not is_known and await self._rescue(spec):
+            lost = [spec for spec, is_known in zip(waiting, known, strict=True) if not is_known]
+            # A run may have ended since it was read. A run leaves its queue after the ledger has its end.
+            unfinished = await self._ledger.find_unfinished([spec.id for spec in lost]) if lost else ()
+            for spec in lost:
+                if spec.id in unfinished and await self._rescue(spec):
                     rescued += 1
         return rescued
 

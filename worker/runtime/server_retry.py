@@ -32,7 +32,7 @@ class WorkerState:
         is_shutdown_forced: whether it stops at once and waits for no server.
         free_slots: number of jobs that it could claim when it last looked.
         drain_started: set when the worker starts to drain.
-        fruitless_claims: number of claims that could not run here: of unknown jobs, or without a payload.
+        fruitless_claims: number of claims that could not run here: of unknown or paused jobs, or without a payload.
     """
 
     name: str

@@ -160,9 +160,8 @@ class Parts:
             chores: the periodic chores.
             options: further arguments of `Worker`.
         """
-        self.operator_state.await_jobs(
-            keys.awaited(job, queue) for queue in self.fetcher.queues for job in self.registry
-        )
+        jobs, queues = list(self.registry), self.fetcher.queues
+        self.operator_state.set_names([*jobs, *queues], [keys.awaited(job, queue) for queue in queues for job in jobs])
         self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in self.registry.values()})
         return Worker(
             settings=self.settings,
@@ -180,7 +179,7 @@ class Parts:
             counters=self.counters,
             log=self.log,
             pools=self.pools,
-            job_names=list(self.registry),
+            job_names=jobs,
             **options,
         )
 

@@ -30,13 +30,12 @@ from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import WorkerState
 from worker.runtime.supervision import end_tasks, finish_steps, supervise
+from worker.runtime.unparker import Unparker
 from worker.settings import Settings
 
 logger = logging.getLogger("longhaul.worker")
 
 _TICK_SECONDS = 0.1
-_IDS_AT_ONCE = 1000
-_UNPARK_SECONDS = 0.5
 #: Shortest time, in seconds, for a cancelled job to roll back and return to the queue.
 _MIN_GRACE_SECONDS = 5.0
 #: Longest time, in seconds, for each step of the shutdown: ending cancelled tasks, and closing connections.
@@ -72,9 +71,6 @@ class Worker:
         is_burst_over: returns whether an idle burst is over.
         log_level: the level of the lines about its start and its end.
     """
-
-    #: The loop's time before which runs of jobs that others do not know stay parked.
-    _unpark_at = 0.0
 
     def __init__(
         self,
@@ -132,8 +128,7 @@ class Worker:
         self._log_level = log_level
         #: Set when the worker starts to claim jobs.
         self.ready = asyncio.Event()
-        #: The cancelled runs that were already searched for among the parked runs.
-        self._unparked: frozenset[str] = frozenset()
+        self._unparker = Unparker(store, operator_state, fetcher.served_queues, job_names)
         self._restoring: set[asyncio.Task[None]] = set()
 
     @property
@@ -187,7 +182,7 @@ class Worker:
             await self.scheduler.start()
             await self.listener.start(self._keys_changed)
             await self.operator_state.refresh(now=True)
-            await self._unpark_known_jobs()
+            await self._unparker.unpark_known()
             self._leases.start(on_lost=self._lease_lost, on_gone=self._job_gone)
             queues, jobs = ",".join(self._fetcher.queues), ",".join(self._job_names)
             logger.log(self._log_level, "worker started worker=%s queues=%s jobs=%s", self.name, queues, jobs)
@@ -282,35 +277,9 @@ class Worker:
                 if execution.is_between_batches and self.operator_state.is_cancelled(*given):
                     execution.interrupt("cancel")
             self._fetcher.check_served_queues()
-            await self._unpark_runs()
-            await self._unpark_known_jobs()
-
-    async def _unpark_runs(self) -> None:
-        """Make runs due whose pause was removed, or that are cancelled. Any worker may do this."""
-        operators = self.operator_state
-        if not operators.parked:
-            return
-        for order in operators.parked - operators.paused:
-            while await self._store.unpark(order):
-                pass
-        cancelled = sorted(operators.cancelled - self._unparked)
-        for order in operators.parked & operators.paused if cancelled else ():
-            for first in range(0, len(cancelled), _IDS_AT_ONCE):
-                await self._store.unpark(order, cancelled[first : first + _IDS_AT_ONCE])
-        self._unparked = operators.cancelled
-
-    async def _unpark_known_jobs(self) -> None:
-        """Make runs due that other workers have parked because they do not know the job, if this worker has a slot.
-
-        Such a worker may claim them first, and park them again: try that at most twice a second.
-        """
-        now = asyncio.get_running_loop().time()
-        if not self.operator_state.are_jobs_awaited or now < self._unpark_at or not self._free_slots():
-            return
-        self._unpark_at = now + _UNPARK_SECONDS
-        for queue in self._fetcher.served_queues():
-            for job in self._job_names:
-                await self._store.unpark_known(job, queue)
+            await self._unparker.unpark_ordered()
+            if self._free_slots():
+                await self._unparker.unpark_known()
 
     async def _keep_time(self) -> None:
         """Check timeouts and stalls: one clock for all jobs."""

@@ -1,2 +1,2 @@
 -- List the keys of the quarantined rows of a step.
-SELECT key FROM worker.quarantine WHERE run_id = :run_id AND step = :step ORDER BY id
+SELECT id, key FROM worker.quarantine WHERE run_id = :run_id AND step = :step ORDER BY id
