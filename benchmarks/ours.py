@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from sqlalchemy import delete, insert, select, update
@@ -103,3 +104,35 @@ async def bulk_insert(bench: Bench, size: int) -> int:
         done += await ctx.bulk.insert(Copy, rows)
     await ctx._attempt.close()
     return done
+
+
+@job
+async def update_together(ctx: JobContext, size: int, hands: int) -> int:
+    """Read three columns, write one, by several hands."""
+    async for batch in ctx.chunks(COLUMNS, size=size, parallel=hands):
+        await batch.bulk.update(Reader, [{"id": key, "score": score + len(name)} for key, name, score in batch])
+    return ctx.rows_done
+
+
+@job
+async def change_objects_together(ctx: JobContext, size: int, hands: int) -> int:
+    """Change one attribute of each object, by several hands."""
+    async for batch in ctx.chunks(select(Reader), size=size, parallel=hands):
+        for reader in batch:
+            reader.score += 1
+    return ctx.rows_done
+
+
+@job
+async def sweep_together(ctx: JobContext, size: int, hands: int) -> int:
+    """Change one column, by several hands."""
+    return await ctx.sweep(update(Reader).values(score=Reader.score + 1), size=size, parallel=hands)
+
+
+@job
+async def call_together(ctx: JobContext, size: int, hands: int) -> int:
+    """Wait 10 ms for another service for each batch, by several hands."""
+    async for batch in ctx.chunks(select(Reader.id), size=size, lock=False, parallel=hands):
+        await asyncio.sleep(0.01)
+        assert batch
+    return ctx.rows_done

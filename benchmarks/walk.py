@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from benchmarks import byhand, ours
+from benchmarks.hands import workers
 from benchmarks.report import Report, Row, at_least, at_most, quick
 from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
 from worker import load_settings
@@ -176,6 +177,55 @@ async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
         yield at_most(f"memory, {kind}, 10,000 to {scale.deep_rows:,} rows", "MB", growth(bench, scale, kind), 30)
 
 
+async def comparisons_of_hands(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
+    """Compare two hands with one and with hand-written loops, and four with one where the work is elsewhere."""
+    await prepare(bench)
+    async with workers(bench, 2) as pair:
+        for what, job, size, by_hand, bars in (
+            (
+                "chunks + bulk.update, 1,000 a batch, two hands",
+                ours.update_together,
+                1_000,
+                lambda: byhand.keyset_update(bench, 1_000),
+                (1.5, 1.0),
+            ),
+            (
+                "chunks, ORM objects, 1,000 a batch, two hands",
+                ours.change_objects_together,
+                1_000,
+                lambda: byhand.keyset_orm(bench, 1_000),
+                (1.0, 1.7),
+            ),
+            (
+                "sweep update, 10,000 a batch, two hands",
+                ours.sweep_together,
+                10_000,
+                lambda: byhand.ranges(bench, 10_000, _UPDATE),
+                (1.0, 1.3),
+            ),
+        ):
+            two, one, hand = await in_turn(
+                bench,
+                scale,
+                _vacuumed,
+                lambda job=job, size=size: pair.run(job, size, 2),  # type: ignore[misc]
+                lambda job=job, size=size: pair.run(job, size, 1),  # type: ignore[misc]
+                by_hand,
+            )
+            yield at_least(what, "rows/s", two, "hand-written, one connection", hand, bars[0])
+            yield at_least(what, "rows/s", two, "one hand", one, bars[1])
+    async with workers(bench, 4) as four:
+        size = max(1, bench.rows // 400)
+        many, one = await in_turn(
+            bench,
+            scale,
+            _vacuumed,
+            lambda: four.run(ours.call_together, size, 4),
+            lambda: four.run(ours.call_together, size, 1),
+        )
+        yield at_least("chunks, 10 ms elsewhere for each batch, four hands", "rows/s", many, "one hand", one, 3.6)
+
+
 async def checkpoint_share(bench: Bench, scale: Scale, size: int) -> float:
     """Return the share of a walk's time that the checkpoint takes, per cent.
 
@@ -248,6 +298,8 @@ async def main() -> int:
         bench = Bench(database, JobRunner(database, settings), scale.rows)
         report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds} alternated runs")
         async for row in comparisons(bench, scale):
+            report.add([row])
+        async for row in comparisons_of_hands(bench, scale):
             report.add([row])
         versions = {"postgresql": await server_version(database)}
         await database.close()
