@@ -61,6 +61,38 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
         assert [tuple(state) for state in states] == [("succeeded", 3)]
 
 
+@job
+async def touch_some(ctx: JobContext) -> int:
+    """Touch rows by two hands, until the run itself has had enough."""
+    async for batch in ctx.chunks(select(Target), size=10, parallel=2):
+        for target in batch:
+            target.touched = True
+        await ctx.redis.sadd(f"walking:{ctx.run_id}", str(ctx.is_helper))
+        if not ctx.is_helper and await ctx.redis.scard(f"walking:{ctx.run_id}") == 2:
+            break
+        await asyncio.sleep(0.01)
+    async with ctx.transaction():  # ends the loop
+        return ctx.rows_done
+
+
+async def test_a_break_of_the_run_ends_the_loop_for_all_hands(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    await fill_targets(database, 5_000)
+    async with working(fast, touch_some):
+        run = await client.enqueue(touch_some)
+        rows = await run.result(timeout=30)
+
+        async def all_ended() -> bool:
+            async with database.session() as session:
+                unfinished = "SELECT count(*) FROM worker.run WHERE finished_at IS NULL"
+                return await session.scalar(text(unfinished)) == 0
+
+        await until(all_ended)
+    assert 0 < rows < 5_000
+    assert await effects(database) == {1: rows, 0: 5_000 - rows}
+
+
 async def test_hands_and_ranges_are_shown_by_mirror_and_command_line(
     fast: Settings, client: Client, database: Database, cli: CommandLine
 ) -> None:

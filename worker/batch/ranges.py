@@ -25,6 +25,8 @@ _RANGES_PER_HAND = 8
 _MOST_HANDS = 100
 #: Seconds between two looks at the ledger for the state of the walk.
 _LOOK_SECONDS = 0.5
+#: Seconds for which a helper has no lease until its ranges are taken over.
+_MISSING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class SharedWalk:
         self._rows_before = step.rows
         self._looked_at = -_LOOK_SECONDS
         self._has_begun = False
+        self._missing_since: dict[str, float] = {}  # when the lease of a helper was first found missing
         self.state: WalkState | None = None
 
     def measure(self) -> tuple[int, float | None]:
@@ -176,9 +179,17 @@ class SharedWalk:
             state = await self._look()
             if state.done + state.failed == state.ranges:
                 return await self._finish(state)
-            await self._run.ranges.release_dead(self._step.name, self._host.hands.is_alive)
-            await self._host.boundary(resumable=True, table="")
+            await self._run.ranges.release_dead(self._step.name, self._is_alive)
+            await self._host.boundary(resumable=True, table=None)
             await self._host.hands.wait(state.ranges - state.done - state.failed)
+
+    async def _is_alive(self, run_id: str) -> bool:
+        """Return whether a worker has a helper: Redis may lose a lease, which its worker soon restores."""
+        now = time.monotonic()
+        if await self._host.hands.is_alive(run_id):
+            self._missing_since.pop(run_id, None)
+            return True
+        return now - self._missing_since.setdefault(run_id, now) < _MISSING_SECONDS
 
     async def _claim(self, state: WalkState) -> RangeRecord | None:
         if not self._has_begun and isinstance(self._source, SnapshotSource):

@@ -2,3 +2,4 @@
 UPDATE worker.step_range
    SET owner = NULL, owner_fence = NULL, fence = fence + 1
  WHERE run_id = :run_id AND step = :step AND NOT done
+   AND EXISTS (SELECT FROM worker.step WHERE run_id = :run_id AND name = :step AND fence = :fence)
