@@ -30,6 +30,8 @@ async def test_another_column_decides_which_row_stays_and_nulls_differ_unless_to
     assert await shop.list(Visit.id) == [3, 4, 5]
     assert await shop.run(dedupe(Visit, "page", order="seconds", nulls_are_equal=True)) == 1
     assert await shop.list(Visit.id) == [3, 4]
+    assert await shop.run(dedupe(Visit, "shop", order="page")) == 1  # a null comes first
+    assert await shop.list(Visit.id) == [4]
 
 
 async def test_rows_that_others_refer_to_are_refused(shop: Shop) -> None:
