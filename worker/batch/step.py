@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.batch.batch import unwrap
 from worker.batch.key_progress import read_share
 from worker.batch.ranges import Parallel, create_ranges
+from worker.batch.selection import Selection
 from worker.batch.source import Bounds, OpenStep, Page, Source
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
-from worker.errors import HandEnded
+from worker.errors import HandEnded, UnsupportedStatement
 from worker.ledger import OwnedRun, StepRecord, StepSpec
 from worker.ledger.checkpoint import Checkpoints
 from worker.ledger.records import RangeRecord
@@ -63,6 +64,9 @@ async def open_step(
         _check_hand(run, name, known)
         if known is not None and known.done:
             return known, Bounds()
+        selected = await run.find_selection()
+        if selected is not None and not hasattr(source, "describe"):
+            raise UnsupportedStatement(f"{source.kind}: --subset and --from are for loops over tables")
         bounds = await source.open(
             OpenStep(
                 run_id=run.spec.id,
@@ -76,6 +80,7 @@ async def open_step(
                 share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
                 settings=settings,
+                selection=None if selected is None else Selection(*selected),
             )
         )
         step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)

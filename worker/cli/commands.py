@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -12,12 +13,17 @@ from typing import Annotated, Any, TypeVar
 import typer
 from redis.asyncio import Redis
 
+from worker.batch.selection import Selection
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
 from worker.cli.dead import All, OfJob, OlderThan, RunIds, choose_dead, print_changed, with_redis_and_ledger
 from worker.cli.output import print_json, print_line, printable
+from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
+from worker.job.middleware import EnqueueCall, Middleware, load_middleware
+from worker.job.propagation import SELECTED
 from worker.job.registry import discover
 from worker.ledger import Ledger
+from worker.plan.plan import plan_part
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.commands import retry_quarantined, retry_run
@@ -51,6 +57,8 @@ def enqueue(
     priority: Annotated[int | None, typer.Option(help="0 to 9; higher runs first.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run ends, and print its result.")] = False,
     timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: longest wait in seconds.")] = None,
+    subset: Subset = None,
+    from_: From = None,
     as_json: Json = False,
 ) -> None:
     """Enqueue a run of a job."""
@@ -61,10 +69,16 @@ def enqueue(
     settings, _ = state.load()
     values = _validated(settings, job, dict(read_argument(text) for text in arguments or []))
 
+    selection = read_selection(subset, from_)
+
     async def put() -> None:
-        async with Client(settings) as client:
+        hooks = load_middleware(settings.worker.middleware)
+        run_id = id_ if selection is None else await _store_selection(settings, job, values, selection, id_)
+        async with Client(settings, middleware=[*hooks, _MarkSelected()] if selection else hooks) as client:
             due = at.astimezone() if at is not None else None
-            run = await client.enqueue_by_name(job, values, id=id_, delay=delay, at=due, queue=queue, priority=priority)
+            run = await client.enqueue_by_name(
+                job, values, id=run_id, delay=delay, at=due, queue=queue, priority=priority
+            )
             summary = {"id": run.id, "new": run.is_new}
             if wait:
                 result = await _wait_for(client, settings, run, timeout)
@@ -78,6 +92,34 @@ def enqueue(
         run_async(put(), settings)
     except (JobFailed, JobCancelled, ResultTooLarge) as error:
         raise fail(str(error)) from None
+
+
+class _MarkSelected(Middleware):
+    """Marks a run whose walks are restricted. The restriction is SQL: it is in the ledger, and never in Redis."""
+
+    async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        call.headers[SELECTED] = "1"
+        return await proceed()
+
+
+async def _store_selection(
+    settings: Settings, name: str, values: dict[str, Any], selection: Selection, run_id: str | None
+) -> str:
+    """Check that PostgreSQL accepts the part of the walks that is selected, and store it. Return the id of the run."""
+    job = discover(settings.worker.packages).find(name)
+    if job.rules.once:
+        raise InvalidArguments(f"job {name} is a data migration, which is done as a whole")
+    refused = [loop.refusal for loop in (await plan_part(job, settings, values, selection)).loops if loop.refusal]
+    if refused:
+        raise InvalidArguments(refused[0])
+    chosen = run_id or uuid.uuid4().hex
+    database = open_database(settings)
+    try:
+        if not await Ledger(database).add_selection(chosen, selection.subset, selection.first):
+            raise InvalidArguments(f"run {chosen} was enqueued with --subset or --from before: give another --id")
+    finally:
+        await database.close()
+    return chosen
 
 
 async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_seconds: float | None) -> Any:

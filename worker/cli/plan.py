@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.batch.selection import Selection, check_expression
 from worker.cli.app import EXIT_FAILED, Json, app, run_async, state
 from worker.cli.commands import read_argument
 from worker.cli.output import print_json, print_line, print_table
+from worker.cli.selection import From, Subset, read_key, read_selection
 from worker.job.definition import Job
 from worker.job.registry import discover
 from worker.plan import BatchTrial, LoopPlan, make_plan, try_job
@@ -21,11 +21,6 @@ from worker.settings import Settings
 Arguments = Annotated[
     list[str] | None, typer.Option("--arg", help="Argument of the job: name=value; the value is JSON, or else text.")
 ]
-Subset = Annotated[
-    str | None, typer.Option(help="SQL expression that the rows fulfil, in every loop, such as 'id < 1000'.")
-]
-From = Annotated[str | None, typer.Option("--from", help="Key to begin at, in every loop: a value, or a JSON list.")]
-
 _SHOWN_ROWS = 50
 _CELL_CHARACTERS = 100
 
@@ -149,26 +144,6 @@ def try_(
             print_line(f"the job failed: {trial.error}")
     if trial.error:
         raise typer.Exit(EXIT_FAILED)
-
-
-def read_selection(subset: str | None, first: str | None) -> Selection | None:
-    """Return the part of a walk that --subset and --from select; None for all of it.
-
-    Raises:
-        InvalidArguments: The subset is not one expression.
-    """
-    if subset is None and first is None:
-        return None
-    return Selection(None if subset is None else check_expression(subset), None if first is None else read_key(first))
-
-
-def read_key(text: str) -> list[Any]:
-    """Return a key of the command line: a JSON list, or one value as JSON, or else as text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
-    return value if isinstance(value, list) else [value]
 
 
 def _print_batch(batch: BatchTrial) -> None:

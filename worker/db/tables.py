@@ -213,6 +213,15 @@ sample = Table(
 )
 Index("sample_run_id_idx", sample.c.run_id, sample.c.step, sample.c.id)
 
+selection = Table(
+    "selection",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("subset", Text, doc="SQL expression of an operator; it must not come from Redis"),
+    Column("first", JSONB(none_as_null=True), doc="key that its walks begin at"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 cron_firing = Table(
     "cron_firing",
     metadata,

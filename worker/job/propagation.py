@@ -49,6 +49,9 @@ current_attempt: ContextVar[AttemptFields | None] = ContextVar("current_attempt"
 #: The command that only looks at a job, and therefore refuses its commands to the queue; empty for a real run.
 looking_command: ContextVar[str] = ContextVar("looking_command", default="")
 
+#: The header of a run whose walks an operator has restricted; the restriction itself is in the ledger.
+SELECTED = "longhaul-selection"
+
 _propagated: dict[str, ContextVar[str]] = {}
 # https://www.w3.org/TR/trace-context/#traceparent-header: neither version ff nor ids of zeros.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")

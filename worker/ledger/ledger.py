@@ -76,6 +76,12 @@ class Ledger:
                     run.ranges.extend(RangeState(**row._mapping) for row in ranges)
         return runs
 
+    async def add_selection(self, run_id: str, subset: str | None, first: list[Any] | None) -> bool:
+        """Store the part of the walks that an operator has selected for a run. Return False if it has one."""
+        values = {"run_id": run_id, "subset": subset, "first": None if first is None else json.dumps(first)}
+        async with self._database.connection() as connection:
+            return (await connection.execute(query("insert_selection"), values)).one_or_none() is not None
+
     async def list_samples(self, run_id: str) -> list[Sample]:
         """Return the samples of a run, in their order."""
         async with self._database.connection() as connection:

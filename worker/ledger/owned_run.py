@@ -195,6 +195,23 @@ class OwnedRun:
                 values |= {"number": current.number, "fence": current.fence}
             await connection.execute(query("store_pace" if current is None else "store_range_pace"), values)
 
+    async def find_selection(self) -> tuple[str | None, list[Any] | None] | None:
+        """Return the SQL expression and the first key that an operator has selected; None for the whole walk.
+
+        Raises:
+            LedgerDamaged: The run was enqueued for a part, and the ledger has lost it.
+        """
+        if not self.spec.is_selected:
+            return None
+        async with self._database.connection() as connection:
+            found = (await connection.execute(query("find_selection"), {"run_id": self.spec.root_id})).one_or_none()
+        if found is None:
+            raise LedgerDamaged(
+                f"run {self.spec.root_id} was enqueued for a part of its walks, and the ledger has lost which: enqueue "
+                f"it again under another id, with --subset or --from"
+            )
+        return found.subset, found.first
+
     async def add_sample(self, step: str, seconds: dict[str, float]) -> None:
         """Add a sample of a step, with the seconds since the one before by their reason."""
         async with self._database.connection() as connection:

@@ -44,6 +44,7 @@ class RunSpec:
         in_ledger: Whether the ledger has the run already, according to its payload.
         hand: The walk that the run helps with; None for a run of its own.
         may_overlap: Whether another run of the job with the same arguments may walk the same table with several hands.
+        is_selected: Whether the ledger has a part of its walks that an operator has selected.
         is_once: Whether the job is a data migration, whose success is remembered for ever.
     """
 
@@ -58,6 +59,7 @@ class RunSpec:
     hand: Hand | None = None
     may_overlap: bool = False
     is_once: bool = False
+    is_selected: bool = False
 
     @property
     def root_id(self) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.attempt.attempt import Attempt
 from worker.batch.chunks import ChunksSource
 from worker.batch.key_order import describe_unserved, find_index, make_index_statement
+from worker.batch.selection import Selection
 from worker.batch.sizing import make_sizer
 from worker.batch.skip_locked import SkipLockedSource
 from worker.batch.source import Bounds, OpenStep, SkippedRows
@@ -93,12 +94,14 @@ class LoopPlanner:
         job: The name of the job.
         attempt: The attempt, which names the steps.
         database: A read-only database.
+        selection: The part of each walk; None for all of it.
 
     Attributes:
         loops: The loops so far.
     """
 
-    def __init__(self, job: str, attempt: Attempt, database: Database) -> None:
+    def __init__(self, job: str, attempt: Attempt, database: Database, selection: Selection | None = None) -> None:
+        self._selection = selection
         self.loops: list[LoopPlan] = []
         self._job = job
         self._attempt = attempt
@@ -116,7 +119,7 @@ class LoopPlanner:
         async with self._database.connection() as connection:
             try:
                 try:
-                    bounds = await source.open(_make_step(name, connection, self._attempt.settings))
+                    bounds = await source.open(_make_step(name, connection, self._attempt.settings, self._selection))
                     self.loops.append(plan)  # in place of what follows, if that fails
                     self.loops[-1] = await self._look(connection, plan, source, bounds, options)
                 finally:
@@ -201,7 +204,7 @@ def _find_warnings(loop: LoopPlan, change: str | None) -> list[str]:
     return found
 
 
-def _make_step(name: str, connection: AsyncConnection, settings: Any) -> OpenStep:
+def _make_step(name: str, connection: AsyncConnection, settings: Any, selection: Selection | None) -> OpenStep:
     return OpenStep(
         run_id="plan",
         name=name,
@@ -214,6 +217,7 @@ def _make_step(name: str, connection: AsyncConnection, settings: Any) -> OpenSte
         share=0.0,
         skipped=NoSkippedRows(),
         settings=settings,
+        selection=selection,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from worker.attempt.attempt import Attempt
 from worker.attempt.control import NoControl
 from worker.attempt.offload import JobPools
+from worker.batch.selection import Selection
 from worker.db.engine import Database
 from worker.db.errors import is_read_only
 from worker.errors import LonghaulError, UsageError, format_error, iter_causes
@@ -61,20 +62,33 @@ async def make_plan(job: Job[..., Any], settings: Settings, /, **arguments: Any)
         UsageError: The job has no durable loop, and its code is not run.
         ServerUnavailable: PostgreSQL does not answer.
     """
+    return await plan_part(job, settings, arguments, None)
+
+
+async def plan_part(
+    job: Job[..., Any], settings: Settings, arguments: Mapping[str, Any], selection: Selection | None
+) -> JobPlan:
+    """Plan a part of a job's walks; see `make_plan`."""
     values = job.decode_arguments([], job.encode_arguments([], arguments))
     ensure_has_loops(job, _COMMAND)
     database = Database(settings, "plan", job_name=current_job.get, read_only=True)
     try:
         await database.check()
-        return await _follow(job, values, settings, database)
+        return await _follow(job, values, settings, database, selection)
     finally:
         await database.close()
 
 
-async def _follow(job: Job[..., Any], values: Mapping[str, Any], settings: Settings, database: Database) -> JobPlan:
+async def _follow(
+    job: Job[..., Any],
+    values: Mapping[str, Any],
+    settings: Settings,
+    database: Database,
+    selection: Selection | None,
+) -> JobPlan:
     attempt = make_looking_attempt(job, settings, database, _COMMAND)
     ctx = PlanContext(attempt, enqueued_at=datetime.now(UTC))
-    planner = LoopPlanner(job.name, attempt, database)
+    planner = LoopPlanner(job.name, attempt, database, selection)
     ctx._describe = planner.describe
     token, looking = current_job.set(job.name), looking_command.set(_COMMAND)
     ended = ""

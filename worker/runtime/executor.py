@@ -27,7 +27,7 @@ from worker.errors import (
 )
 from worker.job.definition import Job
 from worker.job.middleware import RunHook, through
-from worker.job.propagation import apply_headers
+from worker.job.propagation import SELECTED, apply_headers
 from worker.ledger import Hand, Ledger
 from worker.plan.verify import find_undone
 from worker.queue import keys
@@ -265,7 +265,8 @@ class Executor:
         self, execution: Execution, job: Job[..., Any], arguments: Mapping[str, Any] | InvalidArguments, text: str
     ) -> Outcome:
         """Return the outcome of a job that has returned: its `verify=` may find rows that are left undone."""
-        if job.rules.verify is None or execution.is_helper or isinstance(arguments, InvalidArguments):
+        is_part = execution.payload is not None and SELECTED in execution.payload.headers
+        if job.rules.verify is None or execution.is_helper or is_part or isinstance(arguments, InvalidArguments):
             return Succeeded(text)
         undone = await find_undone(self._database, job, arguments)
         return Succeeded(text) if undone is None else Incomplete(text, undone.describe())

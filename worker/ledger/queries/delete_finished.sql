@@ -10,6 +10,9 @@ WITH chosen AS MATERIALIZED (
      ORDER BY finished_at, id
      LIMIT :limit
        FOR UPDATE SKIP LOCKED
+),
+unselected AS (
+    DELETE FROM worker.selection USING chosen WHERE run_id = chosen.id
 )
 DELETE FROM worker.run USING chosen WHERE run.id = chosen.id
 RETURNING run.id, run.state, run.finished_at
