@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, text
 
 from tests.models import Author, authors
 from tests.support.authors import count_seen
@@ -85,3 +85,15 @@ async def test_objects_of_a_stream_that_were_changed_are_an_error_and_not_lost(c
         async for partition in ctx.stream(select(Author).order_by(Author.id), size=10):
             partition[0].seen = 5
     await ctx._attempt.fail()
+
+
+async def test_stream_of_a_table_with_children_is_refused(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("CREATE TABLE author_child () INHERITS (author)"))
+    try:
+        with pytest.raises(UnsupportedStatement, match="other tables inherit from"):
+            async for _ in context("run").stream(select(Author.id).order_by(Author.id)):
+                pass
+    finally:
+        async with database.transaction() as session:
+            await session.execute(text("DROP TABLE author_child"))

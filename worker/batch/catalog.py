@@ -270,6 +270,15 @@ async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> boo
     return bool(await connection.scalar(query, {"names": list(names)}))
 
 
+async def has_children(connection: AsyncConnection, table: str) -> bool:
+    """Return whether other tables inherit from a table: an index holds each table alone, so keys can be repeated."""
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits JOIN pg_catalog.pg_class ON pg_class.oid = inhparent "
+        "WHERE inhparent = pg_catalog.to_regclass(CAST(:table AS text)) AND relkind <> 'p')"
+    )
+    return bool(await connection.scalar(query, {"table": table}))
+
+
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
     """Return the planner's estimate of a statement's rows, without running it."""
     sql, arguments = CompiledStatement(statement, connection.dialect).bind(values)

@@ -11,7 +11,14 @@ from sqlalchemy.sql.elements import Over
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Join
 
-from worker.batch.catalog import ensure_table_exists, look_key_up, look_types_up, returns_sets
+from worker.batch.catalog import (
+    ensure_table_exists,
+    has_children,
+    look_key_up,
+    look_types_up,
+    returns_sets,
+    table_name,
+)
 from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column, walked_tables
 from worker.db.statement_internals import SelectClauses, read_select_clauses
 from worker.errors import UnsupportedStatement
@@ -137,6 +144,8 @@ async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -
     functions = [str(getattr(element, "name", "")) for element in _list_functions(statement)]
     if functions and await returns_sets(connection, functions):
         return None, "it has a function that returns several rows, which have one key"
+    if await has_children(connection, table_name(keyset)):
+        return None, f"other tables inherit from {table_name(keyset)}, so that several rows can have one key"
     found = await look_key_up(connection, keyset, kind="stream")
     return (None, found) if isinstance(found, str) else (found, "")
 
