@@ -24,6 +24,7 @@ from tests.support.waiting import until_true
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, Settings, job
 from worker.attempt.control import NoControl
+from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.errors import AttemptReleased, CursorMismatch, FencedOut, UsageError
 from worker.ledger import Ledger
@@ -177,6 +178,53 @@ async def test_the_writes_of_a_replaced_owner_are_rolled_back(database: Database
     with pytest.raises(FencedOut):
         await stale.step("mine", write_and_lose_the_run, transaction=True)
     assert await count_authors(database) == 0
+
+
+@pytest.mark.parametrize("takes_effect", [True, False])
+async def test_a_commit_without_an_answer_is_looked_up_in_the_ledger(
+    database: Database, context: MakeContext, monkeypatch: pytest.MonkeyPatch, takes_effect: bool
+) -> None:
+    commit, commits = BatchTransaction.commit, [0]
+
+    async def lose_the_answer(self: BatchTransaction, *given: Any, **options: Any) -> None:
+        commits[0] += 1
+        if commits[0] != 2:  # the first one records that the step begins
+            return await commit(self, *given, **options)
+        if takes_effect:
+            await commit(self, *given, **options)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(BatchTransaction, "commit", lose_the_answer)
+    first = context("run")
+    if takes_effect:
+        assert await first.step("add", add_author, 1, transaction=True) == 1
+    else:
+        with pytest.raises(ConnectionResetError):
+            await first.step("add", add_author, 1, transaction=True)
+        assert await count_authors(database) == 0
+    await first._attempt.close()
+    assert await context("run").step("add", add_author, 1, transaction=True) == 1
+    assert await count_authors(database) == 1
+    assert calls == [1] if takes_effect else [1, 1]
+
+
+async def test_helpers_of_a_walk_get_the_results_of_its_run(client: Client, fast: Settings, database: Database) -> None:
+    await fill_authors(database, 200)
+
+    @job
+    async def walk(ctx: JobContext) -> int:
+        token = await ctx.step("token", note, "token")
+        await ctx.sleep(0)
+        async for batch in ctx.chunks(select(Author), size=5, parallel=3):
+            for author in batch:
+                author.name, author.seen = token, author.seen + 1
+        return await ctx.step("count", note, ctx.rows_done)
+
+    async with working(with_worker(fast, max_jobs=3), walk):
+        assert await (await client.enqueue(walk)).result(timeout=60) == 200
+    assert calls == ["token", 200]
+    async with database.connection() as connection:
+        assert list(await connection.execute(select(Author.name, Author.seen).distinct())) == [("token", 1)]
 
 
 # --- the order
