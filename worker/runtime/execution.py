@@ -328,7 +328,8 @@ class Execution:
 
     def step_began(self, name: str) -> None:
         """Apply the job's timeout to the function of a step, and show the step."""
-        self.deadline = min(asyncio.get_running_loop().time() + self.limit_seconds, self.last_moment)
+        limit = self.limit_seconds or math.inf
+        self.deadline = min(asyncio.get_running_loop().time() + limit, self.last_moment)
         attempt = self.attempt
         self.report(Progress(name, "step", 0, None, None, 0, 0, 0.0, ""), attempt.rows_done if attempt else 0)
 
