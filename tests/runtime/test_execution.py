@@ -20,7 +20,9 @@ from worker.batch.throttle import Throttle, ThrottleContext, Wait
 from worker.db.engine import Database
 from worker.queue import keys
 from worker.queue.claims import Claim
+from worker.queue.store import QueueStore
 from worker.runtime.execution import Execution
+from worker.runtime.hands import HandRuns
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
@@ -108,6 +110,7 @@ async def test_the_same_wait_is_logged_again_after_a_time_without_it(
         state=WorkerState("w"),
         operator_state=OperatorState(Redis()),
         observer=Observer(),
+        hands=HandRuns(QueueStore(Redis())),
     )
     since = datetime.now(UTC) - timedelta(seconds=30)
     with caplog.at_level(logging.INFO, "longhaul.jobs"):
