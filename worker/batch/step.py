@@ -64,9 +64,7 @@ async def open_step(
         _check_hand(run, name, known)
         if known is not None and known.done:
             return known, Bounds()
-        selected = await run.find_selection()
-        if selected is not None and not hasattr(source, "describe"):
-            raise UnsupportedStatement(f"{source.kind}: --subset and --from are for loops over tables")
+        selection = await _find_selection(run, source)
         bounds = await source.open(
             OpenStep(
                 run_id=run.spec.id,
@@ -80,12 +78,22 @@ async def open_step(
                 share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
                 settings=settings,
-                selection=None if selected is None else Selection(*selected),
+                selection=selection,
             )
         )
         step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)
         await create_ranges(run, source, step, parallel, size=size, connection=connection)
         return step, bounds
+
+
+async def _find_selection(run: OwnedRun, source: Source[Any]) -> Selection | None:
+    """Return the part of the walk that an operator has selected for the run; None for all of it."""
+    selected = await run.find_selection()
+    if selected is None:
+        return None
+    if not hasattr(source, "describe"):
+        raise UnsupportedStatement(f"{source.kind}: --subset and --from are for loops over tables")
+    return Selection(*selected)
 
 
 async def _find_or_open(
