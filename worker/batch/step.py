@@ -44,8 +44,7 @@ async def open_step(
         is_named: Whether the job's author has named the step.
         count_exactly: Whether to count the total.
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
-        parallel: The hands among which the walk is divided; None for none.
-        size: The smallest number of rows of a range.
+        parallel: The hands among which the walk is divided, in ranges of at least `size` rows; None for none.
 
     Returns:
         The step, and the bounds of its source.
@@ -53,18 +52,17 @@ async def open_step(
     Raises:
         CursorMismatch: The step in the ledger belongs to another walk.
         FencedOut: Another worker owns the run.
-        HandEnded: The run is a helper, and this is not the step that it helps with.
+        HandEnded: The run is a helper of another step.
     """
     only, checkpoints = run.spec.only, run.checkpoints
     async with _OwnTransaction(run.connection) as connection:
-        if only is not None and only[1] != name:
+        if only and only[1] != name:
             return await _end_step(checkpoints, name, source.kind), Bounds()
         spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
         known = checkpoints.find_step(spec, accepts_change=accepts_change)
         _check_hand(run, name, known)
         if known is not None and known.done:
             return known, Bounds()
-        selection = await _find_selection(run, source)
         bounds = await source.open(
             OpenStep(
                 run_id=run.spec.id,
@@ -78,7 +76,7 @@ async def open_step(
                 share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
                 settings=settings,
-                selection=selection,
+                selection=await _find_selection(run, source),
             )
         )
         step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)
