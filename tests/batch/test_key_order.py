@@ -33,7 +33,9 @@ async def walk(context: MakeContext, statement: Any = None, **options: Any) -> i
     return ctx.rows_done
 
 
-@pytest.mark.parametrize("options", [{}, {"lock": False}, {"skip_locked": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lock": False}, {"skip_locked": True}], ids=["locked", "unlocked", "skip_locked"]
+)
 async def test_chunks_without_an_index_are_refused_with_the_statement_that_creates_it(
     context: MakeContext, database: Database, options: dict[str, Any]
 ) -> None:
@@ -81,7 +83,7 @@ async def test_allow_sort_walks_and_logs_the_missing_index(
         ("(region)", [Author.region, Author.id], None, False),
         ("(name)", [Author.name, Author.id], None, True),  # few rows have the same name
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 async def test_order_is_served_by_an_index_in_its_direction_that_the_statement_can_use(
     context: MakeContext, database: Database, index: str, by: list[Any], where: Any, is_served: bool
