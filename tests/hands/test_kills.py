@@ -57,9 +57,9 @@ async def kill_and_audit(
         else:
             fleet.kill(name)
         fleet.start(**PATIENT)
+        frozen = [each for each in frozen if each in fleet.processes]
         if len(frozen) > 2:
-            fleet.kill(frozen[0], signal.SIGCONT)
-            frozen.pop(0)
+            fleet.kill(frozen.pop(0), signal.SIGCONT)
     await client.redis.hdel(keys.PACE, job.name)
     assert await run.result(timeout=120) == rows
     assert await effects(database) == {1: rows}
