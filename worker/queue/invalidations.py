@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("longhaul.watch")
 
 _CHANNEL = "__redis__:invalidate"
+_CHECK_SECONDS = 1.0
 _PING_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 _RECEIVING = "changes of keys cannot be received"
@@ -140,16 +141,14 @@ class InvalidationListener:
             self._outage.answered(_RECEIVING)
             self._on_change(None)
             self._ready.set()
-            pinged = False
+            silent_seconds = 0.0
             while True:
-                message = await receiver.read_response(timeout=_PING_SECONDS, disconnect_on_error=False)
+                message = await receiver.read_response(timeout=_CHECK_SECONDS, disconnect_on_error=False)
                 if message is None:
-                    if pinged:
-                        raise RedisError(f"no answer for {_PING_SECONDS:g} s")
-                    await receiver.send_command("PING")
-                    pinged = True
+                    silent_seconds += _CHECK_SECONDS
+                    await self._check(reader, receiver, silent_seconds)
                     continue
-                pinged = False
+                silent_seconds = 0.0
                 if message[0] == b"message":
                     written = message[2]
                     self._on_change(None if written is None else frozenset(map(printable, written)))
@@ -158,6 +157,23 @@ class InvalidationListener:
             for connection in (receiver, reader):
                 await connection.disconnect(nowait=True)
             self._on_change(None)
+
+    async def _check(self, reader: Any, receiver: Any, silent_seconds: float) -> None:
+        """Check both connections while no message arrives.
+
+        If only the reading connection ends, Redis forgets which keys it has read, and sends no message about that.
+
+        Raises:
+            RedisError: A connection has ended, or Redis does not answer.
+        """
+        async with self._reading:
+            if not (reader.is_connected and receiver.is_connected) or await reader.can_read_destructive():
+                raise RedisError("the connection that reads keys has ended")
+        if silent_seconds >= 2 * _PING_SECONDS:
+            raise RedisError(f"no answer for {_PING_SECONDS:g} s")
+        if silent_seconds == _PING_SECONDS:
+            await receiver.send_command("PING")
+            await self.read(("PING",))
 
 
 async def _read_answer(reader: Any) -> Any:
