@@ -142,11 +142,13 @@ async def test_rows_that_cannot_be_done_are_set_aside_and_all_others_done_once(
 async def test_with_more_of_them_than_are_allowed_the_run_fails_with_the_rows_error(
     run: JobRunner, database: Database, limit: float
 ) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))  # a share is of the rows that the server knows
     with pytest.raises(ValueError, match="bad row"):
         await run(refuse_some, limit=limit)
     found = await count_seen(database)
-    assert found.get(1, 0) == {0: 0, 2: 74, 0.02: 12}[limit]
-    assert len(await Ledger(database).quarantine.list_rows()) == (2 if limit == 2 else 0)
+    assert found.get(1, 0) == (74 if limit else 0)
+    assert len(await Ledger(database).quarantine.list_rows()) == (2 if limit else 0)
 
 
 async def test_a_share_is_of_all_that_were_seen(run: JobRunner, database: Database) -> None:

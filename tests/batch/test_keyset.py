@@ -218,10 +218,10 @@ async def _touch_all(
     async with database.session() as session:
         count = int(await session.scalar(select(func.count()).select_from(table)) or 0)
     ctx = context()
-    assert await ctx.sweep(update(table).values(done=table.c.done + 1), by=by, size=3) == count
+    assert await ctx.sweep(update(table).values(done=table.c.done + 1), by=by, size=3, allow_sort=True) == count
     walked = 0
     if not sweep_only:
-        async for batch in ctx.chunks(select(*table.primary_key, table.c.done), by=by, size=3):
+        async for batch in ctx.chunks(select(*table.primary_key, table.c.done), by=by, size=3, allow_sort=True):
             walked += len(batch)
         assert walked == count
     async with database.session() as session:

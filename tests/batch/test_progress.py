@@ -35,7 +35,7 @@ async def rows(context: MakeContext) -> None:
 
 def listening(context: MakeContext, run_id: str | None = None) -> tuple[JobContext, list[Progress]]:
     ctx, heard = context(run_id) if run_id else context(), Heard()
-    ctx._attempt._control = heard
+    ctx._attempt.control = heard
     return ctx, heard.reports
 
 

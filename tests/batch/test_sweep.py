@@ -33,7 +33,7 @@ async def test_a_sweep_copies_from_one_table_to_another(context: MakeContext, da
     titles = select(source.id, source.name + "!").where(source.region != 3)
     copy = insert(Book).from_select(["author_id", "title"], titles)
     with pytest.raises(AttemptReleased):
-        ctx._attempt._control = StopsAfter(2)
+        ctx._attempt.control = StopsAfter(2)
         await ctx.sweep(copy, size=30)
     await ctx._attempt.fail()
     await ctx._attempt.close()

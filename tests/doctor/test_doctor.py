@@ -174,7 +174,7 @@ async def test_walks_without_an_index_are_reported_with_the_statement_that_makes
         for sql in (
             'CREATE TABLE "Odd.Name" (id int PRIMARY KEY)',
             'CREATE TABLE "Odd Name" (b int NOT NULL, "A" int NOT NULL, UNIQUE ("A", b))',
-            'CREATE TABLE child (id int PRIMARY KEY, "Author" int REFERENCES author)',
+            'CREATE TABLE leaf (id int PRIMARY KEY, "Author" int REFERENCES author)',
         ):
             await session.execute(text(sql))
     odd = Table("Odd Name", MetaData(), Column("b", Integer, primary_key=True), Column("A", Integer, primary_key=True))
@@ -194,7 +194,7 @@ async def test_walks_without_an_index_are_reported_with_the_statement_that_makes
     assert cures == [
         'CREATE INDEX CONCURRENTLY ON "Odd Name" (b, "A")',
         "CREATE INDEX CONCURRENTLY ON book (author_id)",
-        'CREATE INDEX CONCURRENTLY ON child ("Author")',
+        'CREATE INDEX CONCURRENTLY ON leaf ("Author")',
     ]
     async with database.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -102,7 +102,7 @@ async def walk(ctx: JobContext, path: str) -> int:
 
 @job
 async def sweep(ctx: JobContext, path: str) -> int:
-    ctx._attempt._control = SignalAfterOne()
+    ctx._attempt.control = SignalAfterOne()
     return await ctx.sweep(update(Author).values(seen=Author.seen + 1), size=SIZE)
 
 

@@ -166,7 +166,9 @@ async def test_plan_of_a_purge_names_unindexed_children_cascades_and_triggers(
                 text(f"CREATE TRIGGER on_{event} AFTER {event} ON author FOR EACH ROW EXECUTE FUNCTION nothing()")
             )
     loop = (await make(settings, purge)).loops[0]
-    found = {child.child: (child.on_delete, child.is_indexed, child.create_index) for child in loop.children}
+    # Other modules of tests declare children of `author`, too.
+    children = [child for child in loop.children if child.child in ("book", "note")]
+    found = {child.child: (child.on_delete, child.is_indexed, child.create_index) for child in children}
     assert found == {
         "book": ("check", False, "CREATE INDEX CONCURRENTLY ON book (author_id)"),
         "note": ("CASCADE", True, None),
