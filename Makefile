@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence two processes more than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
+# Tests start hundreds of processes: without bytecode, each would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle soak services worker lock clean
 
