@@ -8,14 +8,9 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 _FILE = Path(__file__).parents[2] / "worker" / "batch" / "loop_exit.py"
-if __name__ == "__main__":
-    # The other interpreters have none of the packages that `worker.errors` imports, and an exit needs no error.
-    sys.modules["worker"], sys.modules["worker.errors"] = ModuleType("worker"), ModuleType("worker.errors")
-    sys.modules["worker.errors"].UsageError = Exception  # type: ignore[attr-defined]
 _SPEC = importlib.util.spec_from_file_location("loop_exit", _FILE)
 assert _SPEC is not None
 assert _SPEC.loader is not None

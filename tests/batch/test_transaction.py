@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from asyncpg.exceptions import ForeignKeyViolationError
 from sqlalchemy import Select, event, select, text, update
 
 from tests.batch.test_source import Numbers
@@ -138,23 +137,6 @@ async def test_commit_and_begin_without_a_transaction_sends_nothing(filled: Data
         driver = await Driver.from_connection(connection)
         await driver.commit_and_begin()
         assert not driver.raw.is_in_transaction()
-
-
-async def test_a_commit_that_fails_begins_no_transaction(filled: Database) -> None:
-    async with filled.engine.connect() as connection:
-        driver = await Driver.from_connection(connection)
-        raw = await driver.begin()
-        await raw.execute("CREATE TEMP TABLE one (id int PRIMARY KEY) ON COMMIT DROP")
-        await raw.execute("CREATE TEMP TABLE two (id int REFERENCES one DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP")
-        await raw.execute("INSERT INTO two VALUES (1)")
-        with pytest.raises(ForeignKeyViolationError):
-            await driver.commit_and_begin()
-        assert not raw.is_in_transaction()
-        await driver.rollback()
-        assert not driver.in_transaction
-        await driver.begin()
-        assert await connection.scalar(text("SELECT 1")) == 1
-        await connection.rollback()
 
 
 async def test_an_error_at_the_boundary_ends_the_transaction_that_was_begun_ahead(

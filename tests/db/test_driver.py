@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import asyncpg
 import pytest
@@ -47,7 +48,8 @@ async def test_check_private_names_runs_at_import() -> None:
     assert "ImportError: worker.db needs asyncpg.Connection._get_statement" in ended.stderr
 
 
-async def test_commit_and_rollback_raise_the_drivers_own_errors(database: Database) -> None:
+@pytest.mark.parametrize("commit", [Driver.commit, Driver.commit_and_begin], ids=["commit", "commit_and_begin"])
+async def test_commit_and_rollback_raise_the_drivers_own_errors(database: Database, commit: Any) -> None:
     async with database.engine.connect() as connection:
         driver = await Driver.from_connection(connection)
         raw = await driver.begin()
@@ -55,10 +57,14 @@ async def test_commit_and_rollback_raise_the_drivers_own_errors(database: Databa
         await raw.execute("CREATE TEMP TABLE two (id int REFERENCES one DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP")
         await raw.execute("INSERT INTO two VALUES (1)")
         with pytest.raises(ForeignKeyViolationError):
-            await driver.commit()
+            await commit(driver)
+        assert not raw.is_in_transaction()
+        if commit is Driver.commit:
+            assert not driver.in_transaction
+        await driver.rollback()  # after a plain commit nothing is open, and nothing is sent
         assert not driver.in_transaction
-        await driver.rollback()  # nothing is open: nothing is sent
         raw = await driver.begin()
+        assert await connection.scalar(text("SELECT 1")) == 1
         await raw.close()
         with pytest.raises(asyncpg.InterfaceError):
             await driver.rollback()

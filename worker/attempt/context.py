@@ -171,7 +171,7 @@ class JobContext:
         """Give the slot back until a moment, and go on behind; see `sleep`.
 
         Args:
-            moment: a datetime with a time zone, by PostgreSQL's clock. If it has passed, the job goes on at once.
+            moment: a datetime with a time zone, by PostgreSQL's clock. If it has passed, the job continues at once.
             name: name of the step; by default made from the order of the sleeps.
         """
         return self._attempt.calls.track("ctx.sleep_until", Steps(self._attempt).sleep_until(name, moment))

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import dis
 import sys
-import weakref
 from collections.abc import AsyncIterator
 from types import CodeType
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
-
-from worker.errors import UsageError
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -64,50 +61,6 @@ class LoopIterator(AsyncIterator[T], Generic[T]):
         else:
             instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
             self._walk.was_left_by_break = instruction == "POP_TOP"
-
-
-class LoopObject(Generic[T]):
-    """The object that a job walks by one `async for`.
-
-    Attributes:
-        was_left_by_break: See `LeavableWalk`.
-    """
-
-    def __init__(self) -> None:
-        self._iterator: weakref.ref[object] | None = None
-        self._is_finished = False
-        self.was_left_by_break: bool | None = None
-
-    @property
-    def kind(self) -> str:
-        """The kind of the loop."""
-        raise NotImplementedError
-
-    async def __anext__(self) -> T:
-        raise NotImplementedError
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        if self._iterator is not None:
-            raise UsageError(f"{self.kind}: a loop object is for one `async for`; call ctx.{self.kind} again")
-        iterator = LoopIterator[T](self, sys._getframe(1).f_code)
-        self._iterator = weakref.ref(iterator)
-        return iterator
-
-    @property
-    def is_left(self) -> bool:
-        """Whether the job has exited this loop while its last batch is still open."""
-        return self._iterator is not None and self._iterator() is None and not self._is_finished
-
-    @property
-    def in_progress(self) -> bool:
-        """Whether the job is inside this loop: an `async for` holds the iterator, and drops it on exit."""
-        return not self._is_finished and self._iterator is not None and self._iterator() is not None
-
-    def __iter__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not by `for`")
-
-    def __await__(self) -> NoReturn:
-        raise UsageError(f"ctx.{self.kind}(...) is walked by `async for`, not awaited")
 
 
 def swallowed_error_message(place: str | None) -> str:

@@ -260,7 +260,7 @@ class RangeEnds:
             return await raw.fetchrow(sql, *arguments)
 
     def forget(self) -> None:
-        """Ignore the end that was looked up ahead: the walk goes on elsewhere."""
+        """Discard the end that was looked up ahead: the walk continues in another range."""
         self._forgotten = self._ahead or self._forgotten
         self._ahead = None
 

@@ -172,10 +172,11 @@ class BatchTransaction:
         session, self._session = self._session, None
         if session is not None:
             await session.end(commit=True)
-        if session is None and begin_next:
+            await self._driver.commit()  # no effect if the session has committed it already
+        elif begin_next:
             await self._driver.commit_and_begin()
         else:
-            await self._driver.commit()  # no effect if the session has committed it already
+            await self._driver.commit()
 
     async def _roll_back(self) -> None:
         session, self._session = self._session, None

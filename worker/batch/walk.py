@@ -15,7 +15,8 @@ from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not
 from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.failing_rows import FailingRows
 from worker.batch.key_progress import WalkShare
-from worker.batch.loop_exit import LoopObject, swallowed_error_message
+from worker.batch.loop_exit import swallowed_error_message
+from worker.batch.loop_object import LoopObject
 from worker.batch.page import weigh_rows
 from worker.batch.ranges import Parallel, RangedSource, SharedWalk
 from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
@@ -24,8 +25,7 @@ from worker.batch.step import describe_place, open_step
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_host import Progress, WalkHost
 from worker.errors import LonghaulError, RangeLost
-from worker.ledger import OwnedRun, StepRecord
-from worker.ledger.records import RangeRecord
+from worker.ledger import OwnedRun, RangeRecord, StepRecord
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The statements of a walk, for those who look at it before it runs (`worker plan`)."""
+"""The statements of a walk, for `worker plan`, which shows them before the walk runs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def require(
     names: Annotated[list[str], typer.Argument(help="Names of data migrations: jobs with once=True.")],
     as_json: Json = False,
 ) -> None:
-    """Exit with 0 if data migrations are done, else with 1 and what is missing: the gate of a deploy."""
+    """Exit with 0 if all data migrations are done, else list the missing ones and exit with 1."""
     settings, _ = state.load()
     missing = run_async(_find_missing(settings, names), settings)
     if as_json:

@@ -2,6 +2,17 @@
 
 from worker.ledger.ledger import Ledger
 from worker.ledger.owned_run import OwnedRun
-from worker.ledger.records import Hand, MissingMigration, RunRecord, RunSpec, Sample, StepRecord, StepSpec
+from worker.ledger.records import Hand, MissingMigration, RangeRecord, RunRecord, RunSpec, Sample, StepRecord, StepSpec
 
-__all__ = ["Hand", "Ledger", "MissingMigration", "OwnedRun", "RunRecord", "RunSpec", "Sample", "StepRecord", "StepSpec"]
+__all__ = [
+    "Hand",
+    "Ledger",
+    "MissingMigration",
+    "OwnedRun",
+    "RangeRecord",
+    "RunRecord",
+    "RunSpec",
+    "Sample",
+    "StepRecord",
+    "StepSpec",
+]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ MANIFEST = "manifest.json"
 _STRAY = re.compile(r"^(\.part-.*|.+-\d{8}-[0-9a-f]{12}\.[a-z0-9.]+)$")
 
 
-class Parts:
+class Parts(ABC):
     """A directory or object prefix with a part for each batch: `async with CsvParts(ctx, directory) as parts`.
 
     Args:
@@ -51,9 +52,9 @@ class Parts:
         self._is_looking = ctx._is_looking
         self._directory: Directory = open_directory(directory, storage_options)
 
+    @abstractmethod
     def _encode(self, rows: Sequence[Any]) -> bytes:
         """Return the content of a part."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         """Claim the directory for this run, and delete the parts of batches that were not committed.
@@ -117,7 +118,7 @@ class Parts:
         if owner != self._attempt.run_id:
             raise UsageError(
                 f"{self._directory.name} holds the manifest of run {owner}: give each run a directory of its own, such "
-                f"as one that ends with ctx.run_id, or delete what is there"
+                f"as one that ends with ctx.run_id, or delete its content"
             )
 
     async def _write_manifest(self, *, is_complete: bool) -> None:

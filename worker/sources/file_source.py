@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Record(Generic[T]):
     raw: bytes = b""
 
 
-class FileSource(Generic[T]):
+class FileSource(ABC, Generic[T]):
     """Records of a file, by batches. A subclass reads the records.
 
     Args:
@@ -74,9 +75,9 @@ class FileSource(Generic[T]):
         self._run_id = ""
         self._max_bytes = 0
 
+    @abstractmethod
     def _read_records(self, reader: LineReader) -> Iterator[Record[T]]:
         """Yield the records from the reader's place on, accepting the lines of each."""
-        raise NotImplementedError
 
     def _read_head(self, reader: LineReader) -> None:
         """Read what stands before the first record."""

@@ -28,7 +28,7 @@ _PENDING = 1_000  # entries that are looked at in one command
 _ENDED_RUNS = text(
     "SELECT step.name, step.cursor #>> '{}' AS cursor "
     "FROM worker.run LEFT JOIN worker.step ON step.run_id = run.id "
-    "WHERE run.id = :run AND run.finished_at IS NOT NULL FOR SHARE OF run"  # nobody can retry it meanwhile
+    "WHERE run.id = :run AND run.finished_at IS NOT NULL FOR SHARE OF run"  # the lock prevents a retry meanwhile
 )
 
 
