@@ -1,7 +1,8 @@
 """An empty database for each test, without creating its tables again for each test.
 
-The schema is built once in a process. Between tests, rows, sequences and statistics are reset. If a fingerprint of the
-catalogs shows that a test has changed the schema, the schema is built again for the next test.
+The schema is built once in a process. Between tests, rows, sequences and statistics are reset. A fingerprint of the
+catalogs shows whether a test has changed the schema: objects that the test added are dropped. If the fingerprint still
+differs, an object of the schema itself was changed, and the schema is built again.
 """
 
 from __future__ import annotations
@@ -58,28 +59,89 @@ BEGIN
 END $$
 """
 
+# The objects that were made after the schema: their OIDs are higher than those of the schema.
+_DROP_ADDED = f"""
+DO $$
+DECLARE
+    added record;
+BEGIN
+    FOR added IN
+        WITH spaces AS (SELECT oid FROM pg_namespace WHERE {_USER_SCHEMAS}),
+        found (place, oid, command) AS (
+            SELECT 1, oid, format('EXTENSION %I', extname) FROM pg_extension
+            UNION ALL SELECT 2, oid, format('SCHEMA %I', nspname) FROM pg_namespace
+                WHERE {_USER_SCHEMAS}
+            UNION ALL SELECT 3, oid, format('%s %s',
+                CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+                    WHEN 'c' THEN 'TYPE' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END,
+                oid::regclass) FROM pg_class WHERE relnamespace IN (SELECT oid FROM spaces) AND relkind IN
+                ('r', 'p', 'v', 'm', 'S', 'c', 'f', 'i')
+            UNION ALL SELECT 4, oid, format('TRIGGER %I ON %s', tgname, tgrelid::regclass) FROM pg_trigger
+                WHERE NOT tgisinternal
+            UNION ALL SELECT 4, oid, format('POLICY %I ON %s', polname, polrelid::regclass) FROM pg_policy
+            UNION ALL SELECT 5, oid, format('ROUTINE %s', oid::regprocedure) FROM pg_proc
+                WHERE pronamespace IN (SELECT oid FROM spaces)
+            UNION ALL SELECT 6, oid, format('TYPE %s', oid::regtype) FROM pg_type
+                WHERE typnamespace IN (SELECT oid FROM spaces) AND typtype IN ('b', 'd', 'e', 'r')
+                AND typcategory <> 'A'
+        )
+        SELECT * FROM found WHERE oid > $newest ORDER BY place, oid
+    LOOP
+        BEGIN
+            EXECUTE 'DROP ' || added.command || ' CASCADE';
+        EXCEPTION WHEN OTHERS THEN NULL;  -- it went with an object before it; the fingerprint has the last word
+        END;
+    END LOOP;
+END $$
+"""
+
 # A failed test may have left an open transaction, whose locks would block the next test.
 _END_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
-_built: str | None = None
+_NEWEST = """
+SELECT max(oid::bigint) FROM (
+    SELECT oid FROM pg_class UNION ALL SELECT oid FROM pg_proc UNION ALL SELECT oid FROM pg_type
+    UNION ALL SELECT oid FROM pg_namespace UNION ALL SELECT oid FROM pg_trigger
+) AS all_objects
+"""
+
+#: Of the schema that was built last: its fingerprint, and its highest OID.
+_built: tuple[str, int] | None = None
 
 
 async def clean(database: Database) -> None:
     """Leave the ledger's tables and those of `tests.models`, empty, and nothing else."""
-    global _built
     async with database.engine.begin() as connection:
         await connection.exec_driver_sql(_END_OTHERS)
-        if _built is not None and await connection.scalar(text(_FINGERPRINT)) == _built:
+        if await _is_as_built(connection):
             await connection.exec_driver_sql(_EMPTY)
             return
         await _drop_all(connection)
     await migrate(database)
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-        _built = await connection.scalar(text(_FINGERPRINT))
+        await _note_built(connection)
+
+
+async def _is_as_built(connection: AsyncConnection) -> bool:
+    """Return whether the schema is the one that was built, after what was added to it is dropped."""
+    if _built is None:
+        return False
+    fingerprint, newest = _built
+    if await connection.scalar(text(_FINGERPRINT)) == fingerprint:
+        return True
+    await connection.exec_driver_sql(_DROP_ADDED.replace("$newest", str(newest)))
+    return bool(await connection.scalar(text(_FINGERPRINT)) == fingerprint)
+
+
+async def _note_built(connection: AsyncConnection) -> None:
+    global _built
+    fingerprint = await connection.scalar(text(_FINGERPRINT))
+    newest = await connection.scalar(text(_NEWEST))
+    _built = (str(fingerprint), int(newest or 0))
 
 
 async def _drop_all(connection: AsyncConnection) -> None:
