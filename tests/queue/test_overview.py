@@ -38,9 +38,9 @@ async def test_a_worker_that_died_without_a_word_is_lost_and_its_run_is_shown_on
     await redis.hset(keys.WORKERS, "alive", described(["r1"], now))
     await redis.hset(keys.RUN + run.id, mapping={"job": "add", "state": "running", "worker": "alive"})
     seen = await overview(redis, settings)
-    assert {name: worker["state"] for name, worker in seen.workers.items()} == {"dead": "lost", "alive": "running"}
+    assert {name: worker.state for name, worker in seen.workers.items()} == {"dead": "lost", "alive": "running"}
     assert (seen.running, seen.waiting) == (1, 0)
-    assert [(one["id"], one["state"]) for one in seen.runs] == [("r1", "running")]
+    assert [(one.id, one.state) for one in seen.runs] == [("r1", "running")]
 
 
 async def test_what_waits_is_listed_with_its_state_and_its_due_time(
@@ -55,7 +55,7 @@ async def test_what_waits_is_listed_with_its_state_and_its_due_time(
     await redis.set("arq:job:odd", b"\x80")
     await redis.zadd("arq:queue", {"odd": 0})
     seen = await overview(redis, settings)
-    by_id = {one["id"]: one for one in seen.runs}
+    by_id = {one.id: one.fields for one in seen.runs}
     assert {name: (one["job"], one["state"]) for name, one in by_id.items()} == {
         "now": ("add", "waiting"),
         "later": ("add", "deferred"),

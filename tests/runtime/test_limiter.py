@@ -452,6 +452,6 @@ async def test_rows_in_quarantine_are_tried_again_after_the_expiry_of_their_run(
         await session.execute(
             text("INSERT INTO worker.quarantine (run_id, step, key, error) VALUES ('old', '1-chunks', '[1]', 'no')")
         )
-    [new] = await retry_quarantined(client.reader, Ledger(database), "old")
+    _, [new] = await retry_quarantined(client.reader, Ledger(database), "old")
     raw = await redis.get(keys.JOB + new)
     assert decode_payload(raw, accept_pickle=False).until_ms == 0

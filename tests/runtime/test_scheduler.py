@@ -23,8 +23,9 @@ from worker.errors import RegistrationError
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
 from worker.queue import keys
+from worker.queue.cron_lines import firing_id
 from worker.queue.store import QueueStore
-from worker.runtime.scheduler import Scheduler, firing_id
+from worker.runtime.scheduler import Scheduler
 from worker.types import Registry
 
 

@@ -27,9 +27,10 @@ from worker.db.engine import Database
 from worker.embedded import Services
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
+from worker.queue.cron_lines import firing_id
 from worker.queue.store import QueueStore
 from worker.runtime import scheduler as cron_module
-from worker.runtime.scheduler import Scheduler, firing_id
+from worker.runtime.scheduler import Scheduler
 from worker.types import Registry
 
 BEGAN = datetime(2026, 3, 2, 10, 0, 30, tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,8 +14,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cli.output import prepare_streams, print_line, printable
-from worker.db.engine import Database, unavailable
-from worker.db.errors import is_unavailable, sqlstate
+from worker.db.engine import Database
 from worker.errors import (
     DatabaseNotMigrated,
     InvalidArguments,
@@ -26,6 +25,9 @@ from worker.errors import (
     UnknownJob,
     format_error,
 )
+from worker.queue import ledger_access
+from worker.queue.client import Client
+from worker.queue.ledger_access import explain
 from worker.settings import Origins, Settings, load_with_origins
 
 T = TypeVar("T")
@@ -43,9 +45,6 @@ _CODES: list[tuple[type[LonghaulError], int]] = [
     (InvalidArguments, EXIT_USAGE),
     (RegistrationError, EXIT_USAGE),
 ]
-_UNDEFINED_TABLE = ("42P01", "3F000")
-_REFUSED = ("28", "3D")  # SQLSTATE classes: invalid authorization, invalid catalog name
-
 app = typer.Typer(
     name="worker",
     help="Longhaul: a background worker for jobs that walk whole tables.",
@@ -123,21 +122,24 @@ def run_async(operation: Coroutine[Any, Any, T], settings: Settings) -> T:
         raise explained from error
 
 
-def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
-    """Return a database error as an error for operators, or the error itself if there is no explanation."""
-    if sqlstate(error) in _UNDEFINED_TABLE:
-        return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
-    if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
-        return unavailable(error, settings)
-    return error
-
-
 def open_database(settings: Settings) -> Database:
     """Return the database of a command, with a small pool."""
-    small = settings.model_copy(
-        update={"database": settings.database.model_copy(update={"pool_size": 1, "max_overflow": 2})}
-    )
-    return Database(small, "cli")
+    return ledger_access.open_database(settings, "cli")
+
+
+def run_with_client(operation: Callable[[Client], Awaitable[T]]) -> T:
+    """Run an operation on a client with a database, whether or not the settings name one."""
+    settings, _ = state.load()
+
+    async def run() -> T:
+        database = open_database(settings)
+        try:
+            async with Client(settings, database=database) as client:
+                return await operation(client)
+        finally:
+            await database.close()
+
+    return run_async(run(), settings)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:

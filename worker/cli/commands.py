@@ -11,11 +11,10 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
-from redis.asyncio import Redis
 
 from worker.batch.selection import Selection
-from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
-from worker.cli.dead import All, OfJob, OlderThan, RunIds, choose_dead, print_changed, with_redis_and_ledger
+from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, run_with_client, state
+from worker.cli.dead import All, OfJob, OlderThan, RunIds, check_selection, print_changed, read_age
 from worker.cli.output import print_json, print_line, printable
 from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
@@ -26,10 +25,7 @@ from worker.ledger import Ledger
 from worker.plan.plan import plan_part
 from worker.queue import keys
 from worker.queue.client import Client
-from worker.queue.commands import retry_quarantined, retry_run
 from worker.queue.conditions import make_entry, parse_entry
-from worker.queue.dead_letters import dead_letters
-from worker.queue.overview import overview
 from worker.queue.run import Run
 from worker.settings import Settings
 
@@ -151,8 +147,7 @@ async def _waiting_for(client: Client, settings: Settings, run: Run[Any]) -> str
     status = await run.status()
     if status == "running":
         return f"run {run.id} is running; waiting for its end"
-    seen = await client.command(overview(client.redis, settings))
-    alive = [name for name, worker in seen.workers.items() if worker["state"] != "lost"]
+    alive = [worker for worker in (await client.status()).workers.values() if worker.state != "lost"]
     if not alive:
         return f"run {run.id} is {status}, and no worker has been seen: start one with `worker run`"
     return f"run {run.id} is {status}; {len(alive)} workers are running; waiting for its end"
@@ -256,13 +251,10 @@ def retry(
         _retry_quarantined(ids or [])
         return
     if not ids:
-        chosen = choose_dead("retry", None, job, older_than, all_)
-
-        async def retry_dead(redis: Redis, ledger: Ledger) -> list[str]:
-            letters = await dead_letters(redis, ledger, chosen)
-            return [one.id for one in letters if await retry_run(redis, ledger, one.id, from_start=False)]
-
-        print_changed("enqueued again", None, with_redis_and_ledger(retry_dead))
+        check_selection("retry", None, job, older_than, all_)
+        before = read_age(older_than)
+        done = run_with_client(lambda client: client.retry_dead_letters(job=job, before=before, everything=all_))
+        print_changed("enqueued again", None, done)
         return
     if job or older_than or all_:
         raise fail("retry: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
@@ -274,11 +266,8 @@ def retry(
 
 
 def _retry_ids(ids: list[str], *, from_start: bool, accept_statement: bool) -> None:
-    async def again(redis: Redis, ledger: Ledger) -> list[str]:
-        options = {"from_start": from_start, "accept_statement": accept_statement}
-        return [one for one in ids if await retry_run(redis, ledger, one, **options)]
-
-    done = with_redis_and_ledger(again)
+    options = {"from_start": from_start, "accept_statement": accept_statement}
+    done = run_with_client(lambda client: client.retry_now(*ids, **options))
     where = "from its first row" if from_start else "from its last checkpoint"
     for run_id in done:
         print_line(f"{run_id}: enqueued again, {where}")
@@ -288,17 +277,10 @@ def _retry_ids(ids: list[str], *, from_start: bool, accept_statement: bool) -> N
 
 
 def _retry_quarantined(ids: list[str]) -> None:
-    settings, _ = state.load()
+    async def again(client: Client) -> dict[str, list[str]]:
+        return {run_id: [run.id for run in await client.retry_quarantined(run_id)] for run_id in ids}
 
-    async def again() -> dict[str, list[str]]:
-        database = open_database(settings)
-        try:
-            async with Client(settings) as client:
-                return {run_id: await retry_quarantined(client.reader, Ledger(database), run_id) for run_id in ids}
-        finally:
-            await database.close()
-
-    made = run_async(again(), settings)
+    made = run_with_client(again)
     for run_ids in made.values():
         for run_id in run_ids:
             print_line(run_id)

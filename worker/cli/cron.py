@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from worker.cli.app import Json, app, open_database, run_async, state
+from worker.cli.app import Json, app, run_async, run_with_client, state
 from worker.cli.output import print_json, print_line, print_table
-from worker.errors import InvalidArguments
-from worker.job.registry import discover
-from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.runtime.scheduler import firing_id
+from worker.queue.cron_lines import CronStatus
 from worker.settings import Settings
 
 cron = typer.Typer(help="List due times, or trigger a cron job now.", invoke_without_command=True)
@@ -25,8 +21,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
     """List the cron lines of all jobs: the next due time, and the last one with its run."""
     if context.invoked_subcommand is not None:
         return
-    settings, _ = state.load()
-    lines = run_async(_lines(settings), settings)
+    lines = [_as_json(line) for line in run_with_client(lambda client: client.cron())]
     if as_json:
         print_json(lines)
     elif not lines:
@@ -42,58 +37,24 @@ def trigger(
 ) -> None:
     """Enqueue one run of a cron job now. Its due times do not change."""
     settings, _ = state.load()
-    known = discover(settings.worker.packages).find(job)
-    if not known.schedule:
-        raise InvalidArguments(f"{job} has no cron line; `worker enqueue {job}` runs it")
-
-    async def put() -> str:
-        async with Client(settings) as client:
-            run_id = f"cron:{job}:by-hand:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-            return (await client.enqueue_by_name(job, {}, id=run_id)).id
-
-    run_id = run_async(put(), settings)
+    run_id = run_async(_trigger(settings, job), settings)
     if as_json:
         print_json({"id": run_id})
     else:
         print_line(run_id)
 
 
-async def _lines(settings: Settings) -> list[dict[str, Any]]:
-    database = open_database(settings)
-    now = datetime.now(UTC)
-    try:
-        ledger = Ledger(database)
-        last, application = await ledger.list_cron_firings(), await ledger.read_application()
-        async with Client(settings) as client:
-            found = []
-            for job in discover(settings.worker.packages).values():
-                for line in job.schedule:
-                    due = _fired(last.get((job.name, str(line))))
-                    run_id = None if due is None else firing_id(job.name, str(line), due, application)
-                    found.append(
-                        {
-                            "job": job.name,
-                            "line": str(line),
-                            "next": line.next_after(now).isoformat(),
-                            "last": None if due is None else due.isoformat(),
-                            "run": run_id,
-                            "state": None if run_id is None else await _state(client, ledger, run_id),
-                        }
-                    )
-        return sorted(found, key=lambda one: str(one["next"]))
-    finally:
-        await database.close()
+async def _trigger(settings: Settings, job: str) -> str:
+    async with Client(settings) as client:
+        return (await client.trigger_cron(job)).id
 
 
-def _fired(last: datetime | None) -> datetime | None:
-    """Return the last due time, or None if the ledger has only the moment when the line was first seen."""
-    return None if last is None or last.microsecond else last  # due times are whole seconds
-
-
-async def _state(client: Client, ledger: Ledger, run_id: str) -> str:
-    """Return the state of a run from Redis, or else from the ledger."""
-    state_ = await client.run(run_id).status()
-    if state_ != "unknown":
-        return state_
-    known = await ledger.find(run_id)
-    return "deleted" if known is None else known.state
+def _as_json(line: CronStatus) -> dict[str, Any]:
+    return {
+        "job": line.job,
+        "line": line.line,
+        "next": line.next_at.isoformat(),
+        "last": line.last_at and line.last_at.isoformat(),
+        "run": line.run_id,
+        "state": line.state,
+    }

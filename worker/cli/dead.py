@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from redis.asyncio import Redis
 
-from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
 from worker.cli.output import print_block, print_json, print_line, print_table
-from worker.ledger import Ledger
-from worker.queue.client import Client
-from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
-
-T = TypeVar("T")
+from worker.queue.dead_letters import DeadLetter
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _CELL_CHARACTERS = 120
@@ -45,8 +39,8 @@ def list_(
     """List dead runs, which failed permanently, in the ledger and in Redis, newest first."""
     if context.invoked_subcommand is not None:
         return
-    chosen = DeadLetterFilter(job=job, before=_before(older_than))
-    letters = with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, chosen, limit))
+    options: dict[str, Any] = {"job": job, "before": read_age(older_than), "limit": limit}
+    letters = run_with_client(lambda client: client.dead_letters(ledger=True, **options))
     if as_json:
         print_json([_as_json(letter) for letter in letters])
     elif not letters:
@@ -71,7 +65,7 @@ def list_(
 @dead.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
     """Show one dead run with its arguments and its traceback."""
-    letters = with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, DeadLetterFilter(ids=(run_id,))))
+    letters = run_with_client(lambda client: client.dead_letters(ids=[run_id], ledger=True))
     if not letters:
         raise fail(f"{run_id} is not dead; `worker dead` lists dead runs")
     letter = letters[0]
@@ -92,32 +86,24 @@ def delete(
     ids: RunIds = None, job: OfJob = None, older_than: OlderThan = None, all_: All = False, yes: Yes = False
 ) -> None:
     """Delete dead runs, with their checkpoints and quarantined rows."""
-    chosen = choose_dead("dead delete", ids, job, older_than, all_)
+    check_selection("dead delete", ids, job, older_than, all_)
+    options: dict[str, Any] = {"job": job, "before": read_age(older_than)}
     if not ids and not yes:
-        count = len(with_redis_and_ledger(lambda redis, ledger: dead_letters(redis, ledger, chosen)))
+        count = len(run_with_client(lambda client: client.dead_letters(ledger=True, limit=None, **options)))
         if not typer.confirm(f"Delete {count} dead runs, and the checkpoints of walks among them? (--yes skips this)"):
             raise fail("nothing was changed")
-
-    async def forget(redis: Redis, ledger: Ledger) -> list[str]:
-        letters = await dead_letters(redis, ledger, chosen)
-        await delete_dead(redis, ledger, letters)
-        return [letter.id for letter in letters]
-
-    print_changed("deleted", ids, with_redis_and_ledger(forget))
+    deleted = run_with_client(lambda client: client.delete_dead_letters(*ids or [], everything=all_, **options))
+    print_changed("deleted", ids, deleted)
 
 
-def choose_dead(
-    command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool
-) -> DeadLetterFilter:
-    """Return the filter for a command's arguments.
+def check_selection(command: str, ids: list[str] | None, job: str | None, older_than: str | None, all_: bool) -> None:
+    """Check the arguments by which a command selects dead runs.
 
     Raises:
         typer.Exit: The arguments contradict each other, or are missing.
     """
-    some = job is not None or older_than is not None
-    if bool(ids) + some + all_ != 1:
+    if bool(ids) + (job is not None or older_than is not None) + all_ != 1:
         raise fail(f"{command}: give run ids, or --job and --older-than, or --all", EXIT_USAGE)
-    return DeadLetterFilter(tuple(ids) if ids else None, job, _before(older_than))
 
 
 def print_changed(verb: str, asked: list[str] | None, changed: list[str]) -> None:
@@ -135,23 +121,8 @@ def print_changed(verb: str, asked: list[str] | None, changed: list[str]) -> Non
         print_line("no dead run matches")
 
 
-def with_redis_and_ledger(operation: Callable[[Redis, Ledger], Awaitable[T]]) -> T:
-    """Run an operation on Redis and the ledger."""
-    settings, _ = state.load()
-
-    async def run() -> T:
-        database = open_database(settings)
-        try:
-            async with Client(settings) as client:
-                await client.command(client.redis.ping())
-                return await operation(client.redis, Ledger(database))
-        finally:
-            await database.close()
-
-    return run_async(run(), settings)
-
-
-def _before(older_than: str | None) -> datetime | None:
+def read_age(older_than: str | None) -> datetime | None:
+    """Return the moment that lies `--older-than` ago; None without that option."""
     if older_than is None:
         return None
     read = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", older_than, re.ASCII)

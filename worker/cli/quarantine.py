@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
 from worker.cli.output import print_block, print_json, print_line, print_table
-from worker.ledger import Ledger
-
-T = TypeVar("T")
 
 _ERROR_CHARACTERS = 120
 
@@ -31,7 +27,7 @@ def list_(
     """List quarantined rows, newest first. `worker retry RUN --quarantined` processes the rows of a run again."""
     if context.invoked_subcommand is not None:
         return
-    rows = _with_ledger(lambda ledger: ledger.quarantine.list_rows(run_id=run_id, limit=limit))
+    rows = run_with_client(lambda client: client.quarantined_rows(run_id=run_id, limit=limit))
     if as_json:
         print_json([asdict(row) for row in rows])
     elif not rows:
@@ -57,7 +53,7 @@ def list_(
 @quarantine.command()
 def show(row_id: Annotated[int, typer.Argument(help="Id of the row.")], as_json: Json = False) -> None:
     """Show one quarantined row with its values and its error."""
-    rows = _with_ledger(lambda ledger: ledger.quarantine.list_rows(row_id=row_id))
+    rows = run_with_client(lambda client: client.quarantined_rows(row_id=row_id))
     if not rows:
         raise fail(f"no quarantined row {row_id}; `worker quarantine` lists them")
     if as_json:
@@ -77,20 +73,7 @@ def delete(
     """Delete rows from quarantine, e.g. after they were corrected by hand."""
     if (run_id is None) is (not row_ids):
         raise fail("quarantine delete: give ids of rows, or --run", EXIT_USAGE)
-    count = _with_ledger(lambda ledger: ledger.quarantine.delete_rows(run_id=run_id, row_ids=row_ids or None))
+    count = run_with_client(lambda client: client.discard_quarantined(*row_ids or [], run_id=run_id))
     if not count:
         raise fail("no such row is quarantined; `worker quarantine` lists them")
     print_line(f"{count} rows deleted")
-
-
-def _with_ledger(operation: Callable[[Ledger], Awaitable[T]]) -> T:
-    settings, _ = state.load()
-
-    async def run() -> T:
-        database = open_database(settings)
-        try:
-            return await operation(Ledger(database))
-        finally:
-            await database.close()
-
-    return run_async(run(), settings)

@@ -9,16 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, state
+from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
 from worker.cli.output import print_block, print_json, print_line, print_table
 from worker.db.tables import RUN_STATES
-from worker.ledger import Ledger, RunRecord, StepRecord
+from worker.ledger import RunRecord, StepRecord
 from worker.ledger.recorded_steps import KINDS as RECORDED
 from worker.ledger.records import RangeState
-from worker.queue import keys
-from worker.queue.client import Client
-from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
-from worker.settings import Settings
+from worker.queue.run_details import RunDetails
 
 _ERROR_CHARACTERS = 120
 _MOST_RANGES = 20
@@ -35,6 +32,7 @@ def list_(
     state_: Annotated[
         str | None, typer.Option("--state", help=f"Only runs in this state: {', '.join(RUN_STATES)}.")
     ] = None,
+    search: Annotated[str | None, typer.Option(help="Only runs with this text in id, job, arguments or error.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most runs to list, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -43,8 +41,8 @@ def list_(
         return
     if state_ is not None and state_ not in RUN_STATES:
         raise fail(f"--state {state_}: choose one of {', '.join(RUN_STATES)}", EXIT_USAGE)
-    settings, _ = state.load()
-    found = run_async(_list(settings, None, job, state_, limit), settings)
+    options: dict[str, Any] = {"job": job, "state": state_, "search": search, "limit": limit}
+    found = run_with_client(lambda client: client.recorded_runs(**options))
     if as_json:
         print_json([{name: value for name, value in asdict(run).items() if name != "steps"} for run in found])
     elif found:
@@ -56,60 +54,25 @@ def list_(
 @runs.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
     """Show one run with its steps and its error, even if only Redis has it."""
-    settings, _ = state.load()
-    found = run_async(_list(settings, run_id, None, None, 1), settings)
-    if found:
-        if as_json:
-            print_json(asdict(found[0]))
-        else:
-            _print_run(found[0])
-        return
-    shown = run_async(_find_in_redis(settings, run_id), settings)
-    if shown is None:
+    found = run_with_client(lambda client: client.find_run(run_id))
+    if found is None:
         raise fail(f"no run {run_id!r} in the queue or the ledger, and no dead letter; `worker status` lists the queue")
     if as_json:
-        print_json(shown)
+        print_json(_describe(found) if found.record is None else asdict(found.record))
         return
-    print_line(
-        f"{run_id}: {shown['state']}" + (f": {shown['error']}" if shown["error"] else "") + " (not in the ledger)"
-    )
-    if shown.get("traceback"):
-        print_block(str(shown["traceback"]))
+    if found.record is not None:
+        _print_run(found.record)
+        return
+    print_line(f"{run_id}: {found.state}" + (f": {found.error}" if found.error else "") + " (not in the ledger)")
+    if found.traceback:
+        print_block(found.traceback)
 
 
-async def _list(
-    settings: Settings, run_id: str | None, job: str | None, state_: str | None, limit: int
-) -> list[RunRecord]:
-    database = open_database(settings)
-    try:
-        return await Ledger(database).list_runs(run_id=run_id, job=job, state=state_, limit=limit)
-    finally:
-        await database.close()
-
-
-async def _find_in_redis(settings: Settings, run_id: str) -> dict[str, Any] | None:
-    """Return a run that is not in the ledger: its dead letter, or its state in Redis."""
-    database = open_database(settings)
-    try:
-        async with Client(settings) as client:
-            status = await client.run(run_id).status()
-            chosen = DeadLetterFilter(ids=(run_id,))
-            letters: list[DeadLetter] = await client.command(dead_letters(client.redis, Ledger(database), chosen))
-            if letters:
-                letter = letters[0]
-                return {
-                    "id": run_id,
-                    "job": letter.job,
-                    "state": "dead",
-                    "error": letter.error,
-                    "traceback": letter.traceback,
-                }
-            if status == "unknown":
-                return None
-            error = await client.command(client.redis.hget(keys.RUN + run_id, "error"))
-            return {"id": run_id, "state": status, "error": error.decode(errors="replace") if error else None}
-    finally:
-        await database.close()
+def _describe(found: RunDetails) -> dict[str, Any]:
+    """Return a run that is not in the ledger, for --json."""
+    known: dict[str, Any] = {"id": found.id, "job": found.job} if found.state == "dead" else {"id": found.id}
+    known |= {"state": found.state, "error": found.error}
+    return known | {"traceback": found.traceback} if found.state == "dead" else known
 
 
 def _print_table(found: list[RunRecord]) -> None:

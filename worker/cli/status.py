@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from worker.cli.app import Json, app, run_async, state
 from worker.cli.output import print_json, print_line, print_table
 from worker.queue.client import Client
-from worker.queue.overview import Overview, overview
+from worker.queue.overview import Overview, RunSummary
 from worker.settings import Settings
 
 
@@ -18,7 +18,8 @@ def status(as_json: Json = False) -> None:
     settings, _ = state.load()
     seen = run_async(_overview(settings), settings)
     if as_json:
-        print_json(asdict(seen))
+        published = {name: worker.fields for name, worker in seen.workers.items()}
+        print_json(asdict(seen) | {"workers": published, "runs": [run.fields for run in seen.runs]})
         return
     print_line(
         f"queue {seen.queue}: {seen.waiting} waiting, {seen.deferred} deferred, {seen.running} running, "
@@ -33,11 +34,11 @@ def status(as_json: Json = False) -> None:
             [
                 (
                     name,
-                    str(worker.get("pid", "")),
-                    str(worker.get("host", "")),
-                    str(worker["state"]),
-                    f"{len(worker['jobs'])} of {worker.get('max_jobs', '?')}",
-                    _ago(worker["seen_at"]),
+                    str(worker.pid or ""),
+                    worker.host or "",
+                    worker.state,
+                    f"{len(worker.jobs)} of {worker.max_jobs or '?'}",
+                    _ago(worker.seen_at),
                 )
                 for name, worker in seen.workers.items()
             ],
@@ -50,11 +51,10 @@ def status(as_json: Json = False) -> None:
 
 async def _overview(settings: Settings) -> Overview:
     async with Client(settings) as client:
-        seen: Overview = await client.command(overview(client.redis, settings))
-        return seen
+        return await client.status()
 
 
-def _print_runs(found: list[dict[str, str]]) -> None:
+def _print_runs(found: list[RunSummary]) -> None:
     columns = ("run", "job", "state", "rows", "%", "rows/s", "left", "batch", "worker", "due", "waits for", "error")
     print_table(
         columns,
@@ -73,7 +73,7 @@ def _print_runs(found: list[dict[str, str]]) -> None:
                 run.get("throttled", ""),
                 run.get("error", ""),
             )
-            for run in found
+            for run in (summary.fields for summary in found)
         ],
     )
 
@@ -88,5 +88,5 @@ def _is_later(due_seconds: str | None) -> bool:
     return bool(due_seconds) and due_seconds not in ("0", "0.0")
 
 
-def _ago(moment: str) -> str:
-    return f"{(datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds():.0f} s ago"
+def _ago(moment: datetime) -> str:
+    return f"{(datetime.now(UTC) - moment).total_seconds():.0f} s ago"

@@ -62,11 +62,29 @@ class Ledger:
         return KnownRun(row.job, row.arguments, row.state, row.error, row.finished, row.payload, row.queue)
 
     async def list_runs(
-        self, *, run_id: str | None = None, job: str | None = None, state: str | None = None, limit: int = 50
+        self,
+        *,
+        run_id: str | None = None,
+        job: str | None = None,
+        state: str | None = None,
+        search: str | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
     ) -> list[RunRecord]:
-        """Return runs with the sums of their steps, newest first. With `run_id`, return that run with its steps."""
+        """Return runs with the sums of their steps, newest first. With `run_id`, return that run with its steps.
+
+        Args:
+            run_id: Only this run.
+            job: Only runs of this job.
+            state: Only runs in this state.
+            search: Only runs with this text in their id, job, arguments or error; case does not count.
+            before: Only runs that began before this one: its `created_at` and its id.
+            limit: The most runs to return.
+        """
+        before_at, before_id = before or (None, None)
         async with self._database.connection() as connection:
-            values = {"id": run_id, "job": job, "state": state, "limit": limit}
+            values: dict[str, Any] = {"id": run_id, "job": job, "state": state, "search": search, "limit": limit}
+            values |= {"before_at": before_at, "before_id": before_id}
             runs = [RunRecord(**row._mapping) for row in await connection.execute(query("list_runs"), values)]
             if run_id is not None:
                 for run in runs:

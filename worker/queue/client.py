@@ -14,18 +14,18 @@ from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, check_priority
 from worker.job.middleware import Middleware, enqueue_hooks, load_middleware
-from worker.queue import commands
-from worker.queue.conditions import make_entry
+from worker.job.registry import discover
 from worker.queue.connection import connection_pool
-from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, list_dead_letters
+from worker.queue.cron_lines import trigger_id
 from worker.queue.enqueuer import Enqueuer
 from worker.queue.group import CompleteWhen, Group
-from worker.queue.overview import RunSummary, list_runs
-from worker.queue.run import Run, Status
+from worker.queue.operations import Operations
+from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
 
 if TYPE_CHECKING:
+    from worker.db.engine import Database
     from worker.settings import Settings
 
 P = ParamSpec("P")
@@ -33,8 +33,8 @@ R = TypeVar("R")
 
 
 @track_awaits("client")
-class Client:
-    """Enqueues jobs and operates the queue. Make one for each process.
+class Client(Operations):
+    """Enqueues jobs and operates the queue. Make one for each process and event loop.
 
         async with Client() as client:
             run = await client.enqueue(deactivate_dormant_users, days=90)
@@ -46,6 +46,8 @@ class Client:
         settings: the settings; by default from `settings.toml` and the environment.
         redis: an existing connection to use, which must return bytes; by default the client opens one.
         middleware: hooks around each enqueueing, the first outermost; `worker.middleware` by default.
+        database: an open database with the ledger, for the methods that need it; by default the client opens one for
+            `database.url`, when it first needs it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Client:
         *,
         redis: Redis | None = None,
         middleware: Sequence[Middleware] | None = None,
+        database: Database | None = None,
     ) -> None:
         if settings is None:
             from worker.settings import (
@@ -62,6 +65,7 @@ class Client:
 
             settings = load_settings()
         self._settings = settings
+        self._database = database
         chosen = load_middleware(settings.worker.middleware) if middleware is None else middleware
         self._owns = redis is None
         self.redis = redis or Redis.from_pool(connection_pool(settings))
@@ -79,8 +83,10 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. A connection that was passed to the client stays open."""
+        """Close the connections. A connection or database that was passed to the client stays open."""
         await self._reader.close()
+        if self._access is not None:
+            await self._access.close()
         if self._owns:
             await self.redis.aclose()
 
@@ -177,86 +183,20 @@ class Client:
         """Return a run by its id, for example one of another process. With `job`, its result has the job's type."""
         return Run(self._reader, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
-    # --- operate
-
-    async def pause(self, *targets: str, where: Mapping[str, Any] | None = None) -> None:
-        """Pause runs, jobs, queues, or everything.
+    async def trigger_cron(self, job: Job[..., Any] | str) -> Run[Any]:
+        """Enqueue one run of a cron job now. Its due times do not change.
 
         Args:
-            targets: run ids, names of jobs or queues, or `*` for everything. A running walk stops at its next batch
-                boundary; a waiting run does not begin.
-            where: values of arguments by name: of the jobs that `targets` names, only runs with these values.
+            job: the job, or its name, which must be that of a job in `worker.packages`.
+
+        Raises:
+            InvalidArguments: the job has no cron line.
+            UnknownJob: there is no job of this name.
         """
-        await commands.pause(self._reader, _with_arguments(targets, where))
-
-    async def resume(self, *targets: str, where: Mapping[str, Any] | None = None) -> int:
-        """Remove pauses that `pause` set, with the same `where`. Returns how many of the targets were paused."""
-        return await commands.resume(self._reader, _with_arguments(targets, where))
-
-    async def pace(self, *targets: str, rows_per_second: float | None) -> None:
-        """Limit the pace of running and future walks.
-
-        Args:
-            targets: run ids, names of jobs, or `*` for every walk.
-            rows_per_second: the limit; None removes it, and the settings and the job apply again.
-        """
-        await commands.pace(self._reader, targets, rows_per_second)
-
-    async def cancel(self, *run_ids: str, queue: str | None = None) -> list[str]:
-        """Cancel runs: a running walk at its next batch boundary, a waiting run at once.
-
-        Args:
-            run_ids: ids of the runs.
-            queue: their queue; `worker.queue` by default.
-
-        Returns:
-            The ids that are neither waiting nor running. Nothing was changed for them.
-        """
-        return await commands.cancel(self._reader, run_ids, queue=queue or self._settings.worker.queue)
-
-    async def retry(self, *run_ids: str) -> None:
-        """Request that workers run ended runs and dead letters again, each from its last checkpoint.
-
-        A worker obeys within a second. It logs a warning for an id that is neither an ended run nor a dead letter.
-
-        Args:
-            run_ids: ids of the runs.
-        """
-        await commands.request_retry(self._reader, run_ids)
-
-    async def drain(self, *workers: str) -> None:
-        """Drain workers, as SIGTERM does: jobs stop at their next boundary and return to the queue.
-
-        Args:
-            workers: names of the workers, as listed in `worker:workers`.
-        """
-        await commands.drain(self._reader, workers)
-
-    async def runs(self, *, job: str | None = None, state: Status | None = None, limit: int = 100) -> list[RunSummary]:
-        """Return the runs in Redis: first runs in the queue by due time, then ended runs.
-
-        Ended runs are known for `worker.result_ttl_seconds`. They are found by a scan of the keys of Redis, which takes
-        about a second for a million keys.
-
-        Args:
-            job: only runs of this job.
-            state: only runs in this state.
-            limit: number of runs, at most.
-        """
-        return await self._reader.command(list_runs(self.redis, self._settings, job=job, state=state, limit=limit))
-
-    async def dead_letters(
-        self, *, job: str | None = None, before: datetime | None = None, limit: int = 100
-    ) -> list[DeadLetter]:
-        """Return runs that have failed permanently, the newest first.
-
-        Args:
-            job: only runs of this job.
-            before: only runs that failed before this aware time.
-            limit: number of runs, at most.
-        """
-        chosen = DeadLetterFilter(job=job, before=before)
-        return await self._reader.command(list_dead_letters(self.redis, chosen, limit=limit))
+        known = job if isinstance(job, Job) else discover(self._settings.worker.packages).find(job)
+        if not known.schedule:
+            raise InvalidArguments(f"{known.name} has no cron line; `worker enqueue {known.name}` runs it")
+        return await self.enqueue_by_name(known.name, {}, id=trigger_id(known.name))
 
     # --- for modules of this package
 
@@ -277,7 +217,3 @@ class Client:
             ServerUnavailable: Redis does not answer, or rejects the command.
         """
         return await self._reader.command(operation)
-
-
-def _with_arguments(targets: Sequence[str], where: Mapping[str, Any] | None) -> list[str]:
-    return [make_entry(target, where) for target in targets] if where else list(targets)

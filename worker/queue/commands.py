@@ -1,4 +1,4 @@
-"""Operator commands: pause, resume, pace, cancel, drain, retry.
+"""Operator commands: pause, resume, pace, limits, cancel, drain, retry, delete.
 
 Each changes a plain key of Redis (see keys.py), as `redis-cli` could. `worker.runtime.operator_state` reads these keys
 in the worker.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from redis.asyncio import Redis
 
 from worker.errors import InvalidArguments
 from worker.queue import keys
-from worker.queue.dead_letters import DeadLetter
+from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
 from worker.queue.payload import decode_payload, now_ms, without_expiry
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
@@ -48,12 +50,72 @@ async def resume(reader: RunReader, targets: Sequence[str]) -> int:
 async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float | None) -> None:
     """Limit the pace of walks; None removes the limit."""
     _check_targets("pace", targets)
-    if rows_per_second is None:
-        operation = reader.redis.hdel(keys.PACE, *targets)
-    elif not 0 < rows_per_second < math.inf:
+    if rows_per_second is not None and not 0 < rows_per_second < math.inf:
         raise InvalidArguments(f"pace: {rows_per_second} is not a number of rows per second above 0")
+    await _set_fields(reader, keys.PACE, targets, None if rows_per_second is None else f"{rows_per_second:g}")
+
+
+@dataclass(frozen=True)
+class OperatorLimits:
+    """The limits that operators have set, each instead of that of the job or of the settings.
+
+    Attributes:
+        running: the most runs at once, by name of a job or a queue.
+        runs_per_second: the most runs that begin in a second, by name of a job.
+        rows_per_second: the pace of walks, by run id, name of a job, or `*` for every walk.
+    """
+
+    running: dict[str, int]
+    runs_per_second: dict[str, float]
+    rows_per_second: dict[str, float]
+
+
+async def read_limits(reader: RunReader) -> OperatorLimits:
+    """Return the limits that operators have set. Omit values that workers ignore because they are not numbers."""
+    pipeline = reader.redis.pipeline(transaction=False)
+    for key in (keys.LIMITS, keys.RATES, keys.PACE):
+        pipeline.hgetall(key)
+    running, rates, pace = await reader.command(pipeline.execute())
+    return OperatorLimits(
+        {name: int(value) for name, value in _numbers(running).items() if value.is_integer()},
+        _numbers(rates),
+        _numbers(pace),
+    )
+
+
+def _numbers(raw: Mapping[bytes, bytes]) -> dict[str, float]:
+    found = {}
+    for name, text in sorted(raw.items()):
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if 0 <= value < math.inf:
+            found[name.decode(errors="backslashreplace")] = value
+    return found
+
+
+async def limit(reader: RunReader, targets: Sequence[str], running: int | None) -> None:
+    """Limit how many runs of jobs or queues run at once; None removes the limit."""
+    _check_targets("limit", targets)
+    if running is not None and (isinstance(running, bool) or not isinstance(running, int) or not 0 <= running < 2**53):
+        raise InvalidArguments(f"limit: {running} is not a number of runs")
+    await _set_fields(reader, keys.LIMITS, targets, None if running is None else str(running))
+
+
+async def limit_rate(reader: RunReader, jobs: Sequence[str], runs_per_second: float | None) -> None:
+    """Limit how many runs of jobs begin in a second; None removes the limit."""
+    _check_targets("limit_rate", jobs)
+    if runs_per_second is not None and not 1e-6 <= runs_per_second <= 1e9:
+        raise InvalidArguments(f"limit_rate: {runs_per_second} is not a number of runs per second above 0")
+    await _set_fields(reader, keys.RATES, jobs, None if runs_per_second is None else f"{runs_per_second:.12g}")
+
+
+async def _set_fields(reader: RunReader, key: str, names: Sequence[str], value: str | None) -> None:
+    if value is None:
+        operation = reader.redis.hdel(key, *names)
     else:
-        operation = reader.redis.hset(keys.PACE, mapping=dict.fromkeys(targets, f"{rows_per_second:g}"))
+        operation = reader.redis.hset(key, mapping=dict.fromkeys(names, value))
     await reader.command(cast(Awaitable[int], operation))
 
 
@@ -116,6 +178,41 @@ async def retry_run(
     return await store.retry(run_id, payload, queue=letter.queue, letter=True)
 
 
+async def retry_runs(
+    redis: Redis, ledger: Ledger, run_ids: Sequence[str], *, from_start: bool = False, accept_statement: bool = False
+) -> list[str]:
+    """Put ended runs and dead letters back into their queues; see `retry_run`. Return the ids of those that were."""
+    _check_targets("retry", run_ids)
+    options = {"from_start": from_start, "accept_statement": accept_statement}
+    return [run_id for run_id in run_ids if await retry_run(redis, ledger, run_id, **options)]
+
+
+async def retry_dead_letters(redis: Redis, ledger: Ledger, chosen: DeadLetterFilter) -> list[str]:
+    """Put dead runs back into their queues. Return their ids."""
+    letters = await dead_letters(redis, ledger, chosen)
+    return [letter.id for letter in letters if await retry_run(redis, ledger, letter.id, from_start=False)]
+
+
+async def delete_dead_letters(redis: Redis, ledger: Ledger, chosen: DeadLetterFilter) -> list[str]:
+    """Delete dead runs, with their checkpoints and quarantined rows. Return their ids."""
+    letters = await dead_letters(redis, ledger, chosen)
+    await delete_dead(redis, ledger, letters)
+    return [letter.id for letter in letters]
+
+
+def choose_dead_letters(
+    command: str, ids: Sequence[str], job: str | None, before: datetime | None, everything: bool
+) -> DeadLetterFilter:
+    """Return the filter for the arguments of a command that changes dead letters.
+
+    Raises:
+        InvalidArguments: the arguments contradict each other, or are missing.
+    """
+    if bool(ids) + (job is not None or before is not None) + everything != 1:
+        raise InvalidArguments(f"{command}: give run ids, or job= and before=, or everything=True")
+    return DeadLetterFilter(tuple(ids) if ids else None, job, before)
+
+
 async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
     """Obey an entry of `worker:retry`. Several workers may do so at once.
 
@@ -128,17 +225,17 @@ async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
         logger.warning("worker:retry ignored run=%s reason=not an ended run or a dead letter", run_id)
 
 
-async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> list[str]:
+async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> tuple[str, list[str]]:
     """Enqueue a run for each step of a run that has quarantined rows. It processes only these rows.
 
     Each row leaves the quarantine in the transaction that processes it.
 
     Returns:
-        The ids of the new runs; none if the run has no quarantined rows.
+        The queue, and the ids of the new runs; none if the run has no quarantined rows.
     """
     known = await ledger.find(run_id)
     if known is None:
-        return []
+        return "", []
     payload = decode_payload(known.payload.encode(), accept_pickle=False)
     steps = sorted({row.step for row in await ledger.quarantine.list_rows(run_id=run_id, limit=_MOST_QUARANTINED)})
     made = []
@@ -157,4 +254,4 @@ async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> l
         new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
         await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
-    return made
+    return known.queue, made

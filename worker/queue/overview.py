@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -25,6 +25,53 @@ _PAGE = 500
 
 
 @dataclass(frozen=True)
+class WorkerStatus:
+    """A worker, as it published itself.
+
+    Attributes:
+        name: its name.
+        state: `running`, `draining` and the like; `lost` if it was not seen for the lifetime of a lease.
+        queue: the queue that it claims from.
+        jobs: ids of the runs that it has claimed.
+        seen_at: when it published itself last.
+        pid: its process; None if it did not publish one. The same applies to the two fields below.
+        host: its machine.
+        max_jobs: the most runs that it runs at once.
+        fields: everything that it published, by name.
+    """
+
+    name: str
+    state: str
+    queue: str
+    jobs: tuple[str, ...]
+    seen_at: datetime
+    pid: int | None
+    host: str | None
+    max_jobs: int | None
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in Redis.
+
+    Attributes:
+        id: id of the run.
+        job: name of its job; `?` if it is not known.
+        state: its state.
+        due_at: its due time; None if it is not in the queue.
+        fields: the hash `worker:run:<id>`; empty before its first attempt. In an `Overview` it also has the run's `id`,
+            `job` and `state`, and `due_seconds` if the run waits.
+    """
+
+    id: str
+    job: str
+    state: Status
+    due_at: datetime | None
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Overview:
     """A snapshot of queue, workers, runs and operator commands.
 
@@ -36,9 +83,8 @@ class Overview:
         dead_letters: number of entries of `worker:dead`.
         paused: entries of `worker:paused`.
         cancelled: entries of `worker:cancelled`.
-        workers: by name, the fields that each worker publishes; `lost` if not seen for the lifetime of a lease.
-        runs: the mirrors of the first hundred running or waiting runs, each with its `id`, and with `due_seconds` if
-            it waits.
+        workers: the workers, by name.
+        runs: the first hundred running or waiting runs.
     """
 
     queue: str
@@ -48,8 +94,8 @@ class Overview:
     dead_letters: int
     paused: list[str]
     cancelled: list[str]
-    workers: dict[str, dict[str, Any]]
-    runs: list[dict[str, str]]
+    workers: dict[str, WorkerStatus]
+    runs: list[RunSummary]
 
 
 async def overview(redis: Redis, settings: Settings) -> Overview:
@@ -70,12 +116,13 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
         default if isinstance(answer, ResponseError) else answer
         for answer, default in zip(answers, defaults, strict=True)
     )
-    workers = describe_workers(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
+    described = describe_workers(raw_workers, settings.worker.lease_seconds, datetime.now(UTC))
+    workers = {name: _make_worker(name, fields) for name, fields in described.items()}
     owners = {
-        run_id: name
-        for name, worker in workers.items()
-        if worker["state"] != "lost" and worker["queue"] == queue
-        for run_id in worker["jobs"]
+        run_id: worker.name
+        for worker in workers.values()
+        if worker.state != "lost" and worker.queue == queue
+        for run_id in worker.jobs
     }
     scores = {run_id.decode(errors="backslashreplace"): score for run_id, score in entries}
     ids = list(dict.fromkeys([*list(owners)[:_RUNS_SHOWN], *scores]))
@@ -89,6 +136,21 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
         cancelled=sorted(member.decode(errors="backslashreplace") for member in cancelled),
         workers=workers,
         runs=await _runs(redis, ids, owners, scores),
+    )
+
+
+def _make_worker(name: str, fields: dict[str, Any]) -> WorkerStatus:
+    pid, host, slots = fields.get("pid"), fields.get("host"), fields.get("max_jobs")
+    return WorkerStatus(
+        name=name,
+        state=fields["state"],
+        queue=fields["queue"],
+        jobs=tuple(fields["jobs"]),
+        seen_at=datetime.fromisoformat(fields["seen_at"]),
+        pid=pid if type(pid) is int else None,
+        host=host if isinstance(host, str) else None,
+        max_jobs=slots if type(slots) is int else None,
+        fields=fields,
     )
 
 
@@ -125,7 +187,7 @@ def read_worker(raw: bytes) -> dict[str, Any] | None:
     return described
 
 
-async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[dict[str, str]]:
+async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: dict[str, float]) -> list[RunSummary]:
     """Return the running and waiting runs from their mirrors, or from the queue if a run has no mirror."""
     if not ids:
         return []
@@ -144,7 +206,8 @@ async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: di
                 line["state"] = "deferred" if seconds > 0 else "waiting"
             line["due_seconds"] = str(round(max(0.0, seconds), 1))
             line["worker"] = ""
-        runs.append(line)
+        state = cast(Status, line.setdefault("state", "running"))
+        runs.append(RunSummary(run_id, line["job"], state, _to_datetime(scores.get(run_id)), line))
     return runs
 
 
@@ -159,36 +222,34 @@ def _job_name(payload: bytes | None) -> str:
 # --- a list of runs
 
 
-class RunSummary(NamedTuple):
-    """A run in Redis.
-
-    Attributes:
-        id: id of the run.
-        job: name of its job; `?` if it is not known.
-        state: its state.
-        due_at: its due time; None if it is not in the queue.
-        fields: the hash `worker:run:<id>`; empty before its first attempt.
-    """
-
-    id: str
-    job: str
-    state: Status
-    due_at: datetime | None
-    fields: dict[str, str]
-
-
 async def list_runs(
-    redis: Redis, settings: Settings, *, job: str | None = None, state: Status | None = None, limit: int = 100
+    redis: Redis,
+    settings: Settings,
+    *,
+    job: str | None = None,
+    state: Status | None = None,
+    search: str | None = None,
+    limit: int = 100,
 ) -> list[RunSummary]:
     """Return runs of the queue by due time, and then runs that have ended; see `Client.runs`."""
+    wanted = None if search is None else search.casefold()
     found: list[RunSummary] = []
     async for ids in _pages_of_ids(redis, settings.worker.queue):
         for run in await _summaries(redis, ids, settings.worker.queue):
-            if (job is None or run.job == job) and (state is None or run.state == state):
+            if (
+                (job is None or run.job == job)
+                and (state is None or run.state == state)
+                and (wanted is None or _contains(run, wanted))
+            ):
                 found.append(run)
                 if len(found) >= limit:
                     return found
     return found
+
+
+def _contains(run: RunSummary, wanted: str) -> bool:
+    texts = (run.id, run.job, run.fields.get("error", ""), run.fields.get("worker", ""))
+    return any(wanted in text.casefold() for text in texts)
 
 
 async def _pages_of_ids(redis: Redis, queue: str) -> AsyncIterator[list[str]]:

@@ -17,16 +17,16 @@ reads the time from Redis when the next due time should have passed by the monot
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from worker.job.definition import Job
 from worker.job.registry import Registry
 from worker.job.schedule import CronLine
 from worker.ledger import Ledger
+from worker.queue.cron_lines import firing_id
 from worker.queue.payload import Payload, now_ms
 from worker.queue.store import Lock, QueueStore
 from worker.settings import WorkerSettings
@@ -143,16 +143,3 @@ class Scheduler:
             return None
         logger.info("cron %s (%s): enqueued %s for %s", job.name, line, run_id, due.isoformat())
         return run_id
-
-
-def firing_id(job: str, line: str, due: datetime, application: str) -> str:
-    """Return the run id of a due time. It is the same in every worker of an application.
-
-    Args:
-        job: name of the job.
-        line: its cron line.
-        due: the due time.
-        application: the name that `Ledger.read_application` returns.
-    """
-    mark = hashlib.sha256(f"{application} {line}".encode()).hexdigest()[:6]
-    return f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}"

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from worker.cli.app import open_database
 from worker.cli.top.model import Frame
 from worker.cli.top.tables import Name
-from worker.db.engine import Database
-from worker.ledger import Ledger
 from worker.queue.client import Client
-from worker.queue.commands import retry_run
-from worker.settings import Settings
 
 Action = Literal["pause", "resume", "cancel", "retry", "drain"]
 
@@ -29,14 +24,11 @@ class Actions:
     """Runs actions.
 
     Args:
-        client: The connection to Redis.
-        settings: The settings of the ledger's database. A connection is opened for the first retry.
+        client: The connection to Redis, and to the ledger for retries.
     """
 
-    def __init__(self, client: Client, settings: Settings) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._settings = settings
-        self._database: Database | None = None
 
     async def run(self, action: Action, key: str, frame: Frame) -> str:
         """Run an action.
@@ -50,8 +42,7 @@ class Actions:
             The outcome, in one line.
 
         Raises:
-            ServerUnavailable: Redis does not answer.
-            SQLAlchemyError, OSError: The action is a retry, and PostgreSQL does not answer.
+            ServerUnavailable: Redis does not answer, or PostgreSQL, if the action is a retry.
         """
         match action:
             case "pause":
@@ -64,7 +55,7 @@ class Actions:
                 gone = await self._client.cancel(key, queue=queue)
                 return f"neither waiting nor running: {key}" if gone else f"cancelled: {key}"
             case "retry":
-                again = await retry_run(self._client.redis, self._ledger(), key, from_start=False)
+                again = await self._client.retry_now(key)
                 return f"enqueued again: {key}" if again else f"no longer dead: {key}"
             case "drain":
                 await self._client.drain(key)
@@ -80,18 +71,8 @@ class Actions:
             return f"pace of {name}: as settings and job set it"
         return f"the {kind} of {name} is neither a pause nor a pace: it cannot be undone here"
 
-    async def close(self) -> None:
-        """Close the connection to the ledger, if one was opened."""
-        if self._database is not None:
-            await self._database.close()
-
     async def _resume(self, key: str, frame: Frame) -> str:
         if await self._client.resume(key):
             return f"resumed: {key}"
         why = next((run.reason for run in frame.runs if run.id == key and run.state in ("paused", "pausing")), "")
         return f"not paused: {key}" + (f" ({why}: resume that)" if why else "")
-
-    def _ledger(self) -> Ledger:
-        if self._database is None:
-            self._database = open_database(self._settings)
-        return Ledger(self._database)

@@ -19,7 +19,6 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
-from worker.cli.app import explain
 from worker.cli.top.actions import TABLES, Action, Actions
 from worker.cli.top.dialogs import KEYS, Details, Question
 from worker.cli.top.format import plain
@@ -88,7 +87,7 @@ class Page(App[None]):
         self._settings = settings
         self._every = every
         self._reader = Reader(client, settings)
-        self._actions = Actions(client, settings)
+        self._actions = Actions(client)
         self._refresh_now = asyncio.Event()
         self._answered = time.monotonic()
         self._error: str | None = None
@@ -126,10 +125,6 @@ class Page(App[None]):
         self._grids["runs"].focus()
         self.set_interval(1.0, self._draw_header)
         self.run_worker(self._refresh_forever(), name="refresh")
-
-    async def on_unmount(self) -> None:
-        """Close the connections that actions have opened."""
-        await self._actions.close()
 
     def on_resize(self) -> None:
         """Fit the tables to the terminal."""
@@ -275,9 +270,7 @@ class Page(App[None]):
                 outcome = await self._actions.undo(key)
             else:
                 outcome = await self._actions.run(action, key, frame)
-        except (SQLAlchemyError, OSError) as error:
-            self._show_message(format_error(explain(error, self._settings)), "bad")
-        except (LonghaulError, RedisError) as error:
+        except (LonghaulError, RedisError, SQLAlchemyError) as error:
             self._show_message(format_error(error), "bad")
         else:
             self._show_message(outcome)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.app import EXIT_USAGE, app, fail, run_async, state
+from worker.cli.app import EXIT_USAGE, app, fail, open_database, run_async, state
 from worker.cli.output import out, print_text
 from worker.cli.top.layout import fit, line, natural, titles
 from worker.cli.top.model import Frame
@@ -59,10 +59,14 @@ async def _print(settings: Settings, every: float) -> None:
 async def _show(settings: Settings, every: float) -> None:
     from worker.cli.top.app import Page
 
-    async with Client(settings) as client:
-        page = Page(client, settings, every)
-        # Without mouse support, the terminal's own selecting and copying works.
-        await page.run_async(mouse=False)
+    database = open_database(settings)
+    try:
+        async with Client(settings, database=database) as client:
+            page = Page(client, settings, every)
+            # Without mouse support, the terminal's own selecting and copying works.
+            await page.run_async(mouse=False)
+    finally:
+        await database.close()
     if page.return_code:
         raise typer.Exit(page.return_code)
 

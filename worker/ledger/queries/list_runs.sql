@@ -16,6 +16,10 @@ SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeov
  WHERE (run.id = CAST(:id AS text) OR (CAST(:id AS text) IS NULL AND run.parent IS NULL))
    AND (CAST(:job AS text) IS NULL OR run.job = :job)
    AND (CAST(:state AS text) IS NULL OR run.state = :state)
+   AND (CAST(:search AS text) IS NULL
+        OR pg_catalog.strpos(pg_catalog.lower(pg_catalog.concat_ws(' ', run.id, run.job, run.arguments, run.error)),
+                             pg_catalog.lower(CAST(:search AS text))) > 0)
+   AND (CAST(:before_at AS timestamptz) IS NULL OR (run.created_at, run.id) < (:before_at, CAST(:before_id AS text)))
  GROUP BY run.id
- ORDER BY run.created_at DESC
+ ORDER BY run.created_at DESC, run.id DESC
  LIMIT :limit

@@ -1,0 +1,100 @@
+"""Opens the ledger for a client or a command. Clients load this module when they first need the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.db.engine import Database, unavailable
+from worker.db.errors import is_unavailable, sqlstate
+from worker.errors import DatabaseNotMigrated, UsageError
+from worker.ledger import Ledger
+from worker.settings import Settings
+
+T = TypeVar("T")
+
+_UNDEFINED_TABLE = ("42P01", "3F000")
+_REFUSED = ("28", "3D")  # SQLSTATE classes: invalid authorization, invalid catalog name
+_POOL = {"pool_size": 1, "max_overflow": 2}
+
+
+class LedgerAccess:
+    """The ledger of a client. Its database is opened at the first use.
+
+    Args:
+        settings: the settings of the database.
+        database: an open database to use, which stays open.
+    """
+
+    def __init__(self, settings: Settings, database: Database | None = None) -> None:
+        self._settings = settings
+        self._database = database
+        self._owns = database is None
+
+    async def use(self, operation: Callable[[Ledger], Awaitable[T]]) -> T:
+        """Run an operation on the ledger.
+
+        Raises:
+            DatabaseNotMigrated: the database has no ledger.
+            ServerUnavailable: PostgreSQL does not answer.
+        """
+        if self._database is None:
+            self._database = open_database(self._settings, "client")
+        try:
+            return await operation(Ledger(self._database))
+        except (SQLAlchemyError, OSError) as error:
+            explained = explain(error, self._settings)
+            if explained is error:
+                raise
+            raise explained from error
+
+    async def close(self) -> None:
+        """Close the database, unless it was passed."""
+        database, self._database = self._database, None
+        if self._owns and database is not None:
+            await database.close()
+
+
+def run_with_ledger(settings: Settings, operation: Callable[[Ledger], Awaitable[T]]) -> T:
+    """Run an operation on the ledger in a caller without an event loop: over a connection of its own, in an event loop
+    of this thread, both of which end with the operation.
+
+    Raises:
+        UsageError: this thread runs an event loop.
+    """
+
+    async def run() -> T:
+        access = LedgerAccess(settings)
+        try:
+            return await access.use(operation)
+        finally:
+            await access.close()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    raise UsageError("SyncClient cannot use the database where an event loop runs: use `Client` there, and await it")
+
+
+def open_database(settings: Settings, name: str) -> Database:
+    """Return a database with a small pool.
+
+    Args:
+        settings: the settings of the database.
+        name: part of the `application_name` of its connections.
+    """
+    small = settings.model_copy(update={"database": settings.database.model_copy(update=_POOL)})
+    return Database(small, name)
+
+
+def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
+    """Return a database error as an error for operators, or the error itself if there is no explanation."""
+    if sqlstate(error) in _UNDEFINED_TABLE:
+        return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
+    if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
+        return unavailable(error, settings)
+    return error
