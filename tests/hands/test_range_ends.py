@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, Table, Text, Uuid, select, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Integer,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    Uuid,
+    select,
+    text,
+)
 
 from tests.support.contexts import MakeContext
 from worker.batch import range_ends
 from worker.db.engine import Database
 
-ROWS = 100_000
+ROWS = 20_000
 
 #: Columns of the key, and the expressions of their values for the row n.
 KEYS = {
     "clumps": ([("id", BigInteger)], ["CASE n % 3 WHEN 0 THEN n WHEN 1 THEN 7e8 + n ELSE 1.6e9 - n END::bigint"]),
-    "two columns": ([("region", Integer), ("code", Text)], ["CASE WHEN n < 90000 THEN 1 ELSE n END", "'c' || n"]),
+    "two columns": ([("region", Integer), ("code", Text)], ["CASE WHEN n < 18000 THEN 1 ELSE n END", "'c' || n"]),
     "text": ([("name", Text)], ["md5(n::text)"]),
     "uuid": ([("id", Uuid)], ["md5(n::text)::uuid"]),
     "timestamp": (
         [("at", DateTime(timezone=True))],
-        ["timestamptz '2024-01-01 00:00Z' + n * CASE WHEN n < 80000 THEN interval '1 ms' ELSE interval '1 hour' END"],
+        ["timestamptz '2024-01-01 00:00Z' + n * CASE WHEN n < 16000 THEN interval '1 ms' ELSE interval '1 hour' END"],
     ),
+    "numeric": ([("amount", Numeric)], ["round(power(1.0005, n), 8) + n / 1e6"]),
+    "negative and descending": ([("id", Integer)], ["-n * CASE WHEN n < 16000 THEN 1 ELSE 1000 END"]),
+    "date": ([("day", Date), ("id", Integer)], ["date '2024-01-01' + CASE WHEN n < 12000 THEN 0 ELSE n END", "n"]),
+    "sorted as bytes": ([("name", Text(collation="C"))], ["chr(65 + 32 * (n % 2) + n % 26) || n"]),
 }
 
 
@@ -36,11 +54,12 @@ async def fill(database: Database, kind: str, *, rows: int = ROWS) -> Table:
     return table
 
 
-async def walk(context: MakeContext, database: Database, table: Table) -> list[int]:
+async def walk(context: MakeContext, database: Database, table: Table, *, is_descending: bool) -> list[int]:
     """Walk a table in ranges. Return the rows of each range."""
     ctx = context()
     seen: set[int] = set()
-    async for batch in ctx.chunks(select(table.c.n), size=2_000, lock=False, parallel=4):
+    by = [column.desc() if is_descending else column for column in table.primary_key.columns]
+    async for batch in ctx.chunks(select(table.c.n), size=1_000, by=by, lock=False, parallel=2):
         assert seen.isdisjoint(batch)
         seen.update(batch)
     assert len(seen) == ctx.rows_done == ROWS
@@ -49,17 +68,19 @@ async def walk(context: MakeContext, database: Database, table: Table) -> list[i
         return [row.rows for row in found]
 
 
-@pytest.mark.parametrize("is_sampled", [False, True], ids=["counted", "sampled"])
-@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize(
+    ("kind", "is_sampled"),
+    [*((kind, False) for kind in KEYS), ("clumps", True), ("two columns", True), ("numeric", True)],
+)
 async def test_ranges_have_the_same_number_of_rows(
     context: MakeContext, database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, is_sampled: bool
 ) -> None:
     table = await fill(database, kind)
     if is_sampled:
         monkeypatch.setattr(range_ends, "_EXACT_PAGES", 0)
-        monkeypatch.setattr(range_ends, "_PAGES_PER_RANGE", 16)  # most pages of this small table
-    rows = await walk(context, database, table)
-    assert len(rows) == 32
+        monkeypatch.setattr(range_ends, "_MOST_SAMPLED_KEYS", 8_000)  # of all pages of this small table
+    rows = await walk(context, database, table, is_descending="descending" in kind)
+    assert len(rows) == 16
     if is_sampled:
         assert max(rows) < 2 * min(rows)
     else:
@@ -78,6 +99,26 @@ async def test_a_selective_statement_is_divided_by_its_own_rows(
     async with database.session() as session:
         found = await session.execute(text("SELECT rows FROM worker.step_range"))
         assert [row.rows for row in found] == [10] * 32
+
+
+async def test_the_rows_of_a_join_are_divided_not_those_of_the_table(context: MakeContext, database: Database) -> None:
+    table = await fill(database, "clumps", rows=4_000)
+    other = Table("other", MetaData(), Column("n", Integer), Column("copy", Integer))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(other.metadata.create_all)
+        # Two rows for each of the first 800 keys, none for the others.
+        await connection.execute(text("INSERT INTO other SELECT n % 800 + 1, n FROM generate_series(0, 1599) AS n"))
+    joined = select(table.c.n, other.c.copy).join(other, other.c.n == table.c.n)
+    ctx = context()
+    seen = [
+        tuple(row)
+        async for batch in ctx.chunks(joined, by=table.c.id, size=10, lock=False, parallel=2)
+        for row in batch
+    ]
+    assert sorted(seen) == sorted((n % 800 + 1, n) for n in range(1_600))
+    async with database.session() as session:
+        found = await session.execute(text("SELECT rows FROM worker.step_range"))
+        assert [row.rows for row in found] == [100] * 16
 
 
 async def test_a_range_has_at_least_one_batch(context: MakeContext, database: Database) -> None:

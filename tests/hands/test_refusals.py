@@ -75,25 +75,6 @@ async def test_table_inheritance_is_refused(context: MakeContext, database: Data
         await context().sweep(delete(table), size=10, parallel=2)
 
 
-async def test_a_partitioned_table_is_walked_by_ranges(context: MakeContext, database: Database) -> None:
-    metadata = MetaData()
-    table = Table(
-        "parted", metadata, Column("id", Integer, primary_key=True), Column("year", Integer, primary_key=True)
-    )
-    async with database.engine.begin() as connection:
-        await connection.execute(
-            text("CREATE TABLE parted (id int, year int, PRIMARY KEY (id, year)) PARTITION BY LIST (year)")
-        )
-        for year in (1, 2, 3):
-            await connection.execute(text(f"CREATE TABLE parted{year} PARTITION OF parted FOR VALUES IN ({year})"))
-        await connection.execute(text("INSERT INTO parted SELECT n, 1 + n % 3 FROM generate_series(1, 1000) AS n"))
-    ctx = context()
-    seen = [row async for batch in ctx.chunks(select(table), size=20, parallel=2) for row in batch]
-    assert len(seen) == len(set(map(tuple, seen))) == 1_000
-    async with database.session() as session:
-        assert await session.scalar(text("SELECT count(*) FROM worker.step_range")) == 16
-
-
 @pytest.mark.parametrize("hands", [0, -1, 101, True, 1.5, "2"])
 async def test_a_number_of_hands_that_cannot_be_is_an_error(context: MakeContext, hands: Any) -> None:
     for loop in (lambda: context().chunks(select(Target), parallel=hands),):

@@ -16,6 +16,7 @@ from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
 from worker.errors import UnsupportedStatement
+from worker.ledger.records import RangeBounds
 
 #: Consecutive reads that find keys but no readable row, after which the walk fails.
 _MAX_EMPTY_READS = 20
@@ -52,10 +53,13 @@ class ChunksSource:
     async def open(self, step: OpenStep) -> Bounds:
         """Check the key, look the bounds up, and compile the statements."""
         bounds = await self._select.open(step)
-        dialect = step.connection.dialect
-        self._first = PageReader(self._select.shape, self._select.batch(resumed=False), dialect)
-        self._next = PageReader(self._select.shape, self._select.batch(resumed=True), dialect)
+        self._dialect = step.connection.dialect
+        self._compile()
         return bounds
+
+    def _compile(self) -> None:
+        self._first = PageReader(self._select.shape, self._select.batch(resumed=False), self._dialect)
+        self._next = PageReader(self._select.shape, self._select.batch(resumed=True), self._dialect)
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[Any] | None:
         """Return the next rows, locked."""
@@ -70,13 +74,14 @@ class ChunksSource:
         share = self._select.share(page.cursor)
         return replace(page, share=share, is_last=page.cursor == self._select.last, examined=size)
 
-    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
-        """Return the last keys of ranges with the same number of rows; see `RangedSource`."""
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[RangeBounds]:
+        """Return ranges with the same number of rows; see `RangedSource`."""
         return await self._select.split(connection, cursor, count, size)
 
-    def enter_range(self, last: list[Any]) -> None:
-        """Let the walk end at a key."""
-        self._select.enter_range(last)
+    def enter_range(self, last: list[Any], condition: str | None) -> None:
+        """Let the walk return the keys of one range; see `RangedSource`."""
+        if self._select.enter_range(last, condition):
+            self._compile()
 
     def describe(self, size: int) -> WalkStatements:
         """Return the statements of the first batch; see `DescribedSource`."""

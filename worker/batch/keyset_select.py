@@ -17,11 +17,13 @@ from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
-from worker.batch.range_ends import find_range_ends
+from worker.batch.partitions import names_one_table, within
+from worker.batch.range_ends import Division, find_ranges
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
 from worker.errors import UnsupportedStatement
+from worker.ledger.records import RangeBounds
 
 
 class KeysetSelect:
@@ -44,6 +46,7 @@ class KeysetSelect:
         self._lock = lock
         self._allow_sort = allow_sort
         self._upper: list[Any] = []
+        self._condition: str | None = None  # of the partition that is walked
         self._progress: KeyProgress | None = None
         self.keyset: Keyset = choose_key(statement, by, kind="chunks")
         self.fingerprint = fingerprint(self.keys(self.keyset.columns))
@@ -110,6 +113,7 @@ class KeysetSelect:
         key = self.keyset.columns
         if not self._has_joins:
             keys = self._statement.with_only_columns(*columns, maintain_column_froms=True)
+            keys = keys.where(*within(self._condition))
         else:
             # A join can repeat a row of the walked table: a batch must not end between its repetitions. DISTINCT
             # requires the columns that it is ordered by.
@@ -161,16 +165,20 @@ class KeysetSelect:
             is_last=keys[0] == self.last,
         )
 
-    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
-        """Return the last keys of ranges with the same number of rows; see `RangedSource`."""
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[RangeBounds]:
+        """Return ranges with the same number of rows; see `RangedSource`."""
         assert self.last is not None  # noqa: S101
         keys = self.remaining(resumed=cursor is not None)
         values = self.keyset.values("upper", self._upper) | self.behind(cursor)
-        return await find_range_ends(connection, self.keyset, keys, values, last=self.last, count=count, size=size)
+        by_partition = names_one_table(self._statement)
+        division = Division(self.keyset, keys, values, count, size, by_partition=by_partition)
+        return await find_ranges(connection, division, lower=cursor, last=self.last)
 
-    def enter_range(self, last: list[Any]) -> None:
-        """Let the walk end at a key."""
+    def enter_range(self, last: list[Any], condition: str | None) -> bool:
+        """Let the walk return the keys of one range. Return whether the statements have changed."""
         self.last, self._upper = last, self.keyset.decode(last)
+        before, self._condition = self._condition, condition
+        return before != condition
 
     def batch(self, *, resumed: bool) -> Select[Any]:
         """Return the select that reads a batch.

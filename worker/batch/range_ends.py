@@ -2,20 +2,23 @@
 
 The rows are counted, not the values of the key: clumps and gaps do not matter, nor does the age of the planner's
 statistics. In a table up to some 160 MB all keys of the walk are read. In a larger one, the keys of sampled pages are,
-and those of them that the statement has.
+and those of them that the statement has. In a partitioned table, each range lies in one partition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Select, func, select, tablesample, text
+from sqlalchemy import BigInteger, Numeric, Select, cast, func, select, tablesample, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import table_name
 from worker.batch.keyset import Keyset
+from worker.batch.partitions import Partition, list_partitions, unit_number
 from worker.errors import UnsupportedStatement
+from worker.ledger.records import RangeBounds
 
 #: Pages up to which all keys are read.
 _EXACT_PAGES = 20_000
@@ -35,32 +38,44 @@ SELECT coalesce((SELECT pg_catalog.sum(pg_catalog.pg_relation_size(relid)) FROM 
 """)
 
 
-async def find_range_ends(
-    connection: AsyncConnection,
-    keyset: Keyset,
-    keys: Select[Any],
-    values: Mapping[str, Any],
-    *,
-    last: list[Any] | None,
-    count: int,
-    size: int,
-    may_sample: bool = True,
-) -> list[list[Any]]:
-    """Return the last key of each range, in order; that of the last range is the last key of the walk.
+@dataclass(frozen=True)
+class Division:
+    """What is divided, and how finely.
 
-    Args:
-        connection: The run's own connection.
+    Attributes:
         keyset: The key.
         keys: A select of the key's columns, for all rows of the walk.
         values: Its parameters.
-        last: The last key of the walk; None for the last one that is found.
-        may_sample: Whether rows of the key's table stand for those of the walk.
-        count: The largest number of ranges.
+        count: The largest number of ranges, but for partitions: each has at least one.
         size: The number of rows that a range has at least.
+        by_partition: Whether the partitions of the key's table are divided each for itself.
+        may_sample: Whether rows of the key's table stand for those of the walk.
+    """
+
+    keyset: Keyset
+    keys: Select[Any]
+    values: Mapping[str, Any]
+    count: int
+    size: int
+    by_partition: bool
+    may_sample: bool = True
+
+
+async def find_ranges(
+    connection: AsyncConnection, division: Division, *, lower: list[Any] | None, last: list[Any] | None
+) -> list[RangeBounds]:
+    """Return the ranges of a walk.
+
+    Args:
+        connection: The run's own connection.
+        division: What is divided.
+        lower: The key behind which the walk begins; None for the first one.
+        last: The last key of the walk; None for the last one that is found.
 
     Raises:
         UnsupportedStatement: Other tables inherit from the table.
     """
+    keyset, count = division.keyset, division.count
     table = table_name(keyset)
     pages, has_children = (await connection.execute(_PAGES, {"table": table})).one()
     if has_children:
@@ -69,16 +84,57 @@ async def find_range_ends(
             f"Walk each table alone, or make it a partitioned table"
         )
     pages = int(pages or 0)
+    partitions = await list_partitions(connection, keyset) if division.by_partition else []
     found: Sequence[Any] = ()
-    if may_sample and pages > _EXACT_PAGES:
+    is_sampled = False
+    if division.may_sample and pages > _EXACT_PAGES:
         sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)
-        some = range_ends(keyset, keys.where(keyset.one_of()), count, _LEAST_KEYS_PER_RANGE)
-        found = (await connection.execute(keyset.in_schema(some), {**values, **keyset.array_values(sample)})).all()
-    if len(found) < count:
-        all_ = keyset.in_schema(range_ends(keyset, keys, count, size))
-        found = (await connection.execute(all_, dict(values))).all()
-    ends = [keyset.encode(row) for row in found]
-    return ends if last is None else [*ends[:-1], last]
+        some = range_ends(division, division.keys.where(keyset.one_of()), partitions, _LEAST_KEYS_PER_RANGE)
+        values = {**division.values, **keyset.array_values(sample)}
+        found = (await connection.execute(keyset.in_schema(some), values)).all()
+        is_sampled = bool(found) and found[0].longhaul_total >= count * _LEAST_KEYS_PER_RANGE
+    if not is_sampled:
+        all_ = range_ends(division, division.keys, partitions, division.size)
+        found = (await connection.execute(keyset.in_schema(all_), dict(division.values))).all()
+    elif last is None:
+        last = await _find_last(connection, division)
+    ends: dict[int, list[list[Any]]] = {partition.id: [] for partition in partitions} or {0: []}
+    for row in found:
+        if row.longhaul_unit not in ends:  # a partition that was attached since
+            return await find_ranges(connection, replace(division, by_partition=False), lower=lower, last=last)
+        ends[row.longhaul_unit].append(keyset.encode(row[: len(keyset.parts)]))
+    return list(_make_bounds(partitions, ends, lower, last, is_sampled=is_sampled))
+
+
+def _make_bounds(
+    partitions: Sequence[Partition],
+    ends: Mapping[int, list[list[Any]]],
+    lower: list[Any] | None,
+    last: list[Any] | None,
+    *,
+    is_sampled: bool,
+) -> Iterator[RangeBounds]:
+    """Yield the ranges with these ends. After a sample, rows that were not found can follow, in any partition."""
+    if not partitions:
+        found = ends[0]
+        uppers = found if last is None else [*found[:-1], last]
+        for begin, upper in zip([lower, *uppers], uppers, strict=False):
+            yield RangeBounds(begin, upper)
+        return
+    for partition in partitions:
+        found = ends[partition.id]
+        uppers = [*found[:-1], last] if is_sampled and last is not None else found
+        for begin, upper in zip([lower, *uppers], uppers, strict=False):
+            yield RangeBounds(begin, upper, partition.name, partition.condition)
+
+
+async def _find_last(connection: AsyncConnection, division: Division) -> list[Any]:
+    """Return the last key of the walk."""
+    rows = division.keys.order_by(None).subquery()
+    keyset = division.keyset.over(list(rows.columns)[: len(division.keyset.parts)])
+    statement = select(*keyset.cursor_columns).order_by(*keyset.order_by(reverse=True)).limit(1)
+    row = (await connection.execute(keyset.in_schema(statement), dict(division.values))).one()
+    return keyset.encode(row)
 
 
 async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: float) -> list[list[Any]]:
@@ -89,25 +145,36 @@ async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: flo
     return [keyset.encode(row) for row in await connection.execute(keyset.in_schema(statement))]
 
 
-def range_ends(keyset: Keyset, keys: Select[Any], count: int, size: int) -> Select[Any]:
+def range_ends(division: Division, keys: Select[Any], partitions: Sequence[Partition], size: int) -> Select[Any]:
     """Return a statement for the last keys of ranges with the same number of rows, in the form of cursors.
 
+    Its rows have the number of the partition as `longhaul_unit`, and that of all rows as `longhaul_total`.
+
     Args:
-        keyset: The key.
-        keys: A select of the key's columns, for all rows of the walk.
-        count: The largest number of ranges.
-        size: The number of rows that a range has at least.
+        division: What is divided.
+        keys: A select of the key's columns, for all rows to divide.
+        partitions: The partitions that are divided each for itself; none for all rows together.
+        size: The number of rows that a range has at least, but for the only one of a partition.
     """
-    rows = keys.order_by(None).subquery()
-    columns = list(rows.columns)[: len(keyset.parts)]
-    order = keyset.over(columns)
-    number = func.row_number().over(order_by=order.order_by())
-    numbered = select(*columns, number.label("longhaul_n"), func.count().over().label("longhaul_total")).subquery()
-    n, total = numbered.c.longhaul_n, numbered.c.longhaul_total
-    ranges = func.least(count, func.greatest(total // size, 1))
-    ends = keyset.over(list(numbered.columns)[: len(columns)])
+    keyset = division.keyset
+    number_of_keys = len(keyset.parts)
+    rows = keys.add_columns(unit_number(partitions).label("longhaul_unit")).order_by(None).subquery()
+    columns = list(rows.columns)[:number_of_keys]
+    unit = rows.c.longhaul_unit
+    number = func.row_number().over(partition_by=unit, order_by=keyset.over(columns).order_by())
+    numbered = select(
+        *columns,
+        unit,
+        number.label("longhaul_n"),
+        func.count().over(partition_by=unit).label("longhaul_in_unit"),
+        func.count().over().label("longhaul_total"),
+    ).subquery()
+    n, in_unit, total = numbered.c.longhaul_n, numbered.c.longhaul_in_unit, numbered.c.longhaul_total
+    share = func.round(cast(division.count * in_unit, Numeric) / total)
+    ranges = cast(func.greatest(func.least(share, in_unit // size), 1), BigInteger)
+    ends = keyset.over(list(numbered.columns)[:number_of_keys])
     return (
-        select(*ends.cursor_columns)
-        .where((n * ranges) // total > ((n - 1) * ranges) // total)
-        .order_by(*ends.order_by())
+        select(*ends.cursor_columns, numbered.c.longhaul_unit, total)
+        .where((n * ranges) // in_unit > ((n - 1) * ranges) // in_unit)
+        .order_by(numbered.c.longhaul_unit, *ends.order_by())
     )

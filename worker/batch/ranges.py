@@ -16,7 +16,7 @@ from worker.batch.source import Source
 from worker.batch.walk_host import WalkHost
 from worker.errors import FencedOut, HandEnded, HandFailed, UnsupportedStatement, UsageError
 from worker.ledger import OwnedRun, StepRecord
-from worker.ledger.records import RangeRecord, WalkState
+from worker.ledger.records import RangeBounds, RangeRecord, WalkState
 
 OnHandError = Literal["stop", "continue"]
 
@@ -69,18 +69,23 @@ def read_parallel(kind: str, hands: Any, on_error: Any) -> Parallel | None:
 class RangedSource(Protocol):
     """A source whose walk can be divided into ranges of its key."""
 
-    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
-        """Return the last key of each range, in order; that of the last range is the last key of the walk.
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[RangeBounds]:
+        """Return the ranges: all keys behind the cursor, up to the last one of the walk.
 
         Args:
             connection: The run's own connection.
-            cursor: The key behind which the first range begins; None for the first key.
-            count: The largest number of ranges.
+            cursor: The key behind which the walk begins; None for the first key.
+            count: The number of ranges, which only those of partitions may exceed.
             size: The number of rows that each range has at least.
         """
 
-    def enter_range(self, last: list[Any]) -> None:
-        """Let `fetch` end at a key: the last one of a range."""
+    def enter_range(self, last: list[Any], condition: str | None) -> None:
+        """Let `fetch` return the keys of one range.
+
+        Args:
+            last: The last key.
+            condition: A condition for keys, in SQL: that of the range's partition; None in a table without partitions.
+        """
 
 
 @runtime_checkable
@@ -114,11 +119,10 @@ async def create_ranges(
     if not isinstance(source, RangedSource):
         raise UnsupportedStatement(f"{source.kind}: parallel= needs a walk that can be divided by a key; this has none")
     await run.ranges.ensure_alone(step, run.spec)
-    ends = await source.split(connection, step.cursor, parallel.ranges, size)
-    if len(ends) > 1:
-        starts = [step.cursor, *ends[:-1]]
-        await run.ranges.create(step.name, list(zip(starts, ends, strict=True)))
-        step.ranges = len(ends)
+    ranges = await source.split(connection, step.cursor, parallel.ranges, size)
+    if len(ranges) > 1:
+        await run.ranges.create(step.name, ranges)
+        step.ranges = len(ranges)
 
 
 class SharedWalk:
@@ -198,7 +202,7 @@ class SharedWalk:
         if found is not None:
             self._host.hands.end_wait()
             assert found.upper_bound is not None  # noqa: S101
-            self._source.enter_range(found.upper_bound)
+            self._source.enter_range(found.upper_bound, found.condition)
         if not self._has_begun and self._run.spec.hand is None:
             free = state.ranges - state.done - state.failed
             hands = min(self._parallel.hands, free)

@@ -21,7 +21,8 @@ from worker.batch.fingerprint import select_fingerprint
 from worker.batch.key_choice import find_resume_key
 from worker.batch.keyset import Keyset
 from worker.batch.page import RowShape
-from worker.batch.range_ends import find_range_ends
+from worker.batch.partitions import names_one_table, within
+from worker.batch.range_ends import Division, find_ranges
 from worker.batch.snapshot import SnapshotExporter, SnapshotReader
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
@@ -29,6 +30,7 @@ from worker.batch.walk_statements import WalkStatements
 from worker.db.engine import Database
 from worker.db.statement_internals import read_select_clauses
 from worker.errors import UnsupportedStatement, UsageError
+from worker.ledger.records import RangeBounds
 
 logger = logging.getLogger("longhaul.batch")
 
@@ -82,6 +84,7 @@ class StreamSource:
         self._is_reader_outdated = False
         self._careful_rows = 0  # rows to read without rows ahead, because a read has failed
         self._upper: list[Any] | None = None  # the last key of the range that this hand walks
+        self._condition: str | None = None  # of its partition
         self._exporter: SnapshotExporter | None = None
         self._snapshot: str | None = None  # of the first hand, which has exported it
         self.text = sql_text(statement)
@@ -141,8 +144,8 @@ class StreamSource:
             return None
         return replace(page, is_last=self._reader.at_end, check=self._reader.check_unchanged)
 
-    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
-        """Return the last keys of ranges with the same number of rows, or groups; see `RangedSource`."""
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[RangeBounds]:
+        """Return ranges with the same number of rows, or groups; see `RangedSource`."""
         keyset = self._keyset
         if keyset is None:
             raise UnsupportedStatement(
@@ -154,13 +157,16 @@ class StreamSource:
         if cursor is not None:
             keys, values = keys.where(keyset.after()), keyset.values("after", keyset.decode(cursor))
         is_grouped = bool(read_select_clauses(self._statement).group_by)
-        options: dict[str, Any] = {"last": None, "count": count, "size": size, "may_sample": not is_grouped}
-        return await find_range_ends(connection, keyset, keys, values, **options)
+        by_partition = not is_grouped and names_one_table(self._statement)
+        options = {"by_partition": by_partition, "may_sample": not is_grouped}
+        return await find_ranges(
+            connection, Division(keyset, keys, values, count, size, **options), lower=cursor, last=None
+        )
 
-    def enter_range(self, last: list[Any]) -> None:
-        """Let the walk end at a key."""
+    def enter_range(self, last: list[Any], condition: str | None) -> None:
+        """Let the walk return the keys of one range; see `RangedSource`."""
         assert self._keyset is not None  # noqa: S101
-        self._upper = self._keyset.decode(last)
+        self._upper, self._condition = self._keyset.decode(last), condition
         self._is_reader_outdated = self._reader is not None
 
     async def export_snapshot(self) -> str | None:
@@ -185,7 +191,8 @@ class StreamSource:
         if cursor is not None:
             keys, values = keys.where(keyset.after()), keyset.values("after", keyset.decode(cursor))
         if self._upper is not None:
-            keys, values = keys.where(keyset.up_to()), values | keyset.values("upper", self._upper)
+            keys = keys.where(keyset.up_to(), *within(self._condition))
+            values = values | keyset.values("upper", self._upper)
         sql, arguments = CompiledStatement(keys, transaction.connection.dialect).bind(values)
         return [keyset.encode(row) for row in await (await transaction.driver()).fetch(sql, *arguments)]
 
@@ -245,7 +252,7 @@ class StreamSource:
             statement = statement.where(self._keyset.after())
             values = self._keyset.values("after", self._keyset.decode(cursor))
         if self._keyset is not None and self._upper is not None:
-            statement = statement.where(self._keyset.up_to())
+            statement = statement.where(self._keyset.up_to(), *within(self._condition))
             values |= self._keyset.values("upper", self._upper)
         # A commit of the writer would close the cursor, so the reader has a connection of its own.
         connection = await self._database.engine.connect()

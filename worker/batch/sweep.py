@@ -16,7 +16,8 @@ from worker.batch.key_choice import check_walkable, choose_key
 from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset, key_part, underlying_column
-from worker.batch.range_ends import find_range_ends
+from worker.batch.partitions import names_one_table, within
+from worker.batch.range_ends import Division, find_ranges
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
@@ -24,6 +25,7 @@ from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.statement_internals import is_same_table, replace_source, updated_names
 from worker.errors import UnsupportedStatement
+from worker.ledger.records import RangeBounds
 
 Sweepable = Update | Delete | Insert
 
@@ -55,6 +57,7 @@ class SweepSource:
         self._keyset: Keyset = _choose_key(statement, by)
         self._upper: list[Any] = []
         self._within: list[ColumnElement[bool]] = []  # the keys that were selected, for the ranges
+        self._condition: str | None = None  # of the partition that is walked
         self._last: list[Any] | None = None
         self._progress: KeyProgress | None = None
         self._ends: RangeEnds | None = None
@@ -87,7 +90,8 @@ class SweepSource:
             self._upper = keyset.decode(self._last)
             if not step.count_exactly:
                 self._progress = await KeyProgress.look_up(step, keyset, self._last)
-            await self._compile(connection)
+            self._compile()
+            self._ends = RangeEnds(await self._engine.connect(), self._first_end, self._next_end)
         return Bounds(
             key=keyset.describe(),
             last=self._last,
@@ -97,30 +101,40 @@ class SweepSource:
             begins_in_transaction=True,
         )
 
-    async def _compile(self, connection: AsyncConnection) -> None:
+    def _compile(self) -> None:
+        dialect = self._engine.dialect
         self._write_first, self._write_next = (
-            CompiledStatement(self._write(resumed=resumed), connection.dialect) for resumed in (False, True)
+            CompiledStatement(self._write(resumed=resumed), dialect) for resumed in (False, True)
         )
-        first_end, next_end = (
-            CompiledStatement(self._range_end(resumed=resumed), connection.dialect) for resumed in (False, True)
+        self._first_end, self._next_end = (
+            CompiledStatement(self._range_end(resumed=resumed), dialect) for resumed in (False, True)
         )
-        self._ends = RangeEnds(await self._engine.connect(), first_end, next_end)
 
-    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[list[Any]]:
-        """Return the last keys of ranges with the same number of rows of the table; see `RangedSource`."""
+    async def split(self, connection: AsyncConnection, cursor: Any, count: int, size: int) -> list[RangeBounds]:
+        """Return ranges with the same number of rows of the table; see `RangedSource`."""
         assert self._last is not None  # noqa: S101
         keys = self._keyset.in_schema(select(*self._keyset.columns)).where(self._keyset.up_to(), *self._within)
         values = self._keyset.values("upper", self._upper)
         if cursor is not None:
             keys = keys.where(self._keyset.after())
             values |= self._keyset.values("after", self._keyset.decode(cursor))
-        return await find_range_ends(connection, self._keyset, keys, values, last=self._last, count=count, size=size)
+        division = Division(self._keyset, keys, values, count, size, by_partition=self._names_one_table())
+        return await find_ranges(connection, division, lower=cursor, last=self._last)
 
-    def enter_range(self, last: list[Any]) -> None:
-        """Let the walk end at a key."""
+    def _names_one_table(self) -> bool:
+        """Return whether a plain name of a column is unambiguous in the statement."""
+        if isinstance(self._statement, Insert):
+            return names_one_table(_get_select(self._statement))
+        return not _reads_other_tables(self._statement, self._keyset)
+
+    def enter_range(self, last: list[Any], condition: str | None) -> None:
+        """Let the walk return the keys of one range; see `RangedSource`."""
         assert self._ends is not None  # noqa: S101
         self._last, self._upper = last, self._keyset.decode(last)
-        self._ends.forget()
+        if self._condition != condition:
+            self._condition = condition
+            self._compile()
+        self._ends.enter_range(self._first_end, self._next_end)
 
     def describe(self, size: int) -> WalkStatements:
         """Return the statements of the first range, as if it were the whole walk; see `DescribedSource`."""
@@ -199,7 +213,7 @@ class SweepSource:
 
     def _range_end(self, *, resumed: bool) -> Select[Any]:
         """Return the key of the last row of a range in the form of the cursor: Python has no date 10000-01-01."""
-        keys = select(*self._keyset.columns).where(self._keyset.up_to(), *self._within)
+        keys = select(*self._keyset.columns).where(self._keyset.up_to(), *self._within, *within(self._condition))
         if resumed:
             keys = keys.where(self._keyset.after())
         chosen = keys.order_by(*self._keyset.order_by()).limit(SIZE).subquery()
@@ -208,7 +222,8 @@ class SweepSource:
         return self._keyset.in_schema(end)
 
     def _write(self, *, resumed: bool) -> Sweepable:
-        conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else []), *self._within]
+        conditions = [self._keyset.up_to("last"), *([self._keyset.after()] if resumed else [])]
+        conditions += [*self._within, *within(self._condition)]
         if not isinstance(self._statement, Insert):
             return self._statement.where(*conditions)
         return replace_source(self._statement, _get_select(self._statement).where(*conditions))
@@ -259,8 +274,9 @@ class RangeEnds:
         async with self._driver.reading() as raw:
             return await raw.fetchrow(sql, *arguments)
 
-    def forget(self) -> None:
-        """Discard the end that was looked up ahead: the walk continues in another range."""
+    def enter_range(self, first: CompiledStatement, following: CompiledStatement) -> None:
+        """Discard the end that was looked up ahead: the walk continues in another range, with these statements."""
+        self._first, self._following = first, following
         self._forgotten = self._ahead or self._forgotten
         self._ahead = None
 

@@ -140,7 +140,7 @@ def _print_ranges(run: RunRecord) -> None:
         )
         rest = [each for each in ranges if not each.done]
         if rest:
-            columns = ("range", "behind", "up to", "cursor", "rows", "hand", "error")
+            columns = ("range", "partition", "behind", "up to", "cursor", "rows", "hand", "error")
             print_table(columns, [_describe_range(each) for each in rest[:_MOST_RANGES]])
         if len(rest) > _MOST_RANGES:
             print_line(f"  and {len(rest) - _MOST_RANGES} more; --json has all of them")
@@ -164,7 +164,14 @@ def _describe_hand(run_id: str, owner: str, ranges: list[RangeState]) -> tuple[s
 
 def _describe_range(each: RangeState) -> tuple[str, ...]:
     keys = (json.dumps(key, ensure_ascii=False) for key in (each.lower, each.upper, each.cursor))
-    return str(each.number), *keys, str(each.rows), each.owner or "", (each.error or "")[:_ERROR_CHARACTERS]
+    return (
+        str(each.number),
+        each.partition or "",
+        *keys,
+        str(each.rows),
+        each.owner or "",
+        (each.error or "")[:_ERROR_CHARACTERS],
+    )
 
 
 def _describe_recorded(step: StepRecord) -> tuple[str, ...]:

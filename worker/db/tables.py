@@ -125,6 +125,8 @@ step_range = Table(
     Column("number", Integer, primary_key=True, doc="from 1, in the order of the walk"),
     Column("lower", JSONB(none_as_null=True), doc="the key behind which the range begins"),
     Column("upper", JSONB, nullable=False, doc="the last key of the range"),
+    Column("partition", Text, doc="name of the partition that has its keys; null in a table without partitions"),
+    Column("condition", Text, doc="condition for the keys of that partition, in SQL"),
     Column("cursor", JSONB(none_as_null=True), doc="key of the last row done"),
     Column("fence", BigInteger, nullable=False, server_default="1", doc="grows with each claim and release"),
     Column("owner", Text, doc="the run that walks the range, or has walked it to its end"),

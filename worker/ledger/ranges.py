@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from worker.cancellation import run_to_completion
 from worker.db.sessions import roll_back
 from worker.errors import FencedOut, UsageError
 from worker.ledger.queries import query, source
-from worker.ledger.records import RangeRecord, RunSpec, StepRecord, WalkState
+from worker.ledger.records import RangeBounds, RangeRecord, RunSpec, StepRecord, WalkState
 from worker.ledger.run_connection import RunConnection, terminate_backend
 
 
@@ -74,17 +75,18 @@ class Ranges:
                 f"the same table, and has not ended. Wait for it, cancel it, or allow it by @job(overlap=True)"
             )
 
-    async def create(self, step: str, bounds: Sequence[tuple[list[Any] | None, list[Any]]]) -> None:
+    async def create(self, step: str, bounds: Sequence[RangeBounds]) -> None:
         """Insert the ranges of a step, in the caller's transaction.
 
         Args:
             step: Name of the step.
-            bounds: The key behind which each range begins, and its last key.
+            bounds: The keys of each range.
 
         Raises:
             FencedOut: Another worker owns the run.
         """
-        values = {"run_id": self._run_id, "step": step, "fence": self._fence, "bounds": json.dumps(bounds)}
+        given = json.dumps([astuple(each) for each in bounds])
+        values = {"run_id": self._run_id, "step": step, "fence": self._fence, "bounds": given}
         if (await self._connection.connection.execute(query("insert_ranges"), values)).rowcount != len(bounds):
             raise FencedOut(f"run {self._run_id}")
 
@@ -117,6 +119,7 @@ class Ranges:
             number=row.number,
             lower=row.lower,
             fence=row.fence,
+            condition=row.condition,
         )
         self._claimed = (row.rows, row.batches)
         rows, batches = self._others

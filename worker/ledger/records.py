@@ -131,11 +131,30 @@ class RangeRecord(StepRecord):
         number: Number of the range, from 1.
         lower: The key behind which it begins; None for the first key of the walk.
         fence: Number of the claim under which this process walks it.
+        condition: The condition of its partition, in SQL; None in a table without partitions.
     """
 
     number: int = 0
     lower: list[Any] | None = None
     fence: int = 0
+    condition: str | None = None
+
+
+@dataclass(frozen=True)
+class RangeBounds:
+    """The keys of a range.
+
+    Attributes:
+        lower: The key behind which it begins; None for the first key of the walk.
+        upper: Its last key.
+        partition: Name of the partition that has these keys; None in a table without partitions.
+        condition: The condition for keys of that partition, in SQL.
+    """
+
+    lower: list[Any] | None
+    upper: list[Any]
+    partition: str | None = None
+    condition: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,7 @@ class RangeState:
     error: str | None
     started_at: datetime | None
     updated_at: datetime
+    partition: str | None = None
 
 
 @dataclass(frozen=True)

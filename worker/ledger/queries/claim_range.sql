@@ -27,4 +27,5 @@ UPDATE worker.step_range
   FROM chosen
  WHERE step_range.run_id = :run_id AND step_range.step = :step AND step_range.number = chosen.number
 RETURNING step_range.number, step_range.lower, step_range.upper, step_range.cursor, step_range.fence,
-          step_range.rows, step_range.batches, step_range.done, step_range.pace
+          step_range.rows, step_range.batches, step_range.done, step_range.pace,
+          step_range.condition

@@ -16,8 +16,9 @@ SELECT coalesce((SELECT fence = $5::bigint FROM worker.run WHERE id = $4::text),
                pg_catalog.count(DISTINCT owner) FILTER (WHERE NOT done) AS hands,
                coalesce(pg_catalog.sum(rows), 0)::bigint AS rows,
                coalesce(pg_catalog.sum(batches), 0)::bigint AS batches,
-               pg_catalog.min(pg_catalog.format('helper %s, range %s (behind %s, up to %s): %s', owner, number,
-                                                coalesce(lower::text, 'the beginning'), upper, error))
+               pg_catalog.min(pg_catalog.format('helper %s, range %s%s (behind %s, up to %s): %s', owner, number,
+                                                ' of ' || partition, coalesce(lower::text, 'the beginning'), upper,
+                                                error))
                    FILTER (WHERE error IS NOT NULL) AS error
           FROM worker.step_range
          WHERE run_id = $1::text AND step = $3::text) AS ranges
