@@ -29,7 +29,10 @@ from arq.worker import FailedJobs, JobExecutionFailed, Retry, RetryJob
 from arq.worker import Worker as StockWorker
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
+from sqlalchemy import select
 
+from tests.faults.conftest import effects, fill_targets
+from tests.models import Target
 from tests.support.waiting import round_trips, until
 from worker import Client, JobContext, ServerUnavailable, Settings, job
 from worker import Retry as OurRetry
@@ -807,6 +810,46 @@ async def test_our_own_jobs_run_beside_arqs_with_hooks_and_counts(
     assert await theirs.result(timeout=60) == 3
     assert (worker.jobs_complete, worker.jobs_failed) == (2, 1)
     assert sorted(seen) == ["bad", "bad", "ours", "ours", "theirs", "theirs", "theirs"]
+
+
+@job(once=True)
+async def migrate(ctx: JobContext) -> int:
+    """Change each row once, by two hands."""
+    async for batch in ctx.chunks(select(Target), size=10, parallel=2):
+        for target in batch:
+            target.touched = True
+        seen.append(str(ctx.is_helper))
+        await asyncio.sleep(0.01)
+    return ctx.rows_done
+
+
+@job(verify=select(Target.id).where(~Target.touched))
+async def leave_rows(ctx: JobContext) -> None:
+    """Leave rows undone."""
+
+
+async def test_jobs_of_ours_keep_their_rules_for_verify_once_and_parallel(
+    arq: ArqRedis, make: MakeWorker, settings: Settings, database: Database
+) -> None:
+    await fill_targets(database, 200)
+    left = await put(arq, "leave_rows", _job_id="left")
+    worker = make([migrate, leave_rows], settings=settings)
+    await worker.main()
+    with pytest.raises(JobExecutionFailed, match="incomplete: 200 rows are left undone: 1, 2"):
+        await left.result(timeout=60)
+    assert (worker.jobs_complete, worker.jobs_failed) == (0, 1)
+    misnamed = await put(arq, "migrate", _job_id="another")
+    first = await put(arq, "migrate", _job_id="migrate")
+    await make([migrate], settings=settings).main()
+    with pytest.raises(JobExecutionFailed, match="migrate is a data migration: enqueue it with its name as id"):
+        await misnamed.result(timeout=60)
+    assert await first.result(timeout=60) == 200
+    assert set(seen) == {"True", "False"}
+    await arq.delete(keys.RESULT + "migrate")
+    again = await put(arq, "migrate", _job_id="migrate")
+    await make([migrate], settings=settings).main()
+    assert await again.result(timeout=60) == 200
+    assert await effects(database) == {1: 200}
 
 
 async def test_a_job_of_ours_without_a_database_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

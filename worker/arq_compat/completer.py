@@ -28,6 +28,7 @@ from worker.runtime.outcome import (
     AlreadyEnded,
     Cancelled,
     Failed,
+    Incomplete,
     Lost,
     Outcome,
     Rejected,
@@ -106,7 +107,7 @@ class ArqCompleter:
         match outcome:
             case Succeeded() | ArqEnded(state="succeeded") | AlreadyEnded(state="succeeded"):
                 self._arq.jobs_complete += 1
-            case ArqEnded() | Cancelled() | Rejected() | AlreadyEnded():
+            case ArqEnded() | Cancelled() | Incomplete() | Rejected() | AlreadyEnded():
                 self._arq.jobs_failed += 1
             case Failed() if not outcome.decision.again:
                 self._arq.jobs_failed += 1
