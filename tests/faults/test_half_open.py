@@ -1,4 +1,4 @@
-"""Half-open connections to PostgreSQL: walks continue, chores do not stop each other, and SIGTERM ends the process."""
+"""Half-open connections to PostgreSQL: walks go on, periodic tasks do not stop each other, SIGTERM ends the process."""
 
 from __future__ import annotations
 

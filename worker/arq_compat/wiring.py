@@ -19,8 +19,8 @@ from worker.job.middleware import load_middleware, run_hooks
 from worker.job.registry import Registry
 from worker.queue.outage_log import OutageLog
 from worker.runtime.log_sampling import SampledLogger
-from worker.runtime.maintenance import Chore
 from worker.runtime.observer import Observer
+from worker.runtime.periodic_tasks import PeriodicTask
 from worker.runtime.pruner import Pruner
 from worker.runtime.wiring import Parts, build_parts, check_redis
 from worker.runtime.worker import Worker
@@ -77,9 +77,9 @@ async def check_servers(parts: Parts, *, needs_database: bool) -> None:
         await check_migrated(parts.database)
 
 
-def make_prune_chore(parts: Parts) -> Chore:
-    """Return the chore that deletes old dead letters, without pruning the ledger."""
-    return Chore("prune", Pruner(parts.store, None, parts.settings.worker).look)
+def make_prune_task(parts: Parts) -> PeriodicTask:
+    """Return the periodic task that deletes old dead letters, without pruning the ledger."""
+    return PeriodicTask("prune", Pruner(parts.store, None, parts.settings.worker).look)
 
 
 def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_keys: bool) -> ArqExecutor:
@@ -150,14 +150,14 @@ def build_arq_worker(
         observer=observer,
     )
     scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec, guards=own_keys)
-    chores = parts.build_ledger_chores() if registry else [make_prune_chore(parts)] if own_keys else []
+    ledger_tasks = parts.build_ledger_tasks() if registry else [make_prune_task(parts)] if own_keys else []
     burst = BurstRules(arq, redis)
     return parts.build_worker(
         scheduler=scheduler,
-        chores=[
-            Chore("cron", scheduler.look),
-            *chores,
-            Chore("health", arq.record_health, while_draining=True),
+        tasks=[
+            PeriodicTask("cron", scheduler.look),
+            *ledger_tasks,
+            PeriodicTask("health", arq.record_health, while_draining=True),
         ],
         executor=executor,
         completer=completer,

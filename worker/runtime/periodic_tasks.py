@@ -1,7 +1,7 @@
-"""The periodic chores of a worker: cron, rescue, relay, pruning, retries by command, health.
+"""The periodic tasks of a worker: cron, rescue, relay, pruning, retries by command, health.
 
-Each chore is a supervised task with an interval and a time limit. A chore that hangs, for example on a half-open
-connection, does not delay the others.
+Each has an interval and a time limit. A periodic task that hangs, for example on a half-open connection, does not delay
+the others.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from worker.queue.outage_log import OutageLog
 from worker.runtime.server_retry import WorkerState
 from worker.runtime.supervision import end_tasks, supervise
 
-logger = logging.getLogger("longhaul.maintenance")
+logger = logging.getLogger("longhaul.tasks")
 
 _AWAY_SECONDS = 1.0
 _CANCEL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Chore:
+class PeriodicTask:
     """Work that a worker does periodically.
 
     Attributes:
@@ -46,59 +46,58 @@ class Chore:
     while_draining: bool = False
 
 
-async def _run_within(chore: Chore) -> None:
-    """Run a chore once, within its limit.
+async def _run_within_limit(task: PeriodicTask) -> None:
+    """Run a periodic task once, within its limit.
 
-    It runs in a task of its own, because it may wait for something that cannot be cancelled, for example the end of a
-    transaction on a connection that does not answer. Such a task keeps running in the background, and the chore is
-    started again.
+    It may wait for something that cannot be cancelled, for example the end of a transaction on a connection that does
+    not answer. It then keeps running in the background, and is started again.
 
     Raises:
-        TimeoutError: the chore took longer than its limit.
+        TimeoutError: it took longer than its limit.
     """
-    task = asyncio.ensure_future(chore.run())
+    running = asyncio.ensure_future(task.run())
     try:
-        await asyncio.wait({task}, timeout=chore.limit_seconds)
-        if task.done():
-            await task
+        await asyncio.wait({running}, timeout=task.limit_seconds)
+        if running.done():
+            await running
             return
     except asyncio.CancelledError:
-        task.cancel()
+        running.cancel()
         raise
-    remaining = await end_tasks([task], seconds=_CANCEL_SECONDS)
+    remaining = await end_tasks([running], seconds=_CANCEL_SECONDS)
     end = "it ignores its cancellation and still runs" if remaining else "it was cancelled"
-    raise TimeoutError(f"it took longer than {chore.limit_seconds:g} s: {end}; it is started again")
+    raise TimeoutError(f"it took longer than {task.limit_seconds:g} s: {end}; it is started again")
 
 
-class Maintenance:
-    """Runs the chores.
+class PeriodicTasks:
+    """Runs the periodic tasks of a worker.
 
     Args:
-        chores: the chores.
+        tasks: the periodic tasks.
         state: the state of the worker.
         outage: logs outages of Redis.
     """
 
-    def __init__(self, chores: Sequence[Chore], state: WorkerState, outage: OutageLog) -> None:
-        self._chores = chores
+    def __init__(self, tasks: Sequence[PeriodicTask], state: WorkerState, outage: OutageLog) -> None:
+        self._tasks = tasks
         self._state = state
         self._outage = outage
 
-    def tasks(self) -> list[asyncio.Task[None]]:
-        """Start a task for each chore. The caller has to cancel the tasks."""
+    def start(self) -> list[asyncio.Task[None]]:
+        """Start an asyncio task for each. The caller has to cancel them."""
         return [
-            asyncio.create_task(supervise(chore.name, partial(self._repeat, chore)), name=chore.name)
-            for chore in self._chores
+            asyncio.create_task(supervise(task.name, partial(self._repeat, task)), name=task.name)
+            for task in self._tasks
         ]
 
-    async def _repeat(self, chore: Chore) -> None:
-        """Run a chore periodically. If a server is unavailable, wait for it."""
-        cannot = f"chore {chore.name} cannot run"
+    async def _repeat(self, task: PeriodicTask) -> None:
+        """Repeat a periodic task. If a server is unavailable, wait for it."""
+        cannot = f"periodic task {task.name} cannot run"
         failing = False
         while True:
-            if chore.while_draining or not self._state.is_draining:
+            if task.while_draining or not self._state.is_draining:
                 try:
-                    await _run_within(chore)
+                    await _run_within_limit(task)
                     self._outage.answered(cannot)
                     failing = False
                 except RedisError as error:
@@ -106,7 +105,7 @@ class Maintenance:
                     await asyncio.sleep(_AWAY_SECONDS)
                 except (SQLAlchemyError, OSError, TimeoutError) as error:
                     if not failing:
-                        logger.warning("chore failed chore=%s error=%s", chore.name, format_error(error))
+                        logger.warning("periodic task failed task=%s error=%s", task.name, format_error(error))
                     failing = True
                     await asyncio.sleep(_AWAY_SECONDS)
-            await asyncio.sleep(chore.interval_seconds)
+            await asyncio.sleep(task.interval_seconds)

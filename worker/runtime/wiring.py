@@ -35,9 +35,9 @@ from worker.runtime.job_completer import ResultEncoder, encode_execution_result
 from worker.runtime.leases import Leases
 from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
-from worker.runtime.maintenance import Chore, Maintenance
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
+from worker.runtime.periodic_tasks import PeriodicTask, PeriodicTasks
 from worker.runtime.pruner import Pruner
 from worker.runtime.rescuer import Rescuer
 from worker.runtime.scheduler import Scheduler
@@ -137,8 +137,8 @@ class Parts:
             encode=encode,
         )
 
-    def build_ledger_chores(self) -> list[Chore]:
-        """Return the chores of a worker with a ledger."""
+    def build_ledger_tasks(self) -> list[PeriodicTask]:
+        """Return the periodic tasks of a worker with a ledger."""
         rules, rescuer = self.settings.worker, Rescuer(self.ledger, self.store, self.settings)
         pruner = Pruner(self.store, self.ledger, rules)
 
@@ -147,17 +147,17 @@ class Parts:
                 await retry_ordered(self.redis, self.ledger, run_id)
 
         return [
-            Chore("rescue", rescuer.run, interval_seconds=rules.rescue_interval_seconds),
-            Chore("prune", pruner.look),
-            Chore("retry", retry_runs),
+            PeriodicTask("rescue", rescuer.run, interval_seconds=rules.rescue_interval_seconds),
+            PeriodicTask("prune", pruner.look),
+            PeriodicTask("retry", retry_runs),
         ]
 
-    def build_worker(self, *, scheduler: Scheduler, chores: Sequence[Chore], **options: Any) -> Worker:
+    def build_worker(self, *, scheduler: Scheduler, tasks: Sequence[PeriodicTask], **options: Any) -> Worker:
         """Return the worker.
 
         Args:
             scheduler: the scheduler of cron jobs.
-            chores: the periodic chores.
+            tasks: the periodic tasks.
             options: further arguments of `Worker`.
         """
         jobs, queues = list(self.registry), self.fetcher.queues
@@ -174,7 +174,7 @@ class Parts:
             leases=self.leases,
             fetcher=self.fetcher,
             observer=self.observer,
-            maintenance=Maintenance(chores, self.state, self.outage),
+            periodic_tasks=PeriodicTasks(tasks, self.state, self.outage),
             scheduler=scheduler,
             counters=self.counters,
             log=self.log,
@@ -287,10 +287,10 @@ def build_worker(
 
     return parts.build_worker(
         scheduler=scheduler,
-        chores=[
-            Chore("cron", scheduler.look),
-            *parts.build_ledger_chores(),
-            Chore("health", health.record, interval_seconds=health.interval_seconds, while_draining=True),
+        tasks=[
+            PeriodicTask("cron", scheduler.look),
+            *parts.build_ledger_tasks(),
+            PeriodicTask("health", health.record, interval_seconds=health.interval_seconds, while_draining=True),
         ],
         executor=parts.build_executor(run_hooks(middleware)),
         completer=parts.build_completer(),

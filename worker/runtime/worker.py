@@ -23,9 +23,9 @@ from worker.runtime.health import Counters, HealthRecorder
 from worker.runtime.job_completer import JobCompleter
 from worker.runtime.leases import Leases
 from worker.runtime.log_sampling import SampledLogger
-from worker.runtime.maintenance import Maintenance
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
+from worker.runtime.periodic_tasks import PeriodicTasks
 from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import WorkerState
@@ -58,7 +58,7 @@ class Worker:
         executor: runs the jobs.
         completer: writes their outcomes.
         observer: receives the worker's events.
-        maintenance: runs the periodic chores.
+        periodic_tasks: runs the periodic tasks.
         scheduler: the scheduler of cron jobs, started before the first claim.
         health: writes the health line and deletes it at the end; None if another worker writes it.
         counters: the counts of ended executions.
@@ -87,7 +87,7 @@ class Worker:
         executor: JobExecutor,
         completer: JobCompleter,
         observer: Observer,
-        maintenance: Maintenance,
+        periodic_tasks: PeriodicTasks,
         scheduler: Scheduler,
         health: HealthRecorder | None,
         counters: Counters,
@@ -116,7 +116,7 @@ class Worker:
             executor=executor, completer=completer, leases=leases, counters=counters, on_end=self._job_ended
         )
         self._observer = observer
-        self._maintenance = maintenance
+        self._periodic_tasks = periodic_tasks
         self._health = health
         self._log = log
         self._job_names = job_names
@@ -186,7 +186,7 @@ class Worker:
             self._leases.start(on_lost=self._lease_lost, on_gone=self._job_gone)
             queues, jobs = ",".join(self._fetcher.queues), ",".join(self._job_names)
             logger.log(self._log_level, "worker started worker=%s queues=%s jobs=%s", self.name, queues, jobs)
-            beside += self._maintenance.tasks()
+            beside += self._periodic_tasks.start()
             keepers = {"operators": self._keep_operator_state, "clock": self._keep_time, "observer": self._observer.run}
             beside += [asyncio.create_task(supervise(name, work), name=name) for name, work in keepers.items()]
             self.ready.set()
