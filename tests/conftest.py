@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ from worker.embedded import Services
 from worker.job.propagation import current_job
 from worker.settings import Settings, load_settings
 from worker.testing.runner import JobRunner
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of each later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

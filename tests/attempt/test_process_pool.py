@@ -8,8 +8,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from datetime import timedelta
@@ -41,6 +39,7 @@ from tests.attempt.process_jobs import (
     tell,
     wants_session,
 )
+from tests.support.fork_server import ForkServer
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import (
@@ -279,9 +278,9 @@ async def test_no_process_outlives_a_worker_that_is_killed(
 ) -> None:
     file = tmp_path / "file"
     await client.enqueue(name, str(file))
-    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
+    command = ["worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
     command += ["--set", "worker.grace_period_seconds=60", "run"]
-    worker = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=servers.environment())
+    worker = ForkServer.get().spawn(*command, env=servers.environment(), stdout=1, stderr=2)
     try:
         pid = int(await until(lambda: _written(file)))
         assert psutil.pid_exists(pid)
@@ -350,9 +349,9 @@ async def test_what_a_job_has_started_does_not_outlive_a_worker_that_is_killed(
 ) -> None:
     file = tmp_path / "file"
     await client.enqueue("start_and_wait", str(file))
-    command = [sys.executable, "-m", "worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
+    command = ["worker", "--set", 'worker.packages=["tests.attempt.process_jobs"]']
     command += ["--set", "worker.grace_period_seconds=60", "run"]
-    worker = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=servers.environment())
+    worker = ForkServer.get().spawn(*command, env=servers.environment(), stdout=1, stderr=2)
     try:
         text = await until(lambda: _written(file))
         pids = [int(pid) for pid in text.split()]

@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,35 +14,20 @@ from redis.asyncio import Redis
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.attempt.step_functions import calls, make_job, note
 from tests.attempt.step_killed import STEPS
 from tests.models import Author
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine
 from tests.support.contexts import MakeContext
 from tests.support.kills import run_under_kills
-from tests.support.waiting import until_true
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, Settings, job
 from worker.attempt.control import NoControl
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
-from worker.errors import AttemptReleased, CursorMismatch, FencedOut, UsageError
-from worker.ledger import Ledger
+from worker.errors import AttemptReleased, CursorMismatch, FencedOut
 from worker.testing.runner import JobRunner
-
-calls: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    """Clear the records of the previous test."""
-    calls.clear()
-
-
-async def note(value: Any) -> Any:
-    """Record the call."""
-    calls.append(value)
-    return value
 
 
 async def add_author(session: AsyncSession, number: int) -> int:
@@ -63,18 +48,6 @@ async def take_over(database: Database) -> None:
     async with database.connection() as connection:
         await connection.execute(text("UPDATE worker.run SET fence = fence + 1"))
         await connection.execute(text("UPDATE worker.step SET fence = fence + 1"))
-
-
-def make_job(*names: str, fails: bool = False) -> Any:
-    """Make a job that runs steps of these names, and then may fail."""
-
-    async def steps(ctx: JobContext) -> list[Any]:
-        found = [await ctx.step(name, note, name) for name in names]
-        if fails:
-            raise ValueError("after its steps")
-        return found
-
-    return job(name="steps")(steps)
 
 
 async def test_a_finished_step_is_not_run_again(database: Database, run_job: JobRunner) -> None:
@@ -281,210 +254,7 @@ async def test_a_step_that_was_a_loop_is_an_error(database: Database, context: M
 # --- refusals
 
 
-async def test_names_are_unique_in_a_run(database: Database, run_job: JobRunner) -> None:
-    with pytest.raises(UsageError, match="two loops or steps are named 'a'"):
-        await run_job(make_job("a", "a"))
-
-
-@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", None, 7])
-async def test_names_are_short_and_printable(database: Database, context: MakeContext, name: Any) -> None:
-    with pytest.raises(UsageError, match="a name has 1 to 200 printable characters"):
-        await context().step(name, note, 1)
-
-
-async def no_json() -> Any:
-    """Return what JSON has no form for."""
-    calls.append("no_json")
-    return object()
-
-
-async def an_author() -> Author:
-    """Return a mapped object."""
-    calls.append("an_author")
-    return Author()
-
-
-async def too_large() -> str:
-    """Return more than 1 MB."""
-    return "é" * 524_289
-
-
-async def of_another_type() -> int:
-    """Return a text."""
-    return "a"  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (
-            no_json,
-            r"cannot be converted to JSON.*return texts, numbers, lists, or a pydantic model, and the key of a row",
-        ),
-        (an_author, r"use types that pydantic knows, e.g. an id instead of an ORM object"),
-        (too_large, r"1,048,580 bytes, over worker.max_result_bytes .1,048,576.: write large results to a table"),
-        (of_another_type, r"of type str does not fit `-> int`"),
-        ("text", r"str is no function: pass the function and its arguments"),
-    ],
-)
-async def test_a_result_that_cannot_be_recorded_is_an_error(
-    database: Database, context: MakeContext, function: Any, message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        await context("run").step("one", function)
-    assert "an_author" not in calls  # a type is checked before the effect
-    [run] = await Ledger(database).list_runs(run_id="run") or [None]
-    assert run is None or not any(step.done for step in run.steps)
-
-
-async def test_a_called_function_is_refused(database: Database, context: MakeContext) -> None:
-    with pytest.raises(UsageError, match="coroutine is no function: pass the function and its arguments"):
-        await context().step("one", note(1))  # type: ignore[call-overload]
-    assert calls == []
-
-
-async def test_a_forgotten_await_is_an_error_of_the_job(database: Database, run_job: JobRunner) -> None:
-    @job
-    async def forget(ctx: JobContext, how: str) -> None:
-        if how == "step":
-            ctx.step("one", note, 1)
-        elif how == "sleep":
-            ctx.sleep(1)
-        else:
-            ctx.sleep_until(datetime.now(UTC))
-
-    for how in ("step", "sleep", "sleep_until"):
-        with pytest.raises(UsageError, match=rf"ctx.{how}\(\) was called without `await`"):
-            await run_job(forget, how)
-
-    @job
-    async def forget_the_first(ctx: JobContext) -> None:
-        ctx.step("one", note, 1)
-        await ctx.step("two", note, 2)
-
-    with pytest.raises(UsageError, match=r"ctx.step\(\) was called without `await`"):
-        await run_job(forget_the_first)
-    assert calls == []
-
-
-async def test_steps_and_loops_run_one_after_the_other(database: Database, run_job: JobRunner) -> None:
-    await fill_authors(database, 3)
-
-    async def walk(ctx: JobContext) -> None:
-        async for _ in ctx.chunks(select(Author.id)):
-            pass
-
-    @job
-    async def loop_in_step(ctx: JobContext) -> None:
-        await ctx.step("one", walk, ctx)
-
-    @job
-    async def step_in_step(ctx: JobContext) -> None:
-        await ctx.step("one", lambda: ctx.step("two", note, 2))
-
-    @job
-    async def step_in_loop(ctx: JobContext) -> None:
-        async for _ in ctx.chunks(select(Author.id)):
-            await ctx.step("two", note, 2)
-
-    @job
-    async def together(ctx: JobContext) -> None:
-        found = await asyncio.gather(*(ctx.step(name, note, name) for name in "ab"), return_exceptions=True)
-        for error in filter(lambda one: isinstance(one, Exception), found):
-            raise error
-
-    for wrong in (loop_in_step, step_in_step, together):
-        with pytest.raises(UsageError, match="is still in progress: steps and loops run one after the other"):
-            await run_job(wrong)
-    with pytest.raises(UsageError, match="durable loops and steps cannot be nested"):
-        await run_job(step_in_loop)
-
-
-async def test_a_step_cannot_end_its_own_transaction(database: Database, context: MakeContext) -> None:
-    async def commit(session: AsyncSession) -> None:
-        await session.commit()
-
-    with pytest.raises(UsageError, match="inside the step 'one': it commits once, at its end"):
-        await context().step("one", commit, transaction=True)
-    with pytest.raises(UsageError, match="is an `async def`"):
-        await context().step("one", lambda session: 1, transaction=True)
-
-
 # --- sleeps
-
-
-@job
-async def sleep_between(ctx: JobContext, seconds: float) -> list[int]:
-    """Note the attempt before and behind a sleep."""
-    calls.append("called")
-    await ctx.step("before", note, "before")
-    await ctx.sleep(seconds)
-    await ctx.step("behind", note, "behind")
-    if calls.count("called") == 2:
-        raise ValueError("once more: it does not sleep again")
-    return [ctx.attempt, calls.count("called")]
-
-
-@job
-async def quick(ctx: JobContext) -> None:
-    """Use the slot."""
-    calls.append("quick")
-
-
-async def test_a_sleep_gives_its_slot_back_and_costs_no_attempt(
-    client: Client, fast: Settings, database: Database
-) -> None:
-    async with working(with_worker(fast, max_jobs=1), sleep_between, quick):
-        began = datetime.now(UTC)
-        run = await client.enqueue(sleep_between, seconds=1.5)
-        await until_true(lambda: "before" in calls)
-        await (await client.enqueue(quick)).result(timeout=30)
-        assert await run.result(timeout=30) == [1, 3]  # the error counted none either: a step had been finished
-        assert datetime.now(UTC) - began >= timedelta(seconds=1.5)
-    assert calls == ["called", "before", "quick", "called", "behind", "called"]
-    [found] = await Ledger(database).list_runs(run_id=run.id)
-    assert [(step.name, step.kind, step.done) for step in found.steps] == [
-        ("before", "step", True),
-        ("sleep-1", "sleep", True),
-        ("behind", "step", True),
-    ]
-
-
-async def test_a_restart_sleeps_only_for_the_rest(database: Database, context: MakeContext) -> None:
-    with pytest.raises(AttemptReleased) as first:
-        await context("run").sleep(3600)
-    assert 3599 < first.value.delay_seconds <= 3600
-    async with database.connection() as connection:
-        await connection.execute(
-            text(
-                "UPDATE worker.step "
-                "SET result = to_json((result::json #>> '{}')::timestamptz - interval '3000 s')::text"
-            )
-        )
-    with pytest.raises(AttemptReleased) as second:
-        await context("run").sleep(3600)
-    assert 590 < second.value.delay_seconds <= 600
-
-
-async def test_a_sleep_until_a_moment_that_has_passed_goes_on(database: Database, context: MakeContext) -> None:
-    ctx = context()
-    await ctx.sleep_until(datetime.now(UTC) - timedelta(days=1))
-    await ctx.sleep(0)
-    assert await ctx.step("behind", note, 1) == 1
-
-
-@pytest.mark.parametrize("moment", [datetime(2026, 1, 1), datetime.max, "tomorrow", None])
-async def test_a_moment_without_a_time_zone_is_refused(database: Database, context: MakeContext, moment: Any) -> None:
-    with pytest.raises(UsageError, match=r"time zone|seconds from 0"):
-        await context().sleep_until(moment)
-
-
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12, True, "5", None])
-async def test_a_sleep_of_no_number_of_seconds_is_refused(
-    database: Database, context: MakeContext, seconds: Any
-) -> None:
-    with pytest.raises(UsageError, match="give seconds from 0 to 3660 days"):
-        await context().sleep(seconds)
 
 
 # --- operators

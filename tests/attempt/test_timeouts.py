@@ -6,21 +6,24 @@ import asyncio
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import func, insert, select
 
+from tests.attempt.deaf_jobs import (
+    is_true,
+    nothing_seen,  # noqa: F401  (used by each test)
+    seen,
+)
 from tests.models import Author, authors
 from tests.support.authors import fill_authors
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobCancelled, JobContext, JobFailed, JobInterrupted, Settings, job
+from worker import Client, JobCancelled, JobContext, JobFailed, Settings, job
 from worker.attempt import cancellation
 from worker.attempt.cancellation import JobCancellation
 from worker.db.engine import Database
@@ -29,20 +32,6 @@ from worker.launch import EXIT_ABANDONED
 from worker.queue import keys
 
 pytestmark = pytest.mark.usefixtures("database")
-
-seen: dict[str, Any] = {}
-
-
-@pytest.fixture(autouse=True)
-def nothing_seen() -> None:
-    """Clear the records of the previous test."""
-    seen.clear()
-    seen.update(tries=[], cleaned=[], ended=[], go=asyncio.Event(), second=asyncio.Event(), begun=asyncio.Event())
-    seen.update(thread=threading.Event())
-
-
-async def _true(look: Any) -> bool:
-    return bool(look())
 
 
 async def swallow(until_set: asyncio.Event) -> None:
@@ -183,40 +172,6 @@ async def deaf_and_alone(ctx: JobContext) -> None:
     await seen["second"].wait()
 
 
-@job(timeout=0.1, max_attempts=1)
-def busy_thread(ctx: JobContext) -> None:
-    """Compute until it is interrupted, and clean up."""
-    try:
-        while True:
-            pass
-    except JobInterrupted:
-        seen["cleaned"].append(threading.current_thread().name)
-        raise
-
-
-@job(timeout=0.1, max_attempts=1)
-def stubborn_thread(ctx: JobContext) -> str:
-    """Return a partial result when interrupted."""
-    try:
-        while True:
-            pass
-    except JobInterrupted:
-        return "a part"
-
-
-@job(timeout=0.1, grace_period=0.1, max_attempts=1)
-def deaf_thread(ctx: JobContext) -> None:
-    """Wait in a call that no exception can interrupt."""
-    seen["thread"].wait()
-    seen["ended"].append("thread")
-
-
-@job
-def brief_thread(ctx: JobContext) -> int:
-    """Return at once."""
-    return threading.get_ident()
-
-
 @pytest.mark.parametrize("how", ["finally", "except", "with", "child"])
 async def test_a_cleanup_is_not_interrupted_again(
     fast: Settings, client: Client, monkeypatch: pytest.MonkeyPatch, how: str
@@ -248,7 +203,7 @@ async def test_what_wait_for_swallows_is_said_again_and_once_it_is_heard_never()
             heard.append("cleaned up outside of the handler")
 
     task = asyncio.create_task(body())
-    await until(lambda: _true(lambda: task.get_coro().cr_await is not None))
+    await until(lambda: is_true(lambda: task.get_coro().cr_await is not None))
     arrived.set_result("with the cancellation")
     now = loop.time()
     one = JobCancellation(task, "timeout", now=now, grace=10)
@@ -277,7 +232,7 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
         assert worker.abandoned_tasks == 1
         assert await redis.keys("arq:in-progress:*") == []
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.abandoned_tasks))
+        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
         assert await run.result(timeout=60) == "second"
         assert worker.counters.complete == 2
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
@@ -298,7 +253,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
             await run.result(timeout=60)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()
-        await until(lambda: _true(lambda: seen["ended"]))
+        await until(lambda: is_true(lambda: seen["ended"]))
         assert not (await client.store.redis.exists(f"arq:job:{run.id}"))
 
 
@@ -314,7 +269,7 @@ async def test_a_given_up_walk_commits_no_batch_more(
         assert await run.result(timeout=60) == 30
         assert worker.abandoned_tasks == 1
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.abandoned_tasks))
+        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
     async with database.session() as session:
         rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
         assert [tuple(row) for row in rows] == [(1, 30)]
@@ -332,7 +287,7 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
         with pytest.raises(JobCancelled):
             await run.result(timeout=60)
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.abandoned_tasks))
+        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
     assert seen["ended"] == ["FencedOut"] * 4
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Author)) == 0
@@ -341,11 +296,11 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
 async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(deaf_and_alone)
     async with working(fast, deaf_and_alone) as worker:
-        await until(lambda: _true(lambda: seen["tries"]))
+        await until(lambda: is_true(lambda: seen["tries"]))
         worker.execution(run.id).interrupt("timeout")
         await asyncio.wait_for(seen["begun"].wait(), 60)
         seen["go"].set()
-        await until(lambda: _true(lambda: not worker.abandoned_tasks))
+        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
         assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
         seen["second"].set()
         await run.result(timeout=60)
@@ -358,43 +313,13 @@ async def test_a_drain_gives_up_what_does_not_end(
     monkeypatch.setattr("worker.runtime.worker._MIN_GRACE_SECONDS", 0.2)
     run = await client.enqueue(deaf_for_long)
     async with working(with_worker(fast, drain_timeout_seconds=0.05, grace_period_seconds=60), deaf_for_long) as worker:
-        await until(lambda: _true(lambda: seen["tries"]))
+        await until(lambda: is_true(lambda: seen["tries"]))
     assert worker.abandoned_tasks == 1
     assert (await run.status(), await redis.get(f"arq:retry:{run.id}")) == ("waiting", None)
     assert await redis.keys("arq:in-progress:*") == []
     seen["go"].set()
-    await until(lambda: _true(lambda: not worker.abandoned_tasks))
+    await until(lambda: is_true(lambda: not worker.abandoned_tasks))
     assert await run.status() == "waiting"
-
-
-async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: Client) -> None:
-    run = await client.enqueue(busy_thread)
-    other = await client.enqueue(stubborn_thread)
-    async with working(with_worker(fast, max_threads=2), busy_thread, stubborn_thread, brief_thread):
-        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
-            await run.result(timeout=60)
-        assert await other.result(timeout=60) == "a part"
-        after = await client.enqueue_many(brief_thread, [{}] * 20)
-        for one in after:  # the next calls in its thread get no exception
-            assert await one.result(timeout=60)
-    assert seen["cleaned"] == ["job"]
-
-
-async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
-    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = await client.enqueue(deaf_thread)
-    async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
-        with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: abandoned"):
-            await run.result(timeout=60)
-        other = await client.enqueue(brief_thread)
-        assert await other.result(timeout=60)
-        assert worker.abandoned_tasks == 1 and not seen["ended"]
-        seen["thread"].set()
-        await until(lambda: _true(lambda: not worker.abandoned_tasks))
-        again = [await client.enqueue(brief_thread) for _ in range(3)]
-        assert len({await one.result(timeout=60) for one in again}) == 1, "one thread again"
-    assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
 
 
 _DEAF = """

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import (
     ARRAY,
     CHAR,
     Column,
-    Double,
     ForeignKey,
     Identity,
     Integer,
-    LargeBinary,
     MetaData,
-    Numeric,
     String,
     Table,
     func,
-    insert,
     make_url,
     select,
-    text,
 )
-from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.types import TypeDecorator
 
 from tests.models import Author, Base, Mood, Sample, authors
 from tests.support.contexts import MakeContext
 from worker.batch.bulk.operations import Bulk
 from worker.db.engine import Database
-from worker.db.errors import sqlstate
 from worker.errors import BulkError
 from worker.settings import Settings
 
@@ -129,36 +119,6 @@ async def test_orm_objects_are_rows_too(context: MakeContext, database: Database
     bulk = context().bulk
     assert await bulk.insert(Author, [Author(**row) for row in authors(300)]) == 300
     assert await bulk.delete(Author, [Author(id=1), Author(id=2)]) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"region": 2**40}, "row 333"),
-        ({"name": None}, "row 333"),
-        ({"name": "x" * 21}, "row 333"),
-        ({"id": 5}, "row 333|row 4"),
-    ],
-)
-async def test_an_error_names_the_row(
-    context: MakeContext, database: Database, change: dict[str, Any], message: str
-) -> None:
-    rows = authors(500)
-    rows[333] |= change
-    with pytest.raises(BulkError, match=message):
-        await context().bulk.insert(Author, rows)
-    async with database.session() as session:
-        assert await session.scalar(select(func.count()).select_from(Author)) == 0
-
-
-async def test_an_error_of_an_update_names_the_row(context: MakeContext) -> None:
-    bulk = context().bulk
-    await bulk.insert(Author, authors(500))
-    for bad in ({"region": 2**40}, {"region": None}):
-        rows = [{"id": i, "region": 1} for i in range(1, 501)]
-        rows[222] |= bad
-        with pytest.raises(BulkError, match="row 222"):
-            await bulk.update(Author, rows)
 
 
 async def test_rows_that_name_different_columns_change_only_what_they_name(
@@ -288,32 +248,6 @@ async def test_a_copy_first_in_a_transaction_goes_with_its_rollback(context: Mak
         assert await session.scalar(select(func.count()).select_from(Author)) == 0
 
 
-@pytest.mark.parametrize("code", ["55P03", "40P01", "53100", "08006"])
-@pytest.mark.parametrize("way", ["insert", "update", "upsert", "delete"])
-async def test_bulk_raises_an_error_that_no_row_is_to_blame_for_as_it_is(
-    context: MakeContext, database: Database, code: str, way: str
-) -> None:
-    async with database.transaction() as session:
-        await session.execute(
-            text(
-                f"CREATE OR REPLACE FUNCTION fail_now() RETURNS trigger LANGUAGE plpgsql AS "
-                f"$$ BEGIN RAISE 'not now' USING ERRCODE = '{code}'; END $$"
-            )
-        )
-        await session.execute(
-            text(
-                "CREATE TRIGGER fail_now BEFORE INSERT OR UPDATE OR DELETE ON author FOR EACH STATEMENT "
-                "EXECUTE FUNCTION fail_now()"
-            )
-        )
-    rows: list[Any] = authors(3) if way != "delete" else [1, 2]
-    for count in (1, 100) if way == "insert" else (1,):
-        given = [row | {"id": row["id"] + 10 * n} for n in range(count) for row in rows] if way != "delete" else rows
-        with pytest.raises((asyncpg.PostgresError, DBAPIError)) as failed:
-            await getattr(context().bulk, way)(Author, given)
-        assert sqlstate(failed.value) == code
-
-
 async def test_a_savepoint_holds_what_bulk_writes_in_it(context: MakeContext, database: Database) -> None:
     bulk = context().bulk
     await bulk.insert(Author, authors(30))
@@ -376,179 +310,3 @@ async def test_insert_goes_by_arrays_where_row_level_security_forbids_copy(
         assert await connection.scalar(select(func.count()).select_from(table)) == 300
         for statement in ("DROP TABLE secured", "DROP OWNED BY limited", "DROP ROLE limited"):
             await connection.exec_driver_sql(statement)
-
-
-class Day(Base):
-    """Its key is a date."""
-
-    __tablename__ = "day"
-
-    day: Mapped[date] = mapped_column(primary_key=True)
-    n: Mapped[int] = mapped_column(default=0)
-
-
-DAYS = ["0001-01-01", "-infinity", "2013-01-01", "9999-12-31", "infinity"]
-
-
-@pytest.mark.parametrize("there", [DAYS[::2], [DAYS[1], DAYS[3]], ["9999-12-31", "0001-01-01"], ["infinity"]])
-async def test_keys_at_the_ends_of_the_calendar_are_found(
-    context: MakeContext, database: Database, there: list[str]
-) -> None:
-    async with database.transaction() as session:
-        for day in there:
-            await session.execute(text(f"INSERT INTO day VALUES ('{day}', 0)"))
-    ctx = context()
-    async for batch in ctx.chunks(select(Day.day), size=1):
-        assert await batch.bulk.update(Day, [{"day": day, "n": 1} for day in batch]) == 1
-    async with database.session() as session:
-        assert set(await session.scalars(select(Day.n))) == {1}
-        days = (await session.scalars(select(Day.day))).all()
-    assert await ctx.bulk.delete(Day, days) == len(there)
-
-
-@pytest.mark.parametrize("there", [[], DAYS[::2], [DAYS[1], DAYS[3]], ["9999-12-31", "0001-01-01"], ["infinity"]])
-@pytest.mark.parametrize("changes", [None, []])
-async def test_upsert_finds_keys_at_the_ends_of_the_calendar(
-    context: MakeContext, database: Database, there: list[str], changes: list[str] | None
-) -> None:
-    async with database.transaction() as session:
-        for day in there:
-            await session.execute(text(f"INSERT INTO day VALUES ('{day}', 0)"))
-    async with database.session() as session:
-        days = list(await session.scalars(select(Day.day)))
-    new = [day for day in (date.max, date.min, date(2013, 1, 2)) if day not in days]
-    written = await context().bulk.upsert(Day, [{"day": day, "n": 1} for day in days + new], update=changes)
-    assert written == (len(new) if changes == [] else len(days) + len(new))
-    async with database.session() as session:
-        rows = (await session.execute(text("SELECT day::text, n FROM day"))).all()
-    added = {date.max: "infinity", date.min: "-infinity", date(2013, 1, 2): "2013-01-02"}
-    kept = 0 if changes == [] else 1
-    assert dict(map(tuple, rows)) == dict.fromkeys(there, kept) | {added[day]: 1 for day in new}
-
-
-@pytest.mark.parametrize("rows", [1, 5, 20])  # one statement, executemany, and the fast statement
-@pytest.mark.parametrize("change", ["update", "delete"])
-async def test_object_at_the_end_of_the_calendar_is_never_lost_in_silence(
-    context: MakeContext, database: Database, rows: int, change: str
-) -> None:
-    async with database.transaction() as session:
-        await session.execute(
-            text(f"INSERT INTO day SELECT date '9999-12-31' - n, 0 FROM generate_series(1, {rows}) n")
-        )
-        await session.execute(text("UPDATE day SET day = '9999-12-31' WHERE day = '9999-12-30'"))
-    async with AsyncSession(database.engine) as plain:  # SQLAlchemy's own: one object is an error, several are silent
-        for row in await plain.scalars(select(Day)):
-            row.n = 1
-        if rows == 1:
-            with pytest.raises(StaleDataError):
-                await plain.flush()
-        else:
-            await plain.flush()
-            assert await plain.scalar(text("SELECT n FROM day WHERE day = '9999-12-31'")) == 0
-    ctx = context()
-    with pytest.raises(StaleDataError):
-        async for batch in ctx.chunks(select(Day)):
-            for row in batch:
-                if change == "delete":
-                    await batch.session.delete(row)
-                else:
-                    row.n = 1
-    async with database.session() as session:
-        assert list(await session.scalars(select(Day.n))) == [0] * rows
-
-
-async def test_object_whose_key_is_infinity_is_written(context: MakeContext, database: Database) -> None:
-    async with database.transaction() as session:
-        await session.execute(text("INSERT INTO day VALUES ('infinity', 0), ('-infinity', 0), ('2026-01-01', 0)"))
-    ctx = context()
-    async for batch in ctx.chunks(select(Day)):
-        for row in batch:
-            row.n = 1
-    async for batch in ctx.chunks(select(Day), name="delete"):
-        assert {row.n for row in batch} == {1}
-        for row in batch:
-            await batch.session.delete(row)
-    await ctx._attempt.succeed()
-    async with database.session() as session:
-        assert list(await session.scalars(select(Day.n))) == []
-
-
-async def test_a_key_that_stands_for_two_rows_at_the_end_of_the_calendar_is_refused(
-    context: MakeContext, database: Database
-) -> None:
-    async with database.transaction() as session:
-        await session.execute(text("INSERT INTO day VALUES ('9999-12-31', 0), ('infinity', 0)"))
-    with pytest.raises(BulkError, match="matches 9999-12-31 and infinity"):
-        await context().bulk.update(Day, [{"day": date.max, "n": 1}])
-    async with database.session() as session:
-        assert set(await session.scalars(select(Day.n))) == {0}
-
-
-async def test_the_failing_row_is_found_in_tables_with_the_same_columns_of_other_types(context: MakeContext) -> None:
-    bulk = context().bulk
-    await bulk.insert(Named, [{"id": n, "x": "ok"} for n in range(10)])
-    await bulk.insert(Timed, [{"id": n, "x": timedelta(1)} for n in range(10)])
-    for _ in range(2):
-        with pytest.raises(BulkError) as failed:
-            await bulk.update(Named, [{"id": n, "x": "much too long" if n == 7 else "ok"} for n in range(10)])
-        assert failed.value.row_index == 7
-        with pytest.raises(BulkError) as failed:
-            await bulk.update(Timed, [{"id": n, "x": None if n == 3 else timedelta(1)} for n in range(10)])
-        assert failed.value.row_index == 3
-
-
-class Named(Base):
-    """Its second column has the name of that of `Timed`."""
-
-    __tablename__ = "named"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    x: Mapped[str] = mapped_column(String(5))
-
-
-class Timed(Base):
-    """An interval."""
-
-    __tablename__ = "timed"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    x: Mapped[timedelta] = mapped_column(INTERVAL(), nullable=False)
-
-
-@pytest.mark.parametrize(
-    ("type_", "keys", "statements"),
-    [
-        (LargeBinary(), [b"", b"\x00\xff", b"a"], 1),
-        (LargeBinary(), [b"", bytearray(b"\xff"), b"a"], 3),
-        (Numeric(), [Decimal("1.50"), 2, Decimal("-1E+30")], 1),
-        (Numeric(), [Decimal("1.5"), Decimal("NaN"), 3], 3),
-        (Numeric(10, 2), [Decimal("1.5"), Decimal("2.25"), 3], 1),
-        (Numeric(10, 2), [Decimal("1.501"), Decimal("2"), 3], 3),
-        (Double(), [1.5, -0.0, 1e300], 1),
-        (Double(), [1.5, 2, 2.0**60], 3),
-    ],
-)
-async def test_keys_that_python_compares_as_the_server_does_are_written_by_one_statement(
-    context: MakeContext, database: Database, type_: Any, keys: list[Any], statements: int
-) -> None:
-    table = Table("keyed", MetaData(), Column("key", type_, primary_key=True), Column("n", Integer))
-    async with database.engine.begin() as connection:
-        await connection.run_sync(table.metadata.create_all)
-        await connection.execute(insert(table), [{"key": key, "n": 0} for key in keys])
-        for sql in (
-            "CREATE TABLE statements ()",
-            "CREATE FUNCTION note_statement() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN INSERT INTO statements DEFAULT VALUES; RETURN NULL; END $$",
-            "CREATE TRIGGER note AFTER UPDATE ON keyed FOR EACH STATEMENT EXECUTE FUNCTION note_statement()",
-        ):
-            await connection.execute(text(sql))
-    ctx = context()
-
-    assert await ctx.bulk.update(table, [{"key": key, "n": 1} for key in keys]) == len(keys)
-    async with database.engine.connect() as connection:
-        assert await connection.scalar(text("SELECT count(*) FROM statements")) == statements
-        assert set(await connection.scalars(select(table.c.n))) == {1}
-    assert await ctx.bulk.upsert(table, [{"key": key, "n": 2} for key in keys]) == len(keys)
-    async with database.engine.connect() as connection:
-        assert list(await connection.scalars(select(table.c.n))) == [2] * len(keys)
-    assert await ctx.bulk.delete(table, keys) == len(keys)

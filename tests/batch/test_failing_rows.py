@@ -3,121 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import enum
-import json
-from collections.abc import AsyncIterator, Callable
-from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from sqlalchemy import (
-    JSON,
-    Enum,
-    ForeignKey,
     Integer,
     String,
     TypeDecorator,
     cast,
-    delete,
     func,
-    insert,
-    literal,
     select,
     text,
     update,
 )
-from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
-    aliased,
-    joinedload,
-    load_only,
-    mapped_column,
-    relationship,
-    selectinload,
-)
 
+from tests.batch.failing_items import (
+    KINDS,
+    LIMIT_SECONDS,
+    ROWS,
+    SIZE,
+    Item,
+    damage,
+    table_of_items,  # noqa: F401  (the fixture `items`)
+)
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
 from worker.errors import LonghaulError
 from worker.ledger import Ledger
-from worker.ledger.records import QuarantinedRow
 from worker.testing.runner import JobRunner
 
-ROWS, SIZE = 30, 8
-LIMIT_SECONDS = 60
 #: Calls of the job's function that a walk may need, however many rows cannot be read.
 MAX_ENTRIES = 5
 
 
-class Mood(enum.Enum):
-    """Has no member for every text in the table."""
-
-    calm = "calm"
-
-
-class Unspeakable(Exception):
-    """An error that cannot be shown."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-
-class Picky(TypeDecorator[str]):
-    """A type whose decoder raises."""
-
-    impl = String
-    cache_ok = True
-
-    def process_result_value(self, value: str | None, dialect: object) -> str | None:
-        if value == "bad":
-            raise KeyError("no such value")
-        if value == "unspeakable":
-            raise Unspeakable
-        return value
-
-
-class Base(DeclarativeBase):
-    """The tables of these tests."""
-
-
-class Item(Base):
-    """One column for each way in which a value cannot be read."""
-
-    __tablename__ = "unreadable_item"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    seen: Mapped[int] = mapped_column(default=0)
-    at: Mapped[datetime | None]
-    day: Mapped[date | None]
-    span: Mapped[timedelta | None]
-    mood: Mapped[Mood | None] = mapped_column(Enum(Mood, native_enum=False, length=10))
-    picky: Mapped[str | None] = mapped_column(Picky())
-    data: Mapped[Any] = mapped_column(JSON, nullable=True)
-    number: Mapped[str | None]
-
-
-class Day(Base):
-    """Walked by a key that Python cannot hold."""
-
-    __tablename__ = "unreadable_day"
-
-    day: Mapped[date] = mapped_column(primary_key=True)
-    seen: Mapped[int] = mapped_column(default=0)
-
-
-#: What makes a row unreadable: the SQL of one value.
-KINDS = {
-    "timestamp after 9999": ("at", "timestamp '12000-01-01'"),
-    "date after 9999": ("day", "date '12000-01-01'"),
-    "interval": ("span", "interval '170000000 years'"),
-    "enum": ("mood", "'wild'"),
-    "decoder": ("picky", "'bad'"),
-    "error without words": ("picky", "'unspeakable'"),
-    "json": ("data", f"'{'9' * 5_000}'::json"),
-    "expression": ("number", "'seven'"),
-}
 LOOPS = ["objects", "columns", "unlocked", "skip_locked", "stream of objects", "stream of columns"]
 #: For tests of which two loops are enough in the short form.
 EACH_LOOP = [
@@ -139,23 +57,6 @@ SHORT = [
 ]
 
 
-@pytest_asyncio.fixture
-async def items(database: Database) -> AsyncIterator[None]:
-    """The tables, with thirty items."""
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-        await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(
-            text(
-                f"INSERT INTO unreadable_item (id, seen, mood, number, picky, data) "
-                f"SELECT n, 0, 'calm', '7', 'good', '{{}}' FROM generate_series(1, {ROWS}) n"
-            ),
-        )
-    yield
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-
-
 def make_loop(ctx: JobContext, loop: str, column: str, **options: Any) -> Any:
     """Return a loop over all items that reads a column."""
     value = cast(Item.number, Integer) if column == "number" else getattr(Item, column)
@@ -174,14 +75,6 @@ def make_loop(ctx: JobContext, loop: str, column: str, **options: Any) -> Any:
             return ctx.stream(objects.order_by(Item.id), **options)
         case _:
             return ctx.stream(columns.order_by(Item.id), **options)
-
-
-async def damage(database: Database, kind: str, ids: list[int]) -> str:
-    column, value = KINDS[kind]
-    async with database.transaction() as session:
-        sql = f"UPDATE unreadable_item SET {column} = {value} WHERE id = ANY(:ids)"
-        await session.execute(text(sql), {"ids": ids})
-    return column
 
 
 async def count(batch: Any) -> None:
@@ -411,136 +304,3 @@ async def test_row_that_changes_at_each_attempt_is_quarantined_nevertheless(
         assert await JobRunner(database, settings)(one) == ROWS - 1
     await check_seen(database, [9])
     assert entries <= MAX_ENTRIES + 2
-
-
-# --- statements of other shapes
-
-
-class Part(Base):
-    """Belongs to an item."""
-
-    __tablename__ = "unreadable_part"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int] = mapped_column(ForeignKey("unreadable_item.id"))
-    at: Mapped[datetime | None]
-
-
-Item.parts = relationship(Part)  # type: ignore[attr-defined]
-
-SHAPES: dict[str, Callable[[JobContext, dict[str, Any]], Any]] = {
-    "groups": lambda ctx, options: ctx.stream(
-        select(Item.id, func.max(Item.at)).group_by(Item.id).order_by(Item.id), **options
-    ),
-    "downwards": lambda ctx, options: ctx.stream(select(Item).order_by(Item.id.desc()), **options),
-    "two columns": lambda ctx, options: ctx.chunks(select(Item.at), by=[Item.seen.desc(), Item.id], **options),
-    "two directions": lambda ctx, options: ctx.chunks(select(Item), by=[Item.id.desc(), Item.seen], **options),
-    "join": lambda ctx, options: ctx.chunks(select(Item.id, Item.at, Part.id).join(Part), by=Item.id, **options),
-    "join unlocked": lambda ctx, options: ctx.chunks(
-        select(Item.at, Part.at).join(Part), by=Item.id, lock=False, **options
-    ),
-    "alias": lambda ctx, options: ctx.chunks(select(aliased(Item)), **options),
-    "related objects": lambda ctx, options: ctx.chunks(
-        select(Item).options(load_only(Item.id), selectinload(Item.parts)), **options
-    ),
-    "joined objects": lambda ctx, options: ctx.chunks(
-        select(Item).options(load_only(Item.id), joinedload(Item.parts)), lock=False, **options
-    ),
-    "size of one": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": 1}),
-    "stream of one": lambda ctx, options: ctx.stream(select(Item).order_by(Item.id), **options | {"size": 1}),
-    "size of all": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": 1_000}),
-    "auto": lambda ctx, options: ctx.chunks(select(Item), **options | {"size": "auto"}),
-}
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(shape, marks=[] if shape in ("groups", "join", "stream of one") else pytest.mark.long)
-        for shape in SHAPES
-    ],
-)
-async def test_row_that_cannot_be_read_is_found_in_statements_of_other_shapes(
-    items: None, database: Database, settings: Settings, shape: str
-) -> None:
-    bad = [1, 13, ROWS]
-    await damage(database, "timestamp after 9999", bad)
-    async with database.transaction() as session:
-        values = "SELECT id * 10 + n, id, at FROM unreadable_item, generate_series(1, 2) n"
-        await session.execute(text(f"INSERT INTO unreadable_part (id, item_id, at) {values}"))
-
-    @job
-    async def one(ctx: JobContext) -> int:
-        async for _ in SHAPES[shape](ctx, {"size": SIZE, "on_error": "quarantine", "quarantine_limit": 3}):
-            pass
-        return ctx.rows_done
-
-    async with asyncio.timeout(LIMIT_SECONDS):
-        rows = await JobRunner(database, settings)(one)
-    assert rows == (ROWS - len(bad)) * (2 if shape.startswith("join") and "objects" not in shape else 1)
-    found = [row.key[-1] if shape == "two columns" else row.key[0] for row in await quarantined(database)]
-    assert sorted(found) == bad
-
-
-async def quarantined(database: Database) -> list[QuarantinedRow]:
-    return await Ledger(database).quarantine.list_rows()
-
-
-# --- keys that Python cannot hold
-
-
-@pytest.mark.parametrize("loop", ["chunks", "skip_locked", "stream"])
-async def test_key_that_cannot_be_read_is_quarantined_as_the_server_writes_it(
-    items: None, database: Database, settings: Settings, loop: str
-) -> None:
-    async with database.transaction() as session:
-        sql = "INSERT INTO unreadable_day (day, seen) SELECT date '9999-12-20' + n, 0 FROM generate_series(1, 30) n"
-        await session.execute(text(sql))
-    unreadable = [f"10000-01-{n:02}" for n in range(1, 20)]
-
-    @job
-    async def one(ctx: JobContext) -> int:
-        statement, options = select(Day.day), {"size": 8, "on_error": "quarantine", "quarantine_limit": 20}
-        if loop == "stream":
-            walk = ctx.stream(statement.order_by(Day.day), **options)
-        else:
-            walk = ctx.chunks(statement, skip_locked=loop == "skip_locked", **options)
-        async for _ in walk:
-            pass
-        return ctx.rows_done
-
-    async with asyncio.timeout(LIMIT_SECONDS):
-        assert await JobRunner(database, settings)(one) == 11
-    rows = await Ledger(database).quarantine.list_rows()
-    assert sorted(row.key[0] for row in rows) == unreadable
-
-
-@pytest.mark.parametrize("verb", ["update", "delete", "insert"])
-async def test_sweep_reads_no_value_and_no_key(items: None, database: Database, settings: Settings, verb: str) -> None:
-    for kind in KINDS:
-        await damage(database, kind, [5, 13])
-    async with database.transaction() as session:
-        sql = "INSERT INTO unreadable_day (day, seen) SELECT date '9999-12-20' + n, 0 FROM generate_series(1, 30) n"
-        await session.execute(text(sql))
-
-    @job
-    async def one(ctx: JobContext) -> list[int]:
-        if verb == "update":
-            done = [await ctx.sweep(update(Item).values(seen=Item.seen + 1), size=SIZE)]
-            done.append(await ctx.sweep(update(Day).values(seen=Day.seen + 1), size=SIZE))
-        elif verb == "delete":
-            done = [await ctx.sweep(delete(Item), size=SIZE), await ctx.sweep(delete(Day), size=SIZE)]
-        else:
-            rows = select(Item.id + 100, Item.at, literal(1))
-            done = [await ctx.sweep(insert(Item).from_select(["id", "at", "seen"], rows), size=SIZE, by=Item.id)]
-            days = select(Day.day + 100, literal(1))
-            done.append(await ctx.sweep(insert(Day).from_select(["day", "seen"], days), size=SIZE, by=Day.day))
-        return done
-
-    async with asyncio.timeout(LIMIT_SECONDS):
-        assert await JobRunner(database, settings)(one) == [ROWS, 30]
-
-
-def test_json_number_is_beyond_the_decoder() -> None:
-    with pytest.raises(ValueError, match="4300 digits"):
-        json.loads("9" * 5_000)

@@ -10,27 +10,22 @@ import asyncpg
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Numeric, Table, Text, func, make_url, select, text, update
 
+from tests.batch.fault_scene import (
+    LIMIT_SECONDS,
+    ROWS,
+    SIZE,
+    calls,
+    forty_rows,  # noqa: F401  (the fixture `run`)
+)
 from tests.batch.test_source import Numbers
 from tests.models import Author, Book
 from tests.support.authors import count_seen, fill_authors
 from tests.support.contexts import MakeContext
 from worker import Batch, JobContext, Settings, job
 from worker.db.engine import Database
-from worker.errors import LonghaulError, SourceUnavailable, UnsupportedStatement, UsageError
+from worker.errors import UnsupportedStatement
 from worker.ledger import Ledger
 from worker.testing.runner import JobRunner
-
-ROWS, SIZE = 40, 10
-LIMIT_SECONDS = 60
-calls: dict[str, int] = {}
-
-
-@pytest.fixture
-async def run(database: Database, settings: Settings) -> JobRunner:
-    """Forty rows, and a runner."""
-    calls.clear()
-    await fill_authors(database, ROWS)
-    return JobRunner(database, settings)
 
 
 def note(name: str) -> int:
@@ -274,86 +269,6 @@ async def test_stream_that_writes_to_its_table_gives_way_to_an_alter_table(
         assert await run(stream) == ROWS
         await altered[0]
     assert await count_seen(database) == {1: ROWS}
-
-
-# --- a forgotten await, an ended batch
-
-
-@job
-async def forget_to_await_bulk(ctx: JobContext) -> int:
-    async for batch in ctx.chunks(select(Author.id), size=SIZE):
-        batch.bulk.update(Author, [{"id": key, "seen": 1} for key in batch])
-    return ctx.rows_done
-
-
-@job
-async def forget_to_await_sweep(ctx: JobContext) -> int:
-    ctx.sweep(update(Author).values(seen=1))
-    return 1
-
-
-@pytest.mark.parametrize(
-    ("one", "name"), [(forget_to_await_bulk, r"batch\.bulk\.update"), (forget_to_await_sweep, r"ctx\.sweep")]
-)
-async def test_forgotten_await_is_an_error(run: JobRunner, database: Database, one: Any, name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name}\(\) was called without `await`"):
-        await run(one)
-    assert await count_seen(database) == {0: ROWS}
-
-
-async def test_tracked_call_can_be_a_task(context: MakeContext, database: Database) -> None:
-    await fill_authors(database, ROWS)
-    ctx = context()
-    async for batch in ctx.chunks(select(Author.id), size=SIZE):
-        rows = [{"id": key, "seen": 1} for key in batch]
-        await asyncio.create_task(batch.bulk.update(Author, rows[:5]))
-        await asyncio.wait_for(batch.bulk.update(Author, rows[5:]), LIMIT_SECONDS)
-    await ctx._attempt.succeed()
-    assert await count_seen(database) == {1: ROWS}
-
-
-@pytest.mark.parametrize("way", ["bulk", "session", "driver"])
-@pytest.mark.parametrize("ended", ["end", "break", "another loop"])
-async def test_write_through_a_batch_after_its_loop_is_an_error(
-    context: MakeContext, database: Database, way: str, ended: str
-) -> None:
-    await fill_authors(database, ROWS)
-    ctx = context()
-    async for batch in ctx.chunks(select(Author.id), size=SIZE):
-        if ended == "break" and len(batch) == SIZE:
-            break
-    if ended != "end":
-        async for _ in ctx.chunks(select(Author.id), size=SIZE, name="another"):
-            pass
-    with pytest.raises(UsageError, match="is over"):
-        if way == "bulk":
-            await batch.bulk.update(Author, [{"id": 1, "seen": 7}])
-        elif way == "session":
-            await batch.session.execute(update(Author).values(seen=7))
-        else:
-            await batch._transaction.driver()
-    assert await count_seen(database) == {0: ROWS}
-
-
-async def test_error_at_a_loops_begin_that_the_job_swallows_fails_the_run(context: MakeContext) -> None:
-    for loop in (
-        lambda ctx: ctx.chunks(select(Author), by=Author.name),
-        lambda ctx: ctx.stream(select(Author.id).order_by(Author.name)),
-        lambda ctx: ctx.lines("/nowhere"),
-    ):
-        ctx = context()
-        try:
-            async for _ in loop(ctx):
-                pass
-        except (SourceUnavailable, UnsupportedStatement):
-            pass
-        with pytest.raises(LonghaulError, match="at its beginning, but the job continued"):
-            await ctx._attempt.succeed()
-    ctx = context()
-    with pytest.raises(UnsupportedStatement):
-        await ctx.sweep(update(Author).values(seen=1), by=Author.name)
-    with pytest.raises(LonghaulError, match="at its beginning"):
-        await ctx._attempt.succeed()
 
 
 # --- a table of errors: where, how, which loop

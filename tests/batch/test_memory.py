@@ -29,7 +29,7 @@ async def peak_kb(servers: Services, kind: str, rows: int) -> int:
     return int(ran.stdout)
 
 
-@pytest.fixture(params=[300_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.fixture(params=[300_000, 1_000_000])
 async def many(request: pytest.FixtureRequest, database: Database) -> int:
     """Fill the table. Returns the number of its rows."""
     rows: int = request.param
@@ -44,7 +44,8 @@ async def many(request: pytest.FixtureRequest, database: Database) -> int:
     return rows
 
 
-@pytest.mark.parametrize("kind", ["chunks", pytest.param("stream", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["chunks", "stream"])
 async def test_memory_of_a_walk_does_not_grow_with_its_rows(servers: Services, kind: str, many: int) -> None:
     least, most = await peak_kb(servers, kind, FEW), await peak_kb(servers, kind, many)
     assert most - least < LIMIT_KB, f"{kind}: {least} KB for {FEW:,} rows, {most} KB for {many:,}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from tests.models import AUDIT_TRIGGER
+from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.waiting import until
 from worker.db.engine import Database
 from worker.embedded import Services
@@ -38,18 +38,16 @@ class Fleet:
         self._logs = logs
         self._redis = redis
         self._numbers = itertools.count(1)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, ForkedProcess] = {}
 
     def start(self, **environment: str) -> str:
         """Start a worker. Return its name."""
         name = f"w{next(self._numbers)}"
-        log = (self._logs / f"{name}.log").open("wb")
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "worker", "run", "--name", name],
-            env=self._services.environment() | FAST | environment,
-            stderr=log,
-            stdout=log,
-        )
+        with (self._logs / f"{name}.log").open("wb") as log:
+            self.processes[name] = ForkServer.get().spawn(
+                "worker", "run", "--name", name,
+                env=self._services.environment() | FAST | environment, stdout=log.fileno(), stderr=log.fileno(),
+            )  # fmt: skip
         return name
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
@@ -79,7 +77,7 @@ class Fleet:
 
         await until(look)
         del self.processes[name]
-        return process.returncode
+        return int(process.returncode or 0)
 
     def log(self, name: str = "*") -> str:
         """Return the output of all workers, or of one."""

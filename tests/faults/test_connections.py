@@ -29,12 +29,12 @@ from tests.support.authors import fill_authors
 from tests.support.proxy import proxied
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, job, load_settings
+from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.embedded import process
 from worker.embedded.directories import make_home
 from worker.embedded.valkey import EmbeddedValkey
-from worker.errors import ServerUnavailable, SettingsError
+from worker.errors import ServerUnavailable
 from worker.settings import parse_redis_url
 
 ROOT = Path(__file__).parent.parent.parent
@@ -389,23 +389,3 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
                 with pytest.raises(NoPermissionError):
                     await user.execute_command(*refused.split())
     assert [line for line in complaints(caplog) if line.startswith("Redis")] == []
-
-
-# --- URLs that cannot be
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("http://h", "a Redis URL must start with redis://"),
-        ("redis://h/abc", "the database of a Redis URL must be a number"),
-        ("redis://h?ssl_ca_certs=x", "ssl_ca_certs needs TLS: write rediss://"),
-        ("rediss://h?ssl_ca_cert=x", r"unknown option 'ssl_ca_cert' in the URL; did you mean ssl_ca_certs\?"),
-        ("redis+sentinel://h1,h2", "must be the name of the primary"),
-        ("redis+sentinel://h:x/m", "'h:x' is not the address of a Sentinel"),
-        ("unix://?db=1", "needs a path"),
-    ],
-)
-def test_a_url_that_cannot_be_is_refused_with_a_reason(url: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
-        load_settings(environment={"REDIS_URL": url})

@@ -25,17 +25,16 @@ from pydantic import (
     ConfigDict,
     Field,
     Json,
-    PrivateAttr,
     SecretBytes,
     SecretStr,
     TypeAdapter,
     ValidationError,
     computed_field,
 )
-from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
-from worker import Client, InvalidArguments, JobContext, job
+from tests.job.argument_types import Camel, Order, Private, appended
+from worker import InvalidArguments, JobContext, job
 from worker.errors import RegistrationError, UsageError
 from worker.job.arguments import JobCodec
 from worker.job.round_trip import CONFIG, is_same
@@ -67,17 +66,6 @@ class Plain:
     size: int = 0
 
 
-class Order(BaseModel):
-    id: UUID = Field(default_factory=uuid4)
-    lines: list[str] = []
-    note: str = "x"
-
-
-class Camel(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel)
-    customer_id: int
-
-
 class Choices(BaseModel):
     x: int = Field(validation_alias=AliasChoices("a", "b"), serialization_alias="c")
 
@@ -103,11 +91,6 @@ class Hidden(BaseModel):
     hidden: int = Field(exclude=True, default=0)
 
 
-class Private(BaseModel):
-    shown: int
-    _mark: str = PrivateAttr(default_factory=lambda: uuid4().hex)
-
-
 class Special(Order):
     extra: int = 1
 
@@ -125,12 +108,6 @@ def there_and_back(hint: Any, value: Any) -> Any:
     """Return an argument as the job gets it."""
     one = codec(hint)
     return one.decode_arguments([], json.loads(one.encode_arguments([value], {})))["x"]
-
-
-def appended() -> Order:
-    order = Order()
-    order.lines.append("bread")
-    return order
 
 
 @pytest.mark.parametrize(
@@ -355,80 +332,6 @@ def test_a_scalar_result_is_written_as_its_validator_writes_it(returns: Any, val
             JobCodec("work", function).encode_result(value)
     else:
         assert JobCodec("work", function).encode_result(value) == expected
-
-
-seen: list[tuple[UUID, list[str], UUID]] = []
-
-
-@job
-async def bill(ctx: JobContext, order: Order, key: UUID = Field(default_factory=uuid4)) -> None:  # noqa: B008
-    """Record the arguments."""
-    seen.append((order.id, order.lines, key))
-
-
-async def test_default_factories_are_drawn_once_when_the_run_is_enqueued(queue: Client) -> None:
-    order = appended()
-    text = bill.encode_arguments_json((order,), {})
-    first, second = (bill.decode_arguments([], json.loads(text)) for _ in range(2))
-    assert first == second and first["order"] == order and first["order"].lines == ["bread"]
-
-
-async def test_a_default_that_is_left_out_stays_that_of_the_worker() -> None:
-    assert count.encode_arguments_json((), {}) == "{}"
-
-
-@job(unique=True)
-async def count(ctx: JobContext, tenant: str = "a", full: bool = False) -> None:
-    """Do nothing."""
-
-
-@job(unique=["region"])
-async def refresh(ctx: JobContext, region: str = "eu", force: bool = False) -> None:
-    """Do nothing."""
-
-
-async def test_a_unique_run_is_the_same_with_and_without_its_defaults(queue: Client) -> None:
-    one = await queue.enqueue(count)
-    assert (await queue.enqueue(count, full=False)).id == one.id == (await queue.enqueue(count, "a", False)).id
-    assert (await queue.enqueue(count, full=True)).id != one.id
-    assert (await queue.enqueue(refresh)).id == (await queue.enqueue(refresh, region="eu", force=True)).id
-
-
-@pytest.mark.parametrize(
-    ("value", "arrives"),
-    [
-        ((1, [2.5, None]), [1, [2.5, None]]),
-        ({"at": date(2026, 1, 2), "key": UUID(int=1)}, {"at": "2026-01-02", "key": str(UUID(int=1))}),
-        (Camel(customerId=7), {"customer_id": 7}),
-        ("Zürich", "Zürich"),
-        (math.inf, "Infinity"),
-    ],
-)
-async def test_arguments_by_name_are_json_values(queue: Client, value: Any, arrives: Any) -> None:
-    run = await queue.enqueue("elsewhere", x=value)
-    assert json.loads(await queue.redis.get(f"arq:job:{run.id}"))["k"] == {"x": arrives}
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        SecretStr("correct horse"),
-        {"deep": [SecretStr("correct horse")]},
-        {1: 2},
-        object(),
-        Private(shown=1),
-        pytest.param("\ud800", id="surrogate"),
-        pytest.param(10**5000, id="long"),
-    ],
-)
-async def test_arguments_by_name_that_json_would_change_are_refused(queue: Client, value: Any) -> None:
-    for make in (
-        lambda: queue.enqueue("elsewhere", x=value),
-        lambda: queue.enqueue_many("elsewhere", [{"x": value}]),
-    ):
-        with pytest.raises(InvalidArguments, match=r"job elsewhere: x.*: ") as refused:
-            await make()
-        assert "correct horse" not in str(refused.value)
 
 
 async def test_a_result_that_does_not_fit_fails_the_job(run_job: JobRunner) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.fork_server import ForkServer
 from tests.support.waiting import until, until_status
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, NonRetryableError, Settings, job
@@ -37,13 +37,16 @@ async def quick(ctx: JobContext) -> str:
 
 
 async def test_one_worker_of_two_is_drained_exits_with_0_and_takes_its_order_back(
-    redis: Redis, database: Database, servers: Services
+    redis: Redis, database: Database, servers: Services, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "worker", "run", "--name"]
-    south, west = (
-        subprocess.Popen([*command, name], env=servers.environment(), stderr=subprocess.PIPE, text=True)
-        for name in ("south", "west")
-    )
+    log = tmp_path / "south.log"
+    with log.open("wb") as out:
+        south, west = (
+            ForkServer.get().spawn(
+                "worker", "run", "--name", name, env=servers.environment(), stdout=number, stderr=number
+            )
+            for name, number in (("south", out.fileno()), ("west", 2))
+        )
     try:
         await until(lambda: _alive(redis, 2))
         await redis.sadd(keys.DRAINED, "south", "nobody")
@@ -54,8 +57,8 @@ async def test_one_worker_of_two_is_drained_exits_with_0_and_takes_its_order_bac
     finally:
         for process in (south, west):
             process.terminate()
-            _, told = await asyncio.to_thread(process.communicate)
-            assert process is west or "drain started reason=worker:drain" in told
+            await asyncio.to_thread(process.wait, 20)
+    assert "drain started reason=worker:drain" in log.read_text()
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["told of changes", "asking"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -20,6 +18,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from tests.runtime.skewed_clock import CLOCK, LOOKED, RUNS, each_minute
+from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import JobContext, Settings, job
@@ -44,15 +43,17 @@ class Clocks:
 
     def __init__(self, redis: Redis, services: Services, logs: Path) -> None:
         self.redis = redis
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, ForkedProcess] = {}
         self._services = services
         self._logs = logs
 
     def start(self, name: str, skew: str) -> None:
         """Start a worker."""
-        log = (self._logs / f"{name}.log").open("wb")
-        command = [sys.executable, "-m", "tests.runtime.skewed_clock", name, skew]
-        self.processes[name] = subprocess.Popen(command, env=self._services.environment(), stdout=log, stderr=log)
+        with (self._logs / f"{name}.log").open("wb") as log:
+            self.processes[name] = ForkServer.get().spawn(
+                "tests.runtime.skewed_clock", name, skew,
+                env=self._services.environment(), stdout=log.fileno(), stderr=log.fileno(),
+            )  # fmt: skip
 
     def end(self, name: str, signum: int) -> None:
         """End one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import json
 import logging
 import time
@@ -17,26 +16,22 @@ from redis.asyncio import Redis
 from sqlalchemy import select, text, update
 
 from tests.models import Author
+from tests.runtime.gated_jobs import (
+    fresh,  # noqa: F401  (used by each test)
+    gate,
+    is_logged,
+    tries,
+    wait_for_go,
+    walk,
+)
 from tests.support.authors import count_seen, fill_authors
-from tests.support.waiting import until, until_status, until_true
+from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, Job, JobCancelled, JobContext, JobFailed, NonRetryableError, Retry, Settings, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Retry, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
 
 pytestmark = pytest.mark.usefixtures("database")
-
-tries: list[int] = []
-gate: dict[str, asyncio.Event] = {}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    """Clear the records of the previous test."""
-    tries.clear()
-    gate.clear()
-    gate["go"] = asyncio.Event()
-    gate["begun"] = asyncio.Event()
 
 
 @job
@@ -84,27 +79,6 @@ async def missing_table(ctx: JobContext) -> None:
     tries.append(ctx.attempt)
     async with ctx.session() as session:
         await session.execute(text("SELECT * FROM dropped"))
-
-
-@job
-async def wait_for_go(ctx: JobContext) -> str:
-    """Wait, outside of any loop."""
-    tries.append(ctx.attempt)
-    gate["begun"].set()
-    await gate["go"].wait()
-    return "went"
-
-
-@job(timeout=0.2)
-async def walk(ctx: JobContext) -> int:
-    """Walk the authors, a gate between the first batch and the others."""
-    async for batch in ctx.chunks(select(Author), size=10):
-        for author in batch:
-            author.seen += 1
-        if batch.number > 1:
-            gate["begun"].set()
-            await gate["go"].wait()
-    return ctx.rows_done
 
 
 @job
@@ -231,58 +205,11 @@ async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
 ) -> None:
     run = await client.enqueue("fail_twice")
     async with working(fast, walk):
-        await until(lambda: _logged(caplog, "unknown job 'fail_twice'"))
+        await until(lambda: is_logged(caplog, "unknown job 'fail_twice'"))
     assert await run.status() == "deferred"
     await client.redis.zadd("arq:queue", {run.id: 0})  # now, not in five seconds
     async with working(fast, fail_twice):
         assert await run.result(timeout=60) == 3
-
-
-def renamed(**annotations: type) -> Job[..., int]:
-    """Return a job of one name, whose arguments are those of some version of it."""
-
-    async def function(ctx: JobContext, **arguments: int) -> int:
-        """Return the number of arguments."""
-        return len(arguments)
-
-    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in annotations]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = dict(annotations)
-    return job(name="versioned")(function)
-
-
-async def test_arguments_of_another_signature_are_kept_for_a_worker_that_has_it(
-    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    old, new = renamed(days=int), renamed(days=int, limit=int)
-    run = await client.enqueue(new, days=1, limit=2)
-    async with working(fast, old):
-        await until(lambda: _logged(caplog, "kept in the queue for a worker that has the signature of its client"))
-    assert await run.status() == "deferred"
-    assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no attempt
-    await client.redis.zadd("arq:queue", {run.id: 0})
-    async with working(fast, new):
-        assert await run.result(timeout=60) == 2
-
-
-async def test_arguments_that_fit_are_taken_whatever_the_signature_was(fast: Settings, client: Client) -> None:
-    run = await client.enqueue(renamed(days=int), days=1)
-    async with working(fast, renamed(days=str | int)):  # type: ignore[arg-type]
-        assert await run.result(timeout=60) == 1
-
-
-async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Settings, client: Client) -> None:
-    mine = renamed(days=int)
-    raw = {"f": "versioned", "k": {"days": "many"}, "v": mine.version}
-    await client.store.enqueue("bent", json.dumps(raw), queue="arq:queue")
-    async with working(fast, mine):
-        with pytest.raises(JobFailed, match="days: input should be a valid integer"):
-            await client.run("bent").result(timeout=60)
-
-
-async def _logged(caplog: pytest.LogCaptureFixture, words: str) -> bool:
-    return words in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -308,70 +235,6 @@ async def test_a_broken_payload_goes_to_the_dead_letters(
         with pytest.raises(JobFailed, match=message):
             await client.run("broken").result(timeout=60)
     assert await redis.zcard("arq:queue") == 0
-
-
-async def test_pause_and_resume_act_within_one_batch(
-    fast: Settings, client: Client, redis: Redis, database: Database
-) -> None:
-    await fill_authors(database, 50)
-    run = await client.enqueue(walk)
-    async with working(fast, walk) as worker:
-        await asyncio.wait_for(gate["begun"].wait(), 60)
-        await redis.sadd(keys.PAUSED, "walk")
-        await until_true(lambda: "walk" in worker.operator_state.paused)
-        gate["go"].set()
-        await until_status(run, "paused")
-        assert await count_seen(database) == {0: 30, 1: 20}
-        await redis.srem(keys.PAUSED, "walk")
-        assert await run.result(timeout=60) == 50
-    assert await count_seen(database) == {1: 50}
-
-
-async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, database: Database) -> None:
-    await fill_authors(database, 50)
-    run = await client.enqueue(walk)
-    async with working(fast, walk) as worker:
-        await asyncio.wait_for(gate["begun"].wait(), 60)
-        await run.cancel()
-        await until_true(lambda: run.id in worker.operator_state.cancelled)
-        gate["go"].set()
-        with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
-    assert await count_seen(database) == {0: 30, 1: 20}
-    async with database.session() as session:
-        assert await session.scalar(text("SELECT state FROM worker.run")) == "cancelled"
-
-
-async def test_a_job_outside_of_a_loop_is_cancelled_where_it_is(fast: Settings, client: Client) -> None:
-    run = await client.enqueue(wait_for_go)
-    async with working(fast, wait_for_go):
-        await asyncio.wait_for(gate["begun"].wait(), 60)
-        await run.cancel()
-        with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
-
-
-async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: Client, redis: Redis) -> None:
-    run = await client.enqueue(wait_for_go)
-    async with working(with_worker(fast, drain_timeout_seconds=0.1), wait_for_go):
-        await asyncio.wait_for(gate["begun"].wait(), 60)
-    assert await run.status() == "waiting"
-    assert await redis.get(f"arq:retry:{run.id}") is None
-    gate["go"].set()
-    async with working(fast, wait_for_go):
-        assert await run.result(timeout=60) == "went"
-    assert tries == [1, 1]
-
-
-async def test_the_second_signal_hastens(fast: Settings, client: Client) -> None:
-    run = await client.enqueue(wait_for_go)
-    began = time.monotonic()
-    async with working(with_worker(fast, drain_timeout_seconds=60), wait_for_go) as worker:
-        await asyncio.wait_for(gate["begun"].wait(), 60)
-        worker.drain()
-        worker.drain()
-    assert time.monotonic() - began < 10
-    assert await run.status() == "waiting"
 
 
 async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client, database: Database) -> None:
@@ -456,7 +319,7 @@ async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases(
     await client.enqueue(block_the_loop, seconds=2.0)
     with caplog.at_level(logging.ERROR):
         async with working(with_worker(fast, loop_block_tolerance_seconds=0.5), block_the_loop):
-            await until(lambda: _logged(caplog, "the leases of its jobs are not renewed"))
+            await until(lambda: is_logged(caplog, "the leases of its jobs are not renewed"))
 
 
 async def test_a_run_that_redis_has_forgotten_is_put_back(

@@ -83,3 +83,20 @@ def test_a_pool_that_is_too_small_is_a_warning() -> None:
     assert load_settings(environment={}).pool_warning() is None
     small = load_settings(environment={}, overrides={"database": {"pool_size": 2, "max_overflow": 0}})
     assert "worker.max_jobs" in (small.pool_warning() or "")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://h", "a Redis URL must start with redis://"),
+        ("redis://h/abc", "the database of a Redis URL must be a number"),
+        ("redis://h?ssl_ca_certs=x", "ssl_ca_certs needs TLS: write rediss://"),
+        ("rediss://h?ssl_ca_cert=x", r"unknown option 'ssl_ca_cert' in the URL; did you mean ssl_ca_certs\?"),
+        ("redis+sentinel://h1,h2", "must be the name of the primary"),
+        ("redis+sentinel://h:x/m", "'h:x' is not the address of a Sentinel"),
+        ("unix://?db=1", "needs a path"),
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_with_a_reason(url: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_settings(environment={"REDIS_URL": url})

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from unittest.mock import patch
 
+from tests.support.fork_server import ForkServer
 from worker.cli import main
 from worker.embedded import Services
 
@@ -40,8 +41,7 @@ class CommandLine:
 
 def run_process(arguments: Sequence[str], stdin: str, environment: Mapping[str, str]) -> Ran:
     """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "worker", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, input=stdin, timeout=120)
+    return ForkServer.get().run("worker", *arguments, env=dict(environment), stdin=stdin)
 
 
 def run_here(arguments: Sequence[str], stdin: str, environment: Mapping[str, str]) -> Ran:

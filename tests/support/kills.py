@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
-from pathlib import Path
 
+from tests.support.fork_server import spawn_with_pipe
 from worker import Settings
-
-ROOT = Path(__file__).parents[2]
 
 
 async def run_under_kills(
@@ -32,19 +29,16 @@ async def run_under_kills(
     environment |= {"DATABASE_URL": settings.database.url, "REDIS_URL": settings.redis.url, "PATH": ""}
     last = ""
     for attempt in range(kills + 1):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None
+        process, output = await spawn_with_pipe(module, *arguments, env=environment)
         if attempt < kills:
             for _ in range(chance.randint(1, 3)):
-                if not await process.stdout.readline():
+                if not await output.readline():
                     break
             await asyncio.sleep(chance.uniform(0, 0.01))  # before, in, or after the commit
-            if process.returncode is None:
-                process.kill()
-        out, _ = await process.communicate()
+            process.kill()
+        out = await output.read()
+        code = await asyncio.to_thread(process.wait)
         last = out.decode().strip().rpartition("\n")[2] or last
         if attempt == kills:
-            assert process.returncode == 0, out.decode()
+            assert code == 0, out.decode()
     return last

@@ -65,9 +65,8 @@ def run_pytest(folder: Path, *, mode: str, marked: bool, **environment: str) -> 
     )
 
 
-@pytest.mark.parametrize(("mode", "marked"), [("auto", False), ("strict", True)])
-def test_plugin_starts_servers_of_its_own_and_makes_the_tables(tmp_path: Path, mode: str, marked: bool) -> None:
-    run = run_pytest(tmp_path, mode=mode, marked=marked)
+def test_plugin_starts_servers_of_its_own_and_makes_the_tables(tmp_path: Path) -> None:
+    run = run_pytest(tmp_path, mode="auto", marked=False)
     assert "5 passed" in run.stdout, run.stdout + run.stderr
 
 
@@ -78,7 +77,10 @@ def test_plugin_says_how_to_run_an_async_test_that_nothing_runs(tmp_path: Path) 
     assert "or mark it with @pytest.mark.asyncio" in run.stdout
 
 
-def test_plugin_uses_the_servers_that_it_is_told_to_use(tmp_path: Path, servers: Services) -> None:
+@pytest.mark.parametrize(("mode", "marked"), [("auto", False), ("strict", True)])
+def test_plugin_uses_the_servers_that_it_is_told_to_use(
+    tmp_path: Path, servers: Services, mode: str, marked: bool
+) -> None:
     told = {"LONGHAUL_TEST_DATABASE_URL": servers.database_url, "LONGHAUL_TEST_REDIS_URL": servers.redis_url}
-    run = run_pytest(tmp_path, mode="auto", marked=False, **told)
+    run = run_pytest(tmp_path, mode=mode, marked=marked, **told)
     assert "5 passed" in run.stdout, run.stdout + run.stderr

@@ -1,0 +1,83 @@
+"""Timeouts of plain functions, which run in threads."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+
+from tests.attempt.deaf_jobs import (
+    is_true,
+    nothing_seen,  # noqa: F401  (used by each test)
+    seen,
+)
+from tests.support.waiting import until
+from tests.support.workers import with_worker, working
+from worker import Client, JobContext, JobFailed, JobInterrupted, Settings, job
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@job(timeout=0.1, max_attempts=1)
+def busy_thread(ctx: JobContext) -> None:
+    """Compute until it is interrupted, and clean up."""
+    try:
+        while True:
+            pass
+    except JobInterrupted:
+        seen["cleaned"].append(threading.current_thread().name)
+        raise
+
+
+@job(timeout=0.1, max_attempts=1)
+def stubborn_thread(ctx: JobContext) -> str:
+    """Return a partial result when interrupted."""
+    try:
+        while True:
+            pass
+    except JobInterrupted:
+        return "a part"
+
+
+@job(timeout=0.1, grace_period=0.1, max_attempts=1)
+def deaf_thread(ctx: JobContext) -> None:
+    """Wait in a call that no exception can interrupt."""
+    seen["thread"].wait()
+    seen["ended"].append("thread")
+
+
+@job
+def brief_thread(ctx: JobContext) -> int:
+    """Return at once."""
+    return threading.get_ident()
+
+
+async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: Client) -> None:
+    run = await client.enqueue(busy_thread)
+    other = await client.enqueue(stubborn_thread)
+    async with working(with_worker(fast, max_threads=2), busy_thread, stubborn_thread, brief_thread):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
+            await run.result(timeout=60)
+        assert await other.result(timeout=60) == "a part"
+        after = await client.enqueue_many(brief_thread, [{}] * 20)
+        for one in after:  # the next calls in its thread get no exception
+            assert await one.result(timeout=60)
+    assert seen["cleaned"] == ["job"]
+
+
+async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
+    fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await client.enqueue(deaf_thread)
+    async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
+        with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: abandoned"):
+            await run.result(timeout=60)
+        other = await client.enqueue(brief_thread)
+        assert await other.result(timeout=60)
+        assert worker.abandoned_tasks == 1 and not seen["ended"]
+        seen["thread"].set()
+        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        again = [await client.enqueue(brief_thread) for _ in range(3)]
+        assert len({await one.result(timeout=60) for one in again}) == 1, "one thread again"
+    assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
