@@ -28,6 +28,8 @@ OPTIONAL_IMPORTS = {
     "worker.job.propagation._attach_span",  # opentelemetry
     "worker.launch.main",  # uvloop
     "worker.queue.client.Client.__init__",  # pydantic-settings, unless the client is given its settings
+    "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
+    "worker.queue.outbox.OutboxWriter._insert",
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
     "worker.testing.__getattr__",
     "worker.testing.fixtures._create_missing",

@@ -74,7 +74,8 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
     async with working(settings, fine, fatal, flaky, walk, bounded, fair) as worker:
         for one in (fine, fatal, flaky, walk):
             await client.enqueue(one.options(id=one.name))
-        await client.enqueue(fine.options(id="paused-one"))
+        async with database.transaction() as session:
+            await client.enqueue_in(session, fine.options(id="paused-one"))
         await client.enqueue(bounded.options(id="bounded"), number=1)
         await until(lambda: redis.exists(keys.LIMIT + "bounded"))
         await client.enqueue(bounded, number=2)

@@ -8,28 +8,38 @@ from sqlalchemy.dialects.postgresql import dialect
 
 from worker.db.tables import SCHEMA, metadata
 
-RoleKind = Literal["worker", "client", "reader"]
+RoleKind = Literal["worker", "client", "enqueue", "reader"]
 KINDS: tuple[str, ...] = get_args(RoleKind)
 
 _QUOTE = dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
+#: The columns that a client may write: not the mark, nor the problem that a relay has found.
+_OUTBOX_COLUMNS = "run_id, job, queue, payload, due_at, priority, options"
+_ENQUEUE = f"{SCHEMA}.enqueue(text, jsonb, text, interval, text, integer)"
 
 
 def grants(kind: RoleKind, role: str) -> list[str]:
     """Return the GRANT statements for a role. The owner of the schema runs them after each `worker migrate`.
 
     Args:
-        kind: "worker" runs jobs and operator commands; "client" enqueues in its own transactions, which needs nothing
-            but the outbox; "reader" looks at runs (`worker runs`, `worker dead`, `worker quarantine`).
+        kind: "worker" runs jobs and operator commands; "client" enqueues in its own transactions
+            (`client.enqueue_in`, `worker.enqueue`), and reads nothing; "enqueue" may call the function
+            `worker.enqueue`, and nothing else; "reader" looks at runs (`worker runs`, `worker dead`,
+            `worker quarantine`).
         role: Name of the role.
     """
     name = _QUOTE(role)
-    tables = {table.name: f"{SCHEMA}.{_QUOTE(table.name)}" for table in metadata.sorted_tables}
-    statements = [f"GRANT USAGE ON SCHEMA {SCHEMA} TO {name};"]
+    usage = f"GRANT USAGE ON SCHEMA {SCHEMA} TO {name};"
+    call = f"GRANT EXECUTE ON FUNCTION {_ENQUEUE} TO {name};"
+    if kind == "enqueue":
+        return [usage, call]
     if kind == "client":
-        if "outbox" in tables:
-            statements.append(f"GRANT SELECT, INSERT ON {tables['outbox']} TO {name};")
-        return statements
-    statements.append(f"GRANT SELECT ON {SCHEMA}.schema_version TO {name};")
+        return [usage, call, f"GRANT INSERT ({_OUTBOX_COLUMNS}) ON {SCHEMA}.outbox TO {name};"]
     privileges = "SELECT, INSERT, UPDATE, DELETE" if kind == "worker" else "SELECT"
-    statements += [f"GRANT {privileges} ON {table} TO {name};" for table in tables.values()]
-    return statements
+    tables = [f"{SCHEMA}.{_QUOTE(table.name)}" for table in metadata.sorted_tables]
+    granted = [f"GRANT {privileges} ON {table} TO {name};" for table in tables]
+    return [
+        usage,
+        f"GRANT SELECT ON {SCHEMA}.schema_version TO {name};",
+        *granted,
+        *([call] if kind == "worker" else []),
+    ]

@@ -19,7 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 SCHEMA = "worker"
 
@@ -222,6 +222,29 @@ selection = Table(
     Column("subset", Text, doc="SQL expression of an operator; it must not come from Redis"),
     Column("first", JSONB(none_as_null=True), doc="key that its walks begin at"),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, doc="order in which rows are relayed"),
+    Column("run_id", Text, nullable=False, doc="id of the run; not unique, as the queue decides whether it is known"),
+    Column("job", Text, nullable=False),
+    Column("queue", Text, doc="NULL for `worker.queue` of the worker that relays it"),
+    Column("payload", Text, nullable=False, doc="arq's JSON payload, as it goes to the queue"),
+    Column("due_at", DateTime(timezone=True), doc="NULL for at once"),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("options", JSONB(none_as_null=True), doc="lock of a unique run, replace, fair: see worker/queue/outbox.py"),
+    Column("mark", UUID, nullable=False, server_default=text("pg_catalog.gen_random_uuid()"), doc="see relay.lua"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("problem", Text, doc="why it cannot be relayed; it waits until an operator clears this or deletes the row"),
+    CheckConstraint("length(run_id) BETWEEN 1 AND 500", name="outbox_run_id_length"),
+    CheckConstraint("length(job) BETWEEN 1 AND 500", name="outbox_job_length"),
+    CheckConstraint("length(queue) BETWEEN 1 AND 500", name="outbox_queue_length"),
+    CheckConstraint("priority BETWEEN 0 AND 9", name="outbox_priority_known"),
+    CheckConstraint("octet_length(options::text) <= 100000", name="outbox_options_length"),
+    # Each row is deleted soon: without frequent vacuuming the index would be full of dead entries.
+    postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
 )
 
 cron_firing = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -20,13 +21,20 @@ from worker.queue.cron_lines import trigger_id
 from worker.queue.enqueuer import Enqueuer
 from worker.queue.group import CompleteWhen, Group
 from worker.queue.operations import Operations
+from worker.queue.outbox import OutboxWriter
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
     from worker.db.engine import Database
     from worker.settings import Settings
+
+    OutboxSession = AsyncSession | AsyncConnection | Session | Connection
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,12 +121,7 @@ class Client(Operations):
             ServerUnavailable: Redis rejects the command, and nothing was enqueued; or it does not answer, and the run
                 may have been enqueued. If the run has an id, enqueue it again.
         """
-        if isinstance(job, Job):
-            return await self._enqueuer.enqueue(job, args, kwargs)
-        if not isinstance(job, str):
-            name = getattr(job, "__name__", repr(job))
-            raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")
-        return await self._enqueuer.enqueue_name(job, args, kwargs, EnqueueOptions())
+        return await _enqueue(self._enqueuer, job, args, kwargs)
 
     async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /) -> list[Run[R]]:
         """Enqueue many runs of a job in a few round trips: `client.enqueue_many(resize, [{"id": 1}, {"id": 2}])`.
@@ -135,6 +138,51 @@ class Client(Operations):
             ServerUnavailable: Redis does not answer; some of the runs may have been enqueued.
         """
         return await self._enqueuer.enqueue_many(job, calls)
+
+    @overload
+    async def enqueue_in(
+        self, session: OutboxSession, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Run[R]: ...
+    @overload
+    async def enqueue_in(self, session: OutboxSession, job: str, /, *args: Any, **kwargs: Any) -> Run[Any]: ...
+    async def enqueue_in(
+        self, session: OutboxSession, job: Job[..., Any] | str, /, *args: Any, **kwargs: Any
+    ) -> Run[Any]:
+        """Enqueue a run of a job in the caller's transaction: it exists if and when that commits.
+
+            async with sessions.begin() as session:
+                session.add(user)
+                await session.flush()
+                await client.enqueue_in(session, send_welcome_mail, user_id=user.id)
+
+        The run waits in the table `worker.outbox`, and a worker moves it to the queue as soon as the transaction has
+        committed. Redis may be away: the client sends nothing to it.
+
+        Args:
+            session: an `AsyncSession`, `AsyncConnection`, `Session` or `Connection` of SQLAlchemy, on the database that
+                the workers use. A synchronous one blocks the event loop for one statement.
+            job: as for `enqueue`.
+            args: as for `enqueue`.
+            kwargs: as for `enqueue`.
+
+        Returns:
+            The run. Whether its id or, of a unique job, its arguments are known is decided when it is moved to the
+            queue, so `is_new` is always True. A run that was known is dropped then.
+
+        Raises:
+            InvalidArguments: the arguments do not match the signature, or are too large; or `session` is none.
+            DatabaseNotMigrated: the database of the session has no table `worker.outbox`.
+        """
+        return await _enqueue(self._writing_to(session, job), job, args, kwargs)
+
+    async def enqueue_many_in(
+        self, session: OutboxSession, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /
+    ) -> list[Run[R]]:
+        """Enqueue many runs of a job in the caller's transaction; see `enqueue_in` and `enqueue_many`."""
+        return await self._writing_to(session, job).enqueue_many(job, calls)
+
+    def _writing_to(self, session: OutboxSession, job: Job[..., Any] | str) -> Enqueuer:
+        return replace(self._enqueuer, outbox=OutboxWriter(session, job.name if isinstance(job, Job) else job))
 
     async def enqueue_by_name(
         self,
@@ -217,3 +265,14 @@ class Client(Operations):
             ServerUnavailable: Redis does not answer, or rejects the command.
         """
         return await self._reader.command(operation)
+
+
+async def _enqueue(
+    enqueuer: Enqueuer, job: Job[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Run[Any]:
+    if isinstance(job, Job):
+        return await enqueuer.enqueue(job, args, kwargs)
+    if not isinstance(job, str):
+        name = getattr(job, "__name__", repr(job))
+        raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")
+    return await enqueuer.enqueue_name(job, args, kwargs, EnqueueOptions())

@@ -20,12 +20,14 @@ from worker.job.propagation import current_headers
 from worker.job.round_trip import to_json_values
 from worker.queue.chain import make_callback, make_fair_entry, make_next_calls, to_ms
 from worker.queue.group import CompleteWhen, Group
+from worker.queue.outbox import OutboxWriter
 from worker.queue.payload import LONGEST_ID, Member, Payload, now_ms, payload_text, read_run_id, to_seconds
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
-from worker.queue.store import Lock
+from worker.queue.store import Lock, QueueStore
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _JOBS_PER_CALL = 500
 _MOST_RESULTS = 10_000  # Lua joins them, which blocks Redis for all clients
@@ -40,12 +42,22 @@ class Enqueuer:
         queue: queue of a job that names no other; `worker.queue`.
         hooks: middleware around each run, outermost first.
         max_payload_bytes: longest payload; `worker.max_payload_bytes`.
+        outbox: writes runs to the outbox of the caller's database, in place of the queue; None for the queue.
     """
 
     reader: RunReader
     queue: str
     hooks: tuple[EnqueueHook, ...]
     max_payload_bytes: int
+    outbox: OutboxWriter | None = None
+
+    @property
+    def _destination_store(self) -> QueueStore | OutboxWriter:
+        return self.outbox or self.reader.store
+
+    async def _send(self, operation: Awaitable[T]) -> T:
+        """Await an operation of the destination."""
+        return await (operation if self.outbox else self.reader.command(operation))
 
     # --- one run
 
@@ -126,8 +138,8 @@ class Enqueuer:
         if options.id is not None and read_run_id(options.id) is None:
             raise InvalidArguments(f"id={options.id[:100]!r}: an id has 1 to {LONGEST_ID} printable characters")
         queue = options.queue or self.queue
-        put = await self.reader.command(
-            self.reader.store.enqueue(
+        put = await self._send(
+            self._destination_store.enqueue(
                 options.id or uuid.uuid4().hex,
                 payload,
                 queue=queue,
@@ -180,8 +192,8 @@ class Enqueuer:
             part = texts[first : first + _JOBS_PER_CALL]
             marks = os.urandom(16 * len(part)).hex()
             ids = [marks[at : at + 32] for at in range(0, len(marks), 32)]
-            known = await self.reader.command(
-                self.reader.store.enqueue_many(
+            known = await self._send(
+                self._destination_store.enqueue_many(
                     list(zip(ids, part, strict=True)),
                     queue=queue,
                     delay=to_seconds(options.delay),

@@ -49,6 +49,7 @@ DEAD_AT = "worker:dead:at"
 PRUNED = "worker:pruned"
 PROBE = "worker:probe"
 CRON = "worker:cron"
+RELAYED = "worker:relayed:"
 _LONGEST_NAME = 200
 
 
@@ -162,6 +163,12 @@ SCHEMA = (
         "hash",
         "last due time in ms that was enqueued, by job, cron expression and application",
         "forever: one field for each",
+    ),
+    Key(
+        RELAYED + "<application>",
+        "sorted set",
+        "marks of rows of the outbox that were enqueued, `<id>:<uuid>`, by time in ms",
+        "each until its row is deleted, and at least two minutes; 30 days after the last addition",
     ),
     Key(
         LIMIT + "<job>",

@@ -39,6 +39,7 @@ from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.periodic_tasks import PeriodicTask, PeriodicTasks
 from worker.runtime.pruner import Pruner
+from worker.runtime.relay import Relay
 from worker.runtime.rescuer import Rescuer
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import ServerRetry, WorkerState
@@ -161,6 +162,10 @@ class Parts:
             options: further arguments of `Worker`.
         """
         jobs, queues = list(self.registry), self.fetcher.queues
+        relay = None
+        if self.settings.worker.relay and self.registry:
+            relay = Relay(self.settings, self.redis, self.ledger, self.store.problems, self.state.name)
+            tasks = [*tasks, PeriodicTask("relay", relay.run, interval_seconds=0.0, while_draining=True)]
         self.operator_state.set_names([*jobs, *queues], [keys.awaited(job, queue) for queue in queues for job in jobs])
         self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in self.registry.values()})
         return Worker(
@@ -179,6 +184,7 @@ class Parts:
             counters=self.counters,
             log=self.log,
             pools=self.pools,
+            relay=relay,
             job_names=jobs,
             **options,
         )

@@ -26,6 +26,7 @@ from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.periodic_tasks import PeriodicTasks
+from worker.runtime.relay import Relay
 from worker.runtime.running_jobs import RunningJobs
 from worker.runtime.scheduler import Scheduler
 from worker.runtime.server_retry import WorkerState
@@ -65,6 +66,8 @@ class Worker:
         log: sampled logger for lines that are written for each job.
         job_names: the names of its jobs, for the log.
         pools: the threads and processes that run plain functions; closed at the end.
+        relay: moves runs from the outbox to the queue, as a periodic task; None if another worker does. Closed at
+            the end.
         check_servers: raises unless the servers answer and the ledger is migrated.
         burst: whether to end when nothing is due.
         cap_slots: lowers the number of jobs that may be claimed.
@@ -94,6 +97,7 @@ class Worker:
         log: SampledLogger,
         job_names: Sequence[str],
         pools: JobPools,
+        relay: Relay | None,
         check_servers: Callable[[], Awaitable[None]],
         burst: bool = False,
         cap_slots: Callable[[int], int] = lambda slots: slots,
@@ -121,6 +125,7 @@ class Worker:
         self._log = log
         self._job_names = job_names
         self._pools = pools
+        self._relay = relay
         self._check_servers = check_servers
         self._burst = burst
         self._cap_slots = cap_slots
@@ -214,6 +219,8 @@ class Worker:
     async def close(self) -> None:
         """Close the connections of the worker."""
         steps = [("database", self.database.close())]
+        if self._relay is not None:
+            steps.append(("relay", self._relay.close()))
         if self._health is not None:
             steps.append(("health key", self._health.clear()))
         steps.append(("Redis", self._redis.aclose(close_connection_pool=True)))
@@ -242,7 +249,11 @@ class Worker:
         may_be_due = self._fetcher.timer.may_be_due
         if self._is_burst_over is not None:
             return await self._is_burst_over(may_be_due)
-        return not may_be_due
+        if may_be_due or self._relay is None or not await self._relay.try_relay():
+            return not may_be_due
+        self._fetcher.timer.queues_changed()
+        self._fetcher.timer.wake()
+        return False
 
     def _free_slots(self) -> int:
         """Return the number of jobs to claim. Ended jobs that are not acknowledged yet take no slot."""

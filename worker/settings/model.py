@@ -193,6 +193,18 @@ class WorkerSettings(_Section):
     )
     poll_interval_seconds: float = Field(0.2, gt=0, le=5, description="Pause between two polls of an empty queue.")
     rescue_interval_seconds: float = Field(10.0, gt=0, description="Pause between two searches for orphaned runs.")
+    relay: bool = Field(
+        True,
+        description="Whether this worker moves runs from the outbox to the queue: "
+        "[Enqueue in a transaction](../how-to/enqueue-in-a-transaction.md).",
+    )
+    outbox_poll_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=30,
+        description="Pause between two looks at the outbox where PostgreSQL does not announce new rows: through "
+        "PgBouncer, and in all workers but one.",
+    )
     result_ttl_seconds: float = Field(3600.0, ge=0, description="How long Redis keeps results and mirrors of runs.")
     dead_letter_ttl_days: float = Field(30.0, ge=0, description="How long Redis keeps dead letters.")
     run_retention_days: float = Field(

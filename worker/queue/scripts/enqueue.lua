@@ -18,44 +18,11 @@
 -- include checks.lua
 -- include priority.lua
 -- include fair.lua
-local id, payloads, leases = ARGV[1], ARGV[5], ARGV[7]
-local is_unique = KEYS[3] ~= KEYS[1]
+-- include enqueue_run.lua
 if not has_type(KEYS[1], 'zset') then return {-1, problems} end
-local due = due_ms(ARGV[3], ARGV[4])
-local function take_place(id, is_replaced)
-    redis.call('ZADD', KEYS[1], due, id)
-    local line = ARGV[11] ~= '0' and ARGV[12] .. ARGV[11] .. ':' .. KEYS[1] or KEYS[1]
-    for _, level in ipairs(try('ZRANGE', KEYS[4], 0, -1) or {}) do
-        local other = ARGV[12] .. level .. ':' .. KEYS[1]
-        if level ~= ARGV[11] then try('ZREM', other, id) end
-        if is_replaced then forget_fair(other, id) end
-    end
-    if line ~= KEYS[1] then add_to_priority(KEYS[4], line, ARGV[11], due, id) end
-    if is_replaced then forget_fair(KEYS[1], id) end
-    if ARGV[13] ~= '' then add_fair(line, id, ARGV[13], due, time_ms()) end
-end
-local known = false
-if is_unique then
-    local holder = try('GET', KEYS[3])
-    if holder and holder ~= id then
-        local is_there = redis.call('EXISTS', payloads .. holder) == 1
-        local runs = redis.call('EXISTS', leases .. holder) == 1
-        if ARGV[9] == 'time' or (is_there and (ARGV[9] == 'active' or not runs)) then
-            id, known = holder, true
-        end
-    end
-end
-local waits = redis.call('EXISTS', payloads .. id) == 1
-if known or waits or redis.call('EXISTS', ARGV[6] .. id) == 1 then
-    if ARGV[8] == '1' and waits and redis.call('EXISTS', leases .. id) == 0 then
-        redis.call('SET', payloads .. id, ARGV[2])
-        take_place(id, true)
-        return {2, id}
-    end
-    return {0, id}
-end
-redis.call('SET', payloads .. id, ARGV[2])  -- first: if Redis is out of memory, it rejects this, and nothing is written
-try('SREM', KEYS[2], id)
-take_place(id)
-if is_unique then redis.call('SET', KEYS[3], id, 'PX', ARGV[10]) end
-return {1, id}
+local names = {payload = ARGV[5], result = ARGV[6], lease = ARGV[7], priority = ARGV[12], cancelled = KEYS[2]}
+return {enqueue_run({
+    queue = KEYS[1], id = ARGV[1], payload = ARGV[2], due = due_ms(ARGV[3], ARGV[4]), levels = KEYS[4],
+    lock = KEYS[3] ~= KEYS[1] and KEYS[3], counts = ARGV[9], lock_ms = ARGV[10], replace = ARGV[8] == '1',
+    level = ARGV[11], fair = ARGV[13]
+}, names)}

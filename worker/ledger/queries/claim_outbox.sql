@@ -1,0 +1,19 @@
+-- Lock the next rows of the outbox, and return as many of them as fit into a number of bytes, but at least one. Rows
+-- that another relay has locked are passed over. A payload that is too long is not read: only its length is returned.
+WITH locked AS MATERIALIZED (
+    SELECT id, run_id, queue, payload, due_at, priority, options, mark
+    FROM worker.outbox
+    WHERE id > :after AND problem IS NULL
+    ORDER BY id
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+), measured AS (
+    SELECT *, octet_length(payload) AS bytes, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes_so_far
+    FROM locked
+)
+SELECT id, run_id, queue, CASE WHEN bytes <= :max_bytes THEN payload END AS payload, bytes,
+       CAST(ceil(EXTRACT(epoch FROM due_at) * 1000) AS bigint) AS due_ms, priority, CAST(options AS text) AS options,
+       id || ':' || mark AS mark
+FROM measured
+WHERE bytes_so_far - bytes < :most_bytes
+ORDER BY id

@@ -1,0 +1,2 @@
+-- Delete rows of the outbox that Redis has acknowledged.
+DELETE FROM worker.outbox WHERE id = ANY(:ids)
