@@ -21,6 +21,7 @@ from typing import Any
 from asyncpg.exceptions import DuplicatePreparedStatementError
 from sqlalchemy import Column, Integer, MetaData, Table, select, text
 
+from benchmarks.report import refuse_arguments
 from worker.batch.transaction import BatchTransaction
 from worker.db.driver import literal
 from worker.db.engine import Database
@@ -105,6 +106,7 @@ async def measure(database: Database, runner: JobRunner, size: int, *, write: bo
 
 async def main() -> None:
     """Measure both sizes, for a loop that only reads and for one that updates each row."""
+    refuse_arguments(__doc__)
     with services() as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})
         database = Database(settings, "bench")

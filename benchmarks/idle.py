@@ -18,7 +18,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from benchmarks.report import Report, Row, at_most, quick
+from benchmarks.report import Report, Row, at_most, quick, refuse_arguments
 from benchmarks.soak import worker
 from worker import Client, JobContext, Settings, job, load_settings
 from worker.db.migrate import migrate
@@ -149,6 +149,7 @@ async def run(settings: Settings, report: Report, runs: int) -> int:
 
 def main() -> int:
     """Start the servers, and measure. Return the exit code."""
+    refuse_arguments(__doc__)
     runs = 2_000 if quick() else 10_000
     with services(environment={}) as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})

@@ -37,7 +37,7 @@ from typing import IO
 from sqlalchemy import text
 
 from benchmarks.ours import Size, walk_on_by_sweep, walk_on_in_chunks
-from benchmarks.report import Report, Row, quick
+from benchmarks.report import Report, Row, quick, refuse_arguments
 from benchmarks.tables import Bench, prepare, server_version
 from worker import Client, Job, JobCancelled, Run, Settings, load_settings
 from worker.db.migrate import migrate
@@ -272,6 +272,7 @@ async def comparisons(live: Live, scale: Scale) -> AsyncIterator[Row]:
 
 async def main() -> int:
     """Run all measurements. Return the exit code."""
+    refuse_arguments(__doc__)
     scale = Scale()
     with services(DURABLE) as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})

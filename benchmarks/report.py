@@ -116,6 +116,13 @@ class Report:
         return 0 if held == len(barred) else 1
 
 
+def refuse_arguments(description: str | None) -> None:
+    """Print how a benchmark is used, and exit with 2, if it was called with arguments: its options are variables."""
+    if sys.argv[1:]:
+        sys.stdout.write(f"{description}\n")
+        raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+
+
 def quick() -> bool:
     """Return whether QUICK=1 is set, for smaller runs."""
     return os.environ.get("QUICK", "") not in ("", "0")

@@ -27,7 +27,7 @@ from typing import IO, Any
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from benchmarks.report import Report, Row, at_most
+from benchmarks.report import Report, Row, at_most, refuse_arguments
 from benchmarks.soak_jobs import BLOCK, enqueue_block
 from benchmarks.tables import Bench, prepare
 from worker import Client, Settings, load_settings
@@ -290,6 +290,7 @@ async def soak(settings: Settings, jobs: int, report: Report) -> int:
 
 def main() -> int:
     """Start the servers, and run the soak. Return the exit code."""
+    refuse_arguments(__doc__)
     jobs = max(_MARKS * BLOCK, int(os.environ.get("JOBS") or 1_000_000) // (_MARKS * BLOCK) * _MARKS * BLOCK)
     with services(environment={}) as running:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})

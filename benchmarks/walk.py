@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import byhand, ours
 from benchmarks.hands import workers
-from benchmarks.report import Report, Row, at_least, at_most, quick
+from benchmarks.report import Report, Row, at_least, at_most, quick, refuse_arguments
 from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
 from worker import load_settings
 from worker.db.migrate import migrate
@@ -286,6 +286,7 @@ def growth(bench: Bench, scale: Scale, kind: str) -> float:
 
 async def main() -> int:
     """Run all measurements. Return the exit code."""
+    refuse_arguments(__doc__)
     scale = Scale()
     with services() as running:
         settings = load_settings(
