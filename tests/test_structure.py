@@ -24,6 +24,8 @@ CIRCLES: set[frozenset[str]] = set()
 OPTIONAL_IMPORTS = {
     "worker.__getattr__",  # importlib.metadata, for __version__ alone
     "worker.cli.top.command._show",  # textual
+    "worker.cli.web.serve_",  # starlette and uvicorn
+    "worker.cli.web.token",
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
     "worker.launch.main",  # uvloop

@@ -21,3 +21,8 @@ async def working(settings: Settings, *jobs: Job[..., Any], burst: bool = False)
 def with_worker(settings: Settings, **values: Any) -> Settings:
     """Return settings with other values in the section `worker`."""
     return settings.model_copy(update={"worker": settings.worker.model_copy(update=values)})
+
+
+def with_web(settings: Settings, **values: Any) -> Settings:
+    """Return settings with other values in the section `web`."""
+    return settings.model_copy(update={"web": settings.web.model_copy(update=values)})

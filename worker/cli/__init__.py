@@ -5,7 +5,7 @@ or jobs that cannot be imported; 69 a server does not answer (EX_UNAVAILABLE of 
 database that is not migrated (EX_CONFIG).
 """
 
-from worker.cli import commands, cron, dead, info, plan, quarantine, reports, run, runs, status
+from worker.cli import commands, cron, dead, info, plan, quarantine, reports, run, runs, status, web
 from worker.cli.app import app, main
 from worker.cli.top import command as top
 
@@ -23,4 +23,5 @@ __all__ = [
     "runs",
     "status",
     "top",
+    "web",
 ]

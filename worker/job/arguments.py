@@ -174,6 +174,13 @@ class JobCodec:
             schema = str(self.signature)
         return hashlib.sha256(schema.encode()).hexdigest()[:8]
 
+    def make_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the arguments, an object by name; an empty schema if a type has none."""
+        try:
+            return self._arguments.model_json_schema()
+        except PydanticInvalidForJsonSchema:
+            return {}
+
     def check(self) -> None:
         """Compile the validators.
 

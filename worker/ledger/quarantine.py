@@ -25,13 +25,18 @@ class Quarantine:
         self._database = database
 
     async def list_rows(
-        self, *, run_id: str | None = None, row_id: int | None = None, limit: int = 50
+        self, *, run_id: str | None = None, row_id: int | None = None, before: int | None = None, limit: int = 50
     ) -> list[QuarantinedRow]:
-        """Return quarantined rows, newest first."""
+        """Return quarantined rows, newest first; with `before`, only rows with a smaller id."""
         async with self._database.connection() as connection:
-            values = {"run_id": run_id, "id": row_id, "limit": limit}
+            values = {"run_id": run_id, "id": row_id, "before": before, "limit": limit}
             rows = await connection.execute(query("list_quarantined"), values)
             return [QuarantinedRow(**row._mapping) for row in rows]
+
+    async def count_rows(self, run_id: str) -> int:
+        """Return the number of quarantined rows of a run."""
+        async with self._database.connection() as connection:
+            return int(await connection.scalar(query("count_rows"), {"run_id": run_id}) or 0)
 
     async def delete_rows(self, *, run_id: str | None = None, row_ids: list[int] | None = None) -> int:
         """Delete quarantined rows. Returns their number; with neither argument, deletes none."""

@@ -50,6 +50,7 @@ PRUNED = "worker:pruned"
 PROBE = "worker:probe"
 CRON = "worker:cron"
 RELAYED = "worker:relayed:"
+IDEMPOTENT = "worker:idempotent:"
 _LONGEST_NAME = 200
 
 
@@ -249,6 +250,12 @@ SCHEMA = (
         "sorted set",
         "ids of the running runs of a queue with a limit, by start time in ms",
         "each until its run ends; a week after the last start",
+    ),
+    Key(
+        IDEMPOTENT + "<hash>",
+        "string",
+        "the run of a request with an `Idempotency-Key`, JSON; the hash is of caller and key",
+        "`web.idempotency_hours`",
     ),
     Key(
         PAUSED,

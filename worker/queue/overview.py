@@ -211,12 +211,21 @@ async def _runs(redis: Redis, ids: list[str], owners: dict[str, str], scores: di
     return runs
 
 
-def _job_name(payload: bytes | None) -> str:
-    """Return the name of a payload's job; `?` if the payload cannot be read."""
+def describe_payload(payload: bytes | None) -> tuple[str, Any]:
+    """Return the name of a payload's job, and its arguments by name, preceded by a list of positional ones if any.
+
+    If the payload cannot be read, the name is `?`, and there are no arguments.
+    """
     try:
-        return str(read_json(payload or b"", "the payload")["f"])
-    except (InvalidPayload, KeyError, TypeError):
-        return "?"
+        values = read_json(payload or b"", "the payload")
+        job, positional, named = str(values["f"]), values.get("a"), values.get("k")
+    except (InvalidPayload, KeyError, TypeError, AttributeError):
+        return "?", None
+    return job, [*positional, named] if isinstance(positional, list) and positional else named
+
+
+def _job_name(payload: bytes | None) -> str:
+    return describe_payload(payload)[0]
 
 
 # --- a list of runs

@@ -281,6 +281,33 @@ class ThrottleSettings(_Section):
         return self
 
 
+class WebSettings(_Section):
+    """The HTTP API, `worker web`."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65_535, description="Port to listen on; 0: any free one.")
+    tokens_file: str | None = Field(
+        None,
+        min_length=1,
+        description="File with the hashes of the tokens, which `worker web token` writes. Without it, the API answers "
+        "only requests from this machine.",
+    )
+    max_body_bytes: int = Field(4_194_304, ge=1024, description="Largest body of a request.")
+    failed_tokens_per_minute: int = Field(
+        10, ge=1, description="Requests without a valid token after which an address is refused for a minute."
+    )
+    trusted_proxies: list[str] = Field(
+        [], description="Addresses of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
+    )
+    refresh_seconds: float = Field(
+        0.5, gt=0, le=60, description="Age up to which requests share what was read from Redis and PostgreSQL."
+    )
+    max_subscribers: int = Field(1000, ge=1, description="Most streams of events that are open at once.")
+    idempotency_hours: float = Field(
+        24.0, gt=0, le=24 * 366, description="How long Redis remembers an `Idempotency-Key`."
+    )
+
+
 class LogSettings(_Section):
     """The log."""
 
@@ -301,6 +328,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings.model_validate({})
     batch: BatchSettings = BatchSettings.model_validate({})
     throttle: ThrottleSettings = ThrottleSettings.model_validate({})
+    web: WebSettings = WebSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     #: Other databases that jobs read from, by name.
     databases: dict[str, DatabaseSettings] = {}

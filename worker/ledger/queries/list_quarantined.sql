@@ -5,5 +5,6 @@ SELECT quarantine.id, quarantine.run_id, run.job, quarantine.step, quarantine.ke
   JOIN worker.run ON run.id = quarantine.run_id
  WHERE (CAST(:run_id AS text) IS NULL OR quarantine.run_id = :run_id)
    AND (CAST(:id AS bigint) IS NULL OR quarantine.id = :id)
+   AND (CAST(:before AS bigint) IS NULL OR quarantine.id < :before)
  ORDER BY quarantine.id DESC
  LIMIT :limit

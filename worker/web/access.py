@@ -1,0 +1,111 @@
+"""Who sends a request, and whether they may."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from worker.errors import SettingsError
+from worker.settings.model import WebSettings
+from worker.web.problems import Problem
+from worker.web.tokens import ROLES, FailedTokens, Role, TokenFile
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+_LOCAL_NAMES = ("localhost",)
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="longhaul"'}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request.
+
+    Attributes:
+        name: name for the audit: `web:<token>`, or `web:local` without tokens.
+        roles: what the caller may do.
+    """
+
+    name: str
+    roles: frozenset[Role]
+
+
+LOCAL = Caller("web:local", frozenset(ROLES))
+
+
+class Access:
+    """Authenticates requests: by a bearer token, or, if there is no file of tokens, by the caller's own machine.
+
+    Args:
+        settings: the section `web`.
+    """
+
+    def __init__(self, settings: WebSettings) -> None:
+        self.file = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
+        self._failed = FailedTokens(settings.failed_tokens_per_minute)
+
+    def authenticate(self, request: Request) -> Caller:
+        """Return who sends a request.
+
+        Raises:
+            Problem: the request has no valid token, or comes from another machine although there are no tokens.
+        """
+        if self.file is None:
+            check_local(request)
+            return LOCAL
+        address = request.client.host if request.client else "unknown"
+        refused = self._failed.seconds_refused(address)
+        if refused:
+            text = f"too many requests without a valid token: wait {refused:.0f} s"
+            raise Problem(429, "too-many-failures", text, headers={"Retry-After": str(max(1, round(refused)))})
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        try:
+            token = self.file.find(text.strip()) if scheme.lower() == "bearer" else None
+        except SettingsError:
+            raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
+        if token is None:
+            self._failed.add(address)
+            text = "send a valid token: Authorization: Bearer …; `worker web token NAME` creates one"
+            raise Problem(401, "no-valid-token", text, headers=_CHALLENGE)
+        return Caller(f"web:{token.name}", token.roles)
+
+
+def check_role(caller: Caller, role: Role) -> None:
+    """Raise `Problem` unless a caller has a role."""
+    if role not in caller.roles:
+        raise Problem(403, "role-missing", f"{caller.name} has not the role {role}: use another token")
+
+
+def check_local(request: Request) -> None:
+    """Raise `Problem` unless a request comes from this machine, and from no other site's page in its browser.
+
+    A page of another site can send requests to this machine from a browser that runs here, also under a name of its
+    own that resolves to 127.0.0.1. Both show in the headers `Host` and `Origin`, which a page cannot change.
+    """
+    advice = "without web.tokens_file only this machine may send requests: create a token with `worker web token`"
+    is_forwarded = any(name in request.headers for name in _FORWARDED)
+    if request.client is None or not is_loopback(request.client.host) or is_forwarded:
+        raise Problem(401, "not-local", advice, headers=_CHALLENGE)
+    origin = request.headers.get("origin")
+    for place in (f"//{request.headers.get('host', '')}", *([] if origin is None else [origin])):
+        try:
+            name = urlsplit(place).hostname or ""
+        except ValueError:
+            name = ""
+        if not is_loopback(name):
+            raise Problem(403, "foreign-origin", "the headers Host and Origin do not name this machine; " + advice)
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise Problem(403, "foreign-origin", "a page of another origin sent the request; " + advice)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine's own name or address."""
+    if host.lower() in _LOCAL_NAMES:
+        return True
+    try:
+        parsed = ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback

@@ -1,0 +1,134 @@
+"""Reads of dead letters and of quarantined rows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from worker.ledger.records import QuarantinedRow
+from worker.queue import keys
+from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
+from worker.web.backend import Backend
+from worker.web.bodies import DeadLettersQuery, QuarantineQuery
+from worker.web.fields import Page, make_cursor, read_cursor
+from worker.web.operations import Call
+from worker.web.problems import not_found
+from worker.web.views import DeadLetterDetail, DeadLetterView, QuarantinedRowView
+
+#: Letters that one request looks at, at most. A page of a rare job may be shorter than its limit, and has a cursor.
+_MOST_LOOKED_AT = 2_000
+_AT_ONCE = 200
+
+
+async def list_dead_letters(call: Call) -> Page[DeadLetterView]:
+    """Return a page of the dead letters, newest first. A page may have fewer letters than its limit and a cursor."""
+    query: DeadLettersQuery = call.query
+    key = ("dead letters", query.job, query.cursor, query.limit)
+    return await call.backend.reads.get(key, lambda: _list_dead_letters(call.backend, query))
+
+
+async def _list_dead_letters(backend: Backend, query: DeadLettersQuery) -> Page[DeadLetterView]:
+    """Read the newest letters by `worker:dead:at`, and never all of `worker:dead`: tracebacks are long."""
+    place = read_cursor(query.cursor, float, str)
+    rank = 0 if place is None else await _find_rank(backend, place[0], place[1])
+    found: list[DeadLetterView] = []
+    looked_at = 0
+    while looked_at < _MOST_LOOKED_AT:
+        names, raws = await _read_letters(backend, rank, _AT_ONCE)
+        for (name, at), raw in zip(names, raws, strict=True):
+            rank, looked_at = rank + 1, looked_at + 1
+            run_id = name.decode(errors="replace")
+            letter = None if raw is None else DeadLetter.read(run_id, raw)
+            if letter is not None and (query.job is None or letter.job == query.job):
+                found.append(_describe_letter(letter))
+            if len(found) == query.limit:
+                return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
+        if len(names) < _AT_ONCE:
+            return Page[DeadLetterView](items=found)
+    return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
+
+
+async def _find_rank(backend: Backend, at: float, run_id: str) -> int:
+    """Return the place behind a letter, also if it has been deleted since."""
+    redis = backend.client.redis
+    rank = await backend.client.command(cast(Awaitable[int | None], redis.zrevrank(keys.DEAD_AT, run_id)))
+    if rank is not None:
+        return int(rank) + 1
+    count: int = await backend.client.command(redis.zcount(keys.DEAD_AT, f"({at!r}", "+inf"))
+    return count
+
+
+async def _read_letters(
+    backend: Backend, first: int, count: int
+) -> tuple[list[tuple[bytes, float]], list[bytes | None]]:
+    redis = backend.client.redis
+    names: list[tuple[bytes, float]] = await backend.client.command(
+        redis.zrange(keys.DEAD_AT, first, first + count - 1, desc=True, withscores=True)
+    )
+    if not names:
+        return [], []
+    ids: list[Any] = [name for name, _ in names]
+    raws = await backend.client.command(cast(Awaitable[list[bytes | None]], redis.hmget(keys.DEAD, ids)))
+    return names, raws
+
+
+def _describe_letter(letter: DeadLetter) -> DeadLetterView:
+    return DeadLetterView(
+        id=letter.id,
+        job=letter.job,
+        queue=letter.queue,
+        attempts=letter.attempts,
+        at=letter.at,
+        error=letter.error,
+        in_ledger=letter.in_ledger,
+    )
+
+
+async def show_dead_letter(call: Call) -> DeadLetterDetail:
+    """Return one dead letter, of the ledger or of Redis."""
+    backend, run_id = call.backend, call.path["run_id"]
+    chosen = DeadLetterFilter(ids=(run_id,))
+    letters = await backend.client.command(dead_letters(backend.client.redis, backend.ledger, chosen))
+    if not letters:
+        raise not_found(f"run {run_id!r} is not dead")
+    [letter] = letters[:1]
+    values = _describe_letter(letter).model_dump()
+    return DeadLetterDetail(**values, arguments=letter.arguments, traceback=letter.traceback)
+
+
+async def list_quarantine(call: Call) -> Page[QuarantinedRowView]:
+    """Return a page of the quarantined rows, newest first."""
+    query: QuarantineQuery = call.query
+    place = read_cursor(query.cursor, int)
+    before = None if place is None else min(max(place[0], 0), 2**63 - 1)
+    key = ("quarantine", query.run, before, query.limit)
+    rows = await call.backend.reads.get(
+        key,
+        lambda: call.backend.ledger.quarantine.list_rows(run_id=query.run, before=before, limit=query.limit),
+    )
+    last = rows[-1].id if len(rows) == query.limit else None
+    return Page[QuarantinedRowView](
+        items=[_describe_row(row) for row in rows], next_cursor=None if last is None else make_cursor(last)
+    )
+
+
+async def show_quarantined_row(call: Call) -> QuarantinedRowView:
+    """Return one quarantined row."""
+    rows = await call.backend.ledger.quarantine.list_rows(row_id=call.path["row_id"])
+    if not rows:
+        raise not_found(f"no row {call.path['row_id']} is in quarantine")
+    return _describe_row(rows[0])
+
+
+def _describe_row(row: QuarantinedRow) -> QuarantinedRowView:
+    return QuarantinedRowView(
+        id=row.id,
+        run_id=row.run_id,
+        job=row.job,
+        step=row.step,
+        key=row.key,
+        row=row.row,
+        error=row.error,
+        traceback=row.traceback,
+        created_at=row.created_at,
+    )

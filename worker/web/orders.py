@@ -1,0 +1,243 @@
+"""Orders: enqueue, pause, resume, pace, limits, cancel, drain, retry, discard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from worker.errors import InvalidArguments, RegistrationError
+from worker.job.definition import Job
+from worker.queue import keys
+from worker.queue.conditions import make_entry, parse_entry
+from worker.queue.cron_lines import trigger_id
+from worker.web.backend import Backend
+from worker.web.bodies import (
+    DeadLettersBody,
+    DiscardBody,
+    DrainBody,
+    EnqueueBody,
+    LimitBody,
+    PaceBody,
+    PauseBody,
+    RetryBody,
+    RunNowBody,
+    RunsBody,
+)
+from worker.web.idempotency import IdempotencyKeys
+from worker.web.operations import Call, Reply
+from worker.web.problems import Problem
+from worker.web.views import CountView, EnqueuedView, TargetsView
+
+IDEMPOTENCY_HEADER = "idempotency-key"
+
+
+async def enqueue(call: Call) -> Reply:
+    """Enqueue a run. With an `Idempotency-Key`, the same request again returns the same run."""
+    body: EnqueueBody = call.body
+    _check_queue(call.backend, body.queue)
+    key = call.request.headers.get(IDEMPOTENCY_HEADER)
+    if key is None:
+        return _reply(await _enqueue(call.backend, body, body.id))
+    memory = IdempotencyKeys(call.backend.client, call.backend.settings.web.idempotency_hours)
+    claim = await memory.claim(key, caller=call.caller.name, request=body.model_dump_json())
+    if claim.is_done:
+        return _reply(EnqueuedView(id=claim.run_id, job=body.job, is_new=False))
+    # A request that died in between, or one that is under way, used the same id: the run exists once.
+    made = await _enqueue(call.backend, body, body.id or claim.run_id)
+    await memory.finish(claim, made.id)
+    return _reply(made)
+
+
+def _reply(made: EnqueuedView) -> Reply:
+    return Reply(made, 201 if made.is_new else 200)
+
+
+async def _enqueue(backend: Backend, body: EnqueueBody, run_id: str | None) -> EnqueuedView:
+    """Enqueue a run by the rules of its job; if the jobs cannot be imported here, by its name."""
+    client = backend.client
+    try:
+        job = (await backend.load_jobs()).find(body.job)
+    except RegistrationError:
+        run = await client.enqueue_by_name(
+            body.job,
+            body.arguments,
+            id=run_id,
+            delay=body.delay_seconds,
+            at=body.at,
+            queue=body.queue,
+            priority=body.priority,
+        )
+    else:
+        values = job.decode_arguments([], body.arguments)
+        given = {name: values[name] for name in body.arguments}
+        chosen = None if job.rules.once else run_id  # the id of a data migration is its name
+        options = job.options(id=chosen, delay=body.delay_seconds, at=body.at, queue=body.queue, priority=body.priority)
+        run = await client.enqueue(options, **given)
+    backend.reads.forget()
+    return EnqueuedView(id=run.id, job=body.job, is_new=run.is_new)
+
+
+def _check_queue(backend: Backend, queue: str | None) -> None:
+    """Raise `Problem` if a queue is a key that holds something else: a run in it would damage it."""
+    ours = (None, backend.settings.worker.queue, *backend.settings.worker.queues)
+    if queue not in ours and queue is not None and keys.find(queue, backend.settings.worker.queue) is not None:
+        raise Problem(422, "invalid-arguments", f"body.queue: {queue!r} is a key of Longhaul, and no queue")
+
+
+async def run_cron_job(call: Call) -> Reply:
+    """Enqueue an extra run of a cron job. Its due times do not change."""
+    body: RunNowBody = call.body
+    job = await _find_cron_job(call.backend, call.path["job"])
+    named = job.encode_arguments([], job.decode_arguments([], body.arguments)) if body.arguments else {}
+    run = await call.backend.client.enqueue_by_name(job.name, named, id=trigger_id(job.name))
+    call.backend.reads.forget()
+    return _reply(EnqueuedView(id=run.id, job=job.name, is_new=run.is_new))
+
+
+async def _find_cron_job(backend: Backend, name: str) -> Job[..., Any]:
+    job = (await backend.load_jobs()).find(name)
+    if not job.schedule:
+        raise InvalidArguments(f"{name} has no cron line: enqueue it by POST /runs")
+    return job
+
+
+# --- pause, resume, pace, limits, drain
+
+
+async def pause(call: Call) -> TargetsView:
+    """Pause runs, jobs, queues or all."""
+    body: PauseBody = call.body
+    await _check_conditions(call.backend, body)
+    await call.backend.client.pause(*body.targets, where=body.where)
+    call.backend.reads.forget()
+    return TargetsView(changed=body.targets)
+
+
+async def resume(call: Call) -> TargetsView:
+    """Remove pauses. Those that `pause` has set with `where` are named by it, too."""
+    body: PauseBody = call.body
+    changed: list[str] = []
+    unchanged: list[str] = []
+    for target in dict.fromkeys(body.targets):
+        found = await call.backend.client.resume(target, where=body.where)
+        (changed if found else unchanged).append(target)
+    call.backend.reads.forget()
+    return TargetsView(changed=changed, unchanged=unchanged)
+
+
+async def _check_conditions(backend: Backend, body: PauseBody) -> None:
+    """Raise an error if a job is unknown, or has no argument of a name in `where`."""
+    if body.where is None:
+        return
+    jobs = await backend.load_jobs()
+    for target in body.targets:
+        entry = parse_entry(make_entry(target, body.where))
+        entry.check_names(list(jobs.find(target).signature.parameters))
+
+
+async def pace(call: Call) -> TargetsView:
+    """Limit the pace of walks, from their next batch on."""
+    body: PaceBody = call.body
+    await call.backend.client.pace(*body.targets, rows_per_second=body.rows_per_second)
+    call.backend.reads.forget()
+    return TargetsView(changed=body.targets)
+
+
+async def limit(call: Call) -> TargetsView:
+    """Limit the runs of a job or a queue at once, and the starts of a job in a second."""
+    body: LimitBody = call.body
+    if "concurrency" in body.model_fields_set:
+        await call.backend.client.limit(body.name, running=body.concurrency)
+    if "rate_per_second" in body.model_fields_set:
+        await call.backend.client.limit_rate(body.name, runs_per_second=body.rate_per_second)
+    call.backend.reads.forget()
+    return TargetsView(changed=[body.name])
+
+
+async def drain(call: Call) -> TargetsView:
+    """Drain workers, as SIGTERM does."""
+    body: DrainBody = call.body
+    await call.backend.client.drain(*body.workers)
+    return TargetsView(changed=body.workers)
+
+
+# --- cancel and retry
+
+
+async def cancel(call: Call) -> TargetsView:
+    """Cancel runs: waiting ones at once, running ones at their next batch boundary."""
+    body: RunsBody = call.body
+    gone = await _cancel(call.backend, list(dict.fromkeys(body.runs)))
+    call.backend.reads.forget()
+    return TargetsView(changed=[one for one in dict.fromkeys(body.runs) if one not in gone], unchanged=gone)
+
+
+async def _cancel(backend: Backend, run_ids: Sequence[str]) -> list[str]:
+    """Cancel runs in whatever queue of the settings they are. Return the ids that are in none."""
+    settings = backend.settings.worker
+    rest = list(run_ids)
+    for queue in dict.fromkeys([settings.queue, *settings.queues]):
+        if rest:
+            rest = await backend.client.cancel(*rest, queue=queue)
+    return rest
+
+
+async def retry(call: Call) -> TargetsView:
+    """Run ended runs and dead letters again, each from its last checkpoint."""
+    body: RetryBody = call.body
+    done = await call.backend.client.retry_now(
+        *dict.fromkeys(body.runs), from_start=body.from_start, accept_statement=body.accept_statement
+    )
+    call.backend.reads.forget()
+    return TargetsView(changed=done, unchanged=[one for one in dict.fromkeys(body.runs) if one not in done])
+
+
+async def retry_dead_letters(call: Call) -> TargetsView:
+    """Run dead letters again."""
+    body: DeadLettersBody = call.body
+    client = call.backend.client
+    if body.runs is not None:
+        asked = [letter.id for letter in await client.dead_letters(ids=body.runs, before=body.before, ledger=True)]
+        done = await client.retry_now(*asked) if asked else []
+    else:
+        done = await client.retry_dead_letters(job=body.job, before=body.before, everything=_is_everything(body))
+    call.backend.reads.forget()
+    return TargetsView(changed=done, unchanged=[one for one in dict.fromkeys(body.runs or []) if one not in done])
+
+
+async def delete_dead_letters(call: Call) -> TargetsView:
+    """Delete dead letters, with their checkpoints and quarantined rows."""
+    body: DeadLettersBody = call.body
+    client = call.backend.client
+    if body.runs is not None:
+        found = await client.dead_letters(ids=body.runs, before=body.before, ledger=True)
+        asked = [letter.id for letter in found]
+        done = await client.delete_dead_letters(*asked) if asked else []
+    else:
+        done = await client.delete_dead_letters(job=body.job, before=body.before, everything=_is_everything(body))
+    call.backend.reads.forget()
+    return TargetsView(changed=done, unchanged=[one for one in dict.fromkeys(body.runs or []) if one not in done])
+
+
+def _is_everything(body: DeadLettersBody) -> bool:
+    return body.all is True and body.before is None
+
+
+async def retry_quarantined(call: Call) -> TargetsView:
+    """Enqueue runs that process the quarantined rows of runs again. Return the ids of the new runs."""
+    body: RunsBody = call.body
+    made, unchanged = [], []
+    for run_id in dict.fromkeys(body.runs):
+        runs = await call.backend.client.retry_quarantined(run_id)
+        made += [run.id for run in runs]
+        unchanged += [] if runs else [run_id]
+    call.backend.reads.forget()
+    return TargetsView(changed=made, unchanged=unchanged)
+
+
+async def discard_quarantined(call: Call) -> CountView:
+    """Delete rows from the quarantine."""
+    body: DiscardBody = call.body
+    count = await call.backend.client.discard_quarantined(*(body.rows or ()), run_id=body.run)
+    call.backend.reads.forget()
+    return CountView(changed=count)

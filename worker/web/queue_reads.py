@@ -1,0 +1,312 @@
+"""Reads of queues, workers, jobs, cron lines, limits and checks."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from worker.doctor.checks import examine
+from worker.errors import RegistrationError
+from worker.job.definition import Job
+from worker.job.registry import Registry
+from worker.queue import keys
+from worker.queue.overview import describe_payload, describe_workers
+from worker.queue.payload import now_ms
+from worker.queue.run import decode_fields
+from worker.web.backend import Backend
+from worker.web.fields import Page, read_count, read_moment, read_number
+from worker.web.operations import Call
+from worker.web.problems import not_found
+from worker.web.run_reads import describe_mirror, read_mirrors
+from worker.web.views import (
+    CronView,
+    FindingView,
+    JobView,
+    LimitView,
+    OverviewView,
+    QueueView,
+    RunView,
+    WorkerView,
+)
+
+_RUNS_SHOWN = 100
+_FIELDS = 1_000  # of a hash or a set that is read in one step
+_MOST_QUEUES = 100
+_SLOW_SECONDS = 5.0
+
+
+async def show_overview(call: Call) -> OverviewView:
+    """Return the queues, the workers and the first runs."""
+    return await read_overview(call.backend)
+
+
+async def read_overview(backend: Backend) -> OverviewView:
+    """Return the overview, from one read for all requests of the moment."""
+    return await backend.reads.get("overview", lambda: _read_overview(backend))
+
+
+async def _read_overview(backend: Backend) -> OverviewView:
+    redis = backend.client.redis
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.hscan(keys.WORKERS, 0, count=_FIELDS)
+    pipeline.sscan(keys.PAUSED, 0, count=_FIELDS)
+    pipeline.sscan(keys.CANCELLED, 0, count=_FIELDS)
+    pipeline.hlen(keys.DEAD)
+    raw_workers, raw_paused, raw_cancelled, dead = _without_errors(
+        await backend.client.command(pipeline.execute(raise_on_error=False)), [(0, {}), (0, []), (0, []), 0]
+    )
+    moment = datetime.now(UTC)
+    seen = describe_workers(raw_workers[1], backend.settings.worker.lease_seconds, moment)
+    paused, cancelled = (sorted(_decode(one) for one in set(raw[1])) for raw in (raw_paused, raw_cancelled))
+    names = _list_queues(backend, seen)
+    queues, scores = await _read_queues(backend, names, seen, set(paused))
+    owners = {
+        run_id: (name, str(worker["queue"]))
+        for name, worker in seen.items()
+        if worker["state"] != "lost"
+        for run_id in worker["jobs"]
+    }
+    return OverviewView(
+        at=moment,
+        queues=queues,
+        workers=[_describe_worker(name, values) for name, values in seen.items()],
+        runs=await _read_runs(backend, owners, scores),
+        dead_letters=dead,
+        paused=paused,
+        cancelled=cancelled,
+    )
+
+
+def _without_errors(answers: list[Any], defaults: list[Any]) -> list[Any]:
+    """Return the answers of a pipeline. A key of another type counts as an empty one: the doctor reports it."""
+    return [
+        default if isinstance(answer, ResponseError) else answer
+        for answer, default in zip(answers, defaults, strict=True)
+    ]
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
+
+
+def _list_queues(backend: Backend, workers: dict[str, dict[str, Any]]) -> list[str]:
+    settings = backend.settings.worker
+    ours = dict.fromkeys([*(settings.queues or [settings.queue]), settings.queue])
+    return list(ours | dict.fromkeys(sorted(str(one["queue"]) for one in workers.values())))[:_MOST_QUEUES]
+
+
+async def _read_queues(
+    backend: Backend, names: list[str], workers: dict[str, dict[str, Any]], paused: set[str]
+) -> tuple[list[QueueView], dict[str, tuple[float, str]]]:
+    """Return the queues, and due time in ms and queue of the first runs of each, by id."""
+    moment = now_ms()
+    pipeline = backend.client.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.zcount(name, "-inf", moment)
+        pipeline.zcount(name, f"({moment}", "+inf")
+        pipeline.zrange(name, 0, _RUNS_SHOWN - 1, withscores=True)
+    answers = await backend.client.command(pipeline.execute(raise_on_error=False))
+    found: list[QueueView] = []
+    scores: dict[str, tuple[float, str]] = {}
+    for at, name in enumerate(names):
+        waiting, later, first = _without_errors(answers[3 * at : 3 * at + 3], [0, 0, []])
+        running = sum(
+            len(worker["jobs"]) for worker in workers.values() if worker["queue"] == name and worker["state"] != "lost"
+        )
+        scores |= {_decode(run_id): (score, name) for run_id, score in first}
+        found.append(
+            QueueView(
+                name=name,
+                waiting=waiting,
+                deferred=max(0, later - running),  # a running job stays in the queue, due when its lease expires
+                running=running,
+                oldest_due_at=read_moment(first[0][1] / 1000) if waiting and first else None,
+                is_paused=not paused.isdisjoint((name, keys.ALL)),
+            )
+        )
+    return found, scores
+
+
+async def _read_runs(
+    backend: Backend, owners: dict[str, tuple[str, str]], scores: dict[str, tuple[float, str]]
+) -> list[RunView]:
+    """Return the first running and waiting runs from their mirrors, or from the queue if a run has no mirror."""
+    ids = list(dict.fromkeys([*owners, *sorted(scores, key=lambda one: scores[one][0])]))[:_RUNS_SHOWN]
+    mirrors = await read_mirrors(backend, ids)
+    nameless = [run_id for run_id in ids if not mirrors.get(run_id, {}).get("job")]
+    jobs = await _read_job_names(backend, nameless)
+    runs = []
+    for run_id in ids:
+        fields = mirrors.get(run_id, {})
+        values = describe_mirror(fields) | {"id": run_id, "job": fields.get("job") or jobs.get(run_id, "?")}
+        score, queue = scores.get(run_id, (0.0, None))
+        if run_id in owners:
+            values |= {"state": "running", "worker": owners[run_id][0]}
+            queue = queue or owners[run_id][1]
+        else:
+            due = "deferred" if score > now_ms() else "waiting"
+            values |= {"state": "paused" if fields.get("state") == "paused" else due, "worker": None}
+            values["due_at"] = read_moment(score / 1000)
+        runs.append(RunView(**(values | {"queue": fields.get("queue") or queue, "in_ledger": "rows" in fields})))
+    return runs
+
+
+async def _read_job_names(backend: Backend, run_ids: list[str]) -> dict[str, str]:
+    """Return the names of the jobs of runs that have no mirror, from their payloads."""
+    if not run_ids:
+        return {}
+    pipeline = backend.client.redis.pipeline(transaction=False)
+    for run_id in run_ids:
+        pipeline.get(keys.JOB + run_id)
+    answers = await backend.client.command(pipeline.execute(raise_on_error=False))
+    return {
+        run_id: describe_payload(raw if isinstance(raw, bytes) else None)[0]
+        for run_id, raw in zip(run_ids, answers, strict=True)
+    }
+
+
+def _describe_worker(name: str, values: dict[str, Any]) -> WorkerView:
+    return WorkerView(
+        name=name,
+        state=values["state"],
+        queue=values["queue"],
+        jobs=values["jobs"],
+        max_jobs=read_count(values.get("max_jobs")),
+        done=read_count(values.get("done")),
+        pid=read_count(values.get("pid")),
+        host=str(values["host"]) if values.get("host") else None,
+        code=str(values["code"]) if values.get("code") else None,
+        started_at=read_moment(values.get("started_at")),
+        seen_at=read_moment(values.get("seen_at")),
+    )
+
+
+async def list_workers(call: Call) -> Page[WorkerView]:
+    """Return the workers, by name."""
+    return Page[WorkerView](items=(await read_overview(call.backend)).workers)
+
+
+async def list_queues(call: Call) -> Page[QueueView]:
+    """Return the queues of the settings and of the workers."""
+    return Page[QueueView](items=(await read_overview(call.backend)).queues)
+
+
+# --- jobs
+
+
+async def list_jobs(call: Call) -> Page[JobView]:
+    """Return the jobs, by name."""
+    jobs = await call.backend.load_jobs()
+    return Page[JobView](items=[_describe_job(job) for _, job in sorted(jobs.items())])
+
+
+async def show_job(call: Call) -> JobView:
+    """Return one job."""
+    return _describe_job((await call.backend.load_jobs()).find(call.path["job"]))
+
+
+def _describe_job(job: Job[..., Any]) -> JobView:
+    limits = job.limits
+    return JobView(
+        name=job.name,
+        description=inspect.getdoc(job.function) or "",
+        cron=[str(line) for line in job.schedule],
+        run_in=job.run_in,
+        priority=job.priority,
+        concurrency=limits.concurrency or None if limits else None,
+        rate=str(job.rules.rate) if job.rules.rate else None,
+        is_unique=job.unique is not None,
+        is_data_migration=job.rules.once,
+        arguments=job.codec.make_schema(),
+    )
+
+
+async def list_cron(call: Call) -> Page[CronView]:
+    """Return the cron lines, by their next due time."""
+    backend = call.backend
+    jobs = (await backend.load_jobs()).values()
+    found = await backend.reads.get("cron", lambda: backend.client.cron(jobs), seconds=_SLOW_SECONDS)
+    return Page[CronView](
+        items=[
+            CronView(
+                job=one.job,
+                line=one.line,
+                next_at=one.next_at,
+                last_at=one.last_at,
+                last_run=one.run_id,
+                last_state=one.state,
+            )
+            for one in found
+        ]
+    )
+
+
+# --- limits, checks
+
+
+async def list_limits(call: Call) -> Page[LimitView]:
+    """Return the limits and paces that operators and jobs set, by name."""
+    return await call.backend.reads.get("limits", lambda: _list_limits(call.backend))
+
+
+async def _list_limits(backend: Backend) -> Page[LimitView]:
+    redis = backend.client.redis
+    pipeline = redis.pipeline(transaction=False)
+    for key in (keys.LIMITS, keys.RATES, keys.PACE):
+        pipeline.hscan(key, 0, count=_FIELDS)
+    answers = _without_errors(
+        await backend.client.command(pipeline.execute(raise_on_error=False)), [(0, {}), (0, {}), (0, {})]
+    )
+    limits, rates, paces = (decode_fields(answer[1]) for answer in answers)
+    try:
+        jobs = {name: job for name, job in (await backend.load_jobs()).items() if job.limits is not None}
+    except RegistrationError:  # the limits of operators are known all the same
+        jobs = dict(Registry())
+    names = sorted({*limits, *rates, *paces, *jobs})
+    pipeline = redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.zcard(keys.LIMIT + name)
+        pipeline.zcard(keys.HELD + name)
+    counts = [
+        0 if isinstance(one, ResponseError) else one
+        for one in (await backend.client.command(pipeline.execute(raise_on_error=False)) if names else [])
+    ]
+    items = []
+    for at, name in enumerate(names):
+        own = jobs[name].limits if name in jobs else None
+        items.append(
+            LimitView(
+                name=name,
+                concurrency=read_count(limits.get(name)),
+                rate_per_second=read_number(rates.get(name)),
+                rows_per_second=read_number(paces.get(name)),
+                job_concurrency=own.concurrency or None if own else None,
+                job_rate=jobs[name].rules.rate if name in jobs else None,
+                running=counts[2 * at],
+                held=counts[2 * at + 1],
+            )
+        )
+    return Page[LimitView](items=items)
+
+
+async def show_limit(call: Call) -> LimitView:
+    """Return the limits of one name."""
+    name = call.path["name"]
+    found = next((one for one in (await list_limits(call)).items if one.name == name), None)
+    if found is None:
+        raise not_found(f"neither an operator nor a job has set a limit for {name!r}")
+    return found
+
+
+async def run_checks(call: Call) -> Page[FindingView]:
+    """Run the checks of `worker doctor`."""
+    found = await call.backend.reads.get("doctor", lambda: examine(call.backend.settings), seconds=_SLOW_SECONDS)
+    return Page[FindingView](
+        items=[
+            FindingView(check=name, level=one.level, message=one.message, advice=one.advice)
+            for name, one in found.items()
+        ]
+    )

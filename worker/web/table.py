@@ -1,0 +1,222 @@
+"""The table of operations: each path of the API, with its role, models and handler."""
+
+from __future__ import annotations
+
+from worker.web import bodies, events, letter_reads, orders, queue_reads, run_reads, views
+from worker.web.fields import Page
+from worker.web.operations import Operation
+
+READS = (
+    Operation(
+        *("GET", "/overview", "show_overview", "queues", "read", "Show queues, workers and the first runs"),
+        queue_reads.show_overview,
+        views.OverviewView,
+    ),
+    Operation(
+        *("GET", "/runs", "list_runs", "runs", "read", "List the runs of the ledger, newest first"),
+        run_reads.list_runs,
+        Page[views.RunView],
+        query=bodies.RunsQuery,
+    ),
+    Operation(
+        *("GET", "/runs/{run_id}", "show_run", "runs", "read", "Show a run, of the ledger or of Redis alone"),
+        run_reads.show_run,
+        views.RunDetail,
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/runs/{run_id}/steps", "list_steps", "runs", "read", "List the steps of a run"),
+        run_reads.list_steps,
+        Page[views.StepView],
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/runs/{run_id}/batches", "list_batches", "runs", "read", "List rows, batches and rate over time"),
+        run_reads.list_batches,
+        Page[views.BatchView],
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/runs/{run_id}/hands", "list_hands", "runs", "read", "List the hands and ranges of a walk"),
+        run_reads.list_hands,
+        views.HandsView,
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/queues", "list_queues", "queues", "read", "List the queues"),
+        queue_reads.list_queues,
+        Page[views.QueueView],
+    ),
+    Operation(
+        *("GET", "/workers", "list_workers", "queues", "read", "List the workers"),
+        queue_reads.list_workers,
+        Page[views.WorkerView],
+    ),
+    Operation(
+        *("GET", "/jobs", "list_jobs", "jobs", "read", "List the jobs, with the JSON Schema of their arguments"),
+        queue_reads.list_jobs,
+        Page[views.JobView],
+    ),
+    Operation(
+        *("GET", "/jobs/{job}", "show_job", "jobs", "read", "Show a job"),
+        queue_reads.show_job,
+        views.JobView,
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/cron", "list_cron", "jobs", "read", "List the cron lines, by their next due time"),
+        queue_reads.list_cron,
+        Page[views.CronView],
+    ),
+    Operation(
+        *("GET", "/limits", "list_limits", "jobs", "read", "List limits and paces"),
+        queue_reads.list_limits,
+        Page[views.LimitView],
+    ),
+    Operation(
+        *("GET", "/dead-letters", "list_dead_letters", "failures", "read", "List the dead letters, newest first"),
+        letter_reads.list_dead_letters,
+        Page[views.DeadLetterView],
+        query=bodies.DeadLettersQuery,
+    ),
+    Operation(
+        *("GET", "/dead-letters/{run_id}", "show_dead_letter", "failures", "read", "Show a dead letter"),
+        letter_reads.show_dead_letter,
+        views.DeadLetterDetail,
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/quarantine", "list_quarantine", "failures", "read", "List the quarantined rows, newest first"),
+        letter_reads.list_quarantine,
+        Page[views.QuarantinedRowView],
+        query=bodies.QuarantineQuery,
+    ),
+    Operation(
+        *("GET", "/quarantine/{row_id}", "show_quarantined_row", "failures", "read", "Show a quarantined row"),
+        letter_reads.show_quarantined_row,
+        views.QuarantinedRowView,
+        problems=(404,),
+    ),
+    Operation(
+        *("GET", "/doctor", "run_checks", "queues", "read", "Run the checks of `worker doctor`"),
+        queue_reads.run_checks,
+        Page[views.FindingView],
+    ),
+)
+
+STREAMS = (
+    Operation(
+        *("GET", "/events", "stream_events", "events", "read", "Stream the events of runs and workers"),
+        events.stream_events,
+        None,
+        query=bodies.EventsQuery,
+        content="events",
+    ),
+    Operation(
+        *("GET", "/runs/{run_id}/events", "stream_run", "events", "read", "Stream a run until it has ended"),
+        events.stream_run,
+        None,
+        content="events",
+        statuses={204: "The run has ended, and the client has its events: it need not come back."},
+        problems=(404,),
+    ),
+)
+
+ORDERS = (
+    Operation(
+        *("POST", "/runs", "enqueue", "runs", "enqueue", "Enqueue a run"),
+        orders.enqueue,
+        views.EnqueuedView,
+        body=bodies.EnqueueBody,
+        statuses={201: "The run was enqueued."},
+        problems=(404, 409),
+        has_idempotency_key=True,
+    ),
+    Operation(
+        *("POST", "/cron/{job}/run", "run_cron_job", "jobs", "operate", "Enqueue an extra run of a cron job now"),
+        orders.run_cron_job,
+        views.EnqueuedView,
+        body=bodies.RunNowBody,
+        statuses={201: "The run was enqueued."},
+        problems=(404, 409),
+    ),
+    Operation(
+        *("POST", "/orders/pause", "pause", "orders", "operate", "Pause runs, jobs, queues or all"),
+        orders.pause,
+        views.TargetsView,
+        body=bodies.PauseBody,
+        problems=(404, 409),
+    ),
+    Operation(
+        *("POST", "/orders/resume", "resume", "orders", "operate", "Resume what was paused"),
+        orders.resume,
+        views.TargetsView,
+        body=bodies.PauseBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/orders/pace", "pace", "orders", "operate", "Limit the pace of walks"),
+        orders.pace,
+        views.TargetsView,
+        body=bodies.PaceBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/orders/limit", "limit", "orders", "operate", "Limit the runs of a job or a queue"),
+        orders.limit,
+        views.TargetsView,
+        body=bodies.LimitBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/orders/cancel", "cancel", "orders", "operate", "Cancel runs"),
+        orders.cancel,
+        views.TargetsView,
+        body=bodies.RunsBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/orders/retry", "retry", "orders", "operate", "Run ended runs again"),
+        orders.retry,
+        views.TargetsView,
+        body=bodies.RetryBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/orders/drain", "drain", "orders", "operate", "Drain workers"),
+        orders.drain,
+        views.TargetsView,
+        body=bodies.DrainBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/dead-letters/retry", "retry_dead_letters", "failures", "operate", "Run dead letters again"),
+        orders.retry_dead_letters,
+        views.TargetsView,
+        body=bodies.DeadLettersBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/dead-letters/delete", "delete_dead_letters", "failures", "operate", "Delete dead letters"),
+        orders.delete_dead_letters,
+        views.TargetsView,
+        body=bodies.DeadLettersBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/quarantine/retry", "retry_quarantined", "failures", "operate", "Process quarantined rows again"),
+        orders.retry_quarantined,
+        views.TargetsView,
+        body=bodies.RunsBody,
+        problems=(409,),
+    ),
+    Operation(
+        *("POST", "/quarantine/discard", "discard_quarantined", "failures", "operate", "Delete quarantined rows"),
+        orders.discard_quarantined,
+        views.CountView,
+        body=bodies.DiscardBody,
+        problems=(409,),
+    ),
+)
+
+OPERATIONS: tuple[Operation, ...] = (*READS, *STREAMS, *ORDERS)

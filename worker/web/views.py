@@ -1,0 +1,291 @@
+"""The parts of responses: what the API shows of runs, queues, workers and all else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from worker.web.fields import Json, Text, View
+
+RunState = Literal[
+    "deferred", "waiting", "running", "paused", "succeeded", "incomplete", "dead", "cancelled", "unknown"
+]
+
+
+class RunView(View):
+    """A run. A value is null if it is not known (yet)."""
+
+    id: Text
+    job: Text
+    state: RunState
+    queue: Text | None = None
+    attempt: int | None = None
+    takeovers: int | None = None
+    rows: int | None = Field(default=None, description="Rows that are done, in all steps.")
+    batches: int | None = None
+    total: int | None = Field(default=None, description="Rows to do, by the planner's estimate.")
+    percent: float | None = Field(default=None, description="0 to 100, of the present step.")
+    percent_is_estimate: bool = Field(default=False, description="Whether `percent` is a rough estimate.")
+    rate: float | None = Field(default=None, description="Rows per second.")
+    eta_seconds: float | None = Field(default=None, description="Seconds until the end of the present step, estimated.")
+    batch_size: int | None = None
+    batch_ms: float | None = None
+    step: Text | None = None
+    hands: int | None = Field(default=None, description="Runs that walk the present step together.")
+    worker: Text | None = None
+    throttled: Text | None = Field(default=None, description="Why the walk waits; null if it does not.")
+    throttled_until: datetime | None = None
+    stalled_since: datetime | None = None
+    error: Text | None = None
+    due_at: datetime | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    updated_at: datetime | None = None
+    finished_at: datetime | None = None
+    in_ledger: bool = Field(description="Whether PostgreSQL has the run: it has a durable loop or step.")
+
+
+class RunDetail(RunView):
+    """A run, with its arguments and its result."""
+
+    arguments: Json = Field(
+        default=None, description="Arguments by name, preceded by a list of positional ones if any."
+    )
+    result: Json = None
+    traceback: Text | None = None
+    parent: Text | None = Field(default=None, description="The run whose walk this run helps with.")
+    quarantined: int | None = Field(default=None, description="Rows in quarantine.")
+    pace: float | None = Field(default=None, description="Rows per second that an operator has set for this run.")
+    paused_by: list[Text] = Field(
+        default=[], description="Entries of `worker:paused` that name this run, its job or queue."
+    )
+
+
+class StepView(View):
+    """A step of a run: a loop, or a recorded function or sleep."""
+
+    name: Text
+    position: int
+    kind: Text
+    statement: Text
+    key: Json
+    cursor: Json
+    upper_bound: Json
+    rows: int
+    batches: int
+    total: int | None
+    done: bool
+    percent: float | None
+    percent_is_estimate: bool
+    ranges: int
+    code_version: Text | None
+    result: Text | None = Field(description="Of a recorded step, as JSON text.")
+    started_at: datetime | None
+    updated_at: datetime | None
+
+
+class BatchView(View):
+    """How far a step was at a moment: the batches between two samples are summed up."""
+
+    step: Text
+    at: datetime
+    attempt: int
+    rows: int = Field(description="Rows of the step that were done then.")
+    batches: int = Field(description="Batches of the step that were committed then.")
+    rows_per_second: float | None = Field(description="Rate since the sample before; null for the first.")
+    seconds: dict[str, float] = Field(description="Seconds since the sample before, by their reason.")
+
+
+class RangeView(View):
+    """A range of a walk that several hands share."""
+
+    step: Text
+    number: int
+    lower: Json
+    upper: Json
+    cursor: Json
+    rows: int
+    batches: int
+    done: bool
+    owner: Text | None
+    error: Text | None
+    started_at: datetime | None
+    updated_at: datetime
+
+
+class HandView(View):
+    """A run that helps with the walks of another run."""
+
+    id: Text
+    state: RunState
+    worker: Text | None
+    rows: int = Field(description="Rows of the ranges that it owns, or owned last.")
+
+
+class HandsView(View):
+    """The hands of a run, and the ranges of its walks."""
+
+    hands: list[HandView]
+    ranges: list[RangeView]
+
+
+class WorkerView(View):
+    """A worker, as it has published itself."""
+
+    name: Text
+    state: Text = Field(description="`running`, `draining`, `stopped`; `lost` if it is silent.")
+    queue: Text
+    jobs: list[Text] = Field(description="Ids of the runs that it runs.")
+    max_jobs: int | None
+    done: int | None = Field(description="Runs that it has ended.")
+    pid: int | None
+    host: Text | None
+    code: Text | None = Field(description="Version of the jobs' code.")
+    started_at: datetime | None
+    seen_at: datetime | None
+
+
+class QueueView(View):
+    """A queue."""
+
+    name: Text
+    waiting: int = Field(description="Runs that are due, and that no worker has claimed.")
+    deferred: int = Field(description="Runs that are due later.")
+    running: int
+    oldest_due_at: datetime | None = Field(description="Due time of the run that waits longest.")
+    is_paused: bool
+
+
+class CronView(View):
+    """A cron line of a job."""
+
+    job: Text
+    line: Text
+    next_at: datetime
+    last_at: datetime | None
+    last_run: Text | None
+    last_state: Text | None
+
+
+class DeadLetterView(View):
+    """A run that has failed permanently."""
+
+    id: Text
+    job: Text = Field(description="Empty if the payload could not be read.")
+    queue: Text
+    attempts: int
+    at: datetime
+    error: Text
+    in_ledger: bool
+
+
+class DeadLetterDetail(DeadLetterView):
+    """A run that has failed permanently, with its arguments and its traceback."""
+
+    arguments: Json
+    traceback: Text
+
+
+class QuarantinedRowView(View):
+    """A row that could not be processed."""
+
+    id: int
+    run_id: Text
+    job: Text
+    step: Text
+    key: Json
+    row: Json = Field(description="The values of the row, as it was read.")
+    error: Text
+    traceback: Text | None
+    created_at: datetime
+
+
+class LimitView(View):
+    """The limits of a job or a queue, and the pace of walks."""
+
+    name: Text = Field(description="Name of a job, a queue or a run, or `*` for every walk.")
+    concurrency: int | None = Field(description="Most runs at once, as an operator has set it.")
+    rate_per_second: float | None = Field(description="Starts per second, as an operator has set it.")
+    rows_per_second: float | None = Field(description="Pace of walks, as an operator has set it.")
+    job_concurrency: int | None = Field(description="Most runs at once, as the job's decorator sets it.")
+    job_rate: Text | None = Field(description="Rate of starts, as the job's decorator sets it.")
+    running: int = Field(description="Places that are taken.")
+    held: int = Field(description="Runs that wait for a place or for the rate.")
+
+
+class JobView(View):
+    """A job that this server can import."""
+
+    name: Text
+    description: Text
+    cron: list[Text]
+    run_in: Text
+    priority: int
+    concurrency: int | None
+    rate: Text | None
+    is_unique: bool
+    is_data_migration: bool
+    arguments: Json = Field(description="JSON Schema of the arguments, an object by name.")
+
+
+class FindingView(View):
+    """The result of a check of the doctor."""
+
+    check: Text
+    level: Literal["fine", "warning", "wrong"]
+    message: Text
+    advice: Text
+
+
+class OverviewView(View):
+    """All that runs now, in one read."""
+
+    at: datetime
+    queues: list[QueueView]
+    workers: list[WorkerView]
+    runs: list[RunView] = Field(description="The first hundred running and waiting runs.")
+    dead_letters: int
+    paused: list[Text]
+    cancelled: list[Text]
+
+
+class EventView(View):
+    """An event of the stream `worker:events`."""
+
+    id: Text
+    event: Text
+    fields: dict[str, Text] = Field(description="The fields of the event, e.g. run, job, worker, at, error.")
+
+
+class OrderView(View):
+    """An order that somebody has given."""
+
+    id: Text
+    at: datetime
+    order: Text
+    ordered_by: Text
+    targets: Json
+    details: Json
+
+
+class EnqueuedView(View):
+    """A run that was enqueued."""
+
+    id: Text
+    job: Text
+    is_new: bool = Field(description="False if the run was known: by its id, its `Idempotency-Key`, or as unique.")
+
+
+class TargetsView(View):
+    """What an order has changed."""
+
+    changed: list[Text]
+    unchanged: list[Text] = Field(default=[], description="Names to which the order does not apply, e.g. ended runs.")
+
+
+class CountView(View):
+    """How many entries an order has changed."""
+
+    changed: int
