@@ -29,7 +29,7 @@ OPTIONAL_IMPORTS = {
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
     "worker.launch.main",  # uvloop
-    "worker.queue.client.Client.__init__",  # pydantic-settings, unless the client is given its settings
+    "worker.queue.client.settings_or_default",  # pydantic-settings, unless the client is given its settings
     "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
     "worker.queue.outbox.OutboxWriter._insert",
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.

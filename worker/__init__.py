@@ -17,8 +17,9 @@ End an attempt from inside a job:
     `Retry`, `Snooze` and `NonRetryableError`; `JobInterrupted` arrives in plain functions that are cancelled.
 
 Enqueue, wait and operate:
-    `Client` makes `Run` and `Group`; `PREVIOUS_RESULT` passes a result on; `JobFailed` and `JobCancelled` are raised by
-    `Run.result`; `InvalidArguments`, `ServerUnavailable` and `LonghaulError`, the base of all errors, by all of them.
+    `Client` makes `Run` and `Group`, and `SyncClient` does the same without an event loop; `PREVIOUS_RESULT` passes a
+    result on; `JobFailed` and `JobCancelled` are raised by `Run.result`; `InvalidArguments`, `ServerUnavailable` and
+    `LonghaulError`, the base of all errors, by all of them.
 
 Add to every job:
     `Middleware` and `EnqueueCall`; `propagate`, `traceparent` and `tracestate` for context variables that travel.
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from worker.queue.client import Client
     from worker.queue.group import Group
     from worker.queue.run import Run
+    from worker.queue.sync_client import SyncClient
     from worker.runtime.worker import Worker
     from worker.settings.model import Settings
     from worker.settings.sources import load_settings
@@ -94,6 +96,7 @@ _HOMES = {
     "Settings": "worker.settings.model",
     "Snooze": "worker.errors",
     "Source": "worker.batch.source",
+    "SyncClient": "worker.queue.sync_client",
     "Worker": "worker.runtime.worker",
     "discover": "worker.job.registry",
     "load_settings": "worker.settings.sources",
@@ -128,6 +131,7 @@ __all__ = [
     "Settings",
     "Snooze",
     "Source",
+    "SyncClient",
     "Worker",
     "__version__",
     "discover",

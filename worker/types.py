@@ -12,6 +12,7 @@ from worker.queue.group import GroupProgress
 from worker.queue.overview import Overview, RunSummary, WorkerStatus
 from worker.queue.run import ProgressReport, Status
 from worker.queue.run_details import RunDetails
+from worker.queue.sync_run import SyncGroup, SyncRun
 
 __all__ = [
     "Call",
@@ -31,5 +32,7 @@ __all__ = [
     "RunSummary",
     "Status",
     "StepRecord",
+    "SyncGroup",
+    "SyncRun",
     "WorkerStatus",
 ]

@@ -66,12 +66,7 @@ class Client(Operations):
         middleware: Sequence[Middleware] | None = None,
         database: Database | None = None,
     ) -> None:
-        if settings is None:
-            from worker.settings import (
-                load_settings,  # imported late: it loads pydantic-settings, which `import worker` does not need
-            )
-
-            settings = load_settings()
+        settings = settings_or_default(settings)
         self._settings = settings
         self._database = database
         chosen = load_middleware(settings.worker.middleware) if middleware is None else middleware
@@ -276,3 +271,12 @@ async def _enqueue(
         name = getattr(job, "__name__", repr(job))
         raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")
     return await enqueuer.enqueue_name(job, args, kwargs, EnqueueOptions())
+
+
+def settings_or_default(settings: Settings | None) -> Settings:
+    """Return the settings that a client was given, or those of `settings.toml` and the environment."""
+    if settings is not None:
+        return settings
+    from worker.settings import load_settings  # loads pydantic-settings, which a client with settings does not need
+
+    return load_settings()

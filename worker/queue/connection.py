@@ -44,7 +44,7 @@ def connection_pool(settings: Settings) -> ConnectionPool:
         socket_timeout=settings.redis.command_timeout_seconds,
     )
     if not issubclass(pool.connection_class, UnixDomainSocketConnection):
-        pool.connection_kwargs |= _keepalive()
+        pool.connection_kwargs |= keepalive_options()
     pool.connection_class = _make_connection_class(cast(Hashable, pool.connection_class))
     if place.sentinels is not None:
         pool.connection_class = make_sentinel_connection_class(cast(Hashable, pool.connection_class))
@@ -73,14 +73,14 @@ def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.R
         "socket_timeout": command_timeout,
     }
     if not place.url.startswith("unix:"):
-        limits |= _keepalive()
+        limits |= keepalive_options()
     if place.sentinels is None:
         return blocking.Redis.from_url(place.url, **limits)
     host, port = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
     return blocking.Redis.from_url(place.at(host, port), **limits)
 
 
-def _keepalive() -> dict[str, Any]:
+def keepalive_options() -> dict[str, Any]:
     """Return the TCP options that detect a peer that has vanished silently."""
     options = {
         "TCP_KEEPIDLE": _IDLE_SECONDS,

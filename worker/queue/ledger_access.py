@@ -12,6 +12,7 @@ from worker.db.engine import Database, unavailable
 from worker.db.errors import is_unavailable, sqlstate
 from worker.errors import DatabaseNotMigrated, UsageError
 from worker.ledger import Ledger
+from worker.queue.run_reader import RunReader
 from worker.settings import Settings
 
 T = TypeVar("T")
@@ -58,9 +59,14 @@ class LedgerAccess:
             await database.close()
 
 
-def run_with_ledger(settings: Settings, operation: Callable[[Ledger], Awaitable[T]]) -> T:
+def run_with_ledger(settings: Settings, reader: RunReader, operation: Callable[[Ledger], Awaitable[T]]) -> T:
     """Run an operation on the ledger in a caller without an event loop: over a connection of its own, in an event loop
     of this thread, both of which end with the operation.
+
+    Args:
+        settings: the settings of the database.
+        reader: a blocking connection to Redis.
+        operation: the operation.
 
     Raises:
         UsageError: this thread runs an event loop.
@@ -69,7 +75,7 @@ def run_with_ledger(settings: Settings, operation: Callable[[Ledger], Awaitable[
     async def run() -> T:
         access = LedgerAccess(settings)
         try:
-            return await access.use(operation)
+            return await reader.command(access.use(operation))
         finally:
             await access.close()
 

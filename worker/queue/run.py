@@ -26,7 +26,7 @@ _SURE_SECONDS = 5.0
 _MIRROR_SECONDS = 1.5
 #: Begins the error of a run that has ended, and has left rows undone.
 INCOMPLETE = "incomplete: "
-_ENDED = ("succeeded", "incomplete", "dead", "cancelled")
+ENDED = ("succeeded", "incomplete", "dead", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,16 @@ class Run(Generic[R]):
         """
         try:
             async with asyncio.timeout(timeout) as limit:
-                result = decode_result(await self._ended())
+                raw = await self._ended()
         except TimeoutError:
             if not limit.expired():
                 raise
             raise TimeoutError(f"run {self.id} has not ended within {timeout:g} s; it continues") from None
+        return self.decode_end(raw)
+
+    def decode_end(self, raw: bytes) -> R:
+        """Return the result of the job from the value of `arq:result:<id>`; `result` describes the errors."""
+        result = decode_result(raw)
         if result.cancelled:
             raise JobCancelled(f"run {self.id}: {result.value}")
         if not result.success:
@@ -126,6 +131,10 @@ class Run(Generic[R]):
             )
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
 
+    async def read_end(self) -> bytes | None:
+        """Return the value of `arq:result:<id>`; None if the run has not ended."""
+        return (await self._reader.look(keys.RESULT + self.id))[0]
+
     async def _ended(self) -> bytes:
         key = keys.RESULT + self.id
         looked = False
@@ -134,7 +143,7 @@ class Run(Generic[R]):
             if raw is not None:
                 return raw
             if not looked:
-                await self._check_result_kept()
+                await self.check_result_kept()
                 looked = True
             try:
                 async with asyncio.timeout(_SURE_SECONDS if written is not None else _POLL_SECONDS):
@@ -144,7 +153,7 @@ class Run(Generic[R]):
 
     async def status(self) -> Status:
         """Return the state of the run; `unknown` if Redis does not have the run."""
-        return (await self._look())[0]
+        return (await self.look())[0]
 
     async def progress(self, every: float = 0.5) -> AsyncIterator[ProgressReport]:
         """Yield reports until the run has ended: `async for report in run.progress()`.
@@ -153,13 +162,13 @@ class Run(Generic[R]):
             every: seconds between two reports; the worker writes twice a second.
         """
         while True:
-            state, fields = await self._look()
-            if state in _ENDED:
-                yield _report(state, await self._last_fields(state, fields))
+            state, fields = await self.look()
+            if state in ENDED:
+                yield make_report(state, await self._last_fields(state, fields))
                 return
-            yield _report(state, fields)
+            yield make_report(state, fields)
             if state == "unknown":
-                await self._check_result_kept()
+                await self.check_result_kept()
             await asyncio.sleep(every)
 
     async def cancel(self) -> bool:
@@ -170,7 +179,8 @@ class Run(Generic[R]):
         """
         return bool(await self._reader.command(self._reader.store.cancel(self.id, queue=self._queue)))
 
-    async def _look(self) -> tuple[Status, dict[str, str]]:
+    async def look(self) -> tuple[Status, dict[str, str]]:
+        """Return the state of the run, and the fields of its mirror."""
         pipeline = self._reader.redis.pipeline(transaction=True)
         pipeline.get(keys.RESULT + self.id)
         pipeline.exists(keys.IN_PROGRESS + self.id)
@@ -185,12 +195,13 @@ class Run(Generic[R]):
             if not fields or fields.get("state") == state:
                 break
             await asyncio.sleep(_POLL_SECONDS)
-            fields = (await self._look())[1]
+            fields = (await self.look())[1]
         return fields
 
-    async def _check_result_kept(self) -> None:
-        state, fields = await self._look()
-        if state in _ENDED and not await self._reader.command(self._reader.redis.exists(keys.RESULT + self.id)):
+    async def check_result_kept(self) -> None:
+        """Raise `JobFailed` if the run has ended, and its result has expired."""
+        state, fields = await self.look()
+        if state in ENDED and not await self._reader.command(self._reader.redis.exists(keys.RESULT + self.id)):
             raise JobFailed(
                 f"run {self.id} has ended as {state}, and its result has expired"
                 + (f": {fields['error']}" if fields.get("error") else "")
@@ -219,7 +230,7 @@ def read_status(
         state = "running"
     elif score is not None:
         state = "paused" if fields.get("state") == "paused" else "deferred" if score > now_ms() else "waiting"
-    elif fields.get("state") in _ENDED:
+    elif fields.get("state") in ENDED:
         state = cast(Status, fields["state"])
     else:
         state = "unknown"
@@ -234,7 +245,9 @@ def decode_fields(mirror: Mapping[bytes, bytes]) -> dict[str, str]:
     }
 
 
-def _report(state: Status, fields: dict[str, str]) -> ProgressReport:
+def make_report(state: Status, fields: dict[str, str]) -> ProgressReport:
+    """Return the report of a run in a state, with the fields of its mirror."""
+
     def number(name: str) -> float | None:
         try:
             value = float(fields.get(name) or "nan")
