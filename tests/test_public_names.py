@@ -45,7 +45,7 @@ def test_job_is_the_decorator_even_if_its_package_was_imported_first() -> None:
 
 
 def test_a_client_loads_neither_database_nor_arq_nor_the_settings_that_it_was_not_asked_for() -> None:
-    code = "import sys; from worker import Client, job; print([name for name in {names!r} if name in sys.modules])"
+    code = "import sys; from worker import Client, SyncClient, job; print([name for name in {names!r} if name in sys.modules])"
     assert _python(code.format(names=(*HEAVY, "pydantic_settings"))) == "[]"
 
 
@@ -53,7 +53,13 @@ def test_a_client_enqueues_without_loading_database_or_arq(servers: Services) ->
     """The modules that enqueueing, waiting and operating load at run time count as well."""
     code = f"""
 import asyncio, sys
-from worker import Client, load_settings
+from worker import Client, SyncClient, load_settings
+
+def use_without_loop():
+    settings = load_settings("/dev/null", environment={{"REDIS_URL": {servers.redis_url!r}}})
+    with SyncClient(settings) as client:
+        run = client.enqueue("add", 1, b=2)
+        print(run.status(), client.status().queue, client.dead_letters(), client.find_run("none"))
 
 async def main():
     settings = load_settings("/dev/null", environment={{"REDIS_URL": {servers.redis_url!r}}})
@@ -62,13 +68,14 @@ async def main():
         group = await client.group([])
         print(await run.status())
 
+use_without_loop()
 try:
     asyncio.run(main())
 except Exception as error:
     print(type(error).__name__)
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
-    assert _python(code).splitlines() == ["InvalidArguments", "[]"]
+    assert _python(code).splitlines() == ["waiting arq:queue [] None", "InvalidArguments", "[]"]
 
 
 def _python(code: str, *flags: str) -> str:
