@@ -45,7 +45,7 @@ def test_job_is_the_decorator_even_if_its_package_was_imported_first() -> None:
 
 
 def test_a_client_loads_neither_database_nor_arq_nor_the_settings_that_it_was_not_asked_for() -> None:
-    code = "import sys; from worker import Client, SyncClient, job\nprint([one for one in {names!r} if one in sys.modules])"
+    code = "import sys; from worker import Client, SyncClient, job; print([n for n in {names!r} if n in sys.modules])"
     assert _python(code.format(names=(*HEAVY, "pydantic_settings"))) == "[]"
 
 
