@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.models import Author
 from tests.support.authors import fill_authors
@@ -306,6 +306,28 @@ def encode_again(letter: Any) -> bytes:
     return encode_letter(letter.payload, **values, in_ledger=False)
 
 
+async def test_both_clients_enqueue_in_the_transaction_of_a_session(
+    client: Client, sync: SyncClient, database: Database
+) -> None:
+    rows = []
+    for one in (client, sync):
+        calls: list[Operation] = [
+            lambda session, one=one: one.enqueue_in(session, add.options(id="x", delay=60), 1),
+            lambda session, one=one: one.enqueue_many_in(session, add, [{"a": 1}, {"a": 2}]),
+        ]
+        async with database.session() as session:
+            for call in calls:
+                await (call(session) if one is client else session.run_sync(call))
+            found = await session.execute(text("SELECT run_id, job, queue, payload, priority FROM worker.outbox"))
+            rows.append(sorted(normalise(list(row)) for row in found))
+            await session.rollback()
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 3
+    async with database.session() as session:
+        with pytest.raises(InvalidArguments, match="SyncClient takes a Session or a Connection, not ScopedSession"):
+            sync.enqueue_in(session, add, 1)  # type: ignore[call-overload]
+
+
 # --- the surface
 
 
@@ -323,7 +345,15 @@ def test_sync_client_has_every_method_of_client_with_the_same_parameters() -> No
     wanted = {name: signature for name, signature in public_methods(Client).items() if name not in own}
     assert public_methods(SyncClient) == wanted
     tried = {name.split()[0].rstrip(",") for name in (*READS, *ORDERS)}
-    tried |= {"retry_quarantined", "discard_quarantined", "retry_now", "retry_dead_letters", "delete_dead_letters"}
+    tried |= {
+        "enqueue_in",
+        "enqueue_many_in",
+        "retry_quarantined",
+        "discard_quarantined",
+        "retry_now",
+        "retry_dead_letters",
+        "delete_dead_letters",
+    }
     assert wanted.keys() - tried == {"close", "run"}, "add new methods to the tables above"
 
 

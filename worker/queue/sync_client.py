@@ -6,6 +6,7 @@ Its commands are those of `Client`: the same coroutines, over synchronous connec
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 import redis as blocking
 
+from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import Job
 from worker.job.middleware import Middleware
@@ -25,8 +27,13 @@ from worker.queue.sync_operations import SyncOperations
 from worker.queue.sync_run import SyncGroup, SyncRun
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
     from worker.ledger import Ledger
     from worker.settings import Settings
+
+    BlockingSession = Session | Connection
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,6 +134,40 @@ class SyncClient(SyncOperations):
         """
         return [SyncRun(run) for run in run_without_loop(self._client.enqueue_many(job, calls))]
 
+    @overload
+    def enqueue_in(
+        self, session: BlockingSession, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> SyncRun[R]: ...
+    @overload
+    def enqueue_in(self, session: BlockingSession, job: str, /, *args: Any, **kwargs: Any) -> SyncRun[Any]: ...
+    def enqueue_in(
+        self, session: BlockingSession, job: Job[..., Any] | str, /, *args: Any, **kwargs: Any
+    ) -> SyncRun[Any]:
+        """Enqueue a run of a job in the caller's transaction: it exists if and when that commits.
+
+        Args:
+            session: a `Session` or `Connection` of SQLAlchemy, on the database that the workers use.
+            job: as for `enqueue`.
+            args: as for `enqueue`.
+            kwargs: as for `enqueue`.
+
+        Returns:
+            The run; see `Client.enqueue_in`.
+
+        Raises:
+            InvalidArguments: the arguments do not match the signature, or are too large; or `session` is none.
+            DatabaseNotMigrated: the database of the session has no table `worker.outbox`.
+        """
+        _check_session(session)
+        return SyncRun(run_without_loop(self._client.enqueue_in(session, cast(Any, job), *args, **kwargs)))
+
+    def enqueue_many_in(
+        self, session: BlockingSession, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /
+    ) -> list[SyncRun[R]]:
+        """Enqueue many runs of a job in the caller's transaction; see `enqueue_in` and `enqueue_many`."""
+        _check_session(session)
+        return [SyncRun(run) for run in run_without_loop(self._client.enqueue_many_in(session, job, calls))]
+
     def enqueue_by_name(
         self,
         name: str,
@@ -164,3 +205,11 @@ class SyncClient(SyncOperations):
     def trigger_cron(self, job: Job[..., Any] | str) -> SyncRun[Any]:
         """Enqueue one run of a cron job now; see `Client.trigger_cron`."""
         return SyncRun(run_without_loop(self._client.trigger_cron(job)))
+
+
+def _check_session(session: object) -> None:
+    """Raise `InvalidArguments` if a session is asynchronous: its statements need an event loop."""
+    if inspect.iscoroutinefunction(getattr(session, "execute", None)):
+        raise InvalidArguments(
+            f"enqueue_in: SyncClient takes a Session or a Connection, not {type(session).__name__}: use `Client` there"
+        )
