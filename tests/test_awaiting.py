@@ -168,11 +168,11 @@ async def test_job_that_forgets_an_await_is_dead(fast: Settings, client: Client)
     async with working(fast, forget, forget_in_a_thread, echo):
         for what in FORGETFUL:
             with pytest.raises(JobFailed, match=rf"{what}\(\) was called without `await`"):
-                await (await client.enqueue(forget, what=what)).result(timeout=60)
+                await (await client.enqueue(forget, what=what)).result(timeout=120)
         with pytest.raises(JobFailed, match=r"client.enqueue\(\) was called without `await`"):
-            await (await client.enqueue(forget_in_a_thread)).result(timeout=60)
-        await (await client.enqueue(forget, what="task")).result(timeout=60)
-        assert await (await left.pop()).result(timeout=60) == 7
+            await (await client.enqueue(forget_in_a_thread)).result(timeout=120)
+        await (await client.enqueue(forget, what="task")).result(timeout=120)
+        assert await (await left.pop()).result(timeout=120) == 7
 
 
 @job(max_attempts=1)

@@ -135,10 +135,10 @@ async def scene(
         working(settings, index_names, send_mail, nightly) as worker,
         working(press, print_page, hold_press, fold),
     ):
-        assert await (await client.enqueue(send_mail.options(id="mail-0"), to="anne")).result(timeout=60)
-        await client.run(fired).result(timeout=60)
+        assert await (await client.enqueue(send_mail.options(id="mail-0"), to="anne")).result(timeout=120)
+        await client.run(fired).result(timeout=120)
         with pytest.raises(JobFailed):
-            await (await client.enqueue(send_mail.options(id="mail-1"), to="bob")).result(timeout=60)
+            await (await client.enqueue(send_mail.options(id="mail-1"), to="bob")).result(timeout=120)
         await client.enqueue(index_names.options(id="night"))
         here = Scene(worker, redis, client, str(tmp_path))
         await until(lambda: here.night("throttled"))
@@ -274,7 +274,7 @@ async def is_enqueued(scene: Scene, answer: str) -> bool:
 
 
 async def has_run(scene: Scene, answer: str) -> bool:
-    return await scene.client.run("mail-3").result(timeout=60) == "sent to anne"
+    return await scene.client.run("mail-3").result(timeout=120) == "sent to anne"
 
 
 async def is_drained(scene: Scene, answer: str) -> bool:

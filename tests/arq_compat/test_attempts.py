@@ -26,13 +26,13 @@ async def test_retry_runs_again_after_its_time_and_up_to_max_tries(arq: ArqRedis
     good = await put(arq, "again", 2, 0.2)
     worker = make([again])
     await worker.main()
-    assert await good.result(timeout=60) == 3
+    assert await good.result(timeout=120) == 3
     assert all(later - before >= 0.2 for before, later in itertools.pairwise(seen))
     assert worker.jobs_retried == 2
     never = await put(arq, "again", 99)
     await make([again], max_tries=2).main()
     with pytest.raises(JobExecutionFailed, match="max 2 retries exceeded"):
-        await never.result(timeout=60)
+        await never.result(timeout=120)
     assert len(seen) == 3 + 2
 
 
@@ -45,14 +45,14 @@ async def test_other_ways_to_ask_for_another_try(arq: ArqRedis, make: MakeWorker
 
     sent = await put(arq, "ask")
     await make([arq_func(ask, name="ask")]).main()
-    assert await sent.result(timeout=60) == 2
+    assert await sent.result(timeout=120) == 2
 
 
 async def test_without_retry_jobs_a_retry_is_a_failure(arq: ArqRedis, make: MakeWorker) -> None:
     sent = await put(arq, "again", 1)
     await make([again], retry_jobs=False).main()
     with pytest.raises(Retry):
-        await sent.result(timeout=60)
+        await sent.result(timeout=120)
     assert len(seen) == 1
 
 
@@ -89,7 +89,7 @@ async def test_what_a_function_says_of_itself_wins(arq: ArqRedis, make: MakeWork
     tried, for_ever = await put(arq, "named", 5), await put(arq, "kept", 1)
     await make([named, kept]).main()
     with pytest.raises(JobExecutionFailed, match="max 1 retries exceeded"):
-        await tried.result(timeout=60)
+        await tried.result(timeout=120)
     assert await arq.ttl(keys.RESULT + for_ever.job_id) == -1
 
 
@@ -106,7 +106,7 @@ async def test_results_are_kept_as_long_as_the_worker_says(arq: ArqRedis, make: 
         assert ttl - 1 <= left <= ttl if ttl > 0 else left == ttl
         if ttl == -2:
             with pytest.raises(ResultNotFound):
-                await sent.result(timeout=60)
+                await sent.result(timeout=120)
 
 
 async def test_an_unknown_function_and_a_payload_that_is_none_fail(arq: ArqRedis, make: MakeWorker) -> None:
@@ -116,9 +116,9 @@ async def test_an_unknown_function_and_a_payload_that_is_none_fail(arq: ArqRedis
     worker = make()
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="function 'nobody' not found"):
-        await unknown.result(timeout=60)
+        await unknown.result(timeout=120)
     with pytest.raises(DeserializationError):
-        await ArqJob("broken", arq).result(timeout=60)
+        await ArqJob("broken", arq).result(timeout=120)
     assert worker.jobs_failed == 2
     assert await arq.hexists(keys.DEAD, "broken")
 
@@ -127,8 +127,8 @@ async def test_a_job_that_exits_fails_alone(arq: ArqRedis, make: MakeWorker) -> 
     sent, other = await put(arq, "leave"), await put(arq, "add", 1)
     await make([leave, add]).main()
     with pytest.raises(JobExecutionFailed, match="SystemExit"):
-        await sent.result(timeout=60)
-    assert await other.result(timeout=60) == 3
+        await sent.result(timeout=120)
+    assert await other.result(timeout=120) == 3
 
 
 async def test_keep_result_of_a_function_holds_in_each_way_to_fail(arq: ArqRedis, make: MakeWorker) -> None:

@@ -157,7 +157,7 @@ async def test_both_work_one_queue_off_and_each_job_runs_once(project: Project, 
     assert Counter(await noted(redis, "tries")) == Counter(
         (str(number), str(attempt)) for number in range(0, 600, 10) for attempt in (1, 2)
     )
-    results = [await one.result(timeout=60, poll_delay=0.02) for one in sent if one is not None]
+    results = [await one.result(timeout=120, poll_delay=0.02) for one in sent if one is not None]
     assert [value for value in results if value is not None] == [n for n in range(600) if n % 10]
     for who in ("stock", "ours"):
         project.processes[who].send_signal(signal.SIGTERM)
@@ -217,7 +217,7 @@ async def test_the_command_runs_a_burst_of_another_queue(project: Project, arq: 
     assert sent is not None
     project.ours("ours", "--burst", "--queue", "other", "--max-jobs", "1")
     assert await project.ended("ours") == 0
-    assert await sent.result(timeout=60) == 7
+    assert await sent.result(timeout=120) == 7
 
 
 CLIENT = """
@@ -232,7 +232,7 @@ async def main():
     pool = await create_pool(RedisSettings.from_dsn(sys.argv[2]))
     job = await pool.enqueue_job("touch", 3, _job_id="first")
     assert await pool.enqueue_job("touch", 3, _job_id="first") is None
-    assert await job.result(timeout=60, poll_delay=0.02) == 3
+    assert await job.result(timeout=120, poll_delay=0.02) == 3
     assert await job.status() is JobStatus.complete
     assert (await job.info()).success
     # arq's abort() makes a deferred job due before it asks for the end: a job that ends by itself might win that race.

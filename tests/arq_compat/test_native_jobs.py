@@ -44,10 +44,10 @@ async def test_our_own_jobs_run_beside_arqs_with_hooks_and_counts(
     bad, theirs = await put(arq, "refuse", _job_id="bad"), await put(arq, "add", 1, _job_id="theirs")
     worker = make([greet, refuse, add], settings=settings, on_job_start=note, after_job_end=note)
     await worker.main()
-    assert await sent.result(timeout=60) == "Ada 2026"
+    assert await sent.result(timeout=120) == "Ada 2026"
     with pytest.raises(JobExecutionFailed, match="ValueError: no"):
-        await bad.result(timeout=60)
-    assert await theirs.result(timeout=60) == 3
+        await bad.result(timeout=120)
+    assert await theirs.result(timeout=120) == 3
     assert (worker.jobs_complete, worker.jobs_failed) == (2, 1)
     assert sorted(seen) == ["bad", "bad", "ours", "ours", "theirs", "theirs", "theirs"]
 
@@ -76,19 +76,19 @@ async def test_jobs_of_ours_keep_their_rules_for_verify_once_and_parallel(
     worker = make([migrate, leave_rows], settings=settings)
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="incomplete: 200 rows are left undone: 1, 2"):
-        await left.result(timeout=60)
+        await left.result(timeout=120)
     assert (worker.jobs_complete, worker.jobs_failed) == (0, 1)
     misnamed = await put(arq, "migrate", _job_id="another")
     first = await put(arq, "migrate", _job_id="migrate")
     await make([migrate], settings=settings).main()
     with pytest.raises(JobExecutionFailed, match="migrate is a data migration: enqueue it with its name as id"):
-        await misnamed.result(timeout=60)
-    assert await first.result(timeout=60) == 200
+        await misnamed.result(timeout=120)
+    assert await first.result(timeout=120) == 200
     assert set(seen) == {"True", "False"}
     await arq.delete(keys.RESULT + "migrate")
     again = await put(arq, "migrate", _job_id="migrate")
     await make([migrate], settings=settings).main()
-    assert await again.result(timeout=60) == 200
+    assert await again.result(timeout=120) == 200
     assert await effects(database) == {1: 200}
 
 

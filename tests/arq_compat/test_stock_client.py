@@ -24,7 +24,7 @@ async def test_a_stock_client_enqueues_and_reads_result_status_and_info(arq: Arq
     assert await sent.status() is JobStatus.queued
     worker = make()
     await worker.main()
-    assert await sent.result(timeout=60) == 6
+    assert await sent.result(timeout=120) == 6
     assert await sent.status() is JobStatus.complete
     info = await sent.result_info()
     assert info is not None
@@ -42,7 +42,7 @@ async def test_values_that_only_a_pickle_can_carry_come_back(arq: ArqRedis, make
     values = {"at": datetime(2026, 1, 1, tzinfo=UTC), "set": {1, 2}, "raw": b"\x00\xff", 3: timedelta(1)}
     sent = await put(arq, "echo", values)
     await make([arq_func(echo, name="echo")]).main()
-    assert await sent.result(timeout=60) == values
+    assert await sent.result(timeout=120) == values
 
 
 async def test_a_failure_is_raised_at_the_client_and_costs_one_try(arq: ArqRedis, make: MakeWorker) -> None:
@@ -50,7 +50,7 @@ async def test_a_failure_is_raised_at_the_client_and_costs_one_try(arq: ArqRedis
     worker = make([fail])
     await worker.main()
     with pytest.raises(ValueError, match="not today"):
-        await sent.result(timeout=60)
+        await sent.result(timeout=120)
     assert seen == [1]
     assert worker.jobs_failed == 1
 
@@ -74,9 +74,9 @@ async def test_an_error_that_no_pickle_can_bring_back_comes_as_text(arq: ArqRedi
     worker = make([arq_func(odd, name="odd"), arq_func(lock, name="lock")])
     await worker.main()
     with pytest.raises(SerializationError, match="TwoWords: no way"):
-        await failing.result(timeout=60)
+        await failing.result(timeout=120)
     with pytest.raises(SerializationError, match="unable to serialize result"):
-        await returning.result(timeout=60)
+        await returning.result(timeout=120)
 
 
 async def test_abort_ends_what_runs_waits_or_is_deferred(arq: ArqRedis, make: MakeWorker) -> None:
@@ -104,7 +104,7 @@ async def test_aborts_are_not_heeded_unless_they_are_allowed(arq: ArqRedis, make
     with pytest.raises(asyncio.TimeoutError):
         await sent.abort(timeout=0.4, poll_delay=0.05)
     gate["go"].set()
-    assert await sent.result(timeout=60, poll_delay=0.02) == "went"
+    assert await sent.result(timeout=120, poll_delay=0.02) == "went"
     await worker.close()
     await running
 
@@ -118,13 +118,13 @@ async def test_the_options_of_enqueueing_keep_their_meaning(arq: ArqRedis, make:
     until_then = await put(arq, "again", 0, _defer_until=datetime.now(UTC) + timedelta(seconds=0.5))
     third = await put(arq, "look", _job_try=3)
     await make([add, again, look]).main()  # by arq's rule, a burst waits for deferred jobs
-    assert await one.result(timeout=60) == 3
+    assert await one.result(timeout=120) == 3
     assert min(seen[1:]) - began >= 0.4
-    assert await by.result(timeout=60) == await until_then.result(timeout=60) == 1
-    assert (await third.result(timeout=60))["job_try"] == 3
+    assert await by.result(timeout=120) == await until_then.result(timeout=120) == 1
+    assert (await third.result(timeout=120))["job_try"] == 3
     assert await elsewhere.status() is JobStatus.queued
     await make([add], queue_name="other").main()
-    assert await elsewhere.result(timeout=60) == 5
+    assert await elsewhere.result(timeout=120) == 5
 
 
 async def test_what_has_expired_is_neither_begun_nor_tried_again(arq: ArqRedis, make: MakeWorker) -> None:
@@ -133,10 +133,10 @@ async def test_what_has_expired_is_neither_begun_nor_tried_again(arq: ArqRedis, 
     worker = make([add, again])
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="job expired"):
-        await waits.result(timeout=60)
+        await waits.result(timeout=120)
     assert seen == []
     repeats = await put(arq, "again", 1, 0.4, _expires=0.2)
     await worker.main()
     with pytest.raises(JobExecutionFailed, match="job expired"):
-        await repeats.result(timeout=60)
+        await repeats.result(timeout=120)
     assert len(seen) == 1

@@ -33,7 +33,7 @@ async def test_the_context_has_what_arq_puts_there(arq: ArqRedis, make: MakeWork
     began = datetime.now(UTC)
     sent = await put(arq, "look", _job_id="x")
     await make([look], ctx={"mine": 1}, on_startup=startup).main()
-    got = await sent.result(timeout=60)
+    got = await sent.result(timeout=120)
     assert got["mine"] == 1
     assert got["pool"] == "open"
     assert (got["job_id"], got["job_try"]) == ("x", 1)
@@ -80,10 +80,10 @@ async def test_an_error_of_a_hook_does_not_end_the_worker(
     sent = await put(arq, "add", 1)
     await make(on_job_start=broken).main()
     with pytest.raises(KeyError):
-        await sent.result(timeout=60)
+        await sent.result(timeout=120)
     other = await put(arq, "add", 1)
     await make(on_job_end=broken, after_job_end=broken).main()
-    assert await other.result(timeout=60) == 3
+    assert await other.result(timeout=120) == 3
     assert "on_job_end: KeyError" in caplog.text
     assert "after_job_end: KeyError" in caplog.text
 
@@ -158,7 +158,7 @@ async def test_a_signal_hands_running_jobs_back_at_no_cost(arq: ArqRedis, make: 
     await worker.close()
     gate["go"].set()
     await make([hang], max_tries=1).main()
-    assert await sent.result(timeout=60) == "went"
+    assert await sent.result(timeout=120) == "went"
     assert seen == [1, 1]
 
 
@@ -172,7 +172,7 @@ async def test_job_completion_wait_lets_jobs_end(arq: ArqRedis, make: MakeWorker
     await round_trips(arq)
     gate["go"].set()
     await running
-    assert await sent.result(timeout=60) == "went"
+    assert await sent.result(timeout=120) == "went"
     assert await waits.status() is JobStatus.queued
     assert worker.jobs_retried == 0
 
@@ -185,7 +185,7 @@ async def test_without_retry_jobs_a_signal_fails_running_jobs(arq: ArqRedis, mak
     await worker.close()
     await running
     with pytest.raises(asyncio.CancelledError):
-        await sent.result(timeout=60)
+        await sent.result(timeout=120)
 
 
 async def test_a_cancelled_main_hands_its_jobs_back(arq: ArqRedis, make: MakeWorker) -> None:
@@ -255,10 +255,10 @@ async def test_serializers_of_ones_own_and_the_default_queue_of_a_pool(
     ) as c:
         ours = await c.enqueue("add", 40)
         await worker.main()
-        assert await good.result(timeout=60) == 3
+        assert await good.result(timeout=120) == 3
         with pytest.raises(SerializationError, match="ValueError: not today"):
-            await bad.result(timeout=60)
-        assert await ours.result(timeout=60) == 42  # JSON came, and JSON goes
+            await bad.result(timeout=120)
+        assert await ours.result(timeout=120) == 42  # JSON came, and JSON goes
     pickled = await put(arq, "add", 1, _queue_name="mine")
     await make(queue_name="mine", job_serializer=write, job_deserializer=read, accept_pickle=None).main()
     assert await arq.hexists(keys.DEAD, pickled.job_id)
@@ -280,7 +280,7 @@ async def test_pickles_are_refused_on_demand_and_warned_of_by_default(
     assert "pickles from Redis are read" not in caplog.text
     other = await put(arq, "add", 1)
     await make(accept_pickle=None).main()
-    assert await other.result(timeout=60) == 3
+    assert await other.result(timeout=120) == 3
     assert "pickles from Redis are read" in caplog.text
 
 
@@ -291,13 +291,13 @@ async def test_operators_see_and_steer_arqs_jobs_too(arq: ArqRedis, make: MakeWo
     await until(lambda: arq.hget(keys.RUN + "seen", "state"))
     await arq.sadd(keys.CANCELLED, "seen")
     with pytest.raises(asyncio.CancelledError):
-        await sent.result(timeout=60, poll_delay=0.02)
+        await sent.result(timeout=120, poll_delay=0.02)
     await arq.sadd(keys.PAUSED, "add")
     paused = await put(arq, "add", 1)
     await round_trips(arq)
     assert seen == [1]
     await arq.srem(keys.PAUSED, "add")
-    assert await paused.result(timeout=60, poll_delay=0.02) == 3
+    assert await paused.result(timeout=120, poll_delay=0.02) == 3
     await worker.close()
     await running
 

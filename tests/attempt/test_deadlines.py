@@ -52,7 +52,7 @@ async def test_a_run_that_has_not_ended_by_its_deadline_is_cancelled_and_not_tri
     run = await client.enqueue(wait_for_go.options(deadline=3))
     async with working(fast, wait_for_go):
         with pytest.raises(JobFailed, match="its deadline has passed: cancelled"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen["tries"] == [1]
 
 
@@ -64,7 +64,7 @@ async def test_a_walk_has_a_deadline_too_and_keeps_what_it_has_committed(
     run = await client.enqueue(walk_slowly.options(deadline=datetime.now(UTC) + timedelta(seconds=3)))
     async with working(fast, walk_slowly):
         with pytest.raises(JobFailed, match="its deadline has passed"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen["tries"] == [0, 10]
     async with database.session() as session:
         state, rows = (
@@ -79,8 +79,8 @@ async def test_a_run_whose_deadline_has_passed_is_not_begun(fast: Settings, clie
     seen["go"].set()
     async with working(fast, wait_for_go):
         with pytest.raises(JobFailed, match="its deadline has passed; it was not begun"):
-            await run.result(timeout=60)
-        assert await in_time.result(timeout=60) == "gone"
+            await run.result(timeout=120)
+        assert await in_time.result(timeout=120) == "gone"
     assert seen["tries"] == [1]
 
 

@@ -73,7 +73,7 @@ async def _written(file: Path) -> str:
 
 async def warm(client: Client) -> None:
     """Start a process in advance, so that later calls do not wait for it."""
-    await (await client.enqueue(tell)).result(timeout=60)
+    await (await client.enqueue(tell)).result(timeout=120)
 
 
 @job
@@ -86,11 +86,11 @@ async def test_types_go_there_and_back_and_processes_are_kept_and_ended(fast: Se
     order = Order(Decimal("2.50"), timedelta(minutes=3))
     one = with_worker(fast, max_job_processes=1)
     async with working(one, double, tell, apart):
-        assert await (await client.enqueue(apart)).result(timeout=60) == os.getpid()
+        assert await (await client.enqueue(apart)).result(timeout=120) == os.getpid()
         assert not children(), "nothing is started before it is needed"
         run = await client.enqueue(double, order=order, factor=Decimal(3))
-        assert await run.result(timeout=60) == Order(Decimal("7.50"), timedelta(minutes=3))
-        pids = {(await (await client.enqueue(tell)).result(timeout=60))["pid"] for _ in range(3)}
+        assert await run.result(timeout=120) == Order(Decimal("7.50"), timedelta(minutes=3))
+        pids = {(await (await client.enqueue(tell)).result(timeout=120))["pid"] for _ in range(3)}
         assert pids == children() and len(pids) == 1
     assert not children(), "the end of the worker is theirs"
 
@@ -101,18 +101,18 @@ async def test_the_context_says_what_it_does_anywhere(
     began = time.time()
     async with working(with_worker(fast, max_attempts=3), tell, report, wants_session):
         run = await client.enqueue(tell)
-        told: Any = await run.result(timeout=60)
+        told: Any = await run.result(timeout=120)
         refused = await client.enqueue(wants_session)
         with pytest.raises(
             JobFailed, match=r"JobProcessError: UsageError: ctx.transaction: a job in a process has run_id"
         ):
-            await refused.result(timeout=60)
+            await refused.result(timeout=120)
         assert (told["run"], told["job"], told["attempt"], told["tries"]) == (run.id, "tell-context", 1, 3)
         assert began - 1 < told["at"] < time.time() and told["pid"] != os.getpid() and told["stdin"] == ""
         run = await client.enqueue(report, str(tmp_path / "file"))
         await until(lambda: _mirrored(redis, run.id, (b"3", b"75.0")))
         (tmp_path / "file").touch()
-        assert await run.result(timeout=60) == 4
+        assert await run.result(timeout=120) == 4
     [record] = [record for record in caplog.records if record.name == "my.log"]
     assert (record.getMessage(), record.levelno) == (f"in process {told['pid']}", logging.WARNING)
     assert (record.funcName, record.process) == ("tell", told["pid"])
@@ -138,9 +138,9 @@ async def test_an_exception_is_judged_as_that_of_any_job(
     async with working(fast, fail):
         run = await client.enqueue(fail, how)
         with pytest.raises(JobFailed) as failed:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         assert re.search(message, str(failed.value).removeprefix(f"run {run.id}: ")), failed.value
-        assert await (await client.enqueue(fail, "retry")).result(timeout=60) is None
+        assert await (await client.enqueue(fail, "retry")).result(timeout=120) is None
     letter = (await redis.hget("worker:dead", run.id)).decode()
     assert "process_jobs.py" in letter, "the traceback of the process"
 
@@ -196,19 +196,19 @@ async def test_a_process_that_dies_fails_its_own_job_alone(
         beside = await client.enqueue(report, str(file))
         run = await client.enqueue(die, how)
         with pytest.raises(JobFailed, match=message + r".* \(attempt 1, the last\)"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         file.touch()
-        assert await beside.result(timeout=60) == 4
+        assert await beside.result(timeout=120) == 4
         after = await client.enqueue(double, order=Order(Decimal(1), timedelta(0)))
-        assert (await after.result(timeout=60)).price == 2
+        assert (await after.result(timeout=120)).price == 2
 
 
 async def test_one_that_dies_without_a_job_is_replaced(fast: Settings, client: Client) -> None:
     async with working(with_worker(fast, max_job_processes=1), tell):
-        first: Any = await (await client.enqueue(tell)).result(timeout=60)
+        first: Any = await (await client.enqueue(tell)).result(timeout=120)
         os.kill(first["pid"], signal.SIGKILL)
         await until(lambda: _gone(first["pid"]))
-        second: Any = await (await client.enqueue(tell)).result(timeout=60)
+        second: Any = await (await client.enqueue(tell)).result(timeout=120)
         assert second["pid"] != first["pid"] and children() == {second["pid"]}
         assert second["attempt"] == 1, "no job was lost on the dead one"
 
@@ -220,10 +220,10 @@ async def test_a_timeout_is_raised_inside_with_time_to_clean_up(fast: Settings, 
         before = children()
         run = await client.enqueue(spin, str(file))
         with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.3 s"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         assert file.read_text() == "cleaned up"
         part = await client.enqueue(spin, str(other), answer=True)
-        assert await part.result(timeout=60) == "a part"
+        assert await part.result(timeout=120) == "a part"
         assert other.read_text() == "cleaned up"
         await warm(client)
         assert children() == before, "the process is as good as before"
@@ -241,8 +241,8 @@ async def test_what_does_not_end_is_killed(
         else:
             run = await client.enqueue(deaf)
         with pytest.raises(JobFailed, match=r"did not end within 0\.2 s of that: abandoned"):
-            await run.result(timeout=60)
-        told: Any = await (await client.enqueue(tell)).result(timeout=60)
+            await run.result(timeout=120)
+        told: Any = await (await client.enqueue(tell)).result(timeout=120)
         assert children() == {told["pid"]}
         assert worker.abandoned_tasks == 0
     if way == "deaf":  # one that holds the lock cannot answer
@@ -259,7 +259,7 @@ async def test_an_order_to_cancel_is_obeyed_within_a_second(fast: Settings, clie
         began = time.monotonic()
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         assert time.monotonic() - began < 5  # 0.2 s on a quiet machine; its grace is 30 s, and its sleep 60
 
 
@@ -300,10 +300,10 @@ async def _gone(pid: int) -> bool:
 async def test_a_fork_that_returns_answers_no_call(fast: Settings, client: Client, tmp_path: Path) -> None:
     file = tmp_path / "file"
     async with working(with_worker(fast, max_job_processes=1), answer, fork_and_return):
-        fork = int(await (await client.enqueue(fork_and_return, str(file))).result(timeout=60))
+        fork = int(await (await client.enqueue(fork_and_return, str(file))).result(timeout=120))
         assert psutil.pid_exists(fork)
         file.touch()  # from now on the fork may answer
-        assert [await (await client.enqueue(answer, n)).result(timeout=60) for n in range(3)] == [0, 1, 2]
+        assert [await (await client.enqueue(answer, n)).result(timeout=120) for n in range(3)] == [0, 1, 2]
         await until(lambda: _gone(fork))
 
 
@@ -311,17 +311,17 @@ async def test_an_answer_to_another_call_ends_the_process(
     fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with working(with_worker(fast, max_job_processes=1), answer, forge):
-        assert await (await client.enqueue(answer, 1)).result(timeout=60) == 1
+        assert await (await client.enqueue(answer, 1)).result(timeout=120) == 1
         before = children()
         forged = await client.enqueue(forge, '{"kind": "result", "value": "7", "call": 1}')
         with pytest.raises(JobFailed, match="JobProcessDied"):
-            await forged.result(timeout=60)
-        assert await (await client.enqueue(answer, 2)).result(timeout=60) == 2
+            await forged.result(timeout=120)
+        assert await (await client.enqueue(answer, 2)).result(timeout=120) == 2
         assert children().isdisjoint(before)
         for line in ("no message", "[]", '{"kind": "log", "value": {}}'):
             noise = await client.enqueue(forge, line)
             with pytest.raises(JobFailed, match="JobProcessDied"):
-                await noise.result(timeout=60)
+                await noise.result(timeout=120)
     assert "answer of another call" in caplog.text and "unreadable message" in caplog.text
 
 
@@ -332,16 +332,16 @@ async def test_the_end_of_a_process_is_seen_though_a_fork_holds_its_socket(
     async with working(fast, fork_and_die):
         run = await client.enqueue(fork_and_die, str(file))
         with pytest.raises(JobFailed, match="was ended by SIGKILL in the middle of fork_and_die"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         await until(lambda: _gone(int(file.read_text())))
 
 
 async def test_stopiteration_and_a_wrong_result_fail_the_job(fast: Settings, client: Client) -> None:
     async with working(fast, exhausted, not_text):
         with pytest.raises(JobFailed, match="JobProcessError: StopIteration"):
-            await (await client.enqueue(exhausted)).result(timeout=60)
+            await (await client.enqueue(exhausted)).result(timeout=120)
         with pytest.raises(JobFailed, match="UsageError: job not_text: its result of type int does not fit `-> str`"):
-            await (await client.enqueue(not_text)).result(timeout=60)
+            await (await client.enqueue(not_text)).result(timeout=120)
 
 
 async def test_what_a_job_has_started_does_not_outlive_a_worker_that_is_killed(

@@ -194,7 +194,7 @@ async def test_helpers_of_a_walk_get_the_results_of_its_run(client: Client, fast
         return await ctx.step("count", note, ctx.rows_done)
 
     async with working(with_worker(fast, max_jobs=3), walk):
-        assert await (await client.enqueue(walk)).result(timeout=60) == 200
+        assert await (await client.enqueue(walk)).result(timeout=120) == 200
     assert calls == ["token", 200]
     async with database.connection() as connection:
         assert list(await connection.execute(select(Author.name, Author.seen).distinct())) == [("token", 1)]
@@ -283,7 +283,7 @@ async def test_the_timeout_of_a_job_holds_for_a_step(client: Client, fast: Setti
     async with working(fast, hang_in_a_step):
         run = await client.enqueue(hang_in_a_step)
         with pytest.raises(JobFailed, match=r"took longer than 0\.2 s"):
-            await run.result(timeout=30)
+            await run.result(timeout=120)
 
 
 async def test_a_run_of_quarantined_rows_takes_the_results_of_its_run(
@@ -304,10 +304,10 @@ async def test_a_run_of_quarantined_rows_takes_the_results_of_its_run(
 
     async with working(fast, quarantine):
         run = await client.enqueue(quarantine)
-        await run.result(timeout=30)
+        await run.result(timeout=120)
         broken.clear()
         again = (await cli("retry", run.id, "--quarantined")).stdout.strip()
-        await client.run(again).result(timeout=30)
+        await client.run(again).result(timeout=120)
     assert calls == ["token"]
     async with database.connection() as connection:
         assert set(await connection.scalars(select(Author.name))) == {"token"}

@@ -58,11 +58,11 @@ async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: 
     other = await client.enqueue(stubborn_thread)
     async with working(with_worker(fast, max_threads=2), busy_thread, stubborn_thread, brief_thread):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
-            await run.result(timeout=60)
-        assert await other.result(timeout=60) == "a part"
+            await run.result(timeout=120)
+        assert await other.result(timeout=120) == "a part"
         after = await client.enqueue_many(brief_thread, [{}] * 20)
         for one in after:  # the next calls in its thread get no exception
-            assert await one.result(timeout=60)
+            assert await one.result(timeout=120)
     assert seen["cleaned"] == ["job"]
 
 
@@ -72,12 +72,12 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
     run = await client.enqueue(deaf_thread)
     async with working(with_worker(fast, max_threads=1), deaf_thread, brief_thread) as worker:
         with pytest.raises(JobFailed, match=r"did not end within 0\.1 s of that: abandoned"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         other = await client.enqueue(brief_thread)
-        assert await other.result(timeout=60)
+        assert await other.result(timeout=120)
         assert worker.abandoned_tasks == 1 and not seen["ended"]
         seen["thread"].set()
         await until(lambda: is_true(lambda: not worker.abandoned_tasks))
         again = [await client.enqueue(brief_thread) for _ in range(3)]
-        assert len({await one.result(timeout=60) for one in again}) == 1, "one thread again"
+        assert len({await one.result(timeout=120) for one in again}) == 1, "one thread again"
     assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)

@@ -180,7 +180,7 @@ async def test_a_cleanup_is_not_interrupted_again(
     run = await client.enqueue(tidy, how)
     async with working(fast, tidy):
         with pytest.raises(JobFailed, match=r"TimeoutError: took longer than 0\.1 s"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen["cleaned"] == ["in peace"]
     assert seen["tries"] == (["timeout"] if how == "except" else [])
 
@@ -227,13 +227,13 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
     other = await client.enqueue(brief)
     one_slot = with_worker(fast, max_jobs=1)
     async with working(one_slot, deaf, brief) as worker:
-        assert await run.result(timeout=60) == "second"
-        assert await other.result(timeout=60) == "brief"
+        assert await run.result(timeout=120) == "second"
+        assert await other.result(timeout=120) == "brief"
         assert worker.abandoned_tasks == 1
         assert await redis.keys("arq:in-progress:*") == []
         seen["go"].set()
         await until(lambda: is_true(lambda: not worker.abandoned_tasks))
-        assert await run.result(timeout=60) == "second"
+        assert await run.result(timeout=120) == "second"
         assert worker.counters.complete == 2
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
     assert await redis.zcard("arq:queue") == 0
@@ -250,7 +250,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
     await redis.set(f"arq:retry:{run.id}", 1)
     async with working(fast, deaf):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*attempt 2, the last"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()
         await until(lambda: is_true(lambda: seen["ended"]))
@@ -266,7 +266,7 @@ async def test_a_given_up_walk_commits_no_batch_more(
     async with working(fast, deaf_walk) as worker:
         await asyncio.wait_for(seen["begun"].wait(), 60)
         worker.execution(run.id).interrupt("stall")
-        assert await run.result(timeout=60) == 30
+        assert await run.result(timeout=120) == 30
         assert worker.abandoned_tasks == 1
         seen["go"].set()
         await until(lambda: is_true(lambda: not worker.abandoned_tasks))
@@ -285,7 +285,7 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
         await asyncio.wait_for(seen["begun"].wait(), 60)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
         seen["go"].set()
         await until(lambda: is_true(lambda: not worker.abandoned_tasks))
     assert seen["ended"] == ["FencedOut"] * 4
@@ -303,7 +303,7 @@ async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, clien
         await until(lambda: is_true(lambda: not worker.abandoned_tasks))
         assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
         seen["second"].set()
-        await run.result(timeout=60)
+        await run.result(timeout=120)
     assert await redis.keys("worker:limit:*") == []
 
 
@@ -352,4 +352,4 @@ async def test_a_process_ends_without_the_jobs_that_do_not(servers: Services, cl
     assert ran.returncode == EXIT_ABANDONED, ran.stderr
     assert "process ends abandoned_jobs=1" in ran.stderr
     with pytest.raises(JobFailed, match="abandoned"):
-        await run.result(timeout=60)
+        await run.result(timeout=120)

@@ -237,7 +237,7 @@ async def test_a_walk_that_waits_says_why_and_holds_nothing(
         await until(lambda: _no_transaction_waits(database))
         assert gate["batches"] == 2
         gate["closed"] = False
-        assert await run.result(timeout=60) == 100
+        assert await run.result(timeout=120) == 100
         await until(lambda: _field(redis, line, "throttled", ""))
 
 
@@ -258,7 +258,7 @@ async def test_a_walk_that_waits_is_drained_and_goes_on(quick: Settings, client:
     assert await run.status() == "waiting"
     gate["closed"] = False
     async with working(quick, count_up):
-        assert await run.result(timeout=60) == 100
+        assert await run.result(timeout=120) == 100
 
 
 async def test_a_pace_is_given_and_taken_back_while_it_runs(quick: Settings, client: Client, redis: Redis) -> None:
@@ -269,7 +269,7 @@ async def test_a_pace_is_given_and_taken_back_while_it_runs(quick: Settings, cli
         await until(lambda: _field(redis, f"worker:run:{run.id}", "throttled", "0.5 rows/s at most"))
         assert await run.status() == "running"
         await redis.hset("worker:pace", run.id, "1000000")
-        assert await run.result(timeout=60) == 100
+        assert await run.result(timeout=120) == 100
     assert await redis.hkeys("worker:pace") == [b"count_by_sweep", b"other"]
 
 

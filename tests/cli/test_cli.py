@@ -45,7 +45,7 @@ async def test_a_run_is_paused_shown_resumed_and_retried(
         status = json.loads((await cli("status", "--json")).stdout)
         assert status["paused"] == ["*"]
         assert (await cli("resume", "*")).returncode == 0
-        assert await run.result(timeout=60) == 50
+        assert await run.result(timeout=120) == 50
         listed = json.loads((await cli("runs", "--json")).stdout)
         assert [(one["id"], one["state"], one["rows"]) for one in listed] == [("w1", "succeeded", 50)]
         shown = (await cli("runs", "show", "w1")).stdout
@@ -226,7 +226,7 @@ async def test_percentage_that_is_a_rough_estimate_has_a_tilde(
         assert "~0.0" in (await cli("status")).stdout
         assert "~0.0" in (await cli("runs", "show", run.id)).stdout
         gate["go"].set()
-        assert await run.result(timeout=60) == 40
+        assert await run.result(timeout=120) == 40
         shown = (await cli("runs", "show", run.id)).stdout
         assert "100.0" in shown
         assert "~" not in shown

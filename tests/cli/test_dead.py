@@ -60,7 +60,7 @@ async def some_dead(database: Database, client: Client, fast: Settings, redis: R
             client.run("broken"),
         ):
             with pytest.raises(JobFailed):
-                await run.result(timeout=60)
+                await run.result(timeout=120)
 
 
 async def listed(cli: CommandLine, *options: str) -> dict[str, dict[str, Any]]:
@@ -114,11 +114,11 @@ async def test_they_go_back_one_by_one_by_job_or_all(
     cured["yes"] = True
     async with working(fast, brittle, brittle_walk):
         assert "b1: enqueued again" in (await cli("retry", "b1")).stdout
-        assert await client.run("b1").result(timeout=60) == 1
+        assert await client.run("b1").result(timeout=120) == 1
         assert "enqueued again: b2" in (await cli("retry", "--job", "brittle")).stdout
-        assert await client.run("b2").result(timeout=60) == 2
+        assert await client.run("b2").result(timeout=120) == 2
         assert (await cli("retry", "--all")).returncode == 0
-        assert await client.run("w1").result(timeout=60) == 50
+        assert await client.run("w1").result(timeout=120) == 50
         await until(lambda: redis.hexists(keys.DEAD, "broken"))  # it is no better than before
     assert list(await listed(cli)) == ["broken"]
     async with database.session() as session:  # from its checkpoint: no row twice
@@ -175,9 +175,9 @@ async def test_what_died_as_it_was_too_late_is_run_when_an_operator_wants_it(
     late = await client.enqueue(brittle.options(id="late", delay=0.05, expires=0.01), number=7)
     async with working(fast, brittle):
         with pytest.raises(JobFailed, match="expired"):
-            await late.result(timeout=60)
+            await late.result(timeout=120)
         assert await retry_run(redis, Ledger(database), "late", from_start=False)
-        assert await client.run("late").result(timeout=60) == 7
+        assert await client.run("late").result(timeout=120) == 7
 
 
 async def test_a_walk_whose_deadline_has_passed_goes_on_when_an_operator_wants_it(
@@ -186,7 +186,7 @@ async def test_a_walk_whose_deadline_has_passed_goes_on_when_an_operator_wants_i
     late = await client.enqueue(brittle_walk.options(id="late"))
     async with working(fast, brittle_walk):
         with pytest.raises(JobFailed):
-            await late.result(timeout=60)
+            await late.result(timeout=120)
     cured["yes"] = True
     payload = json.dumps({"f": "brittle_walk", "k": {}, "ledger": True, "deadline": 1})
     async with database.transaction() as session:
@@ -197,7 +197,7 @@ async def test_a_walk_whose_deadline_has_passed_goes_on_when_an_operator_wants_i
     known = await ledger.find("late")
     assert known is not None and "deadline" not in known.payload  # by which a rescue would put it back
     async with working(fast, brittle_walk):
-        assert await client.run("late").result(timeout=60) == 50
+        assert await client.run("late").result(timeout=120) == 50
 
 
 async def test_old_letters_are_pruned(redis: Redis) -> None:

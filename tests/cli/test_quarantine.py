@@ -41,7 +41,7 @@ async def test_rows_are_listed_shown_retried_and_discarded(
     await fill_authors(database, 60)
     async with working(fast, two_loops):
         run = await client.enqueue(two_loops.options(id="q"), add=1)
-        assert await run.result(timeout=60) == 117
+        assert await run.result(timeout=120) == 117
         assert await count_seen(database) == {100: 3, 101: 57}
         listed = json.loads((await cli("quarantine", "--json")).stdout)
         assert sorted(row["key"] for row in listed) == [[7], [8], [31]]
@@ -52,7 +52,7 @@ async def test_rows_are_listed_shown_retried_and_discarded(
         bad.discard(8)
         again = (await cli("retry", "q", "--quarantined")).stdout.strip()
         assert again.startswith("q:retry:one:")
-        assert await client.run(again).result(timeout=60) == 2
+        assert await client.run(again).result(timeout=120) == 2
         assert await count_seen(database) == {100: 1, 101: 59}
     left = json.loads((await cli("quarantine", "--json")).stdout)
     assert [(row["run_id"], row["key"]) for row in left] == [(again, [31])]  # quarantined again, by the new run

@@ -118,7 +118,7 @@ async def scene(database: Database, client: Client, redis: Redis, fast: Settings
     async with working(settings, index_names, send_mail, export) as worker:
         await client.enqueue(index_names.options(id="night"))
         with pytest.raises(JobFailed):
-            await (await client.enqueue(send_mail.options(id="mail-1"), to="bob")).result(timeout=60)
+            await (await client.enqueue(send_mail.options(id="mail-1"), to="bob")).result(timeout=120)
         await client.enqueue(send_mail.options(id="mail-2", delay=3600), to="anne")
         await client.enqueue(export.options(id="export-1"))
         await until(lambda: redis.zscore(keys.LIMIT + "export", "export-1"))
@@ -160,7 +160,7 @@ async def test_the_tables_show_what_is(scene: Scene) -> None:
 
     # The rates are those of the last seconds.
     for run in await scene.client.enqueue_many(send_mail, [{"to": "anne"}] * 30):
-        await run.result(timeout=60)
+        await run.result(timeout=120)
     await scene.has("jobs", "send_mail", done="30")
     began = time.monotonic()
 
@@ -212,7 +212,7 @@ async def test_a_job_is_paused_and_orders_are_taken_back_where_they_hold_somethi
     await scene.select("holds", "pace index_names")
     await scene.pilot.press("r")
     await scene.told("pace of index_names: as settings and job set it")
-    assert await scene.client.run("night").result(timeout=60) == 1000
+    assert await scene.client.run("night").result(timeout=120) == 1000
 
 
 async def test_a_run_is_cancelled_when_that_was_confirmed(scene: Scene) -> None:
@@ -251,7 +251,7 @@ async def test_a_dead_letter_is_shown_and_retried(scene: Scene) -> None:
     cured["yes"] = True
     await scene.pilot.press("t")
     await scene.told("enqueued again: mail-1")
-    assert await scene.client.run("mail-1").result(timeout=60) == "sent to bob"
+    assert await scene.client.run("mail-1").result(timeout=120) == "sent to bob"
 
     async def gone() -> bool:
         return not scene.rows("failures")

@@ -61,7 +61,7 @@ async def test_a_worker_needs_its_grants_alone(fast: Settings, client: Client, d
     await fill_authors(database, 30)
     async with working(settings_of(fast, "lh_worker"), walk_authors):
         run = await client.enqueue(walk_authors)
-        assert await run.result(timeout=30) == 30
+        assert await run.result(timeout=120) == 30
     assert await count_seen(database) == {1: 30}
 
 

@@ -57,7 +57,7 @@ async def run_one(client: Client, name: str) -> None:
     """Enqueue a run and wait for its end."""
     stop_renewing(name)
     run = await client.enqueue(gated.options(id=name), name=name)
-    assert await run.result(timeout=60) == name
+    assert await run.result(timeout=120) == name
 
 
 async def ends_told(redis: Redis, run_id: str) -> list[str]:

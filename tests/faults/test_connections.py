@@ -77,7 +77,7 @@ async def work_a_little(settings: Settings) -> None:
 
         await until(is_renewed)
         stop_renewing("renewed")
-        assert await run.result(timeout=60) == "renewed"
+        assert await run.result(timeout=120) == "renewed"
         await run_one(client, "another")
 
 
@@ -127,9 +127,9 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
         assert second != first
         await run_one(client, "afterwards")
         stop_renewing("running")
-        assert await running.result(timeout=60) == "running"
+        assert await running.result(timeout=120) == "running"
         for name in enqueued:
-            assert await client.run(name).result(timeout=60) == name
+            assert await client.run(name).result(timeout=120) == name
         async with Redis(port=second, password=PASSWORD) as redis:
             assert await ends_told(redis, "running") == ["succeeded"]
     assert begun["running"] == 1
@@ -353,22 +353,22 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
 
             await until(watches)
             chain = await client.enqueue(walked.options(then=limited.call(), priority=5))
-            assert await chain.result(timeout=60) == 12
-            assert await chain.next_runs[0].result(timeout=60) is None
+            assert await chain.result(timeout=120) == 12
+            assert await chain.next_runs[0].result(timeout=120) is None
             group = await client.group([limited.call(), limited.call()], then=limited.call())
             assert group.callback is not None
-            assert await group.callback.result(timeout=60) is None
-            await (await client.enqueue(limited)).result(timeout=60)
+            assert await group.callback.result(timeout=120) is None
+            await (await client.enqueue(limited)).result(timeout=120)
             await client.enqueue_many(limited, [{}] * 3)
             run = await start(client, "to-be-cancelled")
             assert await run.cancel()
             with pytest.raises(JobCancelled):
-                await run.result(timeout=60)
+                await run.result(timeout=120)
             failed = await client.enqueue(fails.options(id="failed"))
             await until(lambda: admin.hexists("worker:dead", "failed"))
             [fired] = await worker.scheduler.look(now=worker.scheduler._entries[0].next_due)
             await admin.zadd("arq:queue", {fired: 0})  # now, and not when the next minute begins
-            assert await client.run(fired).result(timeout=60) is None
+            assert await client.run(fired).result(timeout=120) is None
             assert [report.state async for report in failed.progress()][-1] == "dead"
             await until(lambda: admin.hget("worker:jobs", "each_minute:succeeded"))
             ran = await asyncio.to_thread(

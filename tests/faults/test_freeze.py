@@ -48,7 +48,7 @@ async def test_the_late_commit_of_a_frozen_worker_does_not_land(
     run = await client.enqueue(touch_by_chunks, size=20)
     await freeze_in_a_batch(fleet, database, frozen)
     successor = fleet.start()
-    assert await run.result(timeout=60) == ROWS
+    assert await run.result(timeout=120) == ROWS
     assert await effects(database) == {1: ROWS}
     fleet.kill(frozen, signal.SIGCONT)
 
@@ -61,7 +61,7 @@ async def test_the_late_commit_of_a_frozen_worker_does_not_land(
     assert await effects(database) == {1: ROWS}
     row = await ledger_row(database, run.id)
     assert (row.state, row.owner, row.takeovers) == ("succeeded", successor, 1)
-    assert await run.result(timeout=60) == ROWS
+    assert await run.result(timeout=120) == ROWS
 
 
 async def test_a_drained_run_goes_on_elsewhere_and_costs_no_attempt(
@@ -84,7 +84,7 @@ async def test_a_drained_run_goes_on_elsewhere_and_costs_no_attempt(
     assert await redis.zscore("arq:queue", run.id) is not None
     assert 0 < await progress() < ROWS
     fleet.start()
-    assert await run.result(timeout=60) == ROWS
+    assert await run.result(timeout=120) == ROWS
     assert await effects(database) == {1: ROWS}
     row = await ledger_row(database, run.id)
     assert (row.state, row.attempt, row.takeovers) == ("succeeded", 1, 0)
@@ -113,7 +113,7 @@ async def test_a_frozen_worker_neither_ends_nor_keeps_jobs_that_no_ledger_knows(
     fleet.kill(frozen, signal.SIGSTOP)
     successor = fleet.start()
     for run in runs:
-        assert (await run.result(timeout=60)).split(":")[0] == successor
+        assert (await run.result(timeout=120)).split(":")[0] == successor
         assert await ends_told(redis, run.id) == ["succeeded"]
         assert f"job taken over run={run.id} attempt=2" in fleet.log(successor)
     results = [await redis.get(f"arq:result:{run.id}") for run in runs]

@@ -107,7 +107,7 @@ async def results_under_resets(settings: Settings, rounds: int) -> Counter[str]:
         for number in range(rounds):
             try:
                 run = await client.enqueue(brief.options(delay=0.2))
-                waiting = asyncio.create_task(run.result(timeout=60))
+                waiting = asyncio.create_task(run.result(timeout=120))
                 await asyncio.sleep(0.05)
                 proxy.reset()
                 found[await waiting] += 1
@@ -150,7 +150,7 @@ async def test_worker_obeys_orders_after_its_connections_were_reset(
                 await until(lambda: _has_no_member(redis, keys.RETRIED))
             await run.cancel()
             await until(lambda: _status_is(run, "cancelled"))
-            assert await (await client.enqueue(brief)).result(timeout=60) == "done"
+            assert await (await client.enqueue(brief)).result(timeout=120) == "done"
             await redis.sadd(keys.DRAINED, "north")
             await until(lambda: _is(lambda: worker.is_draining))
 

@@ -72,7 +72,7 @@ async def test_cut_connections(begin: Begin, database: Database, job: object) ->
                     "WHERE application_name LIKE 'longhaul:w%' AND pid <> pg_backend_pid()"
                 )
             )
-    assert await run.result(timeout=60) == ROWS
+    assert await run.result(timeout=120) == ROWS
     assert await effects(database) == {1: ROWS}
 
 
@@ -82,7 +82,7 @@ async def test_postgresql_crashes_and_comes_back(begin: Begin, servers: Services
     servers.postgres.stop(immediate=True)
     servers.postgres.start()
     await database.engine.dispose()
-    assert await run.result(timeout=60) == ROWS
+    assert await run.result(timeout=120) == ROWS
     assert await effects(database) == {1: ROWS}
     assert (await ledger_row(database, run.id)).state == "succeeded"
 
@@ -122,7 +122,7 @@ async def ended(run: Run[int]) -> int:
 
     async def look() -> int:
         try:
-            return await run.result(timeout=60) if await run.status() == "succeeded" else 0
+            return await run.result(timeout=120) if await run.status() == "succeeded" else 0
         except (RedisError, OSError, Exception):
             return 0
 

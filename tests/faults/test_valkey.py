@@ -103,11 +103,11 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
             with pytest.raises(ServerUnavailable, match="start Redis there"):
                 await client.enqueue(gated, name="in-vain")
             valkey.start()
-            assert await runs[1].result(timeout=60) == "ends-meanwhile"
+            assert await runs[1].result(timeout=120) == "ends-meanwhile"
             await until(lambda: redis.exists("arq:in-progress:goes-on"))
             assert await redis.get("arq:in-progress:goes-on") == holders[0]
             stop_renewing("goes-on")
-            assert await runs[0].result(timeout=60) == "goes-on"
+            assert await runs[0].result(timeout=120) == "goes-on"
             await run_one(client, "afterwards")
             for run in runs:
                 assert await ends_told(redis, run.id) == ["succeeded"]
@@ -151,7 +151,7 @@ async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
             one.target = valkey.port
             await until(lambda: admin.exists("arq:in-progress:goes-on"))
             stop_renewing("goes-on")
-            assert await run.result(timeout=60) == "goes-on"
+            assert await run.result(timeout=120) == "goes-on"
             await run_one(client, "afterwards")
     assert begun["goes-on"] == 1
     assert not [line for line in complaints(caplog) if "taken over" in line or "another worker" in line]
@@ -191,7 +191,7 @@ async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_
         assert await until(lambda: result_of(client, durable.id), 15) == 12
         assert await waiting.status() == "unknown"
         stop_renewing("running")
-        assert await running.result(timeout=60) == "running"
+        assert await running.result(timeout=120) == "running"
         async with Redis.from_url(here.redis.url) as redis:
             assert await ends_told(redis, "running") == ["succeeded"]
         await run_one(client, "afterwards")
@@ -205,7 +205,7 @@ async def test_a_server_that_comes_back_empty_has_what_runs_and_what_the_ledger_
 async def result_of(client: Client, run_id: str) -> object:
     """Return a result, through a Redis that may not have the run yet."""
     run = client.run(run_id)
-    return await run.result(timeout=60) if await run.status() == "succeeded" else None
+    return await run.result(timeout=120) if await run.status() == "succeeded" else None
 
 
 @pytest.mark.parametrize("how", ["cut", "demoted"])
@@ -242,7 +242,7 @@ async def test_after_a_failover_with_lost_writes_what_runs_goes_on(
             await until(lambda: replica.exists("arq:in-progress:known-there"))
             for run in (known, lost):
                 stop_renewing(run.id)
-                assert await run.result(timeout=60) == run.id
+                assert await run.result(timeout=120) == run.id
                 assert await ends_told(replica, run.id) == ["succeeded"]
 
             async def is_unknown() -> bool:  # once the one that was demoted has what the other has
@@ -280,9 +280,9 @@ async def test_a_server_that_takes_no_writes_is_waited_for(
         await passed(AWAY_SECONDS)
         assert await runs[0].status() in ("running", "waiting")
         await admin.execute_command(*allow.split())
-        assert await runs[1].result(timeout=60) == "ends-meanwhile"
+        assert await runs[1].result(timeout=120) == "ends-meanwhile"
         stop_renewing("goes-on")
-        assert await runs[0].result(timeout=60) == "goes-on"
+        assert await runs[0].result(timeout=120) == "goes-on"
         for run in runs:
             assert await ends_told(admin, run.id) == ["succeeded"]
         assert not await admin.exists("arq:job:in-vain")
@@ -312,7 +312,7 @@ async def test_a_full_server_takes_no_jobs_and_is_worked_off(
         await until(is_begun)
         for run in (running, queued):  # both end while it is full
             stop_renewing(run.id)
-            assert await run.result(timeout=60) == run.id
+            assert await run.result(timeout=120) == run.id
         await passed(AWAY_SECONDS / 2)
         await admin.config_set("maxmemory", "0")
         for run in (running, queued):
@@ -338,7 +338,7 @@ async def test_a_slow_server_is_no_trouble(
 
             await until(was_renewed)
             stop_renewing("goes-on")
-            assert await run.result(timeout=60) == "goes-on"
+            assert await run.result(timeout=120) == "goes-on"
             await run_one(client, "afterwards")
             assert await ends_told(admin, run.id) == ["succeeded"]
     assert set(begun.values()) == {1}

@@ -80,7 +80,7 @@ async def test_a_pause_ends_the_helpers_and_the_run_goes_on_with_others(
             owned = "SELECT count(*) FROM worker.step_range WHERE owner IS NOT NULL AND NOT done"
             assert await session.scalar(text(owned)) == 0
         await client.redis.srem(keys.PAUSED, run.id)
-        assert await run.result(timeout=30) == 3_000
+        assert await run.result(timeout=120) == 3_000
     assert await effects(database) == {1: 3_000}
     assert len(await states(database)) == 3
     assert await client.redis.get(f"after:{run.id}") == b"1"
@@ -93,7 +93,7 @@ async def test_a_cancel_ends_all_hands(fast: Settings, client: Client, database:
         await both_walk(client, run.id)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=30)
+            await run.result(timeout=120)
 
         async def ended() -> bool:
             return set((await states(database)).values()) == {"succeeded", "cancelled"}
@@ -121,7 +121,7 @@ async def test_a_drained_helper_goes_back_to_the_queue_at_no_cost(
             owned = "SELECT count(*) FROM worker.step_range WHERE owner = :id AND NOT done"
             assert await session.scalar(text(owned), {"id": row.id}) == 0
         assert (row.state, row.attempt) == ("waiting", 1)
-        assert await run.result(timeout=30) == 3_000
+        assert await run.result(timeout=120) == 3_000
     assert await effects(database) == {1: 3_000}
 
 
@@ -133,7 +133,7 @@ async def test_a_helper_that_fails_for_good_ends_the_run_with_its_keys_and_a_ret
     async with working(fast, fail_in_a_helper):
         run = await client.enqueue(fail_in_a_helper, on_hand_error=on_hand_error)
         with pytest.raises(JobFailed, match=r"helper .*hand-2.*range \d+ \(behind .*up to \[\d+\]\).*cannot do this"):
-            await run.result(timeout=30)
+            await run.result(timeout=120)
         found = await effects(database)
         if on_hand_error == "continue":  # all other ranges are done
             assert found[1] == 1_000 - found[0]
@@ -148,5 +148,5 @@ async def test_a_helper_that_fails_for_good_ends_the_run_with_its_keys_and_a_ret
             return (await ledger_row(database, run.id)).state != "dead"
 
         await until(retried)
-        assert await run.result(timeout=30) == 1_000
+        assert await run.result(timeout=120) == 1_000
     assert await effects(database) == {1: 1_000}

@@ -45,7 +45,7 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
         working(with_worker(fast, name="b"), touch_together),
     ):
         run = await client.enqueue(touch_together, hands=3, pause=0.01)
-        assert await run.result(timeout=30) == {"rows": 1_000}
+        assert await run.result(timeout=120) == {"rows": 1_000}
     assert await effects(database) == {1: 1_000}
     found = await ranges(database, run.id)
     assert len(found) == 24
@@ -81,7 +81,7 @@ async def test_a_break_of_the_run_ends_the_loop_for_all_hands(
     await fill_targets(database, 5_000)
     async with working(fast, touch_some):
         run = await client.enqueue(touch_some)
-        rows = await run.result(timeout=30)
+        rows = await run.result(timeout=120)
 
         async def all_ended() -> bool:
             async with database.session() as session:
@@ -108,7 +108,7 @@ async def test_hands_and_ranges_are_shown_by_mirror_and_command_line(
         assert seen["ranges"] == "16"
         [helper] = [key.decode() async for key in client.redis.scan_iter("worker:run:*:hand-2:*")]
         assert (await client.redis.hget(helper, "helps")).decode() == run.id
-        assert await run.result(timeout=30) == {"rows": 2_000}
+        assert await run.result(timeout=120) == {"rows": 2_000}
     text_ = (await cli("runs", "show", run.id)).stdout
     assert "1-chunks: 16 of 16 ranges done" in text_
     assert "the run itself" in text_
@@ -123,7 +123,7 @@ async def test_a_run_without_a_free_slot_walks_alone(fast: Settings, client: Cli
     await fill_targets(database, 200)
     async with working(with_worker(fast, max_jobs=1), touch_together):
         run = await client.enqueue(touch_together, hands=4)
-        assert await run.result(timeout=30) == {"rows": 200}
+        assert await run.result(timeout=120) == {"rows": 200}
     assert await effects(database) == {1: 200}
     assert {owner for _, _, owner in await ranges(database, run.id)} == {run.id}
     assert await client.redis.smembers(f"hands:{run.id}") == {b"False"}

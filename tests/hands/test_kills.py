@@ -100,7 +100,7 @@ async def test_a_run_takes_the_range_of_a_helper_whose_worker_is_gone_without_an
     await until(helper_walks)
     fleet.kill(second, signum)
     await client.redis.hdel(keys.PACE, touch_by_hands.name)
-    assert await run.result(timeout=60) == 3_000
+    assert await run.result(timeout=120) == 3_000
     assert await effects(database) == {1: 3_000}
     async with database.session() as session:
         owners = await session.execute(text("SELECT owner, count(*) FROM worker.step_range GROUP BY owner"))

@@ -44,7 +44,7 @@ async def test_a_pace_holds_for_all_hands_together(fast: Settings, client: Clien
     await client.redis.hset(keys.PACE, touch_at_a_pace.name, 1_000)
     async with working(fast, touch_at_a_pace):
         run = await client.enqueue(touch_at_a_pace)
-        assert await run.result(timeout=60) == 2_400
+        assert await run.result(timeout=120) == 2_400
     async with database.session() as session:
         found = await session.execute(
             text(
@@ -65,11 +65,11 @@ async def test_the_limit_of_the_quarantine_holds_for_all_hands_together(
     async with working(fast, fail_at_some_rows):
         run = await client.enqueue(fail_at_some_rows, limit=limit)
         if limit == 30:
-            assert await run.result(timeout=60) == 2_970
+            assert await run.result(timeout=120) == 2_970
             assert await effects(database) == {0: 30, 1: 2_970}
         else:
             with pytest.raises(JobFailed, match=r"row \d+"):
-                await run.result(timeout=60)
+                await run.result(timeout=120)
             assert (await ledger_row(database, run.id)).state == "dead"
     async with database.session() as session:
         rows = await session.execute(text("SELECT run_id, count(*) FROM worker.quarantine GROUP BY run_id"))

@@ -48,18 +48,18 @@ async def test_a_second_run_over_the_same_table_is_refused_while_the_first_has_n
         await both_walk(client, first.id)
         second, other = await client.enqueue(touch_alone), await client.enqueue(touch_alone, part=1)
         with pytest.raises(JobFailed, match=rf"run {first.id} of touch_alone .* has not ended.*overlap=True"):
-            await second.result(timeout=30)
-        assert await first.result(timeout=30) == 1_500
-        assert await other.result(timeout=30) == 1_500
+            await second.result(timeout=120)
+        assert await first.result(timeout=120) == 1_500
+        assert await other.result(timeout=120) == 1_500
         again = await client.enqueue(touch_alone)
-        assert await again.result(timeout=30) == 1_500
+        assert await again.result(timeout=120) == 1_500
 
 
 async def test_runs_of_a_job_with_overlap_walk_at_once(fast: Settings, client: Client, database: Database) -> None:
     await fill_targets(database, 500)
     async with working(fast, touch_over):
         runs = [await client.enqueue(touch_over) for _ in range(2)]
-        assert [await run.result(timeout=30) for run in runs] == [500, 500]
+        assert [await run.result(timeout=120) for run in runs] == [500, 500]
     assert await effects(database) == {1: 500}
 
 

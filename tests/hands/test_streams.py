@@ -43,7 +43,7 @@ async def test_all_hands_read_the_rows_of_one_snapshot(fast: Settings, client: C
             await session.execute(text("UPDATE target SET touched = true"))
             await session.execute(text("DELETE FROM target WHERE id > 600"))
         await client.redis.set("go on", 1)
-        assert await run.result(timeout=30) == {"rows": 640}
+        assert await run.result(timeout=120) == {"rows": 640}
     seen = {name.decode(): int(count) for name, count in (await client.redis.hgetall("seen")).items()}
     assert seen.keys() == {"True False", "False False"}
     assert sum(seen.values()) == 640

@@ -155,7 +155,7 @@ async def test_hooks_are_around_each_other_in_their_order(fast: Settings, client
     both = with_worker(fast, middleware=["tests.job.test_middleware:outer", "tests.job.test_middleware:Inner"])
     async with Client(both) as sender, working(both, greet):
         run = await sender.enqueue(greet.options(queue="arq:queue"), name="Ada")
-        assert await run.result(timeout=60) == "Ada, changed"
+        assert await run.result(timeout=120) == "Ada, changed"
         assert seen[:3] == [
             ("outer", "greet", {"name": "Ada"}, "arq:queue"),
             ("inner", "outer"),
@@ -168,7 +168,7 @@ async def test_hooks_are_around_each_other_in_their_order(fast: Settings, client
             [await sender.enqueue("greet", "c"), await sender.enqueue_by_name("greet", {"name": "d"})],
         ):
             for run in runs:
-                await run.result(timeout=60)
+                await run.result(timeout=120)
         assert [one[2] for one in seen if len(one) == 4] == [{"name": "a"}, {"name": "b"}, ["c"], {"name": "d"}]
         assert seen.count("job for outer, inner") == 4
 
@@ -181,7 +181,7 @@ async def test_hooks_are_around_each_member_of_a_group(fast: Settings, settings:
             assert ("outer", "greet", {"name": name}, "arq:queue") in seen
         async with working(fast, greet):
             assert group.callback is not None
-            assert await group.callback.result(timeout=60) == "c"
+            assert await group.callback.result(timeout=120) == "c"
     assert seen.count("job for outer, inner") == 2
 
 
@@ -200,7 +200,7 @@ async def test_an_error_around_a_run_is_that_of_the_job(fast: Settings, client: 
     run = await client.enqueue(greet)
     async with working(refusing, greet):
         with pytest.raises(JobFailed, match=r"ValueError: after the job \(attempt 2, the last\)"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen == ["job for None"]
 
 
@@ -213,7 +213,7 @@ async def test_a_hook_is_interrupted_with_its_job(fast: Settings, client: Client
                 await asyncio.sleep(0.01)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen[-1] == "outer ends"
 
 
@@ -254,7 +254,7 @@ async def test_variables_and_trace_come_along_and_stay_with_their_run(fast: Sett
             expected = {"tenant": name, "traceparent": PARENT, "tracestate": "vendor=1", "mark": ""}
             if not name:
                 expected = dict.fromkeys(expected, "")
-            assert await run.result(timeout=60) == expected
+            assert await run.result(timeout=120) == expected
     assert tenant.get() == ""
 
 
@@ -266,7 +266,7 @@ async def test_they_survive_ledger_retries_and_dead_letters(
     walked = await client.enqueue(walk)
     tenant.set("")  # a worker begins in our context
     async with working(fast, walk):
-        assert (await walked.result(timeout=60))["tenant"] == "north"
+        assert (await walked.result(timeout=120))["tenant"] == "north"
     assert len(seen) >= 3 and {found["tenant"] for *_, found in seen} == {"north"}  # a failed batch comes in parts
     seen.clear()
     tenant.set("north")
@@ -274,9 +274,9 @@ async def test_they_survive_ledger_retries_and_dead_letters(
     tenant.set("")
     async with working(fast, die):
         with pytest.raises(JobFailed):
-            await dead.result(timeout=60)
+            await dead.result(timeout=120)
         assert await retry_run(redis, Ledger(database), dead.id, from_start=False)
-        assert (await dead.result(timeout=60))["tenant"] == "north"
+        assert (await dead.result(timeout=120))["tenant"] == "north"
 
 
 async def test_they_go_along_a_chain_and_to_a_group_and_what_follows_it(fast: Settings, client: Client) -> None:
@@ -288,7 +288,7 @@ async def test_they_go_along_a_chain_and_to_a_group_and_what_follows_it(fast: Se
         [after] = run.next_runs
         assert group.callback is not None
         for each in (run, after, *group.runs, group.callback):
-            assert (await each.result(timeout=60))["tenant"] == "north"
+            assert (await each.result(timeout=120))["tenant"] == "north"
 
 
 async def test_payloads_without_headers_are_as_they_were_and_stock_arq_reads_those_with(
@@ -311,7 +311,7 @@ async def test_headers_that_are_no_texts_are_a_broken_payload(
     await redis.zadd("arq:queue", {"broken": 0})
     async with working(fast, greet):
         with pytest.raises(JobFailed, match="h is not an object of texts"):
-            await client.run("broken").result(timeout=60)
+            await client.run("broken").result(timeout=120)
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", PARENT.replace("b7ad6b7169203331", "0" * 16), "ff" + PARENT[2:]])
@@ -322,7 +322,7 @@ async def test_a_traceparent_that_is_none_is_left_out(fast: Settings, client: Cl
     traceparent.set("")  # the worker begins in our context
     tracestate.set("")
     async with working(fast, context_in_task):
-        found = await run.result(timeout=60)
+        found = await run.result(timeout=120)
     assert (found["traceparent"], found["tracestate"]) == ("", "")
 
 
@@ -331,7 +331,7 @@ async def test_the_span_of_opentelemetry_is_the_parent(fast: Settings, client: C
     with trace.use_span(trace.NonRecordingSpan(span)):
         run = await client.enqueue(span_in_job)
     async with working(fast, span_in_job):
-        assert await run.result(timeout=60) == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+        assert await run.result(timeout=120) == f"00-{0xABC:032x}-{0xDEF:016x}-01"
 
 
 def test_a_line_of_the_log_has_its_trace() -> None:

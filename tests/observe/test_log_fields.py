@@ -85,7 +85,7 @@ async def run_one(settings: Settings, client: Client, one: Job[..., Any], run_id
     async with working(settings, one):
         run = await client.enqueue(one.options(id=run_id), **arguments)
         with contextlib.suppress(JobFailed):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
 
 
 async def test_lines_of_a_walk_name_run_job_attempt_step_and_worker(

@@ -142,7 +142,7 @@ async def test_failing_jobs_leave_no_secret_anywhere(
         for one in jobs:
             run = await client.enqueue(one)
             with pytest.raises(JobFailed) as caught:
-                await run.result(timeout=60)
+                await run.result(timeout=120)
             assert_clean(f"{caught.value!r} {caught.value}", one.name)
         await until(lambda: has_letters(redis, 3))
     lines = log.getvalue()

@@ -109,7 +109,7 @@ async def test_a_frozen_workers_transaction_ends_by_its_timeout_and_no_strangers
     await freeze_in_a_batch(fleet, database, frozen)
     successor = fleet.start()
     stranger = await asyncpg.connect(pooler.url, statement_cache_size=0)
-    done = asyncio.ensure_future(run.result(timeout=60))
+    done = asyncio.ensure_future(run.result(timeout=120))
     while not done.done():
         async with stranger.transaction():
             await stranger.fetchval("SELECT pg_sleep(0.01)")

@@ -44,7 +44,7 @@ async def test_run_processes_the_selected_part_and_redis_never_has_its_sql(
     assert ran.returncode == 0, ran.stderr
     assert b"id % 2" not in (await client.redis.get("arq:job:part") or b"")
     async with working(fast, walk_authors, sweep_authors):
-        assert await client.run("part").result(timeout=20) == 10
+        assert await client.run("part").result(timeout=120) == 10
     assert await list_seen(database) == list(range(42, 61, 2))
 
 
@@ -57,7 +57,7 @@ async def test_run_that_has_lost_its_part_does_not_walk_everything(
         await session.execute(text("DELETE FROM worker.selection"))
     async with working(fast, sweep_authors):
         with pytest.raises(JobFailed, match="was enqueued for a part"):
-            await client.run("part").result(timeout=20)
+            await client.run("part").result(timeout=120)
     assert await list_seen(database) == []
 
 

@@ -64,10 +64,10 @@ async def test_run_that_leaves_rows_ends_as_incomplete_with_their_number_and_fiv
     async with working(fast, count_some):
         partial = await client.enqueue(count_some.options(id="partial"), below=31)
         with pytest.raises(JobFailed, match=r"incomplete: 10 rows are left undone: 31, 32, 33, 34, 35, \.\.\."):
-            await partial.result(timeout=20)
+            await partial.result(timeout=120)
         assert await partial.status() == "incomplete"
         whole = await client.enqueue(count_some, below=100)
-        assert await whole.result(timeout=20) == 40
+        assert await whole.result(timeout=120) == 40
     assert await fetch_state(database, "partial") == (
         "incomplete",
         "incomplete: 10 rows are left undone: 31, 32, 33, 34, 35, ...",
@@ -79,8 +79,8 @@ async def test_verify_may_be_made_from_the_arguments(fast: Settings, client: Cli
     await fill_authors(database, 5)
     async with working(fast, count_by_argument):
         with pytest.raises(JobFailed, match="2 rows are left undone: 1, 2"):
-            await (await client.enqueue(count_by_argument, below=3)).result(timeout=20)
-        assert await (await client.enqueue(count_by_argument, below=1)).result(timeout=20) == 0
+            await (await client.enqueue(count_by_argument, below=3)).result(timeout=120)
+        assert await (await client.enqueue(count_by_argument, below=1)).result(timeout=120) == 0
 
 
 async def test_verify_on_the_command_line_looks_again_and_records_what_it_finds(
@@ -91,7 +91,7 @@ async def test_verify_on_the_command_line_looks_again_and_records_what_it_finds(
     async with working(fast, count_some):
         run = await client.enqueue(count_some.options(id="r"), below=4)
         with pytest.raises(JobFailed):
-            await run.result(timeout=20)
+            await run.result(timeout=120)
     ran = await cli("verify", "r", "--json", **package)
     assert (ran.returncode, json.loads(ran.stdout)) == (1, {"run": "r", "count": 2, "keys": [4, 5]}), ran.stderr
     async with database.transaction() as session:
@@ -120,8 +120,8 @@ async def test_data_migration_runs_once_for_ever_and_is_a_gate(
     async with working(fast, migration):
         run = await client.enqueue(migration)
         assert run.id == name
-        result = await run.result(timeout=20)
-        assert await (await client.enqueue(migration)).result(timeout=20) == result
+        result = await run.result(timeout=120)
+        assert await (await client.enqueue(migration)).result(timeout=120) == result
     assert runs == 1
     # Forget the run, in the ledger and in Redis.
     await Ledger(database).delete_finished(keep_seconds=-1, after=None, limit=10)
@@ -129,7 +129,7 @@ async def test_data_migration_runs_once_for_ever_and_is_a_gate(
     await client.redis.flushall()
     async with working(fast, migration):
         again = await client.enqueue(migration)
-        assert again.is_new and await again.result(timeout=20) == result
+        assert again.is_new and await again.result(timeout=120) == result
     assert runs == 1
     after = await cli("require", name, "--json")
     assert (after.returncode, json.loads(after.stdout)) == (0, [])
@@ -145,7 +145,7 @@ async def test_data_migration_that_leaves_rows_is_not_done_until_it_is_verified(
         await session.execute(text("INSERT INTO author (id, name, region, code, seen) VALUES (2000, 'x', 1, 'x', 0)"))
     async with working(fast, backfill_seen):
         with pytest.raises(JobFailed, match="2000"):
-            await (await client.enqueue(backfill_seen)).result(timeout=20)
+            await (await client.enqueue(backfill_seen)).result(timeout=120)
     ran = await cli("require", "backfill_seen", "other")
     assert ran.returncode == 1 and "is incomplete" in ran.stderr and "other has not begun" in ran.stderr
     async with database.transaction() as session:
@@ -166,7 +166,7 @@ async def test_data_migration_has_one_id(fast: Settings, client: Client, databas
     async with working(fast, backfill_seen):
         by_name = await client.enqueue_by_name("backfill_seen", {}, id="other")
         with pytest.raises(JobFailed, match="enqueue it with its name as id"):
-            await by_name.result(timeout=20)
+            await by_name.result(timeout=120)
 
 
 def test_options_that_contradict_are_refused() -> None:

@@ -57,8 +57,8 @@ async def test_a_chain_runs_one_after_the_other_and_hands_results_on(fast: Setti
         double.options(then=[add.call(number=PREVIOUS_RESULT, more=5), done.call(), double.call(21)]), number=4
     )
     async with working(fast, *ALL):
-        assert await run.result(timeout=60) == 8
-        assert [await one.result(timeout=60) for one in run.next_runs] == [13, "done", 42]
+        assert await run.result(timeout=120) == 8
+        assert [await one.result(timeout=120) for one in run.next_runs] == [13, "done", 42]
     assert calls == [("double", 4), ("add", 8, 5), ("done",), ("double", 21)]
 
 
@@ -68,7 +68,7 @@ async def test_a_call_may_have_what_follows_it_and_options_of_its_own(
     last = done.options(queue="arq:other", priority=4, delay=0.2)
     run = await client.enqueue(double.options(then=add.options(then=last.call()).call(3)), number=4)
     async with working(fast, *ALL):
-        await run.next_runs[0].result(timeout=60)
+        await run.next_runs[0].result(timeout=120)
     # No worker serves that queue.
     assert await redis.zscore(keys.priority_line("arq:other", 4), run.next_runs[1].id)
     due = await redis.zscore("arq:other", run.next_runs[1].id)
@@ -83,7 +83,7 @@ async def test_what_follows_a_walk_comes_when_the_ledger_has_its_end(
     await fill_authors(database, 25)
     run = await client.enqueue(walk.options(then=add.call(number=PREVIOUS_RESULT)))
     async with working(fast, *ALL):
-        assert await run.next_runs[0].result(timeout=60) == 26
+        assert await run.next_runs[0].result(timeout=120) == 26
 
 
 async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
@@ -94,11 +94,11 @@ async def test_a_failure_ends_the_chain_and_its_retry_goes_on(
     async with working(fast, *ALL):
         for one in run.next_runs:
             with pytest.raises(JobFailed, match=f"not begun: double {run.id}: .*not today"):
-                await one.result(timeout=60)
+                await one.result(timeout=120)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), run.id, from_start=False)
         await until(lambda: called(("done",)))
-        assert await run.next_runs[1].result(timeout=60) == "done"
+        assert await run.next_runs[1].result(timeout=120) == "done"
     assert calls == [("double", 1), ("double", 1), ("add", 2, 1), ("done",)]
 
 
@@ -107,7 +107,7 @@ async def test_a_cancellation_ends_the_chain(fast: Settings, client: Client) -> 
     await run.cancel()
     async with working(fast, *ALL):
         with pytest.raises(JobCancelled, match="not begun"):
-            await run.next_runs[0].result(timeout=60)
+            await run.next_runs[0].result(timeout=120)
     assert calls == []
 
 
@@ -116,7 +116,7 @@ async def test_each_run_of_enqueue_many_has_its_own_followers(fast: Settings, cl
         double.options(then=add.call(number=PREVIOUS_RESULT)), [{"number": n} for n in range(3)]
     )
     async with working(fast, *ALL):
-        assert [await run.next_runs[0].result(timeout=60) for run in runs] == [1, 3, 5]
+        assert [await run.next_runs[0].result(timeout=120) for run in runs] == [1, 3, 5]
 
 
 async def test_a_run_that_is_known_has_no_new_followers(client: Client) -> None:
@@ -131,7 +131,7 @@ async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Re
     await redis.set("arq:job:by-hand", json.dumps(payload))
     await redis.zadd("arq:queue", {"by-hand": 0})
     async with working(fast, *ALL):
-        assert await client.run("by-hand:then").result(timeout=60) == 7
+        assert await client.run("by-hand:then").result(timeout=120) == 7
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_a_chain_that_cannot_be_read_is_refused_before_its_first_run(
     await redis.zadd("arq:queue", {"bent": 0})
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match=message):
-            await client.run("bent").result(timeout=60)
+            await client.run("bent").result(timeout=120)
     assert calls == []
 
 

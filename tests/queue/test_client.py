@@ -95,7 +95,7 @@ async def test_typed_arguments_and_results_come_back_as_they_were(fast: Settings
     }
     run = await client.enqueue(echo, **values)
     async with working(fast, *JOBS):
-        assert await run.result(timeout=60) == tuple(values.values())
+        assert await run.result(timeout=120) == tuple(values.values())
     assert await run.status() == "succeeded"
 
 
@@ -120,10 +120,10 @@ async def test_the_same_id_twice_is_one_run(fast: Settings, client: Client) -> N
     second = await client.enqueue(add.options(id="one"), 5)
     assert (first.is_new, second.is_new) == (True, False)
     async with working(fast, *JOBS):
-        assert await second.result(timeout=60) == 3
+        assert await second.result(timeout=120) == 3
         third = await client.enqueue(add.options(id="one"), 7)  # its result is still known
         assert not third.is_new
-        assert await third.result(timeout=60) == 3
+        assert await third.result(timeout=120) == 3
 
 
 async def test_delay_and_at_set_the_due_time(client: Client, redis: Redis) -> None:
@@ -140,7 +140,7 @@ async def test_a_deferred_run_that_is_cancelled_ends_at_once(fast: Settings, cli
     await run.cancel()
     async with working(fast, *JOBS):
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await redis.smembers(keys.CANCELLED) == set()
     assert await run.status() == "cancelled"
 
@@ -149,9 +149,9 @@ async def test_a_failure_and_a_large_result_say_so(fast: Settings, client: Clien
     failing, big = await client.enqueue(refuse), await client.enqueue(large)
     async with working(with_worker(fast, max_attempts=1), *JOBS):
         with pytest.raises(JobFailed, match="ValueError: not today"):
-            await failing.result(timeout=60)
+            await failing.result(timeout=120)
         with pytest.raises(ResultTooLarge, match=r"2,000,002 bytes exceeds worker\.max_result_bytes"):
-            await big.result(timeout=60)
+            await big.result(timeout=120)
 
 
 async def test_what_is_no_job_is_refused(client: Client, redis: Redis) -> None:
@@ -171,9 +171,9 @@ async def test_a_job_by_its_name_is_validated_by_the_worker(fast: Settings, clie
     good = await client.enqueue("add", a=1, b=1)
     bad = await client.enqueue("add", a="many")
     async with working(fast, *JOBS):
-        assert await good.result(timeout=60) == 2
+        assert await good.result(timeout=120) == 2
         with pytest.raises(JobFailed, match="a: input should be a valid integer"):
-            await bad.result(timeout=60)
+            await bad.result(timeout=120)
     letter = json.loads(await redis.hget(keys.DEAD, bad.id))
     assert json.loads(letter["payload"])["k"] == {"a": "many"}
 
@@ -182,7 +182,7 @@ async def test_two_commands_of_redis_cli_enqueue(fast: Settings, client: Client,
     await redis.set("arq:job:mine", '{"f": "add", "k": {"a": 40}}')
     await redis.zadd("arq:queue", {"mine": 0})
     async with working(fast, *JOBS):
-        assert await client.run("mine", add).result(timeout=60) == 42
+        assert await client.run("mine", add).result(timeout=120) == 42
 
 
 def stock_client(redis: Redis, **codec: Any) -> ArqRedis:
@@ -195,7 +195,7 @@ async def test_a_stock_arq_client_with_json_gets_its_answer(fast: Settings, redi
     sent = await arq.enqueue_job("add", 1, b=4)
     assert sent is not None
     async with working(fast, *JOBS):
-        assert await sent.result(timeout=60, poll_delay=0.02) == 5
+        assert await sent.result(timeout=120, poll_delay=0.02) == 5
 
 
 async def test_a_pickle_is_refused_unless_the_setting_admits_it(
@@ -209,7 +209,7 @@ async def test_a_pickle_is_refused_unless_the_setting_admits_it(
     again = await stock_client(redis).enqueue_job("add", 1, b=4)
     assert again is not None
     async with working(with_worker(fast, accept_pickle=True), *JOBS):
-        assert await again.result(timeout=60, poll_delay=0.02) == 5
+        assert await again.result(timeout=120, poll_delay=0.02) == 5
 
 
 @job
@@ -233,7 +233,7 @@ async def test_a_stock_client_that_pickles_aborts_hears_of_errors_and_names_the_
         failing = await arq.enqueue_job("refuse")
         assert failing is not None
         with pytest.raises(RuntimeError, match="ValueError: not today"):
-            await failing.result(timeout=60, poll_delay=0.02)
+            await failing.result(timeout=120, poll_delay=0.02)
         waiting = await arq.enqueue_job("wait_long")
         deferred = await arq.enqueue_job("wait_long", _defer_by=60)
         assert waiting is not None
@@ -244,7 +244,7 @@ async def test_a_stock_client_that_pickles_aborts_hears_of_errors_and_names_the_
     async with working(with_worker(admits, max_attempts=9), which_try):
         third = await arq.enqueue_job("which_try", _job_try=3)
         assert third is not None
-        assert await third.result(timeout=60, poll_delay=0.02) == 3
+        assert await third.result(timeout=120, poll_delay=0.02) == 3
 
 
 async def test_a_job_that_a_stock_worker_runs_is_not_asked_for_again_and_again(
@@ -255,14 +255,14 @@ async def test_a_job_that_a_stock_worker_runs_is_not_asked_for_again_and_again(
     await redis.zadd("arq:queue", {"theirs": 1})  # it stays due there while it runs
 
     async with working(fast, *JOBS):
-        assert await (await client.enqueue(add, 1)).result(timeout=60) == 3  # behind it in the queue
+        assert await (await client.enqueue(add, 1)).result(timeout=120) == 3  # behind it in the queue
         before, began = await script_calls(redis), time.monotonic()
         await round_trips(redis, 400)
         polls = (time.monotonic() - began) / fast.worker.poll_interval_seconds
         assert await script_calls(redis) - before < 50 + 3 * polls  # polling without a pause would call 400 times
-        assert await (await client.enqueue(add, 2)).result(timeout=60) == 4
+        assert await (await client.enqueue(add, 2)).result(timeout=120) == 4
         await redis.delete("arq:in-progress:theirs")
-        assert await client.run("theirs", add).result(timeout=60) == 3
+        assert await client.run("theirs", add).result(timeout=120) == 3
 
 
 async def test_progress_reports_until_the_end(fast: Settings, client: Client) -> None:

@@ -77,7 +77,7 @@ async def test_a_group_calls_back_once_with_the_results_in_their_order(fast: Set
     assert group.callback is not None
     assert await group.progress() == (600, 0, False)
     async with working(fast, *ALL), working(fast, *ALL):
-        assert await group.callback.result(timeout=60) == f"sum {sum(2 * n for n in range(600))}"
+        assert await group.callback.result(timeout=120) == f"sum {sum(2 * n for n in range(600))}"
     assert await group.progress() == (600, 600, True)
     assert [call for call in calls if call[0] == "total"] == [("total", [2 * n for n in range(600)])]
     assert len(calls) == 601
@@ -101,15 +101,15 @@ async def test_a_member_that_failed_keeps_the_callback_waiting_until_its_retry(
     assert group.callback is not None
     async with working(fast, *ALL):
         with pytest.raises(JobFailed, match="not today"):
-            await group.runs[0].result(timeout=60)
+            await group.runs[0].result(timeout=120)
         with pytest.raises(JobFailed, match=f"not begun: double {group.id}:1"):
-            await group.callback.result(timeout=60)
-        await group.runs[1].result(timeout=60)
+            await group.callback.result(timeout=120)
+        await group.runs[1].result(timeout=120)
         assert await group.progress() == (2, 1, False)
         fail["now"] = False
         assert await retry_run(redis, Ledger(database, "north"), group.runs[0].id, from_start=False)
         await until(lambda: called(("total", [2, 3])))
-        assert await group.callback.result(timeout=60) == "5"
+        assert await group.callback.result(timeout=120) == "5"
 
 
 async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Settings, client: Client) -> None:
@@ -119,7 +119,7 @@ async def test_a_group_that_needs_ends_alone_calls_back_over_failures(fast: Sett
     group = await client.group([double.call(1), add.call(2), chain], then=then, complete_when="all_finished")
     async with working(fast, *ALL):
         assert group.callback is not None
-        assert await group.callback.result(timeout=60) == "3"  # no error is reported before it begins
+        assert await group.callback.result(timeout=120) == "3"  # no error is reported before it begins
     assert ("total", [None, 3, None]) in calls
     assert ("done",) not in calls
     assert await group.progress() == (3, 3, True)
@@ -155,7 +155,7 @@ async def test_a_group_without_a_callback_says_how_far_it_is(fast: Settings, cli
     assert group.callback is None
     async with working(fast, *ALL):
         for run in group.runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await group.progress() == (4, 4, True)
 
 

@@ -81,8 +81,8 @@ KEYS = sorted({example(one.name) for one in keys.SCHEMA} - {QUEUE})
 async def _works(client: Client, redis: Redis, what: str) -> None:
     """Check that jobs run and that operator commands take effect, unless the command's own key is broken."""
     run = await client.enqueue(echo, name=what)
-    assert await run.result(timeout=20) == what
-    assert await (await client.enqueue(limited)).result(timeout=20) == "limited"
+    assert await run.result(timeout=120) == what
+    assert await (await client.enqueue(limited)).result(timeout=120) == "limited"
     if await redis.type(keys.CANCELLED) in (b"none", b"set"):
         hanging = await client.enqueue(sleep)
         await until(lambda: redis.exists(keys.IN_PROGRESS + hanging.id))
@@ -123,7 +123,7 @@ async def test_a_broken_queue_is_named_and_works_again_when_it_is_mended(
         await write(redis, other, kind)
         good = [await client.enqueue(echo, name=f"{kind}{number}") for number in range(9)]
         for run in good:
-            assert await run.result(timeout=20)
+            assert await run.result(timeout=120)
         await until(lambda: _is_logged(caplog, f"key={other}"))
         assert [await redis.get(keys.RETRY + run.id) for run in good] == [None] * 9
         assert sum(f"key={other}" in record.getMessage() for record in caplog.records) == 1
@@ -131,7 +131,7 @@ async def test_a_broken_queue_is_named_and_works_again_when_it_is_mended(
         assert problem.cure == f"RENAME {other} broken:{other}"
         await redis.execute_command(*problem.cure.split())
         run = await client.enqueue(echo.options(queue=other), name="mended")
-        assert await run.result(timeout=20) == "mended"
+        assert await run.result(timeout=120) == "mended"
     assert await find_key_problems(redis, [QUEUE, other]) == []
 
 
@@ -141,7 +141,7 @@ async def test_an_order_of_a_wrong_type_stops_nothing(redis: Redis, client: Clie
     async with working(fast, echo):
         for key in ordered:
             await redis.set(key, "x")
-        assert await (await client.enqueue(echo, name="a")).result(timeout=20) == "a"
+        assert await (await client.enqueue(echo, name="a")).result(timeout=120) == "a"
         problems = {problem.key for problem in await find_key_problems(redis, [QUEUE])}
         assert problems == ordered
 
@@ -160,8 +160,8 @@ async def test_a_value_of_an_order_that_is_none_is_named_once_and_ignored(
         ):
             await redis.hset(key, field, value)  # type: ignore[misc]
         for number in range(3):
-            assert await (await client.enqueue(limited)).result(timeout=20) == "limited"
-            assert await (await client.enqueue(echo, name=str(number))).result(timeout=20) == str(number)
+            assert await (await client.enqueue(limited)).result(timeout=120) == "limited"
+            assert await (await client.enqueue(echo, name=str(number))).result(timeout=120) == str(number)
         await until(lambda: _is_logged(caplog, f"key={keys.PACE}"))
         for name in (keys.PACE, keys.RATES):
             assert sum(f"key={name} " in record.getMessage() for record in caplog.records) == 1
@@ -172,7 +172,7 @@ async def test_a_value_of_an_order_that_is_none_is_named_once_and_ignored(
 async def test_a_limit_that_is_no_whole_number_is_ignored(redis: Redis, client: Client, fast: Settings) -> None:
     await redis.hset(keys.LIMITS, mapping={QUEUE: "1.5", "limited": "0.5"})  # type: ignore[misc]
     async with working(fast, echo, limited):
-        assert await (await client.enqueue(limited)).result(timeout=20) == "limited"
+        assert await (await client.enqueue(limited)).result(timeout=120) == "limited"
     assert len(await find_key_problems(redis, [QUEUE])) == 2
 
 
@@ -185,7 +185,7 @@ async def test_ids_that_cannot_be_printed_become_dead_letters(redis: Redis, clie
         await redis.zadd(QUEUE, {run_id: 1})
     ran.clear()
     async with working(fast, echo):
-        assert await (await client.enqueue(echo, name="good")).result(timeout=20) == "good"
+        assert await (await client.enqueue(echo, name="good")).result(timeout=120) == "good"
         await until(lambda: _is_empty(redis))
     assert ran == ["good"]
     assert await redis.hlen(keys.DEAD) == len(IDS)
@@ -224,7 +224,7 @@ async def test_a_hostile_payload_harms_its_own_job_alone(
             await redis.zadd(QUEUE, {f"evil{number}": 1})
         good = [await client.enqueue(echo, name=str(number)) for number in range(20)]
         for number, run in enumerate(good):
-            assert await run.result(timeout=20) == str(number)
+            assert await run.result(timeout=120) == str(number)
         await until(lambda: _is_empty(redis))
         assert await redis.get(keys.RETRY + good[0].id) is None
     assert json.loads(await redis.get(keys.RESULT + "evil0"))["id"] == "evil0"

@@ -84,7 +84,7 @@ async def test_the_table_knows_every_key_that_a_live_worker_leaves_and_its_type(
         await until(lambda: redis.exists(keys.GROUP + "g:done"))
         await client.enqueue(fine.options(id="deferred", delay=60, priority=5))
         await client.enqueue(fair.options(delay=60), tenant="north")
-        await (await client.enqueue(fair, tenant="south")).result(timeout=60)
+        await (await client.enqueue(fair, tenant="south")).result(timeout=120)
         await redis.set("arq:job:unheard-of", '{"f": "no_such_job"}')
         await redis.zadd("arq:queue", {"unheard-of": 0})
         await until(lambda: redis.exists(keys.UNKNOWN + "arq:queue"))

@@ -94,7 +94,7 @@ async def test_letters_with_odd_times_are_logged_once_and_deleted_by_the_cure(
     with caplog.at_level(logging.WARNING, "longhaul.keys"):
         async with working(fast, ping):
             await until(lambda: redis.exists(keys.PRUNED))
-            assert await (await client.enqueue(ping)).result(timeout=60) == str(datetime.now(UTC).year)
+            assert await (await client.enqueue(ping)).result(timeout=120) == str(datetime.now(UTC).year)
             await until(lambda: has_lines(caplog, len(bad)))
             listed = json.loads((await cli("dead", "--json")).stdout)
             assert {one["id"] for one in listed} == {"good", "naive"}
@@ -139,7 +139,7 @@ async def test_a_job_with_an_odd_due_time_runs(
     await redis.set(keys.JOB + "one", '{"f": "ping"}')
     await redis.execute_command("ZADD", "arq:queue", score, "one")
     async with working(fast, ping):
-        assert await client.run("one").result(timeout=60) in ("1970", str(datetime.now(UTC).year))
+        assert await client.run("one").result(timeout=120) in ("1970", str(datetime.now(UTC).year))
 
 
 @pytest.mark.parametrize("score", ["+inf", "1e300", "9e15", "253402300800000", "1e18"])
@@ -149,7 +149,7 @@ async def test_a_job_that_is_due_after_the_end_of_time_disturbs_no_other(
     await redis.set(keys.JOB + "one", '{"f": "ping"}')
     await redis.execute_command("ZADD", "arq:queue", score, "one")
     async with working(with_worker(fast, max_jobs=1), ping):
-        await (await client.enqueue(ping)).result(timeout=60)
+        await (await client.enqueue(ping)).result(timeout=120)
         assert [run.due_at for run in await client.runs() if run.id == "one"] == [None]
         for arguments in (("status",), ("status", "--json"), ("top", "--once", "--every", "0.1")):
             assert (await cli(*arguments)).returncode == 0, arguments

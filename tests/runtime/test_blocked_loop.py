@@ -45,7 +45,7 @@ async def test_worker_logs_a_job_that_blocks_its_loop_with_the_stack(
 
     async with working(with_worker(fast, lease_seconds=30.0), block):
         run = await client.enqueue(block.options(id="b1"))
-        seconds = await run.result(timeout=60)
+        seconds = await run.result(timeout=120)
     [line] = blocked_lines(caplog)
     assert seconds >= 0.7
     assert "running=b1" in line and "in sleep_until_logged" in line and "time.sleep(0.2)" in line
@@ -61,7 +61,7 @@ async def test_worker_does_not_log_a_loop_that_waits(
             await asyncio.sleep(0.05)
 
     async with working(fast, wait):
-        await (await client.enqueue(wait)).result(timeout=60)
+        await (await client.enqueue(wait)).result(timeout=120)
     lines = blocked_lines(caplog)
     assert [line for line in lines if "in wait" in line] == []
 

@@ -120,7 +120,7 @@ async def test_arguments_of_an_old_signature_wait_for_a_worker_that_has_it(
     await redis.zadd("arq:queue", {run.id: 0})
     gate["go"].set()
     async with working(fast, walk):
-        assert await run.result(timeout=60) == "walked"
+        assert await run.result(timeout=120) == "walked"
     assert await count_seen(database) == {1: 50}
 
 
@@ -130,7 +130,7 @@ async def test_arguments_that_do_not_fit_after_a_deploy_end_the_run_in_the_ledge
     run = await drained(fast, client, by_name=True)
     async with working(fast, deployed):
         with pytest.raises(JobFailed, match="must: field required"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await states(database) == ["dead"]
     await age(database)
     await rescued(fast, redis)
@@ -146,7 +146,7 @@ async def test_a_run_whose_worker_died_is_cancelled_for_good(
     await run.cancel()
     async with working(fast, walk):
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await states(database) == ["cancelled"]
     await age(database)
     await rescued(fast, redis)
@@ -172,7 +172,7 @@ async def test_a_drain_gets_out_of_a_task_group(fast: Settings, client: Client, 
     assert await run.status() == "waiting"
     assert await states(database) == ["waiting"]
     async with working(fast, in_a_task_group):
-        assert await run.result(timeout=60) == "walked"
+        assert await run.result(timeout=120) == "walked"
     assert await count_seen(database) == {1: 50}
 
 
@@ -201,9 +201,9 @@ async def test_what_postgresql_cannot_keep_does_not_keep_a_run_from_its_end(
 ) -> None:
     good, bad = await client.enqueue(return_nul), await client.enqueue(raise_nul)
     async with working(fast, return_nul, raise_nul):
-        assert await good.result(timeout=60) == "a\x00b"
+        assert await good.result(timeout=120) == "a\x00b"
         with pytest.raises(JobFailed, match="ValueError: a"):
-            await bad.result(timeout=60)
+            await bad.result(timeout=120)
     assert sorted(await states(database)) == ["dead", "succeeded"]
     async with database.session() as session:
         assert await session.scalar(text("SELECT error FROM worker.run WHERE state = 'dead'")) == (
@@ -261,7 +261,7 @@ async def test_run_ends_with_the_error_of_its_job_whatever_it_is(
     async with working(fast, raise_hostile, raise_hostile_in_walk, raise_hostile_in_thread):
         for kind, run in runs.items():
             with pytest.raises(JobFailed) as failed:
-                await run.result(timeout=60)
+                await run.result(timeout=120)
             assert HOSTILE[kind][1] in str(failed.value), kind
             letter = json.loads(await redis.hget(keys.DEAD, run.id))
             assert HOSTILE[kind][1] in letter["error"], kind
@@ -285,10 +285,10 @@ async def test_no_entry_of_the_queue_stops_a_worker(fast: Settings, client: Clie
     await redis.zadd("arq:queue", {"late": 0, "negative": 0, "exploding": 0, b"\xff\xfe": 0, "first": "-inf"})
     run = client.run("first")
     async with working(fast, walk, with_validator):
-        assert await run.result(timeout=60) == "walked"
+        assert await run.result(timeout=120) == "walked"
         for name, message in (("late", "et is not a time"), ("negative", "et is not a time"), ("exploding", "'1'|: 1")):
             with pytest.raises(JobFailed, match=message):
-                await client.run(name).result(timeout=60)
+                await client.run(name).result(timeout=120)
         await until(lambda: _empty(redis))
     invalid = rb"invalid id: \xff\xfe"
     assert sorted(await redis.hkeys(keys.DEAD)) == [b"exploding", invalid, b"late", b"negative"]
@@ -325,7 +325,7 @@ async def test_a_cancel_for_nobody_does_not_wait_for_the_next_one(client: Client
     await redis.sadd(keys.CANCELLED, "later")  # by hand, and too early
     run = await client.enqueue(walk.options(id="later"))
     async with working(fast, walk):
-        assert await run.result(timeout=60) == "walked"
+        assert await run.result(timeout=120) == "walked"
 
 
 async def test_a_renewal_that_comes_after_a_requeue_takes_nothing_back(redis: Redis, client: Client) -> None:
@@ -389,5 +389,5 @@ async def test_a_foreign_entry_among_the_workers_does_not_stop_the_mirror(
     gate["go"].set()
     run = await client.enqueue(walk)
     async with working(fast, walk):
-        await run.result(timeout=60)
+        await run.result(timeout=120)
         await until(lambda: redis.hget(keys.RUN + run.id, "finished_at"))

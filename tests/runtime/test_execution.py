@@ -92,7 +92,7 @@ async def test_a_wait_is_logged_once_for_a_reason_and_not_for_each_batch(
 
     with caplog.at_level(logging.INFO, "longhaul.jobs"):
         async with working(fast, paced):
-            assert await (await client.enqueue(paced)).result(timeout=60) == 60
+            assert await (await client.enqueue(paced)).result(timeout=120) == 60
     throttled = [one for one in caplog.records if one.getMessage().startswith("walk throttled")]
     assert Flapping.waits >= 5
     assert len(throttled) == lines

@@ -77,9 +77,9 @@ async def test_no_more_run_at_once_than_the_limit_over_two_workers(fast: Setting
     runs = await client.enqueue_many(narrow, [{}] * 40)
     async with working(fast, narrow, free), working(with_worker(fast, name="other"), narrow, free):
         other = await client.enqueue(free)
-        await other.result(timeout=60)  # an unlimited job does not wait behind them
+        await other.result(timeout=120)  # an unlimited job does not wait behind them
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen["most"] == 3
 
 
@@ -87,7 +87,7 @@ async def test_a_limit_for_each_value_of_an_argument(fast: Settings, client: Cli
     runs = await client.enqueue_many(one_each, [{"tenant": f"t{n % 3}"} for n in range(18)])
     async with working(fast, one_each):
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert {tenant: most for tenant, (_, most) in seen["by"].items()} == {"t0": 1, "t1": 1, "t2": 1}
     assert seen["most"] > 1
     assert await redis.keys("worker:limit:*") == await redis.keys("worker:held:*") == []
@@ -126,7 +126,7 @@ async def test_an_operator_changes_a_limit_while_it_holds(fast: Settings, client
     runs = await client.enqueue_many(narrow, [{}] * 6)
     async with working(fast, narrow):
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert seen["most"] == 1
 
 
@@ -134,10 +134,10 @@ async def test_a_rate_spaces_runs_evenly_and_holds_nobody_else_up(fast: Settings
     runs = await client.enqueue_many(paced, [{}] * 10)
     async with working(with_worker(fast, max_jobs=2), paced, free):
         other = await client.enqueue(free)
-        await other.result(timeout=60)
+        await other.result(timeout=120)
         assert len(seen["moments"]) < 10
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     moments = seen["moments"]
     assert len(moments) == 10
     assert moments[-1] - moments[0] >= 9 * 0.05 - 0.02
@@ -203,7 +203,7 @@ async def test_a_job_has_its_own_backoff(fast: Settings, client: Client) -> None
     run = await client.enqueue(stubborn)
     async with working(fast, stubborn):
         with pytest.raises(JobFailed, match="attempt 4, the last"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     pauses = [(after - before).total_seconds() for before, after in zip(seen["tries"], seen["tries"][1:], strict=False)]
     assert [pause >= least for pause, least in zip(pauses, (0.01, 0.02, 0.03), strict=True)] == [True] * 3
     assert sum(pauses) < 5
@@ -212,7 +212,7 @@ async def test_a_job_has_its_own_backoff(fast: Settings, client: Client) -> None
 async def test_a_snooze_costs_no_try(fast: Settings, client: Client) -> None:
     run = await client.enqueue(sleepy)
     async with working(fast, sleepy):
-        assert await run.result(timeout=60) == 3
+        assert await run.result(timeout=120) == 3
     assert seen["tries"] == [1, 1, 1]
 
 
@@ -235,10 +235,10 @@ def breaks(ctx: JobContext) -> None:
 async def test_plain_functions_run_in_threads(fast: Settings, client: Client) -> None:
     runs = await client.enqueue_many(plain, [{"n": n} for n in range(4)])
     async with working(with_worker(fast, max_attempts=1), plain, breaks):
-        found = [await run.result(timeout=60) for run in runs]
+        found = [await run.result(timeout=120) for run in runs]
         failing = await client.enqueue(breaks)
         with pytest.raises(JobFailed, match="ValueError: in breaks"):
-            await failing.result(timeout=60)
+            await failing.result(timeout=120)
     assert [each["n"] for each in found] == [0, 1, 2, 3]
     assert threading.get_ident() not in {each["thread"] for each in found}
 
@@ -262,7 +262,7 @@ async def test_enqueue_many_is_validated_whole_before_anything_is_sent(client: C
 async def test_a_result_is_told_and_not_asked_for(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(alone, 3)
     async with working(fast, alone):
-        waiting = asyncio.create_task(run.result(timeout=60))
+        waiting = asyncio.create_task(run.result(timeout=120))
         await until_status(run, "running")
         before = (await redis.info("commandstats"))["cmdstat_get"]["calls"]
         await round_trips(redis)
@@ -287,8 +287,8 @@ async def test_a_job_past_its_expiry_is_not_run_and_says_so(fast: Settings, clie
     await asyncio.sleep(0.02)
     async with working(fast, note_queue):
         with pytest.raises(JobFailed, match=r"expired 0\.\d s before it could begin: it was not run"):
-            await run.result(timeout=60)
-        await in_time.result(timeout=60)
+            await run.result(timeout=120)
+        await in_time.result(timeout=120)
     assert seen["moments"] == ["in time"]
 
 
@@ -312,7 +312,7 @@ async def test_a_run_without_progress_is_reported_and_one_with_it_is_not(
 ) -> None:
     run = await client.enqueue(hangs_once)
     async with working(fast, hangs_once):
-        assert await run.result(timeout=60) == 7
+        assert await run.result(timeout=120) == 7
     events = [(entry[b"event"].decode(), entry.get(b"run")) for _, entry in await redis.xrange("worker:events")]
     assert [kind for kind, run_id in events if run_id == run.id.encode()].count("stalled") == 1
     assert seen["tries"] == [1, 2]

@@ -83,7 +83,7 @@ async def test_new_worker_leaves_a_walk_of_the_old_code_to_an_old_worker_that_li
     gate["go"].set()
     await redis.zadd("arq:queue", {"w1": 0})
     async with working(with_worker(fast, name="old-3"), OLD):
-        assert await run.result(timeout=60) == 50
+        assert await run.result(timeout=120) == 50
     assert await count_seen(database) == {1: 50}
 
 
@@ -96,7 +96,7 @@ async def test_walk_of_the_old_code_fails_with_the_command_to_accept_it_if_no_ol
     gate["go"].set()
     async with working(with_worker(fast, name="new"), NEW):
         with pytest.raises(JobFailed, match="--accept-statement"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await count_seen(database) == {0: 30, 1: 20}
 
 
@@ -111,4 +111,4 @@ async def test_old_worker_that_drains_does_not_keep_a_walk_from_the_new_ones(
         old.drain(why="the end of the test")
         async with working(with_worker(fast, name="new"), NEW):
             with pytest.raises(JobFailed, match="--accept-statement"):
-                await run.result(timeout=60)
+                await run.result(timeout=120)

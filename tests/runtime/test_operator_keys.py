@@ -105,14 +105,14 @@ async def test_jobs_begin_and_obey_while_there_are_commands_for_very_many_others
         await until_true(lambda: not (state._stale or state._reading.locked()))  # the listener's start was a change
         scans, whole = await calls(redis, "sscan"), await calls(redis, "smembers")
         for _ in range(20):
-            assert await (await client.enqueue(ping)).result(timeout=60) == "pong"
+            assert await (await client.enqueue(ping)).result(timeout=120) == "pong"
         assert await calls(redis, "sscan") == scans, "a claim reads its own commands only"
         assert await calls(redis, "smembers") == whole
         running = await client.enqueue(nap.options(id="running"))
         await until_true(lambda: "running" in ran)
         await running.cancel()
         with pytest.raises(JobCancelled):
-            await running.result(timeout=60)
+            await running.result(timeout=120)
 
 
 @pytest.mark.usefixtures("database")
@@ -128,7 +128,7 @@ async def test_command_given_before_the_claim_is_obeyed_before_the_next_scan(
         await redis.sadd(keys.CANCELLED, "cancelled")
         await redis.sadd(keys.PAUSED, "paused")
         with pytest.raises(JobCancelled):
-            await cancelled.result(timeout=60)
+            await cancelled.result(timeout=120)
         await until(lambda: redis.hexists(keys.PARKED_RUNS + "paused", "paused"))
         assert ran == []
 

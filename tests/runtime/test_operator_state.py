@@ -66,7 +66,7 @@ async def test_a_worker_at_work_hears_that_it_is_to_drain(
     redis: Redis, client: Client, fast: Settings, watched: bool
 ) -> None:
     async with working(with_worker(fast, name="north"), quick) as worker:
-        assert await (await client.enqueue(quick)).result(timeout=60) == "done"
+        assert await (await client.enqueue(quick)).result(timeout=120) == "done"
         if not watched:
             await worker.listener.stop()
         await redis.sadd(keys.DRAINED, "north")
@@ -105,10 +105,10 @@ async def test_a_paused_queue_is_not_served_and_another_one_is(redis: Redis, cli
     held = await client.enqueue(quick.options(queue="slow"))
     free = await client.enqueue(quick)
     async with working(with_worker(fast, queue="slow", name="slow"), quick), working(fast, quick):
-        assert await free.result(timeout=60) == "done"
+        assert await free.result(timeout=120) == "done"
         assert await redis.exists(keys.RETRY + held.id) == 0  # not even claimed
         await redis.srem(keys.PAUSED, "slow")
-        assert await held.result(timeout=60) == "done"
+        assert await held.result(timeout=120) == "done"
 
 
 async def test_of_several_queues_of_one_worker_one_is_paused(redis: Redis, client: Client, fast: Settings) -> None:
@@ -116,10 +116,10 @@ async def test_of_several_queues_of_one_worker_one_is_paused(redis: Redis, clien
     held = await client.enqueue(quick.options(queue="slow"))
     async with working(with_worker(fast, queues={"slow": 9, "arq:queue": 1}), quick):
         for _ in range(3):
-            assert await (await client.enqueue(quick)).result(timeout=60) == "done"
+            assert await (await client.enqueue(quick)).result(timeout=120) == "done"
         assert await redis.exists(keys.RETRY + held.id) == 0
         await redis.srem(keys.PAUSED, "slow")
-        assert await held.result(timeout=60) == "done"
+        assert await held.result(timeout=120) == "done"
 
 
 async def _empty(redis: Redis, key: str) -> bool:

@@ -39,7 +39,7 @@ async def test_pause_and_resume_act_within_one_batch(
         await until_status(run, "paused")
         assert await count_seen(database) == {0: 30, 1: 20}
         await redis.srem(keys.PAUSED, "walk")
-        assert await run.result(timeout=60) == 50
+        assert await run.result(timeout=120) == 50
     assert await count_seen(database) == {1: 50}
 
 
@@ -52,7 +52,7 @@ async def test_cancel_acts_within_one_batch(fast: Settings, client: Client, data
         await until_true(lambda: run.id in worker.operator_state.cancelled)
         gate["go"].set()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert await count_seen(database) == {0: 30, 1: 20}
     async with database.session() as session:
         assert await session.scalar(text("SELECT state FROM worker.run")) == "cancelled"
@@ -64,7 +64,7 @@ async def test_a_job_outside_of_a_loop_is_cancelled_where_it_is(fast: Settings, 
         await asyncio.wait_for(gate["begun"].wait(), 60)
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
 
 
 async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: Client, redis: Redis) -> None:
@@ -75,7 +75,7 @@ async def test_a_drained_job_goes_back_and_costs_no_try(fast: Settings, client: 
     assert await redis.get(f"arq:retry:{run.id}") is None
     gate["go"].set()
     async with working(fast, wait_for_go):
-        assert await run.result(timeout=60) == "went"
+        assert await run.result(timeout=120) == "went"
     assert tries == [1, 1]
 
 

@@ -66,24 +66,24 @@ async def test_a_pause_by_argument_holds_its_runs_alone_until_it_is_removed(
     await redis.sadd(keys.PAUSED, "serve?tenant=north")
     async with working(fast, serve):
         held = await client.enqueue(serve, tenant="north")
-        await (await client.enqueue(serve, tenant="south")).result(timeout=60)
+        await (await client.enqueue(serve, tenant="south")).result(timeout=120)
         by_name = await client.enqueue_by_name("serve", {"tenant": "north", "level": 2})
         for run in (held, by_name):
             await until_status(run, "paused")
         assert served == [("south", 1)]
         await redis.srem(keys.PAUSED, "serve?tenant=north")
-        await held.result(timeout=60)
-        await by_name.result(timeout=60)
+        await held.result(timeout=120)
+        await by_name.result(timeout=120)
 
 
 async def test_several_arguments_and_defaults_count(client: Client, fast: Settings) -> None:
     await client.pause("serve", where={"tenant": "a & b=%", "level": 1})
     async with working(fast, serve):
         held = await client.enqueue(serve, tenant="a & b=%")  # level has its default
-        await (await client.enqueue(serve, tenant="a & b=%", level=2)).result(timeout=60)
+        await (await client.enqueue(serve, tenant="a & b=%", level=2)).result(timeout=120)
         await until_status(held, "paused")
         assert await client.resume("serve", where={"tenant": "a & b=%", "level": 1}) == 1
-        await held.result(timeout=60)
+        await held.result(timeout=120)
 
 
 async def test_a_running_walk_pauses_at_its_boundary_and_goes_on(
@@ -99,7 +99,7 @@ async def test_a_running_walk_pauses_at_its_boundary_and_goes_on(
         await until_status(run, "paused")
         assert await redis.exists(keys.PARKED_RUNS + "walk?tenant=north")
         await client.resume("walk", where={"tenant": "north"})
-        assert await run.result(timeout=60) == 30
+        assert await run.result(timeout=120) == 30
     assert await count_seen(database) == {1: 30}
 
 
@@ -111,8 +111,8 @@ async def test_a_cancel_by_argument_ends_waiting_and_running_runs(client: Client
         waiting = await client.enqueue(serve, tenant="north")
         for run in (running, waiting):
             with pytest.raises(JobCancelled):
-                await run.result(timeout=60)
-        await (await client.enqueue(serve, tenant="south")).result(timeout=60)
+                await run.result(timeout=120)
+        await (await client.enqueue(serve, tenant="south")).result(timeout=120)
     assert served == [("north", 0), ("south", 1)]
 
 
@@ -131,7 +131,7 @@ async def test_an_entry_that_matches_no_run_is_a_named_problem_and_pauses_nothin
     caplog.set_level(logging.WARNING, "longhaul.keys")
     await redis.sadd(keys.PAUSED, entry)
     async with working(fast, serve):
-        await (await client.enqueue(serve, tenant="north")).result(timeout=60)
+        await (await client.enqueue(serve, tenant="north")).result(timeout=120)
     assert problem in caplog.text and "redis-cli SREM worker:paused" in caplog.text
 
 

@@ -68,7 +68,7 @@ async def test_paused_run_is_parked_and_runs_when_its_order_is_taken_back(
         await until(lambda: is_shown_as_paused(run))
         assert await redis.get(keys.RETRY + "one") is None, "it cost no attempt"
         await redis.srem(keys.PAUSED, order)
-        assert await run.result(timeout=30) == 1
+        assert await run.result(timeout=120) == 1
         assert await redis.keys(keys.PARKED + "*") == []
 
 
@@ -81,10 +81,10 @@ async def test_parked_run_is_cancelled_at_once(fast: Settings, redis: Redis, cli
         await runs[1].cancel()
         for run in runs[:2]:
             with pytest.raises(JobCancelled):
-                await run.result(timeout=30)
+                await run.result(timeout=120)
         await until(lambda: is_shown_as_paused(runs[2]))
         await redis.srem(keys.PAUSED, "mail")
-        assert await runs[2].result(timeout=30) == 2
+        assert await runs[2].result(timeout=120) == 2
 
 
 async def test_run_that_another_order_pauses_is_parked_for_that_one(
@@ -98,7 +98,7 @@ async def test_run_that_another_order_pauses_is_parked_for_that_one(
         await until(lambda: is_parked(redis, "mail", 1))
         await until(lambda: is_shown_as_paused(run))
         await redis.srem(keys.PAUSED, "mail")
-        assert await run.result(timeout=30) == 1
+        assert await run.result(timeout=120) == 1
 
 
 async def test_run_whose_id_was_enqueued_again_is_not_made_due_by_an_old_entry(
@@ -109,7 +109,7 @@ async def test_run_whose_id_was_enqueued_again_is_not_made_due_by_an_old_entry(
     run = await client.enqueue(mail.options(id="one", delay=3600), n=1)
     async with working(fast, mail, other):
         await until(lambda: is_parked(redis, "mail", 0))
-        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+        assert await (await client.enqueue(other)).result(timeout=120) == "done"
         assert await run.status() == "deferred"
 
 
@@ -122,13 +122,13 @@ async def check_paused_runs_cost_nothing(settings: Settings, redis: Redis, clien
         await until(lambda: is_parked(redis, "mail", count), seconds=120)
         for run in runs[:: count // 10]:
             await until(lambda run=run: is_shown_as_paused(run))
-        assert await (await client.enqueue(other)).result(timeout=30) == "done"  # the connections are open
+        assert await (await client.enqueue(other)).result(timeout=120) == "done"  # the connections are open
         before = await commands_of(redis)
         began = time.monotonic()
         await until(lambda: _is(lambda: time.monotonic() - began > 3))
         # The mirror, the health line, cron and this test: some hundreds; the paused runs would be 9,000.
         assert await commands_of(redis) - before < 1000
-        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+        assert await (await client.enqueue(other)).result(timeout=120) == "done"
         assert await is_parked(redis, "mail", count)
 
 
@@ -149,10 +149,10 @@ async def check_waiting_runs_cost_little(settings: Settings, redis: Redis, clien
     async with working(with_worker(settings, max_jobs=100, drain_timeout_seconds=0.1), alone, seldom, other):
         await until(lambda: _has_in_line(redis, count - 1), seconds=120)
         await until(lambda: _has_reserved(redis, 199), seconds=120)
-        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+        assert await (await client.enqueue(other)).result(timeout=120) == "done"
         # The first ones of the line ask each five seconds, the others more and more seldom: some claims a second.
         await until(lambda: _is_quiet(redis, 600), seconds=60)
-        assert await (await client.enqueue(other)).result(timeout=30) == "done"
+        assert await (await client.enqueue(other)).result(timeout=120) == "done"
 
 
 async def _is_quiet(redis: Redis, commands: int) -> bool:
@@ -185,7 +185,7 @@ async def test_worker_with_5000_slots_claims_5000_jobs_at_once(fast: Settings, r
         runs += await client.enqueue_many(mail, [{"n": n} for n in range(first, first + 1000)])
     async with working(with_worker(fast, max_jobs=5000), mail):
         await until(lambda: _is_empty(redis, "arq:queue"), seconds=120)
-        results = await asyncio.gather(*(run.result(timeout=60) for run in runs[::500]))
+        results = await asyncio.gather(*(run.result(timeout=120) for run in runs[::500]))
     assert results == list(range(0, 5000, 500))
     assert await redis.hlen(keys.DEAD) == 0
 

@@ -100,8 +100,8 @@ async def test_job_that_its_worker_has_lost_and_claimed_again_runs_once_at_a_tim
         second = await client.enqueue(alone, name="second")
         await until(lambda: _is_held(redis, second.id))
         gates["go"].set()
-        assert await first.result(timeout=60) == "first"
-        assert await second.result(timeout=60) == "second"
+        assert await first.result(timeout=120) == "first"
+        assert await second.result(timeout=120) == "second"
     assert gates["begun"] == ["first", "first", "second"]
     assert await redis.keys(keys.LIMIT + "*") == []
 
@@ -128,7 +128,7 @@ async def test_place_is_renewed_with_its_lease_and_put_back(fast: Settings, redi
         await until(lambda: _is_held(redis, second.id))
         assert gates["begun"] == ["first"]
         gates["go"].set()
-        assert await second.result(timeout=60) == "second"
+        assert await second.result(timeout=120) == "second"
 
 
 async def test_places_and_marks_hold_in_a_redis_that_was_emptied(fast: Settings, redis: Redis, client: Client) -> None:
@@ -147,8 +147,8 @@ async def test_places_and_marks_hold_in_a_redis_that_was_emptied(fast: Settings,
         await until(lambda: _is_held(redis, second.id))
         assert sorted(gates["begun"]) == ["first", "unique"]
         gates["go"].set()
-        assert await first.result(timeout=60) == "first"
-        assert await second.result(timeout=60) == "second"
+        assert await first.result(timeout=120) == "first"
+        assert await second.result(timeout=120) == "second"
     assert await redis.keys(keys.LIMIT + "*") == await redis.keys(keys.UNIQUE + "*") == []
 
 
@@ -167,7 +167,7 @@ async def test_runs_far_behind_in_line_ask_seldom_and_run_in_their_turn(
         assert max(dues) > 20, "the last one is not asked again soon"
         gates["go"].set()
         for run in runs:
-            await run.result(timeout=60)  # each place that is released makes the next one due
+            await run.result(timeout=120)  # each place that is released makes the next one due
 
 
 async def _are_held(redis: Redis, count: int) -> bool:

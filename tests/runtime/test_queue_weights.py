@@ -77,7 +77,7 @@ async def test_several_queues_are_served_by_weight_or_strictly(fast: Settings, c
     several = with_worker(fast, queues={QUEUE: 1, "arq:urgent": 9}, queue_order=order, max_jobs=4)
     async with working(several, note):
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     first = moments[:40]
     if order == "strict":
         assert first == ["arq:urgent"] * 40
@@ -90,7 +90,7 @@ async def test_a_worker_of_several_queues_hears_of_each(fast: Settings, client: 
     async with working(several, note):
         for name in ("arq:urgent", QUEUE):
             run = await client.enqueue(note.options(queue=name), name)
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert moments == ["arq:urgent", QUEUE]
 
 
@@ -109,7 +109,7 @@ async def test_a_limit_of_a_queue_holds_over_all_workers_and_holds_no_other_queu
     light = await client.enqueue_many(note, [{"name": "light"}] * 20)
     async with working(limited, count_heavy, note), working(limited, count_heavy, note):
         for run in light:
-            await run.result(timeout=60)  # though the heavier queue has more than it may run
+            await run.result(timeout=120)  # though the heavier queue has more than it may run
 
         async def three_run() -> bool:
             return await redis.zcard(keys.RUNNING + HEAVY) == 3
@@ -119,7 +119,7 @@ async def test_a_limit_of_a_queue_holds_over_all_workers_and_holds_no_other_queu
         await until(lambda: five_run(redis))
         gate["go"].set()
         for run in heavy:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert counts["most"] == 5
     assert await redis.exists(keys.RUNNING + HEAVY) == 0
 
@@ -228,7 +228,7 @@ async def test_the_priority_is_that_of_the_job_or_of_the_options(fast: Settings,
     runs.append(await client.enqueue_by_name("note", {"name": "by name"}, priority=8))
     async with working(with_worker(fast, max_jobs=1), note, note_first):
         for run in runs:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert moments == ["highest", "by name", "first", "many", "plain", "no more"]
 
 

@@ -116,7 +116,7 @@ async def test_attempts_are_counted_while_our_servers_are_available(
     async with working(fast, uses_servers):
         run = await client.enqueue(uses_servers)
         with pytest.raises(JobFailed) as failed:
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert attempts == [1, 2]
     if call is write_in_its_own_read_only_transaction:
         assert "cannot execute UPDATE in a read-only transaction" in str(failed.value)
@@ -162,7 +162,7 @@ async def test_no_attempt_is_counted_while_our_server_is_away(
             run = await client.enqueue(uses_servers)
             await until_true(lambda: len(attempts) >= 4)
             assert set(attempts) == {1}
-        assert await run.result(timeout=60) == "done"
+        assert await run.result(timeout=120) == "done"
 
 
 # --- a server that rejects writes
@@ -220,7 +220,7 @@ async def test_walk_waits_while_the_server_rejects_writes(
             known = await ledger.find(run.id)
             assert known is not None
             assert not known.finished
-        assert await run.result(timeout=60) == 500
+        assert await run.result(timeout=120) == 500
     assert await count_seen(database) == {1: 500}
     known = await ledger.find(run.id)
     assert known is not None

@@ -44,13 +44,13 @@ async def test_arguments_of_another_signature_are_kept_for_a_worker_that_has_it(
     assert await client.redis.get(keys.RETRY + run.id) is None  # it costs no attempt
     await client.redis.zadd("arq:queue", {run.id: 0})
     async with working(fast, new):
-        assert await run.result(timeout=60) == 2
+        assert await run.result(timeout=120) == 2
 
 
 async def test_arguments_that_fit_are_taken_whatever_the_signature_was(fast: Settings, client: Client) -> None:
     run = await client.enqueue(renamed(days=int), days=1)
     async with working(fast, renamed(days=str | int)):  # type: ignore[arg-type]
-        assert await run.result(timeout=60) == 1
+        assert await run.result(timeout=120) == 1
 
 
 async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Settings, client: Client) -> None:
@@ -59,4 +59,4 @@ async def test_arguments_that_do_not_fit_their_own_signature_are_dead(fast: Sett
     await client.store.enqueue("bent", json.dumps(raw), queue="arq:queue")
     async with working(fast, mine):
         with pytest.raises(JobFailed, match="days: input should be a valid integer"):
-            await client.run("bent").result(timeout=60)
+            await client.run("bent").result(timeout=120)

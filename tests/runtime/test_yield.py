@@ -106,9 +106,9 @@ async def test_a_walk_yields_to_a_run_that_waits_and_ends_behind_it(
     async with working(with_worker(fast, max_jobs=1), *JOBS):
         run = await client.enqueue(walk)
         await until_true(lambda: len(order) > 3)
-        await (await client.enqueue(quick)).result(timeout=60)
+        await (await client.enqueue(quick)).result(timeout=120)
         assert "walk ends" not in order
-        assert await run.result(timeout=60) == 1
+        assert await run.result(timeout=120) == 1
     assert order.count("quick") == 1 and order.index("quick") < order.index("walk ends")
     assert await count_seen(database) == {1: 100}
     assert await count_yields(redis) >= 1
@@ -122,7 +122,7 @@ async def test_a_walk_keeps_its_slot_while_nobody_waits(
     await fill_authors(database, 60)
     async with working(with_worker(fast, max_jobs=1), *JOBS):
         later = await client.enqueue(quick.options(delay=3600))  # it is not due
-        assert await (await client.enqueue(walk)).result(timeout=60) == 1
+        assert await (await client.enqueue(walk)).result(timeout=120) == 1
         assert await later.status() == "deferred"
     assert await count_yields(redis) == 0
 
@@ -134,8 +134,8 @@ async def test_a_walk_keeps_its_slot_while_another_one_is_free(
     async with working(with_worker(fast, max_jobs=2), *JOBS):
         run = await client.enqueue(walk)
         for _ in range(5):
-            await (await client.enqueue(quick)).result(timeout=60)
-        await run.result(timeout=60)
+            await (await client.enqueue(quick)).result(timeout=120)
+        await run.result(timeout=120)
     assert await count_yields(redis) == 0
 
 
@@ -147,7 +147,7 @@ async def test_a_walk_that_must_not_or_cannot_stop_keeps_its_slot(
     async with working(with_worker(fast, max_jobs=1), *JOBS):
         await client.enqueue(task)
         await until_true(lambda: order)
-        await (await client.enqueue(quick)).result(timeout=60)
+        await (await client.enqueue(quick)).result(timeout=120)
     assert order[-1] == "quick"
     assert await count_yields(redis) == 0
 
@@ -159,7 +159,7 @@ async def test_as_many_walks_yield_as_runs_wait(
     async with working(with_worker(fast, max_jobs=4), *JOBS):
         runs = [await client.enqueue(walk, name=f"walk {n}") for n in range(4)]
         await until_true(lambda: len(set(order)) == 4)
-        await (await client.enqueue(quick)).result(timeout=60)
+        await (await client.enqueue(quick)).result(timeout=120)
         yields = await count_yields(redis)
         for run in runs:
             await run.cancel()
@@ -176,10 +176,10 @@ async def test_a_walk_with_a_priority_yields_only_to_as_high_a_one(
         low = await client.enqueue(quick)
         await until_true(lambda: len(order) > 60)  # more than a second has passed
         assert "quick" not in order
-        await (await client.enqueue(urgent)).result(timeout=60)
+        await (await client.enqueue(urgent)).result(timeout=120)
         assert "first ends" not in order
-        await run.result(timeout=60)
-        await low.result(timeout=60)
+        await run.result(timeout=120)
+        await low.result(timeout=120)
     assert await count_yields(redis) == 1
 
 
@@ -193,7 +193,7 @@ async def test_a_walk_yields_its_place_under_a_limit(
         second = await client.enqueue(walk_alone, name="two")
         await until_true(lambda: "two" in order)
         assert "one ends" not in order
-        assert await asyncio.gather(first.result(timeout=60), second.result(timeout=60)) == [1, 1]
+        assert await asyncio.gather(first.result(timeout=120), second.result(timeout=120)) == [1, 1]
     assert await count_seen(database) == {2: 100}
 
 
@@ -206,8 +206,8 @@ async def test_a_walk_in_a_full_queue_with_strict_order_ignores_lighter_queues(
         run = await client.enqueue(walk)
         await until_true(lambda: order)
         light = await client.enqueue(quick.options(queue="arq:light"))
-        await run.result(timeout=60)
-        await light.result(timeout=60)
+        await run.result(timeout=120)
+        await light.result(timeout=120)
     assert await count_yields(redis) == 0
 
 
@@ -223,7 +223,7 @@ async def test_runs_of_a_queue_that_is_full_do_not_count(
         await until_true(lambda: {"keep", "walk"} <= set(order))
         await client.enqueue(quick.options(queue="arq:heavy"))
         await until_true(lambda: "keep ends" in order or "walk ends" in order)
-        await run.result(timeout=60)
+        await run.result(timeout=120)
     assert await count_yields(redis) == 0
 
 

@@ -13,7 +13,7 @@ from worker import Run
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 120.0) -> T:
     """Poll until `look` returns a true value; fail after a number of seconds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -23,7 +23,7 @@ async def until(look: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
             await asyncio.sleep(0.01)
 
 
-async def until_true(look: Callable[[], object], seconds: float = 60.0) -> None:
+async def until_true(look: Callable[[], object], seconds: float = 120.0) -> None:
     """Poll until a plain function returns a true value; fail after a number of seconds."""
 
     async def looked() -> bool:
