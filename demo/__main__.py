@@ -9,18 +9,20 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from demo.check import Counts, check
 from demo.data import Source, load, occupied, read_source, transfers, unload
-from demo.ledger import recorded
-from demo.show import Bar, bar, console, print_jobs
+from demo.ledger import recorded, rows_of_hands
+from demo.show import Bar, bar, console, print_hands, print_jobs, print_plan
 from demo.workers import Workers
 from jobs.accounts import transfer_funds
 from jobs.places import index_place_names, purge_place_names, retire_hamlets, summarise_countries
 from worker import Client, JobFailed, Run, Settings, load_settings
 from worker.embedded import services
+from worker.plan import make_plan
 from worker.types import Database
 
 KILL_AT_PERCENT = 40
@@ -30,6 +32,7 @@ PURGED = "CH"
 TRANSFERS = 300
 _QUEUE = "longhaul:demo"
 _NAMES = ("north", "south")
+_SUCCESSOR = "east"
 
 _TRY = """Try it on permanent servers (`make services` prints their URLs; set them, and run `make worker`):
   redis-cli -u $REDIS_URL HGETALL worker:run:<id>              how far a run is
@@ -66,24 +69,25 @@ async def demo(settings: Settings, workers: Workers, logs: Path) -> Counts:
 
 async def _run_jobs(settings: Settings, database: Database, workers: Workers, source: Source) -> Counts:
     async with Client(settings) as client:
-        for name in _NAMES:
-            workers.start(name)
-        await _both_there(client, workers)
+        await _start(client, workers, _NAMES)
         run = await client.enqueue(index_place_names)
         with bar("index_place_names") as shown:
             seconds = await _kill_in_the_middle(client, database, run, shown)
-        done = [run.id]
+        await _start(client, workers, (_SUCCESSOR,))
+        retired = await client.enqueue(retire_hamlets, below=RETIRED_BELOW)
+        await retired.result(timeout=60)
+        print_plan(await make_plan(purge_place_names, settings, country_code=PURGED))
+        done = [run.id, retired.id]
         for other in (
             await client.enqueue(summarise_countries),
-            await client.enqueue(retire_hamlets, below=RETIRED_BELOW),
             await client.enqueue(purge_place_names, country_code=PURGED),
         ):
             await other.result(timeout=60)
             done.append(other.id)
         moved = await _transfer(client)
-    runs = await recorded(database, done)
     console.print()
-    print_jobs(runs)
+    print_jobs(await recorded(database, done))
+    print_hands(retire_hamlets.name, await rows_of_hands(database, retired.id))
     console.print(f"transfer_funds: {moved} of {TRANSFERS} transfers made, the others refused as overdrafts")
     console.print(f"takeover: {seconds:.1f} s from the death to the next committed batch")
     console.print()
@@ -94,10 +98,13 @@ async def _run_jobs(settings: Settings, database: Database, workers: Workers, so
     return counts
 
 
-async def _both_there(client: Client, workers: Workers) -> None:
+async def _start(client: Client, workers: Workers, names: Sequence[str]) -> None:
+    """Start workers, and wait until they are there."""
+    for name in names:
+        workers.start(name)
     async with asyncio.timeout(30):
-        while len(await _workers(client)) < len(_NAMES):
-            for name in workers.ended():
+        while not set(names) <= {found.split(":")[0] for found in await _workers(client)}:
+            for name in set(names) & set(workers.ended()):
                 raise SystemExit(f"worker {name} did not start:\n{workers.log(name)}")
             await asyncio.sleep(0.05)
 

@@ -20,6 +20,8 @@ _QUERY = text(
     """
 )
 
+_HANDS = text("SELECT sum(rows)::bigint FROM worker.step_range WHERE run_id = :id GROUP BY owner ORDER BY 1 DESC")
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -36,3 +38,9 @@ async def recorded(database: Database, run_ids: Sequence[str]) -> list[Recorded]
     """Return the committed state of these runs."""
     async with database.session() as session:
         return [Recorded(*row) for row in await session.execute(_QUERY, {"ids": list(run_ids)})]
+
+
+async def rows_of_hands(database: Database, run_id: str) -> list[int]:
+    """Return the rows of each hand that has walked ranges of a run."""
+    async with database.session() as session:
+        return list(await session.scalars(_HANDS, {"id": run_id}))

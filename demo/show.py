@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from demo.ledger import Recorded
+from worker.plan import JobPlan
 from worker.types import ProgressReport
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -96,3 +97,19 @@ def print_jobs(runs: list[Recorded]) -> None:
         rate = f"{run.rows / seconds:,.0f}" if seconds else ""
         table.add_row(run.job, f"{run.rows:,}", f"{run.batches:,}", f"{seconds:.1f}", rate, str(run.takeovers))
     console.print(table)
+
+
+def print_hands(job: str, rows: list[int]) -> None:
+    """Print the rows of each hand of a walk with `parallel`."""
+    console.print(f"{job}: one walk by {len(rows)} hands, with {' and '.join(f'{each:,}' for each in rows)} rows")
+
+
+def print_plan(plan: JobPlan) -> None:
+    """Print what `worker plan` finds before a job runs."""
+    for loop in plan.loops:
+        rows = "?" if loop.rows is None else f"{loop.rows:,}"
+        console.print(
+            f"  worker plan {plan.job}: {loop.kind} over {loop.table} by index {loop.index}, about {rows} rows in "
+            f"{loop.batches} batches; {'; '.join(loop.locks)}",
+            soft_wrap=True,
+        )

@@ -52,9 +52,9 @@ async def summarise_countries(ctx: JobContext) -> int:
 
 @job
 async def retire_hamlets(ctx: JobContext, below: int = 1_000) -> int:
-    """Mark the places with fewer than `below` people. Returns their number."""
+    """Mark the places with fewer than `below` people, by two workers together. Returns their number."""
     hamlets = update(Place).where(Place.population < below, ~Place.retired).values(retired=True)
-    return await ctx.sweep(hamlets, size=10_000)
+    return await ctx.sweep(hamlets, size=5_000, parallel=2)
 
 
 @job

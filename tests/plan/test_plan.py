@@ -177,6 +177,7 @@ async def test_plan_of_a_purge_names_unindexed_children_cascades_and_triggers(
     assert any("each deleted row of author reads all of book" in warning for warning in loop.warnings)
     assert any("ON DELETE CASCADE also changes note" in warning for warning in loop.warnings)
     assert any("FOR UPDATE" in lock for lock in loop.locks)
+    assert loop.batches and any("no statistics" in warning for warning in loop.warnings)  # it was not analyzed
 
 
 async def test_plan_of_a_walk_without_an_index_is_refused_and_names_it(settings: Settings, database: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from sqlalchemy import select, text, update
 
@@ -10,6 +12,7 @@ from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine, error_line
 from tests.support.workers import working
 from worker import Client, JobContext, JobFailed, Settings, job
+from worker.sources import TextLines
 from worker.types import Database
 
 PACKAGE = {"LONGHAUL_WORKER__PACKAGES": '["tests.plan.test_selection"]'}
@@ -46,6 +49,27 @@ async def test_run_processes_the_selected_part_and_redis_never_has_its_sql(
     async with working(fast, walk_authors, sweep_authors):
         assert await client.run("part").result(timeout=120) == 10
     assert await list_seen(database) == list(range(42, 61, 2))
+
+
+@job
+async def walk_lines(ctx: JobContext) -> None:
+    """Walk a source that is no table."""
+    async for _ in ctx.walk(TextLines("/none")):
+        pass
+
+
+async def test_plan_describes_the_selected_part(cli: CommandLine, database: Database) -> None:
+    await fill_authors(database, 60)
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))
+    part = ("--subset", "id <= 50", "--from", "41", "--json")
+    ran = await cli("plan", "walk_authors", *part, **PACKAGE)
+    [loop] = json.loads(ran.stdout)["loops"]
+    assert ran.returncode == 0 and "id <= 50" in loop["sql"] and loop["rows"] <= 20
+    refused = await cli("plan", "walk_lines", *part, **PACKAGE)
+    assert refused.returncode == 1 and "--subset and --from are for loops over tables" in refused.stdout
+    wrong = await cli("plan", "walk_authors", "--subset", "nonsense = 1", **PACKAGE)
+    assert wrong.returncode != 0 and "nonsense" in error_line(wrong)
 
 
 async def test_run_that_has_lost_its_part_does_not_walk_everything(

@@ -15,7 +15,8 @@ from worker.cli.output import print_json, print_line, print_table
 from worker.cli.selection import From, Subset, read_key, read_selection
 from worker.job.definition import Job
 from worker.job.registry import discover
-from worker.plan import BatchTrial, LoopPlan, make_plan, try_job
+from worker.plan import BatchTrial, LoopPlan, try_job
+from worker.plan.plan import plan_part
 from worker.settings import Settings
 
 Arguments = Annotated[
@@ -27,7 +28,11 @@ _CELL_CHARACTERS = 100
 
 @app.command()
 def plan(
-    job: Annotated[str, typer.Argument(help="Name of the job.")], arg: Arguments = None, as_json: Json = False
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    arg: Arguments = None,
+    subset: Subset = None,
+    from_: From = None,
+    as_json: Json = False,
 ) -> None:
     """Show what a job would do, without changing anything: SQL, plan, index, rows, time, locks, children, triggers.
 
@@ -35,7 +40,7 @@ def plan(
     """
     settings, _ = state.load()
     found, values = find_job(settings, job, arg)
-    made = run_async(make_plan(found, settings, **values), settings)
+    made = run_async(plan_part(found, settings, values, read_selection(subset, from_)), settings)
     if as_json:
         print_json(asdict(made))
     else:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.attempt.attempt import Attempt
+from worker.batch.catalog import estimate_rows
 from worker.batch.chunks import ChunksSource
 from worker.batch.key_order import describe_unserved, find_index, make_index_statement
 from worker.batch.selection import Selection
@@ -114,7 +115,8 @@ class LoopPlanner:
         plan = LoopPlan(name, kind, batch_rows=size, sql=getattr(source, "text", str(source.fingerprint)))
         if not isinstance(source, ChunksSource | SkipLockedSource | SweepSource | StreamSource):
             # Opening another source could change something elsewhere, such as create a group of readers.
-            self.loops.append(replace(plan, warnings=["its rows are known only when it is read"]))
+            refusal = "" if self._selection is None else f"{source.kind}: --subset and --from are for loops over tables"
+            self.loops.append(replace(plan, refusal=refusal, warnings=["its rows are known only when it is read"]))
             return
         async with self._database.connection() as connection:
             try:
@@ -138,10 +140,11 @@ class LoopPlanner:
         table = bounds.table
         target = table if statements.target is None else _PREPARER.format_table(statements.target)
         facts = await read_table(connection, target) if target else None
-        walked = await read_table(connection, table) if table else None
         index = None if keyset is None or keys is None else await find_index(connection, keyset, keys)
         missing = keyset is not None and keys is not None and index is None
-        examined = walked.rows if plan.kind == "sweep" and walked is not None else bounds.total
+        examined = bounds.total
+        if plan.kind == "sweep" and keys is not None:  # it examines all rows, whether they match or not
+            examined = await estimate_rows(connection, keys, {})
         pace = await find_pace(connection, self._job, plan.step, plan.kind)
         rows = 0 if bounds.is_empty else bounds.total
         children = await find_children(connection, target) if target and change in (None, "DELETE") else []

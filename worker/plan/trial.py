@@ -78,7 +78,10 @@ class TrialContext(JobContext):
 
     def step(self, name: str, /, *_: Any, **__: Any) -> Any:
         """Refuse a durable step, whose function may have effects that cannot be rolled back."""
-        raise UsageError(f"{_COMMAND} runs no durable step, and the job begins {name!r}")
+        raise UsageError(
+            f"{_COMMAND} runs no durable step, because a rollback would not reach its effects, and the job begins "
+            f"{name!r}: loops behind it are not tried. Move them to a job of their own to try them"
+        )
 
     async def sleep(self, seconds: float, *, name: str | None = None) -> None:
         """Do not sleep."""
