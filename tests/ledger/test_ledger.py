@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy import select, text
 
@@ -55,6 +57,24 @@ async def test_a_dead_owner_is_a_takeover_and_a_failure_is_none(context: MakeCon
     assert await third.release("waiting", failed=True) == 3
     fourth = await walk(context("run"), 0)
     assert (fourth.takeovers, fourth.attempt) == (2, 3)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_an_owner_that_froze_within_its_claim_does_not_hold_a_takeover_up(
+    context: MakeContext, database: Database, is_first: bool
+) -> None:
+    ledger, spec = Ledger(database), context("run")._attempt._spec()
+    if not is_first:
+        await (await ledger.claim(spec)).close()
+    async with database.engine.connect() as frozen:
+        columns = "id, job, queue, payload, arguments, state, fence, attempt, batches_before"
+        values = "'run', 'test', 'q', '{}', '[]', 'running', 2, 1, 0"
+        claim = f"INSERT INTO worker.run ({columns}) VALUES ({values}) ON CONFLICT (id) DO UPDATE SET fence = 2"
+        await frozen.execute(text(claim))  # and no COMMIT
+        run = await asyncio.wait_for(ledger.claim(spec), timeout=30)  # idle_in_transaction_session_timeout is 60 s
+        assert run.fence == (1 if is_first else 2)
+        await run.close()
+        await frozen.invalidate()
 
 
 @pytest.mark.usefixtures("rows")
