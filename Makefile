@@ -17,7 +17,9 @@ setup:  ## make .venv from requirements.lock (skipped when up to date)
 demo: setup  ## the main job on real data: a worker is killed in the middle, nothing is doubled or lost
 	@$(PY) -m demo
 
-test: lint  ## lint, the documentation's site, and every test but the long ones
+# mypy uses one core. Beside it, a collection compiles the tests, so that the processes below need not do it each.
+test: setup  ## lint, the documentation's site, and every test but the long ones
+	@$(PY) -m pytest -q --collect-only -m "not long" >/dev/null 2>&1 & $(MAKE) --no-print-directory lint && wait
 	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run

@@ -76,11 +76,11 @@ async def test_kills_leave_each_row_done_once(
         client,
         database,
         job,
-        rows=10_000,
+        rows=4_000,
         kills=3,
         size=5 if job is touch_by_sweep else 25,
         pause=0.25,
-        pace=500,
+        pace=200,
     )
 
 
@@ -99,12 +99,12 @@ async def test_kills_leave_each_idempotency_key_with_the_same_rows(
     fleet: Fleet, client: Client, database: Database, redis: Redis, kills: int
 ) -> None:
     run_id = await kill_and_count(
-        fleet, client, database, touch_and_call, rows=10_000, kills=kills, size=30, pause=0.2, pace=500
+        fleet, client, database, touch_and_call, rows=4_000, kills=kills, size=30, pause=0.2, pace=200
     )
     calls = [json.loads(call) for call in await redis.lrange(f"calls:{run_id}", 0, -1)]
     pairs = {(key, tuple(rows)) for key, rows in calls}
     assert len(pairs) == len({key for key, _ in pairs}) == len({rows for _, rows in pairs})
-    assert {row for _, rows in pairs for row in rows} == set(range(1, 10_001))
+    assert {row for _, rows in pairs for row in rows} == set(range(1, 4_001))
 
 
 async def test_a_batch_that_kills_its_worker_ends_as_dead_with_its_keys(

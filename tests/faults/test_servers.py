@@ -20,7 +20,7 @@ from worker.embedded.directories import make_home
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.valkey import EmbeddedValkey
 
-ROWS = 6000
+ROWS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ async def committed(database: Database, rows: int) -> bool:
 async def test_cut_connections(begin: Begin, database: Database, job: object) -> None:
     run = await begin(job)
     for cut in range(1, 6):
-        await until(lambda cut=cut: committed(database, cut * 500))  # type: ignore[misc]
+        await until(lambda cut=cut: committed(database, cut * 250))  # type: ignore[misc]
         async with database.session() as session:
             await session.execute(
                 text(

@@ -70,7 +70,7 @@ async def kill_and_audit(
 async def test_kills_of_hands_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int]
 ) -> None:
-    await kill_and_audit(fleet, client, database, job, workers=3, rows=4_000, size=10, kills=3, pace=600)
+    await kill_and_audit(fleet, client, database, job, workers=3, rows=2_000, size=10, kills=3, pace=300)
 
 
 @pytest.mark.long

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.fork_server import ForkServer
 from worker.embedded import Services
 
 TESTS = """
@@ -55,14 +55,9 @@ def run_pytest(folder: Path, *, mode: str, marked: bool, **environment: str) -> 
     folder.joinpath("test_them.py").write_text(TESTS.replace("MARK", mark))
     folder.joinpath("pytest.ini").write_text(f"[pytest]\nasyncio_mode = {mode}\n")
     forbidden = {"DATABASE_URL": "postgresql://nobody:x@127.0.0.1:1/production", "REDIS_URL": "redis://127.0.0.1:1/0"}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_them.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder)} | forbidden | environment,
-    )
+    arguments = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_them.py")
+    path = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    return ForkServer.get().run("pytest", *arguments, env=path | forbidden | environment, cwd=folder)
 
 
 def test_plugin_starts_servers_of_its_own_and_makes_the_tables(tmp_path: Path) -> None:
