@@ -31,7 +31,7 @@ from worker.launch import run_until_drained
 from worker.queue import keys
 from worker.runtime.worker import Worker
 from worker.settings import describe_all
-from worker.testing.runner import JobRunner
+from worker.testing import JobRunner, Recorder
 from worker.types import Database, Registry
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,12 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest_asyncio.fixture
 async def reader(
-    database: Database, fast: Settings, redis: Redis, client: Client, monkeypatch: pytest.MonkeyPatch
+    database: Database,
+    fast: Settings,
+    redis: Redis,
+    client: Client,
+    enqueued: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Reader]:
     """A reader with a running worker, and with the tables of the jobs."""
     metadata = jobs.models.Base.metadata
@@ -139,7 +144,7 @@ async def reader(
     worker = await started
     run_job = JobRunner(database, fast)
     ctx = run_job.context("docs")
-    names = {"__name__": "docs", "ctx": ctx, "client": client, "run_job": run_job}
+    names = {"__name__": "docs", "ctx": ctx, "client": client, "run_job": run_job, "enqueued": enqueued}
     yield Reader(names, registry, redis)
     worker.drain()
     await task

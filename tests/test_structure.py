@@ -33,9 +33,9 @@ OPTIONAL_IMPORTS = {
     "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
     "worker.queue.outbox.OutboxWriter._insert",
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
-    "worker.testing.__getattr__",
     "worker.testing.fixtures._create_missing",
-    "worker.testing.fixtures.longhaul_database",
+    "worker.testing.fixtures._open_database",
+    "worker.testing.fixtures.enqueued",
     "worker.testing.fixtures.longhaul_servers",
     "worker.testing.fixtures.longhaul_settings",
     "worker.testing.fixtures.pg_session",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from worker import Client, Settings
     from worker.embedded import Services
+    from worker.testing.recorder import Recorder
     from worker.testing.runner import JobRunner
     from worker.types import Database
 
@@ -49,23 +51,29 @@ async def longhaul_database(longhaul_settings: Settings, longhaul_metadata: Meta
 
     Tables that this fixture has created are dropped after the test, with their rows; tables that existed stay.
     """
+    async with _open_database(longhaul_settings, longhaul_metadata) as database:
+        yield database
+
+
+@asynccontextmanager
+async def _open_database(settings: Settings, metadata: MetaData | None) -> AsyncIterator[Database]:
     from worker.db.migrate import migrate
     from worker.job.propagation import current_job
     from worker.types import Database
 
-    database = Database(longhaul_settings, "test", job_name=current_job.get)
+    database = Database(settings, "test", job_name=current_job.get)
     created: list[Table] = []
     try:
         await migrate(database)
-        if longhaul_metadata is not None:
+        if metadata is not None:
             async with database.engine.begin() as connection:
-                created = await connection.run_sync(_create_missing, longhaul_metadata)
+                created = await connection.run_sync(_create_missing, metadata)
         yield database
     finally:
         try:
-            if created and longhaul_metadata is not None:
+            if created and metadata is not None:
                 async with database.engine.begin() as connection:
-                    await connection.run_sync(longhaul_metadata.drop_all, tables=created)
+                    await connection.run_sync(metadata.drop_all, tables=created)
         finally:
             await database.close()
 
@@ -133,6 +141,33 @@ async def queue() -> AsyncIterator[Client]:
     async with Client(load_settings(environment={}), redis=redis) as client:
         yield client
     await redis.aclose()
+
+
+@pytest_asyncio.fixture
+async def enqueued(request: pytest.FixtureRequest) -> AsyncIterator[Recorder]:
+    """What the test enqueues through `enqueued.client`: `enqueued.assert_one(job, user_id=7)`, `enqueued.run_all()`."""
+    from worker import load_settings
+    from worker.testing.recorder import Recorder
+    from worker.testing.runner import JobRunner
+
+    made: list[JobRunner] = []
+    async with AsyncExitStack() as stack:
+
+        async def make_runner() -> JobRunner:
+            if "run_job" in request.fixturenames:
+                runner: JobRunner = request.getfixturevalue("run_job")
+                return runner
+            if not made:
+                settings = request.getfixturevalue("longhaul_settings")
+                metadata = request.getfixturevalue("longhaul_metadata")
+                database = await stack.enter_async_context(_open_database(settings, metadata))
+                made.append(JobRunner(database, settings))
+                stack.callback(made[0].close)
+            return made[0]
+
+        recorder = Recorder(load_settings(environment={}), make_runner)
+        stack.push_async_callback(recorder.close)
+        yield recorder
 
 
 @pytest.fixture

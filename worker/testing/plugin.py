@@ -12,6 +12,7 @@ extra, a test that uses one of them fails with a message that names the extra; o
 | `pg_session` | a session on PostgreSQL that is rolled back after the test, even if the test commits |
 | `sqlite_session` | a session on an in-memory SQLite, for quick unit tests |
 | `queue` | a `Client` on fakeredis: enqueued runs stay there |
+| `enqueued` | what was enqueued: `enqueued.assert_one(job, user_id=7)`, and `await enqueued.run_all()` |
 | `run_job` | `await run_job(job, days=90)` runs a job to its end in this process |
 
 An `async def` test needs pytest-asyncio's `asyncio_mode = "auto"`, or the mark `asyncio`. Without them, a test that
@@ -26,6 +27,7 @@ from importlib.util import find_spec
 import pytest
 
 FIXTURES = (
+    "enqueued",
     "longhaul_database",
     "longhaul_metadata",
     "longhaul_servers",

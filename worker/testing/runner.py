@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import UTC, datetime
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from worker.attempt.attempt import Attempt
 from worker.attempt.context import JobContext
 from worker.attempt.control import AttemptControl, NoControl
 from worker.attempt.offload import JobPools
+from worker.batch import Progress
 from worker.db.engine import Database
 from worker.errors import AttemptReleased
 from worker.job.definition import Job
@@ -21,6 +22,32 @@ from worker.throttles import Throttle
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Killed(BaseException):
+    """The attempt ends as if its process had been killed."""
+
+
+class _DieAfterBatch(NoControl):
+    """Ends an attempt at the boundary behind a batch.
+
+    Args:
+        batch: number of the batch, from 1, over all loops.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self.batches = 0
+
+    async def order(self, run_id: str, job: str) -> Literal["pause", "cancel"] | None:
+        """End the attempt if the batch is committed."""
+        if self.batches >= self._batch:
+            raise _Killed
+        return None
+
+    def report(self, progress: Progress, rows: int) -> None:
+        """Count a committed batch; `ctx.progress` reports none."""
+        self.batches += progress.batches > 0
 
 
 class JobRunner:
@@ -42,19 +69,47 @@ class JobRunner:
         """End the threads and processes of plain functions."""
         self._pools.close()
 
-    async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    @overload
+    async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def __call__(self, job: Job[..., R], /, *args: Any, die_after_batch: int, **kwargs: Any) -> R: ...
+    async def __call__(self, job: Job[..., R], /, *args: Any, **kwargs: Any) -> R:
         """Run a job to its end, also behind its sleeps. Arguments and result go through JSON, as in production.
+
+        Args:
+            job: the job.
+            args: its arguments.
+            die_after_batch: the first attempt ends as if its process had been killed after the commit of this batch,
+                counted from 1 over all loops; the next attempt continues from the ledger. Unlike after SIGKILL, the
+                job's `finally` blocks run.
+            kwargs: its arguments.
 
         Returns:
             The result that a client would get.
 
         Raises:
+            AssertionError: the job has ended before the batch `die_after_batch`.
             BaseException: the error that the job raises. Batches that it has committed stay committed.
         """
+        die_after_batch: int | None = kwargs.pop("die_after_batch", None)
         run_id = uuid.uuid4().hex
+        values = job.encode_arguments(args, kwargs)
+        if die_after_batch is not None:
+            control = _DieAfterBatch(die_after_batch)
+            try:
+                await self._attempt(job, run_id, values, control)
+            except _Killed:
+                pass
+            else:
+                raise AssertionError(f"{job.name} has ended after {control.batches} batches, before it could die")
+        return await self.run_values(job, run_id, [], values)
+
+    async def run_values(self, job: Job[..., R], run_id: str, args: list[Any], kwargs: dict[str, Any]) -> R:
+        """Run a job to its end, with JSON values as arguments, as a worker does with those of a payload."""
+        values = job.encode_arguments([], job.decode_arguments(args, kwargs)) if args else kwargs
         while True:
             try:
-                return await self.attempt(job, run_id, *args, **kwargs)
+                return await self._attempt(job, run_id, values, NoControl())
             except AttemptReleased as released:
                 if released.reason != "sleep":
                     raise
@@ -62,16 +117,19 @@ class JobRunner:
 
     async def attempt(self, job: Job[P, R], run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one attempt of a run. Another call with its id is its next attempt, which resumes from the ledger."""
-        ctx = self.context(job.name, run_id, throttles=job.throttles)
+        return await self._attempt(job, run_id, job.encode_arguments(args, kwargs), NoControl())
+
+    async def _attempt(self, job: Job[..., R], run_id: str, values: dict[str, Any], control: AttemptControl) -> R:
+        ctx = self.context(job.name, run_id, throttles=job.throttles, control=control)
         attempt = ctx._attempt
         try:
-            arguments = job.decode_arguments([], job.encode_arguments(args, kwargs))
+            arguments = job.decode_arguments([], values)
             try:
                 hooks = run_hooks(load_middleware(self.settings.worker.middleware))
                 value = await through(hooks, ctx, lambda: attempt.run(job, ctx, arguments))
                 text = job.encode_result(value)
             except BaseException as error:
-                if attempt.ledger_run is not None:
+                if attempt.ledger_run is not None and not isinstance(error, _Killed):
                     failed = not isinstance(error, AttemptReleased)
                     await attempt.ledger_run.release("waiting", failed=failed, error=str(error) if failed else None)
                 raise
