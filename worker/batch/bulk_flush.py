@@ -151,7 +151,10 @@ def _group_by_changes(
         before, now = changed_attributes(state), state.dict
         if state.key is None or not all(name in columns and name in now for name in before):
             return None
-        names = tuple(name for name, value in before.items() if not columns[name].type.compare_values(value, now[name]))
+        # Only True is equal, as for SQLAlchemy: arrays of NumPy compare to an array.
+        names = tuple(
+            name for name, value in before.items() if columns[name].type.compare_values(value, now[name]) is not True
+        )
         if names:
             parted.setdefault(names, []).append(state)
     try:

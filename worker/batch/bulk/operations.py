@@ -79,9 +79,15 @@ class Bulk:
 
         Returns:
             The number of rows that were found and changed.
+
+        Raises:
+            StaleDataError: The class has a version counter or several tables, so that the ORM itself updates its rows,
+                and a row does not exist or has another version than the given one.
         """
         target = make_target(entity)
         key = target.columns(by, list(target.table.primary_key))
+        if target.version is not None or (not target.is_simple and by is None):
+            return await self._update_mapped(target, _listed(rows), key)
         changed = 0
         async with self._open() as transaction:
             writer = await BulkWriter.open(transaction, target, self._database)
@@ -145,6 +151,32 @@ class Bulk:
             for group in group_rows(target, rows):
                 deleted += await writer.delete(group, key)
         return deleted
+
+    async def _update_mapped(self, target: BulkTarget, rows: Rows, key: Columns) -> int:
+        """Update rows that only the ORM can update: of several tables, or with a version counter."""
+        dicts = _joined_dicts(target, rows)
+        if set(key) != set(target.table.primary_key):
+            raise BulkError(
+                f"bulk.update: {target.entity.__name__} has a version counter, which the ORM checks by primary key "
+                f"alone: pass rows with their primary key instead of by="
+            )
+        mapper: Any = target.mapper
+        needed = [
+            mapper.get_property_by_column(column).key
+            for column in (*mapper.primary_key, target.version)
+            if column is not None
+        ]
+        for position, row in enumerate(dicts):
+            if missing := [name for name in needed if name not in row]:
+                raise BulkError(
+                    f"row {position}: no value for {', '.join(missing)}, by which the ORM finds a row of {target.name}",
+                    row_index=position,
+                )
+        if not dicts:
+            return 0
+        async with self._open() as transaction:
+            writer = await BulkWriter.open(transaction, target, self._database)
+            return await writer.update_dicts(dicts)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Transaction]:

@@ -55,17 +55,30 @@ class RowByRow:
     Args:
         statement: the statement, which returns one row for each row that it writes.
         columns: the columns whose values its parameters are, in order.
+        in_context: the same statement without values, for columns whose default or `onupdate` is a function that takes
+            the context of the execution: it finds the values of `set_columns` by their keys. None for `statement`.
+        set_columns: the columns that `in_context` sets.
     """
 
-    def __init__(self, statement: Insert | Update | Delete | Select[Any], columns: Columns) -> None:
+    def __init__(
+        self,
+        statement: Insert | Update | Delete | Select[Any],
+        columns: Columns,
+        *,
+        in_context: Insert | Update | None = None,
+        set_columns: Columns = (),
+    ) -> None:
         self._statement = statement
         self._columns = columns
+        self._in_context = statement if in_context is None else in_context
+        self._set_columns = frozenset(set_columns)
 
     @classmethod
     def update(cls, target: BulkTarget, columns: Columns, key: Columns) -> RowByRow:
         """Return the UPDATE of a row that is found by its key."""
         sets = {column: value for column, value in _parameters(columns).items() if column not in key}
-        return cls(update(target.table).where(*_is_row(columns, key)).values(sets).returning(_WRITTEN), columns)
+        found = update(target.table).where(*_is_row(columns, key)).returning(_WRITTEN)
+        return cls(found.values(sets), columns, in_context=found, set_columns=list(sets))
 
     @classmethod
     def delete(cls, target: BulkTarget, key: Columns) -> RowByRow:
@@ -82,7 +95,7 @@ class RowByRow:
             key: the columns of a unique index.
             sets: the columns to set in an existing row; empty to leave it unchanged.
         """
-        statement = insert(target.table).values(_parameters(columns))
+        statement = insert(target.table)
         if sets:
             changes: dict[Any, Any] = {column: statement.excluded[column.key] for column in sets}
             for column in target.table.columns:
@@ -92,7 +105,8 @@ class RowByRow:
             statement = statement.on_conflict_do_update(index_elements=list(key), set_=changes)
         else:
             statement = statement.on_conflict_do_nothing(index_elements=list(key))
-        return cls(statement.returning(_WRITTEN), columns)
+        statement = statement.returning(_WRITTEN)
+        return cls(statement.values(_parameters(columns)), columns, in_context=statement, set_columns=columns)
 
     async def execute(self, connection: AsyncConnection, raw: Any, group: Group) -> int:
         """Execute the statement for each row.
@@ -106,16 +120,20 @@ class RowByRow:
             The number of rows that the statements have written.
         """
         compiled = CompiledStatement(self._statement, connection.dialect, execution_options(connection))
-        rows = self._rows(group)
         if compiled.needs_context:
-            return sum([len((await connection.execute(self._statement, values)).all()) for _, values in rows])
-        bound = [_bind(compiled, position, values) for position, values in rows]
+            rows = self._rows(group, in_context=True)
+            return sum([len((await connection.execute(self._in_context, values)).all()) for _, values in rows])
+        bound = [_bind(compiled, position, values) for position, values in self._rows(group)]
         return len(await raw.fetchmany(bound[0][0], [arguments for _, arguments in bound])) if bound else 0
 
-    def _rows(self, group: Group) -> list[tuple[int, dict[str, Any]]]:
-        places = [group.columns.index(column) for column in self._columns]
+    def _rows(self, group: Group, *, in_context: bool = False) -> list[tuple[int, dict[str, Any]]]:
+        """Return the position of each row, and the parameters of the statement for it."""
+        places = {
+            column.key if in_context and column in self._set_columns else _name(number): group.columns.index(column)
+            for number, column in enumerate(self._columns)
+        }
         return [
-            (position, {_name(number): record[place] for number, place in enumerate(places)})
+            (position, {name: record[place] for name, place in places.items()})
             for position, record in zip(group.positions, group.records(), strict=True)
         ]
 
@@ -146,8 +164,8 @@ class RowsAtTheEnds(RowByRow):
     def update(cls, target: BulkTarget, columns: Columns, key: Columns) -> RowsAtTheEnds:
         """Return the UPDATE of a row that is found by its key, at either end."""
         sets = {column: value for column, value in _parameters(columns).items() if column not in key}
-        statement = update(target.table).where(*_is_row(columns, key, ends=True)).values(sets)
-        return cls(statement.returning(*_texts(key)), columns)
+        found = update(target.table).where(*_is_row(columns, key, ends=True)).returning(*_texts(key))
+        return cls(found.values(sets), columns, in_context=found, set_columns=list(sets))
 
     @classmethod
     def update_existing(cls, target: BulkTarget, columns: Columns, key: Columns, sets: Columns) -> RowsAtTheEnds:
@@ -182,8 +200,8 @@ class RowsAtTheEnds(RowByRow):
             BulkError: The key of a row is found at both ends.
         """
         written = 0
-        for position, values in self._rows(group):
-            found = (await connection.execute(self._statement, values)).all()
+        for position, values in self._rows(group, in_context=True):
+            found = (await connection.execute(self._in_context, values)).all()
             keys = sorted({", ".join(map(str, row)) for row in found})
             if len(keys) > 1:
                 raise BulkError(

@@ -66,6 +66,11 @@ class BulkTarget:
         """Whether a row of the entity is a row of one table."""
         return self.mapper is None or len(self.mapper.tables) == 1
 
+    @property
+    def version(self) -> Column[Any] | None:
+        """The column by which the ORM counts the versions of a row; None if there is none."""
+        return None if self.mapper is None else self.mapper.version_id_col
+
     def quoted(self, columns: Iterable[Column[Any]]) -> list[str]:
         """Return the columns' names, quoted if necessary."""
         return [_PREPARER.format_column(column) for column in columns]

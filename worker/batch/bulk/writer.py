@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Column, insert
+from sqlalchemy import Column, insert, update
 
 from worker.batch.bulk import eligibility
 from worker.batch.bulk.diagnose import STATEMENT_ERRORS, driver_error, find_first_failing, find_row, make_error
@@ -63,7 +63,9 @@ class BulkWriter:
             False if neither writes the same values as SQLAlchemy; nothing is written then.
         """
         facts, target = self._facts, self._target
-        if facts is None or not facts.is_table or eligibility.needs_context(target, "default", given.columns):
+        if facts is None or not facts.is_table or target.version is not None:
+            return False
+        if eligibility.needs_context(target, "default", given.columns):
             return False
         group = fill_defaults(target, given, "default")
         if eligibility.none_is_left_out(target, group, facts):
@@ -94,10 +96,23 @@ class BulkWriter:
         if self._facts is not None and group is not None and eligibility.are_copyable(group.columns, self._facts):
             # The search for a failing row needs no savepoint: an empty copy of the table fails on the same row.
             await self._transaction.driver()
-            filled = fill_defaults(self._target, group, "default")
-            await self._explained(filled, lambda: run(len(dicts)), whole_rows=True)
+            await self._explained(group, lambda: run(len(dicts)), whole_rows=True, adds_defaults=True)
         else:
             await self._in_savepoint(positions, run)
+
+    async def update_dicts(self, dicts: list[dict[str, Any]]) -> int:
+        """Update rows by primary key with the ORM's own statements: of several tables, and with a version counter.
+
+        Raises:
+            StaleDataError: A row does not exist, or has another version.
+        """
+        session, statement = self._transaction.session, update(self._target.entity)
+
+        async def run(count: int) -> int:
+            await session.execute(statement, dicts[:count])
+            return count
+
+        return await self._in_savepoint(range(len(dicts)), run)
 
     async def update(self, given: Group, key: Columns) -> int:
         """Update rows by key. Return the number of rows that were found."""
@@ -202,7 +217,9 @@ class BulkWriter:
 
         return await self._in_savepoint(group.positions, run)
 
-    async def _explained(self, group: Group, run: Callable[[], Awaitable[int]], *, whole_rows: bool) -> int:
+    async def _explained(
+        self, group: Group, run: Callable[[], Awaitable[int]], *, whole_rows: bool, adds_defaults: bool = False
+    ) -> int:
         """Run a statement for a whole group. If a row causes a failure, raise `BulkError` for that row."""
         try:
             return await run()
@@ -212,6 +229,8 @@ class BulkWriter:
                 eligibility.forget_facts(connection_info(self._transaction.connection))
             if isinstance(error, BulkError) or not blames_a_row(error):
                 raise
+            if adds_defaults and not eligibility.needs_context(self._target, "default", group.columns):
+                group = fill_defaults(self._target, group, "default")
             found = await find_row(self._database, self._target, group, driver_error(error), whole_rows=whole_rows)
             raise make_error(self._target, error, found) from error
 
