@@ -280,18 +280,12 @@ class JobProcessError(LonghaulError):
         type_name: qualified name of its class.
         message: its message.
         traceback: its traceback in the subprocess; shown with that of this error.
-        type_names: `module.qualname` of its class and the bases of that; compared with `@job(do_not_retry=...)`.
+        type_names: `module.qualname` of its class and its bases; compared with `@job(do_not_retry=...)`.
         retryable: False if another attempt cannot succeed either.
     """
 
     def __init__(
-        self,
-        type_name: str,
-        message: str,
-        traceback: str,
-        *,
-        type_names: Sequence[str] = (),
-        retryable: bool = True,
+        self, type_name: str, message: str, traceback: str, *, type_names: Sequence[str] = (), retryable: bool = True
     ) -> None:
         super().__init__(f"{type_name}: {message}" if message else type_name)
         self.type_name = type_name
@@ -343,8 +337,7 @@ class RangeLost(AttemptExit):
 
 
 class HandEnded(AttemptExit):
-    """A helper run has nothing more to do in the walk that it helps with: it ends, and the code after the loop does
-    not run in it."""
+    """A helper run has nothing more to do in its walk: it ends, without the code after the loop."""
 
 
 class AlreadyFinished(AttemptExit):
@@ -374,8 +367,16 @@ def iter_causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        original = getattr(current, "orig", None)
-        current = original if isinstance(original, BaseException) else current.__cause__
+        causes = (read_attribute(current, name) for name in ("orig", "__cause__"))
+        current = next((cause for cause in causes if isinstance(cause, BaseException)), None)
+
+
+def read_attribute(error: BaseException, name: str) -> object:
+    """Return an attribute of an error; None if it has none, or if reading it raises, as a `__getattr__` can."""
+    try:
+        return getattr(error, name, None)
+    except Exception:  # noqa: BLE001 - a class of the application
+        return None
 
 
 def format_error(error: BaseException) -> str:
@@ -385,7 +386,7 @@ def format_error(error: BaseException) -> str:
     An exception whose `__str__` raises is described by its type alone.
     """
     cause = error
-    original = getattr(error, "orig", None)
+    original = read_attribute(error, "orig")
     if isinstance(original, BaseException):
         cause = original.__cause__ or original
     try:

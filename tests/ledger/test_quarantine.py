@@ -77,7 +77,39 @@ async def test_more_rows_are_retried_than_a_statement_takes_parameters(
     step = f"1-{loop}"
     attempt._spec = lambda: RunSpec("again", walk.name, "arq:queue", "{}", "", ("first", step))
     assert await attempt.run(walk, ctx, {"bad": 0, "limit": 0, "loop": loop}) == 11
+    assert attempt.ledger_run is not None
+    assert attempt.ledger_run.checkpoints.batches == 2, "batches of the loop's size, not one for each row"
     await attempt.close()
     left = await ledger.quarantine.list_rows(limit=40_000)
     assert {row.key[0] for row in left} == set(range(41, 33_101)), "the rows that are gone stay in quarantine"
     assert await count_seen(database) == {0: 29, 1: 11}
+
+
+@job
+async def walk_without_quarantine(ctx: JobContext) -> int:
+    """Walk the authors, of which number 25 fails."""
+    async for batch in ctx.chunks(select(Author.id), size=10, name="1-chunks"):
+        if 25 in batch:
+            raise ValueError("bad")
+    return ctx.rows_done
+
+
+async def test_rows_before_one_that_fails_again_leave_the_quarantine(database: Database, settings: Settings) -> None:
+    await fill_authors(database, 30)
+    run_job, ledger = JobRunner(database, settings), Ledger(database, "test")
+    await run_job.attempt(walk, "first", 7, 2)
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.quarantine (run_id, step, key, error) "
+                "SELECT run_id, step, jsonb_build_array(n), 'x' FROM worker.quarantine, generate_series(1, 30) n "
+                "WHERE n <> 7"
+            )
+        )
+    for _ in range(5):
+        ctx = run_job.context(walk_without_quarantine.name, "again")
+        ctx._attempt._spec = lambda: RunSpec("again", "walk", "arq:queue", "{}", "", ("first", "1-chunks"))  # type: ignore[misc]
+        with pytest.raises(ValueError, match="bad"):
+            await ctx._attempt.run(walk_without_quarantine, ctx, {})
+        await ctx._attempt.close()
+    assert sorted(row.key[0] for row in await ledger.quarantine.list_rows()) == list(range(25, 31))

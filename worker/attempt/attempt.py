@@ -314,10 +314,9 @@ class Attempt:
 
     def take_entry(self, step: str) -> RetryPlan | None:
         """Return the plan for retrying a step, once; None if there is no plan."""
-        entry = self._entry
-        if entry is None or entry.step != step:
+        if self._entry is None or self._entry.step != step:
             return None
-        self._entry = None
+        entry, self._entry = self._entry, None
         return entry
 
     async def retry_batch(self, error: BaseException) -> bool:
@@ -341,12 +340,13 @@ class Attempt:
         return True
 
     async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:
-        """Store the pace after the failed batch, and half of its rows as a limit, for the next attempt."""
+        """Store the pace after the failed batch, and a limit of its rows, for the next attempt."""
         step = run.checkpoints.find_segment(failure.step)
         if step is None or step.batches != failure.batches:
             return  # it was committed
+        plan = failure.plan_next_attempt(one_by_one=run.spec.only is not None)
         try:
-            await run.store_pace(failure.step, {**failure.pace, **failure.retry_half().dump()})
+            await run.store_pace(failure.step, {**failure.pace, **plan.dump()})
         except (SQLAlchemyError, OSError) as error:
             logger.warning("pace not stored: run=%s step=%r error=%s", self.run_id, failure.step, format_error(error))
 
@@ -370,10 +370,10 @@ class Attempt:
         if self._loop is not None:
             await self._loop.fail()
 
-    async def close(self) -> None:
-        """Release the connection of the run."""
+    async def close(self, *, discard: bool = False) -> None:
+        """Release the connection of the run; see `OwnedRun.close`."""
         if self._run is not None:
-            await self._run.close()
+            await self._run.close(discard=discard)
 
     async def abandon(self) -> list[str]:
         """Reject all further operations of a job that did not end when it was interrupted, and keeps running.

@@ -7,7 +7,7 @@ import logging
 import traceback
 from typing import Any
 
-from worker.errors import JobInterrupted, JobProcessError, NonRetryableError, Retry, Snooze
+from worker.errors import JobInterrupted, JobProcessError, NonRetryableError, Retry, Snooze, read_attribute
 from worker.job.propagation import current_attempt
 
 #: Attributes of every log record; others come from `extra`.
@@ -22,7 +22,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         "types": [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds],
         "message": _message(error),
         "traceback": _format(error),
-        "retryable": bool(getattr(error, "retryable", True)),
+        "retryable": read_attribute(error, "retryable") is not False,
     }
     if isinstance(error, Retry):
         described["retry"] = {"after": error.after, "snooze": isinstance(error, Snooze)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -126,6 +126,11 @@ class FailedBatch:
     def retry_half(self) -> RetryPlan:
         """Return a plan for half of the rows, or for the same single row."""
         return RetryPlan(self.step, max(1, self.rows // 2), max(self.remaining, self.rows))
+
+    def plan_next_attempt(self, *, one_by_one: bool) -> RetryPlan:
+        """Return a plan for the next attempt: half of the rows, or one row, so that only rows that fail remain."""
+        half = self.retry_half()
+        return replace(half, limit=1) if one_by_one else half
 
     def retry_without_row(self, error: BaseException, *, if_unchanged: bool) -> RetryPlan:
         """Return a plan that quarantines the row."""

@@ -19,7 +19,7 @@ from worker.batch.loop_exit import swallowed_error_message
 from worker.batch.loop_object import LoopObject
 from worker.batch.page import weigh_rows
 from worker.batch.ranges import Parallel, RangedSource, SharedWalk
-from worker.batch.sizing import BatchSizer, FixedSizer, Size, make_sizer
+from worker.batch.sizing import BatchSizer, Size, make_sizer
 from worker.batch.source import Bounds, Page, Source
 from worker.batch.step import describe_place, open_step
 from worker.batch.transaction import BatchTransaction
@@ -193,8 +193,6 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         run = self._owned_run = await host.durable_run()
         name = host.step_name(self.kind, self._name)
         self._retry = host.take_entry(name)
-        if run.spec.only is not None:
-            self._sizer = FixedSizer(1)  # each row leaves the quarantine with a commit of its own
         if self._name is None:
             host.names.add_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
         options: dict[str, Any] = {"is_named": self._name is not None, "count_exactly": self._count_exactly}

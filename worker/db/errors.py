@@ -11,7 +11,7 @@ import enum
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 
-from worker.errors import iter_causes
+from worker.errors import iter_causes, read_attribute
 
 
 class ErrorKind(enum.Enum):
@@ -86,7 +86,7 @@ def blames_a_row(error: BaseException) -> bool:
 def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code of an error, or None if it has none."""
     for cause in iter_causes(error):
-        found = getattr(cause, "sqlstate", None)
+        found = read_attribute(cause, "sqlstate")
         if isinstance(found, str):
             return found
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from typing import Any
 
 from worker.db.engine import Database
@@ -11,7 +10,7 @@ from worker.errors import format_error
 from worker.ledger.queries import query, source
 from worker.ledger.records import QuarantinedRow, StepRecord
 from worker.ledger.run_connection import RunConnection
-from worker.ledger.text import shorten_traceback, storable, storable_json
+from worker.ledger.text import format_traceback, shorten_traceback, storable, storable_json
 
 
 class Quarantine:
@@ -88,7 +87,7 @@ class RunQuarantine:
 
     async def add_row(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
         """Quarantine a row, in the transaction that `raw` has open."""
-        trace = "".join(traceback.format_exception(error))
+        trace = format_traceback(error)
         values = (json.dumps(key), storable(format_error(error)), shorten_traceback(trace), storable_json(row))
         await raw.execute(source("insert_quarantined"), self._run_id, step.name, *values)
 

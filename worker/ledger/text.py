@@ -1,9 +1,12 @@
-"""Makes texts storable in PostgreSQL."""
+"""Makes texts and tracebacks storable in PostgreSQL."""
 
 from __future__ import annotations
 
 import json
+import traceback
 from typing import Any
+
+from worker.errors import format_error
 
 _TRACEBACK_CHARACTERS = 8_000
 
@@ -31,3 +34,23 @@ def _clean(value: Any) -> Any:
 def shorten_traceback(text: str | None) -> str | None:
     """Return the storable end of a traceback."""
     return storable(text[-_TRACEBACK_CHARACTERS:]) if text else text
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return the traceback of an error with its causes; without them if one of them cannot be formatted.
+
+    `traceback` reads attributes of each exception, which a class of the application may refuse.
+    """
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - a class of the application
+        return "".join(traceback.format_tb(error.__traceback__)) + format_error(error)
+
+
+def loggable(error: BaseException) -> BaseException | None:
+    """Return an error for `exc_info=` of the log; None if its traceback cannot be formatted: the line would be lost."""
+    try:
+        traceback.TracebackException.from_exception(error)
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    return error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from worker.cancellation import cancel_and_wait
 from worker.queue.connection import one_connection
 from worker.queue.key_problems import printable
 from worker.queue.outage_log import OutageLog
@@ -67,8 +68,7 @@ class InvalidationListener:
     async def stop(self) -> None:
         """Close the connections."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await cancel_and_wait(self._task)
 
     async def reopen(self) -> None:
         """Reconnect: after a failover, the same name may lead to another server."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -33,6 +32,7 @@ from worker.db.errors import sqlstate
 from worker.errors import FencedOut, format_error
 from worker.job.registry import Registry
 from worker.ledger import Ledger, OwnedRun
+from worker.ledger.text import format_traceback, loggable
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
 from worker.queue.claims import Ack
@@ -206,7 +206,7 @@ class Completer:
             attempt,
             decision.delay,
             text,
-            exc_info=outcome.error,
+            exc_info=loggable(outcome.error),
             extra=execution.log_fields,
         )
         if run is not None:
@@ -220,7 +220,7 @@ class Completer:
         run = _owned_run(execution)
         text, trace = _describe(execution, outcome)
         words, fields = "job dead job=%s run=%s error=%s", execution.log_fields
-        logger.error(words, *execution.labels, text, exc_info=outcome.error, extra=fields)
+        logger.error(words, *execution.labels, text, exc_info=loggable(outcome.error), extra=fields)
         if run is not None:
             await self._servers.database(lambda: run.finish("dead", error=text, trace=trace))
         elif execution.may_be_in_ledger:  # an earlier attempt created it, and this one could not claim it
@@ -388,4 +388,4 @@ def _describe(execution: Execution, outcome: Failed) -> tuple[str, str]:
     """Return the error of an attempt in one line, with the batch that was open, and its traceback."""
     where = execution.attempt.where if execution.attempt else None
     text = outcome.decision.error
-    return f"{text} [{where}]" if where else text, "".join(traceback.format_exception(outcome.error))
+    return f"{text} [{where}]" if where else text, format_traceback(outcome.error)

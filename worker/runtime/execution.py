@@ -280,11 +280,14 @@ class Execution:
         """Whether the job is outside of a durable loop, so that it reaches no boundary at which commands are read."""
         return self.attempt is None or not self.attempt.is_walking
 
-    async def close(self) -> None:
-        """Close the attempt's connections. The context of an abandoned job stays open, because its code still runs."""
+    async def close(self, *, discard: bool = False) -> None:
+        """Close the attempt's connections. The context of an abandoned job stays open, because its code still runs.
+
+        With `discard`, the run's connection does not return to the pool: the next owner of the run terminates it.
+        """
         attempt = self.attempt
         if attempt is not None:
-            await attempt.close()
+            await attempt.close(discard=discard)
             if not self.is_abandoned:
                 self.attempt = None  # it refers to this object: without the cycle no garbage collection is needed
 

@@ -58,6 +58,7 @@ from worker.runtime.outcome import (
     Released,
     Succeeded,
 )
+from worker.runtime.retry_policy import RetryDecision
 from worker.runtime.server_probe import explain, is_server_unavailable
 from worker.runtime.server_retry import ServerRetry, WorkerState
 from worker.runtime.waiting_runs import WaitingRuns
@@ -247,17 +248,26 @@ class Executor:
         try:
             try:
                 text = job.encode_result(await self._call(execution, job, ctx, arguments))
+                if body is not None and body.cancelling():
+                    await asyncio.sleep(0)  # a task that has cancelled itself gets that at its next await
                 return await self._verify(execution, job, arguments, text)
             finally:
                 execution.end()
         except asyncio.CancelledError:
-            if execution.interrupt_reason is None and body is not None and body.cancelling():
+            if (
+                execution.interrupt_reason is None
+                and body is not None
+                and body.cancelling()
+                and self._state.is_cancelled
+            ):
                 raise  # the worker itself was cancelled
-            while execution.interrupt_reason is not None and body is not None and body.uncancel():
+            while body is not None and body.uncancel():
                 pass  # the worker's own code, which follows, must not be cancelled
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
-        except GeneratorExit:
-            raise  # this coroutine itself is being closed
+        except GeneratorExit as error:
+            if not _is_running(body):
+                raise  # this coroutine itself is being closed
+            return await self._fail(execution, job, error)
         except BaseException as error:  # noqa: BLE001 - a job raises anything
             return await self._fail(execution, job, error)
 
@@ -272,12 +282,21 @@ class Executor:
         return Succeeded(text) if undone is None else Incomplete(text, undone.describe())
 
     async def _fail(self, execution: Execution, job: Job[..., Any], raised: BaseException) -> Outcome:
-        """Return the outcome of an attempt that has raised. Only an unavailable server costs no attempt."""
-        error = (find_exit(raised) if isinstance(raised, BaseExceptionGroup) else None) or raised
-        is_away = await is_server_unavailable(error, self._database, self._store.redis)
-        if not is_away:
-            error = explain(error, execution.attempt, self._database)
-        return make_outcome(execution, job, error, self._rules, is_server_unavailable=is_away)
+        """Return the outcome of an attempt that has raised. Only an unavailable server costs no attempt.
+
+        An error that cannot be handled, such as one of a job's `backoff=` function, ends the run: left to its lease,
+        the run would be claimed again and again.
+        """
+        try:
+            error = (find_exit(raised) if isinstance(raised, BaseExceptionGroup) else None) or raised
+            is_away = await is_server_unavailable(error, self._database, self._store.redis)
+            if not is_away:
+                error = explain(error, execution.attempt, self._database)
+            return make_outcome(execution, job, error, self._rules, is_server_unavailable=is_away)
+        except Exception as failed:  # noqa: BLE001 - classes and functions of the application raise anything
+            text = f"the job raised {type(raised).__name__}, which cannot be handled: {format_error(failed)}"
+            unhandled = NonRetryableError(text)
+            return Failed(unhandled, RetryDecision(again=False, counts=True, delay=0.0, error=format_error(unhandled)))
 
     async def _call(
         self,
@@ -369,3 +388,11 @@ class Executor:
             reason or "drain",
             details,
         )
+
+
+def _is_running(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether the current code runs in a task, and is not closed from outside."""
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:  # no event loop runs
+        return False

@@ -12,6 +12,8 @@ from worker.settings.model import WorkerSettings
 
 #: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt would fail as well.
 _PERMANENT_SQLSTATES = ("42",)
+#: Redis and the clock have no place for infinity.
+_LONGEST_DELAY_SECONDS = 10 * 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def decide(
     if job.forbids_retry(error) or (isinstance(error, LonghaulError) and not error.retryable):
         return RetryDecision(False, True, 0.0, text)
     if isinstance(error, Snooze):
-        return RetryDecision(True, False, max(0.0, error.after or 0.0), text)
+        return RetryDecision(True, False, _bound(error.after or 0.0), text)
     if is_server_unavailable:
         return RetryDecision(True, False, backoff(1, rules), text)
     if (postgresql.sqlstate(error) or "").startswith(_PERMANENT_SQLSTATES):
@@ -63,7 +65,7 @@ def decide(
         return RetryDecision(False, True, 0.0, f"{text} (attempt {attempt}, the last)")
     delay = _delay_seconds(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
-        delay = max(0.0, error.after)
+        delay = _bound(error.after)
     return RetryDecision(True, True, delay, text)
 
 
@@ -72,7 +74,11 @@ def _delay_seconds(job: Job[..., object], attempt: int, rules: WorkerSettings) -
     own = job.rules.backoff
     if own is None:
         return backoff(attempt, rules)
-    return max(0.0, float(own(attempt) if callable(own) else own))
+    return _bound(float(own(attempt) if callable(own) else own))
+
+
+def _bound(seconds: float) -> float:
+    return min(max(0.0, seconds), _LONGEST_DELAY_SECONDS)  # of NaN, max() returns 0.0
 
 
 def backoff(attempt: int, rules: WorkerSettings) -> float:

@@ -95,16 +95,18 @@ class RunningJobs:
 
     async def _process(self, execution: Execution) -> None:
         """Run one claimed job and write its outcome."""
+        is_left = True
         try:
             outcome = await self._executor.run(execution)
             if execution.is_abandoned:
                 logger.warning("abandoned job ended job=%s run=%s: its outcome is ignored", *execution.labels)
             else:
                 await self._complete(execution, outcome)
+            is_left = False
         except (RedisError, SQLAlchemyError, OSError) as error:
             _log_left_to_lease(execution, error)
         finally:
-            await execution.close()
+            await execution.close(discard=is_left)
 
     async def _complete(self, execution: Execution, outcome: Outcome) -> None:
         await self._completer.complete(execution, outcome)

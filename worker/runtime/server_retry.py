@@ -7,7 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,18 +33,25 @@ class WorkerState:
         free_slots: number of jobs that it could claim when it last looked.
         drain_started: set when the worker starts to drain.
         fruitless_claims: number of claims that could not run here: of unknown or paused jobs, or without a payload.
+        main: the task that runs the worker; None before it runs.
     """
 
     name: str
     is_shutdown_forced: bool = False
     fruitless_claims: int = 0
     free_slots: int = 0
+    main: asyncio.Task[Any] | None = None
     drain_started: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_draining(self) -> bool:
         """Whether the worker is draining: jobs return to the queue at their next boundary."""
         return self.drain_started.is_set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the worker's own task was cancelled or has ended: the event loop then cancels the jobs, too."""
+        return self.main is None or self.main.done() or self.main.cancelling() > 0
 
 
 class ServerRetry:

@@ -180,6 +180,7 @@ class Worker:
             ServerUnavailable: PostgreSQL or Redis does not answer at the start.
             DatabaseNotMigrated: `worker migrate` has not been run.
         """
+        self.state.main = asyncio.current_task()
         self._observer.worker_started()
         beside: list[asyncio.Task[None]] = []
         try:

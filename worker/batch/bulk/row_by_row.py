@@ -105,8 +105,8 @@ class RowByRow:
             statement = statement.on_conflict_do_update(index_elements=list(key), set_=changes)
         else:
             statement = statement.on_conflict_do_nothing(index_elements=list(key))
-        statement = statement.returning(_WRITTEN)
-        return cls(statement.values(_parameters(columns)), columns, in_context=statement, set_columns=columns)
+        found = statement.returning(_WRITTEN)
+        return cls(found.values(_parameters(columns)), columns, in_context=found, set_columns=columns)
 
     async def execute(self, connection: AsyncConnection, raw: Any, group: Group) -> int:
         """Execute the statement for each row.

@@ -69,7 +69,8 @@ class BulkTarget:
     @property
     def version(self) -> Column[Any] | None:
         """The column by which the ORM counts the versions of a row; None if there is none."""
-        return None if self.mapper is None else self.mapper.version_id_col
+        found = None if self.mapper is None else self.mapper.version_id_col
+        return found if isinstance(found, Column) else None
 
     def quoted(self, columns: Iterable[Column[Any]]) -> list[str]:
         """Return the columns' names, quoted if necessary."""
