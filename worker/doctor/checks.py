@@ -14,6 +14,8 @@ _CLOCK_SECONDS = 2.0
 _FULL = 0.9
 _PING_SECONDS = 10
 _MOST_KEYS = 10
+#: Age of a row of the outbox from which on it seems that no relay works.
+_RELAY_SECONDS = 10.0
 
 
 async def examine(settings: Settings) -> dict[str, Finding]:
@@ -279,6 +281,25 @@ def upkeep(postgres: PostgresFacts, settings: Settings) -> Finding:
     return fine("fsync and autovacuum are on")
 
 
+def outbox(postgres: PostgresFacts, settings: Settings) -> Finding:
+    """Check that runs which were enqueued in transactions reach the queue."""
+    state = postgres.outbox
+    if state is None:
+        return warning("the ledger has no outbox yet", "worker migrate")
+    waiting = f"{state.waiting:,} run{' waits' if state.waiting == 1 else 's wait'} in the outbox"
+    if state.waiting:
+        waiting += f", the oldest for {state.oldest_seconds:,.0f} s"
+    if state.refused:
+        return wrong(
+            f"{state.refused:,} rows of worker.outbox cannot be relayed: {state.problem}; {waiting}",
+            "SELECT id, run_id, job, problem FROM worker.outbox WHERE problem IS NOT NULL; delete a row, or remove "
+            "the cause and set its problem to NULL",
+        )
+    if state.oldest_seconds > _RELAY_SECONDS:
+        return warning(waiting, "start a worker with worker.relay, and check that it reaches Redis; see its log")
+    return fine(waiting)
+
+
 def walks(postgres: PostgresFacts, settings: Settings) -> Finding:
     """Check that the walks of the last days have the indexes that they need."""
     missing = postgres.missing_indexes
@@ -363,6 +384,7 @@ OF_POSTGRES: dict[str, Callable[[PostgresFacts, Settings], Finding]] = {
     "frozen workers": frozen_workers,
     "throttles": throttles,
     "upkeep": upkeep,
+    "outbox": outbox,
     "walks": walks,
     "collations": collations,
     "clock": postgres_clock,

@@ -19,6 +19,7 @@ from worker.db.engine import Database
 from worker.db.migrate import check_migrated
 from worker.errors import DatabaseNotMigrated, RegistrationError, ServerUnavailable
 from worker.job.registry import discover
+from worker.ledger.outbox import OutboxState, read_outbox_state
 from worker.queue import keys
 from worker.queue.connection import connection_pool
 from worker.queue.key_check import find_key_problems
@@ -99,6 +100,7 @@ class PostgresFacts:
         clock_ahead: Seconds by which its clock is ahead of this host's.
         missing_indexes: The indexes that walks of the last seven days would need, from the ledger.
         changed_collations: The collations of tables whose version has changed.
+        outbox: The state of the outbox; None if the ledger is missing or old.
     """
 
     version: int
@@ -114,6 +116,7 @@ class PostgresFacts:
     clock_ahead: float
     missing_indexes: tuple[MissingIndex, ...] = ()
     changed_collations: tuple[str, ...] = ()
+    outbox: OutboxState | None = None
 
 
 @dataclass(frozen=True)
@@ -210,11 +213,17 @@ async def _postgres(settings: Settings) -> PostgresFacts | str:
             not_migrated=not_migrated,
             clock_ahead=ahead,
             missing_indexes=() if not_migrated else await _missing_indexes(database),
+            outbox=None if not_migrated else await _outbox(database),
         )
     except ServerUnavailable as error:
         return str(error)
     finally:
         await database.close()
+
+
+async def _outbox(database: Database) -> OutboxState:
+    async with database.connection() as connection:
+        return await read_outbox_state(connection)
 
 
 async def _missing_indexes(database: Database) -> tuple[MissingIndex, ...]:

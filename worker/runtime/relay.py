@@ -87,7 +87,7 @@ class Relay:
         self._listens = False
         self._notified = asyncio.Event()
         self._marks = ""
-        self._after = 0
+        self._after = self._relayed = 0
         self._full_look_at = 0.0
         self._forget_at = 0.0
 
@@ -121,12 +121,17 @@ class Relay:
             return relayed
 
     async def try_relay(self) -> int:
-        """Relay the rows that the outbox has. Return their number; 0 if a server does not answer."""
+        """Relay the rows that the outbox has, if both servers answer.
+
+        Returns:
+            The number of rows that were relayed since the last call, also by the periodic task.
+        """
         try:
-            return await self.relay_waiting()
+            await self.relay_waiting()
         except (RedisError, SQLAlchemyError, OSError) as error:
             logger.warning("outbox not relayed error=%s: its rows wait", format_error(error))
-            return 0
+        relayed, self._relayed = self._relayed, 0
+        return relayed
 
     async def close(self) -> None:
         """Close the connection."""
@@ -195,6 +200,7 @@ class Relay:
             unsound = await self._enqueue(good, valid_until_ms)
             refused += [(row, _UNREADABLE_QUEUE) for row in unsound]
             await self._finish(connection, rows, refused)
+        self._relayed += len(rows) - len(refused)
         self._after = max(self._after, rows[-1].id - _OVERLAP_ROWS)
         for row, problem in refused:
             logger.error("outbox row refused id=%d run=%s error=%s", row.id, row.run_id, problem)
