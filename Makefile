@@ -51,7 +51,7 @@ bench-walk: setup  ## our loops beside hand-written SQL, and what the checkpoint
 	@$(PY) -m benchmarks.walk
 
 bench-queue: setup  ## our queue beside arq, saq, streaq, taskiq and Celery; ROWS=1,4 PEERS=arq for a part
-	@$(PY) -m benchmarks.queue
+	@$(PY) -m benchmarks.queue && $(PY) -m benchmarks.outbox
 
 bench-live: setup  ## latencies of an application beside a walk, with and without a pace
 	@$(PY) -m benchmarks.live

@@ -14,10 +14,9 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.errors import DatabaseNotMigrated, InvalidArguments, InvalidPayload, UsageError
 from worker.job.propagation import looking_command
@@ -105,8 +104,7 @@ def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(rows)
 
 
-@dataclass(frozen=True)
-class RelayedRun:
+class RelayedRun(NamedTuple):
     """A row of the outbox that was checked, as relay.lua takes it.
 
     Attributes:
@@ -114,7 +112,7 @@ class RelayedRun:
         description: JSON text of queue, level and options; the same text for rows that have the same.
     """
 
-    payload: str
+    payload: bytes
     description: str
 
 
@@ -128,7 +126,8 @@ def check_row(
     """
     if read_run_id(run_id) is None:
         raise InvalidPayload(f"run_id {run_id[:100]!r} is not the id of a run")
-    decoded = decode_payload(payload.encode(), accept_pickle=False, max_bytes=max_payload_bytes)
+    raw = payload.encode()
+    decoded = decode_payload(raw, accept_pickle=False, max_bytes=max_payload_bytes)
     if decoded.hand or decoded.quarantine_retry or decoded.in_ledger or decoded.pickled or decoded.group:
         raise InvalidPayload(
             "the payload has one of the keys hand, only, ledger, pickle and g, which only workers write"
@@ -136,7 +135,7 @@ def check_row(
     try:
         for call in decoded.next_calls:
             check_queue_name(call.get("q", queue))
-        return RelayedRun(payload, _describe(queue, priority, options))
+        return RelayedRun(raw, _describe(queue, priority, options))
     except InvalidArguments as error:
         raise InvalidPayload(str(error)) from None
 

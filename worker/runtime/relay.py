@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, cast
 
 import asyncpg
@@ -248,8 +249,11 @@ class Relay:
         for first in range(0, len(good), _ROWS_PER_CALL):
             part = good[first : first + _ROWS_PER_CALL]
             values: list[Any] = [valid_until_ms, _KEEP_MARKS_MS, *prefixes]
-            for row, run in part:
-                values += (row.run_id, run.payload, row.mark, "" if row.due_ms is None else row.due_ms, run.description)
+            for description, alike in groupby(part, key=lambda one: one[1].description):
+                rows = list(alike)
+                values += (description, len(rows))
+                for row, run in rows:
+                    values += (row.run_id, run.payload, row.mark, "" if row.due_ms is None else row.due_ms)
             call = self._script(keys=[self._marks, keys.CANCELLED], args=values)
             answer = await cast(Awaitable[Any], call)
             if answer == b"late":

@@ -3,11 +3,12 @@
 --
 -- `run` has queue, id, payload, due time in ms, levels (key of the levels of priority in use), level ('0' for none),
 -- fair ('' for none), replace; lock (key; false for none), counts (when the lock counts) and lock_ms (its lifetime).
--- `names` has the prefixes payload, result, lease and priority, and the key cancelled.
+-- A script that calls this for many runs can set in_use (the levels in use).
+-- `names` has the prefixes payload, result, lease and priority, and the key cancelled (false if it does not exist).
 local function take_place(run, names, id, is_replaced)
     redis.call('ZADD', run.queue, run.due, id)
     local line = run.level ~= '0' and names.priority .. run.level .. ':' .. run.queue or run.queue
-    for _, level in ipairs(try('ZRANGE', run.levels, 0, -1) or {}) do
+    for _, level in ipairs(run.in_use or try('ZRANGE', run.levels, 0, -1) or {}) do
         local other = names.priority .. level .. ':' .. run.queue
         if level ~= run.level then try('ZREM', other, id) end
         if is_replaced then forget_fair(other, id) end
@@ -30,8 +31,8 @@ local function enqueue_run(run, names)
             end
         end
     end
-    local waits = redis.call('EXISTS', names.payload .. id) == 1
-    if known or waits or redis.call('EXISTS', names.result .. id) == 1 then
+    if known or redis.call('EXISTS', names.payload .. id, names.result .. id) > 0 then
+        local waits = redis.call('EXISTS', names.payload .. id) == 1
         if run.replace and waits and redis.call('EXISTS', names.lease .. id) == 0 then
             redis.call('SET', names.payload .. id, run.payload)
             take_place(run, names, id, true)
@@ -40,7 +41,7 @@ local function enqueue_run(run, names)
         return 0, id
     end
     redis.call('SET', names.payload .. id, run.payload)  -- first: if memory is full, Redis rejects it, and nothing is written
-    try('SREM', names.cancelled, id)
+    if names.cancelled then try('SREM', names.cancelled, id) end
     take_place(run, names, id)
     if run.lock then redis.call('SET', run.lock, id, 'PX', run.lock_ms) end
     return 1, id

@@ -14,8 +14,9 @@
 --
 -- KEYS marks, cancelled
 -- ARGV time in ms after which the call is void; lifetime of the set of marks in ms; prefixes of payloads, results,
---      leases, locks, levels and lines of priority; then of each row: id, payload, mark, due time in ms ('' for now),
---      and JSON: queue, level, fair, and of some replace, lock, counts, lock_ms
+--      leases, locks, levels and lines of priority; then for successive rows that have these in common: JSON with queue,
+--      level, fair, and of some replace, lock, counts, lock_ms; number of rows; and of each row id, payload, mark, and
+--      due time in ms ('' for now)
 -- returns {for each row 1 if it was enqueued, 2 if it replaced a run, 0 if its id is known, -1 if it was enqueued by an
 --         earlier call, -2 if its queue is not a sorted set; the problems}, or 'late'
 
@@ -27,28 +28,30 @@
 local marks, now_ms = KEYS[1], time_ms()
 if now_ms > tonumber(ARGV[1]) then return 'late' end
 if not has_type(marks, 'zset') then return {{}, problems} end
-local names = {payload = ARGV[3], result = ARGV[4], lease = ARGV[5], priority = ARGV[8], cancelled = KEYS[2]}
-local described, answers = {}, {}
-for at = 9, #ARGV, 5 do
-    local text, mark, answer = ARGV[at + 4], ARGV[at + 2], -2
-    local run = described[text]
-    if not run then
-        run = cjson.decode(text)
-        run.levels = ARGV[7] .. run.queue
-        run.lock = run.lock and ARGV[6] .. run.lock or false
-        run.is_sound = has_type(run.queue, 'zset')
-        described[text] = run
+local names = {payload = ARGV[3], result = ARGV[4], lease = ARGV[5], priority = ARGV[8]}
+names.cancelled = redis.call('EXISTS', KEYS[2]) == 1 and has_type(KEYS[2], 'set') and KEYS[2]
+local answers = {}
+
+local function relay_row(run, id, payload, mark, due)
+    if not run.is_sound then return -2 end
+    if redis.call('ZSCORE', marks, mark) then return -1 end
+    run.id, run.payload, run.due = id, payload, tonumber(due) or now_ms
+    local answer = enqueue_run(run, names)
+    redis.call('ZADD', marks, now_ms, mark)
+    return answer
+end
+
+local at = 9
+while at < #ARGV do
+    local run, last = cjson.decode(ARGV[at]), at + 1 + 4 * ARGV[at + 1]
+    run.levels = ARGV[7] .. run.queue
+    run.lock = run.lock and ARGV[6] .. run.lock or false
+    run.is_sound = has_type(run.queue, 'zset')
+    for row = at + 2, last, 4 do
+        if row == at + 2 or run.level ~= '0' then run.in_use = try('ZRANGE', run.levels, 0, -1) end
+        answers[#answers + 1] = relay_row(run, ARGV[row], ARGV[row + 1], ARGV[row + 2], ARGV[row + 3])
     end
-    if run.is_sound then
-        if redis.call('ZSCORE', marks, mark) then
-            answer = -1
-        else
-            run.id, run.payload, run.due = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 3]) or now_ms
-            answer = enqueue_run(run, names)
-            redis.call('ZADD', marks, now_ms, mark)
-        end
-    end
-    answers[#answers + 1] = answer
+    at = last + 1
 end
 redis.call('PEXPIRE', marks, ARGV[2])
 return {answers, problems}
