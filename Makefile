@@ -5,6 +5,8 @@ PY := .venv/bin/python
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
 # Tests start hundreds of processes: without bytecode, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
+LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && \
+  { .venv/bin/lint-imports --no-logo pyproject.toml >.venv/imports.log || { cat .venv/imports.log; exit 1; }; }
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle soak services worker lock clean
 
@@ -19,7 +21,7 @@ demo: setup  ## the main job on real data: a worker is killed in the middle, not
 
 # mypy uses one core. Beside it, a collection compiles the tests, so that the processes below need not do it each.
 test: setup  ## lint, the documentation's site, and every test but the long ones
-	@$(PY) -m pytest -q --collect-only -m "not long" >/dev/null 2>&1 & $(MAKE) --no-print-directory lint && wait
+	@$(PY) -m pytest -q --collect-only -m "not long" >/dev/null 2>&1 & $(LINT) && wait
 	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
@@ -40,10 +42,7 @@ docs: setup  ## the documentation as a site, in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 lint: setup  ## ruff, mypy --strict and import-linter
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy
-	@.venv/bin/lint-imports --no-logo pyproject.toml >.venv/imports.log || { cat .venv/imports.log; exit 1; }
+	@$(LINT)
 
 bench: bench-walk bench-queue bench-live  ## every benchmark; QUICK=1 for smaller runs
 
