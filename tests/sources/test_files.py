@@ -28,12 +28,14 @@ from worker.sources.line_reader import BLOCK_BYTES, RollingDigest
 from worker.testing.runner import JobRunner
 
 ROWS = 47
+SKIPPED_FRAME = b"\x52\x2a\x4d\x18\x04\0\0\0size"
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
     "members": lambda data: gzip.compress(data[:100]) + gzip.compress(data[100:]),
     "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,
-    "frames": lambda data: zstandard.compress(data[:100]) + zstandard.compress(data[100:]),
+    # The first frame holds no data, as in the files of pzstd.
+    "frames": lambda data: SKIPPED_FRAME + zstandard.compress(data[:100]) + zstandard.compress(data[100:]),
 }
 
 

@@ -119,3 +119,23 @@ async def test_an_iterator_is_closed(context: MakeContext) -> None:
         break
     await ctx._attempt.succeed()
     assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    "answer", [None, [1, 2], ([1], 2, 3), (None, None), (iter([1]), None), ({1: 2}, None)], ids=repr
+)
+async def test_an_answer_of_another_form_is_an_error(context: MakeContext, answer: Any) -> None:
+    async def fetch(cursor: int | None) -> Any:
+        return answer
+
+    with pytest.raises(UnsupportedStatement, match=r"fetch has returned a .*: return a list of items, and the cursor"):
+        async for _ in context().walk(Pages(fetch, int)):
+            pass
+
+
+async def test_a_cursor_can_be_a_dict(context: MakeContext) -> None:
+    async def fetch(cursor: dict[str, Any] | None) -> tuple[list[int], dict[str, Any] | None]:
+        begin = 0 if cursor is None else cursor["after"]["n"]
+        return list(range(begin, begin + 5)), ({"after": {"n": begin + 5}, "ü": [None]} if begin < 15 else None)
+
+    assert await read_over_restarts(context, lambda: Pages(fetch, dict[str, Any])) == list(range(20))

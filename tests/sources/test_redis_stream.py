@@ -14,7 +14,7 @@ from tests.support.contexts import MakeContext
 from tests.support.kills import run_under_kills
 from worker import Settings
 from worker.db.engine import Database
-from worker.errors import SourceUnavailable
+from worker.errors import InvalidRow, SourceUnavailable
 from worker.sources import RedisStream
 
 KEY = "longhaul:test:orders"
@@ -134,6 +134,19 @@ async def test_entries_that_were_deleted_meanwhile_are_passed(
     await stream.xtrim(KEY, maxlen=12, approximate=False)  # 6 to 8 are pending, and gone
     assert numbers(await read(context("run"), RedisStream(KEY, "import"))) == list(range(9, 21))
     assert "entries were deleted from the stream" in caplog.text
+    assert await count_pending(stream) == 0
+
+
+async def test_an_entry_that_is_no_text_is_quarantined(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 2)
+    await stream.xadd(KEY, {"number": b"\xff\xfe"})
+    await add(stream, 3, 4)
+    with pytest.raises(InvalidRow, match=rf"the stream {KEY}, entry [\d-]+: a field is not UTF-8"):
+        await read(context("run"), RedisStream(KEY, "import"))
+    assert await count_pending(stream) == 5
+    source, options = RedisStream(KEY, "import"), {"on_error": "quarantine", "quarantine_limit": 1}
+    rows = [row async for batch in context("run").walk(source, **options) for row in batch]  # type: ignore[arg-type]
+    assert numbers(rows) == [1, 2, 3, 4]
     assert await count_pending(stream) == 0
 
 

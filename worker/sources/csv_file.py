@@ -97,6 +97,8 @@ class CsvFile(FileSource[T], Generic[T]):
             csv.reader((), **self._format)
         except (TypeError, ValueError) as error:
             raise UnsupportedStatement(f"csv: {error}") from error
+        # The reader's own limit of 128 KiB, one for the process, is below that of a line.
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         self._given_columns = None if columns is None else list(columns)
         self._columns: list[str] = []
         self._null = null
@@ -113,7 +115,7 @@ class CsvFile(FileSource[T], Generic[T]):
         try:
             self._columns = next(csv.reader(lines, **self._format), [])
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UnsupportedStatement(f"{name}, line 1: the header is invalid: {describe_problem(error)}") from error
+            raise UnsupportedStatement(f"{name}, line 1: the header is invalid: {_describe(error)}") from error
         repeated = sorted({column for column in self._columns if self._columns.count(column) > 1})
         if repeated:
             raise UnsupportedStatement(
@@ -136,7 +138,7 @@ class CsvFile(FileSource[T], Generic[T]):
                 # The next record may begin on any of the lines that were taken for a part of this one.
                 reader.give_back(lines.taken[1:])
                 reader.accept(lines.taken[:1])
-                yield Record(line, byte, None, describe_problem(error), lines.taken[0])
+                yield Record(line, byte, None, _describe(error), lines.taken[0])
             except ValueError as error:
                 reader.accept(lines.taken)
                 yield Record(line, byte, None, describe_problem(error), b"".join(lines.taken))
@@ -152,6 +154,12 @@ class CsvFile(FileSource[T], Generic[T]):
         if self._null is not None:
             row = {name: None if value == self._null else value for name, value in row.items()}
         return row if self._validate is None else self._validate(row)
+
+
+def _describe(error: csv.Error | UnicodeDecodeError) -> str:
+    if str(error).startswith("new-line character"):
+        return "a carriage return outside of quotes: lines must end with a line feed, or with both"
+    return describe_problem(error)
 
 
 class _RecordLines:

@@ -13,12 +13,16 @@ Compression = Literal["infer", "gzip", "zstd"] | None
 # A piece of zstd can hold 40,000 times its size, one of gzip 1,000 times: this limits the memory of one step.
 _PIECE_BYTES = 1 << 12
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+#: Ends the magic number of a frame of zstd that holds no data, such as the one that pzstd begins a file with.
+_SKIPPABLE = b"\x2a\x4d\x18"
 
 
 def find_compression(head: bytes, compression: Compression) -> Compression:
     """Return the compression of a file by its first bytes, unless one is given."""
     if compression != "infer":
         return compression
+    if head[1:] == _SKIPPABLE and head[0] & 0xF0 == 0x50:
+        return "zstd"
     return next((found for magic, found in _MAGIC.items() if head.startswith(magic)), None)
 
 

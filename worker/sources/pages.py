@@ -122,9 +122,25 @@ class Pages(Generic[T, C]):
 
     async def _load(self, place: Any) -> tuple[Sequence[T], Any]:
         if self._current is None or self._current[0] != place:
-            items, following = await self._fetch(self._cursors.load(place, self._run_id))
+            items, following = self._check_answer(await self._fetch(self._cursors.load(place, self._run_id)))
             self._current = place, items, None if following is None else self._cursors.dump(following)
         return self._current[1], self._current[2]
+
+    def _check_answer(self, answer: Any) -> tuple[Sequence[T], C | None]:
+        """Return the items and the next cursor.
+
+        Raises:
+            UnsupportedStatement: The function has returned something else.
+        """
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Sequence):
+            return answer
+        shown = f"{type(answer).__name__} of {len(answer)}" if isinstance(answer, tuple) else type(answer).__name__
+        if isinstance(answer, tuple) and len(answer) == 2:
+            shown = f"{type(answer[0]).__name__} as its items"
+        raise UnsupportedStatement(
+            f"pages: {self.fingerprint} has returned a {shown}: return a list of items, and the cursor of the next "
+            f"page, or None behind the last one"
+        )
 
     def _check_progress(self, place: Any, following: Any) -> None:
         """Raise an error if the function goes in a circle (Brent's algorithm: it finds a circle of any length)."""

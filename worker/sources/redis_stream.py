@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import text
 
-from worker.batch.source import Bounds, OpenStep, Page
+from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
 from worker.errors import InvalidRow, SourceUnavailable, UsageError
 from worker.settings import parse_redis_url
@@ -38,7 +38,7 @@ class StreamEntry:
 
     Attributes:
         id: Its id, such as "1700000000000-0".
-        fields: Its fields, as texts.
+        fields: Its fields, as texts. An entry with a field that is not UTF-8 is invalid, and can be quarantined.
     """
 
     id: str
@@ -167,20 +167,36 @@ class RedisStream:
         trimmed = [id_ for id_, fields in found if not fields]
         if trimmed:  # XTRIM or XDEL has removed them after they were taken
             logger.warning("entries were deleted from the stream: key=%s entries=%d", self._key, len(trimmed))
-        rows = [
-            StreamEntry(id_, {_text(name): _text(value) for name, value in fields.items()})
-            for id_, fields in found
-            if fields
-        ]
+        rows: list[StreamEntry] = []
+        rejected: list[RejectedRow] = []
+        for id_, fields in found:
+            try:
+                rows += [self._make_entry(id_, fields)] if fields else []
+            except InvalidRow as error:
+                shown = {_text(name): _text(value) for name, value in (fields or {}).items()}
+                rejected.append(RejectedRow([id_], error, shown))
         ids = [id_ for id_, _ in found]
         return Page(
             rows,
             ids[-1],
+            examined=len(ids),
+            rejected=rejected,
             first_key=(ids[0],),
             last_key=(ids[-1],),
             row_keys=lambda: [[row.id] for row in rows],
             after_commit=self._make_acknowledgement(ids),
         )
+
+    def _make_entry(self, id_: str, fields: Mapping[bytes, bytes]) -> StreamEntry:
+        """Return an entry.
+
+        Raises:
+            InvalidRow: A field is no text.
+        """
+        try:
+            return StreamEntry(id_, {_decode(name): _decode(value) for name, value in fields.items()})
+        except UnicodeDecodeError as error:
+            raise InvalidRow(f"the stream {self._key}, entry {id_}: a field is not UTF-8: {error.reason}") from error
 
     def _make_acknowledgement(self, ids: list[str]) -> Callable[[], Any]:
         async def acknowledge() -> None:
@@ -200,7 +216,7 @@ class RedisStream:
         found = await self._redis.xrange(self._key, id_, id_)
         if not found:
             raise InvalidRow(f"the stream {self._key} has no entry {id_} any more: it was trimmed or deleted")
-        row = StreamEntry(id_, {_text(name): _text(value) for name, value in found[0][1].items()})
+        row = self._make_entry(id_, found[0][1])
         return Page([row], number + 1, first_key=(id_,), last_key=(id_,), row_keys=lambda: [[id_]])
 
     def _unavailable(self, error: RedisError) -> SourceUnavailable:
@@ -213,6 +229,10 @@ class RedisStream:
         """Close the source's own connection."""
         if self._is_own and self._redis is not None:
             await self._redis.aclose()
+
+
+def _decode(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value  # a connection with decode_responses gives texts
 
 
 def _text(value: Any) -> str:
