@@ -43,7 +43,14 @@ RUNNABLE_KINDS = {"how-to", "maintenance"}
 #: Pages whose commands have a test of their own, which looks at each answer: tests/test_redis_cli.py.
 TESTED_APART = {ROOT / "docs" / "redis-cli.md"}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_NOT_CODE = {"text", "toml", "ini"}  # pictures, output, and settings, which have a test of their own below
+#: Languages with a test of their own (tests/queue/test_typescript.py), and pseudocode.
+_OTHER_LANGUAGES = {"typescript", "go"}
+_NOT_CODE = {
+    "text",
+    "toml",
+    "ini",
+    *_OTHER_LANGUAGES,
+}  # pictures, output, and settings, which have a test of their own below
 
 
 def name_of(page: Path) -> str:

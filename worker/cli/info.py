@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from worker import doctor as checks
-from worker.cli.app import EXIT_FAILED, Json, app, state
-from worker.cli.output import print_json, print_line, print_table
+from worker.cli.app import EXIT_FAILED, EXIT_USAGE, Json, app, fail, state
+from worker.cli.output import print_json, print_line, print_table, print_text
 from worker.job.registry import discover
 from worker.queue import keys
+from worker.queue.scripts import PUBLIC as PUBLIC_SCRIPTS
+from worker.queue.scripts import script as lua_script
 from worker.settings import DEFAULT_FILE, describe_type, field_names, mask_passwords
 
 
@@ -62,8 +65,18 @@ def settings(as_json: Json = False) -> None:
 
 
 @app.command(name="keys")
-def keys_(as_json: Json = False) -> None:
+def keys_(
+    script: Annotated[
+        str | None, typer.Option(help=f"Print this Lua script, for other clients: {', '.join(PUBLIC_SCRIPTS)}.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print every key in Redis: its type, its contents, and its lifetime."""
+    if script is not None:
+        if script not in PUBLIC_SCRIPTS:
+            raise fail(f"--script {script}: choose one of {', '.join(PUBLIC_SCRIPTS)}", EXIT_USAGE)
+        print_text(lua_script(script))
+        return
     if as_json:
         print_json([one._asdict() for one in keys.SCHEMA])
         return

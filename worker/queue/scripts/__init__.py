@@ -6,6 +6,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
+#: Scripts that clients in other languages use: docs/reference/wire-format.md specifies their arguments.
+PUBLIC = ("enqueue", "enqueue_many", "cancel")
+
 
 @cache
 def script(name: str) -> str:
