@@ -144,7 +144,8 @@ async def test_an_entry_that_is_no_text_is_quarantined(stream: Redis, context: M
     with pytest.raises(InvalidRow, match=rf"the stream {KEY}, entry [\d-]+: a field is not UTF-8"):
         await read(context("run"), RedisStream(KEY, "import"))
     assert await count_pending(stream) == 5
-    source, options = RedisStream(KEY, "import"), {"on_error": "quarantine", "quarantine_limit": 1}
+    source = RedisStream(KEY, "import")
+    options = {"name": "rows", "on_error": "quarantine", "quarantine_limit": 1}
     rows = [row async for batch in context("run").walk(source, **options) for row in batch]  # type: ignore[arg-type]
     assert numbers(rows) == [1, 2, 3, 4]
     assert await count_pending(stream) == 0
