@@ -15,6 +15,7 @@ from sqlalchemy import func, select, text
 from tests.models import Author, Book, authors
 from tests.support.contexts import MakeContext
 from worker import Bounds, JobContext, OpenStep, Page, Settings, Source, job
+from worker.batch import batch_retry
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.errors import CursorMismatch, UnsupportedStatement
@@ -257,3 +258,53 @@ def test_protocol_is_public() -> None:
     page: Page[int] = Page([1])
     rows: Sequence[int] = page.rows
     assert (source.kind, list(rows)) == ("numbers", [1])
+
+
+class Unsteady(Numbers):
+    """A service that loses connections: `failures` times before each page."""
+
+    def __init__(self, last: int, failures: int, error: Exception) -> None:
+        super().__init__(last)
+        self.failures = self.left = failures
+        self.error = error
+
+    async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[int] | None:
+        if self.left:
+            self.left -= 1
+            self.calls.append("fail")
+            raise self.error
+        self.left = self.failures
+        return await super().fetch(transaction, cursor, size)
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = RuntimeError("the client wraps it")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset"), TimeoutError(), caused_by(ConnectionRefusedError("refused"))], ids=repr
+)
+async def test_fetch_that_fails_for_a_moment_is_repeated(
+    context: MakeContext, database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(batch_retry, "_FETCH_PAUSES", (0.0,) * 5)
+    source = Unsteady(25, 3, error)
+    assert await write(context("run"), source) == [10, 10, 5]
+    assert await written(database) == list(range(1, 26))
+    assert source.calls.count("fail") == 12
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset"), FileNotFoundError("gone"), ValueError("no JSON")], ids=repr
+)
+async def test_fetch_that_fails_for_good_fails_the_attempt_with_its_error(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(batch_retry, "_FETCH_PAUSES", (0.0,) * 5)
+    source = Unsteady(25, 1000, error)
+    with pytest.raises(type(error)):
+        await write(context("run"), source)
+    assert source.calls.count("fail") == (6 if isinstance(error, ConnectionError) else 1)
+    assert source.calls[-1] == "close"

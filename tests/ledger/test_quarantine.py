@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 
 from tests.models import Author
 from tests.support.authors import count_seen, fill_authors
-from worker import JobContext, Settings, job
+from worker import JobContext, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.ledger import Ledger, RunSpec
 from worker.testing.runner import JobRunner
@@ -113,3 +113,18 @@ async def test_rows_before_one_that_fails_again_leave_the_quarantine(database: D
             await ctx._attempt.run(walk_without_quarantine, ctx, {})
         await ctx._attempt.close()
     assert sorted(row.key[0] for row in await ledger.quarantine.list_rows()) == list(range(25, 31))
+
+
+async def test_share_is_of_the_rows_that_there_were_where_the_estimate_is_far_too_high(
+    database: Database, settings: Settings
+) -> None:
+    await fill_authors(database, 2000)
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))
+        await session.execute(text("DELETE FROM author WHERE id > 20"))
+    run_job, ledger = JobRunner(database, settings), Ledger(database, "test")
+    for _ in range(2):  # the loop has ended, and is not walked again
+        with pytest.raises(NonRetryableError, match="1 of 20 rows are quarantined"):
+            await run_job.attempt(walk, "stale", 7, 0.01)
+    await ledger.quarantine.delete_rows(run_id="stale")
+    assert await run_job.attempt(walk, "stale", 7, 0.01) == 19

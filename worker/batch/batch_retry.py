@@ -8,9 +8,10 @@ passed the failed rows.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,8 +26,15 @@ from worker.errors import (
     SourceUnavailable,
     UnsupportedStatement,
     UsageError,
+    format_error,
+    iter_causes,
 )
 from worker.ledger import Ledger, OwnedRun
+
+if TYPE_CHECKING:
+    from worker.batch.transaction import BatchTransaction
+
+logger = logging.getLogger("longhaul.batch")
 
 #: Retries without progress after which the attempt fails: for transient errors, such as a deadlock, and for batches
 #: that are halved until they hold only the failing row.
@@ -46,6 +54,9 @@ _NOT_OF_A_ROW = (
 
 #: Beginnings of SQLSTATEs that concern the statement, the session or the server: no other row would pass.
 _NOT_OF_A_READ_ROW = ("0A", "25", "28", "3D", "3F", "42", "53", "57", "58")
+
+#: Seconds before each repetition of a fetch; a drain waits for the current one.
+_FETCH_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 
 OnError = Literal["raise", "quarantine"]
 
@@ -198,6 +209,37 @@ class BatchRetries:
             self._skipped = row
             return failure.retry_without_row(error, if_unchanged=row != before)
         return None
+
+
+class FetchRetries:
+    """Repeats the fetch of a source whose error passes by itself: a lost connection, or a timeout, of what it reads.
+
+    The attempt fails only after the last repetition. Errors of the run's own connection are not repeated here: its
+    transaction has ended, and `worker.runtime.server_probe` decides whether they count.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._batch = 0, ""
+
+    async def repeat(self, error: Exception, transaction: BatchTransaction, batch: str) -> bool:
+        """Roll back, and wait, before a fetch is repeated. Return False if it is not.
+
+        Args:
+            error: The error of the fetch.
+            transaction: The transaction of the batch.
+            batch: The batch, for the log.
+        """
+        if batch != self._batch:
+            self._count, self._batch = 0, batch
+        passes = any(isinstance(cause, ConnectionError | TimeoutError) for cause in iter_causes(error))
+        if not passes or is_unavailable(error) or is_transient(error) or self._count >= len(_FETCH_PAUSES):
+            return False
+        await transaction.roll_back()
+        seconds = random.uniform(0.5, 1) * _FETCH_PAUSES[self._count]  # noqa: S311 - no secret
+        self._count += 1
+        logger.warning("fetch repeated: %s seconds=%.1f error=%s", batch, seconds, format_error(error))
+        await asyncio.sleep(seconds)
+        return True
 
 
 def may_blame_row(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from worker.batch.source import Page
 from worker.batch.transaction import BatchTransaction
 from worker.db.engine import Database
 from worker.db.errors import is_transient, is_unavailable
+from worker.errors import NonRetryableError
 from worker.ledger import OwnedRun, StepRecord
 from worker.ledger.quarantine import Quarantine
 from worker.ledger.records import RangeRecord
@@ -120,6 +121,23 @@ class FailingRows:
         rows, name = self._run.checkpoints.rows_of(self.step), self.step.name
         quarantine = Quarantine(self._database)
         return await quarantine.has_room(self._run.spec.root_id, name, self._limit, rows=rows, count=count, read=read)
+
+    async def ensure_share(self) -> None:
+        """Raise `NonRetryableError` if the walk has ended, and more than the allowed share of its rows is quarantined.
+
+        While it runs, the number of its rows is an estimate of the planner, which can be far too high.
+        """
+        run, limit, name = self._run, self._limit, self.step.name
+        if not 0 < limit < 1 or run.spec.only is not None or run.spec.hand is not None:
+            return
+        rows = run.checkpoints.rows_of(self.step)
+        known = await Quarantine(self._database).count_step_rows(run.spec.root_id, name)
+        if known > limit * (rows + known):
+            raise NonRetryableError(
+                f"step {name!r} of run {run.spec.id}: {known:,} of {rows + known:,} rows are quarantined, more than "
+                f"quarantine_limit={limit} allows; the walk has processed all others. Correct these rows, process them "
+                f"with `worker retry {run.spec.id} --quarantined`, and end the run with `worker retry {run.spec.id}`"
+            )
 
     async def settle(self, transaction: BatchTransaction, page: Page[Any]) -> None:
         """Quarantine the rejected rows of a page, and delete retried rows from the quarantine of their own run."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_keys import BatchKeys
-from worker.batch.batch_retry import FailedBatch, OnError, RetryPlan, ensure_not_poison
+from worker.batch.batch_retry import FailedBatch, FetchRetries, OnError, RetryPlan, ensure_not_poison
 from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.failing_rows import FailingRows
 from worker.batch.key_progress import WalkShare
@@ -77,10 +77,10 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         self._failing: FailingRows  # set by the first call of __anext__
         self._transaction: BatchTransaction | None = None
         self._page: Page[T] = _NO_PAGE
-        self._rows = 0  # rows of the open batch
-        self._size = 0  # rows that it was meant to have
+        self._rows = self._size = 0  # rows of the open batch, and the rows that it was meant to have
         self._began_at = 0.0
         self._share = WalkShare()
+        self._fetches = FetchRetries()
         self._mark = 0  # of the last tracked call before the open batch
 
     # --- the loop
@@ -107,6 +107,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
                 if await self._is_for_the_job(page):
                     return self._make_batch(transaction, page)
                 await self._commit()
+            await self._failing.ensure_share()
             await self._end()
         except BaseException:
             await self.fail()
@@ -196,8 +197,8 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         if self._name is None:
             host.names.add_statement(f"{self.kind} {getattr(self._source, 'text', self._source.fingerprint)}")
         options: dict[str, Any] = {"is_named": self._name is not None, "count_exactly": self._count_exactly}
-        options |= {"accepts_change": host.accepts_statement_change}
-        options |= {"parallel": self._parallel, "size": self._sizer.size}
+        options |= {"accepts_change": host.accepts_statement_change, "parallel": self._parallel}
+        options["size"] = self._sizer.size
         step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
         self._step = step
         if step.ranges and not step.done and isinstance(self._source, RangedSource):
@@ -232,6 +233,9 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         try:
             return await self._source.fetch(transaction, self.step.cursor, self._size)
         except Exception as error:
+            if await self._fetches.repeat(error, transaction, self._batch_name):
+                self._transaction = None
+                return _NO_PAGE
             accepts_transient = self._retry is not None and self._retry.accepts_transient
             if not self._failing.blames_row(error, accepts_transient=accepts_transient):
                 raise
@@ -372,8 +376,6 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
             self._is_finished = True
             self._host.leave_loop(self)
             await self._source.close()
-
-    # --- errors
 
     @property
     def _number(self) -> int:

@@ -45,6 +45,10 @@ class Quarantine:
             result = await connection.execute(query("delete_quarantined"), {"run_id": run_id, "ids": row_ids})
             return result.rowcount
 
+    async def count_step_rows(self, run_id: str, step: str) -> int:
+        """Return the number of quarantined rows of a step."""
+        return (await self._count(run_id, step))[0]
+
     async def has_room(
         self, run_id: str, step: str, limit: float, *, rows: int, count: int = 1, read: int | None = None
     ) -> bool:
@@ -59,11 +63,15 @@ class Quarantine:
             count: The number of rows to quarantine.
             read: The number of rows that were read beside those of the committed batches. Default: `count`.
         """
+        known, total = await self._count(run_id, step)
+        return _is_within(limit, known, total, rows, count, count if read is None else read)
+
+    async def _count(self, run_id: str, step: str) -> tuple[int, int | None]:
+        """Return the number of quarantined rows of a step, and the total of its rows."""
         async with self._database.connection() as connection:
             values = {"run_id": run_id, "step": step}
             found = (await connection.execute(query("count_quarantined"), values)).one_or_none()
-        known, total = found or (0, None)
-        return _is_within(limit, known, total, rows, count, count if read is None else read)
+        return (0, None) if found is None else (found[0], found[1])
 
 
 def _is_within(limit: float, known: int, total: int | None, rows: int, count: int, read: int) -> bool:
