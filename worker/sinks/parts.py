@@ -2,7 +2,8 @@
 
 A part gets a name of its own at each write, and is recorded in `worker.part`, in the transaction of its batch. So it
 counts if and only if the batch has been committed. The files of batches that were not committed are deleted when the
-next attempt opens the sink, and when the sink ends. An attempt that was replaced can no longer commit a part.
+next attempt opens the sink, unless helpers of the run may still commit theirs, and when the sink ends. An attempt that
+was replaced can no longer commit a part.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Parts(ABC):
         self, ctx: JobContext, directory: str | Path, *, storage_options: Mapping[str, Any] | None = None
     ) -> None:
         self._attempt = ctx._attempt
+        self._run_id = ctx.run_id
+        self._is_helper = ctx.is_helper
         self._is_looking = ctx._is_looking
         self._directory: Directory = open_directory(directory, storage_options)
 
@@ -67,7 +70,8 @@ class Parts(ABC):
             return self  # `worker plan` and `worker try` write no files
         await self._attempt.durable_run()  # from here on, an earlier attempt can commit no part
         await self._in_directory(self._claim)
-        await self._write_manifest(is_complete=False)
+        if not self._is_helper:  # the run itself has written it
+            await self._write_manifest(is_complete=False)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -115,7 +119,7 @@ class Parts(ABC):
             owner = json.loads(found)["run"]
         except (ValueError, KeyError, TypeError):
             owner = "that cannot be read"
-        if owner != self._attempt.run_id:
+        if owner != self._run_id:
             raise UsageError(
                 f"{self._directory.name} holds the manifest of run {owner}: give each run a directory of its own, such "
                 f"as one that ends with ctx.run_id, or delete its content"
@@ -124,10 +128,12 @@ class Parts(ABC):
     async def _write_manifest(self, *, is_complete: bool) -> None:
         """Delete the parts that are not committed, and write the list of the others."""
         async with self._attempt.database.connection() as connection:
-            values = {"run_id": self._attempt.run_id, "directory": self._directory.name}
+            values = {"run_id": self._run_id, "directory": self._directory.name}
             parts = [dict(row._mapping) for row in await connection.execute(query("list_parts"), values)]
+            # Other hands may have written parts that they are about to commit. At the end, they can commit no more.
+            may_delete = is_complete or not await connection.scalar(query("has_helpers"), {"run_id": self._run_id})
         rows = sum(part["rows"] for part in parts)
-        manifest = {"run": self._attempt.run_id, "complete": is_complete, "rows": rows, "parts": parts}
+        manifest = {"run": self._run_id, "complete": is_complete, "rows": rows, "parts": parts}
 
         def write() -> None:
             committed = {part["name"] for part in parts}
@@ -137,10 +143,10 @@ class Parts(ABC):
                 raise SinkUnavailable(
                     f"{self._directory.name} misses {len(missing)} committed parts, such as {missing[0]}: make the "
                     f"directory visible to this worker, or start over: "
-                    f"worker retry {self._attempt.run_id} --from-start"
+                    f"worker retry {self._run_id} --from-start"
                 )
             for name in present - committed:
-                if _STRAY.match(name):
+                if may_delete and _STRAY.match(name):
                     self._directory.delete(name)
             self._directory.put(MANIFEST, json.dumps(manifest, indent=1).encode())
 
@@ -155,7 +161,7 @@ class Parts(ABC):
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise SinkUnavailable(
                 f"{self._directory.name} cannot be written: {reason}. Nothing is lost: make room, or make it writable "
-                f"for this worker; run {self._attempt.run_id} continues with its next attempt"
+                f"for this worker; run {self._run_id} continues with its next attempt"
             ) from error
 
 
