@@ -73,7 +73,9 @@ class JobRunner:
     async def __call__(self, job: Job[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
     async def __call__(self, job: Job[..., R], /, *args: Any, die_after_batch: int, **kwargs: Any) -> R: ...
-    async def __call__(self, job: Job[..., R], /, *args: Any, **kwargs: Any) -> R:
+    async def __call__(  # type: ignore[misc]  # a job with an argument of that name cannot be given it here
+        self, job: Job[..., R], /, *args: Any, die_after_batch: int | None = None, **kwargs: Any
+    ) -> R:
         """Run a job to its end, also behind its sleeps. Arguments and result go through JSON, as in production.
 
         Args:
@@ -91,7 +93,6 @@ class JobRunner:
             AssertionError: the job has ended before the batch `die_after_batch`.
             BaseException: the error that the job raises. Batches that it has committed stay committed.
         """
-        die_after_batch: int | None = kwargs.pop("die_after_batch", None)
         run_id = uuid.uuid4().hex
         values = job.encode_arguments(args, kwargs)
         if die_after_batch is not None:
