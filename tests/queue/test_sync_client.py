@@ -266,6 +266,11 @@ async def contents(redis: Redis) -> list[tuple[str, Any]]:
         b"set": redis.smembers,
         b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
     }
+
+    async def read_stream(key: bytes) -> list[Any]:
+        return [{name: text for name, text in entry.items() if name != b"at"} for _, entry in await redis.xrange(key)]
+
+    read[b"stream"] = read_stream
     found = []
     for key in await redis.keys("*"):
         value = await read[await redis.type(key)](key)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +29,7 @@ from worker.errors import (
     format_error,
 )
 from worker.queue import ledger_access
+from worker.queue.audit import ordering_as
 from worker.queue.client import Client
 from worker.queue.ledger_access import explain
 from worker.settings import Origins, Settings, load_with_origins
@@ -153,7 +157,8 @@ def main() -> int:
     prepare_streams()
     _add_working_directory()
     try:
-        app(standalone_mode=True)
+        with ordering_as(f"cli:{_read_user()}@{socket.gethostname()}"):
+            app(standalone_mode=True)
     except LonghaulError as error:
         _print_error(str(error))
         return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)
@@ -165,6 +170,14 @@ def main() -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     return 0
+
+
+def _read_user() -> str:
+    """Return the name of the user, for the record of orders."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without an entry for its user
+        return str(os.getuid())
 
 
 def _add_working_directory() -> None:

@@ -247,6 +247,18 @@ outbox = Table(
     postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
 )
 
+operator_order = Table(
+    "operator_order",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("entry_id", Text, nullable=False, unique=True, doc="of the entry in the stream worker:orders"),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("order_name", Text, nullable=False, doc="e.g. pause"),
+    Column("ordered_by", Text, nullable=False, doc="e.g. cli:ada@host, web:deploy or redis-cli"),
+    Column("targets", JSONB(none_as_null=True)),
+    Column("details", JSONB(none_as_null=True)),
+)
+
 cron_firing = Table(
     "cron_firing",
     metadata,

@@ -18,12 +18,14 @@ from worker.ledger.records import (
     DeletedRun,
     KnownRun,
     MissingMigration,
+    OrderRecord,
     RangeState,
     RunRecord,
     RunSpec,
     Sample,
     StepRecord,
 )
+from worker.ledger.text import storable, storable_json
 
 
 class Ledger:
@@ -99,6 +101,23 @@ class Ledger:
         values = {"run_id": run_id, "subset": subset, "first": None if first is None else json.dumps(first)}
         async with self._database.connection() as connection:
             return (await connection.execute(query("insert_selection"), values)).one_or_none() is not None
+
+    async def add_orders(self, orders: Sequence[OrderRecord]) -> None:
+        """Add orders of operators. Those that the ledger has are left as they are."""
+        texts = ("entry_id", "order_name", "ordered_by", "targets", "details")
+        rows = [(one.id, one.order, one.ordered_by, one.targets, one.details) for one in orders]
+        values: dict[str, Any] = {
+            name: [storable_json(row[at]) if at > 2 else storable(row[at]) for row in rows]
+            for at, name in enumerate(texts)
+        }
+        async with self._database.connection() as connection:
+            await connection.execute(query("insert_orders"), values | {"at": [one.at for one in orders]})
+
+    async def list_orders(self, *, before: int | None = None, limit: int = 50) -> list[OrderRecord]:
+        """Return orders of operators, newest first; with `before`, only those with a smaller number."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("list_orders"), {"before": before, "limit": limit})
+            return [OrderRecord(**row._mapping) for row in rows]
 
     async def list_samples(self, run_id: str) -> list[Sample]:
         """Return the samples of a run, in their order."""

@@ -269,6 +269,29 @@ class QuarantinedRow:
 
 
 @dataclass(frozen=True)
+class OrderRecord:
+    """An order of an operator.
+
+    Attributes:
+        id: The id of its entry in the stream `worker:orders`.
+        at: The time.
+        order: The order, e.g. pause.
+        ordered_by: Who gave it, e.g. `cli:ada@host`, `web:deploy` or `redis-cli`.
+        targets: The names to which it applies.
+        details: What else belongs to it, e.g. the pace.
+        number: Its number in the ledger; 0 before it is there.
+    """
+
+    id: str
+    at: datetime
+    order: str
+    ordered_by: str
+    targets: Any
+    details: Any
+    number: int = 0
+
+
+@dataclass(frozen=True)
 class MissingMigration:
     """A data migration that is not done.
 

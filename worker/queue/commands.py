@@ -11,12 +11,14 @@ import math
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from worker.errors import InvalidArguments
 from worker.queue import keys
+from worker.queue.audit import Order, give_order, record_order, remove_marks, set_marks
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
 from worker.queue.payload import decode_payload, now_ms, without_expiry
 from worker.queue.run_reader import RunReader
@@ -38,13 +40,16 @@ async def pause(reader: RunReader, targets: Sequence[str]) -> None:
         ServerUnavailable: Redis does not answer.
     """
     _check_targets("pause", targets)
-    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.PAUSED, *targets)))
+    await give_order(reader, "pause", targets, lambda pipeline: pipeline.sadd(keys.PAUSED, *targets), mark="pause")
 
 
 async def resume(reader: RunReader, targets: Sequence[str]) -> int:
     """Remove pauses. Returns how many of the targets were paused."""
     _check_targets("resume", targets)
-    return await reader.command(cast(Awaitable[int], reader.redis.srem(keys.PAUSED, *targets)))
+    answer = await give_order(
+        reader, "resume", targets, lambda pipeline: pipeline.srem(keys.PAUSED, *targets), mark="pause", value=None
+    )
+    return int(answer)
 
 
 async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float | None) -> None:
@@ -52,7 +57,8 @@ async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float
     _check_targets("pace", targets)
     if rows_per_second is not None and not 0 < rows_per_second < math.inf:
         raise InvalidArguments(f"pace: {rows_per_second} is not a number of rows per second above 0")
-    await _set_fields(reader, keys.PACE, targets, None if rows_per_second is None else f"{rows_per_second:g}")
+    text = None if rows_per_second is None else f"{rows_per_second:g}"
+    await _set_fields(reader, "pace", keys.PACE, targets, text, {"rows_per_second": rows_per_second})
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ async def limit(reader: RunReader, targets: Sequence[str], running: int | None) 
     _check_targets("limit", targets)
     if running is not None and (isinstance(running, bool) or not isinstance(running, int) or not 0 <= running < 2**53):
         raise InvalidArguments(f"limit: {running} is not a number of runs")
-    await _set_fields(reader, keys.LIMITS, targets, None if running is None else str(running))
+    text = None if running is None else str(running)
+    await _set_fields(reader, "limit", keys.LIMITS, targets, text, {"running": running})
 
 
 async def limit_rate(reader: RunReader, jobs: Sequence[str], runs_per_second: float | None) -> None:
@@ -108,33 +115,50 @@ async def limit_rate(reader: RunReader, jobs: Sequence[str], runs_per_second: fl
     _check_targets("limit_rate", jobs)
     if runs_per_second is not None and not 1e-6 <= runs_per_second <= 1e9:
         raise InvalidArguments(f"limit_rate: {runs_per_second} is not a number of runs per second above 0")
-    await _set_fields(reader, keys.RATES, jobs, None if runs_per_second is None else f"{runs_per_second:.12g}")
+    text = None if runs_per_second is None else f"{runs_per_second:.12g}"
+    await _set_fields(reader, "rate", keys.RATES, jobs, text, {"runs_per_second": runs_per_second})
 
 
-async def _set_fields(reader: RunReader, key: str, names: Sequence[str], value: str | None) -> None:
-    if value is None:
-        operation = reader.redis.hdel(key, *names)
-    else:
-        operation = reader.redis.hset(key, mapping=dict.fromkeys(names, value))
-    await reader.command(cast(Awaitable[int], operation))
+async def _set_fields(
+    reader: RunReader,
+    order: Order,
+    key: str,
+    names: Sequence[str],
+    text: str | None,
+    details: Mapping[str, Any],
+) -> None:
+    def add(pipeline: Pipeline) -> None:
+        if text is None:
+            pipeline.hdel(key, *names)
+        else:
+            pipeline.hset(key, mapping=dict.fromkeys(names, text))
+
+    value = None if text is None else f"{float(text):.12g}"  # as the worker that checks it writes the number
+    await give_order(reader, order, names, add, mark=order, value=value, details=details)
 
 
 async def cancel(reader: RunReader, run_ids: Sequence[str], *, queue: str) -> list[str]:
     """Cancel runs of a queue. Return the ids that are neither waiting nor running."""
     _check_targets("cancel", run_ids)
-    return [run_id for run_id in run_ids if not await reader.command(reader.store.cancel(run_id, queue=queue))]
+    await reader.command(set_marks(reader.redis, "cancel", run_ids))
+    gone = [run_id for run_id in run_ids if not await reader.command(reader.store.cancel(run_id, queue=queue))]
+    await reader.command(remove_marks(reader.redis, "cancel", gone))
+    missing = frozenset(gone)
+    done = [run_id for run_id in run_ids if run_id not in missing]
+    await reader.command(record_order(reader.redis, "cancel", done))
+    return gone
 
 
 async def drain(reader: RunReader, workers: Sequence[str]) -> None:
     """Drain workers, as SIGTERM does."""
     _check_targets("drain", workers)
-    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.DRAINED, *workers)))
+    await give_order(reader, "drain", workers, lambda pipeline: pipeline.sadd(keys.DRAINED, *workers), mark="drain")
 
 
 async def request_retry(reader: RunReader, run_ids: Sequence[str]) -> None:
     """Request that workers run ended runs again. This needs no database: a worker updates the ledger."""
     _check_targets("retry", run_ids)
-    await reader.command(cast(Awaitable[int], reader.redis.sadd(keys.RETRIED, *run_ids)))
+    await give_order(reader, "retry", run_ids, lambda pipeline: pipeline.sadd(keys.RETRIED, *run_ids), mark="retry")
 
 
 def _check_targets(command: str, targets: Sequence[str]) -> None:
@@ -184,19 +208,24 @@ async def retry_runs(
     """Put ended runs and dead letters back into their queues; see `retry_run`. Return the ids of those that were."""
     _check_targets("retry", run_ids)
     options = {"from_start": from_start, "accept_statement": accept_statement}
-    return [run_id for run_id in run_ids if await retry_run(redis, ledger, run_id, **options)]
+    done = [run_id for run_id in run_ids if await retry_run(redis, ledger, run_id, **options)]
+    await record_order(redis, "retry", done, options)
+    return done
 
 
 async def retry_dead_letters(redis: Redis, ledger: Ledger, chosen: DeadLetterFilter) -> list[str]:
     """Put dead runs back into their queues. Return their ids."""
     letters = await dead_letters(redis, ledger, chosen)
-    return [letter.id for letter in letters if await retry_run(redis, ledger, letter.id, from_start=False)]
+    done = [letter.id for letter in letters if await retry_run(redis, ledger, letter.id, from_start=False)]
+    await record_order(redis, "dead_letters_retry", done)
+    return done
 
 
 async def delete_dead_letters(redis: Redis, ledger: Ledger, chosen: DeadLetterFilter) -> list[str]:
     """Delete dead runs, with their checkpoints and quarantined rows. Return their ids."""
     letters = await dead_letters(redis, ledger, chosen)
     await delete_dead(redis, ledger, letters)
+    await record_order(redis, "dead_letters_delete", [letter.id for letter in letters])
     return [letter.id for letter in letters]
 
 
@@ -254,4 +283,6 @@ async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> t
         new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
         await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
+    if made:
+        await reader.command(record_order(reader.redis, "quarantine_retry", [run_id], {"runs": made}))
     return known.queue, made

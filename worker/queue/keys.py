@@ -51,6 +51,8 @@ PROBE = "worker:probe"
 CRON = "worker:cron"
 RELAYED = "worker:relayed:"
 IDEMPOTENT = "worker:idempotent:"
+ORDERS = "worker:orders"
+ORDERED = "worker:ordered"
 _LONGEST_NAME = 200
 
 
@@ -256,6 +258,18 @@ SCHEMA = (
         "string",
         "the run of a request with an `Idempotency-Key`, JSON; the hash is of caller and key",
         "`web.idempotency_hours`",
+    ),
+    Key(
+        ORDERS,
+        "stream",
+        "orders of operators: order, by, at, targets, details",
+        "about the last 10,000; the ledger keeps all",
+    ),
+    Key(
+        ORDERED,
+        "hash",
+        "the orders in force that are in `worker:orders`, by `<order> <name>`",
+        "until the order ends",
     ),
     Key(
         PAUSED,

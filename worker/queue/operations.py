@@ -12,6 +12,7 @@ from worker.errors import InvalidArguments, SettingsError
 from worker.job.definition import Job
 from worker.job.registry import discover
 from worker.queue import commands
+from worker.queue.audit import record_order
 from worker.queue.conditions import make_entry
 from worker.queue.cron_lines import CronStatus, list_cron_lines
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, list_dead_letters
@@ -303,7 +304,12 @@ class Operations:
         if (run_id is None) is (not row_ids):
             raise InvalidArguments("discard_quarantined: give ids of rows, or run_id=")
         ids = list(row_ids) or None
-        return await self._with_ledger(lambda ledger: ledger.quarantine.delete_rows(run_id=run_id, row_ids=ids))
+        count = await self._with_ledger(lambda ledger: ledger.quarantine.delete_rows(run_id=run_id, row_ids=ids))
+        if count:
+            details = {"rows": count} if run_id is None else {"rows": count, "run": run_id}
+            targets = [run_id] if ids is None else ids
+            await self._reader.command(record_order(self._reader.redis, "quarantine_discard", targets, details))
+        return count
 
     # --- the ledger
 

@@ -31,6 +31,7 @@ from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import KeyProblem, KeyProblemLog, quote
 from worker.queue.outage_log import OutageLog
 from worker.runtime.operator_keys import SCANS, Command, CommandScan, check_answer, is_wrong_type, to_pace
+from worker.runtime.order_audit import OrderChanges
 
 logger = logging.getLogger("longhaul.operators")
 
@@ -102,6 +103,7 @@ class OperatorState:
         self.retried: frozenset[str] = frozenset()
         #: The entries of `worker:paused` for which runs are parked.
         self.parked: frozenset[str] = frozenset()
+        self.changes = OrderChanges()
         #: Whether runs were parked whose jobs this worker knows.
         self.are_jobs_awaited = False
 
@@ -197,6 +199,7 @@ class OperatorState:
             return
         self._failing = False
         self._outage.answered(_READING)
+        self._note_changes(scan)
         self._read_at = time.monotonic()
         self._is_large = scan.pages > 1
         if self._is_large:
@@ -216,6 +219,19 @@ class OperatorState:
         self._apply_answers()
         self._has_problems = bool(scan.problems)
         self._problems.report(scan.problems)
+
+    def _note_changes(self, scan: CommandScan) -> None:
+        """Note what operators have changed since the last scan."""
+        before = {
+            keys.PAUSED: self.paused,
+            keys.CANCELLED: self._cancelled,
+            keys.DRAINED: self.drained,
+            keys.RETRIED: self.retried,
+        }
+        for key, names in before.items():
+            self.changes.compare(key, names, _names(scan, key, names))
+        if keys.PACE not in scan.unreadable:
+            self.changes.compare_numbers(keys.PACE, self.paces, scan.paces)
 
     async def _send(self, commands: Sequence[Command]) -> Sequence[Any]:
         """Send commands, on the listener's connection if it is active, so that changes of their keys are reported."""

@@ -37,6 +37,7 @@ from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
+from worker.runtime.order_audit import OrderAudit
 from worker.runtime.periodic_tasks import PeriodicTask, PeriodicTasks
 from worker.runtime.pruner import Pruner
 from worker.runtime.relay import Relay
@@ -142,6 +143,7 @@ class Parts:
         """Return the periodic tasks of a worker with a ledger."""
         rules, rescuer = self.settings.worker, Rescuer(self.ledger, self.store, self.settings)
         pruner = Pruner(self.store, self.ledger, rules)
+        audit = OrderAudit(self.redis, self.ledger, self.operator_state.changes)
 
         async def retry_runs() -> None:
             for run_id in self.operator_state.retried:  # the first worker to retry it wins
@@ -151,6 +153,7 @@ class Parts:
             PeriodicTask("rescue", rescuer.run, interval_seconds=rules.rescue_interval_seconds),
             PeriodicTask("prune", pruner.look),
             PeriodicTask("retry", retry_runs),
+            PeriodicTask("orders", audit.look, interval_seconds=1.0),
         ]
 
     def build_worker(self, *, scheduler: Scheduler, tasks: Sequence[PeriodicTask], **options: Any) -> Worker:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from worker.errors import LonghaulError
 from worker.job.definition import Job
+from worker.queue.audit import ordering_as
 from worker.queue.ledger_access import explain
 from worker.queue.payload import read_run_id
 from worker.settings import Settings
@@ -127,7 +128,8 @@ class WebApp:
         query = _read_query(operation, request)
         body = await self._read_body(operation, request)
         call = Call(request, self.backend, caller, path, query, body)
-        return _make_success(await operation.handler(call))
+        with ordering_as(caller.name):
+            return _make_success(await operation.handler(call))
 
     async def _read_body(self, operation: Operation, request: Request) -> BaseModel | None:
         """Return the body in the operation's model; read no more of it than the limit.

@@ -1,4 +1,4 @@
-"""Reads of dead letters and of quarantined rows."""
+"""Reads of dead letters, of quarantined rows and of orders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from worker.queue import keys
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
 from worker.web.backend import Backend
 from worker.web.bodies import DeadLettersQuery, QuarantineQuery
-from worker.web.fields import Page, make_cursor, read_cursor
+from worker.web.fields import Page, PageQuery, make_cursor, read_cursor
 from worker.web.operations import Call
 from worker.web.problems import not_found
-from worker.web.views import DeadLetterDetail, DeadLetterView, QuarantinedRowView
+from worker.web.views import DeadLetterDetail, DeadLetterView, OrderView, QuarantinedRowView
 
 #: Letters that one request looks at, at most. A page of a rare job may be shorter than its limit, and has a cursor.
 _MOST_LOOKED_AT = 2_000
@@ -94,6 +94,32 @@ async def show_dead_letter(call: Call) -> DeadLetterDetail:
     [letter] = letters[:1]
     values = _describe_letter(letter).model_dump()
     return DeadLetterDetail(**values, arguments=letter.arguments, traceback=letter.traceback)
+
+
+async def list_orders(call: Call) -> Page[OrderView]:
+    """Return a page of the orders that the ledger has, newest first. Workers copy new ones every few seconds."""
+    query: PageQuery = call.query
+    place = read_cursor(query.cursor, int)
+    before = None if place is None else min(max(place[0], 0), 2**63 - 1)
+    orders = await call.backend.reads.get(
+        ("orders", before, query.limit),
+        lambda: call.backend.ledger.list_orders(before=before, limit=query.limit),
+    )
+    last = orders[-1].number if len(orders) == query.limit else None
+    return Page[OrderView](
+        items=[
+            OrderView(
+                id=one.id,
+                at=one.at,
+                order=one.order,
+                ordered_by=one.ordered_by,
+                targets=one.targets,
+                details=one.details,
+            )
+            for one in orders
+        ],
+        next_cursor=None if last is None else make_cursor(last),
+    )
 
 
 async def list_quarantine(call: Call) -> Page[QuarantinedRowView]:

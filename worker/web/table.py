@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.web import bodies, events, letter_reads, orders, queue_reads, run_reads, views
-from worker.web.fields import Page
+from worker.web.fields import Page, PageQuery
 from worker.web.operations import Operation
 
 READS = (
@@ -96,6 +96,12 @@ READS = (
         letter_reads.show_quarantined_row,
         views.QuarantinedRowView,
         problems=(404,),
+    ),
+    Operation(
+        *("GET", "/orders", "list_orders", "orders", "read", "List who has ordered what, newest first"),
+        letter_reads.list_orders,
+        Page[views.OrderView],
+        query=PageQuery,
     ),
     Operation(
         *("GET", "/doctor", "run_checks", "queues", "read", "Run the checks of `worker doctor`"),
