@@ -327,10 +327,10 @@ for line in sys.argv[1:]:
 """
 
 
-def documented_rules() -> list[str]:
-    """Return the rules of the user of docs/how-to/secure-redis.md."""
+def documented_rules(user: str = "longhaul") -> list[str]:
+    """Return the rules of a user of docs/how-to/secure-redis.md."""
     page = (ROOT / "docs" / "how-to" / "secure-redis.md").read_text(encoding="utf-8")
-    found = re.search(r"^redis-cli ACL SETUSER longhaul on ((?:.*\\\n)*.*)$", page, re.MULTILINE)
+    found = re.search(rf"^redis-cli ACL SETUSER {user} on ((?:.*\\\n)*.*)$", page, re.MULTILINE)
     assert found
     return ["on", *shlex.split(found[1].replace("\\\n", " "))]
 
@@ -389,3 +389,50 @@ async def test_the_documented_acl_user_may_do_all_that_is_needed_and_nothing_els
                 with pytest.raises(NoPermissionError):
                     await user.execute_command(*refused.split())
     assert [line for line in complaints(caplog) if line.startswith("Redis")] == []
+
+
+async def test_the_documented_users_of_clients_and_readers_do_what_they_may(
+    fast: Settings, valkey: EmbeddedValkey, database: Database
+) -> None:
+    await fill_authors(database, 12)
+    async with Redis(port=valkey.port) as admin:
+        for user in ("longhaul-client", "longhaul-reader"):
+            await admin.execute_command("ACL", "SETUSER", user, *documented_rules(user))
+        password = documented_rules("longhaul-client")[1].removeprefix(">")
+        urls = {user: f"redis://longhaul-{user}:{password}@127.0.0.1:{valkey.port}/0" for user in ("client", "reader")}
+        async with (
+            working(at(fast, f"redis://127.0.0.1:{valkey.port}/0"), gated, walked, limited),
+            Client(at(fast, urls["client"])) as client,
+            Client(at(fast, urls["reader"])) as reader,
+        ):
+            chain = await client.enqueue(walked.options(then=limited.call(), priority=5))
+            assert await chain.result(timeout=120) == 12
+            assert await chain.next_runs[0].result(timeout=120) is None
+            group = await client.group([limited.call(), limited.call()], then=limited.call())
+            assert group.callback is not None
+            assert await group.callback.result(timeout=120) is None
+            await client.enqueue_many(limited, [{}] * 3)
+            run = await start(client, "to-be-cancelled")
+            assert await reader.run(run.id).status() == "running"
+            await admin.sadd("worker:cancelled", run.id)
+            with pytest.raises(JobCancelled):
+                await reader.run(run.id).result(timeout=120)
+            assert [report.state async for report in run.progress()][-1] == "cancelled"
+            await client.enqueue(limited.options(id="later", delay=600))
+            assert "later" in {one.id for one in await reader.runs()}
+            assert await reader.dead_letters() == []
+            assert (await reader.status()) is not None
+        refused = {
+            "client": (
+                "SADD worker:paused *",
+                "SET arq:result:x 1",
+                "SET arq:in-progress:x me",
+                "HSET worker:dead x y",
+            ),
+            "reader": ("ZADD arq:queue 0 x", "SET arq:job:x 1", "SADD worker:cancelled x", "EVAL return 0"),
+        }
+        for user, commands in refused.items():
+            async with Redis.from_url(urls[user]) as redis:
+                for command in (*commands, "FLUSHALL", "CONFIG GET *", "GET session:1", "KEYS *"):
+                    with pytest.raises(NoPermissionError):
+                        await redis.execute_command(*command.split())

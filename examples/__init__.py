@@ -1,0 +1,1 @@
+"""Whole applications in one file, which tests/test_examples.py runs."""
