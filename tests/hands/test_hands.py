@@ -20,6 +20,7 @@ from worker.db.engine import Database
 async def touch_together(ctx: JobContext, hands: int, size: int = 20, pause: float = 0.0) -> dict[str, int]:
     """Touch each row by several hands; count the calls around the loop."""
     await ctx.redis.incr(f"before:{ctx.run_id}")
+    await ctx.redis.sadd(f"enqueued:{ctx.run_id}", ctx.enqueued_at.isoformat())
     async for batch in ctx.chunks(select(Target), size=size, parallel=hands):
         for target in batch:
             target.touched = True
@@ -56,6 +57,7 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
     assert row.state == "succeeded"
     assert int(await client.redis.get(f"before:{run.id}") or 0) == 3
     assert int(await client.redis.get(f"after:{run.id}") or 0) == 1
+    assert await client.redis.scard(f"enqueued:{run.id}") == 1
     async with database.session() as session:
         states = await session.execute(text("SELECT state, count(*) FROM worker.run GROUP BY state"))
         assert [tuple(state) for state in states] == [("succeeded", 3)]

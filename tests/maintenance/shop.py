@@ -28,6 +28,7 @@ class Shop:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
+        self.settings = settings
         self.run = JobRunner(database, settings)
         self.run_id = uuid.uuid4().hex
 

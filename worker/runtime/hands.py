@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from worker.errors import LonghaulError, format_error
 from worker.queue import keys
 from worker.queue.claims import Claim
-from worker.queue.payload import HandMark, Payload, now_ms
+from worker.queue.payload import HandMark, Payload
 from worker.queue.store import QueueStore
 
 logger = logging.getLogger("longhaul.jobs")
@@ -53,7 +53,9 @@ class HandRuns:
         """
         for number in numbers:
             mark = HandMark(claim.run_id, step, number, fence)
-            helper = payload._replace(hand=mark, enqueued_ms=now_ms(), **_OF_THE_RUN_ALONE)
+            # Conditions such as "older than" depend on the time, which must be the same in all hands.
+            enqueued_ms = payload.enqueued_ms or int(claim.due_ms)
+            helper = payload._replace(hand=mark, enqueued_ms=enqueued_ms, **_OF_THE_RUN_ALONE)
             try:
                 await self._store.enqueue(mark.id, helper.to_json(), queue=claim.queue, priority=priority)
             except (RedisError, OSError, LonghaulError) as error:
