@@ -31,6 +31,8 @@ class Row:
         ratio: the figure that the bar limits; None without a bar.
         bar: "≥ 0.90", "≤ 5 %": as the table shows it.
         held: whether the bar is held; None without a bar.
+        spread: by how much the ratio may differ in another run; None if it was not measured.
+        notes: how it was measured, and at which cost.
     """
 
     what: str
@@ -40,6 +42,8 @@ class Row:
     ratio: float | None = None
     bar: str = ""
     held: bool | None = None
+    spread: float | None = None
+    notes: str = ""
 
 
 def at_least(what: str, unit: str, ours: float, peer: str, theirs: float, bar: float) -> Row:
@@ -67,7 +71,7 @@ class Report:
         self._name = name
         self._setting = setting
         self._rows: list[Row] = []
-        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 190 if peers else 150)
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 190)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows, and print each at once, because a run is long."""
@@ -83,7 +87,8 @@ class Report:
     def finish(self, servers: dict[str, str], *, keep: bool = True) -> int:
         """Print the table, and write the file if `keep`. Return the exit code: 0 if all bars are held."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("what", "ours", *self._columns, "others" if self._columns else "peers", "ratio", "bar", ""):
+        others = "others" if self._columns else "peers"
+        for column in ("what", "ours", *self._columns, others, "ratio", "bar", "", "notes"):
             table.add_column(column, justify="right" if column in ("ours", "ratio", *self._columns) else "left")
         for row in self._rows:
             table.add_row(
@@ -91,9 +96,10 @@ class Report:
                 f"{_number(row.ours)} {row.unit}",
                 *(_number(row.peers[name]) if name in row.peers else "-" for name in self._columns),
                 ", ".join(f"{name} {_number(row.peers[name])}" for name in row.peers if name not in self._columns),
-                "" if row.ratio is None else f"{row.ratio:.2f}",
+                _ratio(row),
                 row.bar,
                 {True: "held", False: "NOT HELD", None: ""}[row.held],
+                row.notes,
             )
         self._console.print(self._setting)
         self._console.print(table)
@@ -130,8 +136,15 @@ def quick() -> bool:
 
 def _figure(row: Row) -> str:
     peers = "".join(f", {name} {_number(value)}" for name, value in row.peers.items())
-    ratio = "" if row.ratio is None else f", ratio {row.ratio:.2f}"
-    return f"{_number(row.ours)} {row.unit}{peers}{ratio}"
+    ratio = "" if row.ratio is None else f", ratio {_ratio(row)}"
+    notes = f" ({row.notes})" if row.notes else ""
+    return f"{_number(row.ours)} {row.unit}{peers}{ratio}{notes}"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio:.2f}" if row.spread is None else f"{row.ratio:.2f} ± {row.spread:.2f}"
 
 
 def _number(value: float) -> str:

@@ -1,22 +1,21 @@
 """`python -m benchmarks.walk` (`make bench-walk`): compares our loops with hand-written SQL.
 
-Each comparison is measured several times, our side and the other side alternately, on the same server and in the same
-process. Figures are medians. The share of the checkpoint and the
-memory are measured too. QUICK=1 uses fewer rows.
+`benchmarks/comparison.py` says how. The share of the checkpoint and the memory are measured too. QUICK=1 uses fewer
+rows. ONLY=sweep runs the comparisons that have the word in their names, and writes no file.
 """
 
 from __future__ import annotations
 
-import gc
-import statistics
+import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from benchmarks import byhand, ours
-from benchmarks.hands import workers
+from benchmarks.comparison import SERVER_SETTINGS, Case, Peer, Rounds, compare, create_statistics
+from benchmarks.hands import Workers, workers
 from benchmarks.report import Report, Row, at_least, at_most, quick, refuse_arguments
 from benchmarks.tables import Bench, empty_copy, prepare, server_version, vacuum
 from worker import load_settings
@@ -27,10 +26,7 @@ from worker.ledger.checkpoint import Checkpoints
 from worker.testing.runner import JobRunner
 from worker.types import Database
 
-Side = Callable[[], Awaitable[int]]
-Before = Callable[[Bench], Awaitable[None]]
-
-ROUNDS = 3
+ONLY = os.environ.get("ONLY", "")
 _UPDATE = "UPDATE bench_reader SET score = score + 1"
 _DELETE = "DELETE FROM bench_reader"
 
@@ -39,30 +35,10 @@ class Scale:
     """The size of the benchmark: full, or reduced by QUICK=1."""
 
     def __init__(self) -> None:
-        self.rows = 200_000 if quick() else 1_000_000
-        self.rounds = ROUNDS
+        self.rows = 100_000 if quick() else 1_000_000
+        self.rounds = Rounds(5, 13) if quick() else Rounds(5, 11)
         self.seed_rows = 3_000 if quick() else 10_000
         self.deep_rows = 1_000_000 if quick() else 10_000_000
-
-
-async def measure(side: Side, rows: int, bench: Bench, before: Before) -> float:
-    """Return the rows/s of one run."""
-    await before(bench)
-    gc.collect()
-    began = time.perf_counter()
-    done = await side()
-    assert done == rows, f"{done} rows instead of {rows}"
-    return rows / (time.perf_counter() - began)
-
-
-async def in_turn(bench: Bench, scale: Scale, before: Before, *sides: Side) -> list[float]:
-    """Return the median rows/s of each side, measured alternately."""
-    found: list[list[float]] = [[] for _ in sides]
-    for round_ in range(scale.rounds):
-        order = range(len(sides)) if round_ % 2 == 0 else reversed(range(len(sides)))
-        for place in order:
-            found[place].append(await measure(sides[place], bench.rows, bench, before))
-    return [statistics.median(each) for each in found]
 
 
 async def _vacuumed(bench: Bench) -> None:
@@ -78,152 +54,173 @@ async def _refilled(bench: Bench) -> None:
     await prepare(bench)
 
 
-async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
-    """Run one measurement after the other."""
+def cases(bench: Bench) -> Iterator[Case]:
+    """Yield the comparisons of one pair of hands."""
     run = bench.run_job
     for size, bar in ((1_000, 0.9), (5_000, 0.95)):
-        await prepare(bench)
-        mine, other = await in_turn(
-            bench,
-            scale,
-            _vacuumed,
+        yield Case(
+            f"chunks + bulk.update, {size:,} a batch",
             lambda size=size: run(ours.update_in_chunks, size),  # type: ignore[misc]
-            lambda size=size: byhand.keyset_update(bench, size),  # type: ignore[misc]
+            [Peer("keyset + UPDATE FROM unnest", lambda size=size: byhand.keyset_update(bench, size), bar)],  # type: ignore[misc]
+            _vacuumed,
         )
-        what = f"chunks + bulk.update, {size:,} a batch"
-        yield at_least(what, "rows/s", mine, "keyset + UPDATE FROM unnest", other, bar)
-
-    await prepare(bench)
-    mine, other = await in_turn(
-        bench,
-        scale,
-        _vacuumed,
+    yield Case(
+        "chunks + bulk.update of columns, 1,000 a batch",
         lambda: run(ours.update_by_columns, 1_000),
-        lambda: byhand.keyset_update(bench, 1_000),
+        [Peer("keyset + UPDATE FROM unnest", lambda: byhand.keyset_update(bench, 1_000), 0.95)],
+        _vacuumed,
     )
-    what = "the same, rows given as columns, 1,000 a batch"
-    yield at_least(what, "rows/s", mine, "keyset + UPDATE FROM unnest", other, 0.9)
+    yield Case(
+        "chunks, ORM objects changed, 1,000 a batch",
+        lambda: run(ours.change_objects, 1_000),
+        [Peer("ORM unit of work", lambda: byhand.keyset_orm(bench, 1_000), 3)],
+        _vacuumed,
+    )
+    yield Case(
+        "sweep update, 10,000 a batch",
+        lambda: run(ours.update_by_sweep, 10_000),
+        [
+            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _UPDATE), 0.95),
+            Peer("one statement", lambda: byhand.giant(bench, _UPDATE), 0.7),
+        ],
+        _vacuumed,
+    )
+    yield Case(
+        "sweep delete, 10,000 a batch",
+        lambda: run(ours.delete_by_sweep, 10_000),
+        [
+            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _DELETE), 0.95),
+            Peer("one statement", lambda: byhand.giant(bench, _DELETE), 0.4),
+        ],
+        prepare,
+        is_repeatable=False,
+    )
+    yield Case(
+        "stream, read only, 5,000 a partition",
+        lambda: run(ours.read_by_stream, 5_000),
+        [Peer("cursor, asyncpg", lambda: byhand.cursor_read(bench, 5_000), 0.9)],
+        _vacuumed,
+    )
+    yield Case(
+        "stream + bulk.upsert, 5,000 a partition",
+        lambda: run(ours.upsert_by_stream, 5_000),
+        [Peer("two asyncpg connections", lambda: byhand.cursor_upsert(bench, 5_000), 0.9)],
+        _copy_emptied,
+    )
+    yield Case(
+        "bulk.insert, 10,000 a batch",
+        lambda: ours.bulk_insert(bench, 10_000),
+        [Peer("copy_records_to_table", lambda: byhand.copy_insert(bench, 10_000), 0.9)],
+        _copy_emptied,
+    )
+    yield Case(
+        "table to table, 10,000 a range",
+        lambda: run(ours.copy_by_sweep, 10_000),
+        [Peer("INSERT SELECT ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, byhand.COPY), 0.95)],
+        _copy_emptied,
+    )
 
-    await prepare(bench)
-    mine, other = await in_turn(
-        bench, scale, _vacuumed, lambda: run(ours.change_objects, 1_000), lambda: byhand.keyset_orm(bench, 1_000)
+
+def cases_of_two_hands(bench: Bench, pair: Workers) -> Iterator[Case]:
+    """Yield the comparisons of two hands with one, and with a hand-written loop."""
+    for what, job, size, by_hand, bars in (
+        (
+            "chunks + bulk.update, 1,000 a batch, two hands",
+            ours.update_together,
+            1_000,
+            lambda: byhand.keyset_update(bench, 1_000),
+            (1.5, 1.0),
+        ),
+        (
+            "chunks, ORM objects, 1,000 a batch, two hands",
+            ours.change_objects_together,
+            1_000,
+            lambda: byhand.keyset_orm(bench, 1_000),
+            (1.0, 1.7),
+        ),
+        (
+            "sweep update, 10,000 a batch, two hands",
+            ours.sweep_together,
+            10_000,
+            lambda: byhand.ranges(bench, 10_000, _UPDATE),
+            (1.0, 1.3),
+        ),
+    ):
+        yield Case(
+            what,
+            lambda job=job, size=size: pair.run(job, size, 2),  # type: ignore[misc]
+            [
+                Peer("hand-written, one connection", by_hand, bars[0]),
+                Peer("one hand", lambda job=job, size=size: pair.run(job, size, 1), bars[1]),  # type: ignore[misc]
+            ],
+            _vacuumed,
+        )
+
+
+def case_of_four_hands(bench: Bench, four: Workers) -> Case:
+    """Return the comparison whose work is outside of PostgreSQL: 400 batches of 10 ms."""
+    size = max(1, bench.rows // 400)
+    return Case(
+        "chunks, 10 ms elsewhere for each batch, four hands",
+        lambda: four.run(ours.call_together, size, 4),
+        [Peer("one hand", lambda: four.run(ours.call_together, size, 1), 3.6)],
+        _vacuumed,
     )
-    yield at_least("chunks, ORM objects changed, 1,000 a batch", "rows/s", mine, "ORM unit of work", other, 3)
+
+
+async def comparisons(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
+    """Compare our loops with others."""
+    for case in filter(_is_chosen, cases(bench)):
+        await prepare(bench)
+        for row in await compare(bench, case, scale.rounds):
+            yield row
+        if case.what.startswith("chunks, ORM objects"):
+            yield await beside_the_seeds_loop(bench, scale, row.ours)
+        if case.what.startswith("bulk.insert"):
+            yield await beside_the_seeds_insert(bench, scale, row.ours)
+    if ONLY and "hand" not in ONLY:
+        return
+    await prepare(bench)
+    async with workers(bench, 2) as pair:
+        for case in filter(_is_chosen, cases_of_two_hands(bench, pair)):
+            for row in await compare(bench, case, scale.rounds):
+                yield row
+    async with workers(bench, 4) as four:
+        for case in filter(_is_chosen, [case_of_four_hands(bench, four)]):
+            for row in await compare(bench, case, scale.rounds):
+                yield row
+
+
+def _is_chosen(case: Case) -> bool:
+    return ONLY in case.what
+
+
+async def beside_the_seeds_loop(bench: Bench, scale: Scale, ours_: float) -> Row:
+    """Compare with the seed's loop by OFFSET, half way through the table, once: it is slower by far."""
     began = time.perf_counter()
     await byhand.seed_offset(bench, 100, first=bench.rows // 2, rows=scale.seed_rows)
     seed = scale.seed_rows / (time.perf_counter() - began)
-    yield at_least("the same", "rows/s", mine, "seed's OFFSET loop, half way", seed, 20)
+    return at_least("the same", "rows/s", ours_, "seed's OFFSET loop, half way", seed, 20)
 
-    for what, mine_, statement, before, bar in (
-        ("sweep update, 10,000 a batch", ours.update_by_sweep, _UPDATE, _vacuumed, 0.7),
-        ("sweep delete, 10,000 a batch", ours.delete_by_sweep, _DELETE, _refilled, 0.4),
-    ):
-        await prepare(bench)
-        mine, hand, giant = await in_turn(
-            bench,
-            scale,
-            before,
-            lambda job=mine_: run(job, 10_000),  # type: ignore[misc]
-            lambda statement=statement: byhand.ranges(bench, 10_000, statement),  # type: ignore[misc]
-            lambda statement=statement: byhand.giant(bench, statement),  # type: ignore[misc]
-        )
-        yield at_least(what, "rows/s", mine, "ranges, asyncpg", hand, 0.95)
-        yield at_least(what, "rows/s", mine, "one statement", giant, bar)
 
-    await prepare(bench)
-    mine, other = await in_turn(
-        bench, scale, _vacuumed, lambda: run(ours.read_by_stream, 5_000), lambda: byhand.cursor_read(bench, 5_000)
-    )
-    yield at_least("stream, read only, 5,000 a partition", "rows/s", mine, "cursor, asyncpg", other, 0.9)
-    mine, other = await in_turn(
-        bench,
-        scale,
-        _copy_emptied,
-        lambda: run(ours.upsert_by_stream, 5_000),
-        lambda: byhand.cursor_upsert(bench, 5_000),
-    )
-    yield at_least("stream + bulk.upsert, 5,000 a partition", "rows/s", mine, "two asyncpg connections", other, 0.9)
-
-    mine, other = await in_turn(
-        bench,
-        scale,
-        _copy_emptied,
-        lambda: ours.bulk_insert(bench, 10_000),
-        lambda: byhand.copy_insert(bench, 10_000),
-    )
-    yield at_least("bulk.insert, 10,000 a batch", "rows/s", mine, "copy_records_to_table", other, 0.9)
+async def beside_the_seeds_insert(bench: Bench, scale: Scale, ours_: float) -> Row:
+    """Compare with the seed's insert, once: it is slower by far."""
     await empty_copy(bench)
     began = time.perf_counter()
     await byhand.seed_insert(bench, 10_000, 3 * scale.seed_rows)
     seed = 3 * scale.seed_rows / (time.perf_counter() - began)
-    yield at_least("the same", "rows/s", mine, "seed's insert().values(list)", seed, 20)
+    return at_least("the same", "rows/s", ours_, "seed's insert().values(list)", seed, 20)
 
-    mine, other = await in_turn(
-        bench,
-        scale,
-        _copy_emptied,
-        lambda: run(ours.copy_by_sweep, 10_000),
-        lambda: byhand.ranges(bench, 10_000, byhand.COPY),
-    )
-    yield at_least("table to table, 10,000 a range", "rows/s", mine, "INSERT SELECT ranges, asyncpg", other, 0.95)
 
+async def measurements(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
+    """Measure the checkpoint's share, the last tenth of a long walk, and the memory of walks."""
     for size, limit in ((1_000, 5.0), (10_000, 1.0)):
         await prepare(bench)
         share = await checkpoint_share(bench, scale, size)
         yield at_most(f"checkpoint in chunks + bulk.update, {size:,} a batch", "% of a batch", share, limit)
-
     yield await depth(bench, scale)
     for kind in ("chunks", "stream", "sweep"):
         yield at_most(f"memory, {kind}, 10,000 to {scale.deep_rows:,} rows", "MB", growth(bench, scale, kind), 30)
-
-
-async def comparisons_of_hands(bench: Bench, scale: Scale) -> AsyncIterator[Row]:
-    """Compare two hands with one and with hand-written loops, and four with one where the work is elsewhere."""
-    await prepare(bench)
-    async with workers(bench, 2) as pair:
-        for what, job, size, by_hand, bars in (
-            (
-                "chunks + bulk.update, 1,000 a batch, two hands",
-                ours.update_together,
-                1_000,
-                lambda: byhand.keyset_update(bench, 1_000),
-                (1.5, 1.0),
-            ),
-            (
-                "chunks, ORM objects, 1,000 a batch, two hands",
-                ours.change_objects_together,
-                1_000,
-                lambda: byhand.keyset_orm(bench, 1_000),
-                (1.0, 1.7),
-            ),
-            (
-                "sweep update, 10,000 a batch, two hands",
-                ours.sweep_together,
-                10_000,
-                lambda: byhand.ranges(bench, 10_000, _UPDATE),
-                (1.0, 1.3),
-            ),
-        ):
-            two, one, hand = await in_turn(
-                bench,
-                scale,
-                _vacuumed,
-                lambda job=job, size=size: pair.run(job, size, 2),  # type: ignore[misc]
-                lambda job=job, size=size: pair.run(job, size, 1),  # type: ignore[misc]
-                by_hand,
-            )
-            yield at_least(what, "rows/s", two, "hand-written, one connection", hand, bars[0])
-            yield at_least(what, "rows/s", two, "one hand", one, bars[1])
-    async with workers(bench, 4) as four:
-        size = max(1, bench.rows // 400)
-        many, one = await in_turn(
-            bench,
-            scale,
-            _vacuumed,
-            lambda: four.run(ours.call_together, size, 4),
-            lambda: four.run(ours.call_together, size, 1),
-        )
-        yield at_least("chunks, 10 ms elsewhere for each batch, four hands", "rows/s", many, "one hand", one, 3.6)
 
 
 async def checkpoint_share(bench: Bench, scale: Scale, size: int) -> float:
@@ -242,7 +239,7 @@ async def checkpoint_share(bench: Bench, scale: Scale, size: int) -> float:
 
     Checkpoints.move = timed  # type: ignore[method-assign]
     try:
-        for _ in range(scale.rounds):
+        for _ in range(3):
             began = time.perf_counter()
             await bench.run_job(ours.update_in_chunks, size)
             whole += time.perf_counter() - began
@@ -288,7 +285,8 @@ async def main() -> int:
     """Run all measurements. Return the exit code."""
     refuse_arguments(__doc__)
     scale = Scale()
-    with services() as running:
+    # Always embedded servers: the benchmark resets their statistics.
+    with services(SERVER_SETTINGS, environment={}) as running:
         settings = load_settings(
             environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url},
             overrides={"database": {"statement_timeout_seconds": 0}},
@@ -297,14 +295,16 @@ async def main() -> int:
         await migrate(database)
         tune_garbage_collector()  # as in a worker
         bench = Bench(database, JobRunner(database, settings), scale.rows)
-        report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds} alternated runs")
+        await create_statistics(bench)
+        report = Report("walk", f"{scale.rows:,} rows, medians of {scale.rounds.least} alternated rounds or more")
         async for row in comparisons(bench, scale):
             report.add([row])
-        async for row in comparisons_of_hands(bench, scale):
-            report.add([row])
+        if not ONLY:
+            async for row in measurements(bench, scale):
+                report.add([row])
         versions = {"postgresql": await server_version(database)}
         await database.close()
-    return report.finish(versions)
+    return report.finish(versions, keep=not ONLY)
 
 
 if __name__ == "__main__":
