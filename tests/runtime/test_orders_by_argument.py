@@ -158,6 +158,24 @@ async def test_the_command_line_refuses_unknown_jobs_and_arguments(cli: CommandL
     assert await redis.smembers(keys.PAUSED) == set()
 
 
+async def test_a_cancel_by_argument_is_given_and_ended_in_each_way(
+    cli: CommandLine, client: Client, fast: Settings, redis: Redis
+) -> None:
+    part, entry = ("retire_hamlets", "--where", "below=0"), b"retire_hamlets?below=0"
+    assert (await cli("cancel", *part)).stdout == "cancelled, until they are resumed: retire_hamlets?below=0\n"
+    assert await redis.smembers(keys.CANCELLED) == {entry}
+    assert (await cli("resume", *part)).returncode == 0
+    assert await redis.smembers(keys.CANCELLED) == set()
+    assert (await cli("resume", *part)).returncode == 1
+    await client.cancel("serve", where={"tenant": "north"})
+    async with working(fast, serve) as worker:
+        with pytest.raises(JobCancelled):
+            await (await client.enqueue(serve, tenant="north")).result(timeout=120)
+        assert await client.resume("serve", where={"tenant": "north"}) == 1
+        await until_true(lambda: not worker.operator_state.has_conditions("serve"))
+        await (await client.enqueue(serve, tenant="north")).result(timeout=120)
+
+
 VALUES = st.one_of(st.text(max_size=20), st.integers(), st.booleans(), st.none())
 
 

@@ -158,9 +158,9 @@ def pause(targets: Targets, where: Where = None) -> None:
     """Pause runs, jobs, queues, or all. Running walks pause at their next batch boundary."""
     settings, _ = state.load()
     if where:
-        entries = _make_entries(settings, targets, where)
-        _with_client(settings, lambda client: client.pause(*entries))
-        print_line(f"paused: {', '.join(entries)}")
+        values = _read_where(settings, targets, where)
+        _with_client(settings, lambda client: client.pause(*targets, where=values))
+        print_line(f"paused: {', '.join(make_entry(job, values) for job in targets)}")
         return
     unknown = run_async(_unknown(settings, targets), settings)
     _with_client(settings, lambda client: client.pause(*targets))
@@ -169,8 +169,8 @@ def pause(targets: Targets, where: Where = None) -> None:
         print_line(f"note: no run in the queue and no job here is called {', '.join(unknown)}; the pause is kept")
 
 
-def _make_entries(settings: Settings, jobs: list[str], where: list[str]) -> list[str]:
-    """Return the entries for the runs of jobs with some arguments. The jobs must be known here.
+def _read_where(settings: Settings, jobs: list[str], where: list[str]) -> dict[str, str]:
+    """Return the values of arguments by name. The jobs must be known here.
 
     Raises:
         InvalidArguments: A job has no argument of that name, or a text is not name=value.
@@ -183,20 +183,20 @@ def _make_entries(settings: Settings, jobs: list[str], where: list[str]) -> list
         if not name or not equals:
             raise InvalidArguments(f"--where {text}: write name=value, e.g. --where tenant=north")
         values[name] = value
-    entries = [make_entry(job, values) for job in jobs]
-    for job, entry in zip(jobs, entries, strict=True):
-        parse_entry(entry).check_names(list(registry.find(job).signature.parameters))
-    return entries
+    for job in jobs:
+        parse_entry(make_entry(job, values)).check_names(list(registry.find(job).signature.parameters))
+    return values
 
 
 @app.command()
 def resume(targets: Targets, where: Where = None) -> None:
     """Resume paused runs, jobs, queues, or all."""
     settings, _ = state.load()
-    targets = _make_entries(settings, targets, where) if where else targets
-    if not _with_client(settings, lambda client: client.resume(*targets)):
-        raise fail(f"not paused: {', '.join(targets)}; `worker status` lists pauses")
-    print_line(f"resumed: {', '.join(targets)}")
+    values = _read_where(settings, targets, where) if where else None
+    shown = ", ".join(make_entry(job, values) for job in targets) if values else ", ".join(targets)
+    if not _with_client(settings, lambda client: client.resume(*targets, where=values)):
+        raise fail(f"not paused: {shown}; `worker status` lists pauses")
+    print_line(f"resumed: {shown}")
 
 
 @app.command()
@@ -215,9 +215,19 @@ def pace(
 
 
 @app.command()
-def cancel(runs: Annotated[list[str], typer.Argument(help="Run ids.")]) -> None:
-    """Cancel runs: waiting ones at once, running ones at their next batch boundary."""
+def cancel(
+    runs: Annotated[list[str], typer.Argument(help="Run ids; with --where, job names.")], where: Where = None
+) -> None:
+    """Cancel runs: waiting ones at once, running ones at their next batch boundary.
+
+    With --where, runs that are still to come are cancelled too, until `worker resume` with the same --where.
+    """
     settings, _ = state.load()
+    if where:
+        values = _read_where(settings, runs, where)
+        _with_client(settings, lambda client: client.cancel(*runs, where=values))
+        print_line(f"cancelled, until they are resumed: {', '.join(make_entry(job, values) for job in runs)}")
+        return
     gone = _with_client(settings, lambda client: client.cancel(*runs))
     if gone:
         raise fail(f"neither waiting nor running: {', '.join(gone)}")

@@ -149,6 +149,20 @@ async def cancel(reader: RunReader, run_ids: Sequence[str], *, queue: str) -> li
     return gone
 
 
+async def cancel_matching(reader: RunReader, entries: Sequence[str]) -> None:
+    """Cancel the runs of jobs with some arguments, now and later, until `stop_cancelling`."""
+    _check_targets("cancel", entries)
+    await give_order(reader, "cancel", entries, lambda pipeline: pipeline.sadd(keys.CANCELLED, *entries), mark="cancel")
+
+
+async def stop_cancelling(reader: RunReader, entries: Sequence[str]) -> int:
+    """Remove what `cancel_matching` set. Returns how many of the entries were set."""
+    answer = await give_order(
+        reader, "resume", entries, lambda pipeline: pipeline.srem(keys.CANCELLED, *entries), mark="cancel", value=None
+    )
+    return int(answer)
+
+
 async def drain(reader: RunReader, workers: Sequence[str]) -> None:
     """Drain workers, as SIGTERM does."""
     _check_targets("drain", workers)

@@ -169,8 +169,10 @@ class Operations:
         await commands.pause(self._reader, make_entries(targets, where))
 
     async def resume(self, *targets: str, where: Mapping[str, Any] | None = None) -> int:
-        """Remove pauses that `pause` set, with the same `where`. Returns how many of the targets were paused."""
-        return await commands.resume(self._reader, make_entries(targets, where))
+        """Remove pauses that `pause` set, and orders of `cancel`, with the same `where`. Returns how many were set."""
+        entries = make_entries(targets, where)
+        removed = await commands.resume(self._reader, entries)
+        return removed + (await commands.stop_cancelling(self._reader, entries) if where else 0)
 
     async def pace(self, *targets: str, rows_per_second: float | None) -> None:
         """Limit the pace of running and future walks.
@@ -199,16 +201,23 @@ class Operations:
         """
         await commands.limit_rate(self._reader, jobs, runs_per_second)
 
-    async def cancel(self, *run_ids: str, queue: str | None = None) -> list[str]:
+    async def cancel(
+        self, *run_ids: str, queue: str | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """Cancel runs: a running walk at its next batch boundary, a waiting run at once.
 
         Args:
-            run_ids: ids of the runs.
+            run_ids: ids of the runs; with `where`, names of jobs.
             queue: their queue; `worker.queue` by default.
+            where: values of arguments by name: all runs of the jobs with these values are cancelled, also those that
+                are still to come, until `resume` with the same `where`.
 
         Returns:
             The ids that are neither waiting nor running. Nothing was changed for them.
         """
+        if where:
+            await commands.cancel_matching(self._reader, make_entries(run_ids, where))
+            return []
         return await commands.cancel(self._reader, run_ids, queue=queue or self._settings.worker.queue)
 
     async def drain(self, *workers: str) -> None:
