@@ -19,6 +19,7 @@ from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
 from worker.doctor.facts import Facts, MissingIndex, PostgresFacts, RedisFacts, gather
 from worker.embedded import Services
 from worker.embedded.valkey import EmbeddedValkey
+from worker.ledger.outbox import OutboxState
 from worker.queue.key_problems import wrong_type
 from worker.testing.runner import JobRunner
 
@@ -41,6 +42,7 @@ POSTGRES = PostgresFacts(
     pooled=False,
     not_migrated="",
     clock_ahead=0.0,
+    outbox=OutboxState(waiting=3, oldest_seconds=0.5, refused=0, problem=None),
 )
 GOOD = Facts(load_settings(environment={}), REDIS, POSTGRES, 5)
 
@@ -115,6 +117,9 @@ FAILURES = [
     ("postgres upkeep", "warning", postgres(fsync=False)),
     ("postgres upkeep", "warning", postgres(autovacuum=False)),
     ("postgres walks", "warning", postgres(missing_indexes=(MissingIndex("sorts", "CREATE INDEX"),))),
+    ("postgres outbox", "warning", postgres(outbox=OutboxState(2, 11.0, 0, None))),
+    ("postgres outbox", "warning", postgres(outbox=None)),
+    ("postgres outbox", "wrong", postgres(outbox=OutboxState(0, 0.0, 1, "the payload is not JSON"))),
     ("postgres collations", "wrong", postgres(changed_collations=("collation x has changed",))),
     ("postgres clock", "wrong", postgres(clock_ahead=60.0)),
 ]

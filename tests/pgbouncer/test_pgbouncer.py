@@ -19,7 +19,8 @@ from tests.faults.jobs import touch_by_chunks, touch_by_stream, touch_by_sweep
 from tests.faults.test_freeze import freeze_in_a_batch
 from tests.faults.test_kills import kill_and_count
 from tests.pgbouncer.pooler import PgBouncer
-from worker import Client, Job, Settings
+from tests.support.workers import with_worker, working
+from worker import Client, Job, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.db.migrate import migrate
 from worker.db.tables import SCHEMA
@@ -143,3 +144,21 @@ async def test_the_command_line(database: Database, servers: Services, redis: Re
         await migrate(database)
     assert "succeeded" in json.dumps(runs)
     assert await effects(database) == {1: 500}
+
+
+async def test_the_outbox_is_relayed_without_listen(fast: Settings, client: Client) -> None:
+    settings = with_database(with_worker(fast, outbox_poll_seconds=0.1), pgbouncer="auto")
+    database = Database(settings)
+    await migrate(database)
+    async with working(settings, relayed):
+        for _ in range(3):
+            async with database.transaction() as session:
+                run = await client.enqueue_in(session, relayed)
+            assert await run.result(timeout=120) == "relayed"
+    await database.close()
+
+
+@job
+async def relayed(ctx: JobContext) -> str:
+    """Return."""
+    return "relayed"

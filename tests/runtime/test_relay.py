@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from tests.models import Author
 from tests.runtime.relay_killed import make_relay
+from tests.support.authors import fill_authors
 from tests.support.fork_server import spawn_with_pipe
 from tests.support.waiting import until, until_true
 from tests.support.workers import with_worker, working
@@ -83,6 +85,50 @@ async def test_runs_of_sessions_connections_and_the_function_reach_the_worker(
         assert await run.result(timeout=120) == "connection"
         assert await client.run(run_id).result(timeout=120) == "f"
         await until(lambda: is_empty(database))  # rows are deleted after Redis has acknowledged their runs
+
+
+async def test_a_notification_wakes_one_relay_and_another_listens_when_that_is_gone(
+    settings: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    never_polling = with_worker(settings, outbox_poll_seconds=1e6)
+
+    async def wake(relay: Relay, name: str) -> None:
+        waiting = asyncio.create_task(relay.run())
+        async with database.transaction() as session:
+            await client.enqueue_in(session, note.options(id=name), name)
+        async with asyncio.timeout(120):
+            await waiting
+        assert await redis.exists(keys.JOB + name)
+
+    async with relaying(never_polling, redis) as first, relaying(never_polling, redis) as second:
+        for relay in (first, second):
+            await relay.relay_waiting()
+        await wake(first, "first")
+        await first.close()
+        await second.relay_waiting()  # as it does at each interval
+        await wake(second, "second")
+
+
+@job
+async def walk_and_note(ctx: JobContext) -> int:
+    """Enqueue a run for each row, in the transaction of its batch, and fail once in the second batch."""
+    async with Client(ctx.settings) as client:
+        async for batch in ctx.chunks(select(Author), size=4):
+            await client.enqueue_many_in(batch.session, note, [{"name": str(author.id)} for author in batch])
+            if ctx.rows_done and ctx.attempt == 1:
+                raise ValueError("in the second batch")
+    return ctx.rows_done
+
+
+async def test_a_walk_enqueues_one_run_for_each_row_with_its_batches(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    await fill_authors(database, 10)
+    async with working(fast, walk_and_note, note):
+        assert await (await client.enqueue(walk_and_note)).result(timeout=120) == 10
+        await until_true(lambda: len(RAN) == 10)
+        await until(lambda: is_empty(database))
+    assert set(RAN.values()) == {1}
 
 
 async def test_a_burst_relays_before_it_ends(fast: Settings, client: Client, database: Database) -> None:

@@ -235,7 +235,7 @@ def postgres_role(postgres: PostgresFacts, settings: Settings) -> Finding:
 
 def connections(postgres: PostgresFacts, settings: Settings) -> Finding:
     """Check that the server has enough connections for the pool of one worker."""
-    most, there = settings.pool_size + settings.max_overflow, postgres.max_connections - postgres.reserved_connections
+    most, there = _connections_of_one(settings), postgres.max_connections - postgres.reserved_connections
     if most > there and not postgres.pooled:
         return wrong(
             f"one worker may open {most} connections, the server has {there}",
@@ -327,7 +327,7 @@ def postgres_clock(postgres: PostgresFacts, settings: Settings) -> Finding:
 
 def all_connections(redis: RedisFacts, postgres: PostgresFacts, settings: Settings) -> Finding:
     """Check that the server has enough connections for the pools of all running workers."""
-    most = redis.workers * (settings.pool_size + settings.max_overflow)
+    most = redis.workers * _connections_of_one(settings)
     there = postgres.max_connections - postgres.reserved_connections
     if most > there and not postgres.pooled:
         return warning(
@@ -345,6 +345,11 @@ def redis_keys(redis: RedisFacts, settings: Settings) -> Finding:
     more = len(redis.key_problems) - len(shown)
     cures = [f"redis-cli {one.cure}" for one in redis.key_problems[:_MOST_KEYS]]
     return wrong("; ".join(shown) + (f"; and {more} more" if more else ""), "; ".join(cures))
+
+
+def _connections_of_one(settings: Settings) -> int:
+    """Return the most connections of one worker: those of its pool, and the one of its relay."""
+    return settings.pool_size + settings.max_overflow + settings.worker.relay
 
 
 def _clock(whose: str, ahead: float) -> Finding:
