@@ -29,7 +29,7 @@ from tests.support.authors import fill_authors
 from tests.support.proxy import proxied
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, job
+from worker import Client, JobCancelled, JobContext, NonRetryableError, Settings, SyncClient, job
 from worker.db.engine import Database
 from worker.embedded import process
 from worker.embedded.directories import make_home
@@ -102,6 +102,8 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
     first = await watched.primary()
     enqueued: list[str] = []
     async with working(settings, gated), Client(settings) as client:
+        sync = SyncClient(settings)
+        await asyncio.to_thread(sync.status)  # so that it has a connection to the first primary
         running = await start(client, "running")
         over_it = asyncio.Event()
 
@@ -125,6 +127,18 @@ async def test_a_failover_by_a_sentinel_loses_no_job(
         await enqueueing
         second = await watched.primary()
         assert second != first
+
+        async def enqueue_blocking() -> bool:
+            try:
+                await asyncio.to_thread(sync.enqueue, gated.options(id="blocking"), name="blocking")
+            except ServerUnavailable:  # refused by the former primary
+                return False
+            return True
+
+        stop_renewing("blocking")
+        await until(enqueue_blocking)
+        sync.close()
+        enqueued.append("blocking")
         await run_one(client, "afterwards")
         stop_renewing("running")
         assert await running.result(timeout=120) == "running"
