@@ -28,6 +28,19 @@ async def touch_by_chunks(ctx: JobContext, size: int = 25) -> int:
 
 
 @job
+async def touch_when_let_go(ctx: JobContext, size: int = 10) -> int:
+    """Set `touched` on each row; in the sixth batch, wait until the test lets it go on, with nothing sent meanwhile."""
+    async for batch in ctx.chunks(select(Target), size=size):
+        for target in batch:
+            target.touched = True
+        if batch.number == 6:
+            await ctx.redis.set("waits", 1)
+            while not await ctx.redis.exists("let-go"):
+                await asyncio.sleep(0.01)
+    return ctx.rows_done
+
+
+@job
 async def touch_and_call(ctx: JobContext, size: int = 25) -> int:
     """Set `touched` on each row, after a call to another service for each batch; each attempt has another size."""
     async for batch in ctx.chunks(select(Target.id), size=random.randint(max(1, size // 2), size)):

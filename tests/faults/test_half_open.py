@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,7 +15,7 @@ from redis.asyncio import Redis
 from sqlalchemy import make_url, text
 
 from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
-from tests.faults.jobs import outlives_its_worker, touch_by_chunks, touch_by_stream, touch_by_sweep
+from tests.faults.jobs import outlives_its_worker, touch_by_chunks, touch_by_stream, touch_by_sweep, touch_when_let_go
 from tests.support.proxy import Proxy, proxied
 from tests.support.waiting import until
 from worker import Client, Job
@@ -119,6 +121,73 @@ async def test_sigterm_ends_the_process(
         code = await fleet.ended(name)
     assert code == 0, f"after {time.monotonic() - before:.1f} s"
     hole.proxy.restore()
+    hole.start_worker()
+    assert await client.run(run_id).result(timeout=BOUND_SECONDS) == ROWS
+    assert await effects(database) == {1: ROWS}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("new", [False, True], ids=["others_work", "server_is_away"])
+async def test_connection_that_is_lost_while_the_body_is_idle_doubles_no_row(
+    hole: Hole, client: Client, database: Database, redis: Redis, new: bool
+) -> None:
+    """Nothing is sent when it happens, so that only the end of the batch can notice."""
+    await fill_targets(database, ROWS)
+    hole.start_worker()
+    run = await client.enqueue(touch_when_let_go, size=10)
+
+    async def waits() -> int:
+        return int(await redis.exists("waits"))
+
+    await until(waits)
+    hole.proxy.swallow(new=new)
+    await redis.set("let-go", 1)
+
+    async def has_noticed() -> bool:
+        return "connection terminated" in hole.fleet.log()
+
+    await until(has_noticed, BOUND_SECONDS)
+    hole.proxy.restore()
+    assert await run.result(timeout=BOUND_SECONDS) == ROWS
+    assert await effects(database) == {1: ROWS}
+
+
+async def list_server_processes(database: Database) -> list[int]:
+    """Return the processes of PostgreSQL, the postmaster first."""
+    async with database.session() as session:
+        backend = int(await session.scalar(text("SELECT pg_backend_pid()")) or 0)
+    postmaster = read_parent(backend)
+    all_pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return [postmaster, *(pid for pid in all_pids if read_parent(pid) == postmaster)]
+
+
+def read_parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.long
+async def test_walk_and_shutdown_survive_a_server_that_hangs(
+    hole: Hole, client: Client, database: Database, fleet: Fleet, redis: Redis
+) -> None:
+    """Its processes are frozen: the kernel accepts connections, and nothing ever answers."""
+    run_id = await begin(hole, client, database, touch_by_chunks)
+    [name] = fleet.processes
+    frozen = await list_server_processes(database)
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        plain = await client.enqueue(outlives_its_worker.options(id="plain"))
+        await redis.set("let-go:plain", 1)
+        assert await plain.result(timeout=BOUND_SECONDS)
+        fleet.kill(name, signal.SIGTERM)
+        async with asyncio.timeout(SHUTDOWN_SECONDS):
+            assert await fleet.ended(name) == 0
+    finally:
+        for pid in reversed(frozen):
+            os.kill(pid, signal.SIGCONT)
     hole.start_worker()
     assert await client.run(run_id).result(timeout=BOUND_SECONDS) == ROWS
     assert await effects(database) == {1: ROWS}
