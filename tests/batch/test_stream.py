@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import UnaryExpression, delete, desc, func, select, text
 
 from tests.models import Author, authors
-from tests.support.authors import count_seen
+from tests.support.authors import count_seen, fill_authors
 from tests.support.contexts import MakeContext
 from worker.db.engine import Database
 from worker.errors import (
@@ -97,3 +99,28 @@ async def test_stream_of_a_table_with_children_is_refused(context: MakeContext, 
     finally:
         async with database.transaction() as session:
             await session.execute(text("DROP TABLE author_child"))
+
+
+@pytest.mark.parametrize("order", ["label", desc("label"), "name"], ids=str)
+async def test_stream_follows_an_order_that_is_named_by_a_text(
+    context: MakeContext, database: Database, order: Any
+) -> None:
+    await fill_authors(database, 12)
+    ctx, seen = context("run"), []
+    rows = select(Author.id.label("label"), Author.name).order_by(order, Author.id)
+    async for batch in ctx.stream(rows, size=5, on_restart="start_over"):
+        seen += [row.label for row in batch]
+    assert sorted(seen, reverse=isinstance(order, UnaryExpression)) == (sorted(seen) if order == "name" else seen)
+    assert len(seen) == 12
+
+
+def test_stream_refuses_a_text_that_names_no_column(context: MakeContext) -> None:
+    with pytest.raises(UnsupportedStatement, match="names no column"):
+        context("run").stream(select(Author.id).order_by("nothing"))
+
+
+async def test_chunks_refuse_a_window_function_of_their_own(context: MakeContext, database: Database) -> None:
+    numbered = select(Author.id, func.row_number().over(order_by=Author.id))
+    with pytest.raises(UnsupportedStatement, match="window function"):
+        async for _ in context("run").chunks(numbered):
+            raise AssertionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Alias, Select, Table, inspect
+from sqlalchemy import Alias, Label, ScalarSelect, Select, SelectBase, Table, UnaryExpression, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import Over
@@ -23,6 +23,8 @@ from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underly
 from worker.db.statement_internals import SelectClauses, read_select_clauses
 from worker.errors import UnsupportedStatement
 
+#: A column that an ORDER BY names by its text.
+_TEXT = "textual_label_reference"
 _REASONS = {
     "OFFSET": "the walk goes by key, and its place is in the ledger",
     "LIMIT": "set size= for the batch, or where() for a part of the table",
@@ -31,6 +33,7 @@ _REASONS = {
     "HAVING": "groups are not rows that could be locked: use ctx.stream",
     "an ORDER BY of its own": "the order of the walk is its key: set by=",
     "FOR UPDATE": "the walk locks its rows itself: set lock=",
+    "a window function": "it would be computed over the rows of one batch: use ctx.stream",
     "a syntax extension": "its effect on the walk is unknown: use ctx.stream",
 }
 
@@ -52,9 +55,43 @@ def check_walkable(statement: Any, *, kind: str) -> None:
         "FOR UPDATE": found.for_update,
         "a syntax extension": found.extended,
     }
+    clauses["a window function"] = any(map(_has_window, statement.selected_columns))
     for clause, present in clauses.items():
         if present:
             raise UnsupportedStatement(f"{kind} cannot walk a statement with {clause}: {_REASONS[clause]}")
+
+
+def resolve_order(statement: Select[Any], *, kind: str) -> Select[Any]:
+    """Return a select whose ORDER BY names no column by a text, as `order_by("total")` does.
+
+    Raises:
+        UnsupportedStatement: A text names no column of the statement.
+    """
+    clauses = read_select_clauses(statement).order_by
+    if not any(one.__visit_name__ == _TEXT for clause in clauses for one in visitors.iterate(clause)):
+        return statement
+    columns = statement.selected_columns
+    return statement.order_by(None).order_by(*(_resolve(clause, columns, kind) for clause in clauses))
+
+
+def _resolve(clause: Any, columns: Any, kind: str) -> Any:
+    if clause.__visit_name__ == _TEXT:
+        found = columns.get(clause.element)
+        if found is None:
+            raise UnsupportedStatement(f"{kind}: order_by({clause.element!r}) names no column of the statement")
+        return found.element if isinstance(found, Label) else found
+    if _is_reference(clause):
+        return _resolve(clause.element, columns, kind)
+    if isinstance(clause, UnaryExpression) and clause.modifier is not None:
+        return UnaryExpression(_resolve(clause.element, columns, kind), modifier=clause.modifier)
+    return clause
+
+
+def _has_window(element: Any) -> bool:
+    """Return whether an expression has a window function of its own, outside of its subqueries."""
+    if isinstance(element, Over):
+        return True
+    return not isinstance(element, SelectBase | ScalarSelect) and any(map(_has_window, element.get_children()))
 
 
 def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:

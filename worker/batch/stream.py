@@ -18,7 +18,7 @@ from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
 from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import select_fingerprint
-from worker.batch.key_choice import find_resume_key
+from worker.batch.key_choice import find_resume_key, resolve_order
 from worker.batch.keyset import Keyset
 from worker.batch.page import RowShape
 from worker.batch.partitions import names_one_table, within
@@ -70,7 +70,7 @@ class StreamSource:
     ) -> None:
         if not isinstance(statement, Select):
             raise UnsupportedStatement(f"stream takes a select(), not {type(statement).__name__}")
-        self._statement = statement
+        statement = self._statement = resolve_order(statement, kind=self.kind)
         self._starts_over = on_restart == "start_over"
         self._replica = database.replica if replica else None
         self._database = self._replica or database
