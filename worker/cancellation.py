@@ -58,3 +58,11 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task}, timeout=_REPEAT_SECONDS)
     if not task.cancelled():
         task.exception()
+
+
+def is_current(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether the running code is that of a task. A coroutine that is closed from outside runs in none."""
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:  # no event loop runs
+        return False

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from worker.attempt.attempt import Attempt
 from worker.attempt.context import JobContext
 from worker.attempt.offload import JobPools
+from worker.cancellation import is_current
 from worker.db.engine import Database
 from worker.errors import (
     AlreadyFinished,
@@ -217,21 +218,7 @@ class Executor:
         arguments: Mapping[str, Any] | InvalidArguments,
     ) -> Outcome:
         claim = execution.claim
-        execution.attempt = attempt = Attempt(
-            run_id=claim.run_id,
-            job=payload.function,
-            number=claim.attempt,
-            spec=execution.make_spec,
-            settings=self._settings,
-            database=self._database,
-            ledger=self._ledger,
-            control=execution,
-            pools=self._pools,
-            max_attempts=job.rules.max_attempts or self._rules.max_attempts,
-            throttles=job.throttles,
-            accepts_statement_change=job.rules.on_statement_change == "continue",
-            hand=None if payload.hand is None else Hand(*payload.hand),
-        )
+        execution.attempt = attempt = self._make_attempt(execution, job, payload)
         # Another client may have enqueued it with any number as its due time.
         enqueued_at = read_time((payload.enqueued_ms or claim.due_ms) / 1000) or datetime.now(UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
@@ -265,11 +252,29 @@ class Executor:
                 pass  # the worker's own code, which follows, must not be cancelled
             return make_outcome(execution, job, make_cancellation_error(execution), self._rules)
         except GeneratorExit as error:
-            if not _is_running(body):
+            if not is_current(body):
                 raise  # this coroutine itself is being closed
             return await self._fail(execution, job, error)
         except BaseException as error:  # noqa: BLE001 - a job raises anything
             return await self._fail(execution, job, error)
+
+    def _make_attempt(self, execution: Execution, job: Job[..., Any], payload: Payload) -> Attempt:
+        claim = execution.claim
+        return Attempt(
+            run_id=claim.run_id,
+            job=payload.function,
+            number=claim.attempt,
+            spec=execution.make_spec,
+            settings=self._settings,
+            database=self._database,
+            ledger=self._ledger,
+            control=execution,
+            pools=self._pools,
+            max_attempts=job.rules.max_attempts or self._rules.max_attempts,
+            throttles=job.throttles,
+            accepts_statement_change=job.rules.on_statement_change == "continue",
+            hand=None if payload.hand is None else Hand(*payload.hand),
+        )
 
     async def _verify(
         self, execution: Execution, job: Job[..., Any], arguments: Mapping[str, Any] | InvalidArguments, text: str
@@ -388,11 +393,3 @@ class Executor:
             reason or "drain",
             details,
         )
-
-
-def _is_running(task: asyncio.Task[Any] | None) -> bool:
-    """Return whether the current code runs in a task, and is not closed from outside."""
-    try:
-        return task is not None and asyncio.current_task() is task
-    except RuntimeError:  # no event loop runs
-        return False
