@@ -130,3 +130,30 @@ async def test_a_range_has_at_least_one_batch(context: MakeContext, database: Da
             values = {"id": ctx.run_id}
             counted = text("SELECT count(*) FROM worker.step_range WHERE run_id = :id")
             assert await session.scalar(counted, values) == ranges
+
+
+@pytest.mark.long
+async def test_a_large_table_whose_statistics_are_stale_is_divided_by_a_sample(
+    context: MakeContext, database: Database
+) -> None:
+    table = await fill(database, "clumps", rows=100)
+    async with database.engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE uneven ADD COLUMN filler text DEFAULT repeat('x', 250)"))
+        await connection.execute(text("ANALYZE uneven"))  # of a table with 100 rows, all of them above 0
+        more = "INSERT INTO uneven (id, n) SELECT -CASE WHEN n % 2 = 0 THEN n ELSE 1e9 + n END, n"
+        await connection.execute(text(f"{more} FROM generate_series(1, 650000) AS n"))
+    ctx = context()
+    async for _ in ctx.chunks(select(table.c.n), size=1_000, lock=False, parallel=4):
+        await ctx._attempt.fail()
+        break
+    counted = (
+        "SELECT (SELECT count(*) FROM uneven WHERE id > coalesce((lower ->> 0)::bigint, -2e9) "
+        "AND id <= (upper ->> 0)::bigint) FROM worker.step_range ORDER BY number"
+    )
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT pg_relation_size('uneven') / 8192")) > range_ends._EXACT_PAGES
+        rows = list(await session.scalars(text(counted)))
+        await session.execute(text("DROP TABLE uneven"))
+    assert sum(rows) == 650_100
+    assert len(rows) == 32
+    assert max(rows) < 2 * min(rows)

@@ -11,8 +11,8 @@ from tests.models import Author, Book
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine, error_line
 from worker import Client, InvalidArguments, Job, JobContext, Settings, job
-from worker.errors import UsageError
-from worker.plan import JobPlan, make_plan
+from worker.errors import LonghaulError, UsageError
+from worker.plan import JobPlan, make_plan, try_job
 from worker.testing.runner import JobRunner
 from worker.types import Database
 
@@ -243,3 +243,18 @@ async def test_plan_on_the_command_line(cli: CommandLine, database: Database) ->
     assert made["loops"][0]["batch_rows"] == 1_000
     wrong = await cli("plan", "process_all_users", "--arg", "points=many")
     assert wrong.returncode == 2 and "points" in error_line(wrong)
+
+
+@job
+async def walk_by_no_hands(ctx: JobContext) -> None:
+    """Walk with a number of hands that cannot be."""
+    async for _ in ctx.chunks(select(Author), parallel=0):
+        pass
+
+
+async def test_plan_and_trial_refuse_a_number_of_hands_that_a_run_refuses(
+    settings: Settings, database: Database
+) -> None:
+    assert "parallel=0: give the number of hands" in (await make(settings, walk_by_no_hands)).ended
+    with pytest.raises(LonghaulError, match="parallel=0: give the number of hands"):
+        await try_job(walk_by_no_hands, settings)

@@ -38,6 +38,7 @@ def make_chunks(host: WalkHost, statement: Select[Any], **options: Unpack[ChunkO
 def make_chunks_source(statement: Select[Any], options: ChunkOptions) -> ChunksSource | SkipLockedSource:
     """Return the source of `ctx.chunks`."""
     check_options("chunks", options, ChunkOptions)
+    _read_parallel("chunks", options)  # `worker plan` and `worker try` refuse what a run refuses
     by, lock, allow_sort = options.get("by"), options.get("lock", True), options.get("allow_sort", False)
     if not options.get("skip_locked", False):
         return ChunksSource(statement, by=by, lock=lock, allow_sort=allow_sort)
@@ -57,6 +58,7 @@ def make_stream(host: WalkHost, statement: Select[Any], **options: Unpack[Stream
 def make_stream_source(host: WalkHost, statement: Select[Any], options: StreamOptions) -> StreamSource:
     """Return the source of `ctx.stream`."""
     check_options("stream", options, StreamOptions)
+    _read_parallel("stream", options)  # `worker plan` and `worker try` refuse what a run refuses
     return StreamSource(
         statement,
         host.database,
@@ -76,6 +78,7 @@ def make_sweep(host: WalkHost, statement: Update | Delete | Insert, **options: U
 def make_sweep_source(host: WalkHost, statement: Update | Delete | Insert, options: SweepOptions) -> SweepSource:
     """Return the source of `ctx.sweep`."""
     check_options("sweep", options, SweepOptions)
+    _read_parallel("sweep", options)  # `worker plan` and `worker try` refuse what a run refuses
     by, allow_sort = options.get("by"), options.get("allow_sort", False)
     return SweepSource(statement, host.database.engine, by=by, allow_sort=allow_sort)
 

@@ -88,9 +88,7 @@ class Location:
         info = files.info(path)
         if info.get("type") == "directory":
             raise SourceUnavailable(f"{self.name} cannot be read: it is a directory. Give the URL of one file")
-        marks = [
-            info[key] for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created") if key in info
-        ]
+        marks = [info[key] for key in _MARKS if key in info]
         size = info.get("size")
         return files.open(path, "rb"), size, f"{size} {marks[0]}" if marks else None
 
