@@ -1,0 +1,93 @@
+"""Rows of the outbox: what a client may write, and what a relay refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from worker import Client, InvalidArguments, JobContext, job
+from worker.db.engine import Database
+from worker.errors import DatabaseNotMigrated, InvalidPayload
+from worker.queue.outbox import check_row, make_row
+from worker.queue.store import Lock
+
+PLAIN = '{"t":null,"f":"greet","a":[],"k":{"name":"Ada"},"et":1}'
+
+
+@job
+async def greet(ctx: JobContext, name: str) -> None:
+    """Do nothing."""
+
+
+def checked(run_id: str = "a", payload: str = PLAIN, **values: Any) -> dict[str, Any]:
+    """Return the description of a row that a relay accepts."""
+    row = {"queue": "arq:queue", "priority": 0, "options": None, "max_payload_bytes": 1024, **values}
+    described: dict[str, Any] = json.loads(check_row(run_id, payload, **row).description)
+    return described
+
+
+def test_a_row_that_a_client_makes_passes_the_relay() -> None:
+    lock = Lock("greet:mark", "active", 1000)
+    row = make_row("a", PLAIN, job="greet", queue="q", lock=lock, replace=True, fair="2 tenant=x", priority=4)
+    assert checked(queue=row["queue"], priority=row["priority"], options=json.dumps(row["options"])) == {
+        "queue": "q",
+        "level": "4",
+        "fair": "2 tenant=x",
+        "replace": True,
+        "lock": "greet:mark",
+        "counts": "active",
+        "lock_ms": 1000,
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"run_id": "a\x1bb"},
+        {"queue": "worker:paused"},
+        {"queue": "arq:result:x"},
+        {"queue": "a\nb"},
+        {"payload": "[]"},
+        {"payload": "\x80\x05."},
+        {"payload": '{"f": ""}'},
+        {"payload": '{"f": "greet", "only": ["run", "step"]}'},
+        {"payload": '{"f": "greet", "ledger": true}'},
+        {"payload": '{"f": "greet", "pickle": true}'},
+        {"payload": '{"f": "greet", "g": ["group", 1, true]}'},
+        {"payload": '{"f": "greet", "hand": ["run", "step", 2, 1]}'},
+        {"payload": '{"f": "greet", "then": [{"f": "greet", "k": {}, "q": "worker:dead:at"}]}'},
+        {"payload": '{"f": "greet", "k": {"name": "' + "x" * 1024 + '"}}'},
+        {"options": "[]"},
+        {"options": '{"unknown": 1}'},
+        {"options": '{"replace": 1}'},
+        {"options": '{"fair": 1}'},
+        {"options": '{"lock": "a", "counts": "ever", "lock_ms": 1}'},
+        {"options": '{"lock": "a", "counts": "time", "lock_ms": 0}'},
+        {"options": '{"lock_ms": 1}'},
+    ],
+    ids=str,
+)
+def test_a_relay_refuses_what_no_client_may_enqueue(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPayload):
+        checked(**values)
+
+
+async def test_enqueue_in_explains_what_it_cannot_write(client: Client, database: Database) -> None:
+    with pytest.raises(InvalidArguments, match="AsyncEngine is not an AsyncSession"):
+        await client.enqueue_in(database.engine, greet, "Ada")  # type: ignore[call-overload]
+    async with database.session() as session:
+        for bad in (greet.options(queue="worker:paused"), greet.options(id="\n")):
+            with pytest.raises(InvalidArguments):
+                await client.enqueue_in(session, bad, "Ada")
+        with pytest.raises(InvalidArguments, match="name"):
+            await client.enqueue_in(session, greet, 7)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArguments, match="not the name of a job"):
+            await client.enqueue_in(session, "", name="Ada")
+        assert await session.scalar(text("SELECT count(*) FROM worker.outbox")) == 0
+        await session.execute(text("ALTER TABLE worker.outbox RENAME TO elsewhere"))
+        with pytest.raises(DatabaseNotMigrated, match="run `worker migrate`"):
+            await client.enqueue_in(session, greet, "Ada")
+        await session.rollback()
