@@ -109,6 +109,8 @@ class Operation:
             return None
         values: dict[str, str] = {}
         for own, given in zip(self.parts, parts, strict=True):
+            if own == "{row_id}" and not given.isdecimal():
+                return None  # another path, such as /quarantine/retry
             if own.startswith("{"):
                 values[own[1:-1]] = given
             elif own != given:

@@ -1,0 +1,110 @@
+"""Server-sent events over a real server: of all runs, of one run, after a break, and for slow subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from redis.asyncio import Redis
+
+from tests.support.authors import fill_authors
+from tests.support.waiting import until, until_true
+from tests.support.workers import with_web, working
+from tests.web.jobs import JOBS, greet, walk
+from tests.web.servers import serving
+from worker import Client, Settings
+from worker.db.engine import Database
+from worker.queue import keys
+from worker.web import web_app
+from worker.web.event_hub import _QUEUE, EventHub, Message
+
+
+async def read_messages(response: httpx.Response) -> AsyncIterator[tuple[str, str, Any]]:
+    """Yield kind, id and data of each message of a stream."""
+    kind = event_id = ""
+    async for line in response.aiter_lines():
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "id":
+            event_id = value
+        elif name == "data":
+            yield kind, event_id, json.loads(value)
+            kind = event_id = ""
+
+
+async def test_streams_follow_runs_over_a_break_and_end(
+    settings: Settings, fast: Settings, database: Database, client: Client, redis: Redis
+) -> None:
+    await fill_authors(database, 30)
+    settings = with_web(settings, port=0, refresh_seconds=0.001)
+    app = web_app(settings, jobs=JOBS)
+    async with serving(settings, app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+        async with http.stream("GET", "/events") as all_events:
+            assert all_events.headers["content-type"].startswith("text/event-stream")
+            messages = read_messages(all_events)
+            await until_true(lambda: app.backend.events.count == 1)
+            run = await client.enqueue(walk.options(id="w"))
+            async with http.stream("GET", "/runs/w/events") as one_run, working(fast, *JOBS):
+                await run.result(timeout=60)
+                seen = [message async for message in read_messages(one_run)]
+            assert seen[0][0] == "progress" and seen[-1] == ("end", "", {"state": "succeeded"})
+            assert {data["fields"]["run"] for kind, _, data in seen if kind == "event"} <= {"w"}
+            first = await anext(messages)
+            while first[2]["fields"].get("run") != "w":
+                first = await anext(messages)
+        await until_true(lambda: app.backend.events.count == 0)
+        # Back after a break: the events in between come first, and each once.
+        expected = [name.decode() for name, _ in await redis.xrange(keys.EVENTS, min=f"({first[1]}")]
+        async with http.stream("GET", "/events", headers={"Last-Event-ID": first[1]}) as again:
+            messages = read_messages(again)
+            assert [(await anext(messages))[1] for _ in expected] == expected
+            await redis.xadd(keys.EVENTS, {"event": "new\n\ndata: x", "run": "<script>"})
+            kind, _, data = await anext(messages)
+            assert (kind, data["event"]) == ("event", "new\n\ndata: x")
+        assert (await http.get("/runs/w/events", headers={"Last-Event-ID": first[1]})).status_code == 204
+        assert (await http.get("/events", headers={"Last-Event-ID": "1"})).status_code == 422
+        await redis.xtrim(keys.EVENTS, maxlen=1)
+        async with http.stream("GET", "/events", headers={"Last-Event-ID": "5-0"}) as late:
+            messages = read_messages(late)
+            assert (await anext(messages))[0] == "gap"
+            ending = asyncio.create_task(app.close())  # open streams end with the server
+            assert {kind async for kind, _, _ in messages} <= {"event"}
+            await ending
+
+
+async def test_slow_subscribers_are_dropped_and_all_share_one_reader(
+    settings: Settings, client: Client, redis: Redis
+) -> None:
+    hub = EventHub(client, settings)
+    async with hub.subscribe() as slow, hub.subscribe("r") as other:
+        for _ in range(_QUEUE + 1):
+            hub._send(Message("event", "1-0", {}, ""))
+        assert (slow.is_dropped, slow.queue.get_nowait()) == (True, None)
+        assert (other.is_dropped, other.queue.empty()) == (False, True)
+
+        async def readers() -> bool:
+            clients = await redis.client_list()
+            return sum(one["cmd"] == "xread" for one in clients) == 1
+
+        await until(readers)
+        assert len(hub._tasks) == 2
+    assert hub._tasks == []
+
+
+async def test_requests_of_many_pages_share_one_read(
+    settings: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    await client.enqueue(greet.options(delay=60), "x")
+    app = web_app(with_web(settings, refresh_seconds=60), jobs=JOBS)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        await http.get("/overview")
+        before = (await redis.info("stats"))["total_commands_processed"]
+        answers = await asyncio.gather(*(http.get("/overview") for _ in range(200)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert (await redis.info("stats"))["total_commands_processed"] - before < 50
+    await app.close()
