@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker import JobContext, JobInterrupted, NonRetryableError, Retry, job, propagate, traceparent, tracestate
+from worker import JobInterrupted, NonRetryableError, Retry, job, propagate, traceparent, tracestate
+
+if TYPE_CHECKING:  # each process imports this module: it loads a second of packages less without SQLAlchemy
+    from worker import JobContext
 
 tenant = propagate(ContextVar("tenant-of-tests", default=""))
 
