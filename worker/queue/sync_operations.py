@@ -90,7 +90,7 @@ class SyncOperations:
         run_without_loop(self._client.pause(*targets, where=where))
 
     def resume(self, *targets: str, where: Mapping[str, Any] | None = None) -> int:
-        """Remove pauses that `pause` set, with the same `where`. Returns how many of the targets were paused."""
+        """Remove pauses that `pause` set, and orders of `cancel`, with the same `where`. Returns how many were set."""
         return run_without_loop(self._client.resume(*targets, where=where))
 
     def pace(self, *targets: str, rows_per_second: float | None) -> None:
@@ -105,9 +105,9 @@ class SyncOperations:
         """Limit how many runs of jobs begin in a second; see `Client.limit_rate`."""
         run_without_loop(self._client.limit_rate(*jobs, runs_per_second=runs_per_second))
 
-    def cancel(self, *run_ids: str, queue: str | None = None) -> list[str]:
+    def cancel(self, *run_ids: str, queue: str | None = None, where: Mapping[str, Any] | None = None) -> list[str]:
         """Cancel runs. Returns the ids that are neither waiting nor running; see `Client.cancel`."""
-        return run_without_loop(self._client.cancel(*run_ids, queue=queue))
+        return run_without_loop(self._client.cancel(*run_ids, queue=queue, where=where))
 
     def drain(self, *workers: str) -> None:
         """Drain workers, as SIGTERM does; see `Client.drain`."""
