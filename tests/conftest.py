@@ -25,6 +25,13 @@ from worker.settings import Settings, load_settings
 from worker.testing.runner import JobRunner
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse ids that differ in each process: xdist could not tell the tests apart."""
+    for item in items:
+        if " object at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has an address in its id: give the parameter an id of its own")
+
+
 def pytest_collection_finish() -> None:
     """Keep what was imported out of each later garbage collection."""
     gc.collect()

@@ -122,7 +122,9 @@ async def test_an_iterator_is_closed(context: MakeContext) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [None, [1, 2], ([1], 2, 3), (None, None), (iter([1]), None), ({1: 2}, None)], ids=repr
+    "answer",
+    [None, [1, 2], ([1], 2, 3), (None, None), (iter([1]), None), ({1: 2}, None)],
+    ids=["none", "a list", "three values", "no items", "an iterator", "a dict"],
 )
 async def test_an_answer_of_another_form_is_an_error(context: MakeContext, answer: Any) -> None:
     async def fetch(cursor: int | None) -> Any:
