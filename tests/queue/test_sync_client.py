@@ -88,13 +88,14 @@ async def scene(database: Database, client: Client, fast: Settings, redis: Redis
     """Runs that have succeeded, are dead, have quarantined a row, and wait."""
     await fill_authors(database, 20)
     async with working(fast, add, fail, seven_are_bad):
-        for run in (
-            await client.enqueue(add.options(id="sum"), 1),
-            await client.enqueue(fail.options(id="dead"), 5),
-            await client.enqueue(seven_are_bad.options(id="walk-1")),
-            await client.enqueue(seven_are_bad.options(id="walk-2")),
+        for run_id, name, arguments in (
+            ("sum", "add", {"a": 1}),
+            ("dead", "fail", {"number": 5}),
+            ("walk-1", "seven_are_bad", {}),
+            ("walk-2", "seven_are_bad", {}),
         ):
-            [_ async for _ in run.progress(every=0.02)]
+            run = await client.enqueue_by_name(name, arguments, id=run_id)
+            [_ async for _ in run.progress(every=0.02)]  # one after the other: they are listed by their begin
     await client.enqueue(add.options(id="later", delay=3600), 1)
     await client.pause("sums", where={"a": 1})
     await client.limit("add", running=3)
