@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 
 from tests.support.authors import fill_authors
@@ -36,6 +37,7 @@ async def read_messages(response: httpx.Response) -> AsyncIterator[tuple[str, st
             kind = event_id = ""
 
 
+@pytest.mark.long
 async def test_streams_follow_runs_over_a_break_and_end(
     settings: Settings, fast: Settings, database: Database, client: Client, redis: Redis
 ) -> None:
