@@ -171,7 +171,7 @@ class EventHub:
         limit_ms = round(self._settings.redis.command_timeout_seconds * 500)
         last: Any = "$"
         try:
-            while True:
+            while not _is_cancelled():
                 try:
                     if last == "$":  # a fixed place, so that nothing between two reads is missed
                         end = await redis.xrevrange(keys.EVENTS, count=1)
@@ -195,7 +195,7 @@ class EventHub:
 
     async def _read_progress(self) -> None:
         """Send the mirrors of the runs that subscribers watch, when they have changed."""
-        while True:
+        while not _is_cancelled():
             with contextlib.suppress(RedisError, LonghaulError, OSError):
                 await self._read_mirrors()
             await asyncio.sleep(_PROGRESS_SECONDS)
@@ -224,6 +224,12 @@ class EventHub:
     async def _list_running(self) -> list[str]:
         seen = await self._client.status()
         return [run_id for worker in seen.workers.values() for run_id in worker.jobs][:_MOST_RUNS]
+
+
+def _is_cancelled() -> bool:
+    """Return whether this task was cancelled: redis-py may swallow a cancellation that meets its own time limit."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def is_event_id(text: str) -> bool:
