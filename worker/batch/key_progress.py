@@ -110,7 +110,7 @@ class KeyProgress:
         if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
             return None
         if step.cursor is not None and step.share:
-            return cls(_number(step.cursor[0]), _number(last[0]), step.share)
+            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share)
         key = part.column
         keys = select(key).order_by(key.desc() if part.descending else key.asc()).limit(1)
         first = await connection.scalar(keyset.in_schema(keys))

@@ -10,7 +10,8 @@ is infinity to asyncpg, a model's scale can round a numeric, a citext compares d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from uuid import UUID
@@ -87,6 +88,22 @@ class KeyPart:
         whole: ColumnElement[Any] = literal_column("'{}'::text[]")
         return func.pg_catalog.to_jsonb(self.expression, type_=JSONB).op("#>>", return_type=Text())(whole)
 
+    def read(self, value: Any) -> Any:
+        """Return the parameter's value for a value of a cursor, which anyone may have written to the ledger.
+
+        Raises:
+            ValueError: It is no value of this type.
+        """
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"{value!r} is neither a number nor a text")
+        if not self.is_exact or self.kind == "text":
+            return str(value)
+        if self.kind == "uuid":
+            return UUID(str(value))
+        if not _INTEGER.fullmatch(str(value)) or not -1 << (bits := _BITS[self.sql_type]) <= int(value) < 1 << bits:
+            raise ValueError(f"{value!r} is no {self.sql_type}")
+        return int(value)
+
     def parameter(self, name: str) -> ColumnElement[Any]:
         """Return the bound parameter for a cursor's value."""
         if self.is_exact:
@@ -121,7 +138,8 @@ _EXACT: dict[tuple[str, str], TypeEngine[Any]] = {
     ("text", "character varying"): Text(),
 }
 
-_DECODE: dict[str, Callable[[Any], Any]] = {"int": int, "text": str, "uuid": UUID}
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_BITS = {"smallint": 15, "integer": 31, "bigint": 63}
 
 
 class Keyset:
@@ -258,12 +276,12 @@ class Keyset:
             CursorMismatch: The values do not have the key's types.
         """
         try:
-            return [
-                _DECODE[part.kind](value) if part.is_exact else str(value)
-                for part, value in zip(self.parts, cursor, strict=True)
-            ]
+            return [part.read(value) for part, value in zip(self.parts, cursor, strict=True)]
         except (ValueError, TypeError) as error:
-            raise CursorMismatch(f"the cursor {list(cursor)} does not fit the key {self.describe()}") from error
+            raise CursorMismatch(
+                f"the cursor {list(cursor)} is no key of this walk, whose key is {self.describe()}. If the ledger was "
+                f"changed by hand, restore worker.step; else enqueue the job under another run id"
+            ) from error
 
     def _beyond(self, name: str, *, inclusive: bool) -> ColumnElement[bool]:
         bound = [part.parameter(f"{_PREFIX}{name}_{index}") for index, part in enumerate(self.parts)]
