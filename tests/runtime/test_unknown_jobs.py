@@ -113,7 +113,7 @@ async def no_keys(redis: Redis, pattern: str) -> bool:
     return not await redis.keys(pattern)
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(50_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1_000, pytest.param(50_000, marks=pytest.mark.long)])
 async def test_parked_runs_are_claimed_some_ten_times_a_second_in_all(
     fast: Settings, redis: Redis, client: Client, count: int
 ) -> None:
