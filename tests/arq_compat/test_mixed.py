@@ -164,6 +164,7 @@ async def test_both_work_one_queue_off_and_each_job_runs_once(project: Project, 
     assert await project.ended("ours") == 0
 
 
+@pytest.mark.long
 async def test_both_fire_each_due_time_of_a_cron_job_once(project: Project, redis: Redis) -> None:
     project.stock("stock1")
     project.ours("ours1")

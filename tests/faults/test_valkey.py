@@ -117,6 +117,7 @@ async def test_a_server_that_is_down_is_waited_for_and_running_jobs_stay_where_t
     assert len(complaints(caplog)) == 2  # each worker's one
 
 
+@pytest.mark.long
 async def test_who_comes_back_first_leaves_running_jobs_to_those_who_have_them(
     valkey: EmbeddedValkey, here: Settings, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -323,6 +324,7 @@ async def test_a_full_server_takes_no_jobs_and_is_worked_off(
     assert len(complaints(caplog)) == 1
 
 
+@pytest.mark.long
 async def test_a_slow_server_is_no_trouble(
     valkey: EmbeddedValkey, here: Settings, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

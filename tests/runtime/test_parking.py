@@ -170,6 +170,7 @@ async def _has_reserved(redis: Redis, count: int) -> bool:
     return len(await redis.keys(keys.RESERVED + "*")) == count
 
 
+@pytest.mark.long
 async def test_waiting_runs_cost_little(settings: Settings, redis: Redis, client: Client) -> None:
     await check_waiting_runs_cost_little(settings, redis, client, 1000)
 

@@ -183,6 +183,7 @@ async def test_a_walk_with_a_priority_yields_only_to_as_high_a_one(
     assert await count_yields(redis) == 1
 
 
+@pytest.mark.long
 async def test_a_walk_yields_its_place_under_a_limit(
     client: Client, fast: Settings, database: Database, redis: Redis
 ) -> None:
@@ -211,6 +212,7 @@ async def test_a_walk_in_a_full_queue_with_strict_order_ignores_lighter_queues(
     assert await count_yields(redis) == 0
 
 
+@pytest.mark.long
 async def test_runs_of_a_queue_that_is_full_do_not_count(
     client: Client, fast: Settings, database: Database, redis: Redis
 ) -> None:
