@@ -73,6 +73,7 @@ async def test_two_processes_run_are_restarted_and_drain_together(
     assert await redis.hgetall("worker:workers") == {}
 
 
+@pytest.mark.long
 def test_what_a_restart_does_not_cure_ends_all(started: list[subprocess.Popen[str]], settings: Settings) -> None:
     process = supervise(started, settings.model_copy(), "--queue", "q")
     process.terminate()

@@ -108,7 +108,8 @@ async def test_walk_continues_when_the_network_is_restored(
     assert (await ledger_row(database, run_id)).state == "succeeded"
 
 
-@pytest.mark.parametrize("new", [pytest.param(False, marks=LONG), True], ids=["others_work", "server_is_away"])
+@pytest.mark.long
+@pytest.mark.parametrize("new", [False, True], ids=["others_work", "server_is_away"])
 async def test_sigterm_ends_the_process(
     hole: Hole, client: Client, database: Database, fleet: Fleet, new: bool
 ) -> None:

@@ -81,7 +81,7 @@ async def test_hundreds_of_kills_of_hands_leave_each_row_done_once(
     await kill_and_audit(fleet, client, database, job, workers=4, rows=100_000, size=10, kills=150, pace=1_000)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 async def test_a_run_takes_the_range_of_a_helper_whose_worker_is_gone_without_another_worker(
     fleet: Fleet, client: Client, database: Database, signum: signal.Signals
 ) -> None:

@@ -194,7 +194,7 @@ async def wait_a_moment(ctx: JobContext) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ends_sessions", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("ends_sessions", [False, True])
 async def test_walk_waits_while_the_server_rejects_writes(
     client: Client,
     fast: Settings,
