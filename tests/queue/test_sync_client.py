@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import re
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,13 @@ from redis.asyncio import Redis
 from sqlalchemy import select, text
 
 from tests.models import Author
+from tests.queue.sync_jobs import (
+    Operation,
+    add,
+    answer_of,
+    nightly,
+    open_sync_client,  # noqa: F401  (the fixture `sync`)
+)
 from tests.support.authors import fill_authors
 from tests.support.workers import with_worker, working
 from worker import (
@@ -27,26 +33,14 @@ from worker import (
     JobCancelled,
     JobContext,
     JobFailed,
-    Middleware,
     NonRetryableError,
-    ServerUnavailable,
     Settings,
     SyncClient,
     job,
-    load_settings,
 )
 from worker.db.engine import Database
-from worker.errors import SettingsError, UsageError
 from worker.queue.dead_letters import encode_letter
 from worker.types import Overview, RunSummary
-
-Operation = Callable[[Any], Any]
-
-
-@job
-async def add(ctx: JobContext, a: int, b: int = 2) -> int:
-    """Return a sum."""
-    return a + b
 
 
 @job
@@ -61,11 +55,6 @@ async def fail(ctx: JobContext, number: int) -> None:
     raise NonRetryableError(f"number {number}")
 
 
-@job(cron="0 3 * * *", timezone="Europe/London")
-async def nightly(ctx: JobContext) -> None:
-    """Do nothing."""
-
-
 @job
 async def seven_are_bad(ctx: JobContext) -> int:
     """Quarantine an author, and fail permanently behind them."""
@@ -74,13 +63,6 @@ async def seven_are_bad(ctx: JobContext) -> int:
             if author.id == 7:
                 raise ValueError("seven")
     raise NonRetryableError("at its end")
-
-
-@pytest.fixture
-def sync(fast: Settings) -> Any:
-    """A client without an event loop."""
-    with SyncClient(fast) as opened:
-        yield opened
 
 
 @pytest_asyncio.fixture
@@ -253,13 +235,6 @@ async def begin(client: Client, redis: Redis) -> None:
     await client.limit_rate("fail", runs_per_second=1)
 
 
-async def answer_of(operation: Operation, client: Any) -> Any:
-    """Run an operation with either client."""
-    if isinstance(client, Client):
-        return await operation(client)
-    return await asyncio.to_thread(operation, client)
-
-
 def normalise(value: Any) -> Any:
     """Return an answer or a value of Redis without what differs each time: ids and moments."""
     if isinstance(value, list | tuple):
@@ -419,114 +394,3 @@ async def test_threads_share_a_sync_client(sync: SyncClient, redis: Redis) -> No
         ]
     assert len(set(ids)) == 200
     assert {name.decode() for name in await redis.zrange("arq:queue", 0, -1)} == set(ids)
-
-
-class AddHeader(Middleware):
-    """Adds a header, and awaits nothing but the enqueueing."""
-
-    async def enqueue(self, call: Any, proceed: Any) -> Any:
-        """Add the header."""
-        call.headers["from"] = "hook"
-        return await proceed()
-
-
-class AskElsewhere(Middleware):
-    """Awaits something that only an event loop delivers."""
-
-    async def enqueue(self, call: Any, proceed: Any) -> Any:
-        """Sleep."""
-        await asyncio.sleep(0.001)
-        return await proceed()
-
-
-async def test_hooks_run_in_a_sync_client_unless_they_wait_for_something_else(fast: Settings, redis: Redis) -> None:
-    with SyncClient(fast, middleware=[AddHeader()]) as sync:
-        run = await asyncio.to_thread(sync.enqueue, add, 1)
-        assert b'"h":{"from":"hook"}' in (await redis.get(f"arq:job:{run.id}") or b"")
-    with SyncClient(fast, middleware=[AskElsewhere()]) as sync:
-        with pytest.raises(UsageError, match=r"awaits something other than `proceed\(\)`"):
-            await asyncio.to_thread(sync.enqueue, add, 1)
-        with pytest.raises(UsageError, match="no event loop"):
-            sync.enqueue(add, 1)  # where another event loop runs
-    assert await redis.zcard("arq:queue") == 1
-
-
-# --- servers that are away
-
-
-async def test_clients_without_a_database_url_say_so_and_read_the_rest(
-    servers: Any, client: Client, redis: Redis
-) -> None:
-    settings = load_settings("/dev/null", environment={"REDIS_URL": servers.redis_url})
-    await client.enqueue(add.options(id="a"), 1)
-    await redis.hset("worker:cron", f"nightly {nightly.schedule[0]} @app", "1764129600000")
-    async with Client(settings) as plain:
-        with SyncClient(settings) as sync:
-            for one in (plain, sync):
-                for operation in (
-                    lambda c: c.recorded_runs(),
-                    lambda c: c.quarantined_rows(),
-                    lambda c: c.dead_letters(ledger=True),
-                    lambda c: c.retry_now("a"),
-                    lambda c: c.delete_dead_letters("a"),
-                    lambda c: c.retry_quarantined("a"),
-                    lambda c: c.discard_quarantined(1),
-                ):
-                    with pytest.raises(SettingsError, match=r"database\.url is not set: set DATABASE_URL"):
-                        await answer_of(operation, one)
-                assert (await answer_of(lambda c: c.find_run("a"), one)).state == "waiting"
-                [line] = await answer_of(lambda c: c.cron([nightly]), one)
-                assert (line.last_at, line.state) == (datetime(2025, 11, 26, 4, tzinfo=UTC), "deleted")
-
-
-async def test_a_sync_client_names_the_server_that_is_away_and_reconnects(fast: Settings, servers: Any) -> None:
-    away = load_settings(
-        "/dev/null", environment={"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
-    )
-    with SyncClient(away) as nowhere, pytest.raises(ServerUnavailable, match="Redis at redis://127"):
-        nowhere.enqueue(add, 1)
-    mixed = load_settings(
-        "/dev/null", environment={"REDIS_URL": servers.redis_url, "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
-    )
-    with SyncClient(mixed) as half:
-        with pytest.raises(ServerUnavailable, match="PostgreSQL at"):
-            await asyncio.to_thread(half.quarantined_rows)
-        with pytest.raises(UsageError, match="use `Client` there"):
-            half.quarantined_rows()
-        killer = Redis.from_url(servers.redis_url)
-        half.status()
-        await killer.client_kill_filter(_type="normal", skipme=True)
-        await killer.aclose()
-        assert half.status().queue == "arq:queue"
-
-
-async def test_a_sync_client_does_not_use_a_connection_again_whose_server_rejects_writes(
-    sync: SyncClient, redis: Redis
-) -> None:
-    await redis.replicaof("127.0.0.1", 1)
-    try:
-        before = sync.redis.client_id()
-        assert sync.redis.client_id() == before
-        with pytest.raises(ServerUnavailable, match=r"READONLY.*it is a replica"):
-            sync.enqueue(add, 1)
-    finally:
-        await redis.replicaof("NO", "ONE")
-    assert sync.redis.client_id() != before
-    assert sync.enqueue(add, 1).is_new
-
-
-def test_a_forked_process_opens_connections_of_its_own(sync: SyncClient) -> None:
-    mine = sync.redis.client_id()
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writable, f"{sync.redis.client_id()} {sync.enqueue(add, 1).is_new}".encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writable)
-    with os.fdopen(readable) as answer:
-        theirs, is_new = answer.read().split()
-    assert (int(theirs) != mine, is_new) == (True, "True")
-    assert sync.redis.client_id() == mine
