@@ -237,3 +237,24 @@ async def test_a_worker_does_it_by_itself(database: Database, redis: Redis, fast
             return await left(database) == {"new"} and not await redis.exists(keys.ABORT)
 
         await until(gone)
+
+
+async def test_records_of_orders_go_with_the_runs_of_their_time(
+    pruning: Pruner, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_module, "_ORDERS_AT_ONCE", 2)
+    async with database.transaction() as session:
+        for number, days in enumerate([45, 44, 40, 31, 29, 0]):
+            await session.execute(
+                text(
+                    "INSERT INTO worker.operator_order (entry_id, at, order_name, ordered_by) "
+                    "VALUES (:entry, now() - make_interval(days => :days), 'pause', 'cli:me')"
+                ),
+                {"entry": f"{number}-0", "days": days},
+            )
+    counts = []
+    for _ in range(5):
+        await pruning.look()
+        async with database.session() as session:
+            counts.append(await session.scalar(text("SELECT count(*) FROM worker.operator_order")))
+    assert counts == [6, 4, 2, 2, 2]

@@ -246,6 +246,12 @@ class Ledger:
             rows = await connection.execute(query("delete_finished"), values)
             return sorted(DeletedRun(row.finished_at, row.id, row.state) for row in rows)
 
+    async def delete_orders(self, *, keep_seconds: float, limit: int) -> int:
+        """Delete the records of orders that are older than `keep_seconds`, `limit` at most. Returns their number."""
+        async with self._database.connection() as connection:
+            values = {"keep_seconds": keep_seconds, "limit": limit}
+            return (await connection.execute(query("delete_orders"), values)).rowcount
+
     async def read_application(self) -> str:
         """Return a short name for the application whose ledger this is, the same in all of its processes.
 

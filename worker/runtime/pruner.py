@@ -1,8 +1,8 @@
 """Pruning: deletes old records, so that neither server grows without bound.
 
-Dead letters are deleted after `worker.dead_letter_ttl_days`, and ended runs of the ledger after
-`worker.run_retention_days`. Abort commands of arq's clients for jobs that do not exist are deleted after a day, because
-no other code removes them. One of all workers prunes once an hour, a few runs at a time.
+Dead letters are deleted after `worker.dead_letter_ttl_days`, and ended runs of the ledger and the records of orders
+after `worker.run_retention_days`. Abort commands of arq's clients for jobs that do not exist are deleted after a day,
+because no other code removes them. One of all workers prunes once an hour, a few runs at a time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _ASK_SECONDS = 600.0
 _PAUSE_SECONDS = 3600
 _ABORTS_AT_ONCE = 500
 _RUNS_AT_ONCE = 500
+_ORDERS_AT_ONCE = 5_000
 _DAY_SECONDS = 86_400.0
 #: Lifetime of an abort command for a job that the queue does not have.
 _ABORT_SECONDS = _DAY_SECONDS
@@ -108,4 +109,5 @@ class Pruner:
         if forgotten:
             logger.info("runs pruned count=%d newest_end=%s", len(forgotten), forgotten[-1].finished_at)
             self._last = forgotten[-1]
-        self._walking = len(forgotten) == _RUNS_AT_ONCE
+        orders = await self._ledger.delete_orders(keep_seconds=keep, limit=_ORDERS_AT_ONCE)
+        self._walking = len(forgotten) == _RUNS_AT_ONCE or orders == _ORDERS_AT_ONCE
