@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from redis.asyncio import Redis
 
 import worker
 from worker.embedded import Services
@@ -49,7 +50,7 @@ def test_a_client_loads_neither_database_nor_arq_nor_the_settings_that_it_was_no
     assert _python(code.format(names=(*HEAVY, "pydantic_settings"))) == "[]"
 
 
-def test_a_client_enqueues_without_loading_database_or_arq(servers: Services) -> None:
+def test_a_client_enqueues_without_loading_database_or_arq(servers: Services, redis: Redis) -> None:
     """The modules that enqueueing, waiting and operating load at run time count as well."""
     code = f"""
 import asyncio, sys
