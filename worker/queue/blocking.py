@@ -7,7 +7,7 @@ redis-py's asynchronous client, but its coroutines block until the answer is the
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,10 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from worker.errors import UsageError
-from worker.queue.connection import keepalive_options
+from worker.queue.connection import make_pool
 from worker.queue.outage_log import kind_of
-from worker.queue.sentinel import SentinelGroup, sentinel_group
-from worker.settings import parse_redis_url
+from worker.queue.sentinel import SentinelGroup
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -114,18 +113,13 @@ def as_async(redis: blocking.Redis) -> Redis:
 
 def blocking_pool(settings: Settings) -> ConnectionPool:
     """Return a pool of synchronous connections, the twin of `connection_pool`. Send nothing."""
-    place = parse_redis_url(settings.redis.url)
-    pool: ConnectionPool = ConnectionPool.from_url(
-        place.url,
-        socket_connect_timeout=settings.redis.connect_timeout_seconds,
-        socket_timeout=settings.redis.command_timeout_seconds,
+    pool: ConnectionPool = make_pool(
+        settings,
+        ConnectionPool,
+        unix_class=UnixDomainSocketConnection,
+        make_class=_make_connection_class,
+        make_sentinel_class=_make_sentinel_class,
     )
-    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
-        pool.connection_kwargs |= keepalive_options()
-    pool.connection_class = _make_connection_class(cast(Hashable, pool.connection_class))
-    if place.sentinels is not None:
-        pool.connection_class = _make_sentinel_class(cast(Hashable, pool.connection_class))
-        pool.connection_kwargs["sentinels"] = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds)
     return pool
 
 

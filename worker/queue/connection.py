@@ -10,9 +10,9 @@ is a `RedisError`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 import redis as blocking
@@ -37,17 +37,44 @@ _UNACKNOWLEDGED_SECONDS = 20
 
 def connection_pool(settings: Settings) -> ConnectionPool:
     """Return a pool of connections. Send nothing."""
+    pool: ConnectionPool = make_pool(
+        settings,
+        ConnectionPool,
+        unix_class=UnixDomainSocketConnection,
+        make_class=_make_connection_class,
+        make_sentinel_class=make_sentinel_connection_class,
+    )
+    return pool
+
+
+def make_pool(
+    settings: Settings,
+    pool_class: Any,
+    *,
+    unix_class: type,
+    make_class: Callable[[Any], Any],
+    make_sentinel_class: Callable[[Any], Any],
+) -> Any:
+    """Return a pool of connections, asynchronous or synchronous. Send nothing.
+
+    Args:
+        settings: its URL and timeouts.
+        pool_class: the pool of redis-py.
+        unix_class: the connection of redis-py to a Unix socket, which has no TCP keepalive.
+        make_class: makes Longhaul's class of connections from that of redis-py.
+        make_sentinel_class: the same, for connections to the primary that Sentinels name.
+    """
     place = parse_redis_url(settings.redis.url)
-    pool: ConnectionPool = ConnectionPool.from_url(
+    pool = pool_class.from_url(
         place.url,
         socket_connect_timeout=settings.redis.connect_timeout_seconds,
         socket_timeout=settings.redis.command_timeout_seconds,
     )
-    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
+    if not issubclass(pool.connection_class, unix_class):
         pool.connection_kwargs |= keepalive_options()
-    pool.connection_class = _make_connection_class(cast(Hashable, pool.connection_class))
+    pool.connection_class = make_class(pool.connection_class)
     if place.sentinels is not None:
-        pool.connection_class = make_sentinel_connection_class(cast(Hashable, pool.connection_class))
+        pool.connection_class = make_sentinel_class(pool.connection_class)
         pool.connection_kwargs["sentinels"] = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds)
     return pool
 
