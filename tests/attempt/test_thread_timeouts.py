@@ -8,11 +8,10 @@ import threading
 import pytest
 
 from tests.attempt.deaf_jobs import (
-    is_true,
     nothing_seen,  # noqa: F401  (used by each test)
     seen,
 )
-from tests.support.waiting import until
+from tests.support.waiting import until_true
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, JobInterrupted, Settings, job
 
@@ -77,7 +76,7 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
         assert await other.result(timeout=120)
         assert worker.abandoned_tasks == 1 and not seen["ended"]
         seen["thread"].set()
-        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        await until_true(lambda: not worker.abandoned_tasks)
         again = [await client.enqueue(brief_thread) for _ in range(3)]
         assert len({await one.result(timeout=120) for one in again}) == 1, "one thread again"
     assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)

@@ -15,13 +15,12 @@ from redis.asyncio import Redis
 from sqlalchemy import func, insert, select
 
 from tests.attempt.deaf_jobs import (
-    is_true,
     nothing_seen,  # noqa: F401  (used by each test)
     seen,
 )
 from tests.models import Author, authors
 from tests.support.authors import fill_authors
-from tests.support.waiting import until
+from tests.support.waiting import until_true
 from tests.support.workers import with_worker, working
 from worker import Client, JobCancelled, JobContext, JobFailed, Settings, job
 from worker.attempt import cancellation
@@ -203,7 +202,7 @@ async def test_what_wait_for_swallows_is_said_again_and_once_it_is_heard_never()
             heard.append("cleaned up outside of the handler")
 
     task = asyncio.create_task(body())
-    await until(lambda: is_true(lambda: task.get_coro().cr_await is not None))
+    await until_true(lambda: task.get_coro().cr_await is not None)
     arrived.set_result("with the cancellation")
     now = loop.time()
     one = JobCancellation(task, "timeout", now=now, grace=10)
@@ -232,7 +231,7 @@ async def test_a_job_that_does_not_end_is_given_up_and_tried_again(
         assert worker.abandoned_tasks == 1
         assert await redis.keys("arq:in-progress:*") == []
         seen["go"].set()
-        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        await until_true(lambda: not worker.abandoned_tasks)
         assert await run.result(timeout=120) == "second"
         assert worker.counters.complete == 2
     assert (seen["tries"], seen["ended"]) == ([1, 2], ["first"])
@@ -253,7 +252,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
             await run.result(timeout=120)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()
-        await until(lambda: is_true(lambda: seen["ended"]))
+        await until_true(lambda: seen["ended"])
         assert not (await client.store.redis.exists(f"arq:job:{run.id}"))
 
 
@@ -269,7 +268,7 @@ async def test_a_given_up_walk_commits_no_batch_more(
         assert await run.result(timeout=120) == 30
         assert worker.abandoned_tasks == 1
         seen["go"].set()
-        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        await until_true(lambda: not worker.abandoned_tasks)
     async with database.session() as session:
         rows = await session.execute(select(Author.seen, func.count()).group_by(Author.seen))
         assert [tuple(row) for row in rows] == [(1, 30)]
@@ -287,7 +286,7 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
         with pytest.raises(JobCancelled):
             await run.result(timeout=120)
         seen["go"].set()
-        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        await until_true(lambda: not worker.abandoned_tasks)
     assert seen["ended"] == ["FencedOut"] * 4
     async with database.session() as session:
         assert await session.scalar(select(func.count()).select_from(Author)) == 0
@@ -296,11 +295,11 @@ async def test_what_a_given_up_job_has_open_is_not_committed(
 async def test_a_place_among_the_limits_is_given_back_once(fast: Settings, client: Client, redis: Redis) -> None:
     run = await client.enqueue(deaf_and_alone)
     async with working(fast, deaf_and_alone) as worker:
-        await until(lambda: is_true(lambda: seen["tries"]))
+        await until_true(lambda: seen["tries"])
         worker.execution(run.id).interrupt("timeout")
         await asyncio.wait_for(seen["begun"].wait(), 60)
         seen["go"].set()
-        await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+        await until_true(lambda: not worker.abandoned_tasks)
         assert await redis.zcard("worker:limit:deaf_and_alone") == 1, "it is the second try's by now"
         seen["second"].set()
         await run.result(timeout=120)
@@ -313,12 +312,12 @@ async def test_a_drain_gives_up_what_does_not_end(
     monkeypatch.setattr("worker.runtime.worker._MIN_GRACE_SECONDS", 0.2)
     run = await client.enqueue(deaf_for_long)
     async with working(with_worker(fast, drain_timeout_seconds=0.05, grace_period_seconds=60), deaf_for_long) as worker:
-        await until(lambda: is_true(lambda: seen["tries"]))
+        await until_true(lambda: seen["tries"])
     assert worker.abandoned_tasks == 1
     assert (await run.status(), await redis.get(f"arq:retry:{run.id}")) == ("waiting", None)
     assert await redis.keys("arq:in-progress:*") == []
     seen["go"].set()
-    await until(lambda: is_true(lambda: not worker.abandoned_tasks))
+    await until_true(lambda: not worker.abandoned_tasks)
     assert await run.status() == "waiting"
 
 
