@@ -1,4 +1,4 @@
-"""What a walk refuses before its first batch, and what its body may not do."""
+"""Statements that a walk refuses before its first batch, and operations that its body may not do."""
 
 from __future__ import annotations
 

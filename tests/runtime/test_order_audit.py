@@ -1,4 +1,4 @@
-"""Who has ordered what: from clients, the command line and redis-cli, in the events and in the ledger."""
+"""The audit of orders from clients, the command line and redis-cli, in the events and in the ledger."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ SELECT coalesce((SELECT pg_catalog.sum(pg_catalog.pg_relation_size(relid)) FROM 
 
 @dataclass(frozen=True)
 class Division:
-    """What is divided, and how finely.
+    """The statement that is divided, and the number of its ranges.
 
     Attributes:
         keyset: The key.

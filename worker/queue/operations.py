@@ -1,4 +1,4 @@
-"""What operators see and order through a client; `SyncOperations` has the same methods for `SyncClient`."""
+"""The reads and orders of operators through a client; `SyncOperations` has the same methods for `SyncClient`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Operations:
         return await self._with_ledger(lambda ledger: ledger.list_runs(**options))
 
     async def find_run(self, run_id: str, *, queue: str | None = None) -> RunDetails | None:
-        """Return everything that is known about a run; None if nobody knows it.
+        """Return everything that is known about a run; None if neither Redis nor the ledger has it.
 
         The ledger is read, too, if the client has a database.
 

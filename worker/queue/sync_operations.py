@@ -54,7 +54,7 @@ class SyncOperations:
         )
 
     def find_run(self, run_id: str, *, queue: str | None = None) -> RunDetails | None:
-        """Return everything that is known about a run; None if nobody knows it; see `Client.find_run`."""
+        """Return everything that is known about a run; None if it is unknown; see `Client.find_run`."""
         return run_without_loop(self._client.find_run(run_id, queue=queue))
 
     def dead_letters(

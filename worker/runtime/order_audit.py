@@ -133,7 +133,7 @@ class OrderAudit:
 
 
 def read_record(entry_id: str, raw: Mapping[bytes, bytes]) -> OrderRecord | None:
-    """Return a record of the stream; None for an entry that nobody of us has written."""
+    """Return a record of the stream; None for an entry that Longhaul has not written."""
     fields = decode_fields(raw)
     at = read_time(fields.get("at"))
     try:

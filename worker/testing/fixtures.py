@@ -145,7 +145,7 @@ async def queue() -> AsyncIterator[Client]:
 
 @pytest_asyncio.fixture
 async def enqueued(request: pytest.FixtureRequest) -> AsyncIterator[Recorder]:
-    """What the test enqueues through `enqueued.client`: `enqueued.assert_one(job, user_id=7)`, `enqueued.run_all()`."""
+    """The recorder of the runs that a test enqueues: `enqueued.assert_one(job, user_id=7)`, `enqueued.run_all()`."""
     from worker import load_settings
     from worker.testing.recorder import Recorder
     from worker.testing.runner import JobRunner

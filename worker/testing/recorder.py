@@ -65,7 +65,7 @@ class EnqueuedRun:
 
 
 class Recorder:
-    """What a test has enqueued through `client` and `sync_client`, in order.
+    """The runs that a test has enqueued through `client` and `sync_client`, in order.
 
     Args:
         settings: settings of the clients.

@@ -1,4 +1,4 @@
-"""Who sends a request, and whether they may."""
+"""Authentication of a request by its token, and the rights of its role."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="longhaul"'}
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request.
+    """The sender of a request.
 
     Attributes:
         name: name for the audit: `web:<token>`, or `web:local` without tokens.

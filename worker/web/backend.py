@@ -1,4 +1,4 @@
-"""What the handlers work with: a client, the ledger, the jobs and the hub of events, opened when they are first used.
+"""The parts that handlers share: a client, the ledger, the jobs and the hub of events, opened when first used.
 
 An application that is mounted in another one is not told when the server starts, so nothing is opened before the first
 request.

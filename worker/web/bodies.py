@@ -42,7 +42,7 @@ class QuarantineQuery(PageQuery):
 
 
 class EventsQuery(Query):
-    """What a stream of events contains."""
+    """The selection of a stream of events."""
 
     progress: Literal["true", "false"] = Field(
         default="false", description="Whether to add the progress of running runs."
@@ -76,7 +76,7 @@ class RunNowBody(Body):
 
 
 class PauseBody(Body):
-    """What to pause or resume."""
+    """The jobs, runs or queues to pause or resume."""
 
     targets: Names = Field(description="Run ids, names of jobs or queues, or `*` for all.")
     where: dict[Name, str | int | float | bool] | None = Field(

@@ -16,7 +16,7 @@ LONGEST_KEY = 255
 
 
 class IdempotencyClaim(NamedTuple):
-    """What is known of a key.
+    """The record of a key.
 
     Attributes:
         name: the key in Redis.

@@ -1,4 +1,4 @@
-"""What an operation of the API is. The table of operations makes both the routing and the OpenAPI document."""
+"""An operation of the API. The table of operations makes both the routing and the OpenAPI document."""
 
 from __future__ import annotations
 

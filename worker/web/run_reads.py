@@ -171,7 +171,7 @@ def _read_state(
 ) -> tuple[RunState, dict[str, str]]:
     try:
         return read_status(raw, is_running, score, mirror)
-    except InvalidPayload:  # somebody has written to the result
+    except InvalidPayload:  # the result was changed by hand
         return read_status(None, is_running, score, mirror)
 
 

@@ -102,7 +102,7 @@ class TokenFile:
         return found
 
     def create(self, name: str, roles: Iterable[Role], *, days: float | None = None) -> str:
-        """Add a token to the file, which only its owner may read. Return its text, which nobody can read again.
+        """Add a token to the file, which only its owner may read. Return its text, which is not stored.
 
         Args:
             name: its name.

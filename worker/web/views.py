@@ -260,7 +260,7 @@ class EventView(View):
 
 
 class OrderView(View):
-    """An order that somebody has given."""
+    """An order of an operator."""
 
     id: Text
     at: datetime
@@ -279,7 +279,7 @@ class EnqueuedView(View):
 
 
 class TargetsView(View):
-    """What an order has changed."""
+    """The effect of an order."""
 
     changed: list[Text]
     unchanged: list[Text] = Field(default=[], description="Names to which the order does not apply, e.g. ended runs.")

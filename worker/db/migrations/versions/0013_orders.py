@@ -1,4 +1,4 @@
-"""The orders of operators: who has ordered what."""
+"""The audit of operators' orders."""
 
 import sqlalchemy as sa
 from alembic import op
