@@ -22,7 +22,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from worker.db.errors import sqlstate
 from worker.errors import iter_causes
-from worker.settings.model import DatabaseSettings
+from worker.settings.sections import DatabaseSettings
 
 logger = logging.getLogger("longhaul.db")
 

@@ -22,7 +22,7 @@ from worker.runtime.attempt_outcome import DEADLINE
 from worker.runtime.execution import Execution
 from worker.runtime.outcome import Cancelled, Failed, Outcome, Rejected, Released
 from worker.runtime.server_retry import ServerRetry
-from worker.settings.model import WorkerSettings
+from worker.settings.sections import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 

@@ -24,7 +24,7 @@ from worker.runtime.observer import Observer, RunInfo
 from worker.runtime.operator_state import OperatorState
 from worker.runtime.server_retry import WorkerState
 from worker.runtime.waiting_runs import WaitingRuns
-from worker.settings.model import WorkerSettings
+from worker.settings.sections import WorkerSettings
 
 logger = logging.getLogger("longhaul.jobs")
 

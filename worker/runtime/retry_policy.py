@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from worker.db import errors as postgresql
 from worker.errors import LonghaulError, Retry, Snooze, format_error
 from worker.job.definition import Job
-from worker.settings.model import WorkerSettings
+from worker.settings.sections import WorkerSettings
 
 #: SQLSTATE class 42: syntax error, unknown table or column, missing privilege. Another attempt would fail as well.
 _PERMANENT_SQLSTATES = ("42",)

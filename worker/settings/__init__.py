@@ -7,32 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worker.settings.model import (
+    from worker.settings.model import Settings
+    from worker.settings.reference import describe_all, describe_type, field_names
+    from worker.settings.sections import (
         BatchSettings,
         DatabaseSettings,
         LogSettings,
         RedisSettings,
-        Settings,
         ThrottleSettings,
         WorkerSettings,
         parse_window,
     )
-    from worker.settings.reference import describe_all, describe_type, field_names
     from worker.settings.sources import DEFAULT_FILE, Origins, load_settings, load_with_origins
     from worker.settings.urls import RedisUrl, Sentinels, asyncpg_url, mask_passwords, parse_redis_url
 
 _HOMES = {
-    "model": (
+    "model": ("Settings",),
+    "reference": ("describe_all", "describe_type", "field_names"),
+    "sections": (
         "BatchSettings",
         "DatabaseSettings",
         "LogSettings",
         "RedisSettings",
-        "Settings",
         "ThrottleSettings",
         "WorkerSettings",
         "parse_window",
     ),
-    "reference": ("describe_all", "describe_type", "field_names"),
     "sources": ("DEFAULT_FILE", "Origins", "load_settings", "load_with_origins"),
     "urls": ("RedisUrl", "Sentinels", "asyncpg_url", "mask_passwords", "parse_redis_url"),
 }

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from worker.errors import SettingsError
-from worker.settings.model import WebSettings
+from worker.settings.sections import WebSettings
 from worker.web.problems import Problem
 from worker.web.tokens import ROLES, FailedTokens, Role, TokenFile
 
