@@ -18,6 +18,7 @@ from worker.arq_compat.codec import ArqCodec
 from worker.job.registry import Registry
 from worker.ledger import Ledger
 from worker.queue.store import QueueStore
+from worker.runtime.observer import Observer
 from worker.runtime.scheduler import Scheduler
 from worker.settings import WorkerSettings
 
@@ -37,6 +38,7 @@ class ArqCron(Scheduler):
         rules: the `worker` section of the settings, for their queue and catch-up.
         arq: the arq worker, with its cron jobs and their time zone.
         codec: encodes payloads.
+        observer: is notified of each due time of a `@job` that this worker enqueues.
         guards: whether the last due time of each line is kept in `worker:cron`.
     """
 
@@ -49,9 +51,10 @@ class ArqCron(Scheduler):
         arq: ArqWorker,
         codec: ArqCodec,
         *,
+        observer: Observer | None = None,
         guards: bool = True,
     ) -> None:
-        super().__init__(registry, ledger, store, rules)
+        super().__init__(registry, ledger, store, rules, observer)
         self._arq = arq
         self._codec = codec
         self._guards = guards

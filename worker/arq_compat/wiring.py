@@ -149,7 +149,9 @@ def build_arq_worker(
         acknowledge=parts.fetcher.acks.acknowledge,
         observer=observer,
     )
-    scheduler = ArqCron(registry, parts.ledger, parts.store, settings.worker, arq, codec, guards=own_keys)
+    scheduler = ArqCron(
+        registry, parts.ledger, parts.store, settings.worker, arq, codec, observer=observer, guards=own_keys
+    )
     ledger_tasks = parts.build_ledger_tasks() if registry else [make_prune_task(parts)] if own_keys else []
     burst = BurstRules(arq, redis)
     return parts.build_worker(

@@ -97,7 +97,7 @@ class Boundary:
                 raise AttemptReleased("pause")
             if is_yielding:
                 raise AttemptReleased("yield", _BEHIND_SECONDS)
-            wait = wait or Wait("paused")
+            wait = wait or Wait("paused", kind="paused")
             now = datetime.now(UTC)
             since = since or now
             control.throttled(wait, since)

@@ -43,7 +43,8 @@ class Hands:
     async def wait(self, ranges: int) -> None:
         """Wait a moment for ranges that other hands walk, and report the wait."""
         self._waits_since = self._waits_since or datetime.now(UTC)
-        self._control.throttled(Wait(f"other hands walk the last {ranges} ranges"), self._waits_since)
+        wait = Wait(f"other hands walk the last {ranges} ranges", kind="other hands")
+        self._control.throttled(wait, self._waits_since)
         await asyncio.sleep(_WAIT_SECONDS)
 
     def end_wait(self) -> None:

@@ -72,6 +72,7 @@ class FailingRows:
         self._database = database
         self._limit = limit
         self._vain_reads = 0
+        self._quarantined = 0
         self._row_as_read: Any = None  # the only row of the open batch, as JSON values, before the body has changed it
 
     @property
@@ -105,6 +106,12 @@ class FailingRows:
         if is_shared and not await quarantine.has_room_for_one(raw, self.step.name, self._limit, rows=rows):
             raise error
         await quarantine.add_row(raw, self.step, key, error, row)
+        self._quarantined += 1
+
+    def take_count(self) -> int:
+        """Return the number of rows that were quarantined since the last call."""
+        count, self._quarantined = self._quarantined, 0
+        return count
 
     async def ensure_room_for_rejected(self, page: Page[Any]) -> None:
         """Raise the error of the first rejected row, unless the quarantine has room for all of them."""

@@ -82,15 +82,16 @@ class ServerMetric:
         query: SQL that returns one number; `$1`, if it occurs, is the walked table.
         limit: The largest number that is not a reason to wait.
         reason: The reason, with `{figure}` and `{limit}`.
+        kind: The reason without its figures. Default: made from `reason`.
     """
 
     asks_server = True
 
-    def __init__(self, query: str, limit: float, reason: str) -> None:
+    def __init__(self, query: str, limit: float, reason: str, kind: str = "") -> None:
         self._query = query
         self._limit = limit
         self._reason = reason
-        self._kind = _FIGURES.sub("", reason).strip()
+        self._kind = kind or _FIGURES.sub("", reason).strip()
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Wait while the metric exceeds its limit."""
@@ -150,7 +151,7 @@ class ForcedCheckpoints:
             self._until = context.now + timedelta(seconds=self._seconds)
         if self._until is None or context.now >= self._until:
             return None
-        return Wait("WAL has forced a checkpoint", self._until)
+        return Wait("WAL has forced a checkpoint", self._until, "forced checkpoint")
 
 
 class CustomThrottle:
@@ -209,6 +210,7 @@ def make_throttles(rules: ThrottleSettings) -> list[Throttle]:
         found.append(WalRate(rules.max_wal_bytes_per_second))
     if rules.checkpoint_cooldown_seconds:
         found.append(ForcedCheckpoints(rules.checkpoint_cooldown_seconds))
+    few_connections = f"fewer than {rules.min_free_connections} connections of the server are free"
     figures: list[tuple[str, float | None, str]] = [
         (_LAG, rules.max_replication_lag_seconds, "replication lag {figure:.1f} s, over {limit:g}"),
         (_OWN_LAG, rules.max_replication_lag_seconds, "this replica lags {figure:.1f} s, over {limit:g}"),
@@ -216,11 +218,8 @@ def make_throttles(rules: ThrottleSettings) -> list[Throttle]:
         (_WAITERS, rules.max_lock_waiters, "{figure:.0f} sessions wait for locks, over {limit:g}"),
         (_DEAD, rules.max_dead_row_ratio, "{figure:.0%} of the table's rows are dead, over {limit:.0%}"),
         (_VACUUM, 0 if rules.wait_for_vacuum else None, "the table is being vacuumed"),
-        (
-            _CONNECTIONS,
-            None if rules.min_free_connections is None else -rules.min_free_connections,
-            f"fewer than {rules.min_free_connections} connections of the server are free",
-        ),
     ]
     found += [ServerMetric(query, limit, reason) for query, limit, reason in figures if limit is not None]
+    if rules.min_free_connections is not None:
+        found.append(ServerMetric(_CONNECTIONS, -rules.min_free_connections, few_connections, "free connections"))
     return found

@@ -79,8 +79,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         self._page: Page[T] = _NO_PAGE
         self._rows = self._size = 0  # rows of the open batch, and the rows that it was meant to have
         self._began_at = 0.0
-        self._share = WalkShare()
-        self._fetches = FetchRetries()
+        self._share, self._fetches = WalkShare(), FetchRetries()
         self._mark = 0  # of the last tracked call before the open batch
 
     # --- the loop
@@ -341,6 +340,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
                 batch_seconds=seconds,
                 last_key=unwrap(page.last_key),
                 ranges=None if self._shared is None else self._shared.state,
+                quarantined=self._failing.take_count(),
             )
         )
 

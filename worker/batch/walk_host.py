@@ -24,6 +24,7 @@ class Progress:
         share: The processed part of the walk, from 0 to 1, by the key's position or by rows; None if unknown.
         ranges: The state of a walk with several hands; None for one hand.
         is_estimate: Whether position and rows differ by far, so that the share is only a rough estimate.
+        quarantined: The number of rows that went to the quarantine since the last report.
     """
 
     step: str
@@ -37,6 +38,7 @@ class Progress:
     last_key: Any
     is_estimate: bool = False
     ranges: WalkState | None = None
+    quarantined: int = 0
 
 
 class WalkHands(Protocol):

@@ -148,7 +148,9 @@ class Mirror(Observer):
                 entry.fields["eta_seconds"] = round(left)
         entry.changed = True
 
-    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
+    def throttled(
+        self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None, kind: str = ""
+    ) -> None:
         """Note that the walk waits, or continues."""
         entry = self._changed_entry(run)
         if reason and entry.throttled_at is None:

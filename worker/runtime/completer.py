@@ -214,7 +214,7 @@ class Completer:
                 lambda: run.release("waiting", failed=decision.counts, error=text, trace=trace)
             )
         await self._requeue(execution, decision.delay, counts=decision.counts)
-        self._observer.requeued(execution.info, "waiting", error=text, delay=decision.delay)
+        self._observer.requeued(execution.info, "waiting", error=text, delay=decision.delay, how="failed")
 
     async def _bury(self, execution: Execution, outcome: Failed) -> None:
         run = _owned_run(execution)
@@ -234,7 +234,8 @@ class Completer:
         if run is not None:
             await self._servers.database(lambda: run.release("waiting", failed=False, error=outcome.reason))
         await self._requeue(execution, outcome.delay_seconds, counts=False)
-        self._observer.requeued(execution.info, "waiting", error=outcome.reason, delay=outcome.delay_seconds)
+        delay = outcome.delay_seconds
+        self._observer.requeued(execution.info, "waiting", error=outcome.reason, delay=delay, how="snoozed")
 
     async def _release(self, execution: Execution, outcome: Released) -> None:
         run = _owned_run(execution)

@@ -101,7 +101,7 @@ class Execution:
         waiting_runs: WaitingRuns | None = None,
     ) -> None:
         self.claim = claim
-        self.info = RunInfo(claim.run_id, "", claim.queue, claim.attempt, 0)
+        self.info = RunInfo(claim.run_id, "", claim.queue, claim.attempt, 0, "", claim.due_ms, claim.expired)
         self.payload: Payload | None = None
         self.job: Job[..., Any] | None = None
         self.attempt: Attempt | None = None
@@ -357,9 +357,8 @@ class Execution:
                 if len(self._waits) >= _MOST_REASONS:
                     self._waits.clear()
             self._waits[kind] = now
-        self._observer.throttled(
-            self.info, wait.reason if wait else None, since=since, until=wait.until if wait else None
-        )
+        reason, until, kind = (None, None, "") if wait is None else (wait.reason, wait.until, wait.kind)
+        self._observer.throttled(self.info, reason, since=since, until=until, kind=kind)
 
     def report(self, progress: Progress, rows: int) -> None:
         """Report a committed batch, or progress that the job reports."""

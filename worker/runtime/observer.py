@@ -1,15 +1,18 @@
 """The interface through which a worker reports its events: to the mirror in Redis, to metrics, to traces.
 
-Derive from `Observer` and override what you need; every method has an empty body.
+Derive from `Observer` and override what you need; every method has an empty body. `Observers` passes the events on to
+several of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from worker.batch import Progress
+from worker.runtime.supervision import supervise
 
 
 class RunInfo(NamedTuple):
@@ -17,6 +20,8 @@ class RunInfo(NamedTuple):
 
     Attributes:
         helps: of a helper run, the id of the run whose walk it takes part in.
+        due_ms: time at which it was due, in ms since 1970; 0 for at once.
+        took_over: whether it was claimed after the lease of another worker had expired.
     """
 
     run_id: str
@@ -25,6 +30,8 @@ class RunInfo(NamedTuple):
     attempt: int
     enqueued_ms: int
     helps: str = ""
+    due_ms: int = 0
+    took_over: bool = False
 
 
 class Observer:
@@ -56,8 +63,13 @@ class Observer:
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """A batch was committed; `rows` counts the rows of the whole run."""
 
-    def throttled(self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None) -> None:
-        """The walk waits between two batches for a reason; None when it continues."""
+    def throttled(
+        self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None, kind: str = ""
+    ) -> None:
+        """The walk waits between two batches for a reason; None when it continues.
+
+        `kind` is the reason without its figures; empty for a reason of the application.
+        """
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """The run has made no progress for `seconds`."""
@@ -67,7 +79,7 @@ class Observer:
     ) -> None:
         """The run returns to the queue: waiting (for a retry if there is an error), or paused.
 
-        `how` is released, asleep or yielded.
+        `how` is released, asleep, yielded, failed (it is retried) or snoozed.
         """
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
@@ -75,3 +87,90 @@ class Observer:
 
     def lost(self, run: RunInfo) -> None:
         """Another worker has claimed the run."""
+
+    def cron_fired(self, job: str, *, run_id: str, late_seconds: float) -> None:
+        """A due time of a cron line was enqueued by this worker, so long after it had passed."""
+
+
+class Observers(Observer):
+    """Passes the events on to several observers.
+
+    Args:
+        observers: the observers, in the order in which they receive an event.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    async def run(self) -> None:
+        """Run the observers, each supervised."""
+        async with asyncio.TaskGroup() as group:
+            for one in self._observers:
+                name = f"observer {type(one).__name__}"
+                group.create_task(supervise(name, one.run), name=name)
+
+    async def close(self) -> None:
+        """Close the observers. Raise the first error after all were closed."""
+        ended = await asyncio.gather(*(one.close() for one in self._observers), return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
+
+    def worker_started(self) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.worker_started()
+
+    def worker_stopped(self) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.worker_stopped()
+
+    def started(self, run: RunInfo) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.started(run)
+
+    def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.durable(run, attempt=attempt, takeovers=takeovers, rows=rows)
+
+    def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.progressed(run, progress, rows=rows)
+
+    def throttled(
+        self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None, kind: str = ""
+    ) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.throttled(run, reason, since=since, until=until, kind=kind)
+
+    def stalled(self, run: RunInfo, seconds: float) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.stalled(run, seconds)
+
+    def requeued(
+        self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0, how: str = "released"
+    ) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.requeued(run, state, error=error, delay=delay, how=how)
+
+    def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.ended(run, state, error=error, result=result)
+
+    def lost(self, run: RunInfo) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.lost(run)
+
+    def cron_fired(self, job: str, *, run_id: str, late_seconds: float) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.cron_fired(job, run_id=run_id, late_seconds=late_seconds)

@@ -29,6 +29,7 @@ from worker.ledger import Ledger
 from worker.queue.cron_lines import firing_id
 from worker.queue.payload import Payload, now_ms
 from worker.queue.store import Lock, QueueStore
+from worker.runtime.observer import Observer
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger("longhaul.cron")
@@ -55,12 +56,21 @@ class Scheduler:
         ledger: the record of the last due times.
         store: the queue.
         rules: the `worker` section of the settings, for queue and catch-up.
+        observer: is notified of each due time that this worker enqueues; none by default.
     """
 
-    def __init__(self, registry: Registry, ledger: Ledger, store: QueueStore, rules: WorkerSettings) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        store: QueueStore,
+        rules: WorkerSettings,
+        observer: Observer | None = None,
+    ) -> None:
         self._ledger = ledger
         self._store = store
         self._rules = rules
+        self._observer = observer or Observer()
         self._lines = [(job, line) for job in registry.values() for line in job.schedule]
         self._entries: list[_Entry] = []
         self._application = ""
@@ -118,6 +128,8 @@ class Scheduler:
             else:
                 fired = await self._enqueue(job, line, due)
         entry.next_due = following
+        if fired is not None:
+            self._observer.cron_fired(job.name, run_id=fired, late_seconds=(moment - due).total_seconds())
         return fired
 
     async def _enqueue(self, job: Job[..., object], line: str, due: datetime) -> str | None:

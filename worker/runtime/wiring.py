@@ -283,7 +283,7 @@ def build_worker(
         redis=redis or connect_redis(settings),
         outage=outage or OutageLog(),
     )
-    scheduler = Scheduler(registry, parts.ledger, parts.store, settings.worker)
+    scheduler = Scheduler(registry, parts.ledger, parts.store, settings.worker, parts.observer)
     health = HealthRecorder(parts.redis, settings.worker.queue, parts.counters, lambda: parts.leases.count)
 
     async def check_servers() -> None:
