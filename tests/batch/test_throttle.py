@@ -167,7 +167,7 @@ async def test_a_forced_checkpoint_is_rested_after(database: Database) -> None:
         assert await rest.check(seen(raw=raw)) is None
         await raw.execute("CHECKPOINT")
         held = await until(lambda: rest.check(seen(raw=raw)))
-        assert held == Wait("WAL has forced a checkpoint", NOON + timedelta(seconds=30))
+        assert held == Wait("WAL has forced a checkpoint", NOON + timedelta(seconds=30), "forced checkpoint")
         assert await rest.check(seen(raw=raw, now=NOON + timedelta(seconds=29))) == held
         assert await rest.check(seen(raw=raw, now=NOON + timedelta(seconds=30))) is None
 

@@ -153,14 +153,11 @@ def build_arq_worker(
         registry, parts.ledger, parts.store, settings.worker, arq, codec, observer=observer, guards=own_keys
     )
     ledger_tasks = parts.build_ledger_tasks() if registry else [make_prune_task(parts)] if own_keys else []
+    health = PeriodicTask("health", arq.record_health, while_draining=True)
     burst = BurstRules(arq, redis)
     return parts.build_worker(
         scheduler=scheduler,
-        tasks=[
-            PeriodicTask("cron", scheduler.look),
-            *ledger_tasks,
-            PeriodicTask("health", arq.record_health, while_draining=True),
-        ],
+        tasks=[PeriodicTask("cron", scheduler.look), *ledger_tasks, health],
         executor=executor,
         completer=completer,
         health=None,

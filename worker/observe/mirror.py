@@ -172,8 +172,7 @@ class Mirror(Observer):
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """Note that the run makes no progress."""
         entry = self._changed_entry(run)
-        entry.fields["stalled_since"] = format_time(time.time() - seconds)
-        entry.changed = True
+        entry.fields["stalled_since"], entry.changed = format_time(time.time() - seconds), True
         self._event("stalled", run, seconds=f"{seconds:.0f}")
 
     def requeued(
@@ -314,14 +313,13 @@ class Mirror(Observer):
         self._events.append({"event": kind, "worker": self._name, "at": _now()})
 
     def _self(self) -> dict[str, Any]:
-        running = [run_id for run_id, entry in self._entries.items() if not entry.ended]
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "queue": self._settings.worker.queue,
             "code": self._code_version,
             "state": self._state,
-            "jobs": running,
+            "jobs": [run_id for run_id, entry in self._entries.items() if not entry.ended],
             "max_jobs": self._settings.worker.max_jobs,
             "done": self._done,
             "started_at": self._started_at,
