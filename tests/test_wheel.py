@@ -70,6 +70,9 @@ def test_wheel_holds_the_worker_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"worker", "longhaul_worker"}
     assert {"worker/py.typed", "worker/ledger/queries/checkpoint.sql", "worker/queue/scripts/enqueue.lua"} <= set(names)
+    assert {
+        f"worker/web/page/{name}" for name in ("templates/base.html", "static/style.css", "static/geist.woff2")
+    } <= set(names)
 
 
 @pytest.mark.long

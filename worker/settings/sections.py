@@ -300,6 +300,9 @@ class WebSettings(_Section):
         0.5, gt=0, le=60, description="Age up to which requests share what was read from Redis and PostgreSQL."
     )
     max_subscribers: int = Field(1000, ge=1, description="Most streams of events that are open at once.")
+    session_hours: float = Field(
+        168.0, gt=0, le=24 * 366, description="How long a session of the page lasts after its login by a token."
+    )
     idempotency_hours: float = Field(
         24.0, gt=0, le=24 * 366, description="How long Redis remembers an `Idempotency-Key`."
     )

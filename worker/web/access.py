@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from worker.errors import SettingsError
 from worker.settings.sections import WebSettings
 from worker.web.problems import Problem
-from worker.web.tokens import ROLES, FailedTokens, Role, TokenFile
+from worker.web.tokens import ROLES, FailedTokens, Role, Token, TokenFile
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 _LOCAL_NAMES = ("localhost",)
@@ -54,21 +55,38 @@ class Access:
         if self.file is None:
             check_local(request)
             return LOCAL
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        token = self.check_token(request, text.strip() if scheme.lower() == "bearer" else None)
+        return Caller(f"web:{token.name}", token.roles)
+
+    def check_token(self, request: Request, text: str | None) -> Token:
+        """Return the token with a text.
+
+        Args:
+            request: the request that sends it: its address is refused for a while after too many failures.
+            text: the text of the token; None if the request has none.
+
+        Raises:
+            Problem: the token is not valid, or there were too many failures.
+        """
         address = request.client.host if request.client else "unknown"
         refused = self._failed.seconds_refused(address)
         if refused:
-            text = f"too many requests without a valid token: wait {refused:.0f} s"
-            raise Problem(429, "too-many-failures", text, headers={"Retry-After": str(max(1, round(refused)))})
-        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+            detail = f"too many requests without a valid token: wait {refused:.0f} s"
+            raise Problem(429, "too-many-failures", detail, headers={"Retry-After": str(max(1, round(refused)))})
         try:
-            token = self.file.find(text.strip()) if scheme.lower() == "bearer" else None
+            token = self.file.find(text) if self.file is not None and text is not None else None
         except SettingsError:
             raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
         if token is None:
             self._failed.add(address)
-            text = "send a valid token: Authorization: Bearer …; `worker web token NAME` creates one"
-            raise Problem(401, "no-valid-token", text, headers=_CHALLENGE)
-        return Caller(f"web:{token.name}", token.roles)
+            detail = "send a valid token: Authorization: Bearer …; `worker web token NAME` creates one"
+            raise Problem(401, "no-valid-token", detail, headers=_CHALLENGE)
+        return token
+
+    def is_valid(self, token: Token) -> bool:
+        """Return whether a token of the file has not expired."""
+        return token.is_valid(datetime.now(UTC))
 
 
 def check_role(caller: Caller, role: Role) -> None:

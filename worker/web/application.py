@@ -5,26 +5,25 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from worker.errors import LonghaulError
 from worker.job.definition import Job
 from worker.queue.audit import ordering_as
-from worker.queue.ledger_access import explain
 from worker.queue.payload import read_run_id
 from worker.settings import Settings
 from worker.web.access import Access, check_role
 from worker.web.backend import Backend
 from worker.web.openapi import make_document
 from worker.web.operations import Call, Operation, Reply
-from worker.web.problems import MEDIA_TYPE, Problem, explain_error, invalid, not_found
+from worker.web.page import Site
+from worker.web.problems import MEDIA_TYPE, Problem, explain_any_error, invalid, not_found
 from worker.web.table import OPERATIONS
 
 logger = logging.getLogger("longhaul.web")
@@ -57,8 +56,15 @@ class WebApp:
         self._access = Access(settings.web)
         self._document = make_document(OPERATIONS)
 
+    @cached_property
+    def _site(self) -> Site:
+        """The page."""
+        return Site(self.backend, self._access)
+
     async def close(self) -> None:
         """End the streams of events, and close the connections. Call it if the application is mounted."""
+        if "_site" in self.__dict__:
+            await self._site.close()
         await self.backend.close()
 
     def check_tokens(self) -> None:
@@ -94,29 +100,24 @@ class WebApp:
 
     async def _respond(self, request: Request) -> Response:
         """Return the response to a request, whatever happens."""
+        parts = _split_path(request.scope)
+        is_page = Site.owns(parts)
         try:
-            return await self._answer(request)
-        except Problem as problem:
-            return _make_response(problem)
+            return await (self._site.respond(request, parts) if is_page else self._answer(request, parts))
+        except Problem as raised:
+            problem = raised
         except ClientDisconnect:
             raise
-        except LonghaulError as error:
-            return _make_response(explain_error(error))
-        except (SQLAlchemyError, OSError) as error:
-            explained = explain(error, self._settings)
-            if isinstance(explained, LonghaulError):
-                return _make_response(explain_error(explained))
-            return _make_failure(request, error)
         except Exception as error:  # noqa: BLE001 - a request must not end without an answer
-            return _make_failure(request, error)
+            problem = explain_any_error(error, self._settings) or _log_failure(request, error)
+        return self._site.show_problem(request, problem) if is_page else _make_response(problem)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, parts: tuple[str, ...]) -> Response:
         """Return the response to a valid request.
 
         Raises:
             Problem: the request is not valid, or not allowed.
         """
-        parts = _split_path(request.scope)
         if parts == _DOCUMENT_PATH:
             _check_method(request, ("GET",))
             self._access.authenticate(request)
@@ -251,11 +252,11 @@ def _make_response(problem: Problem) -> Response:
     return Response(content, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
-def _make_failure(request: Request, error: Exception) -> Response:
-    """Return the response to a request that failed for a reason that is not the caller's. The log has the error."""
+def _log_failure(request: Request, error: Exception) -> Problem:
+    """Return the problem of a request that failed for a reason that is not the caller's. The log has the error."""
     mark = uuid.uuid4().hex[:12]
     logger.error("request failed method=%s mark=%s", request.method, mark, exc_info=error)
-    return _make_response(Problem(500, "internal-error", f"the request failed; see the log, mark={mark}"))
+    return Problem(500, "internal-error", f"the request failed; see the log, mark={mark}")
 
 
 def web_app(settings: Settings, *, jobs: Iterable[Job[..., Any]] | None = None) -> WebApp:

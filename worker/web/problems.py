@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.errors import (
     CorruptKey,
@@ -20,6 +21,8 @@ from worker.errors import (
     UnknownJob,
     UsageError,
 )
+from worker.queue.ledger_access import explain
+from worker.settings import Settings
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:longhaul:problem:"
@@ -128,3 +131,11 @@ def explain_error(error: LonghaulError) -> Problem:
             headers = {"Retry-After": "1"} if status == 503 else {}
             return Problem(status, name, str(error), headers=headers)
     return Problem(422, "not-possible", str(error))
+
+
+def explain_any_error(error: Exception, settings: Settings) -> Problem | None:
+    """Return the problem of any error; None if it is not one that a caller can act on."""
+    if isinstance(error, SQLAlchemyError | OSError):
+        explained = explain(error, settings)
+        return explain_error(explained) if isinstance(explained, LonghaulError) else None
+    return explain_error(error) if isinstance(error, LonghaulError) else None

@@ -1,0 +1,154 @@
+"""Orders of the page: a form becomes the body of an operation of the API.
+
+| field of the form | becomes |
+| --- | --- |
+| `runs=a`, `runs=b` | a list, if the body has a list there |
+| `rows_per_second=` | null |
+| `arguments:json={…}` | the JSON value |
+| `path:job=purge` | a parameter of the path |
+| `csrf`, `back` | the CSRF token; the address of the next page |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from worker.queue.audit import ordering_as
+from worker.web.access import Caller, check_role
+from worker.web.backend import Backend
+from worker.web.operations import Call, Operation, Reply
+from worker.web.problems import Problem, invalid, not_found
+from worker.web.table import ORDERS
+from worker.web.views import CountView, EnqueuedView, TargetsView
+
+_ORDERS = {operation.name: operation for operation in ORDERS}
+_MOST_FIELDS = 5_000
+_OTHERS = ("csrf", "back")
+_NAMES_SHOWN = 3
+
+#: What an order has done, in the past.
+_DONE = {
+    "pause": "Paused",
+    "resume": "Resumed",
+    "pace": "Pace set for",
+    "limit": "Limit set for",
+    "cancel": "Cancelled",
+    "retry": "Enqueued again:",
+    "drain": "Draining",
+    "retry_dead_letters": "Enqueued again:",
+    "delete_dead_letters": "Deleted",
+    "retry_quarantined": "Enqueued for the rows:",
+    "discard_quarantined": "Deleted rows:",
+}
+
+
+class Form:
+    """The fields of a form.
+
+    Args:
+        pairs: names and values.
+    """
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self.pairs = pairs
+
+    def get(self, name: str) -> str:
+        """Return the first value of a field; an empty text if there is none."""
+        return next((value for key, value in self.pairs if key == name), "")
+
+
+async def read_form(request: Request, max_bytes: int) -> Form:
+    """Return the fields that a form has sent.
+
+    Raises:
+        Problem: it is too large, or no form.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise Problem(415, "not-a-form", "send the form as application/x-www-form-urlencoded")
+    found = bytearray()
+    async for part in request.stream():
+        found += part
+        if len(found) > max_bytes:
+            raise Problem(413, "body-too-large", f"the form exceeds web.max_body_bytes = {max_bytes:,}")
+    try:
+        text = bytes(found).decode("ascii")
+        return Form(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise Problem(400, "invalid-form", "the form is not valid, or has too many fields") from None
+
+
+async def give_order(name: str, form: Form, request: Request, backend: Backend, caller: Caller) -> tuple[str, Any]:
+    """Give the order of a form by an operation of the API. Return a sentence that says what was done, and the result.
+
+    Raises:
+        Problem: there is no such operation, the caller must not use it, or it refuses.
+    """
+    if name not in _ORDERS:
+        raise not_found("there is no such order")
+    operation = _ORDERS[name]
+    if operation.role is not None:
+        check_role(caller, operation.role)
+    path, body = _read_fields(operation, form)
+    with ordering_as(caller.name):
+        result = await operation.handler(Call(request, backend, caller, path, None, body))
+    content = result.body if isinstance(result, Reply) else result
+    return _describe(name, content), content
+
+
+def _read_fields(operation: Operation, form: Form) -> tuple[Mapping[str, str], BaseModel | None]:
+    path: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    model = operation.body
+    for name, text in form.pairs:
+        if name in _OTHERS:
+            continue
+        if name.startswith("path:"):
+            path[name.removeprefix("path:")] = text
+        elif name.endswith(":json"):
+            values[name.removesuffix(":json")] = _read_json(name, text)
+        elif model is not None and name in model.model_fields and _is_list(model.model_fields[name].annotation):
+            values.setdefault(name, []).append(text)
+        else:
+            values[name] = text or None
+    if set(path) != set(operation.parameters):
+        raise Problem(422, "invalid-request", f"the form must have {', '.join(operation.parameters)} for the path")
+    try:
+        return path, None if model is None else model.model_validate(values, strict=False)
+    except ValidationError as error:
+        raise invalid("form", error) from None
+
+
+def _read_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        raise Problem(422, "invalid-request", f"form.{name[:100]}: it is not JSON") from None
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(_is_list(one) for one in get_args(annotation))
+
+
+def _describe(name: str, result: Any) -> str:
+    done = _DONE.get(name, "Done:")
+    if isinstance(result, EnqueuedView):
+        return f"Enqueued {result.id}." if result.is_new else f"{result.id} was enqueued before."
+    if isinstance(result, CountView):
+        return f"{done} {result.changed:,}."
+    if isinstance(result, TargetsView):
+        parts = [f"{done} {_list_names(result.changed)}."] if result.changed else []
+        parts += [f"Nothing to do for {_list_names(result.unchanged)}."] if result.unchanged else []
+        return " ".join(parts) or "Nothing to do."
+    return "Done."
+
+
+def _list_names(names: list[str]) -> str:
+    shown = ", ".join("everything" if name == "*" else name[:80] for name in names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN:,} more"

@@ -1,0 +1,284 @@
+"""The page: routing, and the answers to views, orders, login and static files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from worker.errors import LonghaulError
+from worker.queue.payload import read_run_id
+from worker.web.access import Access, check_role
+from worker.web.backend import Backend
+from worker.web.page.assets import Assets
+from worker.web.page.forms import give_order, read_form
+from worker.web.page.live import Live
+from worker.web.page.render import CSRF_MARK, Rendered, Templates
+from worker.web.page.session import Sessions, Visitor
+from worker.web.page.views import VIEWS
+from worker.web.page.visit import View, Visit
+from worker.web.problems import Problem, explain_any_error, invalid, not_found
+
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "font", "connect")),
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "X-Frame-Options": "DENY",
+}
+_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
+_LIVE = "live"
+_LOGIN = ("page", "login")
+_LOGOUT = ("page", "logout")
+
+
+class Site:
+    """The page of an application.
+
+    Args:
+        backend: the servers.
+        access: the tokens.
+    """
+
+    def __init__(self, backend: Backend, access: Access) -> None:
+        self._backend = backend
+        self._assets = Assets()
+        self._templates = Templates(VIEWS, self._assets.version)
+        self._sessions = Sessions(access, backend.settings.web)
+        self._live = Live(backend)
+
+    @staticmethod
+    def owns(parts: tuple[str, ...]) -> bool:
+        """Return whether a path belongs to the page, and not to the API."""
+        return parts in ((), ("",)) or parts[0] == "page"
+
+    async def close(self) -> None:
+        """End the streams."""
+        await self._live.close()
+
+    async def respond(self, request: Request, parts: tuple[str, ...]) -> Response:
+        """Return the response to a request.
+
+        Raises:
+            Problem: the request is not valid, or not allowed. `show_problem` makes a page of it.
+        """
+        parts = tuple(part for part in parts if part)
+        if parts[:2] == ("page", "static") and len(parts) == 4 and request.method == "GET":
+            response = self._assets.respond(request, parts[2], parts[3])
+        elif parts[:2] == ("page", "orders") and len(parts) == 3:
+            response = await self._give_order(request, parts[2])
+        elif parts == _LOGIN and request.method == "POST":
+            response = await self._log_in(request)
+        elif parts == _LOGOUT:
+            response = await self._log_out(request)
+        else:
+            response = await self._show(request, parts)
+        response.headers.update(_HEADERS)
+        return response
+
+    # --- views
+
+    async def _show(self, request: Request, parts: tuple[str, ...]) -> Response:
+        _check_method(request, "GET")
+        if _is_from_elsewhere(request):
+            # The browser does not send the cookie with a link of another site: it does when the page loads itself.
+            return self._respond(request, "again.html", None, {"address": _address(request)})
+        visitor = self._sessions.find(request)
+        if visitor is None:
+            if parts == _LOGIN:
+                return self._respond(request, "login.html", None, {"next": request.query_params.get("next", "")})
+            if _LIVE in request.query_params:
+                raise Problem(401, "no-session", "the session has ended: log in again")
+            root = _root(request)
+            return RedirectResponse(f"{root}/page/login?{urlencode({'next': _address(request)})}", 303)
+        if parts == _LOGIN:
+            return RedirectResponse(f"{_root(request)}/", 303)
+        check_role(visitor.caller, "read")
+        view, path = _find_view(parts)
+        visit = Visit(request, self._backend, visitor.caller, path, _read_query(view, request))
+        if _LIVE in request.query_params:
+            return self._stream(view, visit, visitor)
+        rendered = await self._render(view, visit)
+        return self._respond(request, rendered, visitor, {})
+
+    async def _render(self, view: View, visit: Visit) -> Rendered:
+        """Return a view, from one rendering for all that look at it at the moment."""
+        root, roles = _root(visit.request), visit.caller.roles
+        message = self._sessions.read_message(visit.request)
+
+        async def render() -> Rendered:
+            values: dict[str, Any] = {
+                "view": view,
+                "message": message,
+                "address": _address(visit.request),
+                "visitor": visit.caller,
+            }
+            values |= {"has_session": self._has_tokens, "query": visit.query, "path": visit.path}
+            return self._templates.render(f"{view.name}.html", root, roles, values | dict(await view.load(visit)))
+
+        if message:
+            return await render()
+        return await self._backend.reads.get(("page", *self._key(view, visit)), render)
+
+    @property
+    def _has_tokens(self) -> bool:
+        return self._backend.settings.web.tokens_file is not None
+
+    def _key(self, view: View, visit: Visit) -> tuple[Any, ...]:
+        return view.name, _address(visit.request), _root(visit.request), visit.caller
+
+    def _stream(self, view: View, visit: Visit, visitor: Visitor) -> Response:
+        self._live.check()
+
+        async def render() -> dict[str, str]:
+            try:
+                return (await self._render(view, visit)).regions
+            except (LonghaulError, SQLAlchemyError, OSError) as error:
+                raise explain_any_error(error, self._backend.settings) or error from None
+
+        run_id = visit.path.get("run_id") if view.watch == "run" else None
+        messages = self._live.stream(self._key(view, visit), run_id, view.seconds, render, (CSRF_MARK, visitor.csrf))
+        return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
+
+    def _respond(
+        self, request: Request, template: str | Rendered, visitor: Visitor | None, values: Mapping[str, Any]
+    ) -> Response:
+        if isinstance(template, str):
+            template = self._templates.render(template, _root(request), frozenset(), values)
+        response = HTMLResponse(template.html.replace(CSRF_MARK, visitor.csrf if visitor else ""))
+        if visitor is not None:
+            self._sessions.take_message(request, response)
+        return response
+
+    # --- login
+
+    async def _log_in(self, request: Request) -> Response:
+        form = await read_form(request, self._backend.settings.web.max_body_bytes)
+        place = form.get("next")
+        response: Response = RedirectResponse(place if _is_own(request, place) else f"{_root(request)}/", 303)
+        try:
+            self._sessions.begin(request, response, form.get("token").strip())
+        except Problem as problem:
+            detail = "this token is not valid" if problem.status == 401 else problem.detail
+            values = {"next": place, "refused": detail}
+            response = self._respond(request, "login.html", None, values)
+            response.status_code = problem.status
+        return response
+
+    async def _log_out(self, request: Request) -> Response:
+        _check_method(request, "POST")
+        visitor = self._sessions.find(request)
+        form = await read_form(request, self._backend.settings.web.max_body_bytes)
+        response = RedirectResponse(f"{_root(request)}/page/login", 303)
+        if visitor is not None:
+            self._sessions.check_order(request, visitor, form.get("csrf"))
+            self._sessions.end(request, response)
+        return response
+
+    # --- orders
+
+    async def _give_order(self, request: Request, name: str) -> Response:
+        """Give an order. The script of the page asks for JSON; a plain form is sent back to the page."""
+        _check_method(request, "POST")
+        visitor = self._sessions.find(request)
+        if visitor is None:
+            raise Problem(401, "no-session", "the session has ended: log in again")
+        form = await read_form(request, self._backend.settings.web.max_body_bytes)
+        self._sessions.check_order(request, visitor, form.get("csrf"))
+        text, result = await give_order(name, form, request, self._backend, visitor.caller)
+        if _wants_json(request):
+            content = result.model_dump(mode="json") if isinstance(result, BaseModel) else None
+            return JSONResponse({"text": text, "result": content})
+        place = form.get("back")
+        response = RedirectResponse(place if _is_own(request, place) else f"{_root(request)}/", 303)
+        self._sessions.leave_message(request, response, text)
+        return response
+
+    # --- problems
+
+    def show_problem(self, request: Request, problem: Problem) -> Response:
+        """Return the page of a problem; for the script of the page, its document."""
+        if _wants_json(request):
+            response: Response = JSONResponse({"text": problem.detail}, problem.status)
+        else:
+            values = {"status": problem.status, "title": HTTPStatus(problem.status).phrase, "detail": problem.detail}
+            values |= {"errors": problem.errors}
+            html = self._templates.render("problem.html", _root(request), frozenset(), values).html
+            response = HTMLResponse(html, problem.status)
+        response.headers.update(problem.headers)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def _root(request: Request) -> str:
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def _address(request: Request) -> str:
+    """Return path and query of the page, without the mark of its stream."""
+    raw: bytes | None = request.scope.get("raw_path")
+    path = raw.partition(b"?")[0].decode("latin-1") if raw else quote(request.scope["path"])
+    root = _root(request)
+    query = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != _LIVE])
+    return (path if path.startswith(f"{root}/") else root + path) + (f"?{query}" if query else "")
+
+
+def _is_own(request: Request, place: str) -> bool:
+    """Return whether an address is a path of this page, and of no other site."""
+    root = _root(request)
+    is_path = (
+        place.startswith("/") and not place.startswith(("//", "/\\")) and place.isprintable() and "\\" not in place
+    )
+    if not is_path or urlsplit(place).netloc:
+        return False
+    path = urlsplit(place).path
+    return path in (root, f"{root}/") or path.startswith(f"{root}/page/")
+
+
+def _is_from_elsewhere(request: Request) -> bool:
+    """Return whether a link of another site has led here."""
+    is_foreign = request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+    return is_foreign and request.headers.get("sec-fetch-mode") == "navigate"
+
+
+def _wants_json(request: Request) -> bool:
+    return request.headers.get("accept") == "application/json"
+
+
+def _check_method(request: Request, method: str) -> None:
+    if request.method != method:
+        raise Problem(405, "method-not-allowed", f"the path takes {method}", headers={"Allow": method})
+
+
+def _find_view(parts: tuple[str, ...]) -> tuple[View, dict[str, str]]:
+    for view in VIEWS:
+        values = view.match(parts)
+        if values is not None:
+            if any(read_run_id(text) is None for text in values.values()):
+                raise not_found("that is not a name: it has 1 to 500 printable characters")
+            return view, values
+    raise not_found("there is no such page")
+
+
+def _read_query(view: View, request: Request) -> Any:
+    """Return the query of a view. A form sends the fields that were left empty as well."""
+    values = {name: text for name, text in request.query_params.items() if name != _LIVE and text.strip()}
+    try:
+        return view.query.model_validate(values)
+    except ValidationError as error:
+        raise invalid("query", error) from None

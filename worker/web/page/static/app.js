@@ -1,0 +1,10 @@
+// The page works without scripts for reading. These modules add updates, keys, and orders that leave the page open.
+import { copy } from "./copy.js";
+import { keys } from "./keys.js";
+import { lists } from "./lists.js";
+import { live } from "./live.js";
+import { orders } from "./orders.js";
+import { pace } from "./pace.js";
+import { times } from "./times.js";
+
+for (const start of [times, keys, copy, lists, orders, pace, live]) start();

@@ -1,0 +1,48 @@
+// Sends the form of an order, says what was done, and reads the page again. Without scripts the form does it itself.
+import { refresh } from "./live.js";
+
+const TOAST_MS = 6000;
+
+export function orders() {
+  document.addEventListener("submit", (event) => {
+    const form = event.target.closest("form[data-order]");
+    if (!form) return;
+    event.preventDefault();
+    give(form, event.submitter);
+  });
+}
+
+async function give(form, submitter) {
+  const address = submitter?.getAttribute("formaction") ?? form.getAttribute("action");
+  const fields = new URLSearchParams(new FormData(form, submitter));
+  if (form.hasAttribute("data-ordering")) return;
+  form.setAttribute("data-ordering", "");
+  try {
+    const { isDone, text } = await post(address, fields);
+    toast(text, isDone ? "" : "problem");
+    if (!isDone) return;
+    form.closest("[popover]")?.hidePopover();
+    form.dispatchEvent(new Event("order:done", { bubbles: true }));
+    await refresh();
+  } finally {
+    form.removeAttribute("data-ordering");
+  }
+}
+
+export async function post(address, fields) {
+  try {
+    const response = await fetch(address, { method: "POST", body: fields, headers: { Accept: "application/json" } });
+    const { text } = await response.json();
+    return { isDone: response.ok, text };
+  } catch {
+    return { isDone: false, text: "The server does not answer: nothing is known of the order. Look, and repeat it." };
+  }
+}
+
+export function toast(text, kind = "") {
+  const note = document.createElement("p");
+  note.textContent = text;
+  note.className = kind;
+  document.getElementById("toasts").append(note);
+  setTimeout(() => note.remove(), kind ? TOAST_MS * 2 : TOAST_MS);
+}
