@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.waiting import until_true
+from tests.support.waiting import next_millisecond, until_true
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, Settings, job
 from worker.errors import RegistrationError
@@ -99,7 +99,9 @@ async def test_a_deferred_run_takes_its_turn_when_it_is_due(client: Client, fast
 
 async def test_runs_of_other_jobs_keep_their_order_and_priorities_come_first(client: Client, fast: Settings) -> None:
     await client.enqueue(plain, name="first")
+    await next_millisecond()
     await client.enqueue_many(serve, [{"tenant": "A"} for _ in range(5)])
+    await next_millisecond()
     await client.enqueue(plain, name="second")
     await client.enqueue_many(serve_first, [{"tenant": "A"} for _ in range(5)])
     await client.enqueue(serve_first, tenant="B")

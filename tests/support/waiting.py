@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 
 from worker import Run
+from worker.queue.payload import now_ms
 
 T = TypeVar("T")
 
@@ -39,6 +40,12 @@ async def until_status(run: Run[Any], status: str) -> None:
         return await run.status() == status
 
     await until(has_status)
+
+
+async def next_millisecond() -> None:
+    """Wait until the clock shows another millisecond: runs that are due in the same one have no order."""
+    before = now_ms()
+    await until_true(lambda: now_ms() > before)
 
 
 async def round_trips(redis: Redis, count: int = 200) -> None:
