@@ -14,6 +14,7 @@ from worker.cli.app import EXIT_FAILED, EXIT_USAGE, Json, app, fail, state
 from worker.cli.output import print_json, print_line, print_table, print_text
 from worker.job.registry import discover
 from worker.queue import keys
+from worker.queue.namespace import script_in
 from worker.queue.scripts import PUBLIC as PUBLIC_SCRIPTS
 from worker.queue.scripts import script as lua_script
 from worker.settings import DEFAULT_FILE, describe_type, field_names, mask_passwords
@@ -72,17 +73,19 @@ def keys_(
     as_json: Json = False,
 ) -> None:
     """Print every key in Redis: its type, its contents, and its lifetime."""
+    prefix = state.load()[0].redis.prefix
     if script is not None:
         if script not in PUBLIC_SCRIPTS:
             raise fail(f"--script {script}: choose one of {', '.join(PUBLIC_SCRIPTS)}", EXIT_USAGE)
-        print_text(lua_script(script))
+        print_text(script_in(prefix, script) if prefix else lua_script(script))
         return
+    schema = [one._replace(name=f"{prefix}{one.name}") for one in keys.SCHEMA]
     if as_json:
-        print_json([one._asdict() for one in keys.SCHEMA])
+        print_json([one._asdict() for one in schema])
         return
     print_table(
         ("key", "type", "written by", "holds", "lives"),
-        [(one.name, one.type, one.written_by, one.holds, one.lives) for one in keys.SCHEMA],
+        [(one.name, one.type, one.written_by, one.holds, one.lives) for one in schema],
     )
 
 

@@ -19,7 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from worker.errors import UsageError
-from worker.queue.connection import make_pool
+from worker.queue.cluster import make_blocking_cluster_class
+from worker.queue.connection import ConnectionKinds, make_pool
+from worker.queue.namespace import make_blocking_namespaced_class
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import SentinelGroup
 
@@ -111,14 +113,21 @@ def as_async(redis: blocking.Redis) -> Redis:
 # --- connections
 
 
-def blocking_pool(settings: Settings) -> ConnectionPool:
-    """Return a pool of synchronous connections, the twin of `connection_pool`. Send nothing."""
+def blocking_pool(settings: Settings, *, command_timeout: float | None = None) -> ConnectionPool:
+    """Return a pool of synchronous connections, the twin of `connection_pool`. Send nothing.
+
+    Args:
+        settings: the settings of Redis.
+        command_timeout: longest wait for an answer, in seconds; `redis.command_timeout_seconds` by default.
+    """
     pool: ConnectionPool = make_pool(
         settings,
         ConnectionPool,
         unix_class=UnixDomainSocketConnection,
-        make_class=_make_connection_class,
-        make_sentinel_class=_make_sentinel_class,
+        kinds=ConnectionKinds(
+            _make_connection_class, _make_sentinel_class, make_blocking_cluster_class, make_blocking_namespaced_class
+        ),
+        command_timeout=command_timeout,
     )
     return pool
 

@@ -20,6 +20,7 @@ from worker.queue.connection import connection_pool
 from worker.queue.cron_lines import trigger_id
 from worker.queue.enqueuer import Enqueuer
 from worker.queue.group import CompleteWhen, Group
+from worker.queue.namespace import check_prefix
 from worker.queue.operations import Operations
 from worker.queue.outbox import OutboxWriter
 from worker.queue.run import Run
@@ -71,6 +72,8 @@ class Client(Operations):
         self._database = database
         chosen = load_middleware(settings.worker.middleware) if middleware is None else middleware
         self._owns = redis is None
+        if redis is not None:
+            check_prefix(redis, settings.redis.prefix)
         self.redis = redis or Redis.from_pool(connection_pool(settings))
         self._reader = RunReader(settings, self.redis, listens=self._owns)
         self._enqueuer = Enqueuer(

@@ -1,7 +1,7 @@
 """Connections to Redis: one kind for worker, client and listener, and a synchronous one for the thread of the leases.
 
-If Sentinels are configured, each new connection first asks them for the primary. A connection whose server rejects
-writes (READONLY) is not used again: after a failover, the same name or proxy may lead to another server.
+If Sentinels or a cluster are configured, each new connection first asks them for the primary. A connection whose server
+rejects writes (READONLY) is not used again: after a failover, the same name or proxy may lead to another server.
 
 This is the lowest layer. It translates the errors of an ended connection: each connection error that leaves this module
 is a `RedisError`.
@@ -12,14 +12,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
-import redis as blocking
 from redis.asyncio import ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import ResponseError
 
+from worker.queue.cluster import make_cluster_connection_class, slot_owner
 from worker.queue.errors import ConnectionLost
+from worker.queue.namespace import make_namespaced_class
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import make_sentinel_connection_class, sentinel_group
 from worker.settings import parse_redis_url
@@ -41,10 +42,30 @@ def connection_pool(settings: Settings) -> ConnectionPool:
         settings,
         ConnectionPool,
         unix_class=UnixDomainSocketConnection,
-        make_class=_make_connection_class,
-        make_sentinel_class=make_sentinel_connection_class,
+        kinds=ConnectionKinds(
+            _make_connection_class,
+            make_sentinel_connection_class,
+            make_cluster_connection_class,
+            make_namespaced_class,
+        ),
     )
     return pool
+
+
+class ConnectionKinds(NamedTuple):
+    """Make classes of connections from those of redis-py, asynchronous or synchronous.
+
+    Attributes:
+        plain: makes Longhaul's class from that of redis-py.
+        sentinel: makes from it the class of connections to the primary that Sentinels name.
+        cluster: makes from it the class of connections to the primary of a hash slot.
+        namespaced: makes from any of them a class that adds the prefix to keys.
+    """
+
+    plain: Callable[[Any], Any]
+    sentinel: Callable[[Any], Any]
+    cluster: Callable[[Any], Any]
+    namespaced: Callable[[Any, str], Any]
 
 
 def make_pool(
@@ -52,8 +73,8 @@ def make_pool(
     pool_class: Any,
     *,
     unix_class: type,
-    make_class: Callable[[Any], Any],
-    make_sentinel_class: Callable[[Any], Any],
+    kinds: ConnectionKinds,
+    command_timeout: float | None = None,
 ) -> Any:
     """Return a pool of connections, asynchronous or synchronous. Send nothing.
 
@@ -61,50 +82,33 @@ def make_pool(
         settings: its URL and timeouts.
         pool_class: the pool of redis-py.
         unix_class: the connection of redis-py to a Unix socket, which has no TCP keepalive.
-        make_class: makes Longhaul's class of connections from that of redis-py.
-        make_sentinel_class: the same, for connections to the primary that Sentinels name.
+        kinds: make the classes of its connections.
+        command_timeout: longest wait for an answer, in seconds; `redis.command_timeout_seconds` by default.
     """
-    place = parse_redis_url(settings.redis.url)
+    place, prefix = parse_redis_url(settings.redis.url), settings.redis.prefix
+    connect_timeout = settings.redis.connect_timeout_seconds
     pool = pool_class.from_url(
         place.url,
-        socket_connect_timeout=settings.redis.connect_timeout_seconds,
-        socket_timeout=settings.redis.command_timeout_seconds,
+        socket_connect_timeout=connect_timeout,
+        socket_timeout=command_timeout or settings.redis.command_timeout_seconds,
     )
     if not issubclass(pool.connection_class, unix_class):
         pool.connection_kwargs |= keepalive_options()
-    pool.connection_class = make_class(pool.connection_class)
+    pool.connection_class = kinds.plain(pool.connection_class)
     if place.sentinels is not None:
-        pool.connection_class = make_sentinel_class(pool.connection_class)
-        pool.connection_kwargs["sentinels"] = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds)
+        pool.connection_class = kinds.sentinel(pool.connection_class)
+        pool.connection_kwargs["sentinels"] = sentinel_group(place.sentinels, connect_timeout)
+    elif place.cluster:
+        pool.connection_class = kinds.cluster(pool.connection_class)
+        pool.connection_kwargs["owner"] = slot_owner(place.cluster, prefix, connect_timeout)
+    if prefix:
+        pool.connection_class = kinds.namespaced(pool.connection_class, prefix)
     return pool
 
 
 def one_connection(settings: Settings) -> Any:
     """Return a connection outside of any pool. The caller opens and closes it."""
     return connection_pool(settings).make_connection()  # type: ignore[no-untyped-call]
-
-
-def blocking_client(settings: Settings, *, command_timeout: float) -> blocking.Redis:
-    """Return a synchronous client for a thread. If Sentinels are configured, ask them for the primary now.
-
-    Args:
-        settings: the settings of Redis.
-        command_timeout: longest wait for an answer, in seconds.
-
-    Raises:
-        RedisError: no Sentinel knows the primary.
-    """
-    place = parse_redis_url(settings.redis.url)
-    limits: dict[str, Any] = {
-        "socket_connect_timeout": settings.redis.connect_timeout_seconds,
-        "socket_timeout": command_timeout,
-    }
-    if not place.url.startswith("unix:"):
-        limits |= keepalive_options()
-    if place.sentinels is None:
-        return blocking.Redis.from_url(place.url, **limits)
-    host, port = sentinel_group(place.sentinels, settings.redis.connect_timeout_seconds).primary_blocking()
-    return blocking.Redis.from_url(place.at(host, port), **limits)
 
 
 def keepalive_options() -> dict[str, Any]:

@@ -11,6 +11,10 @@ class ConnectionLost(exceptions.ConnectionError):
     """The connection to Redis has ended in a way for which redis-py has no error."""
 
 
+class ClusterRedirect(exceptions.ConnectionError):
+    """A node of a cluster has not executed a command, because it does not serve the hash slot at this time."""
+
+
 _UNAVAILABLE = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,

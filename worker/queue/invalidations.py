@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from worker.cancellation import cancel_and_wait
@@ -44,6 +45,7 @@ class InvalidationListener:
 
     def __init__(self, settings: Settings, outage: OutageLog | None = None) -> None:
         self._settings = settings
+        self._prefix_length = len(settings.redis.prefix)
         self._on_change: Callable[[frozenset[str] | None], None] = lambda written: None
         self._outage = outage or OutageLog()
         self._reopening = False
@@ -129,8 +131,11 @@ class InvalidationListener:
     async def _receive(self) -> None:
         receiver, reader = one_connection(self._settings), one_connection(self._settings)
         try:
+            receiver.follows = reader.follows = False  # a reopened connection would no longer be tracked
             await receiver.connect()
             await reader.connect()
+            if _server(receiver) != _server(reader):  # a failover took place meanwhile
+                raise RedisConnectionError("two connections lead to different servers")
             await receiver.send_command("CLIENT", "ID")
             number = await receiver.read_response()
             await receiver.send_command("SUBSCRIBE", _CHANNEL)
@@ -151,12 +156,15 @@ class InvalidationListener:
                 silent_seconds = 0.0
                 if message[0] == b"message":
                     written = message[2]
-                    self._on_change(None if written is None else frozenset(map(printable, written)))
+                    self._on_change(None if written is None else frozenset(map(self._plain_name, written)))
         finally:
             self._reader, self.active = None, False
             for connection in (receiver, reader):
                 await connection.disconnect(nowait=True)
             self._on_change(None)
+
+    def _plain_name(self, key: bytes) -> str:
+        return printable(key[self._prefix_length :])
 
     async def _check(self, reader: Any, receiver: Any, silent_seconds: float) -> None:
         """Check both connections while no message arrives.
@@ -174,6 +182,10 @@ class InvalidationListener:
         if silent_seconds == _PING_SECONDS:
             await receiver.send_command("PING")
             await self.read(("PING",))
+
+
+def _server(connection: Any) -> tuple[Any, Any]:
+    return getattr(connection, "host", None), getattr(connection, "port", None)
 
 
 async def _read_answer(reader: Any) -> Any:

@@ -29,6 +29,8 @@ _ADVICE = {
     "OOM": "its memory is full (maxmemory), nothing was written; raise it, or retry when jobs have ended",
     "NOREPLICAS": "it has too few replicas (min-replicas-to-write), nothing was written; retry when they are back",
     "MISCONF": "it cannot persist its data, nothing was written; check its log and its disk",
+    "MOVED": "it is a node of a cluster; write redis+cluster:// in place of redis://",
+    "CROSSSLOT": "it is a node of a cluster; write redis+cluster:// in place of redis://",
     "NOPERM": "its user lacks a permission: docs/how-to/secure-redis.md has the ACL that is needed",
 }
 #: Codes of refusals that are about the state of the server, not about the command.
@@ -92,7 +94,7 @@ def kind_of(error: BaseException) -> str:
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
         return "away"
     text = str(error)
-    for code in ("READONLY", "OOM", "NOREPLICAS", "MISCONF", "NOPERM"):
+    for code in ("READONLY", "OOM", "NOREPLICAS", "MISCONF", "NOPERM", "CROSSSLOT"):
         if code in text:  # Redis 6 has it in the middle of a script's error
             return code
     name = type(error).__name__.removesuffix("Error")

@@ -274,7 +274,7 @@ async def _pages_of_ids(redis: Redis, queue: str) -> AsyncIterator[list[str]]:
     while True:
         cursor, names = await redis.scan(cursor, match=f"{keys.RUN}*", count=1000)
         for name in names:
-            run_id = name.decode(errors="backslashreplace").removeprefix(keys.RUN)
+            run_id = name.decode(errors="backslashreplace").partition(keys.RUN)[2]  # behind a namespace
             if run_id not in seen:
                 seen.add(run_id)
                 batch.append(run_id)

@@ -23,12 +23,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from worker.cancellation import cancel_and_wait
 from worker.queue import keys
+from worker.queue.blocking import blocking_pool
 from worker.queue.claims import Claim
-from worker.queue.connection import blocking_client
 from worker.queue.outage_log import OutageLog
 from worker.queue.scripts import script
 from worker.settings import Settings
@@ -256,7 +257,7 @@ class Leases:
                 if held:
                     if client is None:
                         timeout = min(self._settings.redis.command_timeout_seconds, pause)
-                        client = blocking_client(self._settings, command_timeout=timeout)
+                        client = Redis.from_pool(blocking_pool(self._settings, command_timeout=timeout))
                     self._renew(client, held, tell)
                 self._outage.answered(_RENEWING)
             except (RedisError, OSError) as error:
@@ -286,4 +287,5 @@ class Leases:
         with self._lock:
             marks = [part for run_id, kept in self._marks.items() for mark in kept for part in (run_id, *mark)]
         if marks:
-            client.register_script(script("keep_marks"))(args=[self._owner, keys.IN_PROGRESS, *marks])
+            first = f"{keys.IN_PROGRESS}{marks[0]}"
+            client.register_script(script("keep_marks"))(keys=[first], args=[self._owner, keys.IN_PROGRESS, *marks])

@@ -68,7 +68,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
         ServerUnavailable: Redis does not answer.
     """
     try:
-        await redis.ping()
+        await redis.exists(keys.WORKERS, keys.EVENTS)  # two slots: a node of a cluster rejects plain names
     except (RedisError, OSError) as error:
         raise unavailable(settings, error, "start Redis or Valkey there, or set REDIS_URL") from error
 

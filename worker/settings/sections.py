@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from worker.settings.urls import asyncpg_url, parse_redis_url
+from worker.settings.urls import DEFAULT_NAMESPACE, asyncpg_url, check_namespace, parse_redis_url
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -113,8 +113,14 @@ class RedisSettings(_Section):
 
     url: str = Field(
         "redis://localhost:6379/0",
-        description="A `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL: "
-        "[Connect to Redis](../how-to/connect-to-redis.md).",
+        description="A `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://`, `rediss+sentinel://`, "
+        "`redis+cluster://` or `rediss+cluster://` URL: [Connect to Redis](../how-to/connect-to-redis.md).",
+    )
+    namespace: str | None = Field(
+        None,
+        description="Name of this queue among those of one Redis: all keys begin with `{namespace}:`, so that a "
+        "cluster keeps them in one hash slot. The URL can have it as `?namespace=`. Default: plain names; in a cluster "
+        "`longhaul`. [Namespaces](../how-to/use-namespaces.md).",
     )
     connect_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     command_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for a reply.")
@@ -124,6 +130,25 @@ class RedisSettings(_Section):
     def _check_url(cls, value: str) -> str:
         parse_redis_url(value)
         return value
+
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, value: str | None) -> str | None:
+        return None if value is None else check_namespace(value)
+
+    @model_validator(mode="after")
+    def _check_one_namespace(self) -> RedisSettings:
+        in_url = parse_redis_url(self.url).namespace
+        if self.namespace is not None and in_url not in (None, self.namespace):
+            raise ValueError(f"redis.namespace is {self.namespace!r}, and redis.url has namespace={in_url}: keep one")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of all keys: `{namespace}:`, or nothing."""
+        place = parse_redis_url(self.url)
+        name = self.namespace or place.namespace or (DEFAULT_NAMESPACE if place.cluster else None)
+        return f"{{{name}}}:" if name else ""
 
 
 class WorkerSettings(_Section):

@@ -78,6 +78,8 @@ class RedisStream:
         """Create the group, and settle what earlier attempts and runs have taken."""
         if self._is_own:
             place = parse_redis_url(step.settings.redis.url)
+            if place.cluster:
+                raise UsageError("RedisStream: pass redis=RedisCluster(...), because redis.url names a cluster")
             if place.sentinels is not None:
                 raise UsageError("RedisStream: pass redis=ctx.redis, because redis.url names Sentinels")
             limit = step.settings.redis

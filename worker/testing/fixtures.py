@@ -130,6 +130,10 @@ async def sqlite_session(longhaul_metadata: MetaData | None) -> AsyncIterator[As
     await engine.dispose()
 
 
+#: A Redis in this process has plain names, whatever settings.toml says.
+_PLAIN_REDIS = {"redis": {"url": "redis://localhost", "namespace": None}}
+
+
 @pytest_asyncio.fixture
 async def queue() -> AsyncIterator[Client]:
     """A client with Redis in this process: assert on the runs that your code enqueues, without a server."""
@@ -138,7 +142,7 @@ async def queue() -> AsyncIterator[Client]:
     from worker import Client, load_settings
 
     redis = FakeAsyncRedis()
-    async with Client(load_settings(environment={}), redis=redis) as client:
+    async with Client(load_settings(environment={}, overrides=_PLAIN_REDIS), redis=redis) as client:
         yield client
     await redis.aclose()
 
@@ -165,7 +169,7 @@ async def enqueued(request: pytest.FixtureRequest) -> AsyncIterator[Recorder]:
                 stack.callback(made[0].close)
             return made[0]
 
-        recorder = Recorder(load_settings(environment={}), make_runner)
+        recorder = Recorder(load_settings(environment={}, overrides=_PLAIN_REDIS), make_runner)
         stack.push_async_callback(recorder.close)
         yield recorder
 

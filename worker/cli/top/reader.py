@@ -283,7 +283,7 @@ class Reader:
     def _note_scopes(self, look: Look) -> None:
         """Store the limits that hold runs back, and the limits that the SCAN has found."""
         self._cursor, found = look.replies["scan"]
-        self._scopes |= dict.fromkeys(key.decode(errors="replace").removeprefix(keys.HELD) for key in found)
+        self._scopes |= dict.fromkeys(key.decode(errors="replace").partition(keys.HELD)[2] for key in found)
         for scope in look.scopes:
             if look.replies["held", scope] or seconds_until_start(look, scope) > 1:
                 self._scopes[scope] = None

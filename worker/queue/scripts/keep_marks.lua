@@ -3,6 +3,7 @@
 -- A worker calls this after each renewal of leases, so that the marks of a job that runs for longer than a week do not
 -- expire, and so that they are restored in a Redis that has lost its data. Only the owner of the lease may renew them.
 --
+-- KEYS lease of the first job, which names the node of a cluster
 -- ARGV owner, prefix of leases, then for each: id, kind (place or unique), key, number of the claim
 -- returns the problems
 
