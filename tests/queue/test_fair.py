@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -89,10 +90,11 @@ async def test_a_tenant_that_comes_during_a_flood_is_next(client: Client, fast: 
 
 
 async def test_a_deferred_run_takes_its_turn_when_it_is_due(client: Client, fast: Settings) -> None:
+    later = serve.options(at=datetime.now(UTC) + timedelta(seconds=0.5))
     for tenant in "AB":
-        await client.enqueue(serve.options(delay=0.3), tenant=tenant)
-    await client.enqueue_many(serve.options(delay=0.3), [{"tenant": "A"} for _ in range(40)])
-    await client.enqueue(serve.options(delay=0.3), tenant="C")
+        await client.enqueue(later, tenant=tenant)
+    await client.enqueue_many(later, [{"tenant": "A"} for _ in range(40)])
+    await client.enqueue(later, tenant="C")
     await serve_until(fast, 43)
     assert {"B", "C"} <= set(order[:5])
 
