@@ -49,6 +49,8 @@ _NOT_CODE = {
     "text",
     "toml",
     "ini",
+    "yaml",
+    "json",
     *_OTHER_LANGUAGES,
 }  # pictures, output, and settings, which have a test of their own below
 

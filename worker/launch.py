@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from worker.db.migrate import migrate
@@ -20,9 +20,10 @@ from worker.job.definition import Job
 from worker.job.middleware import Middleware, load_middleware
 from worker.job.registry import Registry, discover
 from worker.observe.logs import configure
+from worker.observe.metrics.endpoint import MetricsEndpoint
 from worker.observe.mirror import Mirror
 from worker.queue.outage_log import OutageLog
-from worker.runtime.observer import Observer
+from worker.runtime.observer import Observer, Observers
 from worker.runtime.supervision import end_tasks
 from worker.runtime.wiring import build_worker, connect_redis, worker_name
 from worker.runtime.worker import Worker
@@ -47,6 +48,7 @@ def make_worker(
     burst: bool = False,
     middleware: Sequence[Middleware] | None = None,
     observer: Observer | None = None,
+    endpoint: MetricsEndpoint | None = None,
 ) -> Worker:
     """Return a worker that publishes its runs in Redis. Connect nothing.
 
@@ -56,12 +58,14 @@ def make_worker(
         burst: whether to end when nothing is due.
         middleware: the middleware around each attempt; `worker.middleware` by default.
         observer: receives the worker's events instead of the mirror in Redis.
+        endpoint: counts the worker's events as well; None for none.
     """
     redis, outage = connect_redis(settings), OutageLog()
+    shown = observer or Mirror(redis, settings, worker_name(settings), outage, registry.code_version)
     return build_worker(
         settings,
         registry,
-        observer=observer or Mirror(redis, settings, worker_name(settings), outage, registry.code_version),
+        observer=shown if endpoint is None else Observers([shown, endpoint.observer]),
         burst=burst,
         redis=redis,
         outage=outage,
@@ -78,6 +82,7 @@ async def run_until_drained(
     on_worker: Callable[[Worker], None] = lambda worker: None,
     middleware: Sequence[Middleware] | None = None,
     observer: Observer | None = None,
+    report_to: str | None = None,
 ) -> None:
     """Run a worker in this event loop, until it is drained or, in a burst, nothing is due.
 
@@ -89,26 +94,36 @@ async def run_until_drained(
         on_worker: called with the worker before it starts.
         middleware: the middleware around each attempt; `worker.middleware` by default.
         observer: receives the worker's events instead of the mirror in Redis.
+        report_to: path of the socket of a supervisor that serves the metrics; by default, `metrics.port` decides.
 
     Raises:
         ServerUnavailable: PostgreSQL or Redis does not answer.
         DatabaseNotMigrated: the schema `worker` is missing or old.
         RegistrationError: the jobs cannot be loaded.
+        SettingsError: the worker cannot listen at `metrics.port`.
     """
     known = discover(settings.worker.packages) if registry is None else registry
     if not known:
         raise RegistrationError(
             f"no @job function in {', '.join(settings.worker.packages)}; name their packages in worker.packages"
         )
-    worker = make_worker(settings, known, burst=burst, middleware=middleware, observer=observer)
+    endpoint = make_endpoint(settings, known, report_to)
+    worker = make_worker(settings, known, burst=burst, middleware=middleware, observer=observer, endpoint=endpoint)
     on_worker(worker)
     try:
-        if migrate_first:
-            await worker.database.check()
-            await migrate(worker.database)
-        await worker.run()
+        async with nullcontext() if endpoint is None else endpoint.serving(worker):
+            if migrate_first:
+                await worker.database.check()
+                await migrate(worker.database)
+            await worker.run()
     finally:
         await worker.close()
+
+
+def make_endpoint(settings: Settings, jobs: Iterable[str], report_to: str | None = None) -> MetricsEndpoint | None:
+    """Return the metrics of a worker, which listens at `metrics.port` or reports to a supervisor; None for none."""
+    wanted = report_to is not None or settings.metrics.port is not None
+    return MetricsEndpoint(settings, jobs, report_to) if wanted else None
 
 
 @asynccontextmanager
@@ -202,7 +217,12 @@ def tune_garbage_collector() -> None:
 
 
 def main(
-    settings: Settings, *, burst: bool = False, migrate_first: bool = False, observer: Observer | None = None
+    settings: Settings,
+    *,
+    burst: bool = False,
+    migrate_first: bool = False,
+    observer: Observer | None = None,
+    report_to: str | None = None,
 ) -> None:
     """Run a worker as this process, with log, signals and event loop. Raise the errors of `run_until_drained`.
 
@@ -234,7 +254,12 @@ def main(
             watch(worker)
 
         await run_until_drained(
-            settings, burst=burst, migrate_first=migrate_first, on_worker=on_worker, observer=observer
+            settings,
+            burst=burst,
+            migrate_first=migrate_first,
+            on_worker=on_worker,
+            observer=observer,
+            report_to=report_to,
         )
         await _end_remaining_tasks(sum(worker.abandoned_tasks for worker in workers))
 

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -20,6 +22,7 @@ from worker.db.migrate import known_revisions, migrate, migration_sql
 from worker.errors import RegistrationError
 from worker.launch import main as run_worker
 from worker.observe.logs import configure
+from worker.observe.metrics.processes import ProcessMetrics
 from worker.runtime.supervisor import Supervisor
 from worker.runtime.wiring import worker_name
 from worker.settings import Settings
@@ -36,6 +39,10 @@ def run(
     queue: Annotated[str | None, typer.Option(help="worker.queue")] = None,
     max_jobs: Annotated[int | None, typer.Option(help="worker.max_jobs")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes, supervised by this one.")] = 1,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="metrics.port: serve /metrics, /healthz and /readyz there.")
+    ] = None,
+    report_to: Annotated[str | None, typer.Option(hidden=True, help="Socket of the supervisor.")] = None,
     arq: Annotated[
         str | None, typer.Option(metavar="MODULE.CLASS", help="Run an arq project's WorkerSettings instead.")
     ] = None,
@@ -48,28 +55,43 @@ def run(
             )
         if processes > 1:
             raise typer.Exit(_supervise(["--arq", arq], processes, burst, name, queue, max_jobs))
+        if metrics_port is not None:
+            raise typer.BadParameter("--metrics-port cannot be combined with --arq", param_hint="--arq")
         given = {"burst": burst or None, "queue_name": queue, "max_jobs": max_jobs}
         _run_arq(arq, name, {argument: value for argument, value in given.items() if value is not None})
         return
-    settings, _ = state.load({"worker": {"name": name, "queue": queue, "max_jobs": max_jobs}})
+    of_worker = {"name": name, "queue": queue, "max_jobs": max_jobs}
+    settings, _ = state.load({"worker": of_worker, "metrics": {"port": metrics_port}})
     if processes == 1:
-        run_worker(settings, burst=burst, migrate_first=migrate)
+        run_worker(settings, burst=burst, migrate_first=migrate, report_to=report_to)
         return
     configure(settings.log)
     if migrate:
         run_async(_migrate(settings), settings)
-    raise typer.Exit(_supervise([], processes, burst, settings.worker.name, queue, max_jobs))
+    rest = (processes, burst, settings.worker.name, queue, max_jobs)
+    if settings.metrics.port is None:
+        raise typer.Exit(_supervise([], *rest))
+    with ProcessMetrics(settings, processes) as metrics:
+        code = _supervise(["--report-to", metrics.path], *rest, wait=metrics.wait)
+    raise typer.Exit(code)
 
 
 def _supervise(
-    options: list[str], processes: int, burst: bool, name: str | None, queue: str | None, max_jobs: int | None
+    options: list[str],
+    processes: int,
+    burst: bool,
+    name: str | None,
+    queue: str | None,
+    max_jobs: int | None,
+    *,
+    wait: Callable[[float], None] = time.sleep,
 ) -> int:
     """Run several processes of this command. Return the exit code."""
     named = None if name is None else f"{name}-{{number}}"
     given = [("--name", named), ("--queue", queue), ("--max-jobs", max_jobs)]
     command = [sys.executable, "-m", "worker", *_global_options(), "run", *options, *(["--burst"] if burst else [])]
     command += [part for option, value in given if value is not None for part in (option, str(value))]
-    return Supervisor(command, processes, hopeless=HOPELESS).run()
+    return Supervisor(command, processes, hopeless=HOPELESS, wait=wait).run()
 
 
 def _global_options() -> list[str]:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from worker.cancellation import run_to_completion
 from worker.db.driver import replace_pooled
@@ -132,6 +133,12 @@ class Database:
         if write:
             replace_pooled(self.engine)
         return await self._checker.accepts_connections(write=write)
+
+    @property
+    def connections_in_use(self) -> int:
+        """Connections of the pool that are checked out."""
+        pool = self.engine.sync_engine.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     async def close(self) -> None:
         """Close every connection of the pool, and of the replica's."""

@@ -90,7 +90,7 @@ async def list_marks(connection: AsyncConnection, ids: Sequence[int]) -> set[str
     return set(await connection.scalars(query("list_outbox_marks"), {"ids": list(ids)}))
 
 
-async def read_outbox_state(connection: AsyncConnection) -> OutboxState:
-    """Return how many rows wait, since when, and how many cannot be relayed. Counts a million rows at most."""
-    row = (await connection.execute(query("read_outbox_state"), {"most": _MOST_COUNTED})).one()
+async def read_outbox_state(connection: AsyncConnection, *, most: int = _MOST_COUNTED) -> OutboxState:
+    """Return how many rows wait, since when, and how many cannot be relayed. Counts `most` rows at most."""
+    row = (await connection.execute(query("read_outbox_state"), {"most": most})).one()
     return OutboxState(row.waiting, row.oldest_seconds, row.refused, row.problem)

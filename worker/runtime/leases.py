@@ -128,7 +128,7 @@ class Leases:
         self._lock = threading.Lock()
         self._stopped = False
         self._now = threading.Event()
-        self._renewed_at = time.monotonic()
+        self._renewed_at = self._looked_at = time.monotonic()
         self._away = False
         self._pulse = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -221,6 +221,24 @@ class Leases:
             if not self.is_replaced(claim):
                 self._marks.pop(claim.run_id, None)
 
+    @property
+    def stall(self) -> str | None:
+        """Why the leases may expire although this process runs; None if they are renewed.
+
+        An outage of Redis is no stall: the thread retries, and a new process could not renew them either.
+        """
+        if self._thread is None or self._stopped:
+            return None
+        if not self._thread.is_alive():
+            return "the thread that renews leases has ended"
+        silent = time.monotonic() - self._looked_at
+        return f"leases were not renewed for {silent:.0f} s" if silent > self.stall_seconds else None
+
+    @property
+    def stall_seconds(self) -> float:
+        """Time without an attempt to renew leases that counts as a stall; longer than an attempt can take."""
+        return 2 * self._rules.lease_seconds + self._settings.redis.connect_timeout_seconds
+
     async def _beat(self) -> None:
         while True:
             self._pulse = time.monotonic()
@@ -245,6 +263,7 @@ class Leases:
         client: Any = None
         while True:
             self._wait(min(pause, _RETRY_SECONDS) if self._away else pause, blocked_log)
+            self._looked_at = time.monotonic()
             if self._stopped:
                 break
             blocked = time.monotonic() - self._pulse

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 logger = logging.getLogger("longhaul.supervisor")
@@ -32,10 +32,19 @@ class Supervisor:
         command: the command of each process; `{number}` in an argument is replaced by the number from 1.
         processes: the number of processes.
         hopeless: exit codes after which a restart would fail in the same way, e.g. for wrong settings.
+        wait: waits for some seconds between two looks at the processes.
     """
 
-    def __init__(self, command: Sequence[str], processes: int, *, hopeless: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        *,
+        hopeless: Sequence[int] = (),
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._command = command
+        self._wait = wait
         self._hopeless = hopeless
         self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
         self._due = dict.fromkeys(range(1, processes + 1), 0.0)
@@ -50,7 +59,7 @@ class Supervisor:
             while self._running or (self._due and not self._signals):
                 if not self._signals:
                     self._start_what_is_due()
-                time.sleep(_LOOK_SECONDS)
+                self._wait(_LOOK_SECONDS)
                 self._look()
         finally:
             for process, _ in self._running.values():

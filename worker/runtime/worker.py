@@ -152,6 +152,11 @@ class Worker:
         return self.state.is_draining
 
     @property
+    def lease_stall(self) -> str | None:
+        """Why the leases of its jobs may expire although it runs; None if they are renewed."""
+        return self._leases.stall
+
+    @property
     def abandoned_tasks(self) -> int:
         """Number of abandoned jobs whose code still runs."""
         return self._jobs.abandoned_count

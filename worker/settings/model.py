@@ -9,6 +9,7 @@ from worker.settings.sections import (
     BatchSettings,
     DatabaseSettings,
     LogSettings,
+    MetricsSettings,
     RedisSettings,
     ThrottleSettings,
     WebSettings,
@@ -30,6 +31,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings.model_validate({})
     throttle: ThrottleSettings = ThrottleSettings.model_validate({})
     web: WebSettings = WebSettings.model_validate({})
+    metrics: MetricsSettings = MetricsSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     #: Other databases that jobs read from, by name.
     databases: dict[str, DatabaseSettings] = {}

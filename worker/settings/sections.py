@@ -333,6 +333,30 @@ class WebSettings(_Section):
     )
 
 
+class MetricsSettings(_Section):
+    """Metrics and health over HTTP: `/metrics`, `/healthz` and `/readyz`."""
+
+    port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of a worker; 0: any free one. Default: none, so that a worker listens nowhere. "
+        "[Monitor with Prometheus](../how-to/monitor-with-prometheus.md).",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on. There are no tokens: open it to the network of Prometheus and of the "
+        "orchestrator alone.",
+    )
+    refresh_seconds: float = Field(
+        5.0, gt=0, le=300, description="Pause between two reads of queues and outbox, whatever the number of scrapes."
+    )
+    answer_seconds: float = Field(
+        2.0, gt=0, le=60, description="Longest wait for an answer of PostgreSQL and of Redis in `/readyz`."
+    )
+
+
 class LogSettings(_Section):
     """The log."""
 

@@ -1,0 +1,224 @@
+"""Counts the events of a worker.
+
+All of it happens in the event loop, in plain numbers of objects that are made once for each job: an event costs well
+under a microsecond, whatever the number of series. The labels come from the jobs that the worker has registered, the
+queues that it serves and the steps that its code names, each with a limit. So nothing that Redis or a client sends can
+make a series: a run of an unknown job counts as `other`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from worker.batch import Progress
+from worker.observe.metrics import definitions as names
+from worker.observe.metrics.snapshot import Histogram, Snapshot, Value
+from worker.runtime.observer import Observer, RunInfo
+
+#: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.
+_MOST_BEGUN = 10_000
+_LONGEST_LABEL = 100
+
+
+class JobCounts:
+    """The numbers of one job.
+
+    Args:
+        queues: the queues that the worker serves.
+    """
+
+    __slots__ = (
+        "attempts",
+        "batch_seconds",
+        "last_success",
+        "late_seconds",
+        "latencies",
+        "leases_lost",
+        "outcomes",
+        "run_seconds",
+        "stalls",
+        "steps",
+        "takeovers",
+        "throttled",
+    )
+
+    def __init__(self, queues: Iterable[str]) -> None:
+        self.attempts = self.takeovers = self.leases_lost = self.stalls = 0
+        self.outcomes = dict.fromkeys(names.OUTCOMES, 0)
+        self.run_seconds = Histogram(names.RUN_SECONDS)
+        self.batch_seconds = Histogram(names.BATCH_SECONDS)
+        self.late_seconds: Histogram | None = None
+        self.latencies: dict[str, Histogram] = {}
+        #: Rows, batches and quarantined rows, by step.
+        self.steps: dict[str, list[int]] = {}
+        self.throttled: dict[str, float] = {}
+        self.last_success = 0.0
+
+    def step(self, name: str) -> list[int]:
+        """Return the numbers of a step: its own, or those of `other` beyond the limit."""
+        found = self.steps.get(name)
+        if found is None:
+            label = name if len(self.steps) < names.MOST_STEPS and len(name) <= _LONGEST_LABEL else names.OTHER
+            found = self.steps.setdefault(label, [0, 0, 0])
+        return found
+
+
+class Metrics(Observer):
+    """An `Observer` that counts.
+
+    Args:
+        jobs: the registered jobs.
+        queues: the queues that the worker serves.
+    """
+
+    def __init__(self, jobs: Iterable[str], queues: Iterable[str]) -> None:
+        served = list(dict.fromkeys(queues))[: names.MOST_QUEUES]
+        self._queues = {queue: queue for queue in served}
+        known = sorted(set(jobs))[: names.MOST_JOBS]
+        self._jobs = {job: JobCounts(served) for job in known}
+        self._other = self._jobs.pop(names.OTHER, JobCounts(served))
+        #: When each running attempt has begun, by the monotonic clock.
+        self._begun: dict[str, float] = {}
+        #: The walks that wait: their counts, the reason, and up to when the wait is counted.
+        self._waits: dict[str, tuple[JobCounts, str, float]] = {}
+
+    # --- events
+
+    def started(self, run: RunInfo) -> None:
+        """Count an attempt, and the time for which its run has been due."""
+        counts = self._jobs.get(run.job, self._other)
+        counts.attempts += 1
+        begun = self._begun
+        begun[run.run_id] = time.monotonic()
+        if len(begun) > _MOST_BEGUN:
+            del begun[next(iter(begun))]
+        if run.took_over:
+            counts.takeovers += 1  # it was due when the lease of its worker expired
+            return
+        due_ms = run.due_ms if run.due_ms > run.enqueued_ms else run.enqueued_ms
+        if due_ms > 0:
+            latency = counts.latencies.get(run.queue)
+            if latency is None:
+                queue = self._queues.get(run.queue, names.OTHER)
+                latency = counts.latencies.setdefault(queue, Histogram(names.LATENCY_SECONDS))
+            waited = time.time() - due_ms / 1000
+            latency.observe(waited if waited > 0 else 0.0)
+
+    def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
+        """Count a committed batch."""
+        if not progress.batches:
+            return  # progress that the job reports, or the begin of a step
+        counts = self._jobs.get(run.job, self._other)
+        step = counts.step(progress.step)
+        step[0] += progress.batch_size
+        step[1] += 1
+        step[2] += progress.quarantined
+        counts.batch_seconds.observe(progress.batch_seconds)
+
+    def throttled(
+        self, run: RunInfo, reason: str | None, *, since: datetime, until: datetime | None, kind: str = ""
+    ) -> None:
+        """Count the time that a walk has waited for the last reason."""
+        self._count_wait(run.run_id)
+        if reason is not None:
+            counts, label = self._jobs.get(run.job, self._other), names.REASONS.get(kind, names.APPLICATION)
+            self._waits[run.run_id] = (counts, label, time.monotonic())
+
+    def stalled(self, run: RunInfo, seconds: float) -> None:
+        """Count a stall."""
+        self._jobs.get(run.job, self._other).stalls += 1
+
+    def requeued(
+        self, run: RunInfo, state: str, *, error: str | None = None, delay: float = 0.0, how: str = "released"
+    ) -> None:
+        """Count the end of an attempt whose run goes back to the queue. A run that has not begun is not counted."""
+        if run.run_id in self._begun:
+            self._end(run, "paused" if state == "paused" else how)
+
+    def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
+        """Count the end of a run."""
+        counts = self._end(run, state)
+        if state == "succeeded":
+            counts.last_success = time.time()
+
+    def lost(self, run: RunInfo) -> None:
+        """Count a lost lease."""
+        self._end(run, "lost").leases_lost += 1
+
+    def cron_fired(self, job: str, *, run_id: str, late_seconds: float) -> None:
+        """Count a due time of a cron line."""
+        counts = self._jobs.get(job, self._other)
+        if counts.late_seconds is None:
+            counts.late_seconds = Histogram(names.CRON_LATENESS)
+        counts.late_seconds.observe(max(0.0, late_seconds))
+
+    def _end(self, run: RunInfo, outcome: str) -> JobCounts:
+        counts = self._jobs.get(run.job, self._other)
+        if outcome in counts.outcomes:
+            counts.outcomes[outcome] += 1
+        begun = self._begun.pop(run.run_id, None)
+        if begun is not None:
+            counts.run_seconds.observe(time.monotonic() - begun)
+        if self._waits:
+            self._count_wait(run.run_id)
+        return counts
+
+    def _count_wait(self, run_id: str) -> None:
+        wait = self._waits.pop(run_id, None)
+        if wait is not None:
+            counts, label, began = wait
+            counts.throttled[label] = counts.throttled.get(label, 0.0) + time.monotonic() - began
+
+    # --- reading
+
+    @property
+    def running(self) -> int:
+        """Number of attempts that have begun and not ended."""
+        return len(self._begun)
+
+    def snapshot(self) -> Snapshot:
+        """Return the values, with the time up to now of walks that wait."""
+        now = time.monotonic()
+        for run_id, (counts, label, began) in list(self._waits.items()):
+            counts.throttled[label] = counts.throttled.get(label, 0.0) + now - began
+            self._waits[run_id] = (counts, label, now)
+        found: Snapshot = {metric.name: {} for metric in names.METRICS if not metric.of_servers}
+        for job, counts in (*self._jobs.items(), (names.OTHER, self._other)):
+            if job != names.OTHER or counts.attempts or any(counts.outcomes.values()):
+                _add_job(found, job.encode(errors="backslashreplace").decode(), counts)
+        return {name: values for name, values in found.items() if values}
+
+
+def _add_job(found: Snapshot, job: str, counts: JobCounts) -> None:
+    """Add the values of a job. Those that an alert compares with the past exist before their first event."""
+
+    def add(metric: names.Metric, value: Value, *labels: str) -> None:
+        key = (job, *(label.encode(errors="backslashreplace").decode() for label in labels))
+        found[metric.name][key] = value
+
+    for at, (outcome, number) in enumerate(counts.outcomes.items()):
+        if number or at < 3:
+            add(names.JOBS, number, outcome)
+    add(names.ATTEMPTS, counts.attempts)
+    add(names.TAKEOVERS, counts.takeovers)
+    add(names.LEASES_LOST, counts.leases_lost)
+    add(names.STALLS, counts.stalls)
+    if counts.attempts:
+        add(names.RUN_SECONDS, counts.run_seconds.value())
+    for queue, latency in counts.latencies.items():
+        add(names.LATENCY_SECONDS, latency.value(), queue)
+    if counts.last_success:
+        add(names.LAST_SUCCESS, counts.last_success)
+    if counts.steps:
+        add(names.BATCH_SECONDS, counts.batch_seconds.value())
+    for step, (rows, batches, quarantined) in counts.steps.items():
+        add(names.ROWS, rows, step)
+        add(names.BATCHES, batches, step)
+        add(names.QUARANTINED, quarantined, step)
+    for reason, seconds in counts.throttled.items():
+        add(names.THROTTLED, seconds, reason)
+    if counts.late_seconds is not None:
+        add(names.CRON_LATENESS, counts.late_seconds.value())
