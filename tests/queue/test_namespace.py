@@ -27,6 +27,7 @@ def shop(fast: Settings) -> Settings:
     return at(fast, f"{fast.redis.url}?namespace=shop")
 
 
+@pytest.mark.long  # tests/faults/test_cluster.py does the same in a cluster
 async def test_all_main_paths_touch_only_keys_of_the_namespace(
     fast: Settings, redis: Redis, database: Database
 ) -> None:
