@@ -23,6 +23,7 @@ from worker.errors import RegistrationError
 from worker.launch import main as run_worker
 from worker.observe.logs import configure
 from worker.observe.metrics.processes import ProcessMetrics
+from worker.queue.acl import USER_KINDS, UserKind, acl_rules
 from worker.runtime.supervisor import Supervisor
 from worker.runtime.wiring import worker_name
 from worker.settings import Settings
@@ -135,12 +136,22 @@ def migrate_(
 
 @app.command(name="grants")
 def grants_(
-    kind: Annotated[str, typer.Argument(help=f"The kind of role: {', '.join(KINDS)}.")],
-    role: Annotated[str, typer.Argument(help="Name of the role.")],
+    kind: Annotated[str, typer.Argument(help="The kind of process: worker, client, enqueue, reader or operator.")],
+    role: Annotated[str, typer.Argument(help="Name of the role, or of the user of Redis.")],
+    redis: Annotated[
+        bool, typer.Option("--redis", help="Print the line of an ACL file of Redis, without a password.")
+    ] = False,
 ) -> None:
-    """Print the GRANT statements that a role needs, for `psql`."""
-    if kind not in KINDS:
-        raise fail(f"grants {kind}: choose one of {', '.join(KINDS)}", EXIT_USAGE)
+    """Print the GRANT statements that a role needs, for `psql`; or the rights of a user of Redis."""
+    kinds = USER_KINDS if redis else KINDS
+    if kind not in kinds:
+        raise fail(f"grants {kind}: choose one of {', '.join(kinds)}", EXIT_USAGE)
+    if redis:
+        if not role.isprintable() or " " in role or not role:
+            raise fail("grants --redis: a user of Redis has a printable name without spaces", EXIT_USAGE)
+        settings, _ = state.load()
+        print_text(f"user {role} {' '.join(acl_rules(cast(UserKind, kind), settings))}\n")
+        return
     for statement in grants(cast(RoleKind, kind), role):
         print_text(statement + "\n")
 

@@ -29,8 +29,8 @@ WORKER_PRIVILEGES = {
     "operator_order": "SELECT, INSERT, DELETE",
     "cron_firing": "SELECT, INSERT, UPDATE",
 }
-#: The tables that a reader reads: all but the bookkeeping of cron, and the selections of `worker try`.
-READER_TABLES = tuple(table for table in WORKER_PRIVILEGES if table not in ("cron_firing", "selection"))
+#: The tables that a reader reads: all but the selections of `worker try`.
+READER_TABLES = tuple(table for table in WORKER_PRIVILEGES if table != "selection")
 _ENQUEUE = f"{SCHEMA}.enqueue(text, jsonb, text, interval, text, integer)"
 
 

@@ -31,7 +31,7 @@ _ADVICE = {
     "MISCONF": "it cannot persist its data, nothing was written; check its log and its disk",
     "MOVED": "it is a node of a cluster; write redis+cluster:// in place of redis://",
     "CROSSSLOT": "it is a node of a cluster; write redis+cluster:// in place of redis://",
-    "NOPERM": "its user lacks a permission: docs/how-to/secure-redis.md has the ACL that is needed",
+    "NOPERM": "its user lacks a permission: docs/how-to/least-privilege.md has the ACL that is needed",
 }
 #: Codes of refusals that are about the state of the server, not about the command.
 REFUSALS = frozenset({*_ADVICE, "away", "LOADING", "BUSY", "MASTERDOWN", "NOSCRIPT", "NOAUTH", "WRONGPASS"})
