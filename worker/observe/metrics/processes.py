@@ -72,6 +72,11 @@ class ProcessMetrics:
         self._complete_at = time.monotonic()
 
     @property
+    def port(self) -> int:
+        """The port on which it listens."""
+        return self._http.port
+
+    @property
     def path(self) -> str:
         """Path of the socket to which the processes report."""
         return f"{self._directory.name}/metrics"
