@@ -65,6 +65,9 @@ async def test_constraints_refuse_what_no_worker_writes(context: MakeContext, da
         with pytest.raises(IntegrityError, match="violates check constraint"):
             async with database.transaction() as session:
                 await session.execute(text(statement))
+    with pytest.raises(IntegrityError, match="has not ended cannot be deleted"):
+        async with database.transaction() as session:
+            await session.execute(text("DELETE FROM worker.run"))
     await mark(context("run"), 99)
     assert await count_seen(database) == {1: 50}
 

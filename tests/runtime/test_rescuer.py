@@ -107,7 +107,9 @@ async def test_run_that_ends_while_orphans_are_looked_for_is_not_put_back(
     async def end_first(run_ids: list[str], queue: str) -> list[bool]:
         change = "SET state = 'succeeded', finished_at = now()"
         async with database.transaction() as session:
-            await session.execute(text("DELETE FROM worker.run" if how == "gone" else f"UPDATE worker.run {change}"))
+            await session.execute(text(f"UPDATE worker.run {change}"))
+            if how == "gone":
+                await session.execute(text("DELETE FROM worker.run"))
         return await known(run_ids, queue)
 
     store.known = end_first  # type: ignore[method-assign]
