@@ -12,7 +12,7 @@ from worker.cli.output import print_line
 from worker.errors import SettingsError
 from worker.observe.logs import configure
 
-_MISSING = "web needs Starlette and uvicorn: pip install 'longhaul-worker[web]'"
+_MISSING = "web needs Starlette, uvicorn and prometheus-client: pip install 'longhaul-worker[web]'"
 
 web = typer.Typer(help="Serve the HTTP API, or manage its tokens.", invoke_without_command=True)
 app.add_typer(web, name="web")
@@ -65,5 +65,5 @@ def token(
 
 def _check_installed() -> None:
     """Raise an exit if the packages of the extra `web` are missing."""
-    if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")):
+    if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "prometheus_client")):
         raise fail(_MISSING, EXIT_USAGE)

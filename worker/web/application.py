@@ -18,8 +18,10 @@ from worker.job.definition import Job
 from worker.queue.audit import ordering_as
 from worker.queue.payload import read_run_id
 from worker.settings import Settings
+from worker.web import monitoring
 from worker.web.access import Access, check_role
 from worker.web.backend import Backend
+from worker.web.monitoring import Monitoring
 from worker.web.openapi import make_document
 from worker.web.operations import Call, Operation, Reply
 from worker.web.page import Site
@@ -61,8 +63,15 @@ class WebApp:
         """The page."""
         return Site(self.backend, self._access)
 
+    @cached_property
+    def _monitoring(self) -> Monitoring:
+        """The metrics and the health."""
+        return Monitoring(self._settings)
+
     async def close(self) -> None:
         """End the streams of events, and close the connections. Call it if the application is mounted."""
+        if "_monitoring" in self.__dict__:
+            await self._monitoring.close()
         if "_site" in self.__dict__:
             await self._site.close()
         await self.backend.close()
@@ -122,6 +131,11 @@ class WebApp:
             _check_method(request, ("GET",))
             self._access.authenticate(request)
             return JSONResponse(self._document | {"servers": [{"url": _root(request.scope) or "/"}]})
+        if parts in monitoring.PATHS:
+            _check_method(request, ("GET", "HEAD"))
+            if parts == (monitoring.METRICS,):
+                check_role(self._access.authenticate(request), "read")
+            return await self._monitoring.respond(parts[0])
         operation, path = _find_operation(parts, request)
         caller = self._access.authenticate(request)
         if operation.role is not None:

@@ -94,6 +94,9 @@ class Servers:
         settings: the settings.
         queues: the queues to read.
         name: name of the process, for `application_name`.
+
+    Attributes:
+        has_read: set after the first read of both servers.
     """
 
     def __init__(self, settings: Settings, queues: Sequence[str], name: str) -> None:
@@ -110,12 +113,14 @@ class Servers:
             "redis": SharedRead(self._ping, shared_seconds=_SHARED_SECONDS),
         }
         self._kept_seconds = 0.0
+        self.has_read = asyncio.Event()
 
     async def run(self) -> None:
         """Read until cancelled."""
         while True:
             began = time.monotonic()
             await self.read()
+            self.has_read.set()
             pause = max(self._rules.refresh_seconds, (time.monotonic() - began) / _READ_SHARE)
             self._kept_seconds = _KEPT_READS * (pause + _READ_SECONDS)
             await asyncio.sleep(pause)
