@@ -197,9 +197,7 @@ class Relay:
             )
             if not rows:
                 return rows
-            good, refused = self._check(rows)
-            unsound = await self._enqueue(good, valid_until_ms)
-            refused += [(row, _UNREADABLE_QUEUE) for row in unsound]
+            refused = await self._enqueue(rows, valid_until_ms)
             await self._finish(connection, rows, refused)
         self._relayed += len(rows) - len(refused)
         self._after = max(self._after, rows[-1].id - _OVERLAP_ROWS)
@@ -242,28 +240,46 @@ class Relay:
                 good.append((row, checked))
         return good, refused
 
-    async def _enqueue(self, good: Sequence[tuple[OutboxRow, RelayedRun]], valid_until_ms: int) -> list[OutboxRow]:
-        """Enqueue runs. Return the rows whose queue is not a sorted set."""
-        unsound: list[OutboxRow] = []
+    async def _enqueue(self, rows: Sequence[OutboxRow], valid_until_ms: int) -> list[tuple[OutboxRow, str]]:
+        """Enqueue runs. Return the rows that cannot be enqueued, with their problem.
+
+        Rows are checked while Redis enqueues the rows before them.
+        """
+        refused: list[tuple[OutboxRow, str]] = []
+        call: asyncio.Task[list[OutboxRow]] | None = None
+        try:
+            for first in range(0, len(rows), _ROWS_PER_CALL):
+                good, problems = self._check(rows[first : first + _ROWS_PER_CALL])
+                refused += problems
+                unsound = [] if call is None else await call
+                refused += [(row, _UNREADABLE_QUEUE) for row in unsound]
+                call = asyncio.create_task(self._call_script(good, valid_until_ms)) if good else None
+                await asyncio.sleep(0)  # the task sends its command before the next rows are checked
+            unsound = [] if call is None else await call
+        except BaseException:
+            if call is not None:
+                call.cancel()
+                await asyncio.wait([call])
+            raise
+        return refused + [(row, _UNREADABLE_QUEUE) for row in unsound]
+
+    async def _call_script(self, good: Sequence[tuple[OutboxRow, RelayedRun]], valid_until_ms: int) -> list[OutboxRow]:
+        """Enqueue runs by one call of the script. Return the rows whose queue is not a sorted set."""
         prefixes = (keys.JOB, keys.RESULT, keys.IN_PROGRESS, keys.UNIQUE, keys.PRIORITIES, keys.PRIORITY)
-        for first in range(0, len(good), _ROWS_PER_CALL):
-            part = good[first : first + _ROWS_PER_CALL]
-            values: list[Any] = [valid_until_ms, _KEEP_MARKS_MS, *prefixes]
-            for description, alike in groupby(part, key=lambda one: one[1].description):
-                rows = list(alike)
-                values += (description, len(rows))
-                for row, run in rows:
-                    values += (row.run_id, run.payload, row.mark, "" if row.due_ms is None else row.due_ms)
-            call = self._script(keys=[self._marks, keys.CANCELLED], args=values)
-            answer = await cast(Awaitable[Any], call)
-            if answer == b"late":
-                raise TimeoutError(f"outbox: rows were locked for more than {VALID_MS / 1000:g} s: they are read again")
-            answers, problems = answer
-            self._problems.report(map(from_script, problems))
-            if len(answers) != len(part):
-                raise TimeoutError(f"outbox: {self._marks} is not a sorted set: rows wait until it is deleted")
-            unsound += [row for (row, _), answer in zip(part, answers, strict=True) if answer == -2]
-        return unsound
+        values: list[Any] = [valid_until_ms, _KEEP_MARKS_MS, *prefixes]
+        for description, alike in groupby(good, key=lambda one: one[1].description):
+            same = list(alike)
+            values += (description, len(same))
+            for row, run in same:
+                values += (row.run_id, run.payload, row.mark, "" if row.due_ms is None else row.due_ms)
+        answer = await cast(Awaitable[Any], self._script(keys=[self._marks, keys.CANCELLED], args=values))
+        if answer == b"late":
+            raise TimeoutError(f"outbox: rows were locked for more than {VALID_MS / 1000:g} s: they are read again")
+        answers, problems = answer
+        self._problems.report(map(from_script, problems))
+        if len(answers) != len(good):
+            raise TimeoutError(f"outbox: {self._marks} is not a sorted set: rows wait until it is deleted")
+        return [row for (row, _), answer in zip(good, answers, strict=True) if answer == -2]
 
     # --- marks
 
