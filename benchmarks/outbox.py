@@ -24,6 +24,7 @@ from worker.ledger import Ledger
 from worker.queue import keys
 from worker.queue.key_problems import KeyProblemLog
 from worker.runtime.relay import Relay
+from worker.runtime.wiring import connect_redis
 from worker.types import Database
 
 _STAMPS = "benchmark:stamps"
@@ -91,7 +92,7 @@ async def measure_latencies(settings: Settings, database: Database, redis: Redis
 async def measure(settings: Settings, report: Report) -> None:
     """Measure all rows."""
     rows, stamps = (50_000, 100) if quick() else (200_000, 400)
-    database, redis = Database(settings), Redis.from_url(settings.redis.url)
+    database, redis = Database(settings), connect_redis(settings)  # as a worker connects
     await migrate(database)
     rates = []
     for _ in range(1 if quick() else 3):
