@@ -19,10 +19,12 @@ setup:  ## make .venv from requirements.lock (skipped when up to date)
 demo: setup  ## the main job on real data: a worker is killed in the middle, nothing is doubled or lost
 	@$(PY) -m demo
 
-# mypy uses one core. Beside it, a collection compiles the tests, so that the processes below need not do it each.
+# Lint runs beside the tests, which wait a good deal. The collection compiles the tests once for all processes.
 test: setup  ## lint, the documentation's site, and every test but the long ones
-	@$(PY) -m pytest -q --collect-only -m "not long" >/dev/null 2>&1 & $(LINT) && wait
-	@$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15
+	@{ $(LINT); } >.venv/lint.log 2>&1 & lint=$$!; \
+	$(PY) -m pytest -q --collect-only -m "not long" >/dev/null 2>&1; \
+	$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15; result=$$?; \
+	wait $$lint || { cat .venv/lint.log; exit 1; }; exit $$result
 
 test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
