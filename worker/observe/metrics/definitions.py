@@ -13,12 +13,11 @@ MOST_JOBS = 100
 MOST_QUEUES = 20
 MOST_STEPS = 20
 
-#: How an attempt ends, as in the label `outcome`. The first three exist from the start of a worker.
+#: Outcomes whose counters begin at 0, so that an alert sees the first one.
+ALWAYS_SHOWN = ("succeeded", "failed", "dead", "incomplete")
+#: How an attempt ends, as in the label `outcome`.
 OUTCOMES = (
-    "succeeded",
-    "failed",
-    "dead",
-    "incomplete",
+    *ALWAYS_SHOWN,
     "cancelled",
     "snoozed",
     "asleep",

@@ -199,8 +199,8 @@ def _add_job(found: Snapshot, job: str, counts: JobCounts) -> None:
         key = (job, *(label.encode(errors="backslashreplace").decode() for label in labels))
         found[metric.name][key] = value
 
-    for at, (outcome, number) in enumerate(counts.outcomes.items()):
-        if number or at < 3:
+    for outcome, number in counts.outcomes.items():
+        if number or outcome in names.ALWAYS_SHOWN:
             add(names.JOBS, number, outcome)
     add(names.ATTEMPTS, counts.attempts)
     add(names.TAKEOVERS, counts.takeovers)
