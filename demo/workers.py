@@ -35,6 +35,12 @@ class Workers:
         """Return the output of a worker."""
         return self._log(name).read_text(encoding="utf-8", errors="replace")
 
+    def kill(self, name: str) -> None:
+        """Kill a worker by SIGKILL."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+
     def stop(self) -> None:
         """Drain all workers, and wait until they have ended."""
         for process in self._processes.values():

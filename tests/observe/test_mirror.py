@@ -72,6 +72,21 @@ async def test_the_time_left_is_that_of_work_without_what_a_throttle_takes(
     assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("10.0", "6", "7200.0")
 
 
+async def test_a_pace_is_the_rate_of_a_walk(mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
+    mirror.started(RUN)
+    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    for rows in (20, 40):
+        mirror.throttled(RUN, "5 rows/s at most", since=datetime.now(UTC), until=None, kind="pace")
+        clock[0] += 4
+        mirror.throttled(RUN, None, since=datetime.now(UTC), until=None)
+        mirror.progressed(RUN, batch(rows), rows=rows)
+    await mirror.write()
+    line = await shown(redis)
+    assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("5.0", "12", "8.0")
+
+
 async def test_an_estimate_that_was_too_low_is_never_over_a_hundred_percent(mirror: Mirror, redis: Redis) -> None:
     mirror.started(RUN)
     mirror.progressed(RUN, batch(250), rows=250)

@@ -23,7 +23,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.batch import Progress
-from worker.observe.mirror_entry import MirrorEntry, format_time
+from worker.observe.mirror_entry import MirrorEntry, format_time, read_memory
 from worker.queue import keys
 from worker.queue.key_problems import KeyProblemLog, wrong_type, wrong_value
 from worker.queue.outage_log import OutageLog
@@ -71,7 +71,7 @@ class Mirror(Observer):
         self._counts: Counter[tuple[str, str]] = Counter()  # by job and state
         self._events: deque[dict[Any, Any]] = deque(maxlen=_EVENTS_WAITING)
         self._started_at = _now()
-        self._done = 0
+        self._done: Counter[str] = Counter()  # by queue
         self._state = "running"
         self._outage = outage or OutageLog()
         self._pruned_at = 0.0
@@ -153,12 +153,7 @@ class Mirror(Observer):
     ) -> None:
         """Note that the walk waits, or continues."""
         entry = self._changed_entry(run)
-        if reason and entry.throttled_at is None:
-            entry.throttled_at = time.monotonic()
-        elif not reason and entry.throttled_at is not None:
-            entry.throttled_seconds += time.monotonic() - entry.throttled_at
-            entry.throttled_at = None
-            entry.fields["throttled_seconds"] = round(entry.throttled_seconds, 1)
+        entry.note_wait(kind if reason else None)
         entry.fields.update(
             {
                 "throttled": reason or "",
@@ -189,7 +184,7 @@ class Mirror(Observer):
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """Note that the run has ended."""
         self._counts[run.job, state] += 1
-        self._done += 1
+        self._done[run.queue] += 1
         known = self._entries.get(run.run_id)
         if known is not None and state == "succeeded" and not known.shown and not known.values:
             del self._entries[run.run_id]
@@ -277,7 +272,8 @@ class Mirror(Observer):
             pipeline.hdel(keys.WORKERS, self._name)
         elif len(pipeline) or text != self._last_self or time.monotonic() - self._seen_at > _SEEN_SECONDS:
             self._last_self, self._seen_at = text, time.monotonic()
-            pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self() | {"seen_at": _now()}))
+            live = {"seen_at": _now(), "memory_bytes": read_memory()}
+            pipeline.hset(keys.WORKERS, self._name, json.dumps(self._self() | live))
         else:
             return False
         return True
@@ -321,19 +317,19 @@ class Mirror(Observer):
             "state": self._state,
             "jobs": [run_id for run_id, entry in self._entries.items() if not entry.ended],
             "max_jobs": self._settings.worker.max_jobs,
-            "done": self._done,
+            "done": self._done.total(),
+            "done_by_queue": dict(self._done),
             "started_at": self._started_at,
         }
 
     async def _prune(self) -> None:
         """Remove workers that have died."""
-        if time.monotonic() - self._pruned_at < _DEAD_WORKER_SECONDS:
-            return
-        self._pruned_at = time.monotonic()
-        try:
-            await self._prune_workers()
-        except RedisError as error:
-            logger.debug("dead workers cannot be removed from the mirror error=%s", error)
+        if time.monotonic() - self._pruned_at >= _DEAD_WORKER_SECONDS:
+            self._pruned_at = time.monotonic()
+            try:
+                await self._prune_workers()
+            except RedisError as error:
+                logger.debug("dead workers cannot be removed from the mirror error=%s", error)
 
     async def _prune_workers(self) -> None:
         known: dict[bytes, bytes] = await cast(Awaitable[Any], self._redis.hgetall(keys.WORKERS))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 
 from worker.ledger.records import WalkState
 from worker.runtime.observer import RunInfo
+
+_PACE = "pace"
+_MEMORY = Path("/proc/self/statm")
 
 
 class MirrorEntry:
@@ -24,6 +29,9 @@ class MirrorEntry:
     shown = False
     throttled_seconds = 0.0
     throttled_at: float | None = None
+    #: Seconds of waits that are no part of the walk's rate.
+    stopped_seconds = 0.0
+    is_stopped = False
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
@@ -59,10 +67,21 @@ class MirrorEntry:
         if walk is not None:
             self.fields.update({"hands": walk.hands, "ranges": walk.ranges, "ranges_done": walk.done})
 
+    def note_wait(self, kind: str | None) -> None:
+        """Note that the walk waits for a kind of throttle, or continues (None)."""
+        if kind is not None and self.throttled_at is None:
+            self.throttled_at, self.is_stopped = time.monotonic(), kind != _PACE
+        elif kind is None and self.throttled_at is not None:
+            waited = time.monotonic() - self.throttled_at
+            self.throttled_seconds += waited
+            self.stopped_seconds += waited if self.is_stopped else 0.0
+            self.throttled_at, self.is_stopped = None, False
+            self.fields["throttled_seconds"] = round(self.throttled_seconds, 1)
+
     def at_work(self) -> float:
-        """Return a clock that stops while the walk is throttled."""
-        now = time.monotonic() if self.throttled_at is None else self.throttled_at
-        return now - self.throttled_seconds
+        """Return a clock that stops while the walk is throttled by load, which passes; a pace is the walk's rate."""
+        now = self.throttled_at if self.is_stopped and self.throttled_at is not None else time.monotonic()
+        return now - self.stopped_seconds
 
     def seconds_left(self, now: float, share: float) -> float | None:
         """Return the remaining time at the rate of the last marks; None if it is unknown."""
@@ -75,3 +94,11 @@ class MirrorEntry:
 def format_time(seconds: float) -> str:
     """Return a time in seconds since 1970 in ISO 8601."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def read_memory() -> int | None:
+    """Return the resident memory of this process in bytes; None where there is no /proc."""
+    try:
+        return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -26,6 +26,7 @@ from worker.web.openapi import make_document
 from worker.web.operations import Call, Operation, Reply
 from worker.web.page import Site
 from worker.web.problems import MEDIA_TYPE, Problem, explain_any_error, invalid, not_found
+from worker.web.queue_reads import read_overview
 from worker.web.table import OPERATIONS
 
 logger = logging.getLogger("longhaul.web")
@@ -101,6 +102,7 @@ class WebApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self.backend.history.start(lambda: read_overview(self.backend))
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.close()

@@ -19,6 +19,8 @@ from worker.ledger import Ledger
 from worker.queue.client import Client
 from worker.settings import Settings
 from worker.web.event_hub import EventHub
+from worker.web.event_log import EventLog
+from worker.web.queue_history import QueueHistory
 from worker.web.shared_reads import SharedReads
 
 logger = logging.getLogger("longhaul.web")
@@ -62,6 +64,16 @@ class Backend:
         return Ledger(self.database)
 
     @cached_property
+    def history(self) -> QueueHistory:
+        """The last hour of the queues, once it was started."""
+        return QueueHistory()
+
+    @cached_property
+    def event_log(self) -> EventLog:
+        """The newest events."""
+        return EventLog(self.client)
+
+    @cached_property
     def events(self) -> EventHub:
         """The hub of events."""
         return EventHub(self.client, self.settings)
@@ -87,13 +99,15 @@ class Backend:
 
     async def close(self) -> None:
         """End the streams of events, and close the connections that were opened."""
-        await self.reads.close()
         opened = self.__dict__
+        if "history" in opened:
+            await self.history.close()
+        await self.reads.close()
         if "events" in opened:
             await self.events.close()
         if "client" in opened:
             await self.client.close()
         if "database" in opened:
             await self.database.close()
-        for name in ("events", "client", "database", "ledger"):
+        for name in ("events", "event_log", "client", "database", "ledger"):
             opened.pop(name, None)

@@ -160,7 +160,7 @@ class EventHub:
         place = last_id
         while page := await self._client.command(redis.xrange(keys.EVENTS, min=f"({place}", count=_PAGE)):
             for name, raw in page:
-                message = _decode_event(name, raw)
+                message = decode_event(name, raw)
                 if run_id is None or message.run_id == run_id:
                     yield message
             place = page[-1][0].decode()
@@ -182,7 +182,7 @@ class EventHub:
                     await asyncio.sleep(_AWAY_SECONDS)
                     continue
                 for name, raw in found[0][1] if found else ():
-                    self._send(_decode_event(name, raw))
+                    self._send(decode_event(name, raw))
                     last = name
         finally:
             await redis.aclose()
@@ -242,6 +242,7 @@ def _order(event_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-def _decode_event(name: bytes, raw: Any) -> Message:
+def decode_event(name: bytes, raw: Any) -> Message:
+    """Return an entry of the stream."""
     fields = decode_fields(raw) if isinstance(raw, dict) else {}
     return Message("event", name.decode(), fields, fields.get("run", ""))

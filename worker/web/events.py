@@ -14,7 +14,7 @@ from worker.web.bodies import EventsQuery
 from worker.web.event_hub import Message, Subscriber, is_event_id
 from worker.web.operations import Call
 from worker.web.problems import Problem
-from worker.web.run_reads import describe_mirror, read_run
+from worker.web.run_reads import describe_event, describe_mirror, read_run
 from worker.web.views import EventView, RunView
 
 ENDED = ("succeeded", "incomplete", "dead", "cancelled")
@@ -114,8 +114,7 @@ def _encode(message: Message) -> bytes:
         return _format("progress", RunView(**(values | {"state": state if known else "unknown"})))
     if message.kind == "gap":
         return _format("gap", message.fields)
-    view = EventView(id=message.id, event=message.fields.get("event", "?"), fields=message.fields)
-    return _format("event", view, event_id=message.id)
+    return _format("event", describe_event(message), event_id=message.id)
 
 
 def _format(kind: str, data: EventView | RunView | Mapping[str, Any], *, event_id: str = "") -> bytes:

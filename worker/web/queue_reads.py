@@ -24,6 +24,7 @@ from worker.web.run_reads import describe_mirror, read_mirrors
 from worker.web.views import (
     CronView,
     FindingView,
+    HistoryView,
     JobView,
     LimitView,
     OverviewView,
@@ -36,6 +37,7 @@ _RUNS_SHOWN = 100
 _FIELDS = 1_000  # of a hash or a set that is read in one step
 _MOST_QUEUES = 100
 _SLOW_SECONDS = 5.0
+_DAY_MS = 86_400_000
 
 
 async def show_overview(call: Call) -> OverviewView:
@@ -55,8 +57,9 @@ async def _read_overview(backend: Backend) -> OverviewView:
     pipeline.sscan(keys.PAUSED, 0, count=_FIELDS)
     pipeline.sscan(keys.CANCELLED, 0, count=_FIELDS)
     pipeline.hlen(keys.DEAD)
-    raw_workers, raw_paused, raw_cancelled, dead = _without_errors(
-        await backend.client.command(pipeline.execute(raise_on_error=False)), [(0, {}), (0, []), (0, []), 0]
+    pipeline.zcount(keys.DEAD_AT, now_ms() - _DAY_MS, "+inf")
+    raw_workers, raw_paused, raw_cancelled, dead, failed = _without_errors(
+        await backend.client.command(pipeline.execute(raise_on_error=False)), [(0, {}), (0, []), (0, []), 0, 0]
     )
     moment = datetime.now(UTC)
     seen = describe_workers(raw_workers[1], backend.settings.worker.lease_seconds, moment)
@@ -75,6 +78,7 @@ async def _read_overview(backend: Backend) -> OverviewView:
         workers=[_describe_worker(name, values) for name, values in seen.items()],
         runs=await _read_runs(backend, owners, scores),
         dead_letters=dead,
+        failed_last_day=failed,
         paused=paused,
         cancelled=cancelled,
     )
@@ -168,14 +172,22 @@ async def _read_job_names(backend: Backend, run_ids: list[str]) -> dict[str, str
     }
 
 
+def _read_done(raw: Any) -> dict[str, int]:
+    counts = {name: read_count(count) for name, count in raw.items()} if isinstance(raw, dict) else {}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
 def _describe_worker(name: str, values: dict[str, Any]) -> WorkerView:
+    done = read_count(values.get("done"))
     return WorkerView(
         name=name,
         state=values["state"],
         queue=values["queue"],
         jobs=values["jobs"],
         max_jobs=read_count(values.get("max_jobs")),
-        done=read_count(values.get("done")),
+        done=done,
+        done_by_queue=_read_done(values.get("done_by_queue")) or ({} if done is None else {values["queue"]: done}),
+        memory_bytes=read_count(values.get("memory_bytes")),
         pid=read_count(values.get("pid")),
         host=str(values["host"]) if values.get("host") else None,
         code=str(values["code"]) if values.get("code") else None,
@@ -192,6 +204,12 @@ async def list_workers(call: Call) -> Page[WorkerView]:
 async def list_queues(call: Call) -> Page[QueueView]:
     """Return the queues of the settings and of the workers."""
     return Page[QueueView](items=(await read_overview(call.backend)).queues)
+
+
+async def show_history(call: Call) -> HistoryView:
+    """Return the last hour of the queues."""
+    call.backend.history.start(lambda: read_overview(call.backend))
+    return call.backend.history.show()
 
 
 # --- jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, cast
 
 from redis.exceptions import ResponseError
@@ -19,10 +20,21 @@ from worker.queue.result import decode_result
 from worker.queue.run import decode_fields, read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
+from worker.web.event_hub import Message
 from worker.web.fields import Page, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
 from worker.web.problems import Problem, not_found
-from worker.web.views import BatchView, HandsView, HandView, RangeView, RunDetail, RunState, RunView, StepView
+from worker.web.views import (
+    BatchView,
+    EventView,
+    HandsView,
+    HandView,
+    RangeView,
+    RunDetail,
+    RunState,
+    RunView,
+    StepView,
+)
 
 
 async def list_runs(call: Call) -> Page[RunView]:
@@ -82,6 +94,7 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "batch_ms": read_number(fields.get("batch_ms")),
         "step": fields.get("step"),
         "hands": read_count(fields.get("hands")),
+        "helps": fields.get("helps") or None,
         "worker": fields.get("worker") or None,
         "throttled": fields.get("throttled") or None,
         "throttled_until": read_moment(fields.get("throttled_until")),
@@ -115,6 +128,11 @@ def describe_record(run: RunRecord, mirror: Mapping[str, str]) -> dict[str, Any]
         "in_ledger": True,
     }
     return values
+
+
+def describe_event(message: Message) -> EventView:
+    """Return an event of the stream."""
+    return EventView(id=message.id, event=message.fields.get("event", "?"), fields=message.fields)
 
 
 # --- one run
@@ -237,6 +255,21 @@ async def _list_pauses(backend: Backend, names: Sequence[str]) -> list[str]:
         cast(Awaitable[list[int]], backend.client.redis.smismember(keys.PAUSED, list(names)))
     )
     return [name for name, is_paused in zip(names, found, strict=True) if is_paused]
+
+
+async def list_story(call: Call) -> Page[EventView]:
+    """Return the events of a run and the orders that apply to it, oldest first, of those that Redis still has."""
+    run = await read_run(call.backend, call.path["run_id"])
+    names = (run.id, run.job, run.queue or call.backend.settings.worker.queue)
+    events = await call.backend.event_log.list_events(names)
+    is_of_run = [one.run_id == run.id or _is_within(one, run.created_at, run.finished_at) for one in events]
+    return Page[EventView](items=[describe_event(one) for one, is_own in zip(events, is_of_run, strict=True) if is_own])
+
+
+def _is_within(order: Message, begun: datetime | None, ended: datetime | None) -> bool:
+    """Return whether an order for a job, a queue or all was given while a run existed."""
+    at = read_moment(order.fields.get("at"))
+    return at is not None and begun is not None and begun <= at and (ended is None or at <= ended)
 
 
 # --- its parts

@@ -31,6 +31,12 @@ READS = (
         problems=(404,),
     ),
     Operation(
+        *("GET", "/runs/{run_id}/story", "list_story", "runs", "read", "List the events and the orders of a run"),
+        run_reads.list_story,
+        Page[views.EventView],
+        problems=(404,),
+    ),
+    Operation(
         *("GET", "/runs/{run_id}/batches", "list_batches", "runs", "read", "List rows, batches and rate over time"),
         run_reads.list_batches,
         Page[views.BatchView],
@@ -46,6 +52,11 @@ READS = (
         *("GET", "/queues", "list_queues", "queues", "read", "List the queues"),
         queue_reads.list_queues,
         Page[views.QueueView],
+    ),
+    Operation(
+        *("GET", "/history", "show_history", "queues", "read", "Show the last hour of the queues by the minute"),
+        queue_reads.show_history,
+        views.HistoryView,
     ),
     Operation(
         *("GET", "/workers", "list_workers", "queues", "read", "List the workers"),

@@ -34,6 +34,7 @@ class RunView(View):
     batch_ms: float | None = None
     step: Text | None = None
     hands: int | None = Field(default=None, description="Runs that walk the present step together.")
+    helps: Text | None = Field(default=None, description="The run whose walk this run helps with.")
     worker: Text | None = None
     throttled: Text | None = Field(default=None, description="Why the walk waits; null if it does not.")
     throttled_until: datetime | None = None
@@ -140,6 +141,8 @@ class WorkerView(View):
     jobs: list[Text] = Field(description="Ids of the runs that it runs.")
     max_jobs: int | None
     done: int | None = Field(description="Runs that it has ended.")
+    done_by_queue: dict[str, int] = Field(default={}, description="Runs that it has ended, by queue.")
+    memory_bytes: int | None = Field(default=None, description="Resident memory of its process.")
     pid: int | None
     host: Text | None
     code: Text | None = Field(description="Version of the jobs' code.")
@@ -247,8 +250,32 @@ class OverviewView(View):
     workers: list[WorkerView]
     runs: list[RunView] = Field(description="The first hundred running and waiting runs.")
     dead_letters: int
+    failed_last_day: int = Field(default=0, description="Dead letters of the last 24 hours.")
     paused: list[Text]
     cancelled: list[Text]
+
+
+class MinuteView(View):
+    """A minute of a queue."""
+
+    at: datetime
+    enqueued: int = Field(description="Runs that were enqueued, estimated from the length of the queue.")
+    ended: int = Field(description="Runs that ended.")
+    waiting: int = Field(description="Due runs at the end of the minute.")
+
+
+class QueueHistoryView(View):
+    """The last hour of a queue."""
+
+    name: Text
+    minutes: list[MinuteView | None] = Field(description="Oldest first; null if this server has not looked.")
+
+
+class HistoryView(View):
+    """The last hour of the queues, as far as this server has looked."""
+
+    since: datetime | None = Field(description="Time of the first sample; null before it.")
+    queues: list[QueueHistoryView]
 
 
 class EventView(View):

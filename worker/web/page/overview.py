@@ -2,12 +2,158 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from worker.errors import RegistrationError
+from worker.web.page.text import number
 from worker.web.page.visit import Visit
+from worker.web.views import (
+    CronView,
+    DeadLetterView,
+    HistoryView,
+    LimitView,
+    OverviewView,
+    QueueHistoryView,
+    RunView,
+    WorkerView,
+)
+
+_FAILURES_SHOWN = 6
+_DAY = timedelta(hours=24)
+_LATE = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that waits, or that needs a look.
+
+    Attributes:
+        state: its kind, which gives shape and colour.
+        name: the run, job, queue or worker.
+        text: why.
+        view: the view that has more of it, with its parameters; None for none.
+        values: the parameters.
+        at: since when; None if that is not known.
+    """
+
+    state: str
+    name: str
+    text: str
+    view: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    at: datetime | None = None
 
 
 async def load_overview(visit: Visit) -> dict[str, Any]:
     """Return the values of `overview.html`."""
-    overview = await visit.read("show_overview")
-    return {"overview": overview}
+    overview: OverviewView = await visit.read("show_overview")
+    history: HistoryView = await visit.read("show_history")
+    letters: list[DeadLetterView] = (await visit.read("list_dead_letters", limit=_FAILURES_SHOWN)).items
+    limits: list[LimitView] = (await visit.read("list_limits")).items
+    cron: list[CronView] | None = None
+    with contextlib.suppress(RegistrationError):  # the jobs cannot be imported here: all else is shown
+        cron = (await visit.read("list_cron")).items
+    active = [run for run in overview.runs if run.state == "running" and run.helps is None]
+    active.sort(key=lambda run: (-(run.eta_seconds or 0), run.percent if run.percent is not None else 101, run.id))
+    return {
+        "overview": overview,
+        "history": {queue.name: queue for queue in history.queues},
+        "since": history.since,
+        "totals": _sum_up(overview, history),
+        "active": active,
+        "coming": [run for run in overview.runs if run.state != "running" and run.helps is None],
+        "why": {run.id: explain_wait(run, overview.paused, limits) for run in overview.runs},
+        "notices": list_notices(overview, limits),
+        "failures": [letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY],
+        "cron": cron,
+        "late": {(one.job, one.line) for one in cron or () if _is_late(one)},
+    }
+
+
+def _sum_up(overview: OverviewView, history: HistoryView) -> dict[str, Any]:
+    alive = [worker for worker in overview.workers if worker.state != "lost"]
+    return {
+        "running": sum(queue.running for queue in overview.queues),
+        "slots": sum(worker.max_jobs or 0 for worker in alive),
+        "waiting": sum(queue.waiting for queue in overview.queues),
+        "deferred": sum(queue.deferred for queue in overview.queues),
+        "workers": len(alive),
+        "ended_per_minute": _last_minute(history.queues),
+    }
+
+
+def _last_minute(queues: Sequence[QueueHistoryView]) -> float | None:
+    """Return the runs that ended in a minute, over the last five that are known."""
+    known = [minute.ended for queue in queues for minute in queue.minutes[-6:-1] if minute is not None]
+    spans = max((sum(one is not None for one in queue.minutes[-6:-1]) for queue in queues), default=0)
+    return sum(known) / spans if spans else None
+
+
+def _is_late(line: CronView) -> bool:
+    """Return whether the last due time of a line has no run that succeeded."""
+    is_over = line.last_at is not None and datetime.now(UTC) - line.last_at > _LATE
+    return is_over and line.last_state in ("dead", "cancelled", "incomplete", None)
+
+
+def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView]) -> tuple[str, str] | None:
+    """Return the kind and the reason of a wait; None if the run does not wait for anything but a slot."""
+    if run.stalled_since is not None:
+        return "stalled", "no progress"
+    if run.throttled:
+        return "throttled", run.throttled
+    for name in (run.id, run.job, run.queue, "*"):
+        if name in paused:
+            what = {run.id: "this run", run.job: "the job", "*": "everything"}.get(str(name), "the queue")
+            return "paused", f"{what} is paused"
+    limit = next((one for one in limits if one.name == run.job), None)
+    if run.state in ("waiting", "deferred") and limit is not None and limit.held:
+        most = limit.concurrency or limit.job_concurrency
+        if most is not None:
+            return "held", f"waits for a place: {limit.running} of {most} taken"
+        return "held", f"waits for its rate: {limit.rate_per_second or limit.job_rate}/s"
+    return None
+
+
+def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[Notice]:
+    """Return what is lost, stalled, paused, throttled or held back, the most urgent first."""
+    runs = {run.id: run for run in overview.runs}
+    found = [_describe_lost(worker) for worker in overview.workers if worker.state == "lost"]
+    found += [_describe_run(run, "stalled", "no progress") for run in overview.runs if run.stalled_since is not None]
+    for queue in overview.queues:
+        if queue.waiting and not any(one.queue == queue.name and one.state == "running" for one in overview.workers):
+            text = f"{number(queue.waiting)} runs wait, and no worker takes them"
+            found.append(Notice("lost", queue.name, text, at=queue.oldest_due_at))
+    for name in overview.paused:
+        text = "everything is paused" if name == "*" else "paused by an operator"
+        found.append(_describe_run(runs[name], "paused", text) if name in runs else Notice("paused", name, text))
+    found += [
+        _describe_run(run, "throttled", run.throttled)
+        for run in overview.runs
+        if run.throttled and run.stalled_since is None and run.helps is None
+    ]
+    for limit in limits:
+        if limit.held:
+            most = limit.concurrency or limit.job_concurrency
+            rate = limit.rate_per_second or limit.job_rate
+            places = f"{limit.running} of {most} places taken" if most else f"its rate is {rate}"
+            found.append(Notice("held", limit.name, f"{number(limit.held)} runs wait: {places}"))
+    found += [
+        Notice("draining", worker.name, f"ends after its {len(worker.jobs)} runs")
+        for worker in overview.workers
+        if worker.state == "draining"
+    ]
+    return found
+
+
+def _describe_run(run: RunView, state: str, text: str) -> Notice:
+    since = run.stalled_since if state == "stalled" else None
+    return Notice(state, run.id, text, "run", {"run_id": run.id}, since)
+
+
+def _describe_lost(worker: WorkerView) -> Notice:
+    text = "is silent; others take over its runs" if worker.jobs else "is silent"
+    return Notice("lost", worker.name, text, at=worker.seen_at)

@@ -91,6 +91,11 @@ def compact(value: float | None) -> str:
     return number(value)
 
 
+def memory(value: float | None) -> str:
+    """Return a number of bytes: `143 MB`."""
+    return "–" if value is None else f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
 def percent(value: float | None) -> str:
     """Return a share of 0 to 100 as text. It is 100 only if it is reached."""
     return "–" if value is None else f"{math.floor(value * 10) / 10:.1f} %"
@@ -136,6 +141,7 @@ def command(*words: Any) -> str:
 
 FILTERS = {
     "ago": ago,
+    "bytes": memory,
     "clip": clip,
     "clock": clock,
     "compact": compact,
