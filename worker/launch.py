@@ -24,6 +24,7 @@ from worker.observe.metrics.endpoint import MetricsEndpoint
 from worker.observe.mirror import Mirror
 from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import Observer, Observers
+from worker.runtime.service_manager import ServiceManager
 from worker.runtime.supervision import end_tasks
 from worker.runtime.wiring import build_worker, connect_redis, worker_name
 from worker.runtime.worker import Worker
@@ -232,7 +233,7 @@ def main(
     configure(settings.log, worker=worker_name(settings))
     tune_garbage_collector()
 
-    signalled, done = threading.Event(), threading.Event()
+    signalled, done, manager = threading.Event(), threading.Event(), ServiceManager.from_environment()
 
     def watch(worker: Worker) -> None:
         loop = asyncio.get_running_loop()
@@ -252,6 +253,7 @@ def main(
         def on_worker(worker: Worker) -> None:
             workers.append(worker)
             watch(worker)
+            manager.start(worker)
 
         await run_until_drained(
             settings,
@@ -261,6 +263,7 @@ def main(
             observer=observer,
             report_to=report_to,
         )
+        await manager.stop()
         await _end_remaining_tasks(sum(worker.abandoned_tasks for worker in workers))
 
     try:

@@ -24,6 +24,7 @@ from worker.launch import main as run_worker
 from worker.observe.logs import configure
 from worker.observe.metrics.processes import ProcessMetrics
 from worker.queue.acl import USER_KINDS, UserKind, acl_rules
+from worker.runtime.service_manager import ServiceManager
 from worker.runtime.supervisor import Supervisor
 from worker.runtime.wiring import worker_name
 from worker.settings import Settings
@@ -92,7 +93,8 @@ def _supervise(
     given = [("--name", named), ("--queue", queue), ("--max-jobs", max_jobs)]
     command = [sys.executable, "-m", "worker", *_global_options(), "run", *options, *(["--burst"] if burst else [])]
     command += [part for option, value in given if value is not None for part in (option, str(value))]
-    return Supervisor(command, processes, hopeless=HOPELESS, wait=wait).run()
+    reporting = ServiceManager.from_environment().while_supervising(wait)
+    return Supervisor(command, processes, hopeless=HOPELESS, wait=reporting).run()
 
 
 def _global_options() -> list[str]:
