@@ -48,7 +48,7 @@ async def measure_rate(settings: Settings, database: Database, redis: Redis, row
             '{"t":null,"f":"empty","a":[],"k":{"user_id":123456,"kind":"welcome"},"et":1700000000000,"v":"0123abcd"}'
         )
         await session.execute(text(f"{insert} generate_series(1, :rows) AS n"), {"payload": payload, "rows": rows})
-    relay = Relay(settings, redis, Ledger(database), KeyProblemLog(), "benchmark")
+    relay = Relay(settings, redis, Ledger(database), KeyProblemLog(), "benchmark", {})
     began, relayed = time.perf_counter(), 0
     while relayed < rows:
         relayed += await relay.relay_waiting()

@@ -24,7 +24,7 @@ async def greet(ctx: JobContext, name: str) -> None:
 
 def checked(run_id: str = "a", payload: str = PLAIN, **values: Any) -> dict[str, Any]:
     """Return the description of a row that a relay accepts."""
-    row = {"queue": "arq:queue", "priority": 0, "options": None, "max_payload_bytes": 1024, **values}
+    row = {"queue": "arq:queue", "priority": 0, "options": None, "max_payload_bytes": 1024, "jobs": {}, **values}
     described: dict[str, Any] = json.loads(check_row(run_id, payload, **row).description)
     return described
 

@@ -14,16 +14,17 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from worker import Settings, load_settings
+from worker import Job, Settings, load_settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
 from worker.queue.key_problems import KeyProblemLog
 from worker.runtime.relay import Relay
 
 
-def make_relay(settings: Settings, redis: Redis) -> Relay:
+def make_relay(settings: Settings, redis: Redis, *jobs: Job[..., Any]) -> Relay:
     """Return a relay that is part of no worker."""
-    return Relay(settings, redis, Ledger(Database(settings, "test")), KeyProblemLog(), "test")
+    known = {one.name: one for one in jobs}
+    return Relay(settings, redis, Ledger(Database(settings, "test")), KeyProblemLog(), "test", known)
 
 
 async def relay_and_die(settings: Settings, moment: str) -> None:

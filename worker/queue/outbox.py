@@ -19,9 +19,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from worker.errors import DatabaseNotMigrated, InvalidArguments, InvalidPayload, UsageError
+from worker.job.definition import Job
 from worker.job.propagation import looking_command
 from worker.queue.decoding import read_json
-from worker.queue.payload import LONGEST_ID, decode_payload, is_unicode, read_run_id
+from worker.queue.payload import LONGEST_ID, Payload, decode_payload, is_unicode, read_run_id
 from worker.queue.store import Enqueued, Lock
 
 #: Inserts rows; its only parameter is the JSON text of `rows_json`.
@@ -117,9 +118,18 @@ class RelayedRun(NamedTuple):
 
 
 def check_row(
-    run_id: str, payload: str, *, queue: str, priority: int, options: str | None, max_payload_bytes: int
+    run_id: str,
+    payload: str,
+    *,
+    queue: str,
+    priority: int,
+    options: str | None,
+    max_payload_bytes: int,
+    jobs: Mapping[str, Job[..., Any]],
 ) -> RelayedRun:
     """Check a row of the outbox, which any role with the right to write there may have written.
+
+    If its job was enqueued by name and is one of `jobs`, complete the row by the job's rules.
 
     Raises:
         InvalidPayload: it is not a run that a client may enqueue.
@@ -135,9 +145,37 @@ def check_row(
     try:
         for call in decoded.next_calls:
             check_queue_name(call.get("q", queue))
+        if not decoded.version and options is None and (job := jobs.get(decoded.function)) is not None:
+            priority, options = _complete(job, decoded, run_id, priority)
         return RelayedRun(raw, _describe(queue, priority, options))
     except InvalidArguments as error:
         raise InvalidPayload(str(error)) from None
+
+
+def _complete(job: Job[..., Any], payload: Payload, run_id: str, priority: int) -> tuple[int, str | None]:
+    """Return priority and options of a run that was enqueued by name, by the rules of its job.
+
+    Arguments that the job does not take are left to the worker that claims the run: its code may be newer than ours.
+
+    Raises:
+        InvalidPayload: the job is a data migration, and the id is not that of its one run.
+    """
+    if job.rules.once and run_id != job.name:
+        raise InvalidPayload(f"{job.name} is a data migration, which has one run: enqueue it with id => '{job.name}'")
+    priority = priority or job.priority
+    if job.unique is None and job.fair is None:
+        return priority, None
+    try:
+        arguments = job.encode_arguments((), job.decode_arguments(payload.args, payload.kwargs))
+    except InvalidArguments:
+        return priority, None
+    options: dict[str, Any] = {}
+    if job.unique is not None:
+        seconds = job.unique.seconds
+        options |= {"lock": job.unique_key(arguments), "counts": job.unique.counts, "lock_ms": round(seconds * 1000)}
+    if fair := job.fair_entry(arguments):
+        options["fair"] = fair
+    return priority, json.dumps(options)
 
 
 @lru_cache(maxsize=1000)

@@ -26,12 +26,14 @@ class Result(NamedTuple):
         value: the returned JSON value; the error in one line if it failed.
         cancelled: whether an operator cancelled the run.
         too_large: size in bytes of a result that was not stored; 0 if it was.
+        kept: id of the run whose duplicate this run was, if it was dropped; see relay.lua.
     """
 
     success: bool
     value: Any
     cancelled: bool = False
     too_large: int = 0
+    kept: str = ""
 
 
 def result_values(
@@ -106,6 +108,7 @@ def decode_result(raw: bytes) -> Result:
     match values:
         case {"s": bool(success)}:
             too_large, cancelled = values.get("too_large", 0), values.get("cancelled", False)
-            if type(too_large) is int and type(cancelled) is bool:
-                return Result(success, values.get("r"), cancelled, too_large)
+            kept = values.get("kept", "")
+            if type(too_large) is int and type(cancelled) is bool and isinstance(kept, str):
+                return Result(success, values.get("r"), cancelled, too_large, kept)
     raise InvalidPayload("the result in Redis is not a result of Longhaul: another worker wrote it")

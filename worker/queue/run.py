@@ -97,6 +97,8 @@ class Run(Generic[R]):
     async def result(self, timeout: float | None = None) -> R:
         """Wait until the run has ended, and return the job's result in the type that its function declares.
 
+        The result of a run of the outbox that was dropped as a duplicate is that of the run that was kept.
+
         Args:
             timeout: seconds to wait; None to wait without a limit.
 
@@ -132,8 +134,23 @@ class Run(Generic[R]):
         return cast(R, self._job.decode_result(result.value) if self._job else result.value)
 
     async def read_end(self) -> bytes | None:
-        """Return the value of `arq:result:<id>`; None if the run has not ended."""
-        return (await self._reader.look(keys.RESULT + self.id))[0]
+        """Return the value of `arq:result:<id>`, or of the run whose duplicate this one was; None without an end."""
+        raw = (await self._reader.look(keys.RESULT + self.id))[0]
+        kept = None if raw is None else await self._find_kept(raw)
+        return raw if kept is None else await kept.read_end()
+
+    async def _find_kept(self, raw: bytes) -> Run[R] | None:
+        """Return the run whose duplicate this one was, if the relay of the outbox has dropped it.
+
+        Raises:
+            JobFailed: that run has ended, and its result has expired.
+        """
+        if b'"kept":' not in raw or not (kept := decode_result(raw).kept):
+            return None
+        run = Run(self._reader, kept, self._queue, self._job)
+        if await run.status() == "unknown":
+            raise JobFailed(f"run {self.id} was dropped as a duplicate of the run {kept}, whose result has expired")
+        return run
 
     async def _ended(self) -> bytes:
         key = keys.RESULT + self.id
@@ -141,7 +158,8 @@ class Run(Generic[R]):
         while True:
             raw, written = await self._reader.look(key)
             if raw is not None:
-                return raw
+                kept = await self._find_kept(raw)
+                return raw if kept is None else await kept._ended()
             if not looked:
                 await self.check_result_kept()
                 looked = True

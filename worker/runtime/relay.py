@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, cast
@@ -32,6 +32,7 @@ from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.errors import InvalidPayload, format_error
+from worker.job.definition import Job
 from worker.ledger import Ledger
 from worker.ledger.outbox import CHANNEL, OutboxRow, claim_rows, delete_rows, list_marks, mark_rows
 from worker.queue import keys
@@ -59,6 +60,8 @@ _MARKS_AT_ONCE = 5000
 _FORGET_SECONDS = 10.0
 #: Lifetime of the set of marks after the last one.
 _KEEP_MARKS_MS = 30 * 86_400_000
+#: Shortest lifetime of the result that names the run whose duplicate was dropped.
+_DUPLICATE_MS = 3_600_000
 _LOCK = 0x6F7574626F78  # "outbox"
 _UNREADABLE_QUEUE = "its queue in Redis is not a sorted set: see `worker doctor`"
 
@@ -72,10 +75,21 @@ class Relay:
         ledger: names the application, whose marks are apart from those of others.
         problems: reports unsound keys of Redis.
         name: name of the worker.
+        jobs: the jobs that the worker knows, by name: their rules complete rows of the SQL function.
     """
 
-    def __init__(self, settings: Settings, redis: Redis, ledger: Ledger, problems: KeyProblemLog, name: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        ledger: Ledger,
+        problems: KeyProblemLog,
+        name: str,
+        jobs: Mapping[str, Job[..., Any]],
+    ) -> None:
+        self._jobs = jobs
         self._rules = settings.worker
+        self._keep_duplicate_ms = max(_DUPLICATE_MS, round(self._rules.result_ttl_seconds * 1000))
         # A connection of its own: the pool may be exhausted by jobs, and LISTEN needs one for good.
         small = settings.database.model_copy(update={"pool_size": 1, "max_overflow": 0, "replica_url": None})
         self._database = Database(settings.model_copy(update={"database": small}), f"{name}:relay")
@@ -233,6 +247,7 @@ class Relay:
                     priority=row.priority,
                     options=row.options,
                     max_payload_bytes=most,
+                    jobs=self._jobs,
                 )
             except InvalidPayload as error:
                 refused.append((row, str(error)))
@@ -266,7 +281,7 @@ class Relay:
     async def _call_script(self, good: Sequence[tuple[OutboxRow, RelayedRun]], valid_until_ms: int) -> list[OutboxRow]:
         """Enqueue runs by one call of the script. Return the rows whose queue is not a sorted set."""
         prefixes = (keys.JOB, keys.RESULT, keys.IN_PROGRESS, keys.UNIQUE, keys.PRIORITIES, keys.PRIORITY)
-        values: list[Any] = [valid_until_ms, _KEEP_MARKS_MS, *prefixes]
+        values: list[Any] = [valid_until_ms, _KEEP_MARKS_MS, *prefixes, self._keep_duplicate_ms]
         for description, alike in groupby(good, key=lambda one: one[1].description):
             same = list(alike)
             values += (description, len(same))

@@ -167,7 +167,7 @@ class Parts:
         jobs, queues = list(self.registry), self.fetcher.queues
         relay = None
         if self.settings.worker.relay and self.registry:
-            relay = Relay(self.settings, self.redis, self.ledger, self.store.problems, self.state.name)
+            relay = Relay(self.settings, self.redis, self.ledger, self.store.problems, self.state.name, self.registry)
             tasks = [*tasks, PeriodicTask("relay", relay.run, interval_seconds=0.0, while_draining=True)]
         self.operator_state.set_names([*jobs, *queues], [keys.awaited(job, queue) for queue in queues for job in jobs])
         self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in self.registry.values()})

@@ -14,7 +14,7 @@
 --
 -- KEYS marks, cancelled
 -- ARGV time in ms after which the call is void; lifetime of the set of marks in ms; prefixes of payloads, results,
---      leases, locks, levels and lines of priority; then for successive rows that have these in common: JSON with queue,
+--      leases, locks, levels and lines of priority; lifetime in ms of the result of a duplicate; then for successive rows that have these in common: JSON with queue,
 --      level, fair, and of some replace, lock, counts, lock_ms; number of rows; and of each row id, payload, mark, and
 --      due time in ms ('' for now)
 -- returns {for each row 1 if it was enqueued, 2 if it replaced a run, 0 if its id is known, -1 if it was enqueued by an
@@ -32,16 +32,29 @@ local names = {payload = ARGV[3], result = ARGV[4], lease = ARGV[5], priority = 
 names.cancelled = redis.call('EXISTS', KEYS[2]) == 1 and has_type(KEYS[2], 'set') and KEYS[2]
 local answers = {}
 
+-- Write the result of a run that is dropped, or has replaced another one, because a run of its unique job exists. A
+-- caller that waits for it then waits for that run (run.py).
+local function point_to(kept, run)
+    local is_read, values = pcall(cjson.decode, run.payload)
+    local now = string.format('%.0f', now_ms)
+    redis.call('SET', names.result .. run.id, table.concat({
+        '{"f":', cjson.encode(is_read and values.f or ''), ',"a":[],"k":{},"t":1,"et":', now, ',"st":', now, ',"ft":',
+        now, ',"q":', cjson.encode(run.queue), ',"id":', cjson.encode(run.id), ',"s":false,"cancelled":true,"kept":',
+        cjson.encode(kept), ',"r":', cjson.encode('dropped as a duplicate of the run ' .. kept), '}'
+    }), 'PX', ARGV[9], 'NX')
+end
+
 local function relay_row(run, id, payload, mark, due)
     if not run.is_sound then return -2 end
     if redis.call('ZSCORE', marks, mark) then return -1 end
     run.id, run.payload, run.due = id, payload, tonumber(due) or now_ms
-    local answer = enqueue_run(run, names)
+    local answer, kept = enqueue_run(run, names)
+    if kept ~= id then point_to(kept, run) end
     redis.call('ZADD', marks, now_ms, mark)
     return answer
 end
 
-local at = 9
+local at = 10
 while at < #ARGV do
     local run, last = cjson.decode(ARGV[at]), at + 1 + 4 * ARGV[at + 1]
     run.levels = ARGV[7] .. run.queue
