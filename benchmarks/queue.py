@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
+from benchmarks.queue_metrics import metrics_cost
 from benchmarks.queue_rows import Bench, Scale
 from benchmarks.report import Report, Row, at_most, refuse_arguments
 from benchmarks.sides import OURS, PEERS, Failed, Side, pinned_version
@@ -64,6 +65,7 @@ ROWS: dict[int, Callable[[Bench], Iterable[Row]]] = {
     11: Bench.idle,
     12: Bench.mirror,
     13: import_client,
+    14: metrics_cost,
 }
 
 

@@ -51,12 +51,14 @@ class Ran:
     used: Counters
 
 
-def run_jobs(side: Side, job: str, slots: int, count: int, *, bare: bool = False) -> Ran:
+def run_jobs(
+    side: Side, job: str, slots: int, count: int, *, bare: bool = False, metrics_port: int | None = None
+) -> Ran:
     """Measure one worker that runs waiting jobs."""
     side.flush()
     side.enqueue(job, count)
     before = side.counters()
-    with side.work(slots, job, expect=count, bare=bare) as working:
+    with side.work(slots, job, expect=count, bare=bare, metrics_port=metrics_port) as working:
         working.hear("count", _RUN_SECONDS)
         time.sleep(_SETTLE_SECONDS)  # until the last jobs have been acknowledged
         used = side.counters().since(before)

@@ -211,7 +211,15 @@ class Side:
         return Enqueued(told["count"], told["seconds"], told["longest_block_ms"])
 
     @contextlib.contextmanager
-    def work(self, slots: int, job: str = "empty", *, expect: int = 0, bare: bool = False) -> Iterator[Working]:
+    def work(
+        self,
+        slots: int,
+        job: str = "empty",
+        *,
+        expect: int = 0,
+        bare: bool = False,
+        metrics_port: int | None = None,
+    ) -> Iterator[Working]:
         """Run a worker, from the time that it is ready.
 
         Args:
@@ -219,9 +227,11 @@ class Side:
             job: name of the job.
             expect: number of jobs after which the worker prints its tally; 0 for never.
             bare: without the mirror; for our side only.
+            metrics_port: the port of metrics; for our side only.
         """
         command = ["work", "--url", self._url, "--job", job, "--slots", str(slots), "--expect", str(expect)]
         command += ["--bare"] if bare else []
+        command += [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(
                 [*self._script, *command], env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True

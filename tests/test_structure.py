@@ -33,7 +33,7 @@ OPTIONAL_IMPORTS = {
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
     "worker.launch.main",  # uvloop
-    "worker.observe.metrics.endpoint.Page.answer",  # prometheus-client
+    "worker.observe.metrics.endpoint.Page.__init__",  # prometheus-client
     "worker.queue.client.settings_or_default",  # pydantic-settings, unless the client is given its settings
     "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
     "worker.queue.outbox.OutboxWriter._insert",

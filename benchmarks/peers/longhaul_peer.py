@@ -58,6 +58,7 @@ def work(options: argparse.Namespace) -> None:
         overrides={
             "worker": {"packages": ["longhaul_peer"], "max_jobs": options.slots},
             "log": {"level": "WARNING"},
+            "metrics": {"port": options.metrics_port},
         },
     )
     threading.Thread(target=_tell_when_ready, args=(options.url,), daemon=True).start()

@@ -118,6 +118,7 @@ def speak(
     working.add_argument("--slots", type=int, default=100)
     working.add_argument("--expect", type=int, default=0)
     working.add_argument("--bare", action="store_true", help="without what shows it to operators; ours alone")
+    working.add_argument("--metrics-port", type=int, help="where metrics are served; ours alone")
     sending.add_argument("--count", type=int, required=True)
     sending.add_argument("--way", choices=("one", "many", *ways), default="one")
     sending.add_argument("--delay", type=float, default=0.0, help="seconds until the jobs are due")

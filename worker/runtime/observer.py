@@ -101,6 +101,9 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
+        # These two events come for each job: call only those that do something with them.
+        self._on_start = [one.started for one in observers if type(one).started is not Observer.started]
+        self._on_end = [one.ended for one in observers if type(one).ended is not Observer.ended]
 
     async def run(self) -> None:
         """Run the observers, each supervised."""
@@ -128,8 +131,8 @@ class Observers(Observer):
 
     def started(self, run: RunInfo) -> None:
         """Pass the event on."""
-        for one in self._observers:
-            one.started(run)
+        for call in self._on_start:
+            call(run)
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """Pass the event on."""
@@ -162,8 +165,8 @@ class Observers(Observer):
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """Pass the event on."""
-        for one in self._observers:
-            one.ended(run, state, error=error, result=result)
+        for call in self._on_end:
+            call(run, state, error=error, result=result)
 
     def lost(self, run: RunInfo) -> None:
         """Pass the event on."""

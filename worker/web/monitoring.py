@@ -29,7 +29,7 @@ class Monitoring:
     def __init__(self, settings: Settings) -> None:
         self._rules = settings.metrics
         self._servers = Servers(settings, list(settings.worker.queues) or [settings.worker.queue], "web")
-        self._page = Page()
+        self._page = Page(self._servers.snapshot)
         self._reading: asyncio.Task[None] | None = None
 
     async def respond(self, path: str) -> Response:
@@ -49,10 +49,11 @@ class Monitoring:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rules.answer_seconds):
                     await self._servers.has_read.wait()
-        return self._page.answer(self._servers.snapshot() if self._page.is_old else None)
+        return await self._page.answer()
 
     async def close(self) -> None:
         """End the reads, and close the connections."""
         if self._reading is not None:
             await end_tasks([self._reading], seconds=_STOP_SECONDS)
+        self._page.close()
         await self._servers.close()

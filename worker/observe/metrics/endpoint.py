@@ -10,7 +10,8 @@ import asyncio
 import importlib.util
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from worker.errors import SettingsError
@@ -40,24 +41,37 @@ def check_installed() -> None:
 
 
 class Page:
-    """The page of metrics, rendered at most once a second, however many scrapers there are."""
+    """The page of metrics, rendered at most once a second, however many scrapers there are.
 
-    def __init__(self) -> None:
-        self._rendered_at = 0.0
-        self._answer: Answer | None = None
+    A thread of its own renders it: a page of many thousand lines takes longer than the event loop may be blocked.
 
-    def answer(self, snapshot: Snapshot | None) -> Answer:
-        """Return the page of a snapshot; of None, the last one."""
+    Args:
+        snapshot: returns the values.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         from worker.observe.metrics.exposition import CONTENT_TYPE, render
 
-        if snapshot is not None or self._answer is None:
-            self._answer, self._rendered_at = Answer(200, render(snapshot or {}), CONTENT_TYPE), time.monotonic()
-        return self._answer
+        self._snapshot = snapshot
+        self._render = render
+        self._content_type = CONTENT_TYPE
+        self._rendering = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._rendered_at = -_SHARED_SECONDS
+        self._body = b""
 
-    @property
-    def is_old(self) -> bool:
-        """Whether the page is to be rendered again."""
-        return self._answer is None or time.monotonic() - self._rendered_at > _SHARED_SECONDS
+    async def answer(self) -> Answer:
+        """Return the page."""
+        async with self._rendering:
+            if time.monotonic() - self._rendered_at >= _SHARED_SECONDS:
+                loop = asyncio.get_running_loop()
+                self._body = await loop.run_in_executor(self._thread, self._render, self._snapshot())
+                self._rendered_at = time.monotonic()
+            return Answer(200, self._body, self._content_type)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
 
 
 class MetricsEndpoint:
@@ -81,7 +95,6 @@ class MetricsEndpoint:
         self.observer = Metrics(jobs, queues)
         self.port: int | None = None
         self._servers = Servers(settings, queues, worker_name(settings))
-        self._page = Page()
 
     @asynccontextmanager
     async def serving(self, worker: Worker) -> AsyncIterator[None]:
@@ -91,9 +104,6 @@ class MetricsEndpoint:
             SettingsError: it cannot listen there.
         """
 
-        async def metrics() -> Answer:
-            return self._page.answer(self.snapshot(worker) if self._page.is_old else None)
-
         async def healthz() -> Answer:
             return check_liveness(worker).as_answer()
 
@@ -101,8 +111,9 @@ class MetricsEndpoint:
             return (await check_readiness(worker, self._servers)).as_answer()
 
         rules, server, reporter = self._settings.metrics, None, None
+        page = Page(lambda: self.snapshot(worker))
         if self._report_to is None:
-            handlers = {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
+            handlers = {"/metrics": page.answer, "/healthz": healthz, "/readyz": readyz}
             server = HttpServer(rules.host, rules.port or 0, handlers)
             await server.start()
             self.port = server.port
@@ -116,6 +127,7 @@ class MetricsEndpoint:
             await end_tasks(tasks, seconds=_STOP_SECONDS)
             if server is not None:
                 await server.close()
+            page.close()
             if reporter is not None:
                 await reporter.close()
             await self._servers.close()

@@ -9,6 +9,7 @@ make a series: a run of an unknown job counts as `other`.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from worker.runtime.observer import Observer, RunInfo
 #: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.
 _MOST_BEGUN = 10_000
 _LONGEST_LABEL = 100
+_RUN_BUCKETS, _LATENCY_BUCKETS = names.RUN_SECONDS.buckets, names.LATENCY_SECONDS.buckets
 
 
 class JobCounts:
@@ -89,23 +91,29 @@ class Metrics(Observer):
 
     def started(self, run: RunInfo) -> None:
         """Count an attempt, and the time for which its run has been due."""
-        counts = self._jobs.get(run.job, self._other)
+        # Written out, as `ended`: these two run for each job, and a call costs as much as what it would do.
+        run_id, job, queue, _, enqueued_ms, _, due_ms, took_over = run
+        counts = self._jobs.get(job) or self._other
         counts.attempts += 1
         begun = self._begun
-        begun[run.run_id] = time.monotonic()
+        begun[run_id] = time.monotonic()
         if len(begun) > _MOST_BEGUN:
             del begun[next(iter(begun))]
-        if run.took_over:
+        if took_over:
             counts.takeovers += 1  # it was due when the lease of its worker expired
             return
-        due_ms = run.due_ms if run.due_ms > run.enqueued_ms else run.enqueued_ms
+        if enqueued_ms > due_ms:
+            due_ms = enqueued_ms
         if due_ms > 0:
-            latency = counts.latencies.get(run.queue)
-            if latency is None:
-                queue = self._queues.get(run.queue, names.OTHER)
-                latency = counts.latencies.setdefault(queue, Histogram(names.LATENCY_SECONDS))
+            latency = counts.latencies.get(queue) or self._add_latency(counts, queue)
             waited = time.time() - due_ms / 1000
-            latency.observe(waited if waited > 0 else 0.0)
+            if waited < 0:
+                waited = 0.0  # the clock of the client is ahead
+            latency.counts[bisect_left(_LATENCY_BUCKETS, waited)] += 1
+            latency.sum += waited
+
+    def _add_latency(self, counts: JobCounts, queue: str) -> Histogram:
+        return counts.latencies.setdefault(self._queues.get(queue, names.OTHER), Histogram(names.LATENCY_SECONDS))
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """Count a committed batch."""
@@ -140,9 +148,19 @@ class Metrics(Observer):
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """Count the end of a run."""
-        counts = self._end(run, state)
-        if state == "succeeded":
-            counts.last_success = time.time()
+        if state != "succeeded":
+            self._end(run, state)
+            return
+        counts = self._jobs.get(run[1]) or self._other
+        counts.outcomes["succeeded"] += 1
+        counts.last_success = time.time()
+        begun = self._begun.pop(run[0], None)
+        if begun is not None:
+            seconds, took = counts.run_seconds, time.monotonic() - begun
+            seconds.counts[bisect_left(_RUN_BUCKETS, took)] += 1
+            seconds.sum += took
+        if self._waits:
+            self._count_wait(run[0])
 
     def lost(self, run: RunInfo) -> None:
         """Count a lost lease."""

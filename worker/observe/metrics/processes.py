@@ -60,7 +60,8 @@ class ProcessMetrics:
 
     def __init__(self, settings: Settings, processes: int) -> None:
         check_installed()
-        handlers = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
+        self._page = Page(lambda: merge([self._ended, *(report.values for report in self._reports.values())]))
+        handlers = {"/metrics": self._page.answer, "/healthz": self._healthz, "/readyz": self._readyz}
         self._http = HttpServer(settings.metrics.host, settings.metrics.port or 0, handlers)
         self._processes = processes
         self._loop = asyncio.new_event_loop()
@@ -68,7 +69,6 @@ class ProcessMetrics:
         self._server: asyncio.Server | None = None
         self._reports: dict[asyncio.StreamReader, Report] = {}
         self._ended: Snapshot = {}
-        self._page = Page()
         self._complete_at = time.monotonic()
 
     @property
@@ -111,6 +111,7 @@ class ProcessMetrics:
 
     async def _stop(self) -> None:
         await self._http.close()
+        self._page.close()
         if self._server is not None:
             self._server.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -135,11 +136,6 @@ class ProcessMetrics:
             writer.close()
 
     # --- the answers
-
-    async def _metrics(self) -> Answer:
-        if not self._page.is_old:
-            return self._page.answer(None)
-        return self._page.answer(merge([self._ended, *(report.values for report in self._reports.values())]))
 
     async def _healthz(self) -> Answer:
         now, checks = time.monotonic(), _join([report.live for report in self._reports.values()])

@@ -70,6 +70,7 @@ class SharedRead(Generic[T]):
         task = self._task
         if task is None or (task.done() and time.monotonic() - self._ended_at > self._shared_seconds):
             self._task = task = asyncio.ensure_future(self._run())
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # it may have no reader left
         done, _ = await asyncio.wait({task}, timeout=seconds)
         if not done:
             raise TimeoutError

@@ -19,23 +19,27 @@ class Histogram:
 
     Args:
         metric: its definition.
+
+    Attributes:
+        counts: number of values in each bucket, and beyond the last bound.
+        sum: sum of the values.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "counts", "sum")
 
     def __init__(self, metric: Metric) -> None:
         self._bounds = metric.buckets
-        self._counts = [0] * (len(metric.buckets) + 1)
-        self._sum = 0.0
+        self.counts = [0] * (len(metric.buckets) + 1)
+        self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
 
     def value(self) -> list[float]:
         """Return the counts and the sum."""
-        return [*self._counts, self._sum]
+        return [*self.counts, self.sum]
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
