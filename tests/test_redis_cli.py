@@ -347,6 +347,7 @@ CHECKS: dict[str, Check] = {
     "GET arq:result:mail-0": says('"r":"sent to anne"'),
     "HGETALL worker:jobs": says("send_mail:succeeded\n1", "send_mail:dead\n1", "nightly:succeeded\n1"),
     "XREVRANGE worker:events": says("worker_started", "mail-1", "NonRetryableError: bob has moved", "dead"),
+    "XREVRANGE worker:log:mail-1": says("job dead", "exception", "Traceback", "send_mail"),
     "HGETALL worker:cron": fired,
     "--scan --pattern worker:run:cron:*": says("worker:run:cron:nightly:"),
     "SADD worker:paused night": is_paused,

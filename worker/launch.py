@@ -19,9 +19,11 @@ from worker.errors import RegistrationError
 from worker.job.definition import Job
 from worker.job.middleware import Middleware, load_middleware
 from worker.job.registry import Registry, discover
+from worker.ledger import Ledger
 from worker.observe.logs import configure
 from worker.observe.metrics.endpoint import MetricsEndpoint
 from worker.observe.mirror import Mirror
+from worker.observe.run_log import RunLog
 from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import Observer, Observers
 from worker.runtime.service_manager import ServiceManager
@@ -61,17 +63,22 @@ def make_worker(
         observer: receives the worker's events instead of the mirror in Redis.
         endpoint: counts the worker's events as well; None for none.
     """
-    redis, outage = connect_redis(settings), OutageLog()
-    shown = observer or Mirror(redis, settings, worker_name(settings), outage, registry.code_version)
-    return build_worker(
+    redis, outage, name = connect_redis(settings), OutageLog(), worker_name(settings)
+    log = RunLog(redis, settings, name, outage) if observer is None and settings.log.run_lines else None
+    shown = observer or Mirror(redis, settings, name, outage, registry.code_version)
+    observers = [shown, *([] if log is None else [log]), *([] if endpoint is None else [endpoint.observer])]
+    worker = build_worker(
         settings,
         registry,
-        observer=shown if endpoint is None else Observers([shown, endpoint.observer]),
+        observer=Observers(observers),
         burst=burst,
         redis=redis,
         outage=outage,
         middleware=load_middleware(settings.worker.middleware) if middleware is None else middleware,
     )
+    if log is not None:
+        log.ledger = Ledger(worker.database)
+    return worker
 
 
 async def run_until_drained(

@@ -10,9 +10,9 @@ from worker.testing.runner import JobRunner
 
 #: All that a job may use. Each new name is an addition to the public interface: document it.
 NAMES = {
-    "attempt", "bulk", "chunks", "database", "enqueued_at", "headers", "is_helper", "job", "lines", "progress", "redis",
-    "rows_done", "run_id", "savepoint", "session", "settings", "sleep", "sleep_until", "step", "stream", "sweep",
-    "transaction", "walk",
+    "attempt", "bulk", "chunks", "database", "enqueued_at", "headers", "is_helper", "job", "lines", "log", "progress",
+    "redis", "rows_done", "run_id", "savepoint", "session", "settings", "sleep", "sleep_until", "step", "stream",
+    "sweep", "transaction", "walk",
 }  # fmt: skip
 
 

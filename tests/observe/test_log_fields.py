@@ -111,7 +111,7 @@ async def test_each_failed_attempt_has_its_traceback_and_step(
     assert {line["attempt"] for line in failed} == {1, 2}
     for line in failed:
         assert (line["run"], line["job"], line["step"], line["worker"]) == ("w1", "walk", "authors", "north")
-        assert 'raise RuntimeError("broken")' in line["traceback"]
+        assert 'raise RuntimeError("broken")' in line["exception"]
 
 
 async def test_each_failed_attempt_outside_of_a_loop_has_its_traceback(
@@ -120,7 +120,7 @@ async def test_each_failed_attempt_outside_of_a_loop_has_its_traceback(
     await run_one(fast, client, plain, "p1")
     failed = log.of("longhaul.jobs", "attempt failed") + log.of("longhaul.jobs", "job dead")
     assert [(line["run"], line["job"], line["attempt"]) for line in failed] == [("p1", "plain", n) for n in (1, 2, 3)]
-    assert all('raise ValueError("never")' in line["traceback"] and "step" not in line for line in failed)
+    assert all('raise ValueError("never")' in line["exception"] and "step" not in line for line in failed)
 
 
 async def test_a_line_after_the_loop_has_no_step(
@@ -132,12 +132,13 @@ async def test_a_line_after_the_loop_has_no_step(
     assert "step" not in line and (line["run"], line["attempt"]) == ("f1", 1)
 
 
-async def test_lines_of_a_thread_name_the_attempt_unless_extra_names_another_run(
+async def test_lines_of_a_thread_name_the_attempt_although_extra_names_another_run(
     fast: Settings, client: Client, log: Lines
 ) -> None:
     await run_one(fast, client, in_thread, "t1")
     [line] = log.of("shop.mail")
-    assert (line["run"], line["job"], line["attempt"]) == ("another", "in_thread", 1)
+    assert (line["run"], line["job"], line["attempt"]) == ("t1", "in_thread", 1)
+    assert line["extra"] == {"run": "another"}
 
 
 async def test_lines_of_a_process_name_the_attempt(fast: Settings, client: Client, log: Lines, redis: Redis) -> None:

@@ -44,7 +44,7 @@ def test_json_has_the_fields_of_the_message_and_the_extras() -> None:
 def test_json_of_odd_messages_is_one_valid_line() -> None:
     assert line("100 %% of run=%s\ud800", "a\nb")["run"] == "a\nb"
     assert line({"not": "text"})["message"] == "{'not': 'text'}"
-    assert line("level=%s", "x")["level"] == "INFO"
+    assert (line("level=%s", "x")["level"], line("level=%s", "x")["extra"]) == ("INFO", {"level": "x"})
 
 
 @pytest.mark.usefixtures("root")
@@ -52,3 +52,37 @@ def test_levels_of_single_loggers_win() -> None:
     configure(LogSettings(level="ERROR", levels={"longhaul.probe": "DEBUG"}))
     assert logging.getLogger("longhaul.probe").isEnabledFor(logging.DEBUG)
     assert not logging.getLogger("longhaul.other").isEnabledFor(logging.WARNING)
+
+
+class Unprintable:
+    """An object without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_hostile_records_are_one_valid_line_of_bounded_size() -> None:
+    cycle: dict[str, object] = {}
+    cycle["cycle"] = cycle
+    values = {
+        "nan": float("nan"), "huge": "x" * 10**6, "many": list(range(10**5)), "number": 10**5000, "wide": 2**80,
+        "deep": [[[[[[[[[1]]]]]]]]], "cycle": cycle, "odd": Unprintable(), "bytes": b"\xff", "keys": {(1, 2): {3}},
+        "text": "a\nb\x1b[31m\u2028\x9b\x00\ud800",
+    }  # fmt: skip
+    for name, value in values.items():
+        record = logging.LogRecord("shop", logging.INFO, __file__, 1, "%s", ("\n\ud800" * 9_000,), None)
+        vars(record).update({name: value, "run": "forged", "time": "forged", "exception": "forged", "extra": "forged"})
+        text = JsonFormatter("north").format(record)
+        found = json.loads(text, parse_constant=pytest.fail)
+        assert len(text) < 120_000 and len(text.splitlines()) == 1 and "\x9b" not in text, name
+        assert text.encode() and "\ud800" not in json.dumps(found), name
+        assert found["extra"] == dict.fromkeys(("run", "time", "exception", "extra"), "forged"), name
+        assert name in found and "run" not in found and "exception" not in found, name
+    assert found["text"] == "a\nb\x1b[31m\u2028\x9b\x00\\ud800"
+
+
+def test_a_message_whose_arguments_do_not_fit_is_a_line() -> None:
+    assert line("%d", "x")["message"] == "'%d' cannot be formatted: TypeError"
+    assert line("%s", Unprintable())["message"] == "'%s' cannot be formatted: RuntimeError"

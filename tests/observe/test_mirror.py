@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from datetime import UTC, datetime
 
 import pytest
@@ -12,8 +11,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from worker import Settings
 from worker.batch import Progress
-from worker.job.propagation import current_job
-from worker.observe.logs import JsonFormatter
 from worker.observe.mirror import Mirror
 from worker.runtime.observer import RunInfo
 
@@ -219,18 +216,3 @@ async def test_workers_that_died_without_a_word_are_forgotten(mirror: Mirror, re
     assert await redis.hkeys("worker:workers") == [b"north"]
     await mirror.write(final=True)
     assert await redis.hkeys("worker:workers") == []
-
-
-def test_a_line_of_the_log_can_be_json_and_names_the_job() -> None:
-    record = logging.LogRecord("longhaul.jobs", logging.WARNING, "file", 1, "rows: %d", (3,), None)
-    named = current_job.set("walk")
-    try:
-        line = json.loads(JsonFormatter().format(record))
-    finally:
-        current_job.reset(named)
-    assert {name: line[name] for name in ("level", "logger", "message", "job")} == {
-        "level": "WARNING",
-        "logger": "longhaul.jobs",
-        "message": "rows: 3",
-        "job": "walk",
-    }

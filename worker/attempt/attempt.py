@@ -95,7 +95,7 @@ class Attempt:
         self.run_id = run_id
         self.job = job
         self.number = number
-        self.fields = AttemptFields(run_id, job, number)
+        self.fields = AttemptFields(run_id, job, number, helps=None if hand is None else hand.run_id)
         self.settings = settings
         self.database = database
         self.max_attempts = max_attempts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
@@ -12,6 +13,7 @@ from sqlalchemy import Delete, Insert, Select, Update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.attempt.attempt import Attempt
+from worker.attempt.run_logger import RunLogger
 from worker.attempt.steps import Steps
 from worker.batch import Bulk, Source, Walk
 from worker.batch.bulk.tracked import TrackedBulk
@@ -110,6 +112,15 @@ class JobContext:
             total: number of all items; None if it is not known.
         """
         self._attempt.report_progress(done, total)
+
+    @cached_property
+    def log(self) -> RunLogger:
+        """The log of the run, the logger `job.<name of the job>`: `ctx.log.info("sent mails=%d", count)`.
+
+        Its lines have the fields of the run in any thread. Those from INFO on are kept as the last lines of the run:
+        `worker runs show <id> --log`.
+        """
+        return RunLogger(self._attempt.fields)
 
     async def _call(self, job: Job[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return await self._attempt.call(job, self, args, kwargs)

@@ -33,10 +33,11 @@ from typing import Any
 
 from worker.attempt.process_pool import ProcessRequest
 from worker.attempt.process_protocol import describe_error, describe_record
+from worker.attempt.run_logger import RunLogger
 from worker.errors import JobInterrupted, UsageError
 from worker.job.arguments import JobCodec
 from worker.job.definition import Job
-from worker.job.propagation import AttemptFields, apply_headers, current_attempt
+from worker.job.propagation import AttemptFields, apply_headers, current_attempt, current_trace_id
 from worker.settings import Settings
 
 _INTERRUPT = signal.SIGUSR1
@@ -74,6 +75,7 @@ class ProcessContext:
         attempt: 1 for the first attempt.
         enqueued_at: aware time.
         headers: header texts of the run, by name.
+        fields: the attempt, for the log.
     """
 
     def __init__(self, request: ProcessRequest, settings: dict[str, Any], send: Callable[..., None]) -> None:
@@ -82,8 +84,14 @@ class ProcessContext:
         self.attempt = request.attempt
         self.enqueued_at = datetime.fromisoformat(request.enqueued_at)
         self.headers = request.headers
+        self.fields = AttemptFields(request.run_id, request.job, request.attempt)
         self._settings = settings
         self._send = send
+
+    @cached_property
+    def log(self) -> RunLogger:
+        """The log of the run; see `JobContext.log`."""
+        return RunLogger(self.fields)
 
     @cached_property
     def settings(self) -> Settings:
@@ -98,7 +106,7 @@ class ProcessContext:
         if name.startswith("_"):
             raise AttributeError(name)
         raise UsageError(
-            f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, headers, settings and progress(); "
+            f"ctx.{name}: a job in a process has run_id, job, attempt, enqueued_at, headers, log, settings, progress; "
             f"sessions and loops need the event loop: read and write in an async job"
         )
 
@@ -250,7 +258,8 @@ def _run_in_context(
     request: ProcessRequest, function: Callable[..., Any], ctx: ProcessContext, arguments: dict[str, Any]
 ) -> Any:
     apply_headers(request.headers)
-    current_attempt.set(AttemptFields(request.run_id, request.job, request.attempt))
+    ctx.fields.trace_id = current_trace_id()
+    current_attempt.set(ctx.fields)
     return function(ctx, **arguments)
 
 

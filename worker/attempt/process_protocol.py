@@ -8,10 +8,10 @@ import traceback
 from typing import Any
 
 from worker.errors import JobInterrupted, JobProcessError, NonRetryableError, Retry, Snooze, read_attribute
-from worker.job.propagation import current_attempt
+from worker.job.propagation import RECORD_ATTEMPT, AttemptFields, current_attempt
 
-#: Attributes of every log record; others come from `extra`.
-STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: Attributes of log records; others come from `extra`.
+STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", RECORD_ATTEMPT}
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -73,9 +73,8 @@ def _format(error: BaseException) -> str:
 
 def describe_record(record: logging.LogRecord) -> dict[str, Any]:
     """Return a log record as JSON values, with its message formatted, its attempt and its `extra`."""
-    attempt = current_attempt.get()
+    attempt = find_attempt(record)
     values = {
-        **({} if attempt is None else attempt.as_extra()),
         **{name: _plain(value) for name, value in vars(record).items() if name not in STANDARD_FIELDS},
         "name": record.name,
         "levelno": record.levelno,
@@ -91,9 +90,17 @@ def describe_record(record: logging.LogRecord) -> dict[str, Any]:
         "processName": "job",
         "threadName": record.threadName,
     }
+    if attempt is not None:
+        values[RECORD_ATTEMPT] = attempt.as_extra()
     if record.exc_info and record.exc_info[1] is not None:
         values["exc_text"] = "".join(traceback.format_exception(record.exc_info[1])).rstrip()
     return values
+
+
+def find_attempt(record: logging.LogRecord) -> AttemptFields | None:
+    """Return the attempt that a record belongs to: the one that it names, or that of this context."""
+    named = getattr(record, RECORD_ATTEMPT, None)
+    return named if isinstance(named, AttemptFields) else current_attempt.get()
 
 
 def _plain(value: Any) -> Any:
@@ -109,6 +116,8 @@ def _plain(value: Any) -> Any:
 def handle_record(values: dict[str, Any]) -> None:
     """Log a record of a subprocess in this process, if the level of its logger admits it."""
     logger = logging.getLogger(values["name"])
+    if RECORD_ATTEMPT in values:
+        values = {**values, RECORD_ATTEMPT: AttemptFields(**values[RECORD_ATTEMPT])}
     if logger.isEnabledFor(values["levelno"]):
         # In a context of its own: the caller's may be that of another job.
         contextvars.Context().run(logger.handle, logging.makeLogRecord(values))

@@ -16,6 +16,7 @@ from worker.ledger import RunRecord, StepRecord
 from worker.ledger.recorded_steps import KINDS as RECORDED
 from worker.ledger.records import RangeState
 from worker.queue.run_details import RunDetails
+from worker.queue.run_log import LogLine
 
 _ERROR_CHARACTERS = 120
 _MOST_RANGES = 20
@@ -52,8 +53,15 @@ def list_(
 
 
 @runs.command()
-def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+def show(
+    run_id: Annotated[str, typer.Argument(help="Id of the run.")],
+    log: Annotated[bool, typer.Option("--log", help="Show the last lines of its log, with their tracebacks.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show one run with its steps and its error, even if only Redis has it."""
+    if log:
+        _show_log(run_id, as_json=as_json)
+        return
     found = run_with_client(lambda client: client.find_run(run_id))
     if found is None:
         raise fail(f"no run {run_id!r} in the queue or the ledger, and no dead letter; `worker status` lists the queue")
@@ -66,6 +74,30 @@ def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], as_json:
     print_line(f"{run_id}: {found.state}" + (f": {found.error}" if found.error else "") + " (not in the ledger)")
     if found.traceback:
         print_block(found.traceback)
+
+
+def _show_log(run_id: str, *, as_json: bool) -> None:
+    lines = run_with_client(lambda client: client.run_log(run_id))
+    if not lines and run_with_client(lambda client: client.find_run(run_id)) is None:
+        raise fail(f"no run {run_id!r} in the queue or the ledger, and no line of its log")
+    if as_json:
+        print_json([asdict(line) for line in lines])
+        return
+    for line in lines:
+        _print_log_line(run_id, line)
+    if not lines:
+        print_line(f"{run_id}: no line of its log is kept")
+
+
+def _print_log_line(run_id: str, line: LogLine) -> None:
+    place = [] if line.attempt is None else [f"attempt {line.attempt}"]
+    place += [line.step] if line.step else []
+    place += [line.run.removeprefix(f"{run_id}:")] if line.run != run_id else []
+    extra = "".join(f" {name}={value}" for name, value in line.extra.items())
+    moment = line.time.astimezone().isoformat(sep=" ", timespec="milliseconds")
+    print_line(f"{moment} {line.level:<7} {line.logger} [{', '.join(place)}] {line.message}{extra}")
+    if line.exception:
+        print_block(line.exception)
 
 
 def _describe(found: RunDetails) -> dict[str, Any]:

@@ -24,6 +24,7 @@ WORKER_PRIVILEGES = {
     "part": "SELECT, INSERT, DELETE",
     "data_migration": "SELECT, INSERT",
     "sample": "SELECT, INSERT, UPDATE, DELETE",
+    "run_log": "SELECT, INSERT, UPDATE",
     "selection": "SELECT, INSERT, DELETE",
     "outbox": f"SELECT, INSERT ({_OUTBOX_COLUMNS}), UPDATE (problem), DELETE",
     "operator_order": "SELECT, INSERT, DELETE",

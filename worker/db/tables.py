@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -214,6 +215,14 @@ sample = Table(
     Column("seconds", JSONB, nullable=False, doc="seconds since the sample before, by their reason"),
 )
 Index("sample_run_id_idx", sample.c.run_id, sample.c.step, sample.c.id)
+
+run_log = Table(
+    "run_log",
+    metadata,
+    Column("run_id", Text, ForeignKey(run.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("lines", ARRAY(Text), nullable=False, doc="the last lines of its log, each a JSON object"),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
 
 selection = Table(
     "selection",

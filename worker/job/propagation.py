@@ -29,12 +29,16 @@ class AttemptFields:
         job: name of the job.
         attempt: number of the attempt.
         step: name of the current loop, or of the one that has failed; None outside of loops.
+        helps: of a helper run, the id of the run whose walk it takes part in.
+        trace_id: id of the trace that the run belongs to, in hexadecimal; None for none.
     """
 
     run: str
     job: str
     attempt: int
     step: str | None = None
+    helps: str | None = None
+    trace_id: str | None = None
 
     def as_extra(self) -> dict[str, Any]:
         """Return the fields of a log record."""
@@ -45,6 +49,10 @@ class AttemptFields:
 current_job: ContextVar[str] = ContextVar("current_job", default="")
 #: The attempt that runs in this context; None outside of a job.
 current_attempt: ContextVar[AttemptFields | None] = ContextVar("current_attempt", default=None)
+
+#: The attribute of a log record that names its attempt where the context is another one: a record of `ctx.log` in a
+#: thread that the job has started, or of a subprocess.
+RECORD_ATTEMPT = "longhaul_attempt"
 
 #: The command that only looks at a job, and therefore refuses its commands to the queue; empty for a real run.
 looking_command: ContextVar[str] = ContextVar("looking_command", default="")
@@ -94,6 +102,21 @@ def current_headers() -> dict[str, str]:
             if span.trace_state:
                 headers["tracestate"] = span.trace_state.to_header()
     return headers
+
+
+def current_trace() -> tuple[str, str] | None:
+    """Return the ids of the trace and of the span of this context, in hexadecimal; None without a trace."""
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is not None and (span := api.get_current_span().get_span_context()).is_valid:
+        return f"{span.trace_id:032x}", f"{span.span_id:016x}"
+    parent = _TRACEPARENT.fullmatch(traceparent.get())
+    return None if parent is None else (parent[1], parent[2])
+
+
+def current_trace_id() -> str | None:
+    """Return the id of the trace of this context, in hexadecimal; None without a trace."""
+    trace = current_trace()
+    return None if trace is None else trace[0]
 
 
 def apply_headers(headers: Mapping[str, str]) -> None:

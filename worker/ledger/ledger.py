@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -124,6 +124,24 @@ class Ledger:
         async with self._database.connection() as connection:
             rows = await connection.execute(query("list_samples"), {"run_id": run_id})
             return [Sample(**row._mapping) for row in rows]
+
+    async def append_logs(self, logs: Mapping[str, Sequence[str]], *, lines: int, size: int) -> None:
+        """Append lines to the logs of runs. A run that is not in the ledger gets none.
+
+        Args:
+            logs: the lines by the id of their run, each a JSON object in ASCII.
+            lines: the most lines that a run keeps: the last ones.
+            size: the most bytes that a run keeps.
+        """
+        values = {"ids": list(logs), "texts": [json.dumps(list(one)) for one in logs.values()]}
+        async with self._database.connection() as connection:
+            await connection.execute(query("append_logs"), values | {"most_lines": lines, "most_bytes": size})
+
+    async def read_log(self, run_id: str) -> list[str]:
+        """Return the lines of a run's log, as they were appended."""
+        async with self._database.connection() as connection:
+            lines: list[str] | None = await connection.scalar(query("read_log"), {"run_id": run_id})
+            return lines or []
 
     async def find_data_migration(self, name: str) -> tuple[bool, Any]:
         """Return whether a data migration is done, and its result."""

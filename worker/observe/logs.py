@@ -6,24 +6,32 @@ import json
 import logging
 import re
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
-from worker.attempt.process_protocol import STANDARD_FIELDS
-from worker.job.propagation import current_attempt, current_job, traceparent
+from worker.job.propagation import current_trace
+from worker.observe.json_values import plain_fields, plain_text
+from worker.observe.log_fields import RUN_FIELDS, exception_of, extra_fields, message_fields, message_of, run_fields
+from worker.observe.mirror_entry import format_time
 from worker.settings import LogSettings
 
-#: Messages are an event and `key=value`: each placeholder in the template is an argument, and may have a name.
-_PLACEHOLDER = re.compile(r"(?:\b(\w+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])")
-_OWN = frozenset({"at", "level", "logger", "message", "traceback", "traceparent"})
+#: The fields that no `extra` and no message can set: a log store filters by them.
+_RESERVED = frozenset(
+    {"time", "level", "logger", "message", "worker", *RUN_FIELDS, "trace_id", "span_id", "exception", "extra"}
+)
+_MESSAGE_CHARACTERS = 16_000
+_EXCEPTION_CHARACTERS = 32_000
+_EXTRA_CHARACTERS = 16_000
+#: Control characters and line separators that JSON allows in a text, and that terminals and line readers obey.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: at, level, logger, message, worker, run, job, attempt, step, and further fields.
+    """One JSON object per line: time, level, logger, message, worker, the fields of the run, and further fields.
 
-    Run, job, attempt and step are those of the attempt in whose context the line is written. A field of the message
-    (`run=%s`) or of `extra` overrides them, because the line may be about another run. A field is never read from the
-    text of another field: the template of the message defines the position of each.
+    The fields of the run are those of the attempt in whose context the line is written: run, job, attempt, step, helps
+    and trace_id. Fields of the message (`rows=%d`) and of `extra` follow. One whose name is taken is in the object
+    `extra` instead, so code of a job cannot pass for another run. A line is valid JSON of bounded size, whatever its
+    values are.
 
     Args:
         worker: name of the worker; empty for none.
@@ -36,26 +44,29 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         values: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": format_time(record.created),
             "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
+            "logger": plain_text(record.name, _EXTRA_CHARACTERS),
+            "message": plain_text(message_of(record), _MESSAGE_CHARACTERS),
         }
         if self._worker:
             values["worker"] = self._worker
-        if job := current_job.get():
-            values["job"] = job
-        if (attempt := current_attempt.get()) is not None:
-            values |= attempt.as_extra()
-        if trace := traceparent.get():
-            values["traceparent"] = trace
-        values |= {name: value for name, value in vars(record).items() if name not in STANDARD_FIELDS | _OWN}
-        values |= {name: value for name, value in _message_fields(record).items() if name not in _OWN}
-        if record.exc_info:
-            values["traceback"] = self.formatException(record.exc_info)
-        elif record.exc_text:  # a record of a subprocess
-            values["traceback"] = record.exc_text
-        return _dump(values).encode(errors="backslashreplace").decode()
+        run = run_fields(record)
+        values |= plain_fields(run, _EXTRA_CHARACTERS)
+        if trace := current_trace():
+            values.setdefault("trace_id", trace[0])
+            values["span_id"] = trace[1]
+        given = message_fields(record) | extra_fields(record)
+        given = {name: value for name, value in given.items() if run.get(name) != value or name not in RUN_FIELDS}
+        more = plain_fields(given, _EXTRA_CHARACTERS)
+        values |= {name: value for name, value in more.items() if name not in _RESERVED}
+        taken = {name: value for name, value in more.items() if name in _RESERVED and values.get(name) != value}
+        if taken:
+            values["extra"] = taken
+        if exception := exception_of(record):
+            values["exception"] = plain_text(exception, _EXCEPTION_CHARACTERS, keeps_end=True)
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def configure(settings: LogSettings, *, worker: str = "") -> None:
@@ -78,35 +89,3 @@ def configure(settings: LogSettings, *, worker: str = "") -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     for name, level in settings.levels.items():
         logging.getLogger(name).setLevel(level)
-
-
-def _dump(values: dict[str, Any]) -> str:
-    """Return the fields as JSON. A value that JSON cannot hold is written as text, so that the line is not lost."""
-    try:
-        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=str)
-    except Exception:  # noqa: BLE001 - NaN, a cycle, a key that is no text, or a `__str__` that raises
-        return json.dumps({str(name): _printed(value) for name, value in values.items()}, ensure_ascii=False)
-
-
-def _printed(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001 - as above
-        return f"<{type(value).__name__}: its repr raises {type(error).__name__}>"
-
-
-def _message_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the arguments of a message that its template names, as in `run=%s`."""
-    if not isinstance(record.args, tuple) or not isinstance(record.msg, str):
-        return {}
-    fields: dict[str, Any] = {}
-    arguments = iter(record.args)
-    for match in _PLACEHOLDER.finditer(record.msg):
-        if match[0].endswith("%%"):
-            continue
-        value = next(arguments, None)
-        if match[1]:
-            fields[match[1]] = value if isinstance(value, int | float | None) else str(value)
-    return fields

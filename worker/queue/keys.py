@@ -17,6 +17,7 @@ ABORT = "arq:abort"
 HEALTH_SUFFIX = ":health-check"
 
 RUN = "worker:run:"
+LOG = "worker:log:"
 JOBS = "worker:jobs"
 WORKERS = "worker:workers"
 EVENTS = "worker:events"
@@ -137,6 +138,12 @@ SCHEMA = (
         "step, hands, ranges, ranges_done, helps, worker, queue, attempt, takeovers, throttled, throttled_since, "
         "throttled_until, error",
         "`worker.result_ttl_seconds` after its end, at least 60 s",
+    ),
+    Key(
+        LOG + "<id>",
+        "stream",
+        "the last lines of the run's log: time, level, logger, message, worker, attempt, step, run, exception, extra",
+        "as long as `worker:run:<id>`, or the dead letter; at most `log.run_lines`, `log.run_bytes`",
     ),
     Key(JOBS, "hash", "number of ended runs, by `<job>:<state>`", "forever: one field for each job and state"),
     Key(

@@ -19,6 +19,7 @@ from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters
 from worker.queue.overview import Overview, RunSummary, list_runs, overview
 from worker.queue.run import Run, Status
 from worker.queue.run_details import RunDetails, find_run
+from worker.queue.run_log import LogLine, read_log
 from worker.queue.run_reader import RunReader
 
 if TYPE_CHECKING:
@@ -99,6 +100,16 @@ class Operations:
         """
         place = queue or self._settings.worker.queue
         return await self._with_ledger_if_any(lambda ledger: find_run(self._reader, run_id, queue=place, ledger=ledger))
+
+    async def run_log(self, run_id: str) -> list[LogLine]:
+        """Return the last lines of a run's log, oldest first; none if there are none, or the run is unknown.
+
+        The ledger is read, too, if the client has a database.
+
+        Args:
+            run_id: id of the run.
+        """
+        return await self._with_ledger_if_any(lambda ledger: read_log(self._reader, run_id, ledger=ledger))
 
     async def dead_letters(
         self,

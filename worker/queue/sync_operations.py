@@ -15,6 +15,7 @@ from worker.queue.dead_letters import DeadLetter
 from worker.queue.overview import Overview, RunSummary
 from worker.queue.run import Status
 from worker.queue.run_details import RunDetails
+from worker.queue.run_log import LogLine
 from worker.queue.sync_run import SyncRun
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class SyncOperations:
     def find_run(self, run_id: str, *, queue: str | None = None) -> RunDetails | None:
         """Return everything that is known about a run; None if it is unknown; see `Client.find_run`."""
         return run_without_loop(self._client.find_run(run_id, queue=queue))
+
+    def run_log(self, run_id: str) -> list[LogLine]:
+        """Return the last lines of a run's log, oldest first; see `Client.run_log`."""
+        return run_without_loop(self._client.run_log(run_id))
 
     def dead_letters(
         self,

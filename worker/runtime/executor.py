@@ -28,7 +28,7 @@ from worker.errors import (
 )
 from worker.job.definition import Job
 from worker.job.middleware import RunHook, through
-from worker.job.propagation import SELECTED, apply_headers
+from worker.job.propagation import SELECTED, apply_headers, current_attempt, current_trace_id
 from worker.ledger import Hand, Ledger
 from worker.plan.verify import find_undone
 from worker.queue import keys
@@ -219,11 +219,13 @@ class Executor:
     ) -> Outcome:
         claim = execution.claim
         execution.attempt = attempt = self._make_attempt(execution, job, payload)
+        current_attempt.set(attempt.fields)  # also for the lines about its end: this task has a context of its own
         # Another client may have enqueued it with any number as its due time.
         enqueued_at = read_time((payload.enqueued_ms or claim.due_ms) / 1000) or datetime.now(UTC)
         ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
         if payload.headers:
             apply_headers(payload.headers)  # into this task's own context
+            attempt.fields.trace_id = current_trace_id()
         self._observer.started(execution.info)
         self._log.info("attempt started job=%s run=%s attempt=%d", *execution.labels, claim.attempt)
         body = asyncio.current_task()

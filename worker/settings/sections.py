@@ -365,3 +365,5 @@ class LogSettings(_Section):
         {}, description="Lowest severity of single loggers, e.g. `{ 'longhaul.jobs' = 'DEBUG' }`."
     )
     format: Literal["text", "json"] = Field("text", description="Text for people, or one JSON object per line.")
+    run_lines: int = Field(200, ge=0, le=10_000, description="Most lines of its log that are kept with a run; 0: none.")
+    run_bytes: int = Field(131_072, ge=1024, description="Most bytes of the lines that an attempt keeps with its run.")

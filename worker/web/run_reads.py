@@ -29,6 +29,7 @@ from worker.web.views import (
     EventView,
     HandsView,
     HandView,
+    LogLineView,
     RangeView,
     RunDetail,
     RunState,
@@ -339,6 +340,13 @@ async def list_batches(call: Call) -> Page[BatchView]:
         )
         before[sample.step] = sample
     return Page[BatchView](items=items)
+
+
+async def list_log(call: Call) -> Page[LogLineView]:
+    """Return the last lines of a run's log, oldest first; none if the run is unknown."""
+    run_id = call.path["run_id"]
+    lines = await call.backend.reads.get(("log", run_id), lambda: call.backend.client.run_log(run_id))
+    return Page[LogLineView](items=[LogLineView(**vars(line)) for line in lines])
 
 
 async def list_hands(call: Call) -> HandsView:

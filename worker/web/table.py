@@ -49,6 +49,12 @@ READS = (
         problems=(404,),
     ),
     Operation(
+        *("GET", "/runs/{run_id}/log", "list_log", "runs", "read", "List the last lines of a run's log, oldest first"),
+        run_reads.list_log,
+        Page[views.LogLineView],
+        problems=(404, 409),
+    ),
+    Operation(
         *("GET", "/queues", "list_queues", "queues", "read", "List the queues"),
         queue_reads.list_queues,
         Page[views.QueueView],

@@ -87,6 +87,21 @@ class StepView(View):
     updated_at: datetime | None
 
 
+class LogLineView(View):
+    """A line of a run's log."""
+
+    time: datetime
+    level: Text
+    logger: Text
+    message: Text
+    run: Text = Field(description="The run, or the helper run of one of its walks, that has written the line.")
+    worker: Text
+    attempt: int | None
+    step: Text | None = Field(description="The loop or step in which the line was written.")
+    exception: Text | None = Field(description="The end of the traceback.")
+    extra: Json = Field(description="Further fields of the line, by name.")
+
+
 class BatchView(View):
     """How far a step was at a moment: the batches between two samples are summed up."""
 
