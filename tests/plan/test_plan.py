@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from tests.models import Author, Book
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine, error_line
-from worker import Client, InvalidArguments, Job, JobContext, Settings, job
+from worker import Client, InvalidArguments, Job, JobContext, Settings, SyncClient, job
 from worker.errors import LonghaulError, UsageError
 from worker.plan import JobPlan, make_plan, try_job
 from worker.testing.runner import JobRunner
@@ -104,6 +105,19 @@ async def make(settings: Settings, job: Job[..., object], **arguments: object) -
 async def count(database: Database) -> str:
     async with database.session() as session:
         return str(await session.scalar(text(COUNTS)))
+
+
+async def test_clients_plan_as_the_function_does(settings: Settings, database: Database) -> None:
+    await fill_authors(database, 95)
+    expected = await make(settings, copy_books)
+    async with Client(settings) as client:
+        assert await client.plan(copy_books) == expected
+        with pytest.raises(UsageError, match="has no durable loop"):
+            await client.plan(no_loop)
+    with SyncClient(settings) as sync:
+        assert await asyncio.to_thread(sync.plan, copy_books) == expected
+        with pytest.raises(UsageError, match="use `Client` there"):
+            sync.plan(copy_books)
 
 
 async def test_plan_describes_each_loop_and_changes_nothing(settings: Settings, database: Database) -> None:

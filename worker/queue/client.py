@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -21,7 +22,7 @@ from worker.queue.cron_lines import trigger_id
 from worker.queue.enqueuer import Enqueuer
 from worker.queue.group import CompleteWhen, Group
 from worker.queue.namespace import check_prefix
-from worker.queue.operations import Operations
+from worker.queue.operations import Operations, check_database
 from worker.queue.outbox import OutboxWriter
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from worker.db.engine import Database
+    from worker.plan import JobPlan
     from worker.settings import Settings
 
     OutboxSession = AsyncSession | AsyncConnection | Session | Connection
@@ -136,6 +138,26 @@ class Client(Operations):
             ServerUnavailable: Redis does not answer; some of the runs may have been enqueued.
         """
         return await self._enqueuer.enqueue_many(job, calls)
+
+    async def plan(self, job: Job[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> JobPlan:
+        """Plan a job without changing anything: what `worker plan` shows. Needs the database of its loops.
+
+        The job's code runs in this process, up to its first loop whose rows decide what follows; see `make_plan`.
+
+        Args:
+            job: the job.
+            args: for the function, after its context.
+            kwargs: for the function.
+
+        Raises:
+            InvalidArguments: the arguments do not match the signature.
+            UsageError: the job has no durable loop, and its code is not run.
+            ServerUnavailable: PostgreSQL does not answer.
+        """
+        check_database(self._settings, self._database)
+        values = job.decode_arguments([], job.encode_arguments(args, kwargs))
+        made: JobPlan = await import_module("worker.plan").make_plan(job, self._settings, **values)
+        return made
 
     @overload
     async def enqueue_in(

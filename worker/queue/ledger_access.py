@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -79,6 +79,15 @@ def run_with_ledger(settings: Settings, reader: RunReader, operation: Callable[[
         finally:
             await access.close()
 
+    return run_in_own_loop(run)
+
+
+def run_in_own_loop(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine function in an event loop of this thread, which ends with it.
+
+    Raises:
+        UsageError: this thread runs an event loop.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from worker.ledger import Ledger
+    from worker.plan import JobPlan
     from worker.settings import Settings
 
     BlockingSession = Session | Connection
@@ -117,6 +118,19 @@ class SyncClient(SyncOperations):
                 may have been enqueued. If the run has an id, enqueue it again.
         """
         return SyncRun(run_without_loop(self._client.enqueue(cast(Any, job), *args, **kwargs)))
+
+    def plan(self, job: Job[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> JobPlan:
+        """Plan a job without changing anything; see `Client.plan`.
+
+        The job's code and the connection to PostgreSQL use an event loop of this thread, which ends with the call.
+
+        Args:
+            job: the job.
+            args: for the function, after its context.
+            kwargs: for the function.
+        """
+        access = import_module("worker.queue.ledger_access")
+        return cast("JobPlan", access.run_in_own_loop(lambda: self._client.plan(job, *args, **kwargs)))
 
     def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]], /) -> list[SyncRun[R]]:
         """Enqueue many runs of a job in a few round trips; see `Client.enqueue_many`.
