@@ -83,9 +83,10 @@ class UnknownJob(LonghaulError):
 
 
 class InvalidArguments(LonghaulError):
-    """The arguments do not match the job's signature."""
+    """The arguments do not match the job's signature. `problems` has the place and the problem of each, if known."""
 
     retryable = False
+    problems: Sequence[tuple[str, str]] = ()
 
 
 class InvalidPayload(LonghaulError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from worker import Client, InvalidArguments, JobContext, job
+from worker import Client, InvalidArguments, JobContext, Settings, SyncClient, job
 from worker.db.engine import Database
 from worker.errors import DatabaseNotMigrated, InvalidPayload
 from worker.queue.outbox import check_row, make_row
@@ -91,3 +92,19 @@ async def test_enqueue_in_explains_what_it_cannot_write(client: Client, database
         with pytest.raises(DatabaseNotMigrated, match="run `worker migrate`"):
             await client.enqueue_in(session, greet, "Ada")
         await session.rollback()
+
+
+async def test_both_clients_show_the_outbox_and_change_its_refused_rows(
+    settings: Settings, client: Client, database: Database
+) -> None:
+    async with database.session() as session:
+        await client.enqueue_many_in(session, greet, [{"name": "Ada"}, {"name": "Eve"}, {"name": "Bob"}])
+        await session.execute(text("UPDATE worker.outbox SET problem = 'odd' WHERE payload LIKE '%Bob%'"))
+        await session.commit()
+    with SyncClient(settings) as sync:
+        [row] = await asyncio.to_thread(sync.outbox_rows, refused=True, search="ODD")
+        assert await client.outbox_rows(refused=True, search="ODD") == [row]
+        assert await client.delete_outbox(row.id - 1) == []  # it waits for a relay
+        assert await asyncio.to_thread(sync.retry_outbox, row.id) == [row.id]
+        assert await client.retry_outbox() == await asyncio.to_thread(sync.delete_outbox) == []
+        assert len(await client.outbox_rows()) == 3

@@ -347,6 +347,9 @@ def test_sync_client_has_every_method_of_client_with_the_same_parameters() -> No
         "retry_now",
         "retry_dead_letters",
         "delete_dead_letters",
+        "outbox_rows",
+        "retry_outbox",
+        "delete_outbox",
     }
     assert wanted.keys() - tried == {"close", "plan", "run"}, "add new methods to the tables above"
 

@@ -5,7 +5,7 @@ or jobs that cannot be imported; 69 a server does not answer (EX_UNAVAILABLE of 
 database that is not migrated (EX_CONFIG).
 """
 
-from worker.cli import commands, cron, dead, info, limits, plan, quarantine, reports, run, runs, status, web
+from worker.cli import commands, cron, dead, info, limits, outbox, plan, quarantine, reports, run, runs, status, web
 from worker.cli.app import app, main
 from worker.cli.top import command as top
 
@@ -17,6 +17,7 @@ __all__ = [
     "info",
     "limits",
     "main",
+    "outbox",
     "plan",
     "quarantine",
     "reports",

@@ -235,6 +235,13 @@ def cancel(
 
 
 @app.command()
+def drain(workers: Annotated[list[str], typer.Argument(help="Names of the workers.")]) -> None:
+    """Drain workers, as SIGTERM does: their jobs stop at the next boundary, and continue elsewhere."""
+    run_with_client(lambda client: client.drain(*workers))
+    print_line(f"draining: {', '.join(workers)}")
+
+
+@app.command()
 def retry(
     ids: RunIds = None,
     job: OfJob = None,

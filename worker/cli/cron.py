@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.app import Json, app, run_async, run_with_client, state
+from worker.cli.commands import read_argument
 from worker.cli.output import print_json, print_line, print_table
 from worker.queue.client import Client
 from worker.queue.cron_lines import CronStatus
@@ -33,20 +34,25 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 @cron.command()
 def trigger(
-    job: Annotated[str, typer.Argument(help="Name of a job that has a cron line.")], as_json: Json = False
+    job: Annotated[str, typer.Argument(help="Name of a job that has a cron line.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="name=value, instead of the default; the value is JSON, or else text.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Enqueue one run of a cron job now. Its due times do not change."""
     settings, _ = state.load()
-    run_id = run_async(_trigger(settings, job), settings)
+    values = dict(read_argument(text) for text in arguments or [])
+    run_id = run_async(_trigger(settings, job, values), settings)
     if as_json:
         print_json({"id": run_id})
     else:
         print_line(run_id)
 
 
-async def _trigger(settings: Settings, job: str) -> str:
+async def _trigger(settings: Settings, job: str, arguments: dict[str, Any]) -> str:
     async with Client(settings) as client:
-        return (await client.trigger_cron(job)).id
+        return (await client.trigger_cron(job, arguments)).id
 
 
 def _as_json(line: CronStatus) -> dict[str, Any]:

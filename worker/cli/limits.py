@@ -10,7 +10,6 @@ import typer
 from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
 from worker.cli.output import print_json, print_line, print_table
 from worker.queue.client import Client
-from worker.queue.commands import OperatorLimits
 
 limits = typer.Typer(help="List, set or unset limits of jobs and queues.", invoke_without_command=True)
 app.add_typer(limits, name="limits")
@@ -60,21 +59,25 @@ def set_(
 
 
 @limits.command()
-def unset(targets: Targets) -> None:
+def unset(
+    targets: Targets,
+    running: Annotated[bool, typer.Option("--running", help="Only the limit of runs at once.")] = False,
+    runs_per_second: Annotated[bool, typer.Option("--runs-per-second", help="Only the rate of runs.")] = False,
+) -> None:
     """Remove limits that operators have set: those of the code apply again."""
+    is_all = not (running or runs_per_second)
 
-    async def apply(client: Client) -> OperatorLimits:
+    async def apply(client: Client) -> list[str]:
         found = await client.limits()
-        limited = [name for name in targets if name in found.running]
+        limited = [name for name in targets if name in found.running and (running or is_all)]
         if limited:
             await client.limit(*limited, running=None)
-        rated = [name for name in targets if name in found.runs_per_second]
+        rated = [name for name in targets if name in found.runs_per_second and (runs_per_second or is_all)]
         if rated:
             await client.limit_rate(*rated, runs_per_second=None)
-        return found
+        return [name for name in targets if name not in limited and name not in rated]
 
-    found = run_with_client(apply)
-    unknown = [name for name in targets if name not in found.running and name not in found.runs_per_second]
+    unknown = run_with_client(apply)
     if unknown:
         raise fail(f"no limit was set for {', '.join(unknown)}; `worker limits` lists them")
     print_line(f"limit of {', '.join(targets)}: as the code sets it")

@@ -28,6 +28,7 @@ from worker.job.results import (
     ResultCodec,
     describe_invalid,
     is_unchecked,
+    list_problems,
     make_schema_error,
     show_difference,
 )
@@ -290,7 +291,9 @@ class JobCodec:
                 return arguments.model_validate_json(json.dumps(values), by_alias=True, by_name=True)
             return arguments.model_validate(values)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._where}: {describe_invalid(error)}") from None
+            invalid = InvalidArguments(f"{self._where}: {describe_invalid(error)}")
+            invalid.problems = list_problems(error)
+            raise invalid from None
 
     def encode_result(self, result: Any) -> str:
         """Return a result as JSON text; see `ResultCodec.encode`."""

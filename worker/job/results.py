@@ -136,10 +136,15 @@ def describe_invalid(error: Exception) -> str:
     """Return the problems that pydantic has found, in one line."""
     if not isinstance(error, ValidationError):
         return format_error(error)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}".removeprefix(": ")
+    return "; ".join(f"{place}: {problem}".removeprefix(": ") for place, problem in list_problems(error))
+
+
+def list_problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Return the problems that pydantic has found, each with its place in the values."""
+    return [
+        (".".join(map(str, problem["loc"])), problem["msg"].lower())
         for problem in error.errors(include_url=False, include_input=False)
-    )
+    ]
 
 
 def show_difference(before: Any, after: Any) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.db.engine import Database
+from worker.ledger.outbox import Outbox
 from worker.ledger.owned_run import OwnedRun, claim_run
 from worker.ledger.quarantine import Quarantine
 from worker.ledger.queries import query
@@ -38,6 +39,7 @@ class Ledger:
 
     Attributes:
         quarantine: The rows that could not be processed.
+        outbox: The runs that wait for a relay.
     """
 
     def __init__(self, database: Database, owner: str = "", code_version: str | None = None) -> None:
@@ -45,6 +47,7 @@ class Ledger:
         self._owner = owner
         self._code_version = code_version
         self.quarantine = Quarantine(database)
+        self.outbox = Outbox(database)
 
     async def claim(self, spec: RunSpec) -> OwnedRun:
         """Claim a new or an existing run, and return it with its steps.

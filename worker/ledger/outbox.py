@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.db.engine import Database
 from worker.ledger.queries import query
 
 #: The channel on which PostgreSQL announces new rows.
@@ -56,6 +58,76 @@ class OutboxState:
     oldest_seconds: float
     refused: int
     problem: str | None
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """A row of the outbox, for operators.
+
+    Attributes:
+        id: its place in the order of the rows.
+        run_id: id of its run.
+        job: name of the job.
+        queue: the queue of the run; None for the queue of the relay's worker.
+        priority: priority of the run.
+        due_at: due time; None for at once.
+        created_at: time at which it was written.
+        problem: why it cannot be relayed; None if it waits for a relay.
+    """
+
+    id: int
+    run_id: str
+    job: str
+    queue: str | None
+    priority: int
+    due_at: datetime | None
+    created_at: datetime
+    problem: str | None
+
+
+class Outbox:
+    """The outbox, for operators.
+
+    Args:
+        database: The database of the ledger.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_rows(
+        self, *, refused: bool = False, search: str | None = None, before: int | None = None, limit: int = 50
+    ) -> list[OutboxEntry]:
+        """Return rows, newest first.
+
+        Args:
+            refused: Only rows that cannot be relayed.
+            search: Only rows with this text in the id of the run, job, queue or problem; case does not count.
+            before: Only rows with a smaller id.
+            limit: The most rows to return.
+        """
+        values = {"refused": refused, "search": search, "before": before, "limit": limit}
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("list_outbox"), values)
+            return [OutboxEntry(**row._mapping) for row in rows]
+
+    async def read_state(self) -> OutboxState:
+        """Return how many rows wait, since when, and how many cannot be relayed."""
+        async with self._database.connection() as connection:
+            return await read_outbox_state(connection)
+
+    async def clear_problems(self, ids: Sequence[int] | None) -> list[int]:
+        """Let relays try rows again that were refused; None for all. Return the ids of those that were."""
+        return await self._change("clear_outbox_problems", ids)
+
+    async def delete_refused(self, ids: Sequence[int] | None) -> list[int]:
+        """Delete rows that were refused; None for all. Return the ids of those that were. Their runs never exist."""
+        return await self._change("delete_refused_outbox", ids)
+
+    async def _change(self, name: str, ids: Sequence[int] | None) -> list[int]:
+        async with self._database.connection() as connection:
+            found = await connection.scalars(query(name), {"ids": None if ids is None else list(ids)})
+            return sorted(found)
 
 
 async def claim_rows(

@@ -24,11 +24,27 @@ class Quarantine:
         self._database = database
 
     async def list_rows(
-        self, *, run_id: str | None = None, row_id: int | None = None, before: int | None = None, limit: int = 50
+        self,
+        *,
+        run_id: str | None = None,
+        row_id: int | None = None,
+        job: str | None = None,
+        search: str | None = None,
+        before: int | None = None,
+        limit: int = 50,
     ) -> list[QuarantinedRow]:
-        """Return quarantined rows, newest first; with `before`, only rows with a smaller id."""
+        """Return quarantined rows, newest first.
+
+        Args:
+            run_id: Only rows of this run.
+            row_id: Only the row with this id.
+            job: Only rows of this job.
+            search: Only rows with this text in their run, job, key, values or error; case does not count.
+            before: Only rows with a smaller id.
+            limit: The most rows to return.
+        """
         async with self._database.connection() as connection:
-            values = {"run_id": run_id, "id": row_id, "before": before, "limit": limit}
+            values = {"run_id": run_id, "id": row_id, "job": job, "search": search, "before": before, "limit": limit}
             rows = await connection.execute(query("list_quarantined"), values)
             return [QuarantinedRow(**row._mapping) for row in rows]
 

@@ -33,6 +33,8 @@ Order = Literal[
     "dead_letters_delete",
     "quarantine_retry",
     "quarantine_discard",
+    "outbox_retry",
+    "outbox_delete",
 ]
 ORDERED = "ordered"
 REDIS_CLI = "redis-cli"

@@ -251,20 +251,22 @@ class Client(Operations):
         """Return a run by its id, for example one of another process. With `job`, its result has the job's type."""
         return Run(self._reader, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
-    async def trigger_cron(self, job: Job[..., Any] | str) -> Run[Any]:
+    async def trigger_cron(self, job: Job[..., Any] | str, arguments: Mapping[str, Any] | None = None) -> Run[Any]:
         """Enqueue one run of a cron job now. Its due times do not change.
 
         Args:
             job: the job, or its name, which must be that of a job in `worker.packages`.
+            arguments: JSON values by name, instead of the defaults.
 
         Raises:
-            InvalidArguments: the job has no cron line.
+            InvalidArguments: the job has no cron line, or the arguments do not match its signature.
             UnknownJob: there is no job of this name.
         """
         known = job if isinstance(job, Job) else discover(self._settings.worker.packages).find(job)
         if not known.schedule:
             raise InvalidArguments(f"{known.name} has no cron line; `worker enqueue {known.name}` runs it")
-        return await self.enqueue_by_name(known.name, {}, id=trigger_id(known.name))
+        values = known.encode_arguments([], known.decode_arguments([], arguments)) if arguments else {}
+        return await self.enqueue_by_name(known.name, values, id=trigger_id(known.name))
 
     # --- for modules of this package
 

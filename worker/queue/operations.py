@@ -25,6 +25,7 @@ from worker.queue.run_reader import RunReader
 if TYPE_CHECKING:
     from worker.db.engine import Database
     from worker.ledger import Ledger, RunRecord
+    from worker.ledger.outbox import OutboxEntry
     from worker.ledger.records import QuarantinedRow
     from worker.queue.ledger_access import LedgerAccess
     from worker.settings import Settings
@@ -330,6 +331,47 @@ class Operations:
             targets = [run_id] if ids is None else ids
             await self._reader.command(record_order(self._reader.redis, "quarantine_discard", targets, details))
         return count
+
+    # --- the outbox
+
+    async def outbox_rows(
+        self, *, refused: bool = False, search: str | None = None, limit: int = 100
+    ) -> list[OutboxEntry]:
+        """Return the rows of the outbox, the newest first. Needs the ledger.
+
+        Args:
+            refused: whether to return only rows that cannot be relayed.
+            search: only rows with this text in the id of the run, job, queue or problem; case does not count.
+            limit: number of rows, at most.
+        """
+        options: dict[str, Any] = {"refused": refused, "search": search, "limit": limit}
+        return await self._with_ledger(lambda ledger: ledger.outbox.list_rows(**options))
+
+    async def retry_outbox(self, *row_ids: int) -> list[int]:
+        """Let relays try rows of the outbox again that could not be relayed. Needs the ledger.
+
+        Args:
+            row_ids: ids of the rows; none for all that could not be relayed.
+
+        Returns:
+            The ids of those that were.
+        """
+        done = await self._with_ledger(lambda ledger: ledger.outbox.clear_problems(row_ids or None))
+        await self._reader.command(record_order(self._reader.redis, "outbox_retry", done))
+        return done
+
+    async def delete_outbox(self, *row_ids: int) -> list[int]:
+        """Delete rows of the outbox that could not be relayed: their runs never exist. Needs the ledger.
+
+        Args:
+            row_ids: ids of the rows; none for all that could not be relayed.
+
+        Returns:
+            The ids of those that were deleted.
+        """
+        done = await self._with_ledger(lambda ledger: ledger.outbox.delete_refused(row_ids or None))
+        await self._reader.command(record_order(self._reader.redis, "outbox_delete", done))
+        return done
 
     # --- the ledger
 

@@ -216,9 +216,9 @@ class SyncClient(SyncOperations):
         """Return a run by its id, for example one of another process. With `job`, its result has the job's type."""
         return SyncRun(self._client.run(run_id, job, queue=queue))
 
-    def trigger_cron(self, job: Job[..., Any] | str) -> SyncRun[Any]:
+    def trigger_cron(self, job: Job[..., Any] | str, arguments: Mapping[str, Any] | None = None) -> SyncRun[Any]:
         """Enqueue one run of a cron job now; see `Client.trigger_cron`."""
-        return SyncRun(run_without_loop(self._client.trigger_cron(job)))
+        return SyncRun(run_without_loop(self._client.trigger_cron(job, arguments)))
 
 
 def _check_session(session: object) -> None:

@@ -20,6 +20,7 @@ from worker.queue.sync_run import SyncRun
 
 if TYPE_CHECKING:
     from worker.ledger import RunRecord
+    from worker.ledger.outbox import OutboxEntry
     from worker.ledger.records import QuarantinedRow
 
 
@@ -151,3 +152,15 @@ class SyncOperations:
     def discard_quarantined(self, *row_ids: int, run_id: str | None = None) -> int:
         """Delete rows from the quarantine. Returns their number; see `Client.discard_quarantined`."""
         return run_without_loop(self._client.discard_quarantined(*row_ids, run_id=run_id))
+
+    def outbox_rows(self, *, refused: bool = False, search: str | None = None, limit: int = 100) -> list[OutboxEntry]:
+        """Return the rows of the outbox, the newest first; see `Client.outbox_rows`."""
+        return run_without_loop(self._client.outbox_rows(refused=refused, search=search, limit=limit))
+
+    def retry_outbox(self, *row_ids: int) -> list[int]:
+        """Let relays try rows again that could not be relayed. Returns their ids; see `Client.retry_outbox`."""
+        return run_without_loop(self._client.retry_outbox(*row_ids))
+
+    def delete_outbox(self, *row_ids: int) -> list[int]:
+        """Delete rows that could not be relayed. Returns their ids; see `Client.delete_outbox`."""
+        return run_without_loop(self._client.delete_outbox(*row_ids))

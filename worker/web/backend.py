@@ -38,11 +38,13 @@ class Backend:
     Attributes:
         settings: the settings.
         reads: reads that requests share.
+        looks: number of plans and trials that are running.
     """
 
     def __init__(self, settings: Settings, jobs: Iterable[Job[..., Any]] | None = None) -> None:
         self.settings = settings
         self.reads = SharedReads(settings.web.refresh_seconds)
+        self.looks = 0
         self._jobs = None if jobs is None else list(jobs)
         self._loading = asyncio.Lock()
         self._registry: Registry | None = None

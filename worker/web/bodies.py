@@ -15,6 +15,7 @@ _MOST_TARGETS = 1_000
 _LONGEST_SEARCH = 200
 
 Names = Annotated[list[Name], Field(min_length=1, max_length=_MOST_TARGETS)]
+RowIds = Annotated[list[Annotated[int, Field(ge=1, le=2**63 - 1)]], Field(min_length=1, max_length=_MOST_TARGETS)]
 LedgerState = Literal["waiting", "running", "paused", "succeeded", "incomplete", "dead", "cancelled"]
 assert set(RUN_STATES) == set(LedgerState.__args__)  # type: ignore[attr-defined]  # noqa: S101
 
@@ -33,12 +34,32 @@ class DeadLettersQuery(PageQuery):
     """The dead letters to list."""
 
     job: Name | None = Field(default=None, description="Only letters of this job.")
+    search: Name | None = Field(
+        None,
+        max_length=_LONGEST_SEARCH,
+        description="Only letters with this text in their id, job, arguments or error.",
+    )
 
 
 class QuarantineQuery(PageQuery):
     """The rows to list."""
 
     run: Name | None = Field(default=None, description="Only rows of this run.")
+    job: Name | None = Field(default=None, description="Only rows of this job.")
+    search: Name | None = Field(
+        None,
+        max_length=_LONGEST_SEARCH,
+        description="Only rows with this text in their run, job, key, values or error.",
+    )
+
+
+class OutboxQuery(PageQuery):
+    """The rows of the outbox to list."""
+
+    refused: Literal["true", "false"] = Field(default="false", description="Whether to list refused rows only.")
+    search: Name | None = Field(
+        None, max_length=_LONGEST_SEARCH, description="Only rows with this text in their run, job, queue or problem."
+    )
 
 
 class EventsQuery(Query):
@@ -73,6 +94,19 @@ class RunNowBody(Body):
     """The arguments of an extra run of a cron job."""
 
     arguments: dict[str, Any] = Field(default={}, description="Arguments by name, instead of the defaults.")
+
+
+class PlanBody(Body):
+    """The arguments of a job that is planned."""
+
+    arguments: dict[str, Any] = Field(default={}, description="Arguments by name, as JSON values.")
+
+
+class TryBody(PlanBody):
+    """The part of a job to try."""
+
+    batches: int = Field(default=3, ge=1, le=20, description="Batches to run, over all loops.")
+    rows: int = Field(default=50, ge=1, le=1_000, description="Rows in a batch.")
 
 
 class PauseBody(Body):
@@ -148,13 +182,24 @@ class DeadLettersBody(Body):
 class DiscardBody(Body):
     """Quarantined rows to delete: those with these ids, or all of a run."""
 
-    rows: Annotated[list[Annotated[int, Field(ge=1, le=2**63 - 1)]], Field(min_length=1, max_length=1_000)] | None = (
-        Field(default=None, description="Ids of the rows.")
-    )
+    rows: RowIds | None = Field(default=None, description="Ids of the rows.")
     run: Name | None = Field(default=None, description="Id of a run.")
 
     @model_validator(mode="after")
     def _check_one_choice(self) -> DiscardBody:
         if (self.rows is None) == (self.run is None):
             raise ValueError("give rows or run, not both")
+        return self
+
+
+class OutboxBody(Body):
+    """Refused rows of the outbox to which an order applies: those with these ids, or all."""
+
+    rows: RowIds | None = Field(default=None, description="Ids of the rows.")
+    all: Literal[True] | None = Field(default=None, description="Every refused row.")
+
+    @model_validator(mode="after")
+    def _check_one_choice(self) -> OutboxBody:
+        if (self.rows is None) == (self.all is None):
+            raise ValueError("give rows or all, not both")
         return self

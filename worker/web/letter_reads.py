@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ _AT_ONCE = 200
 async def list_dead_letters(call: Call) -> Page[DeadLetterView]:
     """Return a page of the dead letters, newest first. A page may have fewer letters than its limit and a cursor."""
     query: DeadLettersQuery = call.query
-    key = ("dead letters", query.job, query.cursor, query.limit)
+    key = ("dead letters", query.job, query.search, query.cursor, query.limit)
     return await call.backend.reads.get(key, lambda: _list_dead_letters(call.backend, query))
 
 
@@ -39,13 +40,22 @@ async def _list_dead_letters(backend: Backend, query: DeadLettersQuery) -> Page[
             rank, looked_at = rank + 1, looked_at + 1
             run_id = name.decode(errors="replace")
             letter = None if raw is None else DeadLetter.read(run_id, raw)
-            if letter is not None and (query.job is None or letter.job == query.job):
+            if letter is not None and _is_chosen(letter, query):
                 found.append(_describe_letter(letter))
             if len(found) == query.limit:
                 return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
         if len(names) < _AT_ONCE:
             return Page[DeadLetterView](items=found)
     return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
+
+
+def _is_chosen(letter: DeadLetter, query: DeadLettersQuery) -> bool:
+    if query.job is not None and letter.job != query.job:
+        return False
+    if query.search is None:
+        return True
+    arguments = json.dumps(letter.arguments, ensure_ascii=False, default=str)
+    return query.search.lower() in f"{letter.id} {letter.job} {letter.error} {arguments}".lower()
 
 
 async def _find_rank(backend: Backend, at: float, run_id: str) -> int:
@@ -127,10 +137,10 @@ async def list_quarantine(call: Call) -> Page[QuarantinedRowView]:
     query: QuarantineQuery = call.query
     place = read_cursor(query.cursor, int)
     before = None if place is None else min(max(place[0], 0), 2**63 - 1)
-    key = ("quarantine", query.run, before, query.limit)
+    options: dict[str, Any] = {"job": query.job, "search": query.search, "before": before, "limit": query.limit}
     rows = await call.backend.reads.get(
-        key,
-        lambda: call.backend.ledger.quarantine.list_rows(run_id=query.run, before=before, limit=query.limit),
+        ("quarantine", query.run, *options.values()),
+        lambda: call.backend.ledger.quarantine.list_rows(run_id=query.run, **options),
     )
     last = rows[-1].id if len(rows) == query.limit else None
     return Page[QuarantinedRowView](

@@ -9,7 +9,6 @@ from worker.errors import InvalidArguments, RegistrationError
 from worker.job.definition import Job
 from worker.queue import keys
 from worker.queue.conditions import make_entry, parse_entry
-from worker.queue.cron_lines import trigger_id
 from worker.web.backend import Backend
 from worker.web.bodies import (
     DeadLettersBody,
@@ -88,8 +87,7 @@ async def run_cron_job(call: Call) -> Reply:
     """Enqueue an extra run of a cron job. Its due times do not change."""
     body: RunNowBody = call.body
     job = await _find_cron_job(call.backend, call.path["job"])
-    named = job.encode_arguments([], job.decode_arguments([], body.arguments)) if body.arguments else {}
-    run = await call.backend.client.enqueue_by_name(job.name, named, id=trigger_id(job.name))
+    run = await call.backend.client.trigger_cron(job, body.arguments)
     call.backend.reads.forget()
     return _reply(EnqueuedView(id=run.id, job=job.name, is_new=run.is_new))
 

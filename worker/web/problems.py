@@ -129,8 +129,13 @@ def explain_error(error: LonghaulError) -> Problem:
     for kind, status, name in _STATUSES:
         if isinstance(error, kind):
             headers = {"Retry-After": "1"} if status == 503 else {}
-            return Problem(status, name, str(error), headers=headers)
+            return Problem(status, name, str(error), errors=_list_fields(error), headers=headers)
     return Problem(422, "not-possible", str(error))
+
+
+def _list_fields(error: LonghaulError) -> list[InvalidField]:
+    problems = error.problems[:_MOST_FIELDS] if isinstance(error, InvalidArguments) else ()
+    return [InvalidField(where=_describe_place("body.arguments", [place]), message=text) for place, text in problems]
 
 
 def explain_any_error(error: Exception, settings: Settings) -> Problem | None:

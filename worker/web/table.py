@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.web import bodies, events, letter_reads, orders, queue_reads, run_reads, views
+from worker.web import bodies, events, job_looks, letter_reads, orders, outbox, queue_reads, run_reads, views
 from worker.web.fields import Page, PageQuery
 from worker.web.operations import Operation
 
@@ -115,6 +115,12 @@ READS = (
         problems=(404,),
     ),
     Operation(
+        *("GET", "/outbox", "list_outbox", "failures", "read", "List the rows of the outbox, newest first"),
+        outbox.list_outbox,
+        views.OutboxView,
+        query=bodies.OutboxQuery,
+    ),
+    Operation(
         *("GET", "/orders", "list_orders", "orders", "read", "List who has ordered what, newest first"),
         letter_reads.list_orders,
         Page[views.OrderView],
@@ -162,6 +168,34 @@ ORDERS = (
         body=bodies.RunNowBody,
         statuses={201: "The run was enqueued."},
         problems=(404, 409),
+    ),
+    Operation(
+        *(
+            "POST",
+            "/jobs/{job}/plan",
+            "plan_job",
+            "jobs",
+            "enqueue",
+            "Show what a job would do, without changing anything",
+        ),
+        job_looks.plan_job,
+        views.PlanView,
+        body=bodies.PlanBody,
+        problems=(404,),
+    ),
+    Operation(
+        *(
+            "POST",
+            "/jobs/{job}/try",
+            "try_job",
+            "jobs",
+            "enqueue",
+            "Run some batches of a job, and roll each of them back",
+        ),
+        job_looks.try_job,
+        views.TrialView,
+        body=bodies.TryBody,
+        problems=(404,),
     ),
     Operation(
         *("POST", "/orders/pause", "pause", "orders", "operate", "Pause runs, jobs, queues or all"),
@@ -239,6 +273,18 @@ ORDERS = (
         views.CountView,
         body=bodies.DiscardBody,
         problems=(409,),
+    ),
+    Operation(
+        *("POST", "/outbox/retry", "retry_outbox", "failures", "operate", "Try refused rows of the outbox again"),
+        outbox.retry_outbox,
+        views.CountView,
+        body=bodies.OutboxBody,
+    ),
+    Operation(
+        *("POST", "/outbox/delete", "delete_outbox", "failures", "operate", "Delete refused rows of the outbox"),
+        outbox.delete_outbox,
+        views.CountView,
+        body=bodies.OutboxBody,
     ),
 )
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from worker.plan import BatchTrial, LoopPlan
 from worker.web.fields import Json, Text, View
 
 RunState = Literal[
@@ -220,6 +221,29 @@ class QuarantinedRowView(View):
     created_at: datetime
 
 
+class OutboxRowView(View):
+    """A run that was enqueued in a transaction, and waits for a relay."""
+
+    id: int
+    run_id: Text
+    job: Text
+    queue: Text | None = Field(description="Null for the queue of the relay's worker.")
+    priority: int
+    due_at: datetime | None = Field(description="Null for at once.")
+    created_at: datetime
+    problem: Text | None = Field(description="Why no relay can enqueue it; null if it waits.")
+
+
+class OutboxView(View):
+    """The outbox."""
+
+    waiting: int = Field(description="Rows that wait for a relay.")
+    oldest_seconds: float = Field(description="Age of the oldest of them.")
+    refused: int = Field(description="Rows that no relay can enqueue.")
+    items: list[OutboxRowView]
+    next_cursor: Text | None = Field(default=None, description="Cursor of the next page; null after the last one.")
+
+
 class LimitView(View):
     """The limits of a job or a queue, and the pace of walks."""
 
@@ -246,6 +270,23 @@ class JobView(View):
     is_unique: bool
     is_data_migration: bool
     arguments: Json = Field(description="JSON Schema of the arguments, an object by name.")
+
+
+class PlanView(View):
+    """What a job would do, by `worker plan`."""
+
+    job: Text
+    loops: list[LoopPlan]
+    ended: Text = Field(description="Why the plan ends before the end of the job; empty if it does not.")
+
+
+class TrialView(View):
+    """What some batches of a job would change, by `worker try`. Each was rolled back."""
+
+    job: Text
+    batches: list[BatchTrial]
+    error: Text = Field(description="The error of the job; empty if it has none.")
+    note: Text = Field(description="What a rollback does not undo.")
 
 
 class FindingView(View):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
-from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -23,12 +22,12 @@ from worker.queue.audit import ordering_as
 from worker.web.access import Caller, check_role
 from worker.web.backend import Backend
 from worker.web.operations import Call, Operation, Reply
+from worker.web.page.form import Form
 from worker.web.problems import Problem, invalid, not_found
 from worker.web.table import ORDERS
 from worker.web.views import CountView, EnqueuedView, TargetsView
 
 _ORDERS = {operation.name: operation for operation in ORDERS}
-_MOST_FIELDS = 5_000
 _OTHERS = ("csrf", "back")
 _NAMES_SHOWN = 3
 
@@ -46,42 +45,6 @@ _DONE = {
     "retry_quarantined": "Enqueued for the rows:",
     "discard_quarantined": "Deleted rows:",
 }
-
-
-class Form:
-    """The fields of a form.
-
-    Args:
-        pairs: names and values.
-    """
-
-    def __init__(self, pairs: list[tuple[str, str]]) -> None:
-        self.pairs = pairs
-
-    def get(self, name: str) -> str:
-        """Return the first value of a field; an empty text if there is none."""
-        return next((value for key, value in self.pairs if key == name), "")
-
-
-async def read_form(request: Request, max_bytes: int) -> Form:
-    """Return the fields that a form has sent.
-
-    Raises:
-        Problem: it is too large, or no form.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/x-www-form-urlencoded":
-        raise Problem(415, "not-a-form", "send the form as application/x-www-form-urlencoded")
-    found = bytearray()
-    async for part in request.stream():
-        found += part
-        if len(found) > max_bytes:
-            raise Problem(413, "body-too-large", f"the form exceeds web.max_body_bytes = {max_bytes:,}")
-    try:
-        text = bytes(found).decode("ascii")
-        return Form(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS))
-    except ValueError:
-        raise Problem(400, "invalid-form", "the form is not valid, or has too many fields") from None
 
 
 async def give_order(name: str, form: Form, request: Request, backend: Backend, caller: Caller) -> tuple[str, Any]:

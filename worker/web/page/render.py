@@ -77,7 +77,7 @@ class Templates:
         rendered.html = self._environment.get_template(template).render(
             values,
             region=region,
-            url=lambda name, **parameters: self._make_url(root, name, parameters),
+            url=lambda name, **parameters: self.make_url(root, name, parameters),
             order_url=lambda name: f"{root}/page/orders/{name}",
             static=lambda name: f"{root}/page/static/{self._version}/{name}",
             root=root,
@@ -86,7 +86,7 @@ class Templates:
         )
         return rendered
 
-    def _make_url(self, root: str, name: str, parameters: Mapping[str, Any]) -> str:
+    def make_url(self, root: str, name: str, parameters: Mapping[str, Any]) -> str:
         """Return the address of a view. Parameters that its path does not have become the query."""
         path, rest = self._paths[name], {}
         for key, value in parameters.items():

@@ -17,7 +17,8 @@ from worker.queue.payload import read_run_id
 from worker.web.access import Access, check_role
 from worker.web.backend import Backend
 from worker.web.page.assets import Assets
-from worker.web.page.forms import give_order, read_form
+from worker.web.page.form import Form, read_form
+from worker.web.page.forms import give_order
 from worker.web.page.live import Live
 from worker.web.page.render import CSRF_MARK, Rendered, Templates
 from worker.web.page.session import Sessions, Visitor
@@ -86,6 +87,8 @@ class Site:
             response = await self._log_in(request)
         elif parts == _LOGOUT:
             response = await self._log_out(request)
+        elif request.method == "POST":
+            response = await self._submit(request, parts)
         else:
             response = await self._show(request, parts)
         response.headers.update(_HEADERS)
@@ -116,8 +119,14 @@ class Site:
         rendered = await self._render(view, visit)
         return self._respond(request, rendered, visitor, {})
 
-    async def _render(self, view: View, visit: Visit) -> Rendered:
-        """Return a view, from one rendering for all that look at it at the moment."""
+    async def _render(self, view: View, visit: Visit, more: Mapping[str, Any] | None = None) -> Rendered:
+        """Return a view, from one rendering for all that look at it at the moment.
+
+        Args:
+            view: the view.
+            visit: the request.
+            more: further values for this visit alone.
+        """
         root, roles = _root(visit.request), visit.caller.roles
         message = self._sessions.read_message(visit.request)
 
@@ -129,11 +138,32 @@ class Site:
                 "visitor": visit.caller,
             }
             values |= {"has_session": self._has_tokens, "query": visit.query, "path": visit.path}
-            return self._templates.render(f"{view.name}.html", root, roles, values | dict(await view.load(visit)))
+            return self._templates.render(
+                f"{view.name}.html", root, roles, values | dict(await view.load(visit)) | dict(more or {})
+            )
 
-        if message:
+        if message or more is not None:
             return await render()
         return await self._backend.reads.get(("page", *self._key(view, visit)), render)
+
+    async def _submit(self, request: Request, parts: tuple[str, ...]) -> Response:
+        """Give a form to the view at whose path it arrives."""
+        visitor, form = await self._read_order(request)
+        view, path = _find_view(parts)
+        if view.submit is None:
+            _check_method(request, "GET")
+            raise AssertionError("this is no GET")
+        visit = Visit(request, self._backend, visitor.caller, path, _read_query(view, request))
+        submitted = await view.submit(visit, form)
+        if submitted.done is None:
+            rendered = await self._render(view, visit, submitted.values)
+            response = self._respond(request, rendered, visitor, {})
+            response.status_code = submitted.status
+            return response
+        place = self._templates.make_url(_root(request), submitted.view, submitted.parameters)
+        response = RedirectResponse(place, 303)
+        self._sessions.leave_message(request, response, submitted.done)
+        return response
 
     @property
     def _has_tokens(self) -> bool:
@@ -194,12 +224,7 @@ class Site:
 
     async def _give_order(self, request: Request, name: str) -> Response:
         """Give an order. The script of the page asks for JSON; a plain form is sent back to the page."""
-        _check_method(request, "POST")
-        visitor = self._sessions.find(request)
-        if visitor is None:
-            raise Problem(401, "no-session", "the session has ended: log in again")
-        form = await read_form(request, self._backend.settings.web.max_body_bytes)
-        self._sessions.check_order(request, visitor, form.get("csrf"))
+        visitor, form = await self._read_order(request)
         text, result = await give_order(name, form, request, self._backend, visitor.caller)
         if _wants_json(request):
             content = result.model_dump(mode="json") if isinstance(result, BaseModel) else None
@@ -208,6 +233,20 @@ class Site:
         response = RedirectResponse(place if _is_own(request, place) else f"{_root(request)}/", 303)
         self._sessions.leave_message(request, response, text)
         return response
+
+    async def _read_order(self, request: Request) -> tuple[Visitor, Form]:
+        """Return who sends a form, and the form.
+
+        Raises:
+            Problem: it was not sent by a page of their session.
+        """
+        _check_method(request, "POST")
+        visitor = self._sessions.find(request)
+        if visitor is None:
+            raise Problem(401, "no-session", "the session has ended: log in again")
+        form = await read_form(request, self._backend.settings.web.max_body_bytes)
+        self._sessions.check_order(request, visitor, form.get("csrf"))
+        return visitor, form
 
     # --- problems
 

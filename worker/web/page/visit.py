@@ -6,15 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from starlette.requests import Request
 
+from worker.queue.audit import ordering_as
 from worker.web.access import Caller, check_role
 from worker.web.backend import Backend
 from worker.web.fields import Query
-from worker.web.operations import Call
-from worker.web.table import READS
+from worker.web.operations import Call, Reply
+from worker.web.page.form import Form
+from worker.web.table import ORDERS, READS
 
 _READS = {operation.name: operation for operation in READS}
+_ORDERS = {operation.name: operation for operation in ORDERS}
 
 
 class NoQuery(Query):
@@ -57,8 +61,46 @@ class Visit:
         model = None if operation.query is None else operation.query.model_validate(values)
         return await operation.handler(Call(self.request, self.backend, self.caller, path or {}, model))
 
+    async def order(self, name: str, body: BaseModel, path: Mapping[str, Any] | None = None) -> Any:
+        """Return the result of an order by an operation of the API.
+
+        Args:
+            name: the name of the operation.
+            body: its body.
+            path: its path parameters.
+
+        Raises:
+            Problem: the operation refuses, or the caller must not use it.
+        """
+        operation = _ORDERS[name]
+        if operation.role is not None:
+            check_role(self.caller, operation.role)
+        with ordering_as(self.caller.name):
+            result = await operation.handler(Call(self.request, self.backend, self.caller, path or {}, None, body))
+        return result.body if isinstance(result, Reply) else result
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a form that a view has taken.
+
+    Attributes:
+        values: values for the template of the view, which shows the form again.
+        done: a sentence that the next page shows; None if the view shows the form again.
+        view: the name of the next view.
+        parameters: the parameters of its address.
+        status: the status of the response that shows the form again.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    done: str | None = None
+    view: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+
 
 Load = Callable[[Visit], Awaitable[Mapping[str, Any]]]
+Submit = Callable[[Visit, Form], Awaitable[Submitted]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +117,7 @@ class View:
         of: the view of the navigation that it belongs to; None for itself.
         watch: the events after which it is rendered again: `all`, or `run` for those of the run in its path.
         seconds: age after which it is rendered again without an event, while it is open.
+        submit: takes a form that is sent to the view's own path; None if it takes none.
     """
 
     name: str
@@ -86,6 +129,7 @@ class View:
     of: str | None = None
     watch: Literal["all", "run"] = "all"
     seconds: float = 5.0
+    submit: Submit | None = None
     parts: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
