@@ -41,6 +41,7 @@ _TRY = """Try it on permanent servers (`make services` prints their URLs; set th
   redis-cli -u $REDIS_URL SADD worker:paused index_place_names     pause (SREM resumes)
   redis-cli -u $REDIS_URL SET arq:job:mine '{"f": "retire_hamlets"}'  enqueue, in two commands:
   redis-cli -u $REDIS_URL ZADD arq:queue 0 mine
+  worker run --metrics-port 9464                                 then: curl http://127.0.0.1:9464/metrics
   worker web                                                     then: curl http://127.0.0.1:8080/overview"""
 
 

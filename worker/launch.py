@@ -21,7 +21,7 @@ from worker.job.middleware import Middleware, load_middleware
 from worker.job.registry import Registry, discover
 from worker.ledger import Ledger
 from worker.observe.logs import configure
-from worker.observe.metrics.endpoint import MetricsEndpoint
+from worker.observe.metrics.endpoint import MetricsEndpoint, make_endpoint
 from worker.observe.mirror import Mirror
 from worker.observe.run_log import RunLog
 from worker.queue.outage_log import OutageLog
@@ -126,12 +126,6 @@ async def run_until_drained(
             await worker.run()
     finally:
         await worker.close()
-
-
-def make_endpoint(settings: Settings, jobs: Iterable[str], report_to: str | None = None) -> MetricsEndpoint | None:
-    """Return the metrics of a worker, which listens at `metrics.port` or reports to a supervisor; None for none."""
-    wanted = report_to is not None or settings.metrics.port is not None
-    return MetricsEndpoint(settings, jobs, report_to) if wanted else None
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta, tzinfo
 from signal import Signals
 from typing import Any, TypedDict, Unpack
@@ -29,10 +29,11 @@ from worker.cancellation import cancel_and_wait
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.job.definition import Job
 from worker.job.registry import Registry
+from worker.observe.metrics.endpoint import make_endpoint
 from worker.observe.mirror import Mirror
 from worker.queue.connection import connection_pool
 from worker.queue.outage_log import OutageLog
-from worker.runtime.observer import Observer
+from worker.runtime.observer import Observer, Observers
 from worker.runtime.wiring import check_redis, connect_redis, worker_name
 from worker.runtime.worker import Worker as QueueWorker
 from worker.settings import Settings, load_with_origins
@@ -92,6 +93,9 @@ class Worker(StockWorker):
         mirror: whether to publish runs and the worker under `worker:*` in Redis. If False, only arq's keys are written.
         arguments: any argument of `arq.Worker`.
 
+    Attributes:
+        report_to: path of the socket of a supervisor that serves the metrics; None to serve them at `metrics.port`.
+
     Raises:
         RegistrationError: the address of Redis is not known, or a `@job` has no database.
     """
@@ -114,6 +118,7 @@ class Worker(StockWorker):
             self._url = self.settings.redis.url
         else:
             self._url = make_redis_url(arguments.get("redis_settings"), arguments.get("redis_pool"))
+        self.report_to: str | None = None
         self._asked_to_stop: Signals | None = None
         self._queue: QueueWorker | None = None
         self._waiting: asyncio.Task[None] | None = None
@@ -180,13 +185,14 @@ class Worker(StockWorker):
         redis = connect_redis(settings)
         outage = OutageLog()
         observer = Mirror(redis, settings, worker_name(settings), outage) if self._mirrors else Observer()
+        endpoint = make_endpoint(settings, self.functions, self.report_to, has_ledger=bool(self._registry))
         codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
         queue = build_arq_worker(
             settings,
             self._registry,
             self,
             codec,
-            observer=observer,
+            observer=observer if endpoint is None else Observers([observer, endpoint.observer]),
             redis=redis,
             outage=outage,
             own_keys=self._mirrors,
@@ -196,13 +202,14 @@ class Worker(StockWorker):
         if self._asked_to_stop is not None:
             queue.drain(self._asked_to_stop)
         try:
-            working = asyncio.create_task(queue.run())
-            try:
-                await asyncio.shield(working)
-            except asyncio.CancelledError:
-                queue.drain()  # its jobs return to the queue before this method ends
-                await working
-                raise
+            async with nullcontext() if endpoint is None else endpoint.serving(queue):
+                working = asyncio.create_task(queue.run())
+                try:
+                    await asyncio.shield(working)
+                except asyncio.CancelledError:
+                    queue.drain()  # its jobs return to the queue before this method ends
+                    await working
+                    raise
         finally:
             await queue.close()
 

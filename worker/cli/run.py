@@ -27,7 +27,7 @@ from worker.queue.acl import USER_KINDS, UserKind, acl_rules
 from worker.runtime.service_manager import ServiceManager
 from worker.runtime.supervisor import Supervisor
 from worker.runtime.wiring import worker_name
-from worker.settings import Settings
+from worker.settings import Settings, load_with_origins
 
 #: Exit codes that a restart does not fix: invalid settings, a ledger that is not migrated, jobs that cannot be loaded.
 HOPELESS = (EXIT_CONFIG, EXIT_USAGE)
@@ -55,12 +55,14 @@ def run(
             raise typer.BadParameter(
                 "--migrate cannot be combined with --arq: run `worker migrate` first", param_hint="--arq"
             )
-        if processes > 1:
-            raise typer.Exit(_supervise(["--arq", arq], processes, burst, name, queue, max_jobs))
         if metrics_port is not None:
-            raise typer.BadParameter("--metrics-port cannot be combined with --arq", param_hint="--arq")
+            os.environ["LONGHAUL_METRICS__PORT"] = str(metrics_port)
+        if processes > 1:
+            rest = (processes, burst, name, queue, max_jobs)
+            raise typer.Exit(_supervise_with_metrics(_load_metrics(), ["--arq", arq], *rest))
         given = {"burst": burst or None, "queue_name": queue, "max_jobs": max_jobs}
-        _run_arq(arq, name, {argument: value for argument, value in given.items() if value is not None})
+        given = {argument: value for argument, value in given.items() if value is not None}
+        _run_arq(arq, name, given, report_to)
         return
     of_worker = {"name": name, "queue": queue, "max_jobs": max_jobs}
     settings, _ = state.load({"worker": of_worker, "metrics": {"port": metrics_port}})
@@ -70,12 +72,21 @@ def run(
     configure(settings.log)
     if migrate:
         run_async(_migrate(settings), settings)
-    rest = (processes, burst, settings.worker.name, queue, max_jobs)
+    raise typer.Exit(_supervise_with_metrics(settings, [], processes, burst, settings.worker.name, queue, max_jobs))
+
+
+def _load_metrics() -> Settings:
+    """Return the settings of metrics for the supervisor of an arq project, which may need no other settings."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("LONGHAUL_METRICS__")}
+    return load_with_origins(state.file or os.devnull, environment=environment)[0]
+
+
+def _supervise_with_metrics(settings: Settings, options: list[str], processes: int, *rest: Any) -> int:
+    """Run several processes of this command, and serve their metrics if there is a port. Return the exit code."""
     if settings.metrics.port is None:
-        raise typer.Exit(_supervise([], *rest))
+        return _supervise(options, processes, *rest)
     with ProcessMetrics(settings, processes) as metrics:
-        code = _supervise(["--report-to", metrics.path], *rest, wait=metrics.wait)
-    raise typer.Exit(code)
+        return _supervise([*options, "--report-to", metrics.path], processes, *rest, wait=metrics.wait)
 
 
 def _supervise(
@@ -103,7 +114,7 @@ def _global_options() -> list[str]:
     return found + [part for text in state.sets for part in ("--set", text)]
 
 
-def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
+def _run_arq(place: str, name: str | None, given: dict[str, Any], report_to: str | None) -> None:
     if str(Path.cwd()) not in sys.path:  # as arq's own command line does
         sys.path.append(str(Path.cwd()))
     try:
@@ -116,6 +127,7 @@ def _run_arq(place: str, name: str | None, given: dict[str, Any]) -> None:
         given = given | {"settings": state.load()[0]}
     asyncio.set_event_loop(asyncio.new_event_loop())  # the worker gets it when it is created
     worker = create_worker(found, **given)
+    worker.report_to = report_to
     log = worker.settings.log
     configure(log, worker=worker_name(worker.settings))
     logging.getLogger("arq").setLevel(log.levels.get("arq", log.level))  # the lines about its jobs

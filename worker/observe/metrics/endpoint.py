@@ -81,20 +81,23 @@ class MetricsEndpoint:
         settings: the settings.
         jobs: names of the registered jobs.
         report_to: path of the supervisor's Unix socket; None to listen at `metrics.port`.
+        has_ledger: whether the worker uses PostgreSQL: one that has only functions of arq does not.
 
     Attributes:
         observer: counts the events; the worker has to report to it.
         port: the port on which it listens; None before it does.
     """
 
-    def __init__(self, settings: Settings, jobs: Iterable[str], report_to: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, jobs: Iterable[str], report_to: str | None = None, *, has_ledger: bool = True
+    ) -> None:
         check_installed()
         self._settings = settings
         self._report_to = report_to
         queues = list(settings.worker.queues) or [settings.worker.queue]
         self.observer = Metrics(jobs, queues)
         self.port: int | None = None
-        self._servers = Servers(settings, queues, worker_name(settings))
+        self._servers = Servers(settings, queues, worker_name(settings), has_ledger=has_ledger)
 
     @asynccontextmanager
     async def serving(self, worker: Worker) -> AsyncIterator[None]:
@@ -143,3 +146,11 @@ class MetricsEndpoint:
         }
         values: Snapshot = {metric.name: {(): value} for metric, value in of_worker.items()}
         return {**self.observer.snapshot(), **values, **self._servers.snapshot()}
+
+
+def make_endpoint(
+    settings: Settings, jobs: Iterable[str], report_to: str | None = None, *, has_ledger: bool = True
+) -> MetricsEndpoint | None:
+    """Return the metrics of a worker, which listens at `metrics.port` or reports to a supervisor; None for none."""
+    wanted = report_to is not None or settings.metrics.port is not None
+    return MetricsEndpoint(settings, jobs, report_to, has_ledger=has_ledger) if wanted else None

@@ -95,12 +95,13 @@ class Servers:
         settings: the settings.
         queues: the queues to read.
         name: name of the process, for `application_name`.
+        has_ledger: whether to read PostgreSQL.
 
     Attributes:
         has_read: set after the first read of both servers.
     """
 
-    def __init__(self, settings: Settings, queues: Sequence[str], name: str) -> None:
+    def __init__(self, settings: Settings, queues: Sequence[str], name: str, *, has_ledger: bool = True) -> None:
         small = settings.database.model_copy(update={"pool_size": 1, "max_overflow": 1, "replica_url": None})
         self._rules = settings.metrics
         self._queues = list(dict.fromkeys(queues))[: names.MOST_QUEUES]
@@ -113,6 +114,8 @@ class Servers:
             "postgresql": SharedRead(self._check_ledger, shared_seconds=_SHARED_SECONDS),
             "redis": SharedRead(self._ping, shared_seconds=_SHARED_SECONDS),
         }
+        if not has_ledger:
+            del self._reads["postgresql"], self._answers["postgresql"]
         self._kept_seconds = 0.0
         self.has_read = asyncio.Event()
 
@@ -152,9 +155,13 @@ class Servers:
 
     async def check(self) -> dict[str, str]:
         """Return for each server and for the ledger `ok`, or a problem in words that tell nothing about the server."""
-        postgresql, redis = await asyncio.gather(self._ask("postgresql"), self._ask("redis"))
+        answers = await asyncio.gather(*map(self._ask, self._answers))
+        found = dict(zip(self._answers, answers, strict=True))
+        if "postgresql" not in found:
+            return found
+        postgresql = found["postgresql"]
         ledger = postgresql if postgresql in ("ok", "not migrated: run worker migrate") else "unknown"
-        return {"postgresql": "ok" if ledger == postgresql else postgresql, "redis": redis, "ledger": ledger}
+        return {**found, "postgresql": "ok" if ledger == postgresql else postgresql, "ledger": ledger}
 
     async def _ask(self, server: str) -> str:
         try:
