@@ -14,6 +14,7 @@ from tests.roles import jobs
 from tests.roles.conftest import Limited
 from tests.roles.redis_commands import watching
 from tests.support.authors import count_seen, fill_authors
+from tests.support.scrapes import with_metrics
 from tests.support.waiting import until
 from tests.support.workers import with_web, with_worker, working
 from tests.web.conftest import connect
@@ -154,7 +155,7 @@ async def test_each_process_does_its_work_with_its_rights_and_needs_each_of_them
     await fill_authors(database, ROWS)
     admin, named = (
         limited.admin,
-        with_worker(limited.worker, name="roles", lease_seconds=1.0, rescue_interval_seconds=0.2),
+        with_metrics(with_worker(limited.worker, name="roles", lease_seconds=1.0, rescue_interval_seconds=0.2)),
     )
     async with watching(admin) as watched:
         async with (

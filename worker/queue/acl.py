@@ -33,7 +33,7 @@ _ENQUEUE = (
 )
 COMMANDS: dict[str, str] = {
     "worker": f"{_CONNECTION} {_ENQUEUE} decr expire getex hget hincrby hlen hmget hscan hsetnx incr persist psetex "
-    "sadd sismember sscan unwatch watch xadd xrange zcard zmscore zrangebyscore zrank zremrangebyscore "
+    "sadd sismember sscan unwatch watch xadd xrange zcard zcount zmscore zrangebyscore zrank zremrangebyscore "
     "zrevrangebyscore zscan",
     "operator": f"{_CONNECTION} {_LOOK} {_ENQUEUE} sadd xadd",
     "client": f"{_CONNECTION} {_ENQUEUE}",
