@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import sysconfig
-import venv
+import tomllib
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 
+from tests.support.installed import build_wheel, make_environment, resolve
 from worker.embedded import Services
 
 ROOT = Path(__file__).parent.parent
@@ -31,38 +31,45 @@ async def greet(ctx, name: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    [built] = folder.glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def requirements_of(wheel: Path) -> list[str]:
+    """Return the requirements of a wheel, those of its extras as well."""
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    return message_from_bytes(archive.read(metadata)).get_all("Requires-Dist") or []
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel; its dependencies are those of the development environment."""
+    """A fresh environment with the wheel and what it requires without extras, as `pip install` would leave it."""
     folder = tmp_path_factory.mktemp("fresh") / "venv"
-    venv.create(folder, with_pip=True)
-    [packages] = folder.glob("lib/python*/site-packages")
-    # A path in a .pth file has its own .pth files ignored: the editable install is not seen.
-    packages.joinpath("dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [
-        folder / "bin/python",
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--force-reinstall",
-        "-q",
-        wheel,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return make_environment(folder, wheel, resolve(requirements_of(wheel)))
+
+
+@pytest.mark.long
+def test_no_dependency_of_an_extra_is_installed_without_it(wheel: Path, environment: Path) -> None:
+    requirements = requirements_of(wheel)
+    core = resolve(requirements)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    own = {name: resolve(requirements, [name]) - core for name in extras}
+    assert {"web", "metrics", "top", "parquet", "fsspec", "embedded", "testing"} <= own.keys()
+    assert all(own.values()), "an extra brings nothing"
+    optional = (
+        "starlette",
+        "uvicorn",
+        "jinja2",
+        "prometheus_client",
+        "textual",
+        "pyarrow",
+        "fsspec",
+        "zstandard",
+        "pytest",
+    )
+    script = f"import importlib.util as i; print([n for n in {optional!r} if i.find_spec(n)])"
+    shown = subprocess.run([environment / "bin/python", "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
 
 
 @pytest.mark.long
