@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -16,8 +18,10 @@ from tests.support.scrapes import check_by_promtool, parse, scrape, served_at, w
 from tests.support.waiting import until, until_status
 from worker import Client, JobContext, NonRetryableError, Settings, Snooze, job
 from worker.batch.throttles import make_throttles
+from worker.errors import SettingsError
 from worker.launch import running
 from worker.observe.metrics import definitions as names
+from worker.observe.metrics.endpoint import make_endpoint
 from worker.observe.metrics.observer import Metrics
 from worker.runtime.observer import RunInfo
 from worker.runtime.worker import Worker
@@ -66,6 +70,12 @@ async def sleepy(ctx: JobContext) -> None:
     raise Snooze(3600)
 
 
+@job
+async def waits(ctx: JobContext) -> None:
+    """Run until it is cancelled."""
+    await asyncio.Event().wait()
+
+
 @job(cron="* * * * * *")
 async def ticking(ctx: JobContext) -> None:
     """Run each second."""
@@ -77,7 +87,7 @@ async def worker(
 ) -> AsyncIterator[tuple[Worker, Scrape]]:
     """A worker with metrics, and its scrape."""
     caplog.set_level(logging.INFO, logger="longhaul.metrics")
-    jobs = [walk, slow_walk, retried, hopeless, sleepy, ticking]
+    jobs = [walk, slow_walk, retried, hopeless, sleepy, waits, ticking]
     async with running(with_metrics(fast), jobs=jobs) as started:
         url = await served_at(lambda: caplog.text)
 
@@ -145,6 +155,35 @@ async def test_a_scrape_has_what_the_jobs_have_done(
     await check_by_promtool(text)
 
 
+async def test_runs_that_change_their_worker_are_counted(
+    worker: tuple[Worker, Scrape], client: Client, redis: Redis
+) -> None:
+    _, read = worker
+    stolen = await client.enqueue(waits)
+
+    async def is_running() -> bool:
+        return await redis.exists(f"arq:in-progress:{stolen.id}") == 1
+
+    await until(is_running)
+    await redis.set(f"arq:in-progress:{stolen.id}", "another:1")
+    # The traces of a worker that died in its first attempt: the number of the attempt, and the end of its lease.
+    await redis.set("arq:job:orphan", '{"f": "retried", "k": {}}')
+    await redis.set("arq:retry:orphan", 1)
+    await redis.zadd("arq:queue", {"orphan": 1_700_000_000_000.5})
+
+    async def are_counted() -> bool:
+        found = await read()
+        lost = found.get(("longhaul_jobs_total", "waits", "lost"))
+        return lost == 1 and found["longhaul_jobs_total", "retried", "succeeded"] == 1
+
+    await until(are_counted, 60)
+    found = await read()
+    assert found["longhaul_leases_lost_total", "waits"] == 1
+    assert found["longhaul_takeovers_total", "retried"] == found["longhaul_attempts_total", "retried"] == 1
+    assert ("longhaul_queue_latency_seconds_count", "retried", "arq:queue") not in found
+    await redis.delete(f"arq:job:{stolen.id}", f"arq:in-progress:{stolen.id}")
+
+
 def test_series_are_bounded() -> None:
     metrics = Metrics([f"job {n}" for n in range(500)], [f"queue {n}" for n in range(50)])
     for n in range(2_000):
@@ -165,6 +204,15 @@ def test_series_are_bounded() -> None:
     queues = {labels[1] for labels in found["longhaul_queue_latency_seconds"]}
     assert len(queues) <= names.MOST_QUEUES + 1
     assert sum(map(len, found.values())) < 25 * (names.MOST_JOBS + names.MOST_STEPS)
+
+
+def test_without_the_package_a_port_is_an_error_that_names_the_extra(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_endpoint(settings, []) is None
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(SettingsError, match=r"pip install 'longhaul-worker\[metrics\]'"):
+        make_endpoint(with_metrics(settings), [])
 
 
 def test_attempts_that_never_report_their_end_are_forgotten() -> None:
