@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import Column, Integer, MetaData, Table, delete, func, select, text
 
 from tests.models import Author
@@ -159,7 +160,7 @@ async def test_gather_returns_the_facts_of_the_servers(tmp_path: Path, settings:
 
 
 async def test_doctor_exits_with_1_if_something_is_wrong(
-    cli: CommandLine, servers: Services, database: Database
+    cli: CommandLine, servers: Services, database: Database, redis: Redis
 ) -> None:
     ran = await cli("doctor", "--json")
     assert ran.returncode == 0, ran.stdout

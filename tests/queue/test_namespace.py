@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
 from tests.faults.redis_scene import at
-from tests.support.main_paths import limited, take_main_paths
-from tests.support.waiting import until
+from tests.support.command_line import CommandLine
+from tests.support.main_paths import fair_one, limited, only_one, take_main_paths
+from tests.support.waiting import until, until_true
 from tests.support.workers import working
 from worker import Client, Settings, SyncClient
+from worker.arq_compat import Worker
 from worker.db.engine import Database
-from worker.errors import UsageError
+from worker.doctor import examine
+from worker.errors import CorruptKey, RegistrationError, UsageError
 from worker.queue import scripts
+from worker.queue.acl import acl_rules
+from worker.queue.connection import connection_pool
 from worker.queue.namespace import _FIRST, Namespace
 
 ONE = Namespace("{shop}:")
@@ -109,3 +118,62 @@ def test_the_scripts_call_only_commands_whose_keys_namespace_lua_knows() -> None
 async def test_a_connection_of_another_namespace_is_refused(shop: Settings, redis: Redis) -> None:
     with pytest.raises(UsageError, match="redis="):
         Client(shop, redis=redis)
+
+
+async def test_a_bad_key_is_named_as_it_is_in_redis_with_its_cure(
+    shop: Settings, redis: Redis, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis.set("{shop}:worker:paused", "x")
+    await redis.set("{shop}:arq:queue", "x")
+    async with Client(shop) as client:
+        with pytest.raises(CorruptKey, match=r"\{shop\}:arq:queue is a string"):
+            await client.enqueue(limited)
+    finding = (await examine(shop))["redis keys"]
+    assert "{shop}:worker:paused is a string, not a set" in finding.message
+    for cure in finding.advice.split("; "):
+        await redis.execute_command(*shlex.split(cure)[1:])
+    assert set(await redis.keys()) == {b"{shop}:broken:worker:paused", b"{shop}:broken:arq:queue"}
+    assert (await examine(shop))["redis keys"].level == "fine"
+    await redis.set("{shop}:worker:paused", "x")
+    async with working(shop, limited):
+        await until_true(lambda: any("key={shop}:worker:paused" in line for line in caplog.messages))
+
+
+def _to_json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values).encode()
+
+
+async def double(ctx: dict[Any, Any], number: int) -> int:
+    """Be a function of arq."""
+    return 2 * number
+
+
+async def test_functions_of_arq_run_in_a_namespace(shop: Settings, redis: Redis) -> None:
+    async with ArqRedis(connection_pool(shop), job_serializer=_to_json, job_deserializer=json.loads) as arq:
+        enqueued = await arq.enqueue_job("double", 4)
+        worker = Worker([double], settings=shop, burst=True, handle_signals=False)
+        await worker.main()
+        await worker.close()
+        assert enqueued is not None
+        assert (await enqueued.result_info()).result == 8  # type: ignore[union-attr]
+    assert [name for name in await redis.keys() if not name.startswith(b"{shop}:")] == []
+    with pytest.raises(RegistrationError, match="plain names"):
+        Worker([double], settings=shop, redis_settings=RedisSettings(), handle_signals=False)
+
+
+async def test_the_command_line_prints_names_with_the_prefix(cli: CommandLine, redis: Redis) -> None:
+    listed = await cli("keys", "--json", LONGHAUL_REDIS__NAMESPACE="shop")
+    assert {one["name"].partition(":")[0] for one in json.loads(listed.stdout)} == {"{shop}"}
+    printed = await cli("keys", "--script", "cancel", LONGHAUL_REDIS__NAMESPACE="shop")
+    assert "local NAMESPACE = '{shop}:'\n" in printed.stdout
+
+
+async def test_a_client_in_a_namespace_needs_no_more_rights_than_its_keys(shop: Settings, redis: Redis) -> None:
+    await redis.execute_command("ACL", "SETUSER", "tenant", *acl_rules("client", shop), ">secret")
+    try:
+        async with Client(at(shop, shop.redis.url.replace("://", "://tenant:secret@"))) as client:
+            run = await client.enqueue(fair_one.options(delay=60), "north")
+            assert await run.status() == "deferred"
+            assert (await client.enqueue(only_one, "x")).id != (await client.enqueue(fair_one, "x")).id
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "tenant")

@@ -10,7 +10,7 @@ import pytest
 
 import worker
 from worker.errors import SettingsError
-from worker.settings import load_settings, load_with_origins, mask_passwords
+from worker.settings import load_settings, load_with_origins, mask_passwords, parse_redis_url
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -95,8 +95,41 @@ def test_a_pool_that_is_too_small_is_a_warning() -> None:
         ("redis+sentinel://h1,h2", "must be the name of the primary"),
         ("redis+sentinel://h:x/m", "'h:x' is not the address of a Sentinel"),
         ("unix://?db=1", "needs a path"),
+        ("redis+cluster://h:7000/1", "a Redis Cluster has no numbered databases"),
+        ("redis+cluster://h?db=2", "a Redis Cluster has no numbered databases"),
+        ("redis+cluster://h:x", "'h:x' is not the address of a node"),
+        ("redis://h?namespace=a}b", "the namespace 'a}b' must be 1 to 64 letters"),
+        ("redis://h?namespace=", "the namespace '' must be 1 to 64 letters"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_with_a_reason(url: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         load_settings(environment={"REDIS_URL": url})
+
+
+@pytest.mark.parametrize(
+    ("url", "namespace", "prefix"),
+    [
+        ("redis://h", None, ""),
+        ("redis://h/0?namespace=shop", None, "{shop}:"),
+        ("unix:///run/v.sock?namespace=shop&db=1", "shop", "{shop}:"),
+        ("redis+sentinel://h/m?namespace=shop", None, "{shop}:"),
+        ("redis+cluster://h", None, "{longhaul}:"),
+        ("rediss+cluster://h1,[::1]:7000/0", "a.b-c", "{a.b-c}:"),
+    ],
+)
+def test_the_namespace_is_that_of_the_setting_or_of_the_url(url: str, namespace: str | None, prefix: str) -> None:
+    settings = load_settings(environment={"REDIS_URL": url}, overrides={"redis": {"namespace": namespace}})
+    assert settings.redis.prefix == prefix
+    assert "namespace" not in parse_redis_url(url).url  # redis-py does not know the option
+
+
+def test_two_namespaces_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"is 'a', and redis\.url has namespace=b: keep one"):
+        load_settings(environment={"REDIS_URL": "redis://h?namespace=b", "LONGHAUL_REDIS__NAMESPACE": "a"})
+
+
+def test_the_nodes_of_a_cluster_have_the_credentials_and_the_options_of_the_url() -> None:
+    found = parse_redis_url("rediss+cluster://u:p%40@h1:7000,[::1]/?namespace=shop&ssl_ca_certs=ca.pem")
+    options = "?ssl_ca_certs=ca.pem&ssl_check_hostname=true"
+    assert found.cluster == (f"rediss://u:p%40@h1:7000{options}", f"rediss://u:p%40@[::1]:6379{options}")

@@ -31,6 +31,8 @@ from worker.db.engine import Database
 from worker.runtime.worker import Worker
 from worker.web import web_app
 
+failures: list[str] = []
+
 
 @job
 async def walk_authors(ctx: JobContext, add: int = 1) -> int:
@@ -66,6 +68,7 @@ async def each_minute(ctx: JobContext) -> None:
 @job
 async def fails(ctx: JobContext, until_cured: bool = True) -> None:
     """Become a dead letter."""
+    failures.append(ctx.run_id)
     raise NonRetryableError("no")
 
 
@@ -178,7 +181,10 @@ async def _operate(client: Client) -> None:
         await failed.result(timeout=120)
     assert [report.state async for report in failed.progress()][-1] == "dead"
     assert [letter.id for letter in await client.dead_letters()] == ["failed"]
+    before = len(failures)
     await client.retry("failed")
+    await until_true(lambda: len(failures) > before)
+    await until(client.dead_letters)
     await until_status(failed, "dead")
     assert "the-walk" in {one.id for one in await client.runs()}
     assert (await client.status()).dead_letters == 1

@@ -118,6 +118,11 @@ class Worker(StockWorker):
             self._url = self.settings.redis.url
         else:
             self._url = make_redis_url(arguments.get("redis_settings"), arguments.get("redis_pool"))
+            if self.settings.redis.prefix:
+                raise RegistrationError(
+                    f"redis_settings and redis_pool use plain names of keys, and the settings have the prefix "
+                    f"{self.settings.redis.prefix}: leave them out, and set redis.url"
+                )
         self.report_to: str | None = None
         self._asked_to_stop: Signals | None = None
         self._queue: QueueWorker | None = None

@@ -155,7 +155,7 @@ async def _redis(settings: Settings) -> RedisFacts | str:
             await _no_tracking(redis),
             ahead,
             await _alive(redis, settings.worker.lease_seconds),
-            tuple(problems),
+            tuple(one.in_namespace(settings.redis.prefix) for one in problems),
         )
     except (RedisError, OSError) as error:
         return f"Redis at {mask_passwords(settings.redis.url)}: {str(error).rstrip('.')}"

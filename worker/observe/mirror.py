@@ -26,6 +26,7 @@ from worker.batch import Progress
 from worker.observe.mirror_entry import MirrorEntry, format_time, read_memory
 from worker.queue import keys
 from worker.queue.key_problems import KeyProblemLog, wrong_type, wrong_value
+from worker.queue.namespace import prefix_of
 from worker.queue.outage_log import OutageLog
 from worker.queue.overview import read_worker
 from worker.runtime.observer import Observer, RunInfo
@@ -77,7 +78,7 @@ class Mirror(Observer):
         self._pruned_at = 0.0
         self._last_self = ""
         self._seen_at = 0.0
-        self._problems = KeyProblemLog()
+        self._problems = KeyProblemLog(prefix_of(redis))
 
     # --- observed events
 

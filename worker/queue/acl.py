@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from worker.errors import SettingsError
 from worker.queue import keys
+from worker.queue.namespace import NOTHING
 from worker.settings import parse_redis_url
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def key_patterns(kind: UserKind, queues: Iterable[str], prefix: str = "") -> lis
         *(f"~{prefix}{one}*" for one in written),
         f"~{prefix}{keys.CANCELLED}",
         *(f"%R~{prefix}{one}*" for one in read),
+        *([f"~{prefix}{NOTHING}"] if prefix else []),
     ]
 
 

@@ -22,12 +22,25 @@ class KeyProblem(NamedTuple):
     Attributes:
         key: the key, printable.
         problem: the problem.
-        cure: arguments of `redis-cli` that repair the key.
+        command: the command that repairs the key, and its arguments, first the key.
     """
 
     key: str
     problem: str
-    cure: str
+    command: tuple[bytes | str, ...]
+
+    @property
+    def cure(self) -> str:
+        """The arguments of `redis-cli` that repair the key, in a shell."""
+        return " ".join(map(quote, self.command))
+
+    def in_namespace(self, prefix: str) -> KeyProblem:
+        """Return the problem with the name that the key has in Redis, in the namespace of a prefix."""
+        if not prefix:
+            return self
+        count = 2 if self.command[0] == "RENAME" else 1
+        verb, names, rest = self.command[0], self.command[1 : 1 + count], self.command[1 + count :]
+        return KeyProblem(prefix + self.key, self.problem, (verb, *(_with_prefix(prefix, one) for one in names), *rest))
 
     def __str__(self) -> str:
         return f"{self.key} {self.problem}; to repair it, run: redis-cli {self.cure}"
@@ -44,21 +57,20 @@ def wrong_type(key: bytes | str, found: str = "", wanted: str = "") -> KeyProble
     name = printable(key)
     known = keys.find(name)
     wanted = wanted or (known.type if known else "sorted set")  # a queue of another name is not in the schema
-    cure = f"RENAME {quote(key)} {quote(_with_prefix(key))}"
-    return KeyProblem(name, f"is {_TYPES.get(found, f'a {found}')}, not a {wanted}", cure)
+    problem = f"is {_TYPES.get(found, f'a {found}')}, not a {wanted}"
+    return KeyProblem(name, problem, ("RENAME", key, _with_prefix("broken:", key)))
 
 
 def wrong_value(key: bytes | str, value: bytes | str, *, field: bytes | str | None = None) -> KeyProblem:
     """Return the problem of a key, or of a field of a hash, whose value cannot be read."""
     where = "" if field is None else f" in field {printable(field)}"
-    cure = f"DEL {quote(key)}" if field is None else f"HDEL {quote(key)} {quote(field)}"
-    return KeyProblem(printable(key), f"has the invalid value {printable(value)[:100]!r}{where}", cure)
+    command = ("DEL", key) if field is None else ("HDEL", key, field)
+    return KeyProblem(printable(key), f"has the invalid value {printable(value)[:100]!r}{where}", command)
 
 
 def wrong_member(key: bytes | str, member: bytes | str, *, command: str = "SREM") -> KeyProblem:
     """Return the problem of a set, or a sorted set, with a member that cannot be a name."""
-    cure = f"{command} {quote(key)} {quote(member)}"
-    return KeyProblem(printable(key), f"has the invalid member {printable(member)[:100]!r}", cure)
+    return KeyProblem(printable(key), f"has the invalid member {printable(member)[:100]!r}", (command, key, member))
 
 
 def from_script(raw: Sequence[Any]) -> KeyProblem:
@@ -91,9 +103,14 @@ def quote(text: bytes | str) -> str:
 
 
 class KeyProblemLog:
-    """Logs each problem once, and again after ten minutes if it is still there."""
+    """Logs each problem once, and again after ten minutes if it is still there.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: the prefix of keys in Redis, behind which the problems name them.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._logged_at: dict[KeyProblem, float] = {}
 
     def report(self, problems: Iterable[KeyProblem]) -> None:
@@ -105,11 +122,12 @@ class KeyProblemLog:
             if len(self._logged_at) >= _MOST_REMEMBERED:
                 self._logged_at.clear()
             self._logged_at[problem] = now
-            logger.warning("key problem key=%s problem=%s cure=redis-cli %s", *problem)
+            shown = problem.in_namespace(self._prefix)
+            logger.warning("key problem key=%s problem=%s cure=redis-cli %s", shown.key, shown.problem, shown.cure)
 
 
-def _with_prefix(key: bytes | str) -> bytes | str:
-    return b"broken:" + key if isinstance(key, bytes) else f"broken:{key}"
+def _with_prefix(prefix: str, key: bytes | str) -> bytes | str:
+    return prefix.encode() + key if isinstance(key, bytes) else prefix + key
 
 
 _TYPES = {"zset": "a sorted set", "": "of another type"}

@@ -47,7 +47,7 @@ _SECOND = _names("MEMORY OBJECT XGROUP XINFO")
 _ALL = _names("DEL EXISTS MGET PFCOUNT RENAME RENAMENX SDIFF SINTER SUNION TOUCH UNLINK WATCH")
 _OTHERS = _names("EVALSHA SCAN SCRIPT XREAD XREADGROUP")
 #: A key that never exists: see namespace.lua.
-_NOTHING = "worker:nothing"
+NOTHING = "worker:nothing"
 _EMPTY = "local NAMESPACE = '{}:'"
 
 Command = Sequence[Any]
@@ -107,7 +107,7 @@ class Namespace:
         if known is None:
             raise UsageError(f"only scripts of Longhaul run in the namespace {self.prefix}")
         keys = [self.prefix + key if type(key) is str else self._key(key) for key in rest[:number]]
-        return ("EVALSHA", known, number + 1, *keys, self.prefix + _NOTHING, *rest[number:])
+        return ("EVALSHA", known, number + 1, *keys, self.prefix + NOTHING, *rest[number:])
 
     def _qualify_other(self, given: Any, command: Command) -> Command:
         words = _word(given).split()
@@ -148,13 +148,18 @@ class Namespace:
         return (name, *rest[:at], *map(self._key, rest[at:middle]), *rest[middle:])
 
 
+def prefix_of(redis: Any) -> str:
+    """Return the prefix that a client of redis-py adds to keys; empty for none."""
+    return getattr(redis.connection_pool.connection_class, "namespace_prefix", "")
+
+
 def check_prefix(redis: Any, prefix: str) -> None:
     """Check that a client of redis-py that was passed to Longhaul has the namespace of the settings.
 
     Raises:
         UsageError: it has another one, or none.
     """
-    found = getattr(redis.connection_pool.connection_class, "namespace_prefix", "")
+    found = prefix_of(redis)
     if found != prefix:
         raise UsageError(
             f"redis= adds {found or 'no prefix'} to keys, and the settings {prefix or 'none'}: leave redis= out, or "

@@ -64,7 +64,7 @@ class RunReader:
                 pass  # the plain command below raises the error
             else:
                 if isinstance(raw, ResponseError):
-                    raise InvalidPayload(str(wrong_type(key)))
+                    raise InvalidPayload(str(wrong_type(key).in_namespace(self._settings.redis.prefix)))
                 if raw is not None:
                     self._waiting.pop(key, None)
                 return raw, event

@@ -17,6 +17,7 @@ from worker.queue.claims import Ack, AckAndClaim, Claim, FetchResult, Shares, ad
 from worker.queue.connection import DedicatedConnection
 from worker.queue.group_store import GroupStore
 from worker.queue.key_problems import KeyProblemLog, from_script
+from worker.queue.namespace import prefix_of
 from worker.queue.payload import now_ms
 from worker.queue.scripts import script
 
@@ -94,7 +95,7 @@ class QueueStore:
     ) -> None:
         self.redis = redis
         self.groups = GroupStore(redis)
-        self._problems = self.problems = KeyProblemLog()
+        self._problems = self.problems = KeyProblemLog(prefix_of(redis))
         self.owner = owner
         self.lease_ms = round(lease_seconds * 1000)
         self.claims = AckAndClaim(
@@ -132,16 +133,19 @@ class QueueStore:
         """Close the dedicated connection."""
         await self.claims.close()
 
-    @staticmethod
-    def _is_done(answer: Any) -> bool:
+    def _is_done(self, answer: Any) -> bool:
         """Return the answer of a script, or raise the problem that it reports.
 
         Raises:
             CorruptKey: a key has a wrong type, and the script has changed nothing.
         """
         if isinstance(answer, list):
-            raise _corrupt(answer[0])
+            raise self._corrupt(answer[0])
         return bool(answer)
+
+    def _corrupt(self, noted: Sequence[Any]) -> CorruptKey:
+        prefix = prefix_of(self.redis)
+        return CorruptKey("; ".join(str(from_script(raw).in_namespace(prefix)) for raw in noted))
 
     async def requeue(
         self,
@@ -243,7 +247,7 @@ class QueueStore:
         names = [queue, keys.CANCELLED, keys.UNIQUE + lock.key if lock else queue, keys.PRIORITIES + queue]
         how, known = await self._run("enqueue", names, arguments)
         if how < 0:
-            raise _corrupt(known)
+            raise self._corrupt(known)
         return Enqueued(known.decode(), is_new=how == 1, replaced=how == 2)
 
     async def enqueue_many(
@@ -274,7 +278,7 @@ class QueueStore:
         names = [queue, keys.CANCELLED, *_line(queue, priority), queue if group is None else keys.GROUP + group]
         known = await self._run("enqueue_many", names, arguments)
         if known and isinstance(known[0], list):
-            raise _corrupt(known[0])
+            raise self._corrupt(known[0])
         return frozenset(place - 1 for place in known)
 
     async def set_attempt(self, claim: Claim, attempt: int) -> Claim:
@@ -331,7 +335,7 @@ class QueueStore:
         answer = await self._run("fire_cron", names, arguments)
         fired, noted = answer
         if fired < 0:
-            raise _corrupt(noted)
+            raise self._corrupt(noted)
         self._problems.report(map(from_script, noted))
         return bool(fired)
 
@@ -372,10 +376,6 @@ class QueueStore:
             return []
         scores = await self.redis.zmscore(queue, run_ids)
         return [score is not None for score in scores]
-
-
-def _corrupt(noted: Sequence[Any]) -> CorruptKey:
-    return CorruptKey("; ".join(str(from_script(raw)) for raw in noted))
 
 
 def _line(queue: str, priority: int) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from worker.job.definition import Job
 from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.key_problems import KeyProblemLog, from_script
+from worker.queue.namespace import prefix_of
 from worker.queue.scripts import script
 
 #: Longest wait for a place: its owner may have died without releasing it.
@@ -39,7 +40,7 @@ class Limiter:
 
     def __init__(self, redis: Redis, owner: str = "") -> None:
         self._owner = owner
-        self._problems = KeyProblemLog()
+        self._problems = KeyProblemLog(prefix_of(redis))
         self._acquire = redis.register_script(script("acquire"))
         self._release = redis.register_script(script("release"))
 

@@ -28,7 +28,8 @@ from worker.errors import InvalidArguments
 from worker.queue import keys
 from worker.queue.conditions import Condition, parse_entry
 from worker.queue.invalidations import InvalidationListener
-from worker.queue.key_problems import KeyProblem, KeyProblemLog, quote
+from worker.queue.key_problems import KeyProblem, KeyProblemLog
+from worker.queue.namespace import prefix_of
 from worker.queue.outage_log import OutageLog
 from worker.runtime.operator_keys import SCANS, Command, CommandScan, check_answer, is_wrong_type, to_pace
 from worker.runtime.order_audit import OrderChanges
@@ -88,7 +89,7 @@ class OperatorState:
         self._answered: dict[str, dict[str, Any]] = {}
         self._failing = False
         self._outage = outage or OutageLog()
-        self._problems = KeyProblemLog()
+        self._problems = KeyProblemLog(prefix_of(redis))
         self._has_problems = False
         self._cancelled: frozenset[str] = frozenset()
         self._aborted: frozenset[str] = frozenset()
@@ -282,7 +283,7 @@ class OperatorState:
                 condition = parse_entry(name)
                 condition.check_names(self._arguments[job])
             except InvalidArguments as error:
-                problems.append(KeyProblem(key, f"has the entry {name!r}: {error}", f"SREM {key} {quote(name)}"))
+                problems.append(KeyProblem(key, f"has the entry {name!r}: {error}", ("SREM", key, name)))
             else:
                 found.setdefault(job, []).append(condition)
         return found

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from worker.errors import InvalidPayload, format_error
 from worker.ledger import Ledger, RunSpec
-from worker.queue.key_problems import KeyProblem, printable, quote
+from worker.queue.key_problems import KeyProblem, printable
 from worker.queue.outage_log import REFUSALS, kind_of
 from worker.queue.payload import decode_payload
 from worker.queue.store import QueueStore
@@ -92,7 +92,7 @@ class Rescuer:
         """Report a queue that cannot be used. Raise errors that are about the server."""
         if kind_of(error) in REFUSALS - {"NOPERM"}:
             raise error
-        problem = KeyProblem(printable(queue), f"cannot take the run {spec.id}: {error}", f"TYPE {quote(queue)}")
+        problem = KeyProblem(printable(queue), f"cannot take the run {spec.id}: {error}", ("TYPE", queue))
         self._store.problems.report([problem])
 
     async def _end_unreadable(self, spec: RunSpec, error: str) -> None:
