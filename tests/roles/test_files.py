@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,10 @@ async def test_names_of_queues_and_of_users_are_checked(cli: CommandLine) -> Non
     for queue in ("a b", "a*", "[a]", "a?", "a\\\\b"):
         refused = await cli("--set", f"worker.queue={queue}", "grants", "client", "me", "--redis")
         assert (refused.returncode, refused.stdout) == (78, ""), queue
+
+
+def test_the_tests_that_the_threat_model_names_exist() -> None:
+    page = (DEPLOY.parent / "docs" / "explanation" / "threat-model.md").read_text()
+    named = set(re.findall(r"`((?:tests|deploy)/[^`]+)`", page))
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (DEPLOY.parent / path).exists()] == []
