@@ -59,6 +59,8 @@ looking_command: ContextVar[str] = ContextVar("looking_command", default="")
 
 #: The header of a run whose walks an operator has restricted; the restriction itself is in the ledger.
 SELECTED = "longhaul-selection"
+#: Marks a run that retries some quarantined rows: their ids, with commas.
+QUARANTINED_ROWS = "longhaul-quarantined-rows"
 
 _propagated: dict[str, ContextVar[str]] = {}
 # https://www.w3.org/TR/trace-context/#traceparent-header: neither version ff nor ids of zeros.

@@ -88,7 +88,7 @@ class OwnedRun:
         self.ranges = Ranges(connection, (spec.root_id, walk_fence), (spec.id, claim.fence))
         self.checkpoints = Checkpoints(connection, spec.root_id, walk_fence, claim.steps, self.ranges, code_version)
         self.recorded_steps = RecordedSteps(spec.root_id, walk_fence, self.checkpoints, code_version)
-        self.quarantine = RunQuarantine(connection, spec.root_id, spec.only)
+        self.quarantine = RunQuarantine(connection, spec.root_id, spec.only, spec.only_rows)
 
     @property
     def fence(self) -> int:

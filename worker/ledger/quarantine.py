@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from worker.db.engine import Database
@@ -11,6 +13,8 @@ from worker.ledger.queries import query, source
 from worker.ledger.records import QuarantinedRow, StepRecord
 from worker.ledger.run_connection import RunConnection
 from worker.ledger.text import format_traceback, shorten_traceback, storable, storable_json
+
+_ROW_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
 class Quarantine:
@@ -27,7 +31,7 @@ class Quarantine:
         self,
         *,
         run_id: str | None = None,
-        row_id: int | None = None,
+        row_ids: Sequence[int] | None = None,
         job: str | None = None,
         search: str | None = None,
         before: int | None = None,
@@ -37,14 +41,15 @@ class Quarantine:
 
         Args:
             run_id: Only rows of this run.
-            row_id: Only the row with this id.
+            row_ids: Only the rows with these ids.
             job: Only rows of this job.
             search: Only rows with this text in their run, job, key, values or error; case does not count.
             before: Only rows with a smaller id.
             limit: The most rows to return.
         """
         async with self._database.connection() as connection:
-            values = {"run_id": run_id, "id": row_id, "job": job, "search": search, "before": before, "limit": limit}
+            ids = None if row_ids is None else list(row_ids)
+            values = {"run_id": run_id, "ids": ids, "job": job, "search": search, "before": before, "limit": limit}
             rows = await connection.execute(query("list_quarantined"), values)
             return [QuarantinedRow(**row._mapping) for row in rows]
 
@@ -101,12 +106,18 @@ class RunQuarantine:
         connection: The run's own connection.
         run_id: Id of the run.
         retried: The run and the step whose quarantined rows this run retries, or None.
+        row_ids: The ids of the rows to retry, with commas; None for all.
     """
 
-    def __init__(self, connection: RunConnection, run_id: str, retried: tuple[str, str] | None) -> None:
+    def __init__(
+        self, connection: RunConnection, run_id: str, retried: tuple[str, str] | None, row_ids: str | None = None
+    ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._retried = retried
+        self._chosen = (
+            None if row_ids is None else [int(text) for text in row_ids.split(",") if _ROW_ID.fullmatch(text)]
+        )
         self._retried_ids: dict[str, list[int]] = {}
 
     async def add_row(self, raw: Any, step: StepRecord, key: list[Any], error: BaseException, row: Any) -> None:
@@ -126,7 +137,7 @@ class RunQuarantine:
         """Return the keys of the rows that this run retries."""
         assert self._retried is not None  # noqa: S101
         run_id, step = self._retried
-        values = {"run_id": run_id, "step": step}
+        values = {"run_id": run_id, "step": step, "ids": self._chosen}
         rows = (await self._connection.connection.execute(query("list_quarantined_keys"), values)).all()
         self._retried_ids = {}
         for row in rows:

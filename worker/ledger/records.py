@@ -40,6 +40,7 @@ class RunSpec:
         payload: The payload in the queue, as JSON.
         arguments: The arguments alone, as JSON: they distinguish one call from another.
         only: The run and the step whose quarantined rows are the only ones to process, or None.
+        only_rows: Ids of the quarantined rows of `only` to process, with commas; None for all.
         is_new: Whether the run was enqueued again after a finished run with the same id and payload.
         in_ledger: Whether the ledger has the run already, according to its payload.
         hand: The walk that the run helps with; None for a run of its own.
@@ -60,6 +61,7 @@ class RunSpec:
     may_overlap: bool = False
     is_once: bool = False
     is_selected: bool = False
+    only_rows: str | None = None
 
     @property
     def root_id(self) -> str:

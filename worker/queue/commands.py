@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from worker.errors import InvalidArguments
+from worker.job.propagation import QUARANTINED_ROWS
 from worker.queue import keys
 from worker.queue.audit import Order, give_order, record_order, remove_marks, set_marks
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
@@ -268,10 +269,30 @@ async def retry_ordered(redis: Redis, ledger: Ledger, run_id: str) -> None:
         logger.warning("worker:retry ignored run=%s reason=not an ended run or a dead letter", run_id)
 
 
-async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> tuple[str, list[str]]:
+async def discard_quarantined(reader: RunReader, ledger: Ledger, row_ids: list[int], run_id: str | None) -> int:
+    """Delete quarantined rows: those with these ids, or all of a run. Return their number."""
+    if (run_id is None) is (not row_ids):
+        raise InvalidArguments("discard_quarantined: give ids of rows, or run_id=")
+    count = await ledger.quarantine.delete_rows(run_id=run_id, row_ids=row_ids or None)
+    if count:
+        details = {"rows": count} if run_id is None else {"rows": count, "run": run_id}
+        targets = row_ids if run_id is None else [run_id]
+        await reader.command(record_order(reader.redis, "quarantine_discard", targets, details))
+    return count
+
+
+async def retry_quarantined(
+    reader: RunReader, ledger: Ledger, run_id: str, row_ids: Sequence[int] = ()
+) -> tuple[str, list[str]]:
     """Enqueue a run for each step of a run that has quarantined rows. It processes only these rows.
 
     Each row leaves the quarantine in the transaction that processes it.
+
+    Args:
+        reader: connection to Redis.
+        ledger: the ledger.
+        run_id: id of the run.
+        row_ids: only the rows with these ids; by default all of them.
 
     Returns:
         The queue, and the ids of the new runs; none if the run has no quarantined rows.
@@ -280,9 +301,11 @@ async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> t
     if known is None:
         return "", []
     payload = decode_payload(known.payload.encode(), accept_pickle=False)
-    steps = sorted({row.step for row in await ledger.quarantine.list_rows(run_id=run_id, limit=_MOST_QUARANTINED)})
+    rows = await ledger.quarantine.list_rows(run_id=run_id, row_ids=row_ids or None, limit=_MOST_QUARANTINED)
+    headers = {name: value for name, value in payload.headers.items() if name != QUARANTINED_ROWS}
     made = []
-    for step in steps:
+    for step in sorted({row.step for row in rows}):
+        chosen = [row.id for row in rows if row.step == step] if row_ids else []
         again = payload._replace(
             in_ledger=False,
             pickled=False,
@@ -293,10 +316,18 @@ async def retry_quarantined(reader: RunReader, ledger: Ledger, run_id: str) -> t
             deadline_ms=0,
             next_calls=(),
             group=None,
+            headers=headers | ({QUARANTINED_ROWS: ",".join(map(str, chosen))} if chosen else {}),
         )
-        new_id = f"{run_id}:retry:{step}:{again.enqueued_ms}"
+        new_id = ":".join([run_id, "retry", step, str(again.enqueued_ms), *map(str, chosen[:1])])
         await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
     if made:
-        await reader.command(record_order(reader.redis, "quarantine_retry", [run_id], {"runs": made}))
+        await reader.command(
+            record_order(
+                reader.redis,
+                "quarantine_retry",
+                [run_id],
+                {"runs": made, **({"rows": len(row_ids)} if row_ids else {})},
+            )
+        )
     return known.queue, made

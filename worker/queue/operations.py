@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.awaiting import track_awaits
-from worker.errors import InvalidArguments, SettingsError
+from worker.errors import SettingsError
 from worker.job.definition import Job
 from worker.job.registry import discover
 from worker.queue import commands
@@ -147,7 +147,9 @@ class Operations:
             limit: number of rows, at most.
         """
         return await self._with_ledger(
-            lambda ledger: ledger.quarantine.list_rows(run_id=run_id, row_id=row_id, limit=limit)
+            lambda ledger: ledger.quarantine.list_rows(
+                run_id=run_id, row_ids=None if row_id is None else [row_id], limit=limit
+            )
         )
 
     async def limits(self) -> commands.OperatorLimits:
@@ -301,15 +303,17 @@ class Operations:
         redis = self._reader.redis
         return await self._with_ledger(lambda ledger: commands.delete_dead_letters(redis, ledger, chosen))
 
-    async def retry_quarantined(self, run_id: str) -> list[Run[Any]]:
+    async def retry_quarantined(self, run_id: str, *, row_ids: Sequence[int] = ()) -> list[Run[Any]]:
         """Enqueue a run for each step of a run that has quarantined rows. It processes only these. Needs the ledger.
 
         Each row leaves the quarantine in the transaction that processes it.
 
-        Returns:
-            The new runs; none if the run has no quarantined rows.
+        Args:
+            run_id: id of the run.
+            row_ids: only these rows; by default all. A worker of an older version ignores the choice.
         """
-        queue, ids = await self._with_ledger(lambda ledger: commands.retry_quarantined(self._reader, ledger, run_id))
+        reader = self._reader
+        queue, ids = await self._with_ledger(lambda one: commands.retry_quarantined(reader, one, run_id, row_ids))
         return [Run(self._reader, new_id, queue, None, is_new=True) for new_id in ids]
 
     async def discard_quarantined(self, *row_ids: int, run_id: str | None = None) -> int:
@@ -322,15 +326,8 @@ class Operations:
         Returns:
             The number of rows.
         """
-        if (run_id is None) is (not row_ids):
-            raise InvalidArguments("discard_quarantined: give ids of rows, or run_id=")
-        ids = list(row_ids) or None
-        count = await self._with_ledger(lambda ledger: ledger.quarantine.delete_rows(run_id=run_id, row_ids=ids))
-        if count:
-            details = {"rows": count} if run_id is None else {"rows": count, "run": run_id}
-            targets = [run_id] if ids is None else ids
-            await self._reader.command(record_order(self._reader.redis, "quarantine_discard", targets, details))
-        return count
+        reader, ids = self._reader, list(row_ids)
+        return await self._with_ledger(lambda one: commands.discard_quarantined(reader, one, ids, run_id))
 
     # --- the outbox
 

@@ -145,9 +145,9 @@ class SyncOperations:
             self._client.delete_dead_letters(*run_ids, job=job, before=before, everything=everything)
         )
 
-    def retry_quarantined(self, run_id: str) -> list[SyncRun[Any]]:
+    def retry_quarantined(self, run_id: str, *, row_ids: Sequence[int] = ()) -> list[SyncRun[Any]]:
         """Enqueue runs that process only the quarantined rows of a run; see `Client.retry_quarantined`."""
-        return [SyncRun(run) for run in run_without_loop(self._client.retry_quarantined(run_id))]
+        return [SyncRun(run) for run in run_without_loop(self._client.retry_quarantined(run_id, row_ids=row_ids))]
 
     def discard_quarantined(self, *row_ids: int, run_id: str | None = None) -> int:
         """Delete rows from the quarantine. Returns their number; see `Client.discard_quarantined`."""

@@ -14,7 +14,7 @@ from worker.attempt.cancellation import JobCancellation, Reason
 from worker.batch import Progress
 from worker.batch.throttle import Wait
 from worker.job.definition import Job
-from worker.job.propagation import SELECTED
+from worker.job.propagation import QUARANTINED_ROWS, SELECTED
 from worker.ledger import Hand, OwnedRun, RunSpec
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload, now_ms
@@ -187,6 +187,7 @@ class Execution:
             self.job is not None and self.job.rules.overlap,
             self.job is not None and self.job.rules.once,
             SELECTED in payload.headers,
+            payload.headers.get(QUARANTINED_ROWS),
         )
 
     # --- its clock

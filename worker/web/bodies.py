@@ -179,6 +179,19 @@ class DeadLettersBody(Body):
         return self
 
 
+class RetryRowsBody(Body):
+    """Quarantined rows to process again: those with these ids, or all of some runs."""
+
+    rows: RowIds | None = Field(default=None, description="Ids of the rows.")
+    runs: Names | None = Field(default=None, description="Ids of the runs.")
+
+    @model_validator(mode="after")
+    def _check_one_choice(self) -> RetryRowsBody:
+        if (self.rows is None) == (self.runs is None):
+            raise ValueError("give rows or runs, not both")
+        return self
+
+
 class DiscardBody(Body):
     """Quarantined rows to delete: those with these ids, or all of a run."""
 

@@ -150,7 +150,7 @@ async def list_quarantine(call: Call) -> Page[QuarantinedRowView]:
 
 async def show_quarantined_row(call: Call) -> QuarantinedRowView:
     """Return one quarantined row."""
-    rows = await call.backend.ledger.quarantine.list_rows(row_id=call.path["row_id"])
+    rows = await call.backend.ledger.quarantine.list_rows(row_ids=[call.path["row_id"]])
     if not rows:
         raise not_found(f"no row {call.path['row_id']} is in quarantine")
     return _describe_row(rows[0])

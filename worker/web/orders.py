@@ -19,6 +19,7 @@ from worker.web.bodies import (
     PaceBody,
     PauseBody,
     RetryBody,
+    RetryRowsBody,
     RunNowBody,
     RunsBody,
 )
@@ -222,11 +223,15 @@ def _is_everything(body: DeadLettersBody) -> bool:
 
 
 async def retry_quarantined(call: Call) -> TargetsView:
-    """Enqueue runs that process the quarantined rows of runs again. Return the ids of the new runs."""
-    body: RunsBody = call.body
+    """Enqueue runs that process quarantined rows again. Return the ids of the new runs."""
+    body: RetryRowsBody = call.body
+    chosen: dict[str, list[int]] = {run_id: [] for run_id in body.runs or ()}
+    if body.rows is not None:
+        for row in await call.backend.ledger.quarantine.list_rows(row_ids=body.rows, limit=len(body.rows)):
+            chosen.setdefault(row.run_id, []).append(row.id)
     made, unchanged = [], []
-    for run_id in dict.fromkeys(body.runs):
-        runs = await call.backend.client.retry_quarantined(run_id)
+    for run_id, row_ids in chosen.items():
+        runs = await call.backend.client.retry_quarantined(run_id, row_ids=row_ids)
         made += [run.id for run in runs]
         unchanged += [] if runs else [run_id]
     call.backend.reads.forget()

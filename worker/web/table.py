@@ -264,7 +264,7 @@ ORDERS = (
         *("POST", "/quarantine/retry", "retry_quarantined", "failures", "operate", "Process quarantined rows again"),
         orders.retry_quarantined,
         views.TargetsView,
-        body=bodies.RunsBody,
+        body=bodies.RetryRowsBody,
         problems=(409,),
     ),
     Operation(

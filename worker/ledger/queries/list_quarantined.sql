@@ -4,7 +4,7 @@ SELECT quarantine.id, quarantine.run_id, run.job, quarantine.step, quarantine.ke
   FROM worker.quarantine
   JOIN worker.run ON run.id = quarantine.run_id
  WHERE (CAST(:run_id AS text) IS NULL OR quarantine.run_id = :run_id)
-   AND (CAST(:id AS bigint) IS NULL OR quarantine.id = :id)
+   AND (CAST(:ids AS bigint[]) IS NULL OR quarantine.id = ANY (:ids))
    AND (CAST(:before AS bigint) IS NULL OR quarantine.id < :before)
    AND (CAST(:job AS text) IS NULL OR run.job = :job)
    AND (CAST(:search AS text) IS NULL

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from worker.web.page.text import compact, show
-from worker.web.views import MinuteView
+from worker.web.page.run import Series
+from worker.web.page.story import Moment, Story
+from worker.web.page.text import compact, duration, show
+from worker.web.views import MinuteView, RangeView
 
 _HEIGHT = 100.0
 _MOST_SLOTS = 40
+_MARK_WIDTH = 1.6
+_MOST_RANGES = 400
 
 
 def _trace(values: Sequence[float | None], top: float) -> tuple[Markup, Markup]:
@@ -30,21 +34,6 @@ def _trace(values: Sequence[float | None], top: float) -> tuple[Markup, Markup]:
     return Markup('<path class="area" d="{}"/>').format(areas), Markup('<path class="line" d="{}"/>').format(lines)
 
 
-def line(values: Sequence[float | None], label: str, *, kind: str = "") -> Markup:
-    """Return a plot of values at equal distances, oldest first, as an area with a line, from 0 to the largest one.
-
-    Args:
-        values: the values; None for a gap.
-        label: what a screen reader says.
-        kind: a class of the stylesheet that gives the colour.
-    """
-    top = max((value for value in values if value is not None), default=0.0) or 1.0
-    area, trace = _trace(values, top)
-    return Markup(
-        '<svg class="plot {}" viewBox="0 -2 {} 104" preserveAspectRatio="none" role="img" aria-label="{}">{}{}</svg>'
-    ).format(kind, max(1, len(values) - 1), label, area, trace)
-
-
 def flow(minutes: Sequence[MinuteView | None], name: str) -> Markup:
     """Return the plot of a queue: runs in and out by the minute, in one scale."""
     entered = [None if minute is None else float(minute.enqueued) for minute in minutes]
@@ -58,6 +47,67 @@ def flow(minutes: Sequence[MinuteView | None], name: str) -> Markup:
         ' aria-label="{}">{}</svg><span class="top num">{}</span></div>'
         '<p class="legend"><span class="out">out {}</span><span class="in">in ≈{}</span></p>'
     ).format(max(1, len(minutes) - 1), label, drawn, compact(top), compact(_newest(ended)), compact(_newest(entered)))
+
+
+def story(told: Story, kinds: Mapping[str, str]) -> Markup:
+    """Return the line of time of a run: what it did when, and a mark for each thing that happened."""
+    bar = Markup('<rect class="span is-{}" x="{:.3f}%" y="26" width="{:.3f}%" height="22"><title>{}</title></rect>')
+    mark = Markup(
+        '<svg class="mark is-{}" x="{:.3f}%" y="0" overflow="visible"><title>{}</title>'
+        '<path d="M0 20v34"/><use href="#i-{}" x="-8" y="0" width="16" height="16"/></svg>'
+    )
+    spans = Markup("").join(bar.format(one.kind, one.place, one.width, kinds[one.kind]) for one in told.spans)
+    marks = Markup("").join(
+        mark.format(one.state, one.place, show(one.text), show(one.icon)) for one in _thin_out(told.moments)
+    )
+    label = "; ".join(f"{name} {duration(seconds)}" for name, _, seconds in told.seconds)
+    return Markup('<svg class="story" width="100%" height="56" role="img" aria-label="{}">{}{}</svg>').format(
+        show(label), spans, marks
+    )
+
+
+def ranges(found: Sequence[RangeView]) -> Markup:
+    """Return the ranges of a walk as boxes: done, walked at present, free."""
+    shown = found[:_MOST_RANGES]
+    box = Markup('<li class="{}" title="{}"></li>')
+    boxes = (
+        box.format(kind, f"range {one.number}: {kind}, {one.rows:,} rows")
+        for one in shown
+        for kind in ["done" if one.done else "failed" if one.error else "walked" if one.owner else "free"]
+    )
+    return Markup('<ul class="ranges" aria-label="Ranges">{}</ul>').format(Markup("").join(boxes))
+
+
+def _thin_out(moments: Sequence[Moment]) -> list[Moment]:
+    """Return the moments whose marks do not cover the mark before."""
+    found: list[Moment] = []
+    for one in moments:
+        if found and one is moments[-1] and one.place - found[-1].place < _MARK_WIDTH:
+            found.pop()
+        if not found or one.place - found[-1].place >= _MARK_WIDTH:
+            found.append(one)
+    return found
+
+
+def series(one: Series) -> Markup:
+    """Return the plot of a figure over the line of time."""
+    top = one.top * 1.05 or 1.0
+    parts: list[list[tuple[float, float]]] = [[]]
+    for point in one.points:
+        if point is None:
+            parts.append([])
+        else:
+            parts[-1].append((point[0], _HEIGHT * (1 - point[1] / top)))
+    drawn = Markup("").join(
+        Markup('<path class="area" d="{0}L{2:g} 100L{1:g} 100Z"/><path class="line" d="{0}"/>').format(
+            "M" + "L".join(f"{x:.2f} {y:.1f}" for x, y in part), part[0][0], part[-1][0]
+        )
+        for part in parts
+        if len(part) > 1
+    )
+    label = f"{one.name}: {compact(one.newest)} {one.unit}, at most {compact(one.top)}"
+    frame = '<svg class="plot" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    return Markup(frame).format(label, drawn)  # noqa: S704 - the frame is a constant
 
 
 def _newest(values: Sequence[float | None]) -> float | None:

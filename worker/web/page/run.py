@@ -2,11 +2,141 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from pydantic import Field
+
+from worker.web.fields import Query
+from worker.web.page.story import KINDS, Story, tell
 from worker.web.page.visit import Visit
+from worker.web.problems import Problem
+from worker.web.views import BatchView, HandsView, RunDetail, StepView
+
+_ROWS_SHOWN = 20
+_LINES_SHOWN = 200
+_MOST_POINTS = 300
+_LEAST_PACE = 1_000.0
+ENDED = ("succeeded", "incomplete", "dead", "cancelled")
+
+
+class RunPageQuery(Query):
+    """The part of the quarantined rows that is shown."""
+
+    rows: str | None = Field(default=None, max_length=200, description="Cursor of the quarantined rows.")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure of the batches over time.
+
+    Attributes:
+        name: what it is.
+        unit: behind the figure.
+        points: place on the line of time, 0 to 100, and value; None for a gap.
+        newest: the last value.
+        top: the largest value.
+    """
+
+    name: str
+    unit: str
+    points: list[tuple[float, float] | None]
+
+    @property
+    def newest(self) -> float | None:
+        """The last value."""
+        return next((point[1] for point in reversed(self.points) if point is not None), None)
+
+    @property
+    def top(self) -> float:
+        """The largest value."""
+        return max((point[1] for point in self.points if point is not None), default=0.0)
 
 
 async def load_run(visit: Visit) -> dict[str, Any]:
     """Return the values of `run.html`."""
-    return {"run": await visit.read("show_run", visit.path)}
+    run: RunDetail = await visit.read("show_run", visit.path)
+    events = (await visit.read("list_story", visit.path)).items
+    steps: list[StepView] = []
+    batches: list[BatchView] = []
+    hands = HandsView(hands=[], ranges=[])
+    if run.in_ledger:
+        try:
+            steps = (await visit.read("list_steps", visit.path)).items
+            batches = (await visit.read("list_batches", visit.path)).items
+            if any(step.ranges for step in steps):
+                hands = await visit.read("list_hands", visit.path)
+        except Problem as problem:  # the mirror says that the ledger has it; it was deleted since
+            if problem.status != 404:
+                raise
+    quarantine = None
+    if run.quarantined:
+        quarantine = await visit.read("list_quarantine", run=run.id, limit=_ROWS_SHOWN, cursor=visit.query.rows)
+    story = tell(run, events, batches)
+    return {
+        "run": run,
+        "has_ended": run.state in ENDED,
+        "story": story,
+        "kinds": KINDS,
+        "series": [] if story is None else _list_series(story, batches),
+        "steps": steps,
+        "hands": hands,
+        "quarantine": quarantine,
+        "log": (await visit.read("list_log", visit.path)).items[-_LINES_SHOWN:],
+        "most_pace": _round_up(max(_LEAST_PACE, 4 * (run.rate or 0), run.pace or 0)),
+    }
+
+
+def _round_up(value: float) -> int:
+    """Return the power of ten at or above a value: the end of the slider does not move with each batch."""
+    return int(10 ** math.ceil(math.log10(value)))
+
+
+def _list_series(story: Story, batches: Sequence[BatchView]) -> list[Series]:
+    """Return rate, batch size and batch time over time. A new attempt begins behind a gap."""
+    rate: list[tuple[float, float] | None] = []
+    size: list[tuple[float, float] | None] = []
+    time: list[tuple[float, float] | None] = []
+    before: dict[str, BatchView] = {}
+    for sample in batches[:: max(1, len(batches) // _MOST_POINTS)]:
+        last = before.get(sample.step)
+        before[sample.step] = sample
+        if last is None or last.attempt != sample.attempt:
+            for series in (rate, size, time):
+                series.append(None)
+        _add_sample(story.place(sample.at), sample, last, (rate, size, time))
+    return [
+        one
+        for one in (
+            Series("Rate", "rows/s", rate),
+            Series("Batch size", "rows", size),
+            Series("Batch time", "ms", time),
+        )
+        if sum(point is not None for point in one.points) > 1
+    ]
+
+
+def _add_sample(
+    place: float,
+    sample: BatchView,
+    last: BatchView | None,
+    series: tuple[list[tuple[float, float] | None], ...],
+) -> None:
+    rows = sample.rows - (last.rows if last else 0)
+    batches = sample.batches - (last.batches if last else 0)
+    span = 0.0 if last is None else _seconds(last.at, sample.at)
+    rate, size, time = series
+    if span > 0:
+        rate.append((place, max(0.0, rows / span)))
+    if batches > 0:
+        size.append((place, max(0.0, rows / batches)))
+        work = sample.seconds.get("work", 0.0) + sample.seconds.get("lock", 0.0)
+        if work > 0:
+            time.append((place, 1000 * work / batches))
+
+
+def _seconds(begin: datetime, end: datetime) -> float:
+    return (end - begin).total_seconds()

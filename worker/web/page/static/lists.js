@@ -9,12 +9,23 @@ export function lists() {
     if (target.matches("input.pick")) count();
   });
   document.addEventListener("page:update", count);
+  document.addEventListener("page:update", tail);
+  tail();
   document.addEventListener("order:done", (event) => {
     if (event.target.id !== "bulk") return;
     for (const box of boxes()) box.checked = false;
     count();
   });
   count();
+}
+
+// A log stays at its end, unless the visitor has scrolled up.
+function tail() {
+  for (const log of document.querySelectorAll("[data-tail]")) {
+    const seen = Number(log.dataset.ownSeen ?? log.scrollHeight);
+    if (log.dataset.ownSeen === undefined || log.scrollTop + log.clientHeight >= seen - 40) log.scrollTop = log.scrollHeight;
+    log.dataset.ownSeen = log.scrollHeight;
+  }
 }
 
 function boxes() {

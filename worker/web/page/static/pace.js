@@ -1,1 +1,39 @@
-export function pace() {}
+// The slider of a pace: its places are powers, because 10 rows a second and 10,000 are both of use. A move sets the pace
+// at once, and the walk obeys within a batch. The right end is no limit.
+const SEND_MS = 250;
+const LEAST = 1;
+
+export function pace() {
+  for (const form of document.querySelectorAll("form[data-pace]")) start(form);
+}
+
+function start(form) {
+  const slider = form.querySelector("input[type=range]");
+  const field = form.querySelector("[name=rows_per_second]");
+  const most = Number(slider.dataset.most);
+  let timer = 0;
+  slider.closest("label").hidden = false;
+  const show = (value) => {
+    field.value = value;
+    slider.value = value === "" ? 100 : Math.min(99, Math.max(0, (99 * Math.log(value / LEAST)) / Math.log(most / LEAST)));
+    slider.setAttribute("aria-valuetext", value === "" ? "no limit" : `${value} rows a second`);
+  };
+  slider.addEventListener("input", () => {
+    const place = Number(slider.value);
+    show(place === 100 ? "" : round(LEAST * (most / LEAST) ** (place / 99)));
+    slider.value = place;
+    clearTimeout(timer);
+    timer = setTimeout(() => form.requestSubmit(), SEND_MS);
+  });
+  document.addEventListener("page:update", () => {
+    const now = document.querySelector("[data-pace-now]");
+    if (now && !form.contains(document.activeElement) && !form.hasAttribute("data-ordering")) show(now.dataset.paceNow);
+  });
+  show(field.value);
+}
+
+// Two digits: 430, 1200.
+function round(value) {
+  const step = 10 ** Math.max(0, Math.floor(Math.log10(value)) - 1);
+  return Math.round(value / step) * step;
+}
