@@ -151,6 +151,9 @@ async def test_hostile_requests_are_refused_and_cost_little(scene: Scene) -> Non
         (b"GET /metrics/../x HTTP/1.1\r\n\r\n", 404),
         (b"POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n", 405),
         (b"GET /metrics\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: evil.example:9464\r\n\r\n", 403),
+        (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nhost : [\r\n\r\n", 403),
+        (b"GET /metrics HTTP/1.1\r\nHost: [\r\n\r\n", 403),
         (b"\x16\x03\x01\x00\xff\r\n\r\n", 400),
     ]:
         assert (await exchange(scene.url, request)).startswith(f"HTTP/1.1 {status} ".encode()), request

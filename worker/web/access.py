@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from worker.errors import SettingsError
+from worker.observe.loopback import is_loopback, names_loopback
 from worker.settings.sections import WebSettings
 from worker.web.problems import Problem
 from worker.web.tokens import ROLES, FailedTokens, Role, Token, TokenFile
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-_LOCAL_NAMES = ("localhost",)
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="longhaul"'}
 
 
@@ -107,23 +105,7 @@ def check_local(request: Request) -> None:
         raise Problem(401, "not-local", advice, headers=_CHALLENGE)
     origin = request.headers.get("origin")
     for place in (f"//{request.headers.get('host', '')}", *([] if origin is None else [origin])):
-        try:
-            name = urlsplit(place).hostname or ""
-        except ValueError:
-            name = ""
-        if not is_loopback(name):
+        if not names_loopback(place):
             raise Problem(403, "foreign-origin", "the headers Host and Origin do not name this machine; " + advice)
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Problem(403, "foreign-origin", "a page of another origin sent the request; " + advice)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine's own name or address."""
-    if host.lower() in _LOCAL_NAMES:
-        return True
-    try:
-        parsed = ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_loopback

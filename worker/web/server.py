@@ -8,8 +8,8 @@ from types import FrameType
 import uvicorn
 
 from worker.errors import SettingsError
+from worker.observe.loopback import is_loopback
 from worker.settings import Settings
-from worker.web.access import is_loopback
 from worker.web.application import WebApp, web_app
 
 logger = logging.getLogger("longhaul.web")

@@ -2,6 +2,9 @@
 
 It reads one request of a few kilobytes, within a few seconds, over a limited number of connections, answers it and
 closes the connection. There is no body, no keep-alive and no routing by patterns: a request is a method and a path.
+
+If it listens on this machine alone, the header `Host` has to name this machine. Otherwise a page in a browser that runs
+here could read the answers, under a name of its own that resolves to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from worker.errors import SettingsError
+from worker.observe.loopback import is_loopback, names_loopback
 
 logger = logging.getLogger("longhaul.metrics")
 
@@ -65,6 +69,7 @@ class HttpServer:
     def __init__(self, host: str, port: int, handlers: Mapping[str, Handler]) -> None:
         self.port = port
         self._host = host
+        self._is_local = is_loopback(host)
         self._handlers = handlers
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -129,6 +134,8 @@ class HttpServer:
         if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
             return "GET", _problem(HTTPStatus.BAD_REQUEST)
         method, target, _ = parts
+        if self._is_local and not _names_this_machine(head):
+            return method, _problem(HTTPStatus.FORBIDDEN)
         handler = self._handlers.get(target.partition("?")[0])
         if handler is None:
             return method, _problem(HTTPStatus.NOT_FOUND)
@@ -140,6 +147,15 @@ class HttpServer:
         except Exception as error:
             logger.error("request failed path=%s", target[:100], exc_info=error)
             return method, _problem(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _names_this_machine(head: bytes) -> bool:
+    """Return whether each header `Host` of a request names this machine; HTTP/1.0 needs none."""
+    lines = head.decode("latin-1").split("\r\n")[1:]
+    hosts = [
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip().lower() == "host"
+    ]
+    return all(names_loopback(f"//{host}") for host in hosts)
 
 
 def _problem(status: HTTPStatus) -> Answer:
