@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -80,3 +82,38 @@ async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
         again = [await client.enqueue(brief_thread) for _ in range(3)]
         assert len({await one.result(timeout=120) for one in again}) == 1, "one thread again"
     assert re.search(r"Its thread cannot be ended.*in deaf_thread\n +seen\[.thread.\]\.wait", caplog.text, re.S)
+
+
+TRACED = """
+import sys, threading, time
+from worker.attempt.threads import ThreadPool
+from worker.errors import JobInterrupted
+
+begun, interrupted = threading.Event(), threading.Event()
+
+def swallow():
+    begun.set()
+    try:
+        while True:
+            pass
+    except JobInterrupted:
+        interrupted.set()
+
+pool = ThreadPool(1)
+assert pool.start(lambda: 7).future.result() == 7
+call = pool.start(swallow)
+begun.wait()
+call.interrupt()
+interrupted.wait()
+assert call.future.result() is None
+assert pool.start(lambda: 8).future.result() == 8, "the interruption hit the next call"
+sys.settrace(lambda *_: None)
+(lambda: None)()
+print("traced")
+"""
+
+
+def test_a_call_in_a_thread_leaves_no_check_for_exceptions_behind() -> None:
+    # Python 3.11 hangs at the first function that it traces while it looks for an exception that is not there.
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "traced\n", done.stderr

@@ -39,15 +39,19 @@ class ThreadCall:
         if not self.future.set_running_or_notify_cancel():
             return
         outcome: tuple[Any, BaseException | None] | None = None
+        is_withdrawn = False
         # `JobInterrupted` is raised once, wherever the thread is: in the function, or in the lines of this loop.
-        while not self._over:
+        while True:
             try:
                 if outcome is None:
                     self._thread = threading.get_ident()
                     outcome = self._call()
                 with self._lock:
                     self._over = True
-                    _raise_in(threading.get_ident(), None)  # a pending interruption must not hit the next call
+                if self._interrupted and not is_withdrawn:
+                    is_withdrawn = True
+                    _receive_pending()
+                break
             except JobInterrupted as error:
                 outcome = outcome or (None, error)
         assert outcome is not None  # noqa: S101
@@ -153,7 +157,17 @@ class ThreadPool:
             del call
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread at its next bytecode; None withdraws a pending exception."""
-    raised = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Raise an exception in a thread at its next bytecode."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+def _receive_pending() -> None:
+    """Raise `JobInterrupted` here, in place of one that may be pending, so that it does not hit the next call.
+
+    The API withdraws a pending exception by NULL. Python 3.11 and 3.12 then check for an exception at each bytecode for
+    the rest of the process: all code is slower, and a trace function, as of a debugger, makes Python 3.11 hang.
+    """
+    _raise_in(threading.get_ident(), JobInterrupted)
+    while True:
+        pass
