@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column
 
 from worker.batch.bulk import eligibility
-from worker.batch.bulk.rows import Group, Rows, count_rows, fill_defaults, group_rows, to_dicts
+from worker.batch.bulk.rows import Group, Rows, count_rows, exclude, fill_defaults, group_rows, to_dicts
 from worker.batch.bulk.target import BulkTarget, make_target
 from worker.batch.bulk.writer import BulkWriter, Transaction
 from worker.batch.transaction import BatchTransaction, bulk_transaction
@@ -123,7 +123,7 @@ class Bulk:
         async with self._open() as transaction:
             writer = await BulkWriter.open(transaction, target, self._database)
             for given in group_rows(target, _listed(rows)):
-                sets = target.columns(update, [column for column in given.columns if column not in key])
+                sets = target.columns(update, exclude(given.columns, key))
                 with_context = eligibility.needs_context(target, "default", given.columns)
                 group = given if with_context else fill_defaults(target, given, "default")
                 _ensure_key(target, group, key)
@@ -213,7 +213,8 @@ def _joined_dicts(target: BulkTarget, rows: Rows) -> list[dict[str, Any]]:
 
 
 def _ensure_key(target: BulkTarget, group: Group, key: Columns) -> None:
-    missing = [column.name for column in key if column not in group.columns]
+    given = frozenset(group.columns)
+    missing = [column.name for column in key if column not in given]
     if missing:
         position = group.positions[0]
         raise BulkError(

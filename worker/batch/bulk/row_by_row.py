@@ -129,7 +129,7 @@ class RowByRow:
     def _rows(self, group: Group, *, in_context: bool = False) -> list[tuple[int, dict[str, Any]]]:
         """Return the position of each row, and the parameters of the statement for it."""
         places = {
-            column.key if in_context and column in self._set_columns else _name(number): group.columns.index(column)
+            column.key if in_context and column in self._set_columns else _name(number): group.place(column)
             for number, column in enumerate(self._columns)
         }
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import itemgetter
 from typing import Any, Literal
@@ -38,7 +38,11 @@ class Group:
 
     def of(self, column: Column[Any]) -> list[Any]:
         """Return the values of one column."""
-        return self.values[self.columns.index(column)]
+        return self.values[self.place(column)]
+
+    def place(self, column: Column[Any]) -> int:
+        """Return the place of a column. It is found by identity: `==` of a column makes an SQL expression."""
+        return next(place for place, one in enumerate(self.columns) if one is column)
 
     def records(self) -> list[tuple[Any, ...]]:
         """Return the values as a tuple for each row."""
@@ -57,6 +61,12 @@ class Group:
         """Return the rows at some places of this group."""
         values = [[each[place] for place in places] for each in self.values]
         return Group(self.columns, values, [self.positions[place] for place in places], self.named)
+
+
+def exclude(columns: Iterable[Column[Any]], others: Iterable[Column[Any]]) -> list[Column[Any]]:
+    """Return columns without some others."""
+    excluded = frozenset(others)  # `in` a list would compare by `==`, which makes an SQL expression
+    return [column for column in columns if column not in excluded]
 
 
 def count_rows(rows: Rows) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import Column, insert, update
 from worker.batch.bulk import eligibility
 from worker.batch.bulk.diagnose import STATEMENT_ERRORS, driver_error, find_first_failing, find_row, make_error
 from worker.batch.bulk.row_by_row import RowByRow, RowsAtTheEnds
-from worker.batch.bulk.rows import Group, bind_values, fill_defaults
+from worker.batch.bulk.rows import Group, bind_values, exclude, fill_defaults
 from worker.batch.bulk.statements import delete_statement, insert_statement, update_statement, upsert_statement
 from worker.batch.bulk.target import BulkTarget
 from worker.batch.transaction import BatchTransaction, BulkTransaction
@@ -118,6 +118,8 @@ class BulkWriter:
         """Update rows by key. Return the number of rows that were found."""
         plain, at_ends = RowsAtTheEnds.split(given, key)
         changed = await self._update_plain(plain, key)
+        if not len(at_ends):
+            return changed
         return changed + await self._write_rows(at_ends, RowsAtTheEnds.update(self._target, given.columns, key))
 
     async def upsert(self, given: Group, key: Columns, sets: Columns) -> int:
@@ -157,6 +159,8 @@ class BulkWriter:
             deleted = await self._send(plain, delete_statement(self._target, casts), arrays, whole_rows=False)
         else:
             deleted = await self._write_rows(plain, RowByRow.delete(self._target, key))
+        if not len(at_ends):
+            return deleted
         return deleted + await self._write_rows(at_ends, RowsAtTheEnds.delete(self._target, key))
 
     async def _update_plain(self, given: Group, key: Columns) -> int:
@@ -173,7 +177,7 @@ class BulkWriter:
         casts, arrays = self._arrays(group) if takes_arrays else ({}, [])
         if not casts:
             return await self._write_rows(given, RowByRow.update(target, given.columns, key))
-        sets = [column for column in group.columns if column not in key]
+        sets = exclude(group.columns, key)
         sql = update_statement(target, casts, key, sets, expressions or {})
         return await self._send(group, sql, arrays, whole_rows=False)
 
