@@ -58,6 +58,7 @@ class Load:
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.names: list[str] = []
+        self.refused: list[str] = []
 
     async def __aenter__(self) -> Load:
         self._task = asyncio.create_task(self._enqueue())
@@ -85,7 +86,8 @@ class Load:
                         await client.enqueue(gated.options(id=name), name=name)
                     else:
                         await asyncio.to_thread(sync.enqueue, gated.options(id=name), name=name)
-                except ServerUnavailable:
+                except ServerUnavailable as error:
+                    self.refused.append(str(error))
                     await asyncio.sleep(0.02)
                 else:
                     self.names.append(name)
@@ -121,6 +123,7 @@ async def test_a_failover_loses_and_doubles_nothing(
         async with Load(settings) as load:
             owner = await cluster.owner("over")
             assert await cluster.fail_over("over") != owner
+        assert load.refused == [], "the clients have followed"
         await until_true(lambda: worker.listener.active)
         stop_renewing("running")
         assert await running.result(timeout=120) == "running"
@@ -146,6 +149,7 @@ async def test_a_slot_that_moves_to_another_node_loses_and_doubles_nothing(
             source = await cluster.begin_move("moving", target)
             await cluster.end_move("moving", source, target)
             assert await cluster.owner("moving") == target
+        assert load.refused == [], "the clients have followed"
         await until_true(lambda: worker.listener.active and worker.listener._reader.port == target)
         stop_renewing("running")
         assert await running.result(timeout=120) == "running"

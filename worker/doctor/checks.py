@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from worker.doctor.facts import Facts, PostgresFacts, RedisFacts, gather
 from worker.doctor.finding import Finding, fine, warning, wrong
-from worker.settings import Settings
+from worker.settings import Settings, parse_redis_url
 
 _OLDEST_REDIS = (6, 2)  # GETEX
 _OLDEST_POSTGRES, _NEWEST_POSTGRES = 14, 18
@@ -179,9 +179,13 @@ def redis_role(redis: RedisFacts, settings: Settings) -> Finding:
     """Check that Redis accepts writes, and scripts over several keys."""
     if redis.info.get("role") != "master":
         return wrong("this Redis is a replica and accepts no writes", "set redis.url to the primary")
-    if redis.info.get("redis_mode") == "cluster":
-        return wrong("this Redis is a cluster: the queue's scripts need all keys on one server", "use a single server")
-    return fine("a primary")
+    if not redis.info.get("cluster_enabled"):
+        return fine("a primary")
+    if not parse_redis_url(settings.redis.url).cluster:
+        return wrong("this Redis is a node of a cluster", "write redis+cluster:// in place of redis:// in redis.url")
+    if not redis.info.get("connected_slaves"):
+        return warning("the slot of the namespace has no replica", "add one: if this node dies, the queue is away")
+    return fine(f"the primary of the namespace {settings.redis.prefix}*, with a replica")
 
 
 def tracking(redis: RedisFacts, settings: Settings) -> Finding:

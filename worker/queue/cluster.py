@@ -3,8 +3,9 @@
 All keys of a queue are in one slot (namespace.py). So a plain connection to the primary of that slot is enough, as with
 Sentinels: each new connection asks a node of the cluster for the owner. A node that does not own the slot answers with
 an error (MOVED). While a slot moves to another node, or has no owner, commands are rejected (ASK, TRYAGAIN,
-CLUSTERDOWN). None of these commands has been executed. The connection ends with a `ClusterRedirect`, which is an error
-of connections: as in any other outage, the command is sent again later, over a new connection to the owner.
+CLUSTERDOWN). None of these commands has been executed. The connection ends with a `ClusterRedirect`, and redis-py sends
+the command again for about a second, over a new connection to the owner. If that does not help, or if a part of a
+pipeline has been executed, the error is one of connections, and the caller handles it as any other outage.
 https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 
 Longhaul does not use redis-py's `RedisCluster`: it looks up the slot of each command, has connections of its own, and
@@ -19,15 +20,21 @@ from typing import Any
 
 import redis as blocking
 from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry as BlockingRetry
 
-from worker.queue.errors import ClusterRedirect
+from worker.queue.errors import ClusterRedirect, PipelineInterrupted
 
 #: First words of the answers of a node that does not execute commands for the slot now.
 _REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
 _IN_SCRIPT = "non local key"
+#: How often a command is sent again, with pauses of at most 0.2 s.
+_RETRIES = 6
+_BACKOFF = {"cap": 0.2, "base": 0.02}
 
 Address = tuple[str, int]
 
@@ -96,10 +103,15 @@ class SlotOwner:
                 connection.disconnect()
         raise self._unknown(errors)
 
-    def reject(self, connection: Any, error: ResponseError) -> ClusterRedirect:
+    def reject(self, connection: Any, error: ResponseError, answers: int) -> RedisConnectionError:
         """Return the error for an answer of a node that does not execute commands for the slot now.
 
         If the answer names another node, that one is asked first. All connections are reopened.
+
+        Args:
+            connection: the connection to the node.
+            error: the answer.
+            answers: the number of answers to commands before it that were sent together with this one.
         """
         self.epoch += 1
         word, _, place = str(error).partition(" ")
@@ -108,7 +120,8 @@ class SlotOwner:
             moved = (host, int(port))
             self._known = (moved, *(one for one in self._known if one != moved))
         node = f"{connection.host}:{connection.port}"
-        return ClusterRedirect(f"the node {node} does not serve the keys {self._prefix}* now: {error}")
+        kind = PipelineInterrupted if answers or _IN_SCRIPT in str(error) else ClusterRedirect
+        return kind(f"the node {node} does not serve the keys {self._prefix}* now: {error}")
 
     def _candidates(self) -> Iterable[tuple[str, dict[str, Any]]]:
         """Return the URL of each node to ask, with its address if it differs from that in the URL."""
@@ -163,13 +176,24 @@ def make_cluster_connection_class(plain: Any) -> Any:
     """Return a class of connections to the primary of the slot."""
 
     class ClusterConnection(plain):  # type: ignore[misc]
+        retry: Any
         #: Whether the connection is reopened when another one has found that the slot has moved.
         follows = True
 
         def __init__(self, *, owner: SlotOwner, **options: Any) -> None:
-            super().__init__(**options)
+            retry = Retry(ExponentialBackoff(**_BACKOFF), _RETRIES)
+            super().__init__(retry=retry, retry_on_error=[ClusterRedirect], **options)
             self._owner = owner
             self._epoch: int | None = None
+            self._answers = 0
+
+        async def connect(self) -> None:
+            retry, self.retry = self.retry, Retry(NoBackoff(), 0)  # the retries are for commands
+            try:
+                await super().connect()
+            finally:
+                self.retry = retry
+            self._answers = 0  # those of the handshake do not count
 
         async def _connect(self) -> None:
             self._epoch, self._epoch_found = None, self._owner.epoch
@@ -181,18 +205,22 @@ def make_cluster_connection_class(plain: Any) -> Any:
             self._epoch = self._epoch_found
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            self._answers = 0
             if self._epoch not in (None, self._owner.epoch) and self.follows:
                 await self.disconnect(nowait=True)
             await super().send_packed_command(command, check_health)
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return await super().read_response(*args, **options)
+                answer = await super().read_response(*args, **options)
             except ResponseError as error:
                 if not _is_redirect(error):
+                    self._answers += 1
                     raise
                 await self.disconnect(nowait=True)
-                raise self._owner.reject(self, error) from error
+                raise self._owner.reject(self, error, self._answers) from error
+            self._answers += 1
+            return answer
 
     return ClusterConnection
 
@@ -202,10 +230,22 @@ def make_blocking_cluster_class(plain: Any) -> Any:
     """Return a class of synchronous connections to the primary of the slot."""
 
     class ClusterConnection(plain):  # type: ignore[misc]
+        retry: Any
+
         def __init__(self, *, owner: SlotOwner, **options: Any) -> None:
-            super().__init__(**options)
+            retry = BlockingRetry(ExponentialBackoff(**_BACKOFF), _RETRIES)
+            super().__init__(retry=retry, retry_on_error=[ClusterRedirect], **options)
             self._owner = owner
             self._epoch: int | None = None
+            self._answers = 0
+
+        def connect(self) -> None:
+            retry, self.retry = self.retry, BlockingRetry(NoBackoff(), 0)  # the retries are for commands
+            try:
+                super().connect()
+            finally:
+                self.retry = retry
+            self._answers = 0  # those of the handshake do not count
 
         def _connect(self) -> Any:
             self._epoch, self._epoch_found = None, self._owner.epoch
@@ -217,18 +257,22 @@ def make_blocking_cluster_class(plain: Any) -> Any:
             self._epoch = self._epoch_found
 
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            self._answers = 0
             if self._epoch not in (None, self._owner.epoch):
                 self.disconnect()
             super().send_packed_command(command, check_health)
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return super().read_response(*args, **options)
+                answer = super().read_response(*args, **options)
             except ResponseError as error:
                 if not _is_redirect(error):
+                    self._answers += 1
                     raise
                 self.disconnect()
-                raise self._owner.reject(self, error) from error
+                raise self._owner.reject(self, error, self._answers) from error
+            self._answers += 1
+            return answer
 
     return ClusterConnection
 

@@ -15,6 +15,10 @@ class ClusterRedirect(exceptions.ConnectionError):
     """A node of a cluster has not executed a command, because it does not serve the hash slot at this time."""
 
 
+class PipelineInterrupted(exceptions.ConnectionError):
+    """A node of a cluster has executed only the first commands of a pipeline: it served the hash slot no longer."""
+
+
 _UNAVAILABLE = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
