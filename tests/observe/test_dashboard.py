@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alert rules: valid, and about metrics and labels that exist."""
+"""The Grafana dashboard, the alert rules and the query of KEDA: valid, and about metrics and labels that exist."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from worker.observe.metrics import definitions as names
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "longhaul.rules.yml"
+SCALING = DEPLOY / "kubernetes" / "scaled-object.yaml"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "longhaul.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 #: Labels that Prometheus adds, and that histograms have.
@@ -23,7 +24,7 @@ _ADDED = {"instance", "le"}
 
 
 def expressions() -> Iterator[str]:
-    """Yield every expression of the dashboard and of the rules."""
+    """Yield every expression of the dashboard, of the rules, and of the scaling."""
     for panel in PANELS:
         yield from (target["expr"] for target in panel["targets"])
     for variable in DASHBOARD["templating"]["list"]:
@@ -31,6 +32,7 @@ def expressions() -> Iterator[str]:
             match = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
             assert match
             yield f"sum by ({match[2]}) ({match[1]})"
+    yield from re.findall(r"^ +query: (.*)$", SCALING.read_text(encoding="utf-8"), re.MULTILINE)
     text = RULES.read_text(encoding="utf-8")
     yield from re.findall(r"^ +expr: (?:\|\n)?(.*?)(?=^ +(?:for|labels):)", text, re.DOTALL | re.MULTILINE)
 

@@ -17,6 +17,7 @@ from typing import Any
 from worker.batch import Progress
 from worker.observe.metrics import definitions as names
 from worker.observe.metrics.snapshot import Histogram, Snapshot, Value
+from worker.observe.mirror import escape
 from worker.runtime.observer import Observer, RunInfo
 
 #: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.
@@ -206,7 +207,7 @@ class Metrics(Observer):
         found: Snapshot = {metric.name: {} for metric in names.METRICS if not metric.of_servers}
         for job, counts in (*self._jobs.items(), (names.OTHER, self._other)):
             if job != names.OTHER or counts.attempts or any(counts.outcomes.values()):
-                _add_job(found, job.encode(errors="backslashreplace").decode(), counts)
+                _add_job(found, escape(job), counts)
         return {name: values for name, values in found.items() if values}
 
 
@@ -214,8 +215,7 @@ def _add_job(found: Snapshot, job: str, counts: JobCounts) -> None:
     """Add the values of a job. Those that an alert compares with the past exist before their first event."""
 
     def add(metric: names.Metric, value: Value, *labels: str) -> None:
-        key = (job, *(label.encode(errors="backslashreplace").decode() for label in labels))
-        found[metric.name][key] = value
+        found[metric.name][job, *map(escape, labels)] = value
 
     for outcome, number in counts.outcomes.items():
         if number or outcome in names.ALWAYS_SHOWN:

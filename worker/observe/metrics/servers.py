@@ -23,6 +23,7 @@ from worker.errors import DatabaseNotMigrated, LonghaulError, format_error
 from worker.ledger.outbox import OutboxState, read_outbox_state
 from worker.observe.metrics import definitions as names
 from worker.observe.metrics.snapshot import Snapshot
+from worker.observe.mirror import escape
 from worker.queue import keys
 from worker.queue.connection import connection_pool
 from worker.runtime.supervision import end_tasks
@@ -218,7 +219,7 @@ class Servers:
         found: Snapshot = {metric.name: {} for metric in (names.QUEUE_DUE, names.QUEUE_OLDEST, names.QUEUE_ENTRIES)}
         for at, queue in enumerate(self._queues):
             due, oldest, entries = of_queues[3 * at : 3 * at + 3]
-            label = (queue.encode(errors="backslashreplace").decode(),)
+            label = (escape(queue),)
             found[names.QUEUE_DUE.name][label] = float(due or 0)
             found[names.QUEUE_OLDEST.name][label] = max(0.0, (now_ms - oldest[0][1]) / 1000) if oldest else 0.0
             found[names.QUEUE_ENTRIES.name][label] = float(entries or 0)
