@@ -17,7 +17,7 @@ from typing import Any
 from worker.db.migrate import migrate
 from worker.errors import RegistrationError
 from worker.job.definition import Job
-from worker.job.middleware import Middleware, load_middleware
+from worker.job.middleware import Middleware, configured_middleware
 from worker.job.registry import Registry, discover
 from worker.ledger import Ledger
 from worker.observe.logs import configure
@@ -55,6 +55,8 @@ def make_worker(
 ) -> Worker:
     """Return a worker that publishes its runs in Redis. Connect nothing.
 
+    A middleware that is an `Observer`, too, receives the worker's events.
+
     Args:
         settings: the settings of the process.
         registry: the jobs of the worker.
@@ -66,19 +68,29 @@ def make_worker(
     redis, outage, name = connect_redis(settings), OutageLog(), worker_name(settings)
     log = RunLog(redis, settings, name, outage) if observer is None and settings.log.run_lines else None
     shown = observer or Mirror(redis, settings, name, outage, registry.code_version)
-    observers = [shown, *([] if log is None else [log]), *([] if endpoint is None else [endpoint.observer])]
+    hooks = list(configured_middleware(settings) if middleware is None else middleware)
+    if settings.tracing.enabled:
+        hooks.insert(0, _make_tracing(settings, name, shown))
+    parts = [shown, log, endpoint.observer if endpoint else None, *hooks]
     worker = build_worker(
         settings,
         registry,
-        observer=Observers(observers),
+        observer=Observers([one for one in parts if isinstance(one, Observer)]),
         burst=burst,
         redis=redis,
         outage=outage,
-        middleware=load_middleware(settings.worker.middleware) if middleware is None else middleware,
+        middleware=hooks,
     )
     if log is not None:
         log.ledger = Ledger(worker.database)
     return worker
+
+
+def _make_tracing(settings: Settings, name: str, shown: Observer) -> Middleware:
+    """Return the middleware, an observer, too, that traces runs."""
+    from worker.observe.tracing import RunTracing
+
+    return RunTracing(settings, name, shown.note_span if isinstance(shown, Mirror) else lambda run_id, span: None)
 
 
 async def run_until_drained(

@@ -15,7 +15,7 @@ from worker.arq_compat.completer import ArqCompleter, make_encoder
 from worker.arq_compat.cron import ArqCron
 from worker.arq_compat.executor import ArqExecutor, ArqHooks
 from worker.db.migrate import check_migrated
-from worker.job.middleware import load_middleware, run_hooks
+from worker.job.middleware import configured_middleware, run_hooks
 from worker.job.registry import Registry
 from worker.queue.outage_log import OutageLog
 from worker.runtime.log_sampling import SampledLogger
@@ -92,7 +92,7 @@ def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_key
         own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
     """
     hooks = ArqHooks(arq)
-    middleware = load_middleware(parts.settings.worker.middleware)
+    middleware = configured_middleware(parts.settings)
     return ArqExecutor(
         parts.build_executor([hooks.around_attempt, *run_hooks(middleware)]),
         hooks,

@@ -18,7 +18,7 @@ from worker.cli.dead import All, OfJob, OlderThan, RunIds, check_selection, prin
 from worker.cli.output import print_json, print_line, printable
 from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
-from worker.job.middleware import EnqueueCall, Middleware, load_middleware
+from worker.job.middleware import EnqueueCall, Middleware, configured_middleware
 from worker.job.propagation import SELECTED
 from worker.job.registry import discover
 from worker.ledger import Ledger
@@ -68,7 +68,7 @@ def enqueue(
     selection = read_selection(subset, from_)
 
     async def put() -> None:
-        hooks = load_middleware(settings.worker.middleware)
+        hooks = configured_middleware(settings)
         run_id = id_ if selection is None else await _store_selection(settings, job, values, selection, id_)
         async with Client(settings, middleware=[*hooks, _MarkSelected()] if selection else hooks) as client:
             due = at.astimezone() if at is not None else None

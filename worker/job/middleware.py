@@ -6,13 +6,14 @@ import importlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import RegistrationError
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
+    from worker.settings import Settings
 
 
 @dataclass
@@ -67,6 +68,9 @@ class Middleware:
         return await proceed()
 
 
+#: Imported by name: its package is optional, and in a room above.
+_ENQUEUE_TRACING = "worker.observe.enqueue_tracing:EnqueueTracing"
+
 EnqueueHook = Callable[[EnqueueCall, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 RunHook = Callable[["JobContext", Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
@@ -99,6 +103,26 @@ async def through(
     return await proceed()
 
 
+def configured_middleware(settings: Settings) -> list[Middleware]:
+    """Return the middleware of the settings, outermost first: that of tracing if it is enabled, and the user's.
+
+    Raises:
+        RegistrationError: A name cannot be imported, or is not that of a middleware; or OpenTelemetry is not installed.
+    """
+    places = settings.worker.middleware
+    if settings.tracing.enabled:
+        if settings.tracing.setup is not None:
+            _call_once(settings.tracing.setup)
+        places = [_ENQUEUE_TRACING, *places]
+    return load_middleware(places)
+
+
+@cache
+def _call_once(place: str) -> None:
+    """Call the function that sets up OpenTelemetry, once in a process."""
+    _find("tracing.setup", place)()
+
+
 def load_middleware(places: Iterable[str]) -> list[Middleware]:
     """Import the middleware that `worker.middleware` names.
 
@@ -112,12 +136,19 @@ def load_middleware(places: Iterable[str]) -> list[Middleware]:
 
 
 def _load(place: str) -> Middleware:
-    module, _, name = place.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name or "?")
-    except (ImportError, AttributeError) as error:
-        raise RegistrationError(f"worker.middleware: {place}: {error}: write module:name") from error
+    found = _find("worker.middleware", place)
     made = found() if isinstance(found, type) else found
     if not isinstance(made, Middleware):
         raise RegistrationError(f"worker.middleware: {place} is not a worker.Middleware: derive its class from it")
     return made
+
+
+def _find(setting: str, place: str) -> Any:
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name or "?")
+    except (ImportError, AttributeError) as error:
+        if (getattr(error, "name", None) or "").startswith("opentelemetry"):
+            advice = "tracing.enabled needs OpenTelemetry: pip install 'longhaul-worker[opentelemetry]'"
+            raise RegistrationError(f"{advice}: {error}") from error
+        raise RegistrationError(f"{setting}: {place}: {error}: write module:name") from error

@@ -31,6 +31,7 @@ class AttemptFields:
         step: name of the current loop, or of the one that has failed; None outside of loops.
         helps: of a helper run, the id of the run whose walk it takes part in.
         trace_id: id of the trace that the run belongs to, in hexadecimal; None for none.
+        span: the span of the attempt, as a `traceparent`; empty without tracing. It is no field of the log.
     """
 
     run: str
@@ -39,10 +40,11 @@ class AttemptFields:
     step: str | None = None
     helps: str | None = None
     trace_id: str | None = None
+    span: str = ""
 
     def as_extra(self) -> dict[str, Any]:
         """Return the fields of a log record."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name != "span"}
 
 
 #: The name of the job that runs in this context; empty outside of a job.
@@ -56,6 +58,11 @@ RECORD_ATTEMPT = "longhaul_attempt"
 
 #: The command that only looks at a job, and therefore refuses its commands to the queue; empty for a real run.
 looking_command: ContextVar[str] = ContextVar("looking_command", default="")
+
+#: The header with the span of the former attempt of a run, as a `traceparent`.
+FORMER_SPAN = "longhaul-former-span"
+#: The header with the span of the run that a run of a chain follows.
+FOLLOWED_SPAN = "longhaul-followed-span"
 
 #: The header of a run whose walks an operator has restricted; the restriction itself is in the ledger.
 SELECTED = "longhaul-selection"
@@ -104,6 +111,23 @@ def current_headers() -> dict[str, str]:
             if span.trace_state:
                 headers["tracestate"] = span.trace_state.to_header()
     return headers
+
+
+def parse_traceparent(text: str) -> tuple[str, str, str] | None:
+    """Return trace id, span id and flags of a `traceparent`, in hexadecimal; None for any other text."""
+    match = _TRACEPARENT.fullmatch(text)
+    return None if match is None else (match[1], match[2], match[3])
+
+
+def with_followed_span(headers: Mapping[str, str], span: str) -> dict[str, str]:
+    """Return the headers of a run that follows another one.
+
+    Args:
+        headers: those of the preceding run.
+        span: the span of its last attempt; empty for none.
+    """
+    kept = {name: value for name, value in headers.items() if name not in (FORMER_SPAN, FOLLOWED_SPAN)}
+    return {**kept, FOLLOWED_SPAN: span} if span else kept
 
 
 def current_trace() -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.batch import Progress
-from worker.observe.mirror_entry import MirrorEntry, format_time, read_memory
+from worker.observe.mirror_entry import MirrorEntry, encodable, escape, format_time, read_memory
 from worker.queue import keys
 from worker.queue.key_problems import KeyProblemLog, wrong_type, wrong_value
 from worker.queue.namespace import prefix_of
@@ -165,6 +165,15 @@ class Mirror(Observer):
         )
         entry.changed = True
 
+    def note_span(self, run_id: str, span: str) -> None:
+        """Note the span of an attempt, which the next attempt is linked to, even if this worker dies."""
+        entry = self._entries.get(run_id)
+        if entry is not None:
+            entry.span = span
+            if entry.values:
+                entry.fields["span"] = span
+                entry.changed = True
+
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """Note that the run makes no progress."""
         entry = self._changed_entry(run)
@@ -229,7 +238,7 @@ class Mirror(Observer):
             pipeline.hincrby(keys.JOBS, f"{escape(job)}:{state}", number)
         events = [self._events.popleft() for _ in range(len(self._events))]
         for event in events:
-            pipeline.xadd(keys.EVENTS, _encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
+            pipeline.xadd(keys.EVENTS, encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
         if not self._add_worker(pipeline, final=final):
             return
         if not await self._send(pipeline):
@@ -251,7 +260,7 @@ class Mirror(Observer):
             self._start_entry(entry)
         for entry in written:
             key = keys.RUN + entry.run.run_id
-            pipeline.hset(key, mapping=_encodable(entry.fields))
+            pipeline.hset(key, mapping=encodable(entry.fields))
             if entry.ended:
                 pipeline.hdel(key, "eta_seconds")
                 pipeline.expire(key, keep)
@@ -359,7 +368,7 @@ class Mirror(Observer):
         """Write a run that started and succeeded between two writes."""
         run, at = entry.run, format_time(ended)
         values = entry.first_values(self._name) | {"state": "succeeded", "finished_at": at, "updated_at": at, "rate": 0}
-        pipeline.hset(keys.RUN + run.run_id, mapping=_encodable(values))
+        pipeline.hset(keys.RUN + run.run_id, mapping=encodable(values))
         pipeline.expire(keys.RUN + run.run_id, keep)
         self._event("started", run, attempt=str(run.attempt), at=format_time(entry.started))
         self._event("succeeded", run, at=at)
@@ -381,15 +390,6 @@ class Mirror(Observer):
             {"event": kind, "run": run.run_id, "job": run.job, "worker": self._name, "at": _now()}
             | {name: value[:_SHOWN_ERROR] for name, value in more.items() if value}
         )
-
-
-def escape(text: str) -> str:
-    """Return a text with lone surrogates escaped, which UTF-8 cannot encode."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _encodable(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {name: escape(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from worker.ledger.records import WalkState
 from worker.runtime.observer import RunInfo
@@ -27,6 +28,8 @@ class MirrorEntry:
     ended = False
     #: Whether Redis has the entry, or may have it from another attempt.
     shown = False
+    #: The span of the attempt, as a `traceparent`.
+    span = ""
     throttled_seconds = 0.0
     throttled_at: float | None = None
     #: Seconds of waits that are no part of the walk's rate.
@@ -60,6 +63,7 @@ class MirrorEntry:
             "started_at": format_time(self.started),
             "error": "",
             **({"helps": run.helps} if run.helps else {}),
+            **({"span": self.span} if self.span else {}),
         }
 
     def note_ranges(self, walk: WalkState | None) -> None:
@@ -102,3 +106,13 @@ def read_memory() -> int | None:
         return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def escape(text: str) -> str:
+    """Return a text with lone surrogates escaped, which UTF-8 cannot encode."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def encodable(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the values of a hash or stream with lone surrogates escaped."""
+    return {name: escape(value) if isinstance(value, str) else value for name, value in values.items()}

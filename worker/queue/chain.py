@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.job.call import Call, with_argument
-from worker.job.propagation import current_headers
+from worker.job.propagation import current_headers, with_followed_span
 from worker.queue.payload import Member, Payload, now_ms, payload_text, to_seconds
 
 
@@ -45,7 +45,9 @@ def make_fair_entry(call: Call[Any]) -> str:
     return "" if fair is None or call.result_as == fair.by else call.job.fair_entry(json.loads(call.arguments))
 
 
-def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, result: str) -> dict[str, Any] | None:
+def make_follow_up(
+    payload: Payload, *, run_id: str, queue: str, success: bool, result: str, span: str = ""
+) -> dict[str, Any] | None:
     """Return the follow-up that enqueue_next.lua processes at the end of a run; None if there is none.
 
     Args:
@@ -54,15 +56,17 @@ def make_follow_up(payload: Payload, *, run_id: str, queue: str, success: bool, 
         queue: queue of the run. The next run goes to the same queue unless its call names another.
         success: whether the job returned.
         result: the returned value as JSON text.
+        span: the span of the run, as a `traceparent`; empty without tracing.
     """
     if payload.next_calls and success:
         first, *rest = payload.next_calls
+        payload = payload._replace(headers=with_followed_span(payload.headers, span))
         return {"put": _next_run(first, rest, payload, run_id=run_id, queue=queue, result=result)}
     group = payload.group
     if group is None:
         return None
     wanted = result if success else "null"
-    return {"group": [group.group, str(group.place), wanted if group.needs_result else "", success]}
+    return {"group": [group.group, str(group.place), wanted if group.needs_result else "", success, span]}
 
 
 def _next_run(

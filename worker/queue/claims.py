@@ -19,7 +19,7 @@ from worker.queue.dead_letters import encode_letter
 from worker.queue.group_store import KEEP_GROUP_MS
 from worker.queue.key_problems import KeyProblemLog, from_script, printable
 from worker.queue.outage_log import REFUSALS, kind_of
-from worker.queue.payload import LONGEST_ID, now_ms, read_run_id
+from worker.queue.payload import LONGEST_ID, encode_strictly, now_ms, read_run_id
 from worker.queue.result import Result, encode_result
 from worker.queue.scripts import script
 
@@ -269,3 +269,13 @@ def _blames_arguments(error: Exception) -> bool:
     if not isinstance(error, ResponseError):
         return True
     return kind_of(error) not in REFUSALS and "script" in str(error).lower()
+
+
+def with_header(claim: Claim, name: str, value: str) -> Claim:
+    """Return a claim whose payload has one more header. One that cannot be read, or is none of JSON, stays as it is."""
+    try:
+        values = json.loads(claim.payload or b"")
+        values["h"] = {**(values.get("h") or {}), name: value}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return claim
+    return claim._replace(payload=encode_strictly(values).encode())

@@ -15,7 +15,7 @@ from worker.awaiting import track_awaits
 from worker.errors import InvalidArguments
 from worker.job.call import Call
 from worker.job.definition import EnqueueOptions, Job, check_priority
-from worker.job.middleware import Middleware, enqueue_hooks, load_middleware
+from worker.job.middleware import Middleware, configured_middleware, enqueue_hooks
 from worker.job.registry import discover
 from worker.queue.connection import connection_pool
 from worker.queue.cron_lines import trigger_id
@@ -72,7 +72,7 @@ class Client(Operations):
         settings = settings_or_default(settings)
         self._settings = settings
         self._database = database
-        chosen = load_middleware(settings.worker.middleware) if middleware is None else middleware
+        chosen = configured_middleware(settings) if middleware is None else middleware
         self._owns = redis is None
         if redis is not None:
             check_prefix(redis, settings.redis.prefix)

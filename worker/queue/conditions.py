@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -44,6 +44,11 @@ class Condition:
 def make_entry(job: str, where: Mapping[str, Any]) -> str:
     """Return the entry for the runs of a job with these arguments; `%`, `&` and control characters are escaped."""
     return f"{job}?" + "&".join(f"{_escape(name)}={_escape(argument_text(value))}" for name, value in where.items())
+
+
+def make_entries(targets: Sequence[str], where: Mapping[str, Any] | None) -> list[str]:
+    """Return the entries of `worker:paused` for some targets."""
+    return [make_entry(target, where) for target in targets] if where else list(targets)
 
 
 def parse_entry(entry: str) -> Condition:

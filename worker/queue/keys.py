@@ -251,7 +251,7 @@ SCHEMA = (
     Key(
         GROUP + "<id>",
         "hash",
-        "a group: size, complete_when, and its callback: id, job, queue, delay, priority, fair, payload, called",
+        "a group: size, complete_when, and its callback: id, job, queue, delay, priority, fair, payload; called, spans",
         "30 days after the last member finished",
     ),
     Key(

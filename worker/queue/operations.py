@@ -13,7 +13,7 @@ from worker.job.definition import Job
 from worker.job.registry import discover
 from worker.queue import commands
 from worker.queue.audit import record_order
-from worker.queue.conditions import make_entry
+from worker.queue.conditions import make_entries
 from worker.queue.cron_lines import CronStatus, list_cron_lines
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, list_dead_letters
 from worker.queue.overview import Overview, RunSummary, list_runs, overview
@@ -382,11 +382,6 @@ class Operations:
         if self._database is None and not has_database(self._settings):
             return await operation(None)
         return await self._with_ledger(operation)
-
-
-def make_entries(targets: Sequence[str], where: Mapping[str, Any] | None) -> list[str]:
-    """Return the entries of `worker:paused` for some targets; see conditions.py."""
-    return [make_entry(target, where) for target in targets] if where else list(targets)
 
 
 def has_database(settings: Settings) -> bool:

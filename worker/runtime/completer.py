@@ -30,12 +30,13 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.db.errors import sqlstate
 from worker.errors import FencedOut, format_error
+from worker.job.propagation import FORMER_SPAN
 from worker.job.registry import Registry
 from worker.ledger import Ledger, OwnedRun
 from worker.ledger.text import format_traceback, loggable
 from worker.queue import keys
 from worker.queue.chain import make_follow_up
-from worker.queue.claims import Ack
+from worker.queue.claims import Ack, with_header
 from worker.queue.payload import now_ms
 from worker.queue.result import Result, encode_result
 from worker.queue.store import QueueStore
@@ -307,7 +308,8 @@ class Completer:
         follows = payload is not None and bool(payload.next_calls or payload.group)
         if payload is not None and follows:
             text = result_json if result_json is not None else json.dumps(result.value)
-            next_ = make_follow_up(payload, run_id=claim.run_id, queue=claim.queue, success=result.success, result=text)
+            about = {"run_id": claim.run_id, "queue": claim.queue, "span": _span(execution)}
+            next_ = make_follow_up(payload, success=result.success, result=text, **about)
         # A failed run keeps its lock: if an operator retries it, it must be the only run with its arguments.
         lock = self._unique_lock(execution) if result.success or result.cancelled else None
         if lock is not None:
@@ -348,8 +350,9 @@ class Completer:
             # Close before the requeue: the next owner must not wait for locks that this connection's transaction holds.
             await execution.attempt.close()
         await self._release_place(execution)
-        claim = execution.claim
-        requeue = partial(self._store.requeue, claim, delay=delay, **how)
+        claim, span = execution.claim, _span(execution)
+        marked = with_header(claim, FORMER_SPAN, span) if span else claim
+        requeue = partial(self._store.requeue, marked, delay=delay, **how)
         if not self._leases.remove(claim) or not await self._servers.redis(execution.name, requeue):
             raise FencedOut(claim.run_id)
 
@@ -383,6 +386,10 @@ class Completer:
 def _owned_run(execution: Execution) -> OwnedRun | None:
     """Return the run in the ledger; None if no durable loop has begun."""
     return execution.attempt.ledger_run if execution.attempt else None
+
+
+def _span(execution: Execution) -> str:
+    return execution.attempt.fields.span if execution.attempt else ""
 
 
 def _describe(execution: Execution, outcome: Failed) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from worker.settings.sections import (
     MetricsSettings,
     RedisSettings,
     ThrottleSettings,
+    TracingSettings,
     WebSettings,
     WorkerSettings,
 )
@@ -33,6 +34,7 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings.model_validate({})
     metrics: MetricsSettings = MetricsSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
+    tracing: TracingSettings = TracingSettings.model_validate({})
     #: Other databases that jobs read from, by name.
     databases: dict[str, DatabaseSettings] = {}
 

@@ -357,6 +357,25 @@ class MetricsSettings(_Section):
     )
 
 
+class TracingSettings(_Section):
+    """Traces and metrics by OpenTelemetry (extra `opentelemetry`)."""
+
+    enabled: bool = Field(
+        False, description="Whether clients and workers make spans: [Trace runs](../how-to/tracing.md)."
+    )
+    setup: str | None = Field(
+        None,
+        description="Function that sets up OpenTelemetry, as `module:name`. It is called once in each process. Without "
+        "it, the application or `opentelemetry-instrument` does that.",
+    )
+    batch_spans: int = Field(
+        100,
+        ge=0,
+        description="Batches of an attempt that have a span each. Of later batches, every second one has, then every "
+        "fourth, and so on: half as many spans again each time the number of batches doubles. 0: none.",
+    )
+
+
 class LogSettings(_Section):
     """The log."""
 

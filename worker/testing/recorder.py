@@ -196,7 +196,7 @@ class Recorder:
             put = following["put"]
             run_without_loop(self._store.enqueue(put["id"], put["payload"], queue=put["queue"]))
             return
-        group, place, wanted, _ = following["group"]
+        group, place, wanted, *_ = following["group"]
         self._complete(group, int(place), wanted or "null")
 
     def _complete(self, group: str, place: int, result: str) -> None:

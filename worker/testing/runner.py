@@ -15,7 +15,7 @@ from worker.batch import Progress
 from worker.db.engine import Database
 from worker.errors import AttemptReleased
 from worker.job.definition import Job
-from worker.job.middleware import load_middleware, run_hooks, through
+from worker.job.middleware import configured_middleware, run_hooks, through
 from worker.ledger import Ledger, RunSpec
 from worker.settings import Settings
 from worker.throttles import Throttle
@@ -126,7 +126,7 @@ class JobRunner:
         try:
             arguments = job.decode_arguments([], values)
             try:
-                hooks = run_hooks(load_middleware(self.settings.worker.middleware))
+                hooks = run_hooks(configured_middleware(self.settings))
                 value = await through(hooks, ctx, lambda: attempt.run(job, ctx, arguments))
                 text = job.encode_result(value)
             except BaseException as error:

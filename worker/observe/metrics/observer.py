@@ -17,7 +17,7 @@ from typing import Any
 from worker.batch import Progress
 from worker.observe.metrics import definitions as names
 from worker.observe.metrics.snapshot import Histogram, Snapshot, Value
-from worker.observe.mirror import escape
+from worker.observe.mirror_entry import escape
 from worker.runtime.observer import Observer, RunInfo
 
 #: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.

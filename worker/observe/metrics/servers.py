@@ -23,7 +23,7 @@ from worker.errors import DatabaseNotMigrated, LonghaulError, format_error
 from worker.ledger.outbox import OutboxState, read_outbox_state
 from worker.observe.metrics import definitions as names
 from worker.observe.metrics.snapshot import Snapshot
-from worker.observe.mirror import escape
+from worker.observe.mirror_entry import escape
 from worker.queue import keys
 from worker.queue.connection import connection_pool
 from worker.runtime.supervision import end_tasks

@@ -10,7 +10,8 @@
 --
 -- The hash of a group: size, complete_when (all_succeeded or all_finished), id, queue, delay, priority, fair, payload,
 -- payload_after_results of its callback, and called, the time in ms at which the callback was enqueued. A second hash
--- with the suffix `:done` has the results by place.
+-- with the suffix `:done` has the results by place. If workers trace, `span:<place>` has the spans of the first members
+-- that complete.
 
 -- include checks.lua
 -- include priority.lua
@@ -63,6 +64,9 @@ local function member_done(member, now_ms, names)
         return
     end
     if redis.call('HSETNX', done, member[2], member[3]) == 0 then return end
+    if (member[5] or '') ~= '' and redis.call('HLEN', key) < 48 then
+        redis.call('HSET', key, 'span:' .. member[2], member[5])
+    end
     redis.call('PEXPIRE', key, names.keep_group)
     redis.call('PEXPIRE', done, names.keep_group)
     if redis.call('HLEN', done) < size then return end
