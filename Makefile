@@ -7,8 +7,9 @@ PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && \
   { .venv/bin/lint-imports --no-logo pyproject.toml >.venv/imports.log || { cat .venv/imports.log; exit 1; }; }
+LOCKED = --universal --python-version 3.11 --generate-hashes --no-header -q
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle soak services worker lock clean
+.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle bench-capacity soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -57,6 +58,9 @@ bench-queue: setup  ## our queue beside arq, saq, streaq, taskiq and Celery; ROW
 bench-live: setup  ## latencies of an application beside a walk, with and without a pace
 	@$(PY) -m benchmarks.live
 
+bench-capacity: setup  ## memory, disk and connections that a run and a worker cost; writes docs/how-to/plan-capacity.md
+	@$(PY) -m benchmarks.capacity
+
 bench-idle: setup  ## what 10,000 paused or waiting runs cost an idle worker
 	@$(PY) -m benchmarks.idle
 
@@ -69,10 +73,12 @@ services: setup  ## PostgreSQL and Valkey in the foreground, their URLs printed
 worker: setup  ## migrate and run a worker (embedded servers unless DATABASE_URL and REDIS_URL are set)
 	@$(PY) -m worker.embedded -- $(PY) -m worker run --migrate
 
-lock: setup  ## pin the newest versions that pyproject.toml admits
+lock: setup  ## pin the newest versions that pyproject.toml admits, for the tests and for deploy/Containerfile
 	@$(PY) -m pip install -q --disable-pip-version-check uv
-	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-package longhaul-worker --no-header --upgrade -q -o requirements.lock
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --upgrade $(LOCKED) --no-emit-package longhaul-worker -o requirements.lock
+	@$(PY) -m uv pip compile pyproject.toml --extra web --extra metrics -c requirements.lock $(LOCKED) \
+	  --no-emit-package longhaul-worker -o deploy/requirements.lock
+	@echo hatchling | $(PY) -m uv pip compile - -c requirements.lock $(LOCKED) -o deploy/build.lock
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage site

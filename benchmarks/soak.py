@@ -90,7 +90,7 @@ async def look(redis: Redis, jobs: int, pid: int | None) -> ThrottleContext:
     """Read the size of every key, and the memory of the worker."""
     memory = await redis.info("memory")
     seen = ThrottleContext(
-        jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else _rss_mb(pid)
+        jobs, await redis.dbsize(), memory["used_memory"] / 2**20, 0.0 if pid is None else rss_mb(pid)
     )
     batch: list[bytes] = []
 
@@ -115,7 +115,8 @@ async def look(redis: Redis, jobs: int, pid: int | None) -> ThrottleContext:
     return seen
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Return the resident memory of a process, in MB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1024
 
