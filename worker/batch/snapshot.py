@@ -117,7 +117,7 @@ class SnapshotReader:
             plain = CompiledStatement(statement, connection.dialect)
             sql, arguments = plain.bind(values)
             raw = (await Driver.from_connection(connection)).raw
-            prepared = await raw.prepare(sql, record_class=Row)
+            prepared = await raw.prepare(sql, record_class=self._shape.row_class)
             if self._shape.fits(prepared.get_attributes(), connection.dialect):
                 self._cursor = await prepared.cursor(*arguments)
                 return
