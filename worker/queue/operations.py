@@ -345,27 +345,13 @@ class Operations:
         return await self._with_ledger(lambda ledger: ledger.outbox.list_rows(**options))
 
     async def retry_outbox(self, *row_ids: int) -> list[int]:
-        """Let relays try rows of the outbox again that could not be relayed. Needs the ledger.
-
-        Args:
-            row_ids: ids of the rows; none for all that could not be relayed.
-
-        Returns:
-            The ids of those that were.
-        """
+        """Let relays try refused rows of the outbox again; all of them if no id is given. Return their ids."""
         done = await self._with_ledger(lambda ledger: ledger.outbox.clear_problems(row_ids or None))
         await self._reader.command(record_order(self._reader.redis, "outbox_retry", done))
         return done
 
     async def delete_outbox(self, *row_ids: int) -> list[int]:
-        """Delete rows of the outbox that could not be relayed: their runs never exist. Needs the ledger.
-
-        Args:
-            row_ids: ids of the rows; none for all that could not be relayed.
-
-        Returns:
-            The ids of those that were deleted.
-        """
+        """Delete refused rows of the outbox; all of them if no id is given. Return their ids."""
         done = await self._with_ledger(lambda ledger: ledger.outbox.delete_refused(row_ids or None))
         await self._reader.command(record_order(self._reader.redis, "outbox_delete", done))
         return done

@@ -62,6 +62,16 @@ class OutboxQuery(PageQuery):
     )
 
 
+class EventListQuery(PageQuery):
+    """The events to list."""
+
+    event: Name | None = Field(default=None, description="Only events of this kind.")
+    job: Name | None = Field(default=None, description="Only events of this job.")
+    search: Name | None = Field(
+        None, max_length=_LONGEST_SEARCH, description="Only events with this text in one of their fields."
+    )
+
+
 class EventsQuery(Query):
     """The selection of a stream of events."""
 

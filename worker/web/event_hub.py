@@ -155,7 +155,7 @@ class EventHub:
         """
         redis = self._client.redis
         oldest = await self._client.command(redis.xrange(keys.EVENTS, count=1))
-        if oldest and _order(last_id) < _order(oldest[0][0].decode()) and last_id != "0-0":
+        if oldest and order_of(last_id) < order_of(oldest[0][0].decode()) and last_id != "0-0":
             yield Message("gap", "", {"after": last_id})
         place = last_id
         while page := await self._client.command(redis.xrange(keys.EVENTS, min=f"({place}", count=_PAGE)):
@@ -237,7 +237,8 @@ def is_event_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def _order(event_id: str) -> tuple[int, int]:
+def order_of(event_id: str) -> tuple[int, int]:
+    """Return the place of an event in the stream."""
     milliseconds, _, number = event_id.partition("-")
     return int(milliseconds), int(number)
 

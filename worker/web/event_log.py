@@ -10,7 +10,7 @@ from worker.errors import InvalidPayload
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.decoding import read_json
-from worker.web.event_hub import Message, decode_event
+from worker.web.event_hub import Message, decode_event, order_of
 
 _KEPT = 10_000
 _PAGE = 1_000
@@ -34,7 +34,7 @@ class EventLog:
         async with self._reading:
             redis = self._client.redis
             newest = await self._client.command(redis.xrevrange(keys.EVENTS, count=1))
-            if not newest or _order(newest[0][0]) < _order(self._last.encode()):  # Redis was emptied
+            if not newest or order_of(newest[0][0].decode()) < order_of(self._last):  # Redis was emptied
                 self._events.clear()
                 self._last = "0-0"
             while page := await self._client.command(redis.xrange(keys.EVENTS, min=f"({self._last}", count=_PAGE)):
@@ -55,6 +55,11 @@ class EventLog:
             if one.run_id == run_id or (one.fields.get("event") == "ordered" and targets & _read_targets(one))
         ]
 
+    async def list_all(self) -> list[Message]:
+        """Return all events, newest first."""
+        await self.read()
+        return list(reversed(self._events))
+
 
 def _read_targets(message: Message) -> set[str]:
     try:
@@ -62,8 +67,3 @@ def _read_targets(message: Message) -> set[str]:
     except InvalidPayload:
         return set()
     return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
-
-
-def _order(name: bytes) -> tuple[int, int]:
-    milliseconds, _, number = name.decode().partition("-")
-    return int(milliseconds), int(number)

@@ -9,9 +9,10 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from worker.doctor.checks import examine
-from worker.errors import RegistrationError
+from worker.errors import RegistrationError, UsageError
 from worker.job.definition import Job
 from worker.job.registry import Registry
+from worker.plan.plan import ensure_has_loops
 from worker.queue import keys
 from worker.queue.overview import describe_payload, describe_workers
 from worker.queue.payload import now_ms
@@ -238,8 +239,17 @@ def _describe_job(job: Job[..., Any]) -> JobView:
         rate=str(job.rules.rate) if job.rules.rate else None,
         is_unique=job.unique is not None,
         is_data_migration=job.rules.once,
+        has_loops=_has_loops(job),
         arguments=job.codec.make_schema(),
     )
+
+
+def _has_loops(job: Job[..., Any]) -> bool:
+    try:
+        ensure_has_loops(job, "the page")
+    except UsageError:
+        return False
+    return True
 
 
 async def list_cron(call: Call) -> Page[CronView]:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from worker.web import bodies, events, job_looks, letter_reads, orders, outbox, queue_reads, run_reads, views
+from worker.web import (
+    bodies,
+    events,
+    job_history,
+    job_looks,
+    letter_reads,
+    orders,
+    outbox,
+    queue_reads,
+    run_reads,
+    views,
+)
 from worker.web.fields import Page, PageQuery
 from worker.web.operations import Operation
 
@@ -81,6 +92,12 @@ READS = (
         problems=(404,),
     ),
     Operation(
+        *("GET", "/jobs/{job}/runs", "list_job_runs", "jobs", "read", "List the last hundred runs of a job"),
+        job_history.list_job_runs,
+        Page[views.JobRunView],
+        problems=(404,),
+    ),
+    Operation(
         *("GET", "/cron", "list_cron", "jobs", "read", "List the cron lines, by their next due time"),
         queue_reads.list_cron,
         Page[views.CronView],
@@ -125,6 +142,12 @@ READS = (
         letter_reads.list_orders,
         Page[views.OrderView],
         query=PageQuery,
+    ),
+    Operation(
+        *("GET", "/events/recent", "list_events", "events", "read", "List the last events, newest first"),
+        job_history.list_events,
+        Page[views.EventView],
+        query=bodies.EventListQuery,
     ),
     Operation(
         *("GET", "/doctor", "run_checks", "queues", "read", "Run the checks of `worker doctor`"),

@@ -269,7 +269,21 @@ class JobView(View):
     rate: Text | None
     is_unique: bool
     is_data_migration: bool
+    has_loops: bool = Field(description="Whether it walks, so that it can be planned and tried.")
     arguments: Json = Field(description="JSON Schema of the arguments, an object by name.")
+
+
+class JobRunView(View):
+    """A run of a job, for its history."""
+
+    id: Text
+    state: RunState
+    attempt: int | None
+    began_at: datetime
+    finished_at: datetime | None
+    seconds: float | None = Field(description="Time from its first attempt to its end; null if it has not ended.")
+    rows: int | None = Field(description="Rows of its loops; null if the ledger does not have it.")
+    error: Text | None
 
 
 class PlanView(View):

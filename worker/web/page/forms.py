@@ -22,6 +22,7 @@ from worker.queue.audit import ordering_as
 from worker.web.access import Caller, check_role
 from worker.web.backend import Backend
 from worker.web.operations import Call, Operation, Reply
+from worker.web.page.command_lines import make_commands
 from worker.web.page.form import Form
 from worker.web.problems import Problem, invalid, not_found
 from worker.web.table import ORDERS
@@ -44,6 +45,8 @@ _DONE = {
     "delete_dead_letters": "Deleted",
     "retry_quarantined": "Enqueued for the rows:",
     "discard_quarantined": "Deleted rows:",
+    "retry_outbox": "Relayed again, rows:",
+    "delete_outbox": "Deleted rows:",
 }
 
 
@@ -53,16 +56,32 @@ async def give_order(name: str, form: Form, request: Request, backend: Backend, 
     Raises:
         Problem: there is no such operation, the caller must not use it, or it refuses.
     """
-    if name not in _ORDERS:
-        raise not_found("there is no such order")
-    operation = _ORDERS[name]
-    if operation.role is not None:
-        check_role(caller, operation.role)
+    operation = _find_operation(name, caller)
     path, body = _read_fields(operation, form)
     with ordering_as(caller.name):
         result = await operation.handler(Call(request, backend, caller, path, None, body))
     content = result.body if isinstance(result, Reply) else result
     return _describe(name, content), content
+
+
+async def list_commands(name: str, form: Form, backend: Backend, caller: Caller) -> list[str]:
+    """Return the command lines that do what a form would order; nothing is ordered.
+
+    Raises:
+        Problem: there is no such operation, the caller must not use it, or the form is not valid.
+    """
+    operation = _find_operation(name, caller)
+    path, body = _read_fields(operation, form)
+    return await make_commands(backend, operation.name, path, body)
+
+
+def _find_operation(name: str, caller: Caller) -> Operation:
+    if name not in _ORDERS:
+        raise not_found("there is no such order")
+    operation = _ORDERS[name]
+    if operation.role is not None:
+        check_role(caller, operation.role)
+    return operation
 
 
 def _read_fields(operation: Operation, form: Form) -> tuple[Mapping[str, str], BaseModel | None]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from worker.web.page.run import Series
 from worker.web.page.story import Moment, Story
 from worker.web.page.text import compact, duration, show
-from worker.web.views import MinuteView, RangeView
+from worker.web.views import JobRunView, MinuteView, RangeView
 
 _HEIGHT = 100.0
 _MOST_SLOTS = 40
@@ -128,3 +128,29 @@ def slots(used: int, count: int) -> Markup:
     return Markup(
         '<svg class="boxes" width="{0}" height="12" viewBox="0 0 {0} 12" aria-hidden="true">{1}</svg>'
     ).format(max(1, shown * 9 - 2), boxes)
+
+
+def bars(runs: Sequence[JobRunView], name: str, label: str) -> Markup:
+    """Return a value of runs as bars, oldest first. Those of runs that failed are hatched by their colour and a foot.
+
+    Args:
+        runs: the runs.
+        name: the attribute.
+        label: what a screen reader says.
+    """
+    values = [float(getattr(run, name) or 0) for run in runs]
+    top = max(values, default=0.0) or 1.0
+    drawn = Markup("").join(
+        Markup('<rect class="{}" x="{}" y="{:.1f}" width="0.76" height="{:.1f}"/>').format(
+            "good" if run.state == "succeeded" else "bad",
+            at,
+            _HEIGHT * (1 - max(value / top, 0.02)),
+            _HEIGHT * max(value / top, 0.02),
+        )
+        for at, (run, value) in enumerate(zip(runs, values, strict=True))
+    )
+    shown = duration(top) if name == "seconds" else compact(top)
+    return Markup(
+        '<div class="flow"><svg class="plot bars" viewBox="0 -2 {} 108" preserveAspectRatio="none" role="img"'
+        ' aria-label="{}; at most {}">{}</svg><span class="top num">{}</span></div>'
+    ).format(max(20, len(runs)), label, shown, drawn, shown)

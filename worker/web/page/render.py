@@ -79,6 +79,7 @@ class Templates:
             region=region,
             url=lambda name, **parameters: self.make_url(root, name, parameters),
             order_url=lambda name: f"{root}/page/orders/{name}",
+            command_url=lambda name: f"{root}/page/commands/{name}",
             static=lambda name: f"{root}/page/static/{self._version}/{name}",
             root=root,
             may=lambda role: role in roles,

@@ -18,7 +18,7 @@ from worker.web.access import Access, check_role
 from worker.web.backend import Backend
 from worker.web.page.assets import Assets
 from worker.web.page.form import Form, read_form
-from worker.web.page.forms import give_order
+from worker.web.page.forms import give_order, list_commands
 from worker.web.page.live import Live
 from worker.web.page.render import CSRF_MARK, Rendered, Templates
 from worker.web.page.session import Sessions, Visitor
@@ -40,6 +40,7 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "same-origin",  # with `no-referrer`, a form would send `Origin: null`
     "X-Frame-Options": "DENY",
 }
 _STREAM_HEADERS = {"X-Accel-Buffering": "no"}
@@ -83,6 +84,8 @@ class Site:
             response = self._assets.respond(request, parts[2], parts[3])
         elif parts[:2] == ("page", "orders") and len(parts) == 3:
             response = await self._give_order(request, parts[2])
+        elif parts[:2] == ("page", "commands") and len(parts) == 3:
+            response = await self._show_commands(request, parts[2])
         elif parts == _LOGIN and request.method == "POST":
             response = await self._log_in(request)
         elif parts == _LOGOUT:
@@ -155,6 +158,8 @@ class Site:
             raise AssertionError("this is no GET")
         visit = Visit(request, self._backend, visitor.caller, path, _read_query(view, request))
         submitted = await view.submit(visit, form)
+        if _wants_json(request):
+            return JSONResponse(submitted.data, submitted.status)
         if submitted.done is None:
             rendered = await self._render(view, visit, submitted.values)
             response = self._respond(request, rendered, visitor, {})
@@ -233,6 +238,16 @@ class Site:
         response = RedirectResponse(place if _is_own(request, place) else f"{_root(request)}/", 303)
         self._sessions.leave_message(request, response, text)
         return response
+
+    async def _show_commands(self, request: Request, name: str) -> Response:
+        """Return the command lines of an order. The script of the page shows them in a dialog."""
+        visitor, form = await self._read_order(request)
+        lines = await list_commands(name, form, self._backend, visitor.caller)
+        if _wants_json(request):
+            return JSONResponse({"lines": lines})
+        place = form.get("back")
+        values = {"lines": lines, "back": place if _is_own(request, place) else f"{_root(request)}/"}
+        return self._respond(request, "commands.html", None, values)
 
     async def _read_order(self, request: Request) -> tuple[Visitor, Form]:
         """Return who sends a form, and the form.

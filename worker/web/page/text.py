@@ -6,6 +6,7 @@ apply it to whatever they print.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from worker.queue.key_problems import quote
+from worker.web.fields import read_moment
 
 _KEPT = "\n\t"
 _MOST_MARKS = 4
@@ -139,6 +141,11 @@ def command(*words: Any) -> str:
     return " ".join(quote(str(word)) for word in words)
 
 
+def mark(text: str) -> str:
+    """Return a short mark of a text that can be part of an id."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:10]
+
+
 FILTERS = {
     "ago": ago,
     "bytes": memory,
@@ -146,6 +153,8 @@ FILTERS = {
     "clock": clock,
     "compact": compact,
     "duration": duration,
+    "mark": mark,
+    "moment_of": read_moment,
     "number": number,
     "percent": percent,
     "pretty": pretty,

@@ -86,6 +86,7 @@ class Submitted:
 
     Attributes:
         values: values for the template of the view, which shows the form again.
+        data: what the script of the page gets instead, if it has sent the form.
         done: a sentence that the next page shows; None if the view shows the form again.
         view: the name of the next view.
         parameters: the parameters of its address.
@@ -93,6 +94,7 @@ class Submitted:
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
     done: str | None = None
     view: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,5 @@
 // The page works without scripts for reading. These modules add updates, keys, and orders that leave the page open.
+import { commands } from "./commands.js";
 import { copy } from "./copy.js";
 import { keys } from "./keys.js";
 import { lists } from "./lists.js";
@@ -7,4 +8,4 @@ import { orders } from "./orders.js";
 import { pace } from "./pace.js";
 import { times } from "./times.js";
 
-for (const start of [times, keys, copy, lists, orders, pace, live]) start();
+for (const start of [times, keys, copy, commands, lists, orders, pace, live]) start();

@@ -21,7 +21,7 @@ async function give(form, submitter) {
     const { isDone, text } = await post(address, fields);
     toast(text, isDone ? "" : "problem");
     if (!isDone) return;
-    form.closest("[popover]")?.hidePopover();
+    (submitter ?? form).closest("[popover]")?.hidePopover();
     form.dispatchEvent(new Event("order:done", { bubbles: true }));
     await refresh();
   } finally {
