@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from worker.db.tables import RUN_STATES
 from worker.web.bodies import RunsQuery
+from worker.web.page.failures import list_job_names
 from worker.web.page.visit import Visit
 
 
 async def load_runs(visit: Visit) -> dict[str, Any]:
     """Return the values of `runs.html`."""
     query: RunsQuery = visit.query
-    return {"page": await visit.read("list_runs", **query.model_dump())}
+    page = await visit.read("list_runs", **query.model_dump())
+    jobs = await list_job_names(visit, {run.job for run in page.items})
+    return {"page": page, "jobs": jobs, "states": RUN_STATES}

@@ -9,3 +9,4 @@ import { pace } from "./pace.js";
 import { times } from "./times.js";
 
 for (const start of [times, keys, copy, commands, lists, orders, pace, live]) start();
+document.querySelector(".bar [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
