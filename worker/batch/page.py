@@ -241,9 +241,11 @@ def weigh_rows(rows: Sequence[Any]) -> float | None:
 
 
 def _weigh(row: Any) -> int:
-    values = row.__dict__.values() if hasattr(row, "__dict__") else row if isinstance(row, Sequence) else (row,)
     if isinstance(row, str | bytes):
         return sys.getsizeof(row)
+    if isinstance(row, asyncpg.Record | tuple | list):
+        return sum(map(sys.getsizeof, row))
+    values = row.__dict__.values() if hasattr(row, "__dict__") else row if isinstance(row, Sequence) else (row,)
     return sum(map(sys.getsizeof, values))
 
 

@@ -15,9 +15,12 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Insert,
+    Integer,
     Select,
+    String,
     Text,
     Update,
+    Uuid,
     and_,
     bindparam,
     cast,
@@ -47,6 +50,11 @@ _ENDS = {
     "TIMESTAMP WITHOUT TIME ZONE": ("9999-12-31 23:59:59.999999", "0001-01-01 00:00:00"),
     "TIMESTAMP WITH TIME ZONE": ("9999-12-31 23:59:59.999999+00", "0001-01-01 00:00:00+00"),
 }
+
+
+def _may_hold_dates(column: Column[Any]) -> bool:
+    kind = type(column.type)  # a type of the application may take dates, whatever it derives from
+    return not (issubclass(kind, Integer | String | Uuid) and kind.__module__.startswith("sqlalchemy."))
 
 
 class RowByRow:
@@ -148,6 +156,8 @@ class RowsAtTheEnds(RowByRow):
     @staticmethod
     def split(group: Group, key: Columns) -> tuple[Group, Group]:
         """Return the rows with an unambiguous key, and the rows at the ends of the calendar."""
+        if not any(map(_may_hold_dates, key)):
+            return group, group.first(0)
         keys = [group.of(column) for column in key]
         if not any(issubclass(type_, date) for values in keys for type_ in set(map(type, values))):
             return group, group.first(0)
