@@ -9,7 +9,7 @@ LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy 
   { .venv/bin/lint-imports --no-logo pyproject.toml >.venv/imports.log || { cat .venv/imports.log; exit 1; }; }
 LOCKED = --universal --python-version 3.11 --generate-hashes --no-header -q
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-matrix coverage lint docs picture bench bench-walk bench-queue bench-live bench-idle bench-capacity soak services worker lock clean
+.PHONY: help setup demo test test-long test-matrix coverage lint docs picture screenshots bench bench-walk bench-queue bench-live bench-idle bench-capacity bench-page soak services worker lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -41,6 +41,9 @@ coverage: setup  ## branch coverage of worker/, and which files are below 90 %
 picture: setup  ## docs/worker-top.svg: the page of `worker top` while the demo's jobs run
 	@$(PY) -m demo.picture
 
+screenshots: setup  ## each view of the page at three widths in both colours, in build/screenshots/
+	@$(PY) -m demo.screenshots $(VIEWS)
+
 docs: setup  ## the documentation as a site, in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
@@ -60,6 +63,9 @@ bench-live: setup  ## latencies of an application beside a walk, with and withou
 
 bench-capacity: setup  ## memory, disk and connections that a run and a worker cost; writes docs/how-to/plan-capacity.md
 	@$(PY) -m benchmarks.capacity
+
+bench-page: setup  ## first paint and updates of the page with 10,000 runs and 10,000 dead letters
+	@$(PY) -m benchmarks.page
 
 bench-idle: setup  ## what 10,000 paused or waiting runs cost an idle worker
 	@$(PY) -m benchmarks.idle

@@ -23,12 +23,12 @@ async def slow_walk(ctx: JobContext, size: int = 10) -> int:
 
 
 @job
-async def picky_walk(ctx: JobContext, unlucky: list[int]) -> int:
-    """Walk the authors, and quarantine those that fail."""
-    async for batch in ctx.chunks(select(Author), size=10, on_error="quarantine", quarantine_limit=0.5):
+async def picky_walk(ctx: JobContext) -> int:
+    """Walk the authors, and quarantine those with a bad nickname."""
+    async for batch in ctx.chunks(select(Author), size=50, on_error="quarantine", quarantine_limit=0.5):
         for author in batch:
-            if author.id in unlucky:
-                raise ValueError(f"author {author.id} is unlucky: {HOSTILE}")
+            if (author.nickname or "").startswith("bad"):
+                raise ValueError(f"author {author.id} has a bad nickname: {HOSTILE}")
             author.seen += 1
     return ctx.rows_done
 

@@ -3,24 +3,198 @@
 from __future__ import annotations
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
+from sqlalchemy import func, select, text
 
-from tests.web.page.jobs import slow_walk
-from tests.web.page.scene import PageSite
+from tests.models import Author
+from tests.support.waiting import until
+from tests.web.page.jobs import HOSTILE, brittle, nightly, picky_walk, slow_walk
+from tests.web.page.scene import ROWS, PageSite
+from worker import JobFailed
+from worker.queue import keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+HOSTILE_ID = "<img src=x onerror=alert(1)>\"'{{7*7}}"
+_WAIT_MS = 15_000
+expect.set_options(timeout=_WAIT_MS)
 
-async def test_page_of_a_run_follows_its_walk_and_steers_it(site: PageSite) -> None:
-    await site.client.pace("walk-1", rows_per_second=20)
+
+async def pace(site: PageSite, run_id: str) -> str | None:
+    """Return the pace that Redis has for a run."""
+    found = await site.redis.hget(keys.PACE, run_id)
+    return None if found is None else found.decode()
+
+
+async def rows_of(page: Page) -> int:
+    """Return the rows that the page of a run shows."""
+    return int((await page.locator(".totals dd").first.inner_text()).split()[0].replace(",", ""))
+
+
+async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site: PageSite) -> None:
+    await site.client.pace("walk-1", rows_per_second=40)
     run = await site.client.enqueue(slow_walk.options(id="walk-1"))
     async with site.open("/page/runs/walk-1") as page:
-        await expect(page.locator(".state").first).to_have_text("running")
-        await page.get_by_role("button", name="Pause").click()
-        await expect(page.locator("#toasts")).to_contain_text("Paused walk-1")
-        await expect(page.locator(".state").first).to_have_text("paused")
+        state = page.locator(".big .state")
+        await expect(state).to_have_text("running")
+        await expect(page.locator(".alert.is-throttled")).to_contain_text("40 rows/s at most")
+        seen = await rows_of(page)
+        await until(lambda: _has_moved(page, seen))
+        assert await page.evaluate("performance.getEntriesByName('page-update').length") > 0
         await site.check(page)
-        await site.client.pace("walk-1", rows_per_second=None)
-        await page.get_by_role("button", name="Resume").click()
-        await expect(page.locator(".state").first).to_have_text("succeeded")
-    assert await run.result(timeout=60) == 400
+
+        slider = page.get_by_label("Pace in rows a second")
+        await slider.focus()
+        await slider.press("ArrowLeft")
+        await expect(page.locator("#toasts")).to_contain_text("Pace set for walk-1.")
+        slower = float(await pace(site, "walk-1") or "0")
+        assert 1 < slower < 40, "one step to the left of the pace that was set"
+        assert f"{slower:g}" == await page.locator("[name=rows_per_second]").input_value()
+        await expect(page.locator(".alert.is-throttled")).to_contain_text(f"{slower:g} rows/s at most")
+
+        await page.locator("h1").click()  # away from the slider
+        await page.keyboard.press("p")
+        await expect(page.locator(".alert.is-paused")).to_contain_text("Paused by walk-1")
+        assert await site.redis.smembers(keys.PAUSED) == {b"walk-1"}
+        await page.keyboard.press("p")
+        await expect(state).to_have_text("running")
+
+        site.start_worker("south")
+        site.kill_worker("north")
+        await expect(page.locator(".totals")).to_contain_text("1 takeover")
+        await expect(page.locator(".keys")).to_contain_text("without a worker")
+        await page.locator(".events summary").click()
+        for words in ("south took it over", "Pace set to", "Paused by web:local", "Attempt 1 began on north."):
+            await expect(page.locator(".events")).to_contain_text(words)
+
+        await slider.focus()
+        await slider.press("End")  # no limit
+        await expect(state).to_have_text("succeeded")
+        assert (await run.result(timeout=60), await pace(site, "walk-1")) == (ROWS, None)
+        assert await _seen(site) == (1, 1), "each row is done once"
+        await expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+
+        await page.locator("h1").click()
+        await page.keyboard.press("r")
+        dialog = page.get_by_role("dialog", name="Run it again?")
+        await expect(dialog).to_contain_text("every row is processed again: 400 rows are done twice")
+        await dialog.get_by_role("button", name="Delete the checkpoints").click()
+        await until(lambda: _is_seen_twice(site))
+        await expect(state).to_have_text("succeeded")
+    site.start_worker("north")
+    site.kill_worker("south")
+
+
+async def _has_moved(page: Page, seen: int) -> bool:
+    return await rows_of(page) > seen
+
+
+async def _seen(site: PageSite) -> tuple[int, int]:
+    async with site.database.session() as session:
+        least, most = (await session.execute(select(func.min(Author.seen), func.max(Author.seen)))).one()
+        return least, most
+
+
+async def _is_seen_twice(site: PageSite) -> bool:
+    return await _seen(site) == (2, 2)
+
+
+async def test_failed_run_shows_why_and_its_rows_are_set_right(site: PageSite) -> None:
+    async with site.database.session() as session:
+        await session.execute(text("UPDATE author SET nickname = 'bad ' || id WHERE id IN (7, 130, 390)"))
+        await session.commit()
+    await (await site.client.enqueue(picky_walk.options(id="picky"))).result(timeout=60)
+    async with site.open("/page/runs/picky") as page:
+        rows = page.locator("#region-quarantine tbody tr")
+        await expect(rows).to_have_count(3)
+        await expect(rows.first).to_contain_text("author 390 has a bad nickname")
+        await site.check(page)
+        await expect(page.get_by_role("button", name="Discard selected")).to_be_disabled()
+        await rows.nth(0).get_by_role("checkbox").check()
+        await page.get_by_role("button", name="Discard selected").click()
+        await expect(rows).to_have_count(2)
+
+        async with site.database.session() as session:
+            await session.execute(text("UPDATE author SET nickname = NULL"))
+            await session.commit()
+        await rows.filter(has_text="author 130").get_by_role("checkbox").check()
+        await page.get_by_role("button", name="Process selected again").click()
+        await expect(rows).to_have_count(1)
+        await expect(rows.first).to_contain_text("author 7 has")
+        await page.get_by_role("button", name="Process all 1 again").click()
+        await expect(rows).to_have_count(0)
+    async with site.database.session() as session:
+        behind = await session.scalars(select(Author.id).where(Author.seen < await _most_seen(site)))
+        assert behind.all() == [390], "only the row that was discarded is not done"
+
+
+async def _most_seen(site: PageSite) -> int:
+    return (await _seen(site))[1]
+
+
+async def test_hostile_texts_are_shown_and_do_nothing(site: PageSite) -> None:
+    run = await site.client.enqueue(brittle.options(id=HOSTILE_ID), text=HOSTILE)
+    with pytest.raises(JobFailed):
+        await run.result(timeout=60)
+    shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e").replace("\u200b", "\\u200b")
+    async with site.open("/") as page:
+        failures = page.locator("#region-failures")
+        await expect(failures).to_contain_text(shown)
+        await expect(failures).to_contain_text(HOSTILE_ID)
+        await site.check(page)
+        await failures.get_by_role("link", name=HOSTILE_ID).click()
+        await expect(page.locator("h1")).to_have_text(HOSTILE_ID)
+        for region in ("outcome", "arguments", "story"):
+            await expect(page.locator(f"#region-{region}")).to_contain_text(shown)
+        assert await page.locator("main img, main script").count() == 0
+        commands = page.locator("#region-orders .commands code")
+        assert await commands.first.text_content() == f"worker retry {_quoted(HOSTILE_ID)}"
+        await site.check(page)
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+async def test_page_is_read_without_scripts_and_gives_orders(site: PageSite) -> None:
+    await site.client.enqueue(nightly.options(id="later", delay=3600))
+    async with site.open("/", java_script_enabled=False) as page:
+        await expect(page.locator("#region-coming")).to_contain_text("later")
+        await expect(page.locator("#region-workers")).to_contain_text("north")
+        await expect(page.locator("#region-cron")).to_contain_text("nightly")
+        await page.get_by_role("link", name="later").first.click()
+        await page.get_by_role("button", name="Pause").click()
+        await expect(page.locator(".note")).to_have_text("Paused later.")
+        await expect(page.locator(".big .state")).to_have_text("paused")
+        await page.get_by_role("button", name="Cancel…").click()
+        await page.get_by_role("button", name="Cancel the run").click()
+        await expect(page.locator(".note")).to_have_text("Cancelled later.")
+
+
+async def test_keys_search_move_select_and_open(site: PageSite) -> None:
+    for number in range(3):
+        await (await site.client.enqueue(slow_walk.options(id=f"key-{number}"), size=400)).result(timeout=60)
+    async with site.open("/page/runs?search=key-") as page:
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog", name="Keys")).to_contain_text("next and previous row")
+        await site.check(page)
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("j")
+        await page.keyboard.press("j")
+        await page.keyboard.press("x")
+        await expect(page.locator("[data-picked]")).to_have_text("1 selected")
+        await page.keyboard.press("k")
+        await expect(page.locator(":focus")).to_have_text("key-2")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("h1")).to_have_text("key-2")
+        await page.keyboard.press("g")
+        await page.keyboard.press("o")
+        await expect(page).to_have_title("Overview · Longhaul")
+        await page.keyboard.press("g")
+        await page.keyboard.press("r")
+        await expect(page).to_have_title("Runs · Longhaul")
+        await page.keyboard.press("/")
+        await page.keyboard.type("key-1")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await site.check(page)

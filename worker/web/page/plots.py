@@ -62,7 +62,7 @@ def story(told: Story, kinds: Mapping[str, str]) -> Markup:
     )
     label = "; ".join(f"{name} {duration(seconds)}" for name, _, seconds in told.seconds)
     return Markup('<svg class="story" width="100%" height="56" role="img" aria-label="{}">{}{}</svg>').format(
-        show(label), spans, marks
+        show(label) or "It has just begun", spans, marks
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from worker.errors import LonghaulError
 from worker.queue.payload import read_run_id
 from worker.web.access import Access, check_role
 from worker.web.backend import Backend
@@ -25,6 +24,8 @@ from worker.web.page.session import Sessions, Visitor
 from worker.web.page.views import VIEWS
 from worker.web.page.visit import View, Visit
 from worker.web.problems import Problem, explain_any_error, invalid, not_found
+
+logger = logging.getLogger("longhaul.web")
 
 _POLICY = "; ".join(
     (
@@ -39,6 +40,8 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    # With `no-referrer`, a browser would send the forms of the page with `Origin: null`.
+    "Referrer-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Referrer-Policy": "same-origin",  # with `no-referrer`, a form would send `Origin: null`
     "X-Frame-Options": "DENY",
@@ -183,8 +186,14 @@ class Site:
         async def render() -> dict[str, str]:
             try:
                 return (await self._render(view, visit)).regions
-            except (LonghaulError, SQLAlchemyError, OSError) as error:
-                raise explain_any_error(error, self._backend.settings) or error from None
+            except Problem:
+                raise
+            except Exception as error:
+                problem = explain_any_error(error, self._backend.settings)
+                if problem is None:
+                    logger.error("page cannot be updated view=%s", view.name, exc_info=error)
+                    problem = Problem(500, "internal-error", "the page cannot be read; see the log")
+                raise problem from None
 
         run_id = visit.path.get("run_id") if view.watch == "run" else None
         messages = self._live.stream(self._key(view, visit), run_id, view.seconds, render, (CSRF_MARK, visitor.csrf))

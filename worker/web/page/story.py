@@ -28,6 +28,7 @@ _AFTER = {
     "asleep": "asleep",
     "lost": "gone",
 }
+_ENDED = "ended"
 _ENDS = ("succeeded", "incomplete", "dead", "cancelled")
 _ICONS = {
     "started": "running",
@@ -152,13 +153,13 @@ def _list_parts(
             parts.append((kind, since, seen))
             kind, since = "gone", seen
         parts.append((kind, since, at))
-        kind, since = _AFTER.get(event.event, "ended"), at
+        kind, since = _AFTER.get(event.event, _ENDED), at
     if kind == "waiting" and run.started_at is not None and not parts:  # the events are gone, or were never there
         parts.append((kind, since, run.started_at))
         kind, since = "running", run.started_at
-    if kind != "ended":
-        parts.append((kind, since, story.ended))
-    return [part for part in parts if part[2] > part[1]]
+    parts.append((kind, since, story.ended))
+    # A run that ended may have been run again: the time between is no part of its story.
+    return [part for part in parts if part[0] != _ENDED and part[2] > part[1]]
 
 
 def _paint(story: Story, parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]) -> list[Span]:

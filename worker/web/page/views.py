@@ -14,7 +14,7 @@ from worker.web.page.visit import View
 VIEWS: tuple[View, ...] = (
     View("overview", "/", load_overview, menu="Overview", go="o", seconds=2.0),
     View("runs", "/page/runs", load_runs, query=RunsQuery, menu="Runs", go="r"),
-    View("run", "/page/runs/{run_id}", load_run, query=RunPageQuery, of="runs", watch="run"),
+    View("run", "/page/runs/{run_id}", load_run, query=RunPageQuery, of="runs", watch="run", seconds=3.0),
     View("jobs", "/page/jobs", load_jobs, query=JobsQuery, menu="Jobs", go="j"),
     View("job", "/page/jobs/{job}", load_job, of="jobs", submit=submit_job),
     View("cron", "/page/cron", steering.load_cron, query=steering.CronQuery, menu="Cron", go="c"),

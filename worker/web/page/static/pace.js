@@ -4,10 +4,16 @@ const SEND_MS = 250;
 const LEAST = 1;
 
 export function pace() {
-  for (const form of document.querySelectorAll("form[data-pace]")) start(form);
+  begin();
+  document.addEventListener("page:update", begin);
+}
+
+function begin() {
+  for (const form of document.querySelectorAll("form[data-pace]:not([data-own-begun])")) start(form);
 }
 
 function start(form) {
+  form.dataset.ownBegun = "";
   const slider = form.querySelector("input[type=range]");
   const field = form.querySelector("[name=rows_per_second]");
   const most = Number(slider.dataset.most);

@@ -1,0 +1,59 @@
+"""What the templates print: hostile texts, numbers, times and commands."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, show
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\nof two lines", "plain\ttext\nof two lines"),
+        ("Zürich 東京 אב", "Zürich 東京 אב"),
+        ("\x1b[31mred\x1b[0m\r", "\\x1b[31mred\\x1b[0m\\x0d"),
+        ("a\u202egnp.exe\u2066b", "a\\u202egnp.exe\\u2066b"),
+        ("pay\u200bpal\u00ad\u2028", "pay\\u200bpal\\xad\\u2028"),
+        ("\ud800 \U000e0041 \ue000", "\\ud800 \\U000e0041 \\ue000"),
+        ("e" + "\u0301" * 50, "e" + "\u0301" * 4),
+    ],
+    ids=["plain", "letters", "ansi", "bidi", "hidden", "surrogate", "marks"],
+)
+def test_show_makes_visible_what_hides_in_a_text(text: str, shown: str) -> None:
+    assert show(text) == shown
+    assert finalize(text) == shown
+
+
+def test_command_is_read_by_a_shell_as_it_was_meant() -> None:
+    words = ("a b", "it's", "$(id)", "x\u202ey", "z\x1b[0m", "`w`", "-rf", "Zürich")
+    line = command("printf", "%s\\n", *words)
+    assert line == show(line), "nothing hides in it"
+    printed = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout.decode()
+    assert printed.splitlines() == list(words)
+
+
+def test_figures_have_few_digits() -> None:
+    assert [number(value) for value in (None, 0, 3.25, 12.4, 1234567)] == ["–", "0", "3.2", "12", "1,234,567"]
+    assert [compact(value) for value in (999, 9_999, 12_345, 234_567, 1_500_000)] == [
+        "999",
+        "9,999",
+        "12.3k",
+        "235k",
+        "1.5M",
+    ]
+    assert [percent(value) for value in (None, 0.04, 99.99, 100)] == ["–", "0.0 %", "99.9 %", "100.0 %"]
+    assert [duration(value) for value in (0.02, 3.21, 59.6, 3_725, 90_000)] == [
+        "20 ms",
+        "3.2 s",
+        "1 min",
+        "1 h 2 min",
+        "1 d 1 h",
+    ]
+    now = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    moments = (timedelta(0), timedelta(seconds=-59), timedelta(minutes=-61), timedelta(hours=50))
+    assert [ago(now + one, now) for one in moments] == ["now", "59 s ago", "1 h ago", "in 2 d"]
+    assert clip("x" * 5000, 10) == "xxxxxxxxxx … (5,000 characters; the API has all of them)"
