@@ -40,8 +40,6 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # With `no-referrer`, a browser would send the forms of the page with `Origin: null`.
-    "Referrer-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Referrer-Policy": "same-origin",  # with `no-referrer`, a form would send `Origin: null`
     "X-Frame-Options": "DENY",
