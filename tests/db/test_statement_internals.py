@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Select, Table, func, insert, select, update
+from sqlalchemy import Select, Table, event, func, insert, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, Session, aliased
@@ -21,6 +21,7 @@ from worker.db.statement_internals import (
     mark_as_flushed,
     read_select_clauses,
     replace_source,
+    rewrites_statements,
     updated_names,
 )
 
@@ -149,3 +150,22 @@ def test_has_listeners_hears_of_sessions_mappers_and_all_mappers() -> None:
         assert has_listeners(heard, name), CHANGED.format(f"dispatch of {name}")
         sqlalchemy.event.remove(target, name, listener)
         assert not has_listeners(heard, name), CHANGED.format(f"dispatch of {name}")
+
+
+async def test_rewrites_statements_tells_a_listener_that_may_change_them(database: Database) -> None:
+    def look(*_: Any) -> None:
+        """Return nothing."""
+
+    def change(*arguments: Any) -> Any:
+        return arguments[2:4]
+
+    engine = database.engine.sync_engine
+    for kind in ("before_execute", "before_cursor_execute"):
+        for listener, options in ((look, {}), (change, {"retval": True})):
+            event.listen(engine, kind, listener, **options)
+            async with database.engine.connect() as connection:
+                told = rewrites_statements(connection)
+            event.remove(engine, kind, listener)
+            assert told is bool(options), CHANGED.format("how it wraps listeners")
+    async with database.engine.connect() as connection:
+        assert not rewrites_statements(connection)

@@ -23,7 +23,7 @@ from worker.batch.bulk.rows import bind_values
 from worker.batch.bulk.statements import update_statement
 from worker.batch.bulk.target import make_target
 from worker.db.driver import connection_info, execution_options
-from worker.db.statement_internals import changed_attributes, has_listeners, mark_as_flushed
+from worker.db.statement_internals import changed_attributes, has_listeners, mark_as_flushed, rewrites_statements
 
 #: Below this number of objects, one statement costs more than it saves.
 _WORTH_IT = 10
@@ -69,8 +69,8 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
 
 def _is_plain(session: Session, connection: AsyncConnection) -> bool:
     heard = has_listeners(session, "before_flush", "after_flush", "after_flush_postexec")
-    translated = execution_options(connection).get("schema_translate_map")
-    return not heard and not translated and not session.in_nested_transaction()
+    changed = execution_options(connection).get("schema_translate_map") or rewrites_statements(connection)
+    return not heard and not changed and not session.in_nested_transaction()
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
 from worker.batch.source import Page
 from worker.batch.transaction import BatchTransaction
-from worker.db.statement_internals import cut_rows
+from worker.db.statement_internals import cut_rows, rewrites_statements
 
 _WEIGHED_ROWS = 8
 
@@ -190,7 +190,7 @@ class PageReader:
 
     async def read(self, transaction: BatchTransaction, values: Mapping[str, Any]) -> Page[Any]:
         """Return the rows of the statement with these parameters."""
-        if self._driver_statement is not None:
+        if self._driver_statement is not None and not rewrites_statements(transaction.connection):
             sql, arguments = self._driver_statement.bind(values)
             raw = await transaction.driver()
             if self._prepared is None or not transaction.keeps_prepared:

@@ -17,6 +17,7 @@ from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.errors import sqlstate
 from worker.db.sessions import ScopedSession, roll_back
+from worker.db.statement_internals import rewrites_statements
 from worker.errors import UsageError
 
 _BUFFER_ROWS = 1_000  # that SQLAlchemy fetches at a time if the rows are objects
@@ -113,7 +114,7 @@ class SnapshotReader:
         connection = self._connection
         if not self._has_begun:
             await _begin_snapshot(connection)
-        if self._shape.may_be_plain:
+        if self._shape.may_be_plain and not rewrites_statements(connection):
             plain = CompiledStatement(statement, connection.dialect)
             sql, arguments = plain.bind(values)
             raw = (await Driver.from_connection(connection)).raw

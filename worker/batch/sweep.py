@@ -23,7 +23,7 @@ from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
 from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
-from worker.db.statement_internals import is_same_table, replace_source, updated_names
+from worker.db.statement_internals import is_same_table, replace_source, rewrites_statements, updated_names
 from worker.errors import UnsupportedStatement
 from worker.ledger.records import RangeBounds
 
@@ -180,7 +180,7 @@ class SweepSource:
         if ahead is not None and self._ends is not None:
             self._ends.look_ahead(ahead)
         write = self._write_next if behind else self._write_first
-        if not write.needs_context:
+        if not write.needs_context and not rewrites_statements(transaction.connection):
             raw = await transaction.driver()
             sql, arguments = write.bind(last | behind)
             status: str = await raw.execute(sql, *arguments)

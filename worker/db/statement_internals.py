@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import FromClause, Insert, Select, Update
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstanceState, Mapper, Session
 
 
@@ -113,3 +114,16 @@ def mark_as_flushed(session: Session, states: Sequence[InstanceState[Any]]) -> N
 def has_listeners(target: Session | type[Mapper[Any]] | Mapper[Any], *events: str) -> bool:
     """Return whether one of these events of a session or a mapper has a listener."""
     return any(bool(getattr(target.dispatch, event)) for event in events)
+
+
+def rewrites_statements(connection: AsyncConnection) -> bool:
+    """Return whether a listener with `retval=True` may change the statements of a connection.
+
+    SQLAlchemy wraps each other listener of these events in a function that returns its arguments.
+    """
+    dispatch = None if connection.sync_connection is None else connection.sync_connection.dispatch
+    return any(
+        getattr(listener, "__name__", "") != f"wrap_{event}"
+        for event in ("before_execute", "before_cursor_execute")
+        for listener in getattr(dispatch, event, ())
+    )

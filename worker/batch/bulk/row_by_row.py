@@ -39,6 +39,7 @@ from worker.batch.bulk.target import BulkTarget
 from worker.batch.compiled import CompiledStatement
 from worker.db.calendar_ends import is_at_end
 from worker.db.driver import execution_options
+from worker.db.statement_internals import rewrites_statements
 from worker.errors import BulkError
 
 Columns = Sequence[Column[Any]]
@@ -128,7 +129,7 @@ class RowByRow:
             The number of rows that the statements have written.
         """
         compiled = CompiledStatement(self._statement, connection.dialect, execution_options(connection))
-        if compiled.needs_context:
+        if compiled.needs_context or rewrites_statements(connection):
             rows = self._rows(group, in_context=True)
             return sum([len((await connection.execute(self._in_context, values)).all()) for _, values in rows])
         bound = [_bind(compiled, position, values) for position, values in self._rows(group)]

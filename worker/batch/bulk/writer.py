@@ -19,6 +19,7 @@ from worker.db.driver import connection_info, execution_options
 from worker.db.engine import Database
 from worker.db.errors import ErrorKind, blames_a_row, classify
 from worker.db.sessions import roll_back
+from worker.db.statement_internals import rewrites_statements
 from worker.errors import BulkError
 
 Columns = list[Column[Any]]
@@ -51,7 +52,8 @@ class BulkWriter:
     async def open(cls, transaction: Transaction, target: BulkTarget, database: Database) -> BulkWriter:
         """Return a writer with the catalog's description of the table."""
         facts = None
-        if not execution_options(transaction.connection).get("schema_translate_map"):
+        translated = execution_options(transaction.connection).get("schema_translate_map")
+        if not translated and not rewrites_statements(transaction.connection):
             known = connection_info(transaction.connection)
             facts = await eligibility.read_facts(await transaction.driver(), known, target)
         return cls(transaction, target, facts, database)
