@@ -18,6 +18,7 @@ from worker.cli.dead import All, OfJob, OlderThan, RunIds, check_selection, prin
 from worker.cli.output import print_json, print_line, printable
 from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
+from worker.job.definition import Job
 from worker.job.middleware import EnqueueCall, Middleware, configured_middleware
 from worker.job.propagation import SELECTED
 from worker.job.registry import discover
@@ -63,7 +64,7 @@ def enqueue(
     if timeout is not None and not wait:
         raise InvalidArguments("enqueue: --timeout needs --wait")
     settings, _ = state.load()
-    values = _validated(settings, job, dict(read_argument(text) for text in arguments or []))
+    known, values = _validated(settings, job, dict(read_argument(text) for text in arguments or []))
 
     selection = read_selection(subset, from_)
 
@@ -72,22 +73,33 @@ def enqueue(
         run_id = id_ if selection is None else await _store_selection(settings, job, values, selection, id_)
         async with Client(settings, middleware=[*hooks, _MarkSelected()] if selection else hooks) as client:
             due = at.astimezone() if at is not None else None
-            run = await client.enqueue_by_name(
-                job, values, id=run_id, delay=delay, at=due, queue=queue, priority=priority
-            )
-            summary = {"id": run.id, "new": run.is_new}
+            options: dict[str, Any] = {"id": run_id, "delay": delay, "at": due, "queue": queue, "priority": priority}
+            if known is None:
+                made = await client.enqueue_by_name(job, values, **options)
+            else:
+                made = await _enqueue(client, known, values, options)
+            run: Run[Any] = client.run(made.id, queue=queue)  # without the job, so that its result stays JSON
+            summary = {"id": run.id, "new": made.is_new}
             if wait:
                 result = await _wait_for(client, settings, run, timeout)
                 print_json(summary | {"result": result} if as_json else result)
             elif as_json:
                 print_json(summary)
             else:
-                print_line(run.id if run.is_new else f"{run.id} (already enqueued: this is the same run)")
+                print_line(run.id if made.is_new else f"{run.id} (already enqueued: this is the same run)")
 
     try:
         run_async(put(), settings)
     except (JobFailed, JobCancelled, ResultTooLarge) as error:
         raise fail(str(error)) from None
+
+
+async def _enqueue(client: Client, job: Job[..., Any], values: dict[str, Any], options: dict[str, Any]) -> Run[Any]:
+    """Enqueue a run by the rules of its job: its priority, and whether it is unique."""
+    decoded = job.decode_arguments([], values)
+    if job.rules.once:
+        options = options | {"id": None}  # the id of a data migration is its name
+    return await client.enqueue(job.options(**options), **{name: decoded[name] for name in values})
 
 
 class _MarkSelected(Middleware):
@@ -316,15 +328,16 @@ def read_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _validated(settings: Settings, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Validate the arguments if the jobs can be imported here. If not, the worker validates them."""
+def _validated(settings: Settings, name: str, values: dict[str, Any]) -> tuple[Job[..., Any] | None, dict[str, Any]]:
+    """Return the job and its validated arguments; None for the job if it cannot be imported here."""
     try:
         registry = discover(settings.worker.packages)
     except RegistrationError as error:
         sys.stderr.write(f"worker: {printable(str(error))}: enqueued without validation\n")
-        return values
+        return None, values
     job = registry.find(name)
-    return job.encode_arguments([], job.decode_arguments([], values))
+    job.decode_arguments([], values)
+    return job, values
 
 
 async def _unknown(settings: Settings, targets: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`worker quarantine`, `quarantine show`, `quarantine delete`: rows that could not be processed."""
+"""`worker quarantine`, `quarantine show`, `retry`, `delete`: rows that could not be processed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 
 from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
 from worker.cli.output import print_block, print_json, print_line, print_table
+from worker.queue.client import Client
 
 _ERROR_CHARACTERS = 120
 
-quarantine = typer.Typer(help="List, show or delete quarantined rows.", invoke_without_command=True)
+quarantine = typer.Typer(help="List, show, retry or delete quarantined rows.", invoke_without_command=True)
 app.add_typer(quarantine, name="quarantine")
 
 
@@ -63,6 +64,25 @@ def show(row_id: Annotated[int, typer.Argument(help="Id of the row.")], as_json:
     print_line(f"row {row.id} of run {row.run_id} ({row.job}), step {row.step}, key {json.dumps(row.key)}")
     print_block(json.dumps(row.row, indent=2, ensure_ascii=False))
     print_block(row.traceback or row.error)
+
+
+@quarantine.command()
+def retry(row_ids: Annotated[list[int], typer.Argument(help="Ids of rows.")]) -> None:
+    """Process rows again, in a new run for each run and step. A row that succeeds leaves the quarantine."""
+
+    async def again(client: Client) -> list[str]:
+        chosen: dict[str, list[int]] = {}
+        for row_id in row_ids:
+            for row in await client.quarantined_rows(row_id=row_id):
+                chosen.setdefault(row.run_id, []).append(row.id)
+        made = [await client.retry_quarantined(run_id, row_ids=ids) for run_id, ids in chosen.items()]
+        return [run.id for runs in made for run in runs]
+
+    made = run_with_client(again)
+    if not made:
+        raise fail("no such row is quarantined; `worker quarantine` lists them")
+    for run_id in made:
+        print_line(run_id)
 
 
 @quarantine.command()

@@ -170,8 +170,10 @@ class CommandLines:
             return [_worker("dead delete", body.runs)]
         return [_worker("dead delete", (), *_choose(body), "--yes")]
 
-    def retry_quarantined(self, _: Mapping[str, str], body: bodies.RunsBody) -> list[str]:
+    def retry_quarantined(self, _: Mapping[str, str], body: bodies.RetryRowsBody) -> list[str]:
         """Return the line of `retry_quarantined`."""
+        if body.runs is None:
+            return [_worker("quarantine retry", (), *body.rows or ())]
         return [_worker("retry", body.runs, "--quarantined")]
 
     def discard_quarantined(self, _: Mapping[str, str], body: bodies.DiscardBody) -> list[str]:
