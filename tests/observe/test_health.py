@@ -49,9 +49,14 @@ class Scene:
 
 @pytest.fixture
 async def scene(
-    fast: Settings, database: Database, client: Client, caplog: pytest.LogCaptureFixture
+    fast: Settings,
+    database: Database,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Scene]:
     """A scene with short limits."""
+    monkeypatch.setattr("worker.observe.metrics.servers._READ_SECONDS", 0.5)
     caplog.set_level(logging.INFO, logger="longhaul.metrics")
     here, there = make_url(fast.database.url), urlsplit(fast.redis.url)
     assert here.port is not None

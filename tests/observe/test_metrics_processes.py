@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,11 +90,13 @@ class Supervised:
                 answer += part
 
     def until(self, path: str, status: int, text: str = "") -> str:
-        """Ask until the answer is that one."""
-        while True:
+        """Ask until the answer is that one; fail after a minute."""
+        ends_at = time.monotonic() + 60
+        while time.monotonic() < ends_at:
             found, body = self.ask(path)
             if found == status and text in body:
                 return body
+        raise TimeoutError(f"{path}: {found} {body}")
 
 
 @pytest.fixture
