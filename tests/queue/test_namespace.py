@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -11,23 +12,29 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
+from sqlalchemy import select
 
 from tests.faults.redis_scene import at
+from tests.models import Author
+from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine
 from tests.support.main_paths import fair_one, limited, only_one, take_main_paths
-from tests.support.waiting import until, until_true
-from tests.support.workers import working
-from worker import Client, Settings, SyncClient
+from tests.support.waiting import until, until_status, until_true
+from tests.support.workers import with_worker, working
+from worker import Client, JobContext, Settings, SyncClient, job
 from worker.arq_compat import Worker
 from worker.db.engine import Database
 from worker.doctor import examine
 from worker.errors import CorruptKey, RegistrationError, UsageError
+from worker.ledger import Ledger
 from worker.queue import scripts
 from worker.queue.acl import acl_rules
 from worker.queue.connection import connection_pool
-from worker.queue.namespace import _FIRST, Namespace
+from worker.queue.namespace import _FIRST, Namespace, script_in
+from worker.runtime.rescuer import Rescuer
 
 ONE = Namespace("{shop}:")
+opened: dict[str, asyncio.Event] = {}
 
 
 @pytest.fixture
@@ -177,3 +184,56 @@ async def test_a_client_in_a_namespace_needs_no_more_rights_than_its_keys(shop: 
             assert (await client.enqueue(only_one, "x")).id != (await client.enqueue(fair_one, "x")).id
     finally:
         await redis.execute_command("ACL", "DELUSER", "tenant")
+
+
+@job
+async def walk(ctx: JobContext) -> int:
+    """Enter the ledger, and wait for the test."""
+    async for batch in ctx.chunks(select(Author), size=4, lock=False):
+        await opened["gate"].wait()
+        assert batch
+    return ctx.rows_done
+
+
+async def test_namespaces_with_queues_of_their_own_share_one_ledger(
+    fast: Settings, redis: Redis, database: Database
+) -> None:
+    await fill_authors(database, 4)
+    opened["gate"] = asyncio.Event()
+    here, there = (
+        with_worker(at(fast, f"{fast.redis.url}?namespace={name}"), queue=name, lease_seconds=0.9) for name in "ab"
+    )
+    async with (
+        Client(here) as one,
+        Client(there) as other,
+        working(here, walk, limited),
+        working(there, walk, limited),
+    ):
+        run = await other.enqueue(walk)
+        await until_status(run, "running")
+        async with database.transaction() as session:
+            relayed = [await client.enqueue_in(session, limited, "x") for client in (one, other)]
+        assert [await each.result(timeout=120) for each in relayed] == ["x", "x"]
+        await redis.delete(*await redis.keys("{b}:*"))  # the run is in the ledger alone
+        rescuer = Rescuer(Ledger(database), one.store, here)
+        rescuer._idle_seconds = 0.0
+        assert await rescuer.run() == 0
+        opened["gate"].set()
+        assert await run.result(timeout=120) == 4
+    assert await redis.keys("{a}:*:" + run.id) == []
+
+
+async def test_another_language_enqueues_in_a_namespace_as_specified(
+    shop: Settings, redis: Redis, database: Database
+) -> None:
+    payload = json.dumps({"f": "limited", "k": {"text": "from elsewhere"}})
+    names = ["arq:queue", "worker:cancelled", "arq:queue", "worker:priorities:arq:queue", "worker:nothing"]
+    prefixes = ["arq:job:", "arq:result:", "arq:in-progress:"]
+    values = ["by-script", payload, 0, 0, *prefixes, "0", "", 0, 5, "worker:priority:", ""]
+    await redis.eval(script_in("{shop}:", "enqueue"), 5, *(f"{{shop}}:{name}" for name in names), *values)
+    await redis.set("{shop}:arq:job:by-hand", payload)
+    await redis.zadd("{shop}:arq:queue", {"by-hand": 0})
+    assert await redis.zrange("{shop}:worker:priority:5:arq:queue", 0, -1) == [b"by-script"]
+    async with working(shop, limited), Client(shop) as client:
+        for run_id in ("by-script", "by-hand"):
+            assert await client.run(run_id).result(timeout=120) == "from elsewhere"

@@ -41,6 +41,7 @@ async def test_one_orphan_that_cannot_be_put_back_keeps_no_other_from_it(
         for run_id in ("bad", "good"):
             await client.enqueue(walk.options(id=run_id))
             await until(lambda run_id=run_id: _state_is(ledger, run_id, "waiting"))
+            await until(lambda run_id=run_id: _has_no_lease(redis, run_id))  # it is in the queue again
             await redis.delete(keys.JOB + run_id, keys.RETRY + run_id)
             await redis.zrem("arq:queue", run_id)
         stop["now"] = False
@@ -57,6 +58,10 @@ async def test_one_orphan_that_cannot_be_put_back_keeps_no_other_from_it(
         else:
             await redis.delete("aaa:queue")
             await until(lambda: redis.zscore("aaa:queue", "bad"))
+
+
+async def _has_no_lease(redis: Redis, run_id: str) -> bool:
+    return not await redis.exists(keys.IN_PROGRESS + run_id)
 
 
 async def _state_is(ledger: Ledger, run_id: str, state: str) -> bool:

@@ -209,7 +209,8 @@ async def _ask_the_api(settings: Settings, client: Client) -> None:
         async with connect(app) as http:
             for path in (
                 "/overview", "/runs", "/runs/the-walk", "/runs/the-walk/steps", "/queues", "/workers", "/jobs", "/cron",
-                "/limits", "/dead-letters", "/dead-letters/failed", "/quarantine", "/orders", "/doctor",
+                "/limits", "/runs/the-walk/events", "/", "/dead-letters", "/dead-letters/failed", "/quarantine",
+                "/orders", "/doctor",
             ):  # fmt: skip
                 answer = await http.get(path)
                 assert answer.status_code == 200, f"{path}: {answer.text}"

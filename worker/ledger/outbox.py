@@ -131,7 +131,13 @@ class Outbox:
 
 
 async def claim_rows(
-    connection: AsyncConnection, *, after: int, limit: int, max_bytes: int, most_bytes: int
+    connection: AsyncConnection,
+    *,
+    after: int,
+    limit: int,
+    max_bytes: int,
+    most_bytes: int,
+    queues: Sequence[str] | None = None,
 ) -> list[OutboxRow]:
     """Lock and return the next rows of the outbox, until the end of the transaction.
 
@@ -141,8 +147,10 @@ async def claim_rows(
         limit: most rows.
         max_bytes: longest payload that is read.
         most_bytes: length of all payloads together after which the rest is left for the next call.
+        queues: the queues whose rows are claimed, besides rows that name no queue; None for all.
     """
-    values = {"after": after, "limit": limit, "max_bytes": max_bytes, "most_bytes": most_bytes}
+    limits = {"after": after, "limit": limit, "max_bytes": max_bytes, "most_bytes": most_bytes}
+    values = {**limits, "queues": None if queues is None else list(queues)}
     return [OutboxRow(*row) for row in await connection.execute(query("claim_outbox"), values)]
 
 

@@ -89,6 +89,7 @@ class Relay:
     ) -> None:
         self._jobs = jobs
         self._rules = settings.worker
+        self._queues = settings.own_queues()
         self._keep_duplicate_ms = max(_DUPLICATE_MS, round(self._rules.result_ttl_seconds * 1000))
         # A connection of its own: the pool may be exhausted by jobs, and LISTEN needs one for good.
         small = settings.database.model_copy(update={"pool_size": 1, "max_overflow": 0, "replica_url": None})
@@ -208,6 +209,7 @@ class Relay:
                 limit=_ROWS_AT_ONCE,
                 max_bytes=self._rules.max_payload_bytes,
                 most_bytes=_BYTES_AT_ONCE,
+                queues=self._queues,
             )
             if not rows:
                 return rows

@@ -30,12 +30,14 @@ class Rescuer:
     Args:
         ledger: the durable record of runs.
         store: the queue.
-        settings: the settings, for `worker.rescue_interval_seconds`.
+        settings: the settings. In a namespace, runs of other queues than `worker.queues` are left alone: they may be in
+            another namespace.
     """
 
     def __init__(self, ledger: Ledger, store: QueueStore, settings: Settings) -> None:
         self._ledger = ledger
         self._store = store
+        self._queues = settings.own_queues()
         #: The place in the ledger behind which the next call continues.
         self._after: tuple[datetime, str] | None = None
         # While a worker requeues a run, only the ledger has it for a moment. The lifetime of a lease is a safe margin.
@@ -50,6 +52,8 @@ class Rescuer:
         rescued = 0
         for _ in range(_PAGES_AT_ONCE):
             found, self._after = await self._ledger.find_orphans(idle_seconds=self._idle_seconds, after=self._after)
+            if self._queues is not None:
+                found = [spec for spec in found if spec.queue in self._queues]
             rescued += await self._rescue_lost(found)
             if self._after is None:
                 break

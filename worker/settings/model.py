@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         overflow = self.database.max_overflow
         return self.worker.max_jobs if overflow is None else overflow
 
+    def own_queues(self) -> list[str] | None:
+        """Return the queues whose runs are in this Redis, if others may share the ledger; None for all queues."""
+        if not self.redis.prefix:
+            return None
+        return list(self.worker.queues or [self.worker.queue])
+
     def pool_warning(self) -> str | None:
         """Return a warning if jobs could wait for each other's connections, else None.
 

@@ -1,9 +1,10 @@
 -- Lock the next rows of the outbox, and return as many of them as fit into a number of bytes, but at least one. Rows
--- that another relay has locked are passed over. A payload that is too long is not read: only its length is returned.
+-- that another relay has locked are passed over, and, with :queues, those that name another queue. A payload that is too long is not read: only its length is returned.
 WITH locked AS MATERIALIZED (
     SELECT id, run_id, queue, payload, due_at, priority, options, mark
     FROM worker.outbox
     WHERE id > :after AND problem IS NULL
+      AND (CAST(:queues AS text[]) IS NULL OR queue IS NULL OR queue = ANY(CAST(:queues AS text[])))
     ORDER BY id
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
