@@ -55,7 +55,7 @@ def make_worker(
 ) -> Worker:
     """Return a worker that publishes its runs in Redis. Connect nothing.
 
-    A middleware that is an `Observer`, too, receives the worker's events.
+    The observers of the middleware receive the worker's events.
 
     Args:
         settings: the settings of the process.
@@ -71,7 +71,7 @@ def make_worker(
     hooks = list(configured_middleware(settings) if middleware is None else middleware)
     if settings.tracing.enabled:
         hooks.insert(0, _make_tracing(settings, name, shown))
-    parts = [shown, log, endpoint.observer if endpoint else None, *hooks]
+    parts = [shown, log, endpoint.observer if endpoint else None, *(one.observer for one in hooks)]
     worker = build_worker(
         settings,
         registry,
@@ -87,7 +87,7 @@ def make_worker(
 
 
 def _make_tracing(settings: Settings, name: str, shown: Observer) -> Middleware:
-    """Return the middleware, an observer, too, that traces runs."""
+    """Return the middleware that traces runs."""
     from worker.observe.tracing import RunTracing
 
     return RunTracing(settings, name, shown.note_span if isinstance(shown, Mirror) else lambda run_id, span: None)

@@ -167,7 +167,7 @@ class FailingRows:
             seconds: Seconds from its start to its failure.
             pace: The pace of the step, including this failure.
         """
-        keys = page.row_keys() if self._limit else []
+        keys = page.row_keys() if self._limit or rows == 1 else []
         is_unread = not page.rows and not page.last_key and self.are_unreadable_quarantined
         # A join can repeat a row: its repetitions share one key, and are quarantined together.
         is_single = bool(keys) and all(key == keys[0] for key in keys)
@@ -180,7 +180,7 @@ class FailingRows:
             batches=self.step.batches,
             seconds=seconds,
             pace=pace,
-            row=self._row_as_read if is_single else None,
+            row=self._row_as_read if is_single and self._limit else None,
             is_unread=is_unread,
         )
 

@@ -40,7 +40,13 @@ class EnqueueCall:
 
 
 class Middleware:
-    """Base class of middleware: override `enqueue`, `run`, or both. Of several, the first is the outermost."""
+    """Base class of middleware: override `enqueue`, `run`, or both. Of several, the first is the outermost.
+
+    Attributes:
+        observer: an `Observer` of worker/runtime/observer.py that receives the worker's events; None for none.
+    """
+
+    observer: Any = None
 
     async def enqueue(self, call: EnqueueCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """Run around the enqueueing of a run, in the process of the client.

@@ -61,8 +61,30 @@ class _Traced:
         self.error: BaseException | None = None
 
 
-class RunTracing(Observer, Middleware):
-    """Traces the attempts of a worker: as the outermost middleware it opens their spans, as an observer it ends them.
+class RunTracing(Middleware):
+    """The outermost middleware, which runs each attempt in its span.
+
+    Args:
+        settings: the settings.
+        worker: name of the worker.
+        note_span: called with the id of a run and the span of its attempt, to keep that for the next attempt.
+
+    Attributes:
+        observer: makes the spans of batches, and ends those of attempts.
+    """
+
+    observer: RunSpans
+
+    def __init__(self, settings: Settings, worker: str, note_span: Callable[[str, str], None]) -> None:
+        self.observer = RunSpans(settings, worker, note_span)
+
+    async def run(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an attempt in its span."""
+        return await self.observer.run_attempt(ctx, proceed)
+
+
+class RunSpans(Observer):
+    """The spans of the attempts of a worker, and of their batches.
 
     Args:
         settings: the settings.
@@ -79,10 +101,8 @@ class RunTracing(Observer, Middleware):
         self._claimed: dict[str, RunInfo] = {}
         self._traced: dict[str, _Traced] = {}
 
-    # --- middleware
-
-    async def run(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:  # type: ignore[override]
-        """Run an attempt in its span."""
+    async def run_attempt(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an attempt in its span; see `Middleware.run`."""
         fields = current_attempt.get()
         info = None if fields is None else self._claimed.get(fields.run)
         if fields is None or info is None:
@@ -146,7 +166,7 @@ class RunTracing(Observer, Middleware):
         links = [_link(former, "former_attempt"), *(_link(one, "followed_run") for one in followed[:_MOST_FOLLOWED])]
         return [link for link in links if link is not None]
 
-    # --- observer
+    # --- events
 
     def started(self, run: RunInfo) -> None:
         """Note the run."""

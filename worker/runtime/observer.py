@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from worker.batch import Progress
 from worker.runtime.supervision import supervise
+
+if TYPE_CHECKING:  # middleware that observes is loaded by clients, too, which have no loops
+    from worker.batch import Progress
 
 
 class RunInfo(NamedTuple):
