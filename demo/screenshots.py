@@ -8,21 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from playwright.async_api import Browser, async_playwright
 
 from demo.page_scene import scene, scene_environment
+from demo.page_server import find_browser, serving
 from demo.workers import Workers
 from worker import Settings, load_settings
 from worker.embedded import services
 from worker.web import web_app
-from worker.web.server import Server
 
 FOLDER = Path(__file__).parent.parent / "build" / "screenshots"
 WIDTHS = {390: 844, 1280: 900, 2560: 1440}
@@ -40,30 +37,15 @@ _SETTLE_MS = 1_500
 _HISTORY_SECONDS = 20
 
 
-@asynccontextmanager
-async def _serving(settings: Settings) -> AsyncIterator[str]:
-    app = web_app(settings)
-    server = Server(settings, app)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server._serve())
-    while not server.started and not task.done():
-        await asyncio.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.handle_exit(15, None)
-        await task
-        await app.close()
-
-
 async def take(settings: Settings, names: list[str], widths: list[int]) -> None:
     """Write the pictures."""
     settings = settings.model_copy(update={"web": settings.web.model_copy(update={"port": 0})})
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    browser_path = find_browser()
     if browser_path is None:
         raise SystemExit("there is no Chromium: install Debian's package `chromium`")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    async with _serving(settings) as url, async_playwright() as playwright:
+    app = web_app(settings)
+    async with serving(settings, app) as url, async_playwright() as playwright:
         await asyncio.sleep(_HISTORY_SECONDS if "QUICK" not in os.environ else 1)
         browser = await playwright.chromium.launch(executable_path=browser_path)
         for name in names:
@@ -71,6 +53,7 @@ async def take(settings: Settings, names: list[str], widths: list[int]) -> None:
                 for colour in COLOURS:
                     await _take_one(browser, url, name, width, colour)
         await browser.close()
+    await app.close()
 
 
 async def _take_one(browser: Browser, url: str, name: str, width: int, colour: str) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from demo.page_server import serving
 from tests.roles import jobs
 from tests.roles.conftest import Limited
 from tests.roles.redis_commands import watching
@@ -18,7 +19,6 @@ from tests.support.scrapes import with_metrics
 from tests.support.waiting import until
 from tests.support.workers import with_web, with_worker, working
 from tests.web.conftest import connect
-from tests.web.servers import serving
 from tests.web.test_events import read_messages
 from worker import Client, JobCancelled
 from worker.db.engine import Database

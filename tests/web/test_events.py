@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
+from demo.page_server import serving
 from tests.support.authors import fill_authors
 from tests.support.waiting import until, until_true
 from tests.support.workers import with_web, working
 from tests.web.jobs import JOBS, greet, walk
-from tests.web.servers import serving
 from worker import Client, Settings
 from worker.db.engine import Database
 from worker.queue import keys

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from demo.page_server import serving
 from tests.support.authors import fill_authors
 from tests.support.workers import with_web, working
 from tests.web.jobs import JOBS, walk
-from tests.web.servers import serving
 from worker import Client, Settings
 from worker.db.engine import Database
 from worker.web import web_app

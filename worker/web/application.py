@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
@@ -14,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from worker.errors import LonghaulError
 from worker.job.definition import Job
 from worker.queue.audit import ordering_as
 from worker.queue.payload import read_run_id
@@ -58,6 +61,7 @@ class WebApp:
         self._settings = settings
         self._access = Access(settings.web)
         self._document = make_document(OPERATIONS)
+        self._loading: asyncio.Task[None] | None = None
 
     @cached_property
     def _site(self) -> Site:
@@ -73,6 +77,9 @@ class WebApp:
         """End the streams of events, and close the connections. Call it if the application is mounted."""
         if "_monitoring" in self.__dict__:
             await self._monitoring.close()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
         if "_site" in self.__dict__:
             await self._site.close()
         await self.backend.close()
@@ -98,11 +105,17 @@ class WebApp:
                 response.headers.setdefault(name, value)
             await response(scope, receive, send)
 
+    async def _load_jobs(self) -> None:
+        """Import the jobs before the first request needs them: that takes a second."""
+        with contextlib.suppress(LonghaulError):  # the request that needs them says why they cannot be imported
+            await self.backend.load_jobs()
+
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.backend.history.start(lambda: read_overview(self.backend))
+                self._loading = asyncio.create_task(self._load_jobs(), name="web jobs")
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.close()

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.web.page.scene import PageSite, find_browser, page_site
+from demo.page_server import find_browser
+from tests.web.page.scene import PageSite, page_site
 from worker.embedded import Services
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,12 +13,12 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 from redis.asyncio import Redis
 from sqlalchemy import insert
 
+from demo.page_server import find_browser, serving
 from tests.models import Author
 from tests.support.clean_database import clean
 from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.workers import with_web, with_worker
 from tests.web.page.jobs import brittle, nightly, picky_walk, slow_walk
-from tests.web.servers import serving
 from worker import Client
 from worker.db.engine import Database
 from worker.embedded import Services
@@ -38,13 +37,6 @@ _WORKER = {
 }
 #: Messages of the browser that are no fault: a session that is refused, a file that is not there.
 _EXPECTED = ("the server responded with a status of",)
-
-
-def find_browser() -> str | None:
-    """Return the path of Chromium; None if there is none."""
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
 
 
 class PageSite:

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from demo.page_server import serving
 from tests.support.waiting import until_true
 from tests.support.workers import with_web
 from tests.web.conftest import connect
 from tests.web.page.jobs import brittle, nightly
-from tests.web.servers import serving
 from worker import Client, Settings
 from worker.db.engine import Database
 from worker.queue import keys

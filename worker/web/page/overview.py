@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,9 @@ from worker.web.views import (
     WorkerView,
 )
 
+_FAILURES_READ = 100
 _FAILURES_SHOWN = 6
+_VARYING = re.compile(r"[0-9][0-9.,:-]*|'[^']*'|\"[^\"]*\"")
 _DAY = timedelta(hours=24)
 _LATE = timedelta(minutes=10)
 
@@ -52,7 +55,7 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
     """Return the values of `overview.html`."""
     overview: OverviewView = await visit.read("show_overview")
     history: HistoryView = await visit.read("show_history")
-    letters: list[DeadLetterView] = (await visit.read("list_dead_letters", limit=_FAILURES_SHOWN)).items
+    letters: list[DeadLetterView] = (await visit.read("list_dead_letters", limit=_FAILURES_READ)).items
     limits: list[LimitView] = (await visit.read("list_limits")).items
     cron: list[CronView] | None = None
     with contextlib.suppress(RegistrationError):  # the jobs cannot be imported here: all else is shown
@@ -68,10 +71,19 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "coming": [run for run in overview.runs if run.state != "running" and run.helps is None],
         "why": {run.id: explain_wait(run, overview.paused, limits) for run in overview.runs},
         "notices": list_notices(overview, limits),
-        "failures": [letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY],
+        "failures": _group([letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY]),
+        "read": len(letters),
         "cron": cron,
         "late": {(one.job, one.line) for one in cron or () if _is_late(one)},
     }
+
+
+def _group(letters: Sequence[DeadLetterView]) -> list[tuple[DeadLetterView, int]]:
+    """Return the newest letter of each job and kind of error, and how many are of the kind: figures do not count."""
+    groups: dict[tuple[str, str], list[DeadLetterView]] = {}
+    for letter in letters:
+        groups.setdefault((letter.job, _VARYING.sub("#", letter.error[:200])), []).append(letter)
+    return [(group[0], len(group)) for group in list(groups.values())[:_FAILURES_SHOWN]]
 
 
 def _sum_up(overview: OverviewView, history: HistoryView) -> dict[str, Any]:

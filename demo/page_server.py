@@ -1,25 +1,33 @@
-"""The API in a real server, in the test's own event loop."""
+"""The server of the page in this process, and Chromium."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support.waiting import until_true
-from worker.settings import Settings
+from worker import Settings
 from worker.web import WebApp
 from worker.web.server import Server
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def find_browser() -> str | None:
+    """Return the path of Chromium; None if there is none."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
 @asynccontextmanager
 async def serving(settings: Settings, app: WebApp) -> AsyncIterator[str]:
-    """Serve an application on a free port. Yield its URL."""
+    """Serve an application at `web.port`; 0 is any free one. Yield its URL."""
     server = Server(settings, app)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     try:
-        await until_true(lambda: server.started or task.done())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
