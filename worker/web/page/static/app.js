@@ -8,5 +8,6 @@ import { orders } from "./orders.js";
 import { pace } from "./pace.js";
 import { times } from "./times.js";
 
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 for (const start of [times, keys, copy, commands, lists, orders, pace, live]) start();
 document.querySelector(".bar [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
