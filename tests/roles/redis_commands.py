@@ -61,7 +61,8 @@ async def watching(admin: Redis) -> AsyncIterator[WatchedCommands]:
             if _END in line:
                 return
             if found[1] != "lua":  # the lines of a script follow the line of its call
-                if found[1] not in watched.users:
+                is_new = found[2].lower().startswith('"auth"')  # another connection may have had this port before
+                if is_new or found[1] not in watched.users:
                     watched.users |= {one["addr"]: one["user"] for one in await admin.client_list()}
                 user = watched.users.get(found[1], "unknown")
             watched.note(user, found[2])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
+import os
 import re
+from importlib.resources import files
 from typing import Any
 
 import httpx
@@ -15,14 +18,18 @@ from tests.roles import jobs
 from tests.roles.conftest import Limited
 from tests.roles.redis_commands import watching
 from tests.support.authors import count_seen, fill_authors
+from tests.support.command_line import run_here
+from tests.support.main_paths import COMMANDS as CLI_COMMANDS
 from tests.support.scrapes import with_metrics
 from tests.support.waiting import until
 from tests.support.workers import with_web, with_worker, working
 from tests.web.conftest import connect
 from tests.web.test_events import read_messages
-from worker import Client, JobCancelled
+from worker import Client, JobCancelled, SyncClient
+from worker.cli.top.reader import Reader
 from worker.db.engine import Database
 from worker.queue.acl import COMMANDS, USER_KINDS, key_patterns
+from worker.queue.scripts import script
 from worker.runtime.worker import Worker
 from worker.settings import Settings
 from worker.web import web_app
@@ -70,6 +77,12 @@ async def enqueue_everything(client: Client, name: str) -> None:
     assert [report.state async for report in failed.progress()][-1] == "dead"
 
 
+def enqueue_blocking(settings: Settings) -> None:
+    """Enqueue by the client without an event loop."""
+    with SyncClient(settings) as client:
+        assert client.enqueue(jobs.plain, value=5).result(timeout=120) == 5
+
+
 async def steer(http: httpx.AsyncClient, client: Client, admin: Redis) -> None:
     """Give each order."""
 
@@ -77,6 +90,7 @@ async def steer(http: httpx.AsyncClient, client: Client, admin: Redis) -> None:
         response = await http.post(path, json=body, headers={"Idempotency-Key": key} if key else {})
         assert response.status_code == status, response.text
 
+    assert await client.store.known(["nothing"], "arq:queue") == [False]  # as `worker pause` asks
     await order("/orders/pause", targets=["plain"])
     for number in (1_000_000, None):
         await order("/orders/pace", targets=["walk"], rows_per_second=number)
@@ -129,6 +143,7 @@ async def look(settings: Settings, admin: Redis) -> None:
             while (await anext(messages))[2].get("event") != "live":
                 pass
         assert (await client.status()).workers
+        assert (await Reader(client, settings).read()).workers
         await client.runs()
         await client.limits()
         assert await client.run("quarantine").result(timeout=120) == ROWS - 1
@@ -166,6 +181,7 @@ async def test_each_process_does_its_work_with_its_rights_and_needs_each_of_them
             for each, name in ((client, "client"), (operator, "operator")):
                 await admin.script_flush()  # each of them loads the scripts that it needs
                 await enqueue_everything(each, name)
+            await asyncio.to_thread(enqueue_blocking, limited.client)
             await run_jobs(operator, admin, worker)
             await look(limited.reader, admin)
             await look(limited.operator, admin)
@@ -182,3 +198,48 @@ async def test_each_process_does_its_work_with_its_rights_and_needs_each_of_them
         assert not spare, f"no process of the kind {kind} needs {sorted(spare)}"
         for pattern in key_patterns(kind, ["arq:queue"]):  # type: ignore[arg-type]
             assert fnmatch.filter(watched.arguments[f"lh-{kind}"], pattern.partition("~")[2]), f"{kind}: {pattern}"
+
+
+def script_commands(name: str) -> set[str]:
+    """Return the commands that a script calls, those of the scripts that it includes as well."""
+    return {found.lower() for found in re.findall(r"(?:redis\.p?call|try)\('([A-Z]+)'", script(name))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("worker", [each.name.removesuffix(".lua") for each in files("worker.queue.scripts").iterdir()]),
+        ("operator", ["enqueue", "enqueue_many", "cancel", "retry"]),
+        ("client", ["enqueue", "enqueue_many"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_user_may_call_each_command_of_its_scripts_on_rare_paths_as_well(kind: str, names: list[str]) -> None:
+    needed = set().union(*(script_commands(name) for name in names if not name.startswith("__")))
+    # Of `fair`, which others include, only a claim calls these; a claim is a worker's.
+    unused = set() if kind == "worker" else {"zrangebyscore", "zremrangebyscore", "hget"}
+    assert needed - unused <= set(COMMANDS[kind].split()), sorted(needed - unused - set(COMMANDS[kind].split()))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["operator", "reader"])
+async def test_the_command_line_works_under_its_user(limited: Limited, kind: str) -> None:
+    settings: Settings = getattr(limited, kind)
+    reads = ("status", "runs", "jobs", "cron", "top", "dead", "keys", "doctor")
+    async with Client(limited.operator) as client, working(limited.worker, *jobs.JOBS):
+        await (await client.enqueue(jobs.fails.options(id="failed"))).progress().__anext__()
+        await until(lambda: limited.admin.hexists("worker:dead", "failed"))
+        for line in CLI_COMMANDS:
+            if (line.split()[0] in reads and "show" not in line) or (kind == "operator" and "the-walk" not in line):
+                ran = await asyncio.to_thread(run_here, line.split(), "", environment_of(settings))
+                assert ran.returncode == 0, f"{line}: {ran}"
+    assert {entry["object"] for entry in await limited.admin.acl_log()} <= HARMLESS
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the environment of a command on these servers."""
+    return os.environ | {
+        "DATABASE_URL": settings.database.url,
+        "REDIS_URL": settings.redis.url,
+        "LONGHAUL_WORKER__PACKAGES": '["tests.faults.jobs"]',
+    }

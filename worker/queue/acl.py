@@ -27,7 +27,7 @@ CHANNEL = "__redis__:invalidate"
 _CONNECTION = "ping role client|id client|setinfo client|tracking subscribe multi exec"
 _LOOK = (
     "exists get hget hgetall hlen hmget hscan info scan smembers smismember sscan time type xrange xread xrevrange "
-    "zcard zcount zrange zrevrange zrevrank zscore"
+    "zcard zcount zrange zrangebyscore zrevrange zrevrank zscore"
 )
 _ENQUEUE = (
     "evalsha script|load time del exists get hdel hexists hgetall hset pexpire set srem type zadd zrange zrem zscore"
@@ -36,7 +36,7 @@ COMMANDS: dict[str, str] = {
     "worker": f"{_CONNECTION} {_ENQUEUE} decr expire getex hget hincrby hlen hmget hscan hsetnx incr persist psetex "
     "sadd sismember sscan unwatch watch xadd xrange zcard zcount zmscore zrangebyscore zrank zremrangebyscore "
     "zrevrangebyscore zscan",
-    "operator": f"{_CONNECTION} {_LOOK} {_ENQUEUE} sadd xadd",
+    "operator": f"{_CONNECTION} {_LOOK} {_ENQUEUE} sadd xadd zmscore",
     "client": f"{_CONNECTION} {_ENQUEUE}",
     "reader": f"{_CONNECTION} {_LOOK}",
 }
