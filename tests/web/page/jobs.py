@@ -48,3 +48,12 @@ async def nightly(
     It takes an hour or so; `deep` takes three.
     """
     return f"{depth} {day} {rows}"
+
+
+@job
+async def chosen_walk(ctx: JobContext, ids: list[int], size: int = 10) -> int:
+    """Walk some authors."""
+    async for batch in ctx.chunks(select(Author).where(Author.id.in_(ids)), size=size):
+        for author in batch:
+            author.seen += 1
+    return ctx.rows_done
