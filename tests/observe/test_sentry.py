@@ -52,6 +52,11 @@ def events() -> Iterator[list[Any]]:
         sentry_sdk.get_global_scope().set_client(before)
 
 
+def of_runs(events: list[Any]) -> list[Any]:
+    """Return the events about runs, without those of the worker, such as of a loop that a busy machine has blocked."""
+    return [one for one in events if "longhaul.run" in one.get("tags", {}) or one.get("logger") == "longhaul.jobs"]
+
+
 @job(max_attempts=2)
 async def walk(ctx: JobContext, secret: str) -> None:
     """Fail at one row, until it is alone in its batch."""
@@ -88,7 +93,7 @@ async def test_a_dead_run_is_one_event_with_its_run_batch_and_row_and_no_argumen
 ) -> None:
     await fill_authors(database, 6)
     await run_one(fast, client, SentryReporter(), walk, secret="hunter2-argument")
-    [event] = events
+    [event] = of_runs(events)
     assert event["level"] == "error" and event["transaction"] == "walk"
     assert event["tags"] == {
         "longhaul.run": "walk",
@@ -110,10 +115,10 @@ async def test_retries_are_reported_only_if_asked_for(
     fast: Settings, client: Client, database: Database, events: list[Any]
 ) -> None:
     await run_one(fast, client, SentryReporter(), recover)
-    assert events == []
+    assert of_runs(events) == []
     await client.redis.flushall()
     await run_one(fast, client, SentryReporter(when="attempt"), recover)
-    [event] = events
+    [event] = of_runs(events)
     assert (event["level"], event["exception"]["values"][-1]["value"]) == ("warning", "once")
 
 
@@ -122,7 +127,7 @@ async def test_arguments_and_variables_are_sent_if_asked_for(
 ) -> None:
     await fill_authors(database, 6)
     await run_one(fast, client, SentryReporter(arguments=True), walk, secret="hunter2-argument")
-    [event] = events
+    [event] = of_runs(events)
     assert "hunter2-argument" in event["contexts"]["longhaul arguments"]["json"]
     assert any("vars" in frame for frame in event["exception"]["values"][-1]["stacktrace"]["frames"])
 
@@ -131,7 +136,7 @@ async def test_a_run_that_dies_by_its_timeout_is_reported(
     fast: Settings, client: Client, database: Database, events: list[Any]
 ) -> None:
     await run_one(fast, client, SentryReporter(), hang)
-    [event] = events
+    [event] = of_runs(events)
     assert event["message"].startswith("hang dead: ") and event["tags"]["longhaul.run"] == "hang"
 
 
