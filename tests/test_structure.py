@@ -32,6 +32,7 @@ OPTIONAL_IMPORTS = {
     "worker.db.migrate.migration_sql",
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
+    "worker.launch._make_otel_metrics",  # opentelemetry
     "worker.launch._make_tracing",  # opentelemetry
     "worker.launch.main",  # uvloop
     "worker.observe.metrics.endpoint.Page.__init__",  # prometheus-client

@@ -71,7 +71,8 @@ def make_worker(
     hooks = list(configured_middleware(settings) if middleware is None else middleware)
     if settings.tracing.enabled:
         hooks.insert(0, _make_tracing(settings, name, shown))
-    parts = [shown, log, endpoint.observer if endpoint else None, *(one.observer for one in hooks)]
+    counted = _make_otel_metrics(settings, registry) if settings.tracing.enabled else None
+    parts = [shown, log, counted, endpoint.observer if endpoint else None, *(one.observer for one in hooks)]
     worker = build_worker(
         settings,
         registry,
@@ -91,6 +92,13 @@ def _make_tracing(settings: Settings, name: str, shown: Observer) -> Middleware:
     from worker.observe.tracing import RunTracing
 
     return RunTracing(settings, name, shown.note_span if isinstance(shown, Mirror) else lambda run_id, span: None)
+
+
+def _make_otel_metrics(settings: Settings, registry: Registry) -> Observer:
+    """Return the observer that counts for OpenTelemetry."""
+    from worker.observe.otel_metrics import OtelMetrics
+
+    return OtelMetrics(registry, settings.worker.queues or [settings.worker.queue])
 
 
 async def run_until_drained(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -26,6 +28,7 @@ from worker.db.engine import Database
 from worker.embedded import Services
 from worker.errors import RegistrationError
 from worker.job.middleware import configured_middleware
+from worker.observe.metrics import definitions
 from worker.observe.tracing import has_span
 
 
@@ -147,6 +150,34 @@ async def test_attempts_are_linked_record_their_errors_and_end_with_their_outcom
     assert succeeded.status.status_code is trace.StatusCode.UNSET
     *_, dead = spans.of("run stumble", "s2")
     assert (attributes(dead)["longhaul.outcome"], dead.status.status_code) == ("dead", trace.StatusCode.ERROR)
+
+
+async def test_metrics_have_the_names_labels_and_values_of_those_for_prometheus(
+    fast: Settings, database: Database, redis: Redis, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill_authors(database, 30)
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", MeterProvider([reader]))
+    async with Client(with_tracing(fast)) as client, working(with_tracing(fast), walk, stumble):
+        await (await client.enqueue(walk)).result(timeout=60)
+        with pytest.raises(JobFailed):
+            await (await client.enqueue(stumble, 9)).result(timeout=60)
+    found: dict[str, dict[tuple[Any, ...], Any]] = {}
+    data = reader.get_metrics_data()
+    assert data is not None
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
+        assert set(definitions.BY_NAME) >= {metric.name}
+        for point in metric.data.data_points:
+            labels = tuple((point.attributes or {})[label] for label in definitions.BY_NAME[metric.name].labels)
+            value = point.count if isinstance(point, HistogramDataPoint) else point.value
+            found.setdefault(metric.name, {})[labels] = value
+    assert found[definitions.JOBS.name][("walk", "succeeded")] == 1
+    assert found[definitions.JOBS.name][("stumble", "dead")] == 1
+    assert found[definitions.ATTEMPTS.name] == {("walk",): 1, ("stumble",): 3}
+    assert found[definitions.ROWS.name] == {("walk", "authors"): 30}
+    assert found[definitions.BATCH_SECONDS.name] == {("walk",): 3}
+    assert found[definitions.RUN_SECONDS.name] == {("walk",): 1, ("stumble",): 3}
+    assert found[definitions.LATENCY_SECONDS.name][("walk", "arq:queue")] == 1
 
 
 def read_spans(file: Path) -> list[dict[str, Any]]:
