@@ -196,7 +196,10 @@ async def retry_dead_letters(call: Call) -> TargetsView:
     body: DeadLettersBody = call.body
     client = call.backend.client
     if body.runs is not None:
-        asked = [letter.id for letter in await client.dead_letters(ids=body.runs, before=body.before, ledger=True)]
+        asked = [
+            letter.id
+            for letter in await client.dead_letters(ids=body.runs, before=body.before, limit=None, ledger=True)
+        ]
         done = await client.retry_now(*asked) if asked else []
     else:
         done = await client.retry_dead_letters(job=body.job, before=body.before, everything=_is_everything(body))
@@ -209,7 +212,7 @@ async def delete_dead_letters(call: Call) -> TargetsView:
     body: DeadLettersBody = call.body
     client = call.backend.client
     if body.runs is not None:
-        found = await client.dead_letters(ids=body.runs, before=body.before, ledger=True)
+        found = await client.dead_letters(ids=body.runs, before=body.before, limit=None, ledger=True)
         asked = [letter.id for letter in found]
         done = await client.delete_dead_letters(*asked) if asked else []
     else:

@@ -1,16 +1,19 @@
-"""The page of a job in Chromium: its form enqueues, plans and tries, and keeps what was typed."""
+"""The views beside overview and run, in Chromium: jobs with their form, failures, cron, limits, events, outbox."""
 
 from __future__ import annotations
 
 import json
+import time
+from typing import Any
 
 import pytest
 from playwright.async_api import expect
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from tests.models import Author
-from tests.web.page.jobs import nightly
+from tests.web.page.jobs import HOSTILE, nightly, picky_walk, slow_walk
 from tests.web.page.scene import JOBS, PageSite
+from worker.queue.dead_letters import encode_letter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,3 +120,136 @@ async def test_a_unique_id_twice_is_one_run(site: PageSite) -> None:
         await expect(page.locator(".note")).to_have_text("twice was enqueued before.")
     payload = json.loads(await site.redis.get("arq:job:twice") or b"{}")
     assert payload["k"] == {}
+
+
+async def add_letters(site: PageSite, count: int) -> None:
+    """Add dead letters of Redis; the newest has hostile texts."""
+    about: dict[str, Any] = {"queue": "arq:queue", "attempts": 3, "trace": "x" * 2_000, "in_ledger": False}
+    now = round(time.time() * 1000)
+    letters: dict[str, Any] = {
+        f"letter-{n}": encode_letter(
+            b'{"f": "nightly", "k": {}}',
+            job="brittle" if n % 2 else "nightly",
+            error=f"Timeout: {HOSTILE}" if n == 0 else f"Refused: mail {n}",
+            **about,
+        )
+        for n in range(count)
+    }
+    await site.redis.hset("worker:dead", mapping=letters)  # type: ignore[misc]
+    await site.redis.zadd("worker:dead:at", {name: now - 1_000 * n for n, name in enumerate(letters)})
+
+
+async def test_of_ten_thousand_dead_letters_some_are_found_and_retried(site: PageSite) -> None:
+    await add_letters(site, 10_000)
+    async with site.open("/page/dead-letters") as page:
+        await expect(page.locator("h1 + .hint")).to_have_text("10,000 runs have failed for good")
+        await expect(page.locator("[data-row]")).to_have_count(50)
+        await expect(page.locator("tr#letter-letter-0")).to_contain_text("<script>alert(1)</script> \\x1b[31mred")
+        await site.check(page)
+        await page.get_by_label("Search id, job, arguments, error").fill("mail 77")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("[data-row]")).to_have_count(11)  # 77, 770 to 779, of the newest 2,000
+        await page.get_by_label("Select letter-77", exact=True).check()
+        await page.get_by_label("Select letter-770").check()
+        await expect(page.locator("[data-picked]")).to_have_text("2 selected")
+        await page.get_by_role("button", name="Retry as a command").click()
+        lines = await page.locator("#lines code").all_inner_texts()
+        assert lines == [
+            "worker retry letter-77 letter-770",
+            "redis-cli SADD worker:retry letter-77 letter-770",
+        ]
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Retry", exact=True).click()
+        await expect(page.locator("#toasts")).to_contain_text("Enqueued again: letter-77, letter-770.")
+        await expect(page.locator("tr#letter-letter-770")).to_have_count(0)
+        await page.goto(f"{site.url}/page/dead-letters?job=brittle&limit=500")
+        await expect(page.locator("[data-row]")).to_have_count(500)
+        await page.get_by_label("Select all that are shown").check()
+        await page.get_by_role("button", name="Delete…", exact=True).click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await expect(page.locator("#toasts")).to_contain_text("and 497 more")
+    assert 9_490 < await site.redis.hlen("worker:dead") <= 9_500
+    await site.redis.delete("worker:dead", "worker:dead:at")
+
+
+async def test_quarantined_rows_are_processed_again_after_their_cause_was_set_right(site: PageSite) -> None:
+    async with site.database.session() as session:
+        await session.execute(text("UPDATE author SET nickname = 'bad' || id WHERE id IN (3, 5, 7)"))
+        await session.commit()
+    await (await site.client.enqueue(picky_walk.options(id="picky-1"))).result(timeout=60)
+    async with site.open("/page/quarantine") as page:
+        await expect(page.locator("[data-row]")).to_have_count(3)
+        await expect(page.locator("main")).to_contain_text("author 5 has a bad nickname: <script>alert(1)</script>")
+        await site.check(page)
+        async with site.database.session() as session:
+            await session.execute(text("UPDATE author SET nickname = 'good' || id WHERE id IN (3, 5)"))
+            await session.commit()
+        for row in (await page.locator("[data-row] .main .id").all())[1:]:
+            assert await row.inner_text() in ("3", "5")
+        boxes = page.locator("[data-row] input.pick")
+        await boxes.nth(1).check()
+        await boxes.nth(2).check()
+        await page.get_by_role("button", name="Process again", exact=True).first.click()
+        await expect(page.locator("[data-row]")).to_have_count(1)
+        await page.locator("[data-row] input.pick").check()
+        await page.get_by_role("button", name="Discard", exact=True).last.click()
+        await expect(page.locator("main")).to_contain_text("No row is in quarantine")
+
+
+async def test_limits_are_set_and_a_walk_is_slowed_down(site: PageSite) -> None:
+    await site.client.pace("paced-1", rows_per_second=500)
+    run = await site.client.enqueue(slow_walk.options(id="paced-1"))
+    async with site.open("/page/limits", viewport={"width": 390, "height": 844}) as page:
+        await page.get_by_label("Job or queue").fill("brittle")
+        await page.get_by_label("Runs at once").last.fill("2")
+        await page.get_by_role("button", name="Set the limits", exact=True).last.click()
+        row = page.locator("[data-row]", has_text="brittle")
+        await expect(row).to_contain_text("0 of 2")
+        await page.get_by_label("Run or job").fill("paced-1")
+        await page.get_by_label("Rows a second").last.fill("40.5")
+        await page.get_by_role("button", name="Set the pace as a command").last.click()
+        await expect(page.locator("#lines code").first).to_have_text("worker pace --max-rows-per-second 40.5 paced-1")
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Set the pace", exact=True).last.click()
+        await expect(page.locator("[data-row]", has_text="paced-1")).to_contain_text("40")
+        await site.check(page)
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await (
+            page.locator("[data-row]", has_text="paced-1")
+            .get_by_role("button", name="Unset pace", exact=False)
+            .first.click()
+        )
+        await row.get_by_role("button", name="Unset brittle", exact=True).click()
+        await expect(page.locator("[data-row]", has_text="brittle")).to_have_count(0)
+    await run.result(timeout=60)
+    assert await site.redis.hlen("worker:limits") == 0
+
+
+async def test_refused_rows_of_the_outbox_and_events_are_shown(site: PageSite) -> None:
+    async with site.database.session() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.outbox (run_id, job, payload, problem) VALUES ('out-1', 'brittle', '{}', :problem)"
+            ),
+            {"problem": HOSTILE},
+        )
+        await session.commit()
+    async with site.open("/page/outbox", color_scheme="dark") as page:
+        await expect(page.locator("[data-row]")).to_contain_text("refused")
+        await site.check(page)
+        await page.get_by_label("Select 1").check()
+        await page.get_by_role("button", name="Delete…").click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await expect(page.locator("main")).to_contain_text("The outbox is empty")
+        await page.goto(f"{site.url}/page/events?event=ordered")
+        await expect(page.locator("[data-row]").first).to_contain_text("outbox_delete")
+        await site.check(page)
+        await page.get_by_label("Search all fields").fill("no such text")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("main")).to_contain_text("No event fits.")
+        await page.goto(f"{site.url}/page/runs?search=paced")
+        await expect(page.locator("[data-row]")).to_have_count(1)
+        await site.check(page)
+        await page.goto(f"{site.url}/page/audit")
+        await expect(page.locator("[data-row]").first).to_contain_text("web:local")
+        await site.check(page)
