@@ -33,6 +33,7 @@ from worker.queue.scripts import script
 from worker.runtime.worker import Worker
 from worker.settings import Settings
 from worker.web import web_app
+from worker.web.page.views import VIEWS
 from worker.web.table import OPERATIONS
 
 ROWS = 60
@@ -133,6 +134,9 @@ async def look(settings: Settings, admin: Redis) -> None:
                 path = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], operation.path)
                 response = await http.get(path)
                 assert response.status_code == (404 if path.startswith("/dead-letters/") else 200), response.text
+        for view in VIEWS:
+            path = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], view.path)
+            assert (await http.get(path)).status_code == 200, path
         page = (await http.get("/dead-letters?limit=1")).json()
         assert (await http.get(f"/dead-letters?limit=1&cursor={page['next_cursor']}")).json()["items"]
         async with http.stream("GET", "/events", headers={"Last-Event-ID": "0-1"}) as response:
