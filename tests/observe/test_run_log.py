@@ -206,7 +206,7 @@ async def test_short_runs_without_lines_of_their_own_leave_no_key(
 
 
 async def test_hostile_lines_are_kept_and_shown_safely(
-    named: Settings, client: Client, redis: Redis, database: Database, cli: CommandLine
+    named: Settings, client: Client, ledger_client: Client, redis: Redis, cli: CommandLine
 ) -> None:
     async with working(named, hostile):
         with pytest.raises(JobFailed):
@@ -219,13 +219,16 @@ async def test_hostile_lines_are_kept_and_shown_safely(
     shown = await cli("runs", "show", "h1", "--log")
     assert "\x1b" not in shown.stdout and "two \\x1b[31m" in shown.stdout
 
+    async with connect(web_app(named, jobs=[hostile])) as http:
+        assert (await http.get("/runs/h1/log")).json()["items"][1]["extra"]["run"] == "another"
+    await ledger_client.delete_dead_letters("h1")
+    assert not await redis.exists(keys.LOG + "h1")
     entry = {b"time": b"\xff", b"attempt": b"x" * 99, b"extra": b"[" * 999}
     await redis.xadd(keys.LOG + "h2", entry)  # by another client
     await redis.set(keys.LOG + "h3", "a text")
     [odd] = await client.run_log("h2")
     assert (odd.attempt, odd.extra, odd.message) == (None, {}, "")
     async with connect(web_app(named, jobs=[hostile])) as http:
-        assert (await http.get("/runs/h1/log")).json()["items"][1]["extra"]["run"] == "another"
         assert (await http.get("/runs/h2/log")).status_code == 200
         wrong: httpx.Response = await http.get("/runs/h3/log")
         assert (wrong.status_code, wrong.headers["content-type"]) == (409, "application/problem+json")

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
 
-from tests.observe.traced_jobs import FILE, crawl, follow, stumble, walk
+from tests.observe.traced_jobs import FILE, crawl, follow, stumble, together, walk
 from tests.support.authors import fill_authors
 from tests.support.fork_server import ForkServer
 from tests.support.waiting import until
@@ -178,6 +178,18 @@ async def test_metrics_have_the_names_labels_and_values_of_those_for_prometheus(
     assert found[definitions.BATCH_SECONDS.name] == {("walk",): 3}
     assert found[definitions.RUN_SECONDS.name] == {("walk",): 1, ("stumble",): 3}
     assert found[definitions.LATENCY_SECONDS.name][("walk", "arq:queue")] == 1
+
+
+async def test_the_hands_of_a_walk_are_children_of_its_run(
+    fast: Settings, database: Database, redis: Redis, spans: Spans
+) -> None:
+    await fill_authors(database, 400)
+    settings = with_tracing(fast)
+    async with Client(settings) as client, working(settings, together):
+        await (await client.enqueue(together.options(id="p1"))).result(timeout=60)
+    [ran] = spans.of("run together", "p1")
+    hands = [one for one in spans.of("run together") if "longhaul.helps" in attributes(one)]
+    assert hands and {(parent_of(one), attributes(one)["longhaul.helps"]) for one in hands} == {(ids(ran), "p1")}
 
 
 def read_spans(file: Path) -> list[dict[str, Any]]:

@@ -35,6 +35,13 @@ async def walk(ctx: JobContext) -> int:
 
 
 @job
+async def together(ctx: JobContext) -> None:
+    """Walk with two hands."""
+    async for _ in ctx.chunks(select(Author.id), size=5, parallel=2, name="authors"):
+        await asyncio.sleep(0.01)
+
+
+@job
 async def follow(ctx: JobContext) -> str:
     """Make a span of its own, and return the trace."""
     with trace.get_tracer("shop").start_as_current_span("own"):

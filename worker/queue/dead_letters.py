@@ -226,10 +226,11 @@ async def prune_dead(redis: Redis, keep_seconds: float, problems: list[KeyProble
 
 
 async def forget_letters(redis: Redis, ids: list[str]) -> None:
-    """Delete letters of `worker:dead` and their times."""
+    """Delete letters of `worker:dead`, their times, and the last lines of their logs."""
     pipeline = redis.pipeline(transaction=True)
     pipeline.hdel(keys.DEAD, *ids)
     pipeline.zrem(keys.DEAD_AT, *ids)
+    pipeline.delete(*(keys.LOG + run_id for run_id in ids))
     await pipeline.execute()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker.errors import LonghaulError, format_error
+from worker.job.propagation import current_attempt, with_followed_span
 from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.payload import HandMark, Payload
@@ -51,11 +52,15 @@ class HandRuns:
             fence: the fence of the run's attempt.
             priority: the priority of the job.
         """
+        attempt = current_attempt.get()
+        headers = with_followed_span(payload.headers, "")
+        if attempt is not None and attempt.span:
+            headers["traceparent"] = attempt.span  # the attempts of helpers are children of this one
         for number in numbers:
             mark = HandMark(claim.run_id, step, number, fence)
             # Conditions such as "older than" depend on the time, which must be the same in all hands.
             enqueued_ms = payload.enqueued_ms or int(claim.due_ms)
-            helper = payload._replace(hand=mark, enqueued_ms=enqueued_ms, **_OF_THE_RUN_ALONE)
+            helper = payload._replace(hand=mark, enqueued_ms=enqueued_ms, headers=headers, **_OF_THE_RUN_ALONE)
             try:
                 await self._store.enqueue(mark.id, helper.to_json(), queue=claim.queue, priority=priority)
             except (RedisError, OSError, LonghaulError) as error:
