@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 from sqlalchemy import func, select, text
 
+from demo.page_server import serving
 from tests.models import Author
+from tests.support.workers import with_web
 from tests.web.page.jobs import HOSTILE, nightly, picky_walk, slow_walk
 from tests.web.page.scene import JOBS, PageSite
 from worker.queue.dead_letters import encode_letter
+from worker.web import web_app
+from worker.web.tokens import TokenFile
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -253,3 +258,31 @@ async def test_refused_rows_of_the_outbox_and_events_are_shown(site: PageSite) -
         await page.goto(f"{site.url}/page/audit")
         await expect(page.locator("[data-row]").first).to_contain_text("web:local")
         await site.check(page)
+
+
+async def test_a_read_only_visitor_sees_no_order_and_may_give_none(site: PageSite, tmp_path: Path) -> None:
+    tokens = TokenFile(str(tmp_path / "tokens.toml"))
+    token = tokens.create("reader", ["read"])
+    settings = with_web(site.settings, tokens_file=str(tmp_path / "tokens.toml"))
+    app = web_app(settings, jobs=JOBS)
+    await add_letters(site, 1)
+    try:
+        async with serving(settings, app) as url, site.context() as context:
+            page = await context.new_page()
+            await page.goto(f"{url}/page/login")
+            await page.get_by_label("Token").fill(token)
+            await page.keyboard.press("Enter")
+            await expect(page.locator("nav")).to_be_visible()
+            for path in ("jobs/nightly", "jobs", "cron", "dead-letters", "limits", "quarantine", "outbox", "runs"):
+                await page.goto(f"{url}/page/{path}")
+                await expect(page.locator("h1")).to_be_visible()
+                assert await page.locator("main form[method=post], main [type=checkbox].pick").count() == 0, path
+            csrf = await page.locator("meta[name=csrf]").get_attribute("content")
+            for order in ("orders/pause", "commands/pause", "jobs/nightly"):
+                fields = {"csrf": str(csrf), "targets": "x", "act": "enqueue"}
+                answer = await page.request.post(f"{url}/page/{order}", form=fields, headers={"Origin": url})
+                text_ = await answer.text()
+                assert answer.status in (403, 422) and "has not the role" in text_, (order, answer.status)
+    finally:
+        await app.close()
+    assert await site.redis.scard("worker:paused") == 0

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.errors import LonghaulError
+from worker.web.access import check_role
 from worker.web.bodies import EnqueueBody, PlanBody, TryBody
 from worker.web.fields import Name, Query
 from worker.web.page import argument_form
@@ -110,6 +111,7 @@ def _show_form(sent: _Sent, **more: Any) -> dict[str, Any]:
 
 async def submit_job(visit: Visit, form: Form) -> Submitted:
     """Enqueue, plan or try the job of a form. On a problem, the form is shown again as it was sent."""
+    check_role(visit.caller, "enqueue")
     job: JobView = await visit.read("show_job", visit.path)
     fields = argument_form.fill(argument_form.make_fields(job.arguments), form)
     sent = _Sent(fields, {name: form.get(name).strip() for name in (*_OPTIONS, *_TRIAL)})
