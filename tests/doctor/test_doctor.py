@@ -16,7 +16,7 @@ from tests.models import Author
 from tests.support.command_line import CommandLine
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
-from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, findings
+from worker.doctor.checks import OF_POSTGRES, OF_REDIS, OF_SETTINGS, connections, findings
 from worker.doctor.facts import Facts, MissingIndex, PostgresFacts, RedisFacts, gather
 from worker.embedded import Services
 from worker.embedded.valkey import EmbeddedValkey
@@ -210,3 +210,9 @@ async def test_walks_without_an_index_are_reported_with_the_statement_that_makes
     facts = (await gather(settings)).postgres
     assert isinstance(facts, PostgresFacts)
     assert facts.missing_indexes == ()
+
+
+def test_the_connections_of_a_worker_count_those_of_its_metrics() -> None:
+    server = replace(POSTGRES, max_connections=36)  # a worker needs 33, and 3 are reserved
+    for port, level in ((None, "fine"), (9464, "wrong")):
+        assert connections(server, load_settings("/dev/null", {"metrics": {"port": port}}, {})).level == level
