@@ -31,6 +31,15 @@ VIEWS = {
     "run-hands": "/page/runs/villages",
     "run-quarantine": "/page/runs/time-zones-42",
     "run-dead": "/page/runs/prices-nordic",
+    "jobs": "/page/jobs",
+    "job": "/page/jobs/rebuild_search",
+    "cron": "/page/cron",
+    "dead-letters": "/page/dead-letters",
+    "quarantine": "/page/quarantine",
+    "limits": "/page/limits",
+    "outbox": "/page/outbox",
+    "events": "/page/events",
+    "orders": "/page/audit",
     "problem": "/page/nothing",
 }
 _SETTLE_MS = 1_500
