@@ -122,7 +122,7 @@ async def test_changed_attributes_and_mark_as_flushed_agree_with_the_sessions_ow
         one.seen, one.name, other.seen = 5, "changed", 0
         state: Any = sqlalchemy.inspect(one)
         assert changed_attributes(state) == {"seen": 0, "name": "n1"}, CHANGED.format("InstanceState.committed_state")
-        mark_as_flushed(session.sync_session, [state])
+        mark_as_flushed(session.sync_session, [(state, state.dict)])
         assert one not in session.dirty, CHANGED.format("InstanceState._commit_all_states")
         assert changed_attributes(state) == {}, CHANGED.format("InstanceState._commit_all_states")
         assert other in session.dirty

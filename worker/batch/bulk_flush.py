@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Column, inspect
+from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql import ClauseElement
 
@@ -28,7 +30,9 @@ from worker.db.statement_internals import changed_attributes, has_listeners, mar
 #: Below this number of objects, one statement costs more than it saves.
 _WORTH_IT = 10
 
-_Update = tuple[str, list[list[Any]], list[InstanceState[Any]], str]
+#: A changed object: its identity, its state, and its attributes.
+_Changed = tuple[tuple[Any, ...], InstanceState[Any], dict[str, Any]]
+_Update = tuple[str, list[list[Any]], list[_Changed], str]
 
 
 async def flush_changes(session: Session, connection: AsyncConnection, raw: Any) -> None:
@@ -45,7 +49,7 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
     changed = session.dirty
     if len(changed) < _WORTH_IT or session.new or session.deleted or not _is_plain(session, connection):
         return
-    states: list[InstanceState[Any]] = [inspect(instance) for instance in changed]
+    states: list[InstanceState[Any]] = list(map(instance_state, changed))
     by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
     for state in states:
         by_mapper.setdefault(state.mapper, []).append(state)
@@ -64,7 +68,7 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
             raise StaleDataError(
                 f"UPDATE statement on table {table!r} expected to update {len(written)} row(s); {matched} were matched."
             )
-        mark_as_flushed(session, written)
+        mark_as_flushed(session, [(state, now) for _, state, now in written])
 
 
 def _is_plain(session: Session, connection: AsyncConnection) -> bool:
@@ -107,7 +111,7 @@ async def _make_updates(
     columns = _updatable_columns(mapper)
     if columns is None:
         return None
-    by_columns = _group_by_changes(mapper, columns, states)
+    by_columns = _group_by_changes(columns, states)
     if by_columns is None:
         return None
     entity: Any = mapper.class_
@@ -129,8 +133,8 @@ async def _make_updates(
         if any(column.name in facts.unique or column.name in facts.generated for column in sets):
             return None
         casts = {column: eligibility.array_cast(column, facts) for column in [*key, *sets]}
-        values = [list(each) for each in zip(*(_identity(state) for state in alike), strict=True)]
-        values += [[state.dict[name] for state in alike] for name in names]
+        values = [list(each) for each in zip(*(identity for identity, _, _ in alike), strict=True)]
+        values += [[now[name] for _, _, now in alike] for name in names]
         if None in casts.values() or any(_is_expression(value) for array in values for value in _one_of_each(array)):
             return None
         places = range(len(alike))
@@ -143,32 +147,30 @@ async def _make_updates(
 
 
 def _group_by_changes(
-    mapper: Mapper[Any], columns: dict[str, Column[Any]], states: Sequence[InstanceState[Any]]
-) -> dict[tuple[str, ...], list[InstanceState[Any]]] | None:
+    columns: dict[str, Column[Any]], states: Sequence[InstanceState[Any]]
+) -> dict[tuple[str, ...], list[_Changed]] | None:
     """Return the objects by the attributes that differ from the database; None if SQLAlchemy must write one of them."""
-    parted: dict[tuple[str, ...], list[InstanceState[Any]]] = {}
+    comparisons = {name: column.type.compare_values for name, column in columns.items()}
+    parted: dict[tuple[str, ...], list[_Changed]] = {}
     for state in states:
-        before, now = changed_attributes(state), state.dict
-        if state.key is None or not all(name in columns and name in now for name in before):
+        identity, now = state.identity, state.dict
+        if identity is None:
             return None
-        # Only True is equal, as for SQLAlchemy: arrays of NumPy compare to an array.
-        names = tuple(
-            name for name, value in before.items() if columns[name].type.compare_values(value, now[name]) is not True
-        )
+        names: list[str] = []
+        for name, value in changed_attributes(state).items():
+            if name not in comparisons or name not in now:
+                return None
+            # Only True is equal, as for SQLAlchemy: arrays of NumPy compare to an array.
+            if comparisons[name](value, now[name]) is not True:
+                names.append(name)
         if names:
-            parted.setdefault(names, []).append(state)
+            parted.setdefault(tuple(names), []).append((tuple(identity), state, now))
     try:
         for alike in parted.values():
-            alike.sort(key=_identity)  # SQLAlchemy's order, in which rows are locked
+            alike.sort(key=itemgetter(0))  # SQLAlchemy's order, in which rows are locked
     except TypeError:
         return None
     return parted
-
-
-def _identity(state: InstanceState[Any]) -> tuple[Any, ...]:
-    identity = state.identity
-    assert identity is not None  # noqa: S101
-    return tuple(identity)
 
 
 def _one_of_each(values: Sequence[Any]) -> list[Any]:

@@ -101,14 +101,20 @@ def cut_rows(rows: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
     return remaining
 
 
-def changed_attributes(state: InstanceState[Any]) -> dict[str, Any]:
+def changed_attributes(state: InstanceState[Any]) -> Mapping[str, Any]:
     """Return the attributes of an object that were set since it was loaded, with the values that they had before."""
-    return dict(state.committed_state)
+    before: Mapping[str, Any] = state.committed_state
+    return before
 
 
-def mark_as_flushed(session: Session, states: Sequence[InstanceState[Any]]) -> None:
-    """Tell a session that the changes of objects are in the database, as its own flush does."""
-    states[0]._commit_all_states(((state, state.dict) for state in states), session.identity_map)
+def mark_as_flushed(session: Session, states: Sequence[tuple[InstanceState[Any], dict[str, Any]]]) -> None:
+    """Tell a session that the changes of objects are in the database, as its own flush does.
+
+    Args:
+        session: the session.
+        states: the state and the attributes of each object.
+    """
+    states[0][0]._commit_all_states(states, session.identity_map)
 
 
 def has_listeners(target: Session | type[Mapper[Any]] | Mapper[Any], *events: str) -> bool:
