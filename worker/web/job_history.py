@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, cast, get_args
 
@@ -16,6 +17,9 @@ from worker.web.views import EventView, JobRunView, RunState
 
 _RUNS = 100
 _ENDS = ("succeeded", "incomplete", "dead", "cancelled")
+_AT_WORK = ("started", "resumed", "stalled")
+#: The end of the id of a helper run: it is a part of another run.
+_HELPER = re.compile(r"(:|^)hand-\d+:(\d+|[0-9a-f]{64})$", re.ASCII)
 
 
 async def list_job_runs(call: Call) -> Page[JobRunView]:
@@ -49,20 +53,23 @@ def _read_events(events: list[Message], job: str) -> list[JobRunView]:
     """Return the runs of a job that its events tell of. A run whose start is no longer there is left out."""
     ends: dict[str, tuple[datetime, Message]] = {}
     found: dict[str, dict[str, Any]] = {}
+    newest: dict[str, str] = {}
     for event in events:  # newest first
         at, kind = read_moment(event.fields.get("at")), event.fields.get("event", "")
-        if event.fields.get("job") != job or not event.run_id or at is None:
+        if event.fields.get("job") != job or not event.run_id or at is None or _HELPER.search(event.run_id):
             continue
+        newest.setdefault(event.run_id, kind)
         if kind in _ENDS and event.run_id not in found:
             ends.setdefault(event.run_id, (at, event))
         elif kind == "started":
             known = found.setdefault(event.run_id, {"attempt": read_count(event.fields.get("attempt"))})
             known["began_at"] = at  # the oldest start is read last
-    return [_describe_run(run_id, values, ends.get(run_id)) for run_id, values in found.items()]
+    return [_describe_run(run_id, values, ends.get(run_id), newest[run_id]) for run_id, values in found.items()]
 
 
-def _describe_run(run_id: str, values: dict[str, Any], end: tuple[datetime, Message] | None) -> JobRunView:
-    state = "unknown" if end is None else end[1].fields["event"]
+def _describe_run(run_id: str, values: dict[str, Any], end: tuple[datetime, Message] | None, newest: str) -> JobRunView:
+    """Return a run that has ended, or that its newest event shows at work or back in the queue."""
+    state = end[1].fields["event"] if end is not None else "running" if newest in _AT_WORK else "waiting"
     return JobRunView(
         id=run_id,
         state=cast(RunState, state),

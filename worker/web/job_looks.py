@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,7 @@ from worker.web.problems import Problem
 from worker.web.views import PlanView, TrialView
 
 _MOST_AT_ONCE = 2
+_MOST_SECONDS = 30
 
 
 async def plan_job(call: Call) -> PlanView:
@@ -41,13 +43,17 @@ async def _look(backend: Backend) -> AsyncIterator[None]:
     """Hold one of the places for looks: each has connections of its own.
 
     Raises:
-        Problem: all places are taken.
+        Problem: all places are taken, or the look takes too long.
     """
     if backend.looks >= _MOST_AT_ONCE:
         detail = f"{_MOST_AT_ONCE} plans or trials are running: try again in a moment"
         raise Problem(503, "too-many-looks", detail, headers={"Retry-After": "2"})
     backend.looks += 1
     try:
-        yield
+        async with asyncio.timeout(_MOST_SECONDS):
+            yield
+    except TimeoutError:
+        detail = f"it has not ended within {_MOST_SECONDS} s, and was stopped; nothing was changed"
+        raise Problem(503, "look-too-long", detail) from None
     finally:
         backend.looks -= 1
