@@ -12,6 +12,7 @@ from worker.queue.group import GroupProgress
 from worker.queue.overview import Overview, RunSummary, WorkerStatus
 from worker.queue.run import ProgressReport, Status
 from worker.queue.run_details import RunDetails
+from worker.queue.run_log import LogLine
 from worker.queue.sync_run import SyncGroup, SyncRun
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Database",
     "DeadLetter",
     "GroupProgress",
+    "LogLine",
     "OperatorLimits",
     "Outcome",
     "Overview",

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import httpx
 import pytest
@@ -23,6 +24,7 @@ from tests.support.workers import with_worker, working
 from tests.web.conftest import connect
 from worker import Client, JobContext, JobFailed, Settings, SyncClient, job
 from worker.db.engine import Database
+from worker.observe.masking import Mask
 from worker.queue import keys
 from worker.queue.run_log import LogLine
 from worker.web import web_app
@@ -251,3 +253,13 @@ async def test_hands_of_a_walk_log_into_the_run_that_they_help(
 def test_a_blocking_client_reads_the_log(settings: Settings, redis: Redis) -> None:
     with SyncClient(settings) as blocking:
         assert blocking.run_log("unknown") == []
+
+
+def test_each_form_of_a_password_is_masked(settings: Settings) -> None:
+    secret = "db:s3cr#t/pl@nted?"
+    url = f"postgresql+asyncpg://app:{quote(secret, safe='')}@db/x"
+    mask = Mask(settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})}))
+    for form in (secret, quote(secret, safe=""), quote_plus(secret), repr(secret), url, f"{url} and {url}"):
+        masked = mask(f"before {form} after")
+        assert "s3cr" not in masked and masked.startswith("before ") and masked.endswith(" after"), masked
+    assert mask("redis://:other-word@h:1/0 http://h/a:b@c") == "redis://:***@h:1/0 http://h/a:b@c"

@@ -128,6 +128,7 @@ class RunLog(Observer):
         self._ended: deque[AttemptLog] = deque(maxlen=_MOST_WAITING)
         self._for_ledger: deque[AttemptLog] = deque(maxlen=_MOST_WAITING)
         self._handler = _Handler(self)
+        self._write: asyncio.Task[None] | None = None
 
     # --- observed events
 
@@ -141,6 +142,8 @@ class RunLog(Observer):
         self._ended += self._logs.values()
         self._logs.clear()
         self._running.clear()
+        if self._write is not None:
+            await asyncio.wait({self._write})
         await self.write()
 
     def started(self, run: RunInfo) -> None:
@@ -230,7 +233,9 @@ class RunLog(Observer):
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            await self.write()
+            # A write that is cancelled would lose its lines, or write them twice: `close` waits for it.
+            self._write = asyncio.create_task(self.write())
+            await asyncio.shield(self._write)
             await asyncio.sleep(WRITE_SECONDS)
 
     async def write(self) -> None:
