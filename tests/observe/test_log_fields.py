@@ -147,7 +147,9 @@ async def test_lines_of_a_process_name_the_attempt(fast: Settings, client: Clien
     assert lines and all((line["job"], line["attempt"]) == ("tell-context", 1) for line in lines)
 
 
-async def test_lines_outside_of_jobs_name_the_worker_alone(fast: Settings, client: Client, log: Lines) -> None:
+async def test_lines_outside_of_jobs_name_the_worker_alone(
+    fast: Settings, database: Database, client: Client, log: Lines
+) -> None:
     async with working(fast, plain):
         own.info("outside")
     [line] = log.of("shop.mail")

@@ -353,8 +353,7 @@ def redis_keys(redis: RedisFacts, settings: Settings) -> Finding:
 
 def _connections_of_one(settings: Settings) -> int:
     """Return the most connections of one worker: those of its pool, of its relay, and of its metrics."""
-    of_metrics = 0 if settings.metrics.port is None else 2
-    return settings.pool_size + settings.max_overflow + settings.worker.relay + of_metrics
+    return settings.pool_size + settings.max_overflow + settings.worker.relay + 2 * (settings.metrics.port is not None)
 
 
 def _clock(whose: str, ahead: float) -> Finding:
