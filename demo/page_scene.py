@@ -66,8 +66,8 @@ async def scene(settings: Settings, workers: Workers) -> AsyncIterator[None]:
 
 
 async def _fill(client: Client) -> None:
-    await client.pace("hamlets-eu", rows_per_second=250)
-    await client.pace("villages", rows_per_second=700)
+    await client.pace("hamlets-eu", rows_per_second=60)
+    await client.pace("villages", rows_per_second=260)
     await client.enqueue(check_time_zones.options(id="time-zones-42"), below=3_000_000)
     await client.enqueue(retire_villages.options(id="villages"))
     await client.enqueue(retire_hamlets.options(id="hamlets-eu"))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, show
+from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, rough, show
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,15 @@ def test_figures_have_few_digits() -> None:
         "1 min",
         "1 h 2 min",
         "1 d 1 h",
+    ]
+    assert [rough(value) for value in (None, 0.2, 59, 2_438, 8_640, 50_000, 300_000)] == [
+        "–",
+        "1 s",
+        "59 s",
+        "41 min",
+        "2.4 h",
+        "14 h",
+        "3.5 d",
     ]
     now = datetime(2026, 11, 27, 12, tzinfo=UTC)
     moments = (timedelta(0), timedelta(seconds=-59), timedelta(minutes=-61), timedelta(hours=50))

@@ -19,6 +19,7 @@ from worker.web.views import BatchView, HandsView, RunDetail, StepView
 _ROWS_SHOWN = 20
 _LINES_SHOWN = 200
 _MOST_POINTS = 300
+_UNKNOWN_SECONDS = 1.5
 _LEAST_PACE = 1_000.0
 ENDED = ("succeeded", "incomplete", "dead", "cancelled")
 
@@ -96,38 +97,41 @@ def _round_up(value: float) -> int:
 
 
 def _list_series(story: Story, batches: Sequence[BatchView]) -> list[Series]:
-    """Return rate, batch size and batch time over time. A new attempt begins behind a gap."""
+    """Return rate, batch size and batch time over time. A new process begins behind a gap."""
     rate: list[tuple[float, float] | None] = []
     size: list[tuple[float, float] | None] = []
     time: list[tuple[float, float] | None] = []
     before: dict[str, BatchView] = {}
-    for sample in batches[:: max(1, len(batches) // _MOST_POINTS)]:
+    for sample in batches:
         last = before.get(sample.step)
         before[sample.step] = sample
-        if last is None or last.attempt != sample.attempt:
+        if last is None or _is_of_new_process(last, sample):
             for series in (rate, size, time):
                 series.append(None)
+            continue
         _add_sample(story.place(sample.at), sample, last, (rate, size, time))
+    found = (("Rate", "rows/s", rate), ("Batch size", "rows", size), ("Batch time", "ms", time))
     return [
-        one
-        for one in (
-            Series("Rate", "rows/s", rate),
-            Series("Batch size", "rows", size),
-            Series("Batch time", "ms", time),
-        )
-        if sum(point is not None for point in one.points) > 1
+        Series(name, unit, _thin_out(points))
+        for name, unit, points in found
+        if sum(point is not None for point in points) > 1
     ]
+
+
+def _thin_out(points: list[tuple[float, float] | None]) -> list[tuple[float, float] | None]:
+    """Return some hundred points, and every gap."""
+    step = len(points) // _MOST_POINTS + 1
+    return [point for at, point in enumerate(points) if point is None or at % step == 0 or points[at - 1] is None]
 
 
 def _add_sample(
     place: float,
     sample: BatchView,
-    last: BatchView | None,
+    last: BatchView,
     series: tuple[list[tuple[float, float] | None], ...],
 ) -> None:
-    rows = sample.rows - (last.rows if last else 0)
-    batches = sample.batches - (last.batches if last else 0)
-    span = 0.0 if last is None else _seconds(last.at, sample.at)
+    rows, batches = sample.rows - last.rows, sample.batches - last.batches
+    span = _seconds(last.at, sample.at)
     rate, size, time = series
     if span > 0:
         rate.append((place, max(0.0, rows / span)))
@@ -136,6 +140,12 @@ def _add_sample(
         work = sample.seconds.get("work", 0.0) + sample.seconds.get("lock", 0.0)
         if work > 0:
             time.append((place, 1000 * work / batches))
+
+
+def _is_of_new_process(last: BatchView, sample: BatchView) -> bool:
+    """Return whether the run was taken over or paused between two samples: no process counts the time between."""
+    unknown = _seconds(last.at, sample.at) - sum(sample.seconds.values())
+    return last.attempt != sample.attempt or unknown > _UNKNOWN_SECONDS
 
 
 def _seconds(begin: datetime, end: datetime) -> float:

@@ -119,6 +119,20 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def rough(seconds: float | None) -> str:
+    """Return an estimated time span: `41 min`, `2.4 h`. More digits would promise more than is known."""
+    if seconds is None:
+        return "–"
+    for size, unit, least in ((86_400, "d", 172_800), (3_600, "h", 3_600), (60, "min", 60)):
+        if seconds >= least:
+            return (
+                f"{seconds / size:.1f} {unit}"
+                if unit != "min" and seconds < 10 * size
+                else f"{seconds / size:.0f} {unit}"
+            )
+    return f"{math.ceil(seconds)} s"
+
+
 def ago(moment: datetime, now: datetime | None = None) -> str:
     """Return how far a time is: `3 min ago`, `in 2 h`. The script of the page counts on in the same words."""
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
@@ -158,4 +172,5 @@ FILTERS = {
     "number": number,
     "percent": percent,
     "pretty": pretty,
+    "rough": rough,
 }
