@@ -6,12 +6,15 @@ import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy import func, select, text
 
+from demo.page_server import serving
 from tests.models import Author
 from tests.support.waiting import until
+from tests.support.workers import with_web
 from tests.web.page.jobs import HOSTILE, brittle, nightly, picky_walk, slow_walk
 from tests.web.page.scene import ROWS, PageSite
 from worker import JobFailed
 from worker.queue import keys
+from worker.web import web_app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -32,12 +35,12 @@ async def rows_of(page: Page) -> int:
 
 
 async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site: PageSite) -> None:
-    await site.client.pace("walk-1", rows_per_second=40)
-    run = await site.client.enqueue(slow_walk.options(id="walk-1"))
+    await site.client.pace("walk-1", rows_per_second=8)
+    run = await site.client.enqueue(slow_walk.options(id="walk-1"), size=2)
     async with site.open("/page/runs/walk-1") as page:
         state = page.locator(".big .state")
         await expect(state).to_have_text("running")
-        await expect(page.locator(".alert.is-throttled")).to_contain_text("40 rows/s at most")
+        await expect(page.locator(".alert.is-throttled")).to_contain_text("8 rows/s at most")
         seen = await rows_of(page)
         await until(lambda: _has_moved(page, seen))
         assert await page.evaluate("performance.getEntriesByName('page-update').length") > 0
@@ -48,7 +51,7 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         await slider.press("ArrowLeft")
         await expect(page.locator("#toasts")).to_contain_text("Pace set for walk-1.")
         slower = float(await pace(site, "walk-1") or "0")
-        assert 1 < slower < 40, "one step to the left of the pace that was set"
+        assert 1 < slower < 8, "one step to the left of the pace that was set"
         assert f"{slower:g}" == await page.locator("[name=rows_per_second]").input_value()
         await expect(page.locator(".alert.is-throttled")).to_contain_text(f"{slower:g} rows/s at most")
 
@@ -198,3 +201,20 @@ async def test_keys_search_move_select_and_open(site: PageSite) -> None:
         await page.keyboard.press("Enter")
         await expect(page.locator("tbody tr")).to_have_count(1)
         await site.check(page)
+
+
+async def test_page_that_loses_its_server_says_so_and_recovers(site: PageSite) -> None:
+    async with site.context() as context:
+        page = await context.new_page()
+        app = web_app(site.settings, jobs=[])
+        async with serving(site.settings, app) as url:
+            await page.goto(url)
+            await expect(page.locator("[data-link]")).to_have_text("Live")
+        await expect(page.locator("#stale")).to_contain_text("The connection is lost. Figures are those of")
+        await expect(page.locator("[data-link]")).to_have_text("Old")
+        await app.close()
+        again = web_app(site.settings, jobs=[])
+        async with serving(with_web(site.settings, port=int(url.rpartition(":")[2])), again):
+            await expect(page.locator("[data-link]")).to_have_text("Live")
+            await expect(page.locator("#stale")).to_be_hidden()
+        await again.close()

@@ -26,7 +26,8 @@ function start(form) {
   };
   slider.addEventListener("input", () => {
     const place = Number(slider.value);
-    show(place === 100 ? "" : round(LEAST * (most / LEAST) ** (place / 99)));
+    // Two digits: 7.6, 430, 1200.
+    show(place === 100 ? "" : Number((LEAST * (most / LEAST) ** (place / 99)).toPrecision(2)));
     slider.value = place;
     clearTimeout(timer);
     timer = setTimeout(() => form.requestSubmit(), SEND_MS);
@@ -36,10 +37,4 @@ function start(form) {
     if (now && !form.contains(document.activeElement) && !form.hasAttribute("data-ordering")) show(now.dataset.paceNow);
   });
   show(field.value);
-}
-
-// Two digits: 430, 1200.
-function round(value) {
-  const step = 10 ** Math.max(0, Math.floor(Math.log10(value)) - 1);
-  return Math.round(value / step) * step;
 }
