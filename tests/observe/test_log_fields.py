@@ -23,6 +23,8 @@ from worker.observe.logs import JsonFormatter
 pytestmark = pytest.mark.usefixtures("redis")
 own = logging.getLogger("shop.mail")
 
+pytestmark = pytest.mark.usefixtures("database")  # a worker needs a migrated one
+
 
 class Lines(logging.Handler):
     """Keeps the lines of the JSON log."""
