@@ -151,6 +151,6 @@ def bars(runs: Sequence[JobRunView], name: str, label: str) -> Markup:
     )
     shown = duration(top) if name == "seconds" else compact(top)
     return Markup(
-        '<div class="flow"><svg class="plot bars" viewBox="0 -2 {} 108" preserveAspectRatio="none" role="img"'
-        ' aria-label="{}; at most {}">{}</svg><span class="top num">{}</span></div>'
-    ).format(max(20, len(runs)), label, shown, drawn, shown)
+        '<svg class="plot bars" viewBox="0 -2 {} 108" preserveAspectRatio="none" role="img"'
+        ' aria-label="{}; at most {}">{}</svg>'
+    ).format(max(20, len(runs)), label, shown, drawn)
