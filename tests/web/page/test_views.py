@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from sqlalchemy import func, select, text
 from demo.page_server import serving
 from tests.models import Author
 from tests.support.workers import with_web
-from tests.web.page.jobs import HOSTILE, nightly, picky_walk, slow_walk
+from tests.web.page.jobs import HOSTILE, picky_walk, slow_walk
 from tests.web.page.scene import JOBS, PageSite
 from worker.queue.dead_letters import encode_letter
 from worker.web import web_app
@@ -116,20 +115,9 @@ async def test_the_list_of_jobs_is_searched_and_opened_by_keys(site: PageSite) -
     assert await site.redis.scard("worker:paused") == 0
 
 
-async def test_a_unique_id_twice_is_one_run(site: PageSite) -> None:
-    await site.client.enqueue(nightly.options(id="twice", delay=3600))
-    async with site.open("/page/jobs/nightly") as page:
-        await page.locator("summary", has_text="under which id").click()
-        await page.get_by_label("Id of the run").fill("twice")
-        await page.get_by_role("button", name="Enqueue").last.click()
-        await expect(page.locator(".note")).to_have_text("twice was enqueued before.")
-    payload = json.loads(await site.redis.get("arq:job:twice") or b"{}")
-    assert payload["k"] == {}
-
-
 async def add_letters(site: PageSite, count: int) -> None:
     """Add dead letters of Redis; the newest has hostile texts."""
-    about: dict[str, Any] = {"queue": "arq:queue", "attempts": 3, "trace": "x" * 2_000, "in_ledger": False}
+    about: dict[str, Any] = {"queue": "arq:queue", "attempts": 3, "trace": "x" * 200, "in_ledger": False}
     now = round(time.time() * 1000)
     letters: dict[str, Any] = {
         f"letter-{n}": encode_letter(
@@ -144,10 +132,10 @@ async def add_letters(site: PageSite, count: int) -> None:
     await site.redis.zadd("worker:dead:at", {name: now - 1_000 * n for n, name in enumerate(letters)})
 
 
-async def test_of_ten_thousand_dead_letters_some_are_found_and_retried(site: PageSite) -> None:
-    await add_letters(site, 10_000)
+async def test_of_many_dead_letters_some_are_found_retried_and_deleted(site: PageSite) -> None:
+    await add_letters(site, 1_200)
     async with site.open("/page/dead-letters") as page:
-        await expect(page.locator("h1 + .hint")).to_have_text("10,000 runs have failed for good")
+        await expect(page.locator("h1 + .hint")).to_have_text("1,200 runs have failed for good")
         await expect(page.locator("[data-row]")).to_have_count(50)
         await expect(page.locator("tr#letter-letter-0")).to_contain_text("<script>alert(1)</script> \\x1b[31mred")
         await site.check(page)
@@ -173,7 +161,7 @@ async def test_of_ten_thousand_dead_letters_some_are_found_and_retried(site: Pag
         await page.get_by_role("button", name="Delete…", exact=True).click()
         await page.get_by_role("button", name="Delete", exact=True).click()
         await expect(page.locator("#toasts")).to_contain_text("and 497 more")
-    assert 9_490 < await site.redis.hlen("worker:dead") <= 9_500
+    assert 690 < await site.redis.hlen("worker:dead") <= 700
     await site.redis.delete("worker:dead", "worker:dead:at")
 
 
@@ -274,9 +262,9 @@ async def test_a_read_only_visitor_sees_no_order_and_may_give_none(site: PageSit
             await page.keyboard.press("Enter")
             await expect(page.locator("nav")).to_be_visible()
             for path in ("jobs/nightly", "jobs", "cron", "dead-letters", "limits", "quarantine", "outbox", "runs"):
-                await page.goto(f"{url}/page/{path}")
-                await expect(page.locator("h1")).to_be_visible()
-                assert await page.locator("main form[method=post], main [type=checkbox].pick").count() == 0, path
+                html = await (await page.request.get(f"{url}/page/{path}")).text()
+                shown = html.partition("<main")[2]
+                assert "<h1" in shown and 'method="post"' not in shown and 'class="pick"' not in shown, path
             csrf = await page.locator("meta[name=csrf]").get_attribute("content")
             for order in ("orders/pause", "commands/pause", "jobs/nightly"):
                 fields = {"csrf": str(csrf), "targets": "x", "act": "enqueue"}
