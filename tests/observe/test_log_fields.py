@@ -20,10 +20,8 @@ from worker import Client, Job, JobContext, JobFailed, Settings, job
 from worker.db.engine import Database
 from worker.observe.logs import JsonFormatter
 
-pytestmark = pytest.mark.usefixtures("redis")
+pytestmark = pytest.mark.usefixtures("redis", "database")
 own = logging.getLogger("shop.mail")
-
-pytestmark = pytest.mark.usefixtures("database")  # a worker needs a migrated one
 
 
 class Lines(logging.Handler):
