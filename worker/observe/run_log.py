@@ -129,6 +129,7 @@ class RunLog(Observer):
         self._for_ledger: deque[AttemptLog] = deque(maxlen=_MOST_WAITING)
         self._handler = _Handler(self)
         self._write: asyncio.Task[None] | None = None
+        self._has_failed = False  # the last write to Redis
 
     # --- observed events
 
@@ -242,7 +243,7 @@ class RunLog(Observer):
         """Write the new lines to Redis, and those of ended attempts to the ledger."""
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         changed = [log for log in list(self._logs.values()) if self._new_lines(log)]
-        if ended or changed:
+        if ended or changed or self._has_failed:
             if await self._write_redis([*ended, *changed]):
                 self._for_ledger += [log for log in ended if log.is_durable]
             else:
@@ -267,6 +268,8 @@ class RunLog(Observer):
             pipeline.expire(key, log.ttl or _OPEN_SECONDS)
             if lines:
                 last.append((log, lines[-1].number))
+        if not logs:  # a write that changes nothing: is Redis back, after lines that were not worth keeping?
+            pipeline.xadd(keys.LOG, {"time": ""}, nomkstream=True)
         commands: list[Any] = list(pipeline.command_stack)
         try:
             answers = await pipeline.execute(raise_on_error=False)
@@ -274,8 +277,10 @@ class RunLog(Observer):
                 if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
                     raise answer
         except RedisError as error:
+            self._has_failed = True
             self._outage.failed(_WRITING, error)
             return False
+        self._has_failed = False
         self._outage.answered(_WRITING)
         self._problems.report(
             wrong_type(command[0][1])
