@@ -185,7 +185,8 @@ async def test_quarantined_rows_are_processed_again_after_their_cause_was_set_ri
         await page.get_by_role("button", name="Process again", exact=True).first.click()
         await expect(page.locator("[data-row]")).to_have_count(1)
         await page.locator("[data-row] input.pick").check()
-        await page.get_by_role("button", name="Discard", exact=True).last.click()
+        await page.keyboard.press("d")
+        await page.get_by_role("button", name="Discard", exact=True).click()
         await expect(page.locator("main")).to_contain_text("No row is in quarantine")
 
 

@@ -152,7 +152,8 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
             most = limit.concurrency or limit.job_concurrency
             rate = limit.rate_per_second or limit.job_rate
             places = f"{limit.running} of {most} places taken" if most else f"its rate is {rate}"
-            found.append(Notice("held", limit.name, f"{number(limit.held)} runs wait: {places}"))
+            text = f"{number(limit.held)} runs wait: {places}"
+            found.append(Notice("held", limit.name, text, "limits", {"search": limit.name}))
     found += [
         Notice("draining", worker.name, f"ends after its {len(worker.jobs)} runs")
         for worker in overview.workers
