@@ -275,3 +275,27 @@ async def test_a_read_only_visitor_sees_no_order_and_may_give_none(site: PageSit
     finally:
         await app.close()
     assert await site.redis.scard("worker:paused") == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("colour", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 2560])
+async def test_axe_finds_nothing_and_no_view_is_wider_than_the_window(site: PageSite, width: int, colour: Any) -> None:
+    await add_letters(site, 3)
+    await site.client.limit("brittle", running=2)
+    await site.client.pace(f"a{HOSTILE[:30]}", rows_per_second=7)
+    async with site.database.session() as session:
+        await session.execute(
+            text("INSERT INTO worker.outbox (run_id, job, payload, problem) VALUES (:id, 'brittle', '{}', :problem)"),
+            {"id": "x" * 300, "problem": HOSTILE},
+        )
+        await session.commit()
+    views = ("jobs", "jobs/nightly", "jobs/chosen_walk", "cron", "dead-letters", "quarantine", "limits", "outbox")
+    async with site.open("/", viewport={"width": width, "height": 900}, color_scheme=colour) as page:
+        for path in (*views, "events", "audit", "runs"):
+            await page.goto(f"{site.url}/page/{path}")
+            await expect(page.locator("h1")).to_be_visible()
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+            await site.check(page)
+    await site.client.limit("brittle", running=None)
+    await site.redis.delete("worker:dead", "worker:dead:at", "worker:pace")

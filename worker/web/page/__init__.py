@@ -12,7 +12,12 @@
 | `forms.py` | orders: a form becomes the body of an operation of the API |
 | `live.py` | one renderer for all pages that show the same |
 | `assets.py` | static files |
-| `overview.py`, `run.py`, … | the loaders of views |
+| `form.py` | the fields that a form has sent |
+| `argument_form.py` | the form of a job's arguments, made from their JSON Schema |
+| `command_lines.py` | an order as lines of `worker`, `redis-cli` and `psql`: from the body that it would send |
+| `overview.py`, `run.py`, `runs.py`, `jobs.py` | the loaders of views |
+| `failures.py` | the loaders of dead letters, quarantine and outbox |
+| `steering.py` | the loaders of cron lines, limits, events and orders |
 
 To add a view:
 
@@ -26,7 +31,9 @@ To add a view:
 3. Add a line to `VIEWS`: `menu=` puts it into the navigation, `go=` is its key after `g`.
 4. Orders are `{% call order("pause", {"targets": [run.id]}) %}Pause{% endcall %}` in `{% if may("operate") %}`: the
    name is that of the operation. Its form works without JavaScript; with it, the page stays. `ask` opens a dialog
-   first. `data-key="p"` gives an element a key; `?` lists all of them.
+   first. `data-key="p"` gives an element a key; `?` lists all of them. `act` and `as_command` of `list.html` add
+   the button that shows the order as a command: a new operation needs a method in `command_lines.py`. A form that
+   shows its own faults is sent to the path of its view: `submit=` of the view takes it.
 5. Neither a template nor a script has inline script or style: the Content-Security-Policy forbids both. Widths are
    attributes of SVG or `<progress>`. Texts need no care: whatever a template prints is escaped.
 6. Tests are in `tests/web/page/`: the fixture `site` has a worker, a server and a browser; `site.open("/page/NAME")`
