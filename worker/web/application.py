@@ -106,7 +106,8 @@ class WebApp:
             await response(scope, receive, send)
 
     async def _load_jobs(self) -> None:
-        """Import the jobs before the first request needs them: that takes a second."""
+        """Compile the templates and import the jobs before the first request needs them: that takes a second."""
+        self._site.prepare()
         with contextlib.suppress(LonghaulError):  # the request that needs them says why they cannot be imported
             await self.backend.load_jobs()
 

@@ -56,6 +56,11 @@ class Templates:
         self._environment.filters.update(FILTERS)
         self._environment.globals.update(command=command, plots=plots, views=views, csrf=CSRF_MARK)
 
+    def compile(self) -> None:
+        """Compile all templates."""
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
+
     def render(self, template: str, root: str, roles: frozenset[str], values: Mapping[str, Any]) -> Rendered:
         """Render a template.
 

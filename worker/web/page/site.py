@@ -70,6 +70,10 @@ class Site:
         """Return whether a path belongs to the page, and not to the API."""
         return parts in ((), ("",)) or parts[0] == "page"
 
+    def prepare(self) -> None:
+        """Compile the templates, which the first page would wait for."""
+        self._templates.compile()
+
     async def close(self) -> None:
         """End the streams."""
         await self._live.close()
