@@ -13,11 +13,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import sentry_sdk
 import typer.main
 from redis.asyncio import Redis
 
@@ -168,7 +170,10 @@ async def reader(
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page not in TESTED_APART and blocks(page)], ids=lambda page: name_of(page)
 )
-async def test_every_block_of_a_page_runs(reader: Reader, page: Path) -> None:
+async def test_every_block_of_a_page_runs(reader: Reader, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sentry's integrations would change the classes of other libraries for all tests that follow.
+    alone = partial(sentry_sdk.init, default_integrations=False, auto_enabling_integrations=False)
+    monkeypatch.setattr(sentry_sdk, "init", alone)
     for block in blocks(page):
         await reader.follow(block)
 

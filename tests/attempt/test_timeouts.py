@@ -83,7 +83,7 @@ async def in_finally() -> None:
         await clean_up()
 
 
-@job(timeout=0.1, grace_period=0.2, backoff=0, max_attempts=2)
+@job(timeout=0.5, grace_period=0.2, backoff=0, max_attempts=2)
 async def deaf(ctx: JobContext) -> str:
     """Swallow the interruption in the first attempt."""
     seen["tries"].append(ctx.attempt)
@@ -248,7 +248,7 @@ async def test_a_given_up_job_ends_as_timed_out_at_its_last_try(fast: Settings, 
     run = await client.enqueue(deaf)
     await redis.set(f"arq:retry:{run.id}", 1)
     async with working(fast, deaf):
-        with pytest.raises(JobFailed, match=r"took longer than 0\.1 s.*did not end within 0\.2 s.*attempt 2, the last"):
+        with pytest.raises(JobFailed, match=r"took longer than 0\.5 s.*did not end within 0\.2 s.*attempt 2, the last"):
             await run.result(timeout=120)
         assert await redis.hexists(keys.DEAD, run.id)
         seen["go"].set()

@@ -46,7 +46,7 @@ def events() -> Iterator[list[Any]]:
     transport = Events()
     with sentry_sdk.isolation_scope() as scope:
         before = scope.client
-        client = sentry_sdk.Client(dsn="http://key@localhost/1", transport=transport)
+        client = sentry_sdk.Client(dsn="http://key@localhost/1", transport=transport, auto_enabling_integrations=False)
         sentry_sdk.get_global_scope().set_client(client)
         yield transport.sent
         sentry_sdk.get_global_scope().set_client(before)

@@ -104,6 +104,7 @@ READS: dict[str, Operation] = {
     "quarantined_rows": lambda c: c.quarantined_rows(),
     "quarantined_rows of a run": lambda c: c.quarantined_rows(run_id="walk-1"),
     "limits": lambda c: c.limits(),
+    "run_log": lambda c: c.run_log("walk-1"),
     "cron": lambda c: c.cron([nightly]),
 }
 
