@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,14 @@ def test_functions_import_nothing_but_what_is_optional() -> None:
     }
     listed = OPTIONAL_IMPORTS | HIDDEN_IMPORTS
     assert found == listed, differences(found, listed)
+
+
+def test_tasks_are_cancelled_until_they_end() -> None:
+    # `asyncio.wait_for` of Python 3.11 loses a cancellation that comes together with the result: a single one may be
+    # waited for without end. `cancel_and_wait` repeats it.
+    once = re.compile(r"\.cancel\(\)\n\s*await asyncio\.(gather|wait)\(")
+    found = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py") if once.search(path.read_text("utf-8"))}
+    assert found <= {"worker/cancellation.py"}
 
 
 def test_modules_have_no_import_circles() -> None:

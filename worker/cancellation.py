@@ -47,17 +47,20 @@ async def run_to_completion(operation: Coroutine[Any, Any, T], *, seconds: float
     raise cancelled
 
 
-async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it has ended, whatever its result.
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have ended, whatever their results.
 
     `asyncio.wait_for` of CPython 3.11 loses a cancellation that arrives together with the awaited result, so the
-    cancellation is repeated until the task ends.
+    cancellation is repeated until the tasks end.
     """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=_REPEAT_SECONDS)
-    if not task.cancelled():
-        task.exception()
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_REPEAT_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 def is_current(task: asyncio.Task[Any] | None) -> bool:

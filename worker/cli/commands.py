@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from worker.batch.selection import Selection
+from worker.cancellation import cancel_and_wait
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, run_with_client, state
 from worker.cli.dead import All, OfJob, OlderThan, RunIds, check_selection, print_changed, read_age
 from worker.cli.output import print_json, print_line, printable
@@ -139,8 +140,7 @@ async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_s
     except TimeoutError as error:  # an OSError, which `run_async` would explain as a server that does not answer
         raise fail(str(error)) from None
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel_and_wait(watching)
 
 
 async def _report_waiting(client: Client, settings: Settings, run: Run[Any]) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.cancellation import run_to_completion
+from worker.cancellation import cancel_and_wait, run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.errors import InvalidPayload, format_error
@@ -275,8 +275,7 @@ class Relay:
             unsound = [] if call is None else await call
         except BaseException:
             if call is not None:
-                call.cancel()
-                await asyncio.wait([call])
+                await cancel_and_wait(call)
             raise
         return refused + [(row, _UNREADABLE_QUEUE) for row in unsound]
 

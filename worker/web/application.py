@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from worker.cancellation import cancel_and_wait
 from worker.errors import LonghaulError
 from worker.job.definition import Job
 from worker.queue.audit import ordering_as
@@ -78,8 +79,7 @@ class WebApp:
         if "_monitoring" in self.__dict__:
             await self._monitoring.close()
         if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+            await cancel_and_wait(self._loading)
         if "_site" in self.__dict__:
             await self._site.close()
         await self.backend.close()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from worker.cancellation import cancel_and_wait
 from worker.errors import LonghaulError
 from worker.queue import keys
 from worker.queue.client import Client
@@ -140,9 +141,7 @@ class EventHub:
     async def _stop(self) -> None:
         tasks, self._tasks = self._tasks, []
         self._seen.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
 
     # --- events
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from redis.exceptions import RedisError
 
+from worker.cancellation import cancel_and_wait
 from worker.errors import LonghaulError
 from worker.web.views import HistoryView, MinuteView, OverviewView, QueueHistoryView, QueueView, WorkerView
 
@@ -60,8 +61,7 @@ class QueueHistory:
     async def close(self) -> None:
         """End sampling."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_and_wait(self._task)
             self._task = None
 
     async def _run(self, read: Callable[[], Awaitable[OverviewView]]) -> None:

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar, cast
 
+from worker.cancellation import cancel_and_wait
+
 T = TypeVar("T")
 
 _MOST_READS = 256
@@ -57,9 +59,7 @@ class SharedReads:
         """Cancel the reads that have not ended."""
         tasks = [task for _, task in self._reads.values()]
         self._reads.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
 
 
 async def _await(read: Callable[[], Awaitable[T]]) -> T:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from worker.cancellation import cancel_and_wait
 from worker.observe.metrics.endpoint import Page, check_installed
 from worker.observe.metrics.health import Health
 from worker.observe.metrics.http_server import Answer, HttpServer
@@ -114,10 +115,7 @@ class ProcessMetrics:
         self._page.close()
         if self._server is not None:
             self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await cancel_and_wait(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
     async def _collect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take the reports of one process until it closes its connection."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from worker.cancellation import cancel_and_wait
 from worker.web.backend import Backend
 from worker.web.event_hub import Subscriber
 from worker.web.problems import Problem
@@ -170,10 +171,7 @@ class Live:
 
     async def close(self) -> None:
         """End all streams."""
-        tasks = [channel.task for channel in self._channels.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*(channel.task for channel in self._channels.values()))
 
 
 def _format(kind: str, data: dict[str, object]) -> bytes:
