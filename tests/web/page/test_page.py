@@ -61,6 +61,8 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         assert await site.redis.smembers(keys.PAUSED) == {b"walk-1"}
         await page.keyboard.press("p")
         await expect(state).to_have_text("running")
+        seen = await rows_of(page)
+        await until(lambda: _has_moved(page, seen))  # north has the run again, from the queue
 
         site.start_worker("south")
         site.kill_worker("north")
