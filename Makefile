@@ -1,8 +1,8 @@
 # Every path is relative: the folder's own name may hold spaces.
 SHELL := /bin/sh
 PY := .venv/bin/python
-# Each pytest process starts servers of its own. Many tests wait, hence two processes more than there are cores.
-PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
+# Each pytest process starts servers of its own. Many tests wait, hence more processes than there are cores.
+PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 4)) --dist worksteal
 # Tests start hundreds of processes: without bytecode, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && \
