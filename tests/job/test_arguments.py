@@ -6,7 +6,7 @@ import enum
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -231,6 +231,34 @@ def check_any_argument(data: st.DataObject) -> None:
     arrived = one.decode_arguments([], json.loads(text))["x"]
     validated = one._validate([value], {}, from_json=False).x  # type: ignore[attr-defined]
     assert is_same(validated, arrived), (hint, value, text)
+
+
+class Odd(enum.Enum):
+    """Members whose values pydantic takes for an int, whatever they are."""
+
+    TEXT = "red"
+    PAIR = (1, 2)
+    HALF = 1.5
+    NOTHING = None
+
+
+@pytest.mark.parametrize("odd", Odd)
+@pytest.mark.parametrize(
+    ("hint", "make"),
+    [
+        (int, lambda odd: odd),
+        (list[int], lambda odd: [odd]),
+        (dict[str, int], lambda odd: {"a": odd}),
+        (set[int], lambda odd: {odd}),
+        (tuple[int, ...], lambda odd: (odd,)),
+    ],
+    ids=["int", "list", "dict", "set", "tuple"],
+)
+def test_member_of_an_enum_is_no_int(odd: Odd, hint: Any, make: Callable[[Any], Any]) -> None:
+    with pytest.raises(InvalidArguments):
+        codec(hint).encode_arguments([make(odd)], {})
+    with pytest.raises(UsageError, match="its result"):
+        codec(int, returns=hint).encode_result(make(odd))
 
 
 @settings(max_examples=200, deadline=None)

@@ -207,11 +207,13 @@ class JobCodec:
         model = self._validate(args, kwargs, from_json=False, without=without)
         pending = set(without)
         left_out = type(model).model_fields.keys() - model.model_fields_set - self._drawn
+        changed = self._inexact & type(model).model_fields.keys() - pending - left_out
         try:
-            text = model.model_dump_json(exclude=pending | left_out, by_alias=False, round_trip=True, warnings="none")
+            text = model.model_dump_json(
+                exclude=pending | left_out, by_alias=False, round_trip=True, warnings="none" if changed else "error"
+            )
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArguments(f"{self._where}: {self._name_unwritable(model, error)}") from None
-        changed = self._inexact & type(model).model_fields.keys() - pending - left_out
         if changed or not is_unchecked(text):
             self._check_round_trip(model, text, type(model).model_fields.keys() - pending - left_out)
         return text
@@ -248,7 +250,7 @@ class JobCodec:
         """Return the name of the argument that cannot be written as JSON, with the reason."""
         for name in type(model).model_fields:
             try:
-                model.model_dump_json(include={name}, by_alias=False, round_trip=True, warnings="none")
+                model.model_dump_json(include={name}, by_alias=False, round_trip=True, warnings="error")
             except (ValueError, TypeError, RecursionError) as reason:
                 return f"{name}: cannot be converted to JSON: {format_error(reason)}"
         return f"cannot be converted to JSON: {format_error(error)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -68,7 +68,8 @@ class ResultCodec:
         where = f"{self._where}: its result"
         try:
             value = self.adapter.validate_python(result)
-            text = self.adapter.dump_json(value, by_alias=False, round_trip=True, warnings="none").decode()
+            warnings: Literal["none", "error"] = "error" if self._is_result_exact else "none"
+            text = self.adapter.dump_json(value, by_alias=False, round_trip=True, warnings=warnings).decode()
             if self._is_result_exact and is_unchecked(text):
                 return text
             arrived = self.adapter.validate_json(text, by_alias=True, by_name=True)
@@ -127,9 +128,10 @@ def make_schema_error(what: str, hint: Any, reason: Exception) -> RegistrationEr
 def is_unchecked(text: str) -> bool:
     """Tell whether a text of exact types needs no comparison.
 
-    In the key of a dictionary, pydantic replaces half of a surrogate pair by U+FFFD instead of refusing it.
+    In the key of a dictionary, pydantic replaces half of a surrogate pair by U+FFFD instead of refusing it. For an int,
+    it takes the value of any Enum: one that is no int is refused when it is written, but for None.
     """
-    return len(text) <= MAX_UNCHECKED_LENGTH and "\ufffd" not in text
+    return len(text) <= MAX_UNCHECKED_LENGTH and "\ufffd" not in text and "null" not in text
 
 
 def describe_invalid(error: Exception) -> str:
