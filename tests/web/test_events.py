@@ -75,6 +75,18 @@ async def test_streams_follow_runs_over_a_break_and_end(
             assert {kind async for kind, _, _ in messages} <= {"event"}
 
 
+async def test_no_event_after_the_begin_of_a_subscription_is_missed(
+    settings: Settings, client: Client, redis: Redis
+) -> None:
+    hub = EventHub(client, settings)
+    for _ in range(20):
+        async with hub.subscribe() as subscriber:
+            added = await redis.xadd(keys.EVENTS, {"event": "new"})
+            async with asyncio.timeout(60):
+                message = await subscriber.queue.get()
+            assert message is not None and message.id == added.decode()
+
+
 async def test_slow_subscribers_are_dropped_and_all_share_one_reader(
     settings: Settings, client: Client, redis: Redis
 ) -> None:

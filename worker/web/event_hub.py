@@ -29,6 +29,8 @@ _QUEUE = 2_000
 _PAGE = 500
 _BLOCK_MS = 1_000
 _AWAY_SECONDS = 1.0
+#: Longest wait of a new subscriber for the reader to find the end of the stream.
+_PLACE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 _MOST_RUNS = 200
 _ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
@@ -97,6 +99,7 @@ class EventHub:
         self._settings = settings
         self._subscribers: set[Subscriber] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._has_place = asyncio.Event()  # the reader of the stream knows where it begins
         self._seen: dict[str, dict[str, str]] = {}  # the mirror of each run as it was sent last
         self.is_closed = False
 
@@ -107,7 +110,7 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self, run_id: str | None = None, *, has_progress: bool = False) -> AsyncIterator[Subscriber]:
-        """Subscribe for the time of a block.
+        """Subscribe for the time of a block. No event after its begin is missed.
 
         Args:
             run_id: only messages about this run; None for all.
@@ -116,11 +119,15 @@ class EventHub:
         subscriber = Subscriber(run_id, has_progress)
         self._subscribers.add(subscriber)
         if not self._tasks:
+            self._has_place = asyncio.Event()
             self._tasks = [
-                asyncio.create_task(self._read_events(), name="web events"),
+                asyncio.create_task(self._read_events(self._has_place), name="web events"),
                 asyncio.create_task(self._read_progress(), name="web progress"),
             ]
         try:
+            with contextlib.suppress(TimeoutError):  # Redis does not answer: the stream begins when it does
+                async with asyncio.timeout(_PLACE_SECONDS):
+                    await self._has_place.wait()
             yield subscriber
         finally:
             self._subscribers.discard(subscriber)
@@ -164,7 +171,7 @@ class EventHub:
                     yield message
             place = page[-1][0].decode()
 
-    async def _read_events(self) -> None:
+    async def _read_events(self, has_place: asyncio.Event) -> None:
         """Read the stream from its end, over a connection of its own, whose reads wait."""
         redis = Redis.from_pool(connection_pool(self._settings))
         limit_ms = round(self._settings.redis.command_timeout_seconds * 500)
@@ -175,6 +182,7 @@ class EventHub:
                     if last == "$":  # a fixed place, so that nothing between two reads is missed
                         end = await redis.xrevrange(keys.EVENTS, count=1)
                         last = end[0][0] if end else "0-0"
+                        has_place.set()
                     found = await redis.xread({keys.EVENTS: last}, count=_PAGE, block=max(1, min(_BLOCK_MS, limit_ms)))
                 except (RedisError, OSError) as error:
                     logger.debug("events cannot be read error=%s", error)
