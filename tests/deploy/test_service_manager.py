@@ -106,5 +106,5 @@ def test_a_process_of_a_service_does_not_report_in_its_place() -> None:
     of_another = ServiceManager.from_environment(found)
     assert found == {"A": "b"}
     assert of_another.pause_seconds == 1.0  # the watchdog is that of another process
-    of_another.report("READY=1")  # nobody is there: logged, and no error
+    of_another.report("READY=1")  # no receiver: logged, and no error
     assert ServiceManager.from_environment({"WATCHDOG_USEC": "900000"}).pause_seconds == pytest.approx(0.3)

@@ -163,7 +163,7 @@ async def drain_and_rescue(settings: Settings, client: Client, admin: Redis) -> 
         worker.drain()
         jobs.GATE.set()
     assert await admin.delete("arq:job:drained") == await admin.zrem("arq:queue", "drained") == 1
-    await client.enqueue_by_name("known_to_nobody")
+    await client.enqueue_by_name("known_to_no_worker")
     async with working(settings, *jobs.JOBS):
         assert await run.result(timeout=120) == ROWS
 

@@ -21,7 +21,7 @@ from worker.web.page.command_lines import CommandLines
 from worker.web.table import ORDERS
 
 _OPERATIONS = {operation.name: operation for operation in ORDERS}
-#: What tells who has ordered, and when; and names that hold a time.
+#: Fields with the giver or the time of an order, and names that hold a time.
 _LEFT_OUT = (b"worker:orders", b"worker:events", b"worker:ordered", b"worker:job-names")
 _TIMES = re.compile(rb"[0-9a-f]{32}|\d{4}-?\d\d-?\d\dT[\d:.]+Z?|\b1[5-9]\d{11}(\.\d+)?\b")
 #: A name that looks like an option, has a quote and spaces.

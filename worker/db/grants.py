@@ -14,7 +14,7 @@ KINDS: tuple[str, ...] = get_args(RoleKind)
 _QUOTE = dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 #: The columns that a client may write: not the mark, nor the problem that a relay has found.
 _OUTBOX_COLUMNS = "run_id, job, queue, payload, due_at, priority, options"
-#: What the statements of a worker need on each table. tests/db/test_grants.py fails if one is missing, or not needed.
+#: The rights that the statements of a worker need on each table. tests/roles fails if one is missing or not needed.
 WORKER_PRIVILEGES = {
     "run": "SELECT, INSERT, UPDATE, DELETE",
     "step": "SELECT, INSERT, UPDATE, DELETE",

@@ -261,7 +261,7 @@ class RunLog(Observer):
         last: list[tuple[AttemptLog, int]] = []
         for log in logs:
             key, lines = keys.LOG + log.run_id, self._new_lines(log)
-            # What this attempt has dropped for its size goes from the stream, too.
+            # Lines that this attempt has dropped for their size are deleted from the stream, too.
             most = len(log.lines) if log.has_overflowed else self._limits[0]
             for line in lines:
                 pipeline.xadd(key, line.fields, maxlen=most, approximate=False)  # type: ignore[arg-type]

@@ -287,7 +287,7 @@ class JobRunView(View):
 
 
 class PlanView(View):
-    """What a job would do, by `worker plan`."""
+    """The plan of a job, as `worker plan` shows it."""
 
     job: Text
     loops: list[LoopPlan]
@@ -295,7 +295,7 @@ class PlanView(View):
 
 
 class TrialView(View):
-    """What some batches of a job would change, by `worker try`. Each was rolled back."""
+    """The changes of some batches of a job, as `worker try` shows them. Each was rolled back."""
 
     job: Text
     batches: list[BatchTrial]

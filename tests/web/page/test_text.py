@@ -1,4 +1,4 @@
-"""What the templates print: hostile texts, numbers, times and commands."""
+"""The output of the templates' filters: hostile texts, numbers, times and commands."""
 
 from __future__ import annotations
 

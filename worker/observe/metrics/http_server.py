@@ -108,7 +108,7 @@ class HttpServer:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # the client is gone, or too slow
         except asyncio.CancelledError:
-            pass  # the server closes; nobody awaits this task
+            pass  # the server closes; no code awaits this task
         finally:
             self._connections.discard(task)
             _abort(writer)

@@ -1,4 +1,4 @@
-"""What has failed or waits for an operator: dead letters, quarantined rows, and the outbox."""
+"""The views of failures: dead letters, quarantined rows, and the outbox."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _ORDERS = {operation.name: operation for operation in ORDERS}
 _OTHERS = ("csrf", "back")
 _NAMES_SHOWN = 3
 
-#: What an order has done, in the past.
+#: The sentence for an order that was carried out.
 _DONE = {
     "pause": "Paused",
     "resume": "Resumed",

@@ -30,7 +30,7 @@ Render = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Update(NamedTuple):
-    """What has changed.
+    """The changes of a page.
 
     Attributes:
         regions: the HTML of regions, by name.

@@ -33,7 +33,7 @@ _LONGEST_COOKIE = 2_000
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks at the page.
+    """The visitor of the page.
 
     Attributes:
         caller: the name and the roles.

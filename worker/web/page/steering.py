@@ -1,4 +1,4 @@
-"""What steers the work: cron lines, limits and paces, and the record of events and orders."""
+"""The views of cron lines, limits and paces, and of the record of events and orders."""
 
 from __future__ import annotations
 

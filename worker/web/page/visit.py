@@ -82,7 +82,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a form that a view has taken.
+    """The outcome of a form that a view has taken.
 
     Attributes:
         values: values for the template of the view, which shows the form again.
