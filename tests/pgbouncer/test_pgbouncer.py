@@ -34,7 +34,7 @@ KINDS = [touch_by_chunks, touch_by_stream, touch_by_sweep]
 NEED_A_BACKEND = [
     "tests/db/test_pgbouncer.py::test_a_server_of_our_own_is_told_from_pgbouncer",
     "tests/batch/test_gather.py::test_calls_are_bounded_and_hold_no_transaction",
-    "tests/batch/test_loops.py::test_a_successor_ends_the_connection_of_a_frozen_worker",
+    "tests/batch/test_walk.py::test_a_successor_ends_the_connection_of_a_frozen_worker",
 ]
 
 
