@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from worker.queue.acl import acl_rules
 from worker.queue.claims import Claim
 from worker.queue.errors import ClusterRedirect
 from worker.queue.store import QueueStore
+from worker.runtime.worker import Worker
 
 
 @job
@@ -113,18 +114,23 @@ async def test_all_main_paths_run_in_one_slot(cluster: ValkeyCluster, fast: Sett
         assert [name for name in await cluster.ask(port, "KEYS", "*") if not name.startswith(b"{shop}:")] == []
 
 
-async def test_a_failover_loses_and_doubles_nothing(
-    cluster: ValkeyCluster, fast: Settings, database: Database, caplog: pytest.LogCaptureFixture
+async def check_change(
+    settings: Settings, database: Database, change: Callable[[Worker], Awaitable[Callable[[], bool]]]
 ) -> None:
+    """Change the cluster under a worker with two runs and under two clients: nothing is lost or doubled.
+
+    Args:
+        settings: the settings of the worker and the clients.
+        database: the database with the authors.
+        change: takes the worker, makes the change, and returns a function that tells whether the worker has followed.
+    """
     await fill_authors(database, 100)
-    settings = at(with_worker(fast, lease_seconds=2.0), cluster.url("over"))
     async with working(settings, gated, add_one) as worker, Client(settings) as client:
         running, walk = await start(client, "running"), await client.enqueue(add_one)
         async with Load(settings) as load:
-            owner = await cluster.owner("over")
-            assert await cluster.fail_over("over") != owner
+            has_followed = await change(worker)
         assert load.refused == [], "the clients have followed"
-        await until_true(lambda: worker.listener.active)
+        await until_true(has_followed)
         stop_renewing("running")
         assert await running.result(timeout=120) == "running"
         assert await walk.result(timeout=120) == 100
@@ -133,31 +139,35 @@ async def test_a_failover_loses_and_doubles_nothing(
     assert await sums(database) == [1]
     assert begun["running"] == 1
     assert {name: count for name, count in begun.items() if count != 1} == {}
+
+
+async def test_a_failover_loses_and_doubles_nothing(
+    cluster: ValkeyCluster, fast: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail_over(worker: Worker) -> Callable[[], bool]:
+        owner = await cluster.owner("over")
+        assert await cluster.fail_over("over") != owner
+        return lambda: worker.listener.active
+
+    await check_change(at(with_worker(fast, lease_seconds=2.0), cluster.url("over")), database, fail_over)
     assert len([line for line in complaints(caplog) if line.startswith("Redis: ")]) <= 2
 
 
 async def test_a_slot_that_moves_to_another_node_loses_and_doubles_nothing(
     cluster: ValkeyCluster, fast: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await fill_authors(database, 100)
-    settings = at(with_worker(fast, lease_seconds=5.0), cluster.url("moving"))
-    async with working(settings, gated, add_one) as worker, Client(settings) as client:
-        running, walk = await start(client, "running"), await client.enqueue(add_one)
-        async with Load(settings) as load:
-            owner = await cluster.owner("moving")
-            target = next(port for port in cluster.living if cluster.is_primary(port) and port != owner)
-            source = await cluster.begin_move("moving", target)
-            await cluster.end_move("moving", source, target)
-            assert await cluster.owner("moving") == target
-        assert load.refused == [], "the clients have followed"
-        await until_true(lambda: worker.listener.active and worker.listener._reader.port == target)
-        stop_renewing("running")
-        assert await running.result(timeout=120) == "running"
-        assert await walk.result(timeout=120) == 100
-        for name in load.names:
-            assert await client.run(name).result(timeout=120) == name
-    assert await sums(database) == [1]
-    assert {name: count for name, count in begun.items() if count != 1} == {}
+    source = 0
+
+    async def move(worker: Worker) -> Callable[[], bool]:
+        nonlocal source
+        owner = await cluster.owner("moving")
+        target = next(port for port in cluster.living if cluster.is_primary(port) and port != owner)
+        source = await cluster.begin_move("moving", target)
+        await cluster.end_move("moving", source, target)
+        assert await cluster.owner("moving") == target
+        return lambda: worker.listener.active and worker.listener._reader.port == target
+
+    await check_change(at(with_worker(fast, lease_seconds=5.0), cluster.url("moving")), database, move)
     assert len([line for line in complaints(caplog) if line.startswith("Redis: ")]) <= 2
     assert await cluster.ask(source, "CLUSTER COUNTKEYSINSLOT", cluster.slot("moving")) == 0
 
