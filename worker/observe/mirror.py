@@ -24,9 +24,9 @@ from redis.exceptions import RedisError
 
 from worker.batch import Progress
 from worker.observe.mirror_entry import MirrorEntry, encodable, escape, format_time, read_memory
+from worker.observe.redis_writer import RedisWriter
 from worker.queue import keys
-from worker.queue.key_problems import KeyProblemLog, wrong_type, wrong_value
-from worker.queue.namespace import prefix_of
+from worker.queue.key_problems import wrong_value
 from worker.queue.outage_log import OutageLog
 from worker.queue.overview import read_worker
 from worker.runtime.observer import Observer, RunInfo
@@ -74,11 +74,10 @@ class Mirror(Observer):
         self._started_at = _now()
         self._done: Counter[str] = Counter()  # by queue
         self._state = "running"
-        self._outage = outage or OutageLog()
         self._pruned_at = 0.0
         self._last_self = ""
         self._seen_at = 0.0
-        self._problems = KeyProblemLog(prefix_of(redis))
+        self._writer = RedisWriter(redis, outage, _WRITING)
 
     # --- observed events
 
@@ -241,7 +240,7 @@ class Mirror(Observer):
             pipeline.xadd(keys.EVENTS, encodable(event), maxlen=_EVENTS_KEPT, approximate=True)
         if not self._add_worker(pipeline, final=final):
             return
-        if not await self._send(pipeline):
+        if not await self._writer.execute(pipeline):
             self._counts += counts
             for _, entry in written:
                 entry.changed = True
@@ -288,30 +287,6 @@ class Mirror(Observer):
             return False
         return True
 
-    async def _send(self, pipeline: Pipeline) -> bool:
-        """Execute the pipeline, and report the keys of another type, which are not written.
-
-        Returns:
-            False if Redis has written nothing.
-        """
-        commands: list[Any] = list(pipeline.command_stack)
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-            # A key of another type fails alone, and the others are written. Any other error applies to all of them.
-            for answer in answers:
-                if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
-                    raise answer
-        except RedisError as error:
-            self._outage.failed(_WRITING, error)
-            return False
-        self._outage.answered(_WRITING)
-        self._problems.report(
-            wrong_type(command[0][1])
-            for command, answer in zip(commands, answers, strict=False)
-            if isinstance(answer, RedisError)
-        )
-        return True
-
     def worker_event(self, kind: str, state: str | None = None) -> None:
         """Note that this worker starts, drains or stops."""
         if state is not None:
@@ -346,7 +321,7 @@ class Mirror(Observer):
         for name, raw in known.items():
             worker = read_worker(raw)
             if worker is None:
-                self._problems.report([wrong_value(keys.WORKERS, raw, field=name)])
+                self._writer.problems.report([wrong_value(keys.WORKERS, raw, field=name)])
             elif (datetime.now(UTC) - worker["seen_at"]).total_seconds() > _DEAD_WORKER_SECONDS:
                 await cast(Awaitable[int], self._redis.hdel(keys.WORKERS, name))  # type: ignore[arg-type]
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.process_protocol import find_attempt
@@ -27,8 +26,8 @@ from worker.observe.json_values import plain_fields, plain_text
 from worker.observe.log_fields import exception_of, extra_fields, is_own, message_fields, message_of, run_fields
 from worker.observe.masking import Mask
 from worker.observe.mirror_entry import format_time
+from worker.observe.redis_writer import RedisWriter
 from worker.queue import keys
-from worker.queue.key_problems import KeyProblemLog, wrong_type
 from worker.queue.outage_log import OutageLog
 from worker.runtime.observer import Observer, RunInfo
 from worker.settings import Settings
@@ -121,15 +120,13 @@ class RunLog(Observer):
         self._limits = settings.log.run_lines, settings.log.run_bytes
         self._name = name
         self._mask = Mask(settings)
-        self._outage = outage or OutageLog()
-        self._problems = KeyProblemLog()
+        self._writer = RedisWriter(redis, outage, _WRITING)
         self._running: dict[str, RunInfo] = {}
         self._logs: dict[str, AttemptLog] = {}  # of attempts that run and have a line
         self._ended: deque[AttemptLog] = deque(maxlen=_MOST_WAITING)
         self._for_ledger: deque[AttemptLog] = deque(maxlen=_MOST_WAITING)
         self._handler = _Handler(self)
         self._write: asyncio.Task[None] | None = None
-        self._has_failed = False  # the last write to Redis
 
     # --- observed events
 
@@ -243,7 +240,7 @@ class RunLog(Observer):
         """Write the new lines to Redis, and those of ended attempts to the ledger."""
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         changed = [log for log in list(self._logs.values()) if self._new_lines(log)]
-        if ended or changed or self._has_failed:
+        if ended or changed or self._writer.has_failed:
             if await self._write_redis([*ended, *changed]):
                 self._for_ledger += [log for log in ended if log.is_durable]
             else:
@@ -270,23 +267,8 @@ class RunLog(Observer):
                 last.append((log, lines[-1].number))
         if not logs:  # a write that changes nothing: is Redis back, after lines that were not worth keeping?
             pipeline.xadd(keys.LOG, {"time": ""}, nomkstream=True)
-        commands: list[Any] = list(pipeline.command_stack)
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
-                    raise answer
-        except RedisError as error:
-            self._has_failed = True
-            self._outage.failed(_WRITING, error)
+        if not await self._writer.execute(pipeline):
             return False
-        self._has_failed = False
-        self._outage.answered(_WRITING)
-        self._problems.report(
-            wrong_type(command[0][1])
-            for command, answer in zip(commands, answers, strict=False)
-            if isinstance(answer, RedisError)
-        )
         for log, number in last:
             log.written = number
         return True
