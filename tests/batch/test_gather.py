@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -81,6 +82,7 @@ async def test_errors_are_the_batchs_or_collected(context: MakeContext) -> None:
 
     async def call(key: int, row_key: str) -> int:
         if key == 3:
+            await asyncio.sleep(0)  # the other calls begin
             raise ValueError("three")
         try:
             await asyncio.sleep(0.01 if collecting else 30)
@@ -102,6 +104,25 @@ async def test_errors_are_the_batchs_or_collected(context: MakeContext) -> None:
         good = [outcome.result for outcome in outcomes if outcome.error is None]
         assert good == [key * 2 for key in batch if key != 3]
         assert [outcome.row for outcome in outcomes if outcome.error] == [key for key in batch if key == 3]
+
+
+@pytest.mark.usefixtures("rows")
+async def test_a_call_that_swallows_its_cancellation_is_the_last_of_its_task(context: MakeContext) -> None:
+    called = []
+
+    async def call(key: int, row_key: str) -> None:
+        called.append(key)
+        if key == 2:
+            raise ValueError("two")
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+
+    ctx = context()
+    with pytest.raises(ValueError, match="two"):
+        async for batch in ctx.chunks(select(Author.id), size=10, lock=False):
+            await batch.gather(call, concurrency=2)
+    await ctx._attempt.fail()
+    assert called == [1, 2]
 
 
 @pytest.mark.usefixtures("rows")

@@ -12,6 +12,7 @@ import pytest
 from tests.support.waiting import until_true
 from worker.batch import Progress
 from worker.runtime.observer import Observer, Observers, RunInfo
+from worker.runtime.supervision import end_tasks
 
 RUN = RunInfo("r1", "walk", "arq:queue", 1, 0)
 NOW = datetime.now(UTC)
@@ -88,6 +89,31 @@ class Closing(Observer):
     async def close(self) -> None:
         """Record it."""
         self.closed = True
+
+
+class Swallowing(Observer):
+    """Swallows its first cancellation, as `asyncio.wait_for` of CPython 3.11 may."""
+
+    def __init__(self) -> None:
+        self.swallowed = 0
+
+    async def run(self) -> None:
+        """Run until the second cancellation."""
+        try:
+            await super().run()
+        except asyncio.CancelledError:
+            self.swallowed += 1
+            await super().run()
+
+
+async def test_each_cancellation_reaches_the_observers() -> None:
+    swallowing, closing = Swallowing(), Closing()
+    task = asyncio.create_task(Observers([closing, swallowing]).run())
+    await until_true(lambda: closing.runs)
+    assert await end_tasks([task], seconds=30) == set()
+    assert task.cancelled()
+    assert swallowing.swallowed == 1
+    assert not closing.runs
 
 
 async def test_an_observer_that_fails_is_started_again_beside_the_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -177,14 +178,16 @@ async def _gather_rows(
 ) -> list[Outcome[T, R]]:
     """Call a function for each row, at most `concurrency` at a time; see `Batch.gather`."""
     found: list[Any] = [None] * len(rows)
-    waiting: Iterator[tuple[int, tuple[T, str]]] = enumerate(zip(rows, row_keys, strict=True))
+    waiting = deque(enumerate(zip(rows, row_keys, strict=True)))
 
     async def work() -> None:
-        for place, (row, key) in waiting:  # one iterator for all: each takes the next row when it is free
+        while waiting:
+            place, (row, key) = waiting.popleft()
             try:
                 found[place] = Outcome[T, R](row, key, result=await function(row, key))
-            except Exception as error:
-                if errors == "raise":
+            except BaseException as error:
+                if errors == "raise" or not isinstance(error, Exception):
+                    waiting.clear()  # a call that swallows its cancellation is the last one of its task
                     raise
                 found[place] = Outcome[T, R](row, key, error=error)
 

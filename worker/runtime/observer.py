@@ -109,10 +109,11 @@ class Observers(Observer):
 
     async def run(self) -> None:
         """Run the observers, each supervised."""
-        async with asyncio.TaskGroup() as group:
-            for one in self._observers:
-                name = f"observer {type(one).__name__}"
-                group.create_task(supervise(name, one.run), name=name)
+        named = [(f"observer {type(one).__name__}", one.run) for one in self._observers]
+        tasks = [asyncio.create_task(supervise(name, run), name=name) for name, run in named]
+        # `gather` passes each cancellation on. A task group passes on the first one alone, and `asyncio.wait_for` of
+        # CPython 3.11 loses one that comes together with the result.
+        await asyncio.gather(*tasks)
 
     async def close(self) -> None:
         """Close the observers. Raise the first error after all were closed."""
