@@ -23,7 +23,6 @@ def find_browser() -> str | None:
 async def serving(settings: Settings, app: WebApp) -> AsyncIterator[str]:
     """Serve an application at `web.port`; 0 is any free one. Yield its URL."""
     server = Server(settings, app)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     try:
         while not server.started and not task.done():

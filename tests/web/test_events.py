@@ -73,6 +73,12 @@ async def test_streams_follow_runs_over_a_break_and_end(
             assert (await anext(messages))[0] == "gap"
             app.backend.end_streams()  # as the server does when it is told to stop
             assert {kind async for kind, _, _ in messages} <= {"event"}
+        async with app.backend.events.subscribe() as too_late:  # its request had passed the checks before
+            assert (too_late.is_dropped, too_late.queue.get_nowait()) == (True, None)
+    unused = web_app(settings, jobs=JOBS)
+    unused.backend.end_streams()
+    assert unused.backend.events.is_closed
+    await unused.close()
 
 
 async def test_no_event_after_the_begin_of_a_subscription_is_missed(

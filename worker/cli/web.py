@@ -24,7 +24,7 @@ def serve_(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: web.host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0: any free one.")] = None,
 ) -> None:
-    """Serve the HTTP API until SIGTERM. Without web.tokens_file, it listens on this machine alone."""
+    """Serve the HTTP API until SIGTERM; a second one forces the end. Without web.tokens_file, only for this machine."""
     if context.invoked_subcommand is not None:
         return
     _check_installed()
@@ -33,7 +33,7 @@ def serve_(
 
     from worker.web.server import serve
 
-    serve(settings)
+    raise typer.Exit(serve(settings))
 
 
 @web.command()

@@ -48,6 +48,7 @@ class Backend:
         self._jobs = None if jobs is None else list(jobs)
         self._loading = asyncio.Lock()
         self._registry: Registry | None = None
+        self._has_ended_streams = False
 
     @cached_property
     def client(self) -> Client:
@@ -78,7 +79,10 @@ class Backend:
     @cached_property
     def events(self) -> EventHub:
         """The hub of events."""
-        return EventHub(self.client, self.settings)
+        hub = EventHub(self.client, self.settings)
+        if self._has_ended_streams:
+            hub.end()
+        return hub
 
     async def load_jobs(self) -> Registry:
         """Return the jobs.
@@ -95,7 +99,8 @@ class Backend:
             return self._registry
 
     def end_streams(self) -> None:
-        """End the streams of events, which would keep a server from stopping."""
+        """End the streams of events, which would keep a server from stopping, and open no more."""
+        self._has_ended_streams = True
         if "events" in self.__dict__:
             self.events.end()
 

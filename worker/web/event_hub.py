@@ -117,6 +117,8 @@ class EventHub:
             has_progress: whether to add the progress of the run, or of all running runs.
         """
         subscriber = Subscriber(run_id, has_progress)
+        if self.is_closed:  # `end` came between the check of the request and this line
+            subscriber.drop()
         self._subscribers.add(subscriber)
         if not self._tasks:
             self._has_place = asyncio.Event()
@@ -135,7 +137,7 @@ class EventHub:
                 await self._stop()
 
     def end(self) -> None:
-        """End all streams, and open no more."""
+        """End all streams. One that begins later ends at once."""
         self.is_closed = True
         for subscriber in list(self._subscribers):
             subscriber.drop()

@@ -1,8 +1,9 @@
-"""The server of `worker web`: uvicorn, with streams that end when it is told to stop."""
+"""The server of `worker web`: uvicorn, with streams that end when it stops, and an exit status that tells how."""
 
 from __future__ import annotations
 
 import logging
+import socket
 from types import FrameType
 
 import uvicorn
@@ -16,18 +17,24 @@ logger = logging.getLogger("longhaul.web")
 
 _SHUTDOWN_SECONDS = 5
 _IDLE_SECONDS = 30
+#: Exit status of a process that signal 0 would have ended; a shell adds the number of the signal.
+_ENDED_BY_SIGNAL = 128
 
 
 class Server(uvicorn.Server):
-    """A server that ends the streams of events at the first signal: they would keep it from stopping.
+    """A server that ends the streams of events when it stops: they would keep it from that.
 
     Args:
         settings: the settings.
         application: the application.
+
+    Attributes:
+        exit_status: 0, or that of the second signal, which has forced the end.
     """
 
     def __init__(self, settings: Settings, application: WebApp) -> None:
         self._application = application
+        self.exit_status = 0
         proxies = settings.web.trusted_proxies
         super().__init__(
             uvicorn.Config(
@@ -45,9 +52,20 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at a signal. uvicorn calls this in its event loop, or in a handler of the signal."""
-        super().handle_exit(sig, frame)
+        """Stop at the first signal; at a second one, without waiting. uvicorn calls this in a handler of the signal.
+
+        It does not call uvicorn's method, which keeps the signal and raises it again after the shutdown: the process
+        would end by SIGTERM although it has answered every request.
+        """
+        if self.should_exit:
+            self.force_exit = True
+            self.exit_status = _ENDED_BY_SIGNAL + sig
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, and wait for the other requests."""
         self._application.backend.end_streams()
+        await super().shutdown(sockets)
 
 
 def check_settings(settings: Settings) -> None:
@@ -60,8 +78,8 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def serve(settings: Settings) -> None:
-    """Serve the API until a signal.
+def serve(settings: Settings) -> int:
+    """Serve the API until a signal. Return the exit status: 0, or 128 plus the signal that forced the end.
 
     Raises:
         SettingsError: the settings would open the API to others without a token, or the tokens cannot be read.
@@ -70,4 +88,6 @@ def serve(settings: Settings) -> None:
     application = web_app(settings)
     application.check_tokens()
     logger.info("serving host=%s port=%d tokens=%s", settings.web.host, settings.web.port, settings.web.tokens_file)
-    Server(settings, application).run()
+    server = Server(settings, application)
+    server.run()
+    return server.exit_status
