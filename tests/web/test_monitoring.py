@@ -30,7 +30,10 @@ async def test_the_api_shows_queue_outbox_and_servers_to_prometheus(http: httpx.
     ready = (await http.get("/readyz")).json()
     assert ready == {"status": "ok", "checks": {"postgresql": "ok", "redis": "ok", "ledger": "ok"}}
     assert (await http.get("/healthz")).json()["status"] == "ok"
-    assert (await http.post("/metrics")).status_code == 405
+    for path in ("/metrics", "/healthz", "/readyz"):
+        assert (await http.head(f"{path}?at=1")).status_code == 200
+        refused = await http.post(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
     await check_by_promtool(found.text)
 
 

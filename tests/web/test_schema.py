@@ -34,8 +34,21 @@ def test_the_document_has_exactly_the_routes_of_the_table() -> None:
     assert len({one.name for one in OPERATIONS}) == len(OPERATIONS)
     for one in OPERATIONS:
         described_one = document["paths"][one.path][one.method.lower()]
-        assert {"401", "403", "422", "429", "500", "503"} <= described_one["responses"].keys()
+        assert {"500", "503"} <= described_one["responses"].keys()
+        has_role = one.role is not None
+        assert ({"401", "403", "429"} <= described_one["responses"].keys()) == ("security" in described_one) == has_role
+        assert ("422" in described_one["responses"]) != one.is_for_monitors
         assert ("requestBody" in described_one) == (one.body is not None) == (one.method == "POST")
+
+
+def test_the_document_describes_the_answers_to_monitoring_systems() -> None:
+    document = make_document(OPERATIONS)
+    live, ready, metrics = (document["paths"][path]["get"]["responses"] for path in ("/healthz", "/readyz", "/metrics"))
+    assert live["200"]["content"] == ready["200"]["content"]
+    name = ready["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert document["components"]["schemas"][name]["properties"]["status"]["enum"] == ["ok", "failing"]
+    assert ready["503"]["content"].keys() == {"application/json", "application/problem+json"}
+    assert metrics["200"]["content"].keys() == {"text/plain"}
 
 
 @pytest.mark.long

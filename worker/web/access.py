@@ -30,6 +30,8 @@ class Caller:
     roles: frozenset[Role]
 
 
+#: A sender who was not asked for a token, and may do nothing that needs one.
+ANYONE = Caller("web:anyone", frozenset())
 LOCAL = Caller("web:local", frozenset(ROLES))
 
 

@@ -22,10 +22,8 @@ from worker.job.definition import Job
 from worker.queue.audit import ordering_as
 from worker.queue.payload import read_run_id
 from worker.settings import Settings
-from worker.web import monitoring
-from worker.web.access import Access, check_role
+from worker.web.access import ANYONE, Access, check_role
 from worker.web.backend import Backend
-from worker.web.monitoring import Monitoring
 from worker.web.openapi import make_document
 from worker.web.operations import Call, Operation, Reply
 from worker.web.page import Site
@@ -69,15 +67,8 @@ class WebApp:
         """The page."""
         return Site(self.backend, self._access)
 
-    @cached_property
-    def _monitoring(self) -> Monitoring:
-        """The metrics and the health."""
-        return Monitoring(self._settings)
-
     async def close(self) -> None:
         """End the streams of events, and close the connections. Call it if the application is mounted."""
-        if "_monitoring" in self.__dict__:
-            await self._monitoring.close()
         if self._loading is not None:
             await cancel_and_wait(self._loading)
         if "_site" in self.__dict__:
@@ -147,16 +138,12 @@ class WebApp:
             _check_method(request, ("GET",))
             self._access.authenticate(request)
             return JSONResponse(self._document | {"servers": [{"url": _root(request.scope) or "/"}]})
-        if parts in monitoring.PATHS:
-            _check_method(request, ("GET", "HEAD"))
-            if parts == (monitoring.METRICS,):
-                check_role(self._access.authenticate(request), "read")
-            return await self._monitoring.respond(parts[0])
         operation, path = _find_operation(parts, request)
-        caller = self._access.authenticate(request)
+        caller = ANYONE
         if operation.role is not None:
+            caller = self._access.authenticate(request)
             check_role(caller, operation.role)
-        query = _read_query(operation, request)
+        query = None if operation.is_for_monitors else _read_query(operation, request)
         body = await self._read_body(operation, request)
         call = Call(request, self.backend, caller, path, query, body)
         with ordering_as(caller.name):
@@ -214,9 +201,9 @@ def _find_operation(parts: tuple[str, ...], request: Request) -> tuple[Operation
         raise not_found("there is no such path; /openapi.json lists all of them")
     # A path without parameters is the better match: POST /dead-letters/retry, and not the letter `retry`.
     for operation, values in sorted(matches, key=lambda match: len(match[1])):
-        if operation.method == request.method:
+        if request.method in operation.methods:
             return operation, _read_path(values)
-    methods = sorted({operation.method for operation, _ in matches})
+    methods = sorted({method for operation, _ in matches for method in operation.methods})
     _check_method(request, methods)
     raise AssertionError("a method that fits has an operation")
 

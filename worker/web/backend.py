@@ -20,6 +20,7 @@ from worker.queue.client import Client
 from worker.settings import Settings
 from worker.web.event_hub import EventHub
 from worker.web.event_log import EventLog
+from worker.web.monitoring import Monitoring
 from worker.web.queue_history import QueueHistory
 from worker.web.shared_reads import SharedReads
 
@@ -84,6 +85,11 @@ class Backend:
             hub.end()
         return hub
 
+    @cached_property
+    def monitoring(self) -> Monitoring:
+        """What monitoring systems ask for."""
+        return Monitoring(self.settings)
+
     async def load_jobs(self) -> Registry:
         """Return the jobs.
 
@@ -107,6 +113,8 @@ class Backend:
     async def close(self) -> None:
         """End the streams of events, and close the connections that were opened."""
         opened = self.__dict__
+        if "monitoring" in opened:
+            await self.monitoring.close()
         if "history" in opened:
             await self.history.close()
         await self.reads.close()
@@ -116,5 +124,5 @@ class Backend:
             await self.client.close()
         if "database" in opened:
             await self.database.close()
-        for name in ("events", "event_log", "client", "database", "ledger"):
+        for name in ("monitoring", "events", "event_log", "client", "database", "ledger"):
             opened.pop(name, None)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from starlette.responses import Response
-
 from worker.observe.metrics.endpoint import Page
 from worker.observe.metrics.health import Health
 from worker.observe.metrics.http_server import Answer
@@ -14,13 +12,11 @@ from worker.observe.metrics.servers import Servers
 from worker.runtime.supervision import end_tasks, supervise
 from worker.settings import Settings
 
-METRICS, LIVE, READY = "metrics", "healthz", "readyz"
-PATHS = frozenset({(METRICS,), (LIVE,), (READY,)})
 _STOP_SECONDS = 2.0
 
 
 class Monitoring:
-    """Answers at the three paths. Opens nothing before the first request, and reads in the background from then on.
+    """Reads what the three paths show. Opens nothing before the first request, and reads on in the background.
 
     Args:
         settings: the settings.
@@ -32,17 +28,12 @@ class Monitoring:
         self._page = Page(self._servers.snapshot)
         self._reading: asyncio.Task[None] | None = None
 
-    async def respond(self, path: str) -> Response:
-        """Return the response at one of the paths. The caller has authenticated a request for the metrics."""
-        if path == METRICS:
-            answer = await self._metrics()
-        elif path == LIVE:
-            answer = Health(True).as_answer()
-        else:
-            answer = Health.of_checks(await self._servers.check()).as_answer()
-        return Response(answer.body, answer.status, headers={"Content-Type": answer.content_type})
+    async def check(self) -> Health:
+        """Return whether the servers answer and the ledger is migrated."""
+        return Health.of_checks(await self._servers.check())
 
-    async def _metrics(self) -> Answer:
+    async def metrics(self) -> Answer:
+        """Return the page of metrics."""
         if self._reading is None:
             self._reading = asyncio.create_task(supervise("metrics", self._servers.run), name="metrics")
         if not self._servers.has_read.is_set():  # the first scrape waits for the first read, but not for ever

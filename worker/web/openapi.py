@@ -18,8 +18,10 @@ from worker.web.tokens import ROLES
 
 _REF = "#/components/schemas/{model}"
 _SCHEME = "token"
-#: Statuses that every operation may have, besides those for its body or its query.
-_ALWAYS = (401, 403, 422, 429, 500, 503)
+#: Problems that every operation may have; that one which needs a role, and one which has a body, may have as well.
+_ALWAYS = (500, 503)
+_WITH_ROLE = (401, 403, 429)
+_WITH_BODY = (400, 413, 415)
 _PARAMETERS: Mapping[str, dict[str, Any]] = {
     "run_id": {"type": "string", "minLength": 1, "maxLength": LONGEST_ID},
     "job": {"type": "string", "minLength": 1, "maxLength": LONGEST_ID},
@@ -123,13 +125,19 @@ def _describe_responses(
 ) -> dict[str, dict[str, Any]]:
     if operation.content == "events":
         content: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+    elif operation.content == "text":
+        content = {"text/plain": {"schema": {"type": "string"}}}
     else:
         content = {"application/json": {"schema": references[operation.result, "serialization"]}}
-    found = {"200": {"description": "OK", "content": content}}
+    found: dict[str, dict[str, Any]] = {"200": {"description": "OK", "content": content}}
     for status, text in operation.statuses.items():
         found[str(status)] = {"description": text, **({} if status == 204 else {"content": content})}
     problem = {MEDIA_TYPE: {"schema": references[ProblemDocument, "serialization"]}}
-    with_body = (400, 413, 415) if operation.body is not None else ()
-    for status in sorted({*_ALWAYS, *operation.problems, *with_body}):
-        found[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
+    statuses = {*_ALWAYS, *operation.problems}
+    statuses.update(_WITH_ROLE if operation.role is not None else ())
+    statuses.update(_WITH_BODY if operation.body is not None else ())
+    statuses.update(() if operation.is_for_monitors else (422,))  # a query that does not fit
+    for status in sorted(statuses):
+        own = found.get(str(status), {"description": HTTPStatus(status).phrase, "content": {}})
+        found[str(status)] = own | {"content": own["content"] | problem}
     return found

@@ -15,7 +15,7 @@ from worker.web.backend import Backend
 from worker.web.tokens import Role
 
 Method = Literal["GET", "POST"]
-Content = Literal["json", "events"]
+Content = Literal["json", "events", "text"]
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,17 @@ class Operation:
         path: the path, with `{name}` for its parameters.
         name: its name in the document, unique.
         tag: the group in the document.
-        role: the role that a caller needs; None for none.
+        role: the role that a caller needs; None for none, and no token either.
         summary: what it does, in one line.
         handler: does it.
         result: the model of the response.
         query: the model of the query; None for none.
         body: the model of the body; None for none.
-        content: `json`, or `events` for a stream of server-sent events.
-        statuses: descriptions of further statuses that succeed, by status.
+        content: `json`, `text`, or `events` for a stream of server-sent events.
+        statuses: descriptions of further statuses with such a content, by status.
         problems: further statuses of problems.
         has_idempotency_key: whether it takes the header `Idempotency-Key`.
+        is_for_monitors: whether it takes `HEAD`, too, and ignores the query, as monitoring systems expect.
     """
 
     method: Method
@@ -92,6 +93,12 @@ class Operation:
     statuses: Mapping[int, str] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     has_idempotency_key: bool = False
+    is_for_monitors: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it takes."""
+        return (self.method, "HEAD") if self.is_for_monitors else (self.method,)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Reads of queues, workers, jobs, cron lines, limits and checks."""
+"""Reads of queues, workers, jobs, cron lines, limits and checks, and what monitoring systems ask for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from redis.exceptions import ResponseError
+from starlette.responses import Response
 
 from worker.doctor.checks import examine
 from worker.errors import RegistrationError, UsageError
@@ -19,12 +20,13 @@ from worker.queue.payload import now_ms
 from worker.queue.run import decode_fields
 from worker.web.backend import Backend
 from worker.web.fields import Page, read_count, read_moment, read_number
-from worker.web.operations import Call
+from worker.web.operations import Call, Reply
 from worker.web.problems import not_found
 from worker.web.run_reads import describe_mirror, read_mirrors
 from worker.web.views import (
     CronView,
     FindingView,
+    HealthView,
     HistoryView,
     JobView,
     LimitView,
@@ -338,3 +340,24 @@ async def run_checks(call: Call) -> Page[FindingView]:
             for name, one in found.items()
         ]
     )
+
+
+# --- for monitoring systems
+
+
+async def show_metrics(call: Call) -> Response:
+    """Return the metrics of queues, outbox and servers, in the format of Prometheus."""
+    answer = await call.backend.monitoring.metrics()
+    return Response(answer.body, answer.status, headers={"Content-Type": answer.content_type})
+
+
+async def check_liveness(call: Call) -> HealthView:
+    """Return that the server lives: its event loop turns, because it answers."""
+    return HealthView(status="ok", checks={})
+
+
+async def check_readiness(call: Call) -> Reply:
+    """Return whether the servers answer and the ledger is migrated."""
+    health = await call.backend.monitoring.check()
+    view = HealthView(status="ok" if health.is_well else "failing", checks=health.checks)
+    return Reply(view, 200 if health.is_well else 503)

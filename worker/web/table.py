@@ -311,4 +311,27 @@ ORDERS = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (*READS, *STREAMS, *ORDERS)
+MONITORING = (
+    Operation(
+        *("GET", "/metrics", "show_metrics", "monitoring", "read", "Show the metrics of queues, outbox and servers"),
+        queue_reads.show_metrics,
+        None,
+        content="text",
+        is_for_monitors=True,
+    ),
+    Operation(
+        *("GET", "/healthz", "check_liveness", "monitoring", None, "Show that the server lives"),
+        queue_reads.check_liveness,
+        views.HealthView,
+        is_for_monitors=True,
+    ),
+    Operation(
+        *("GET", "/readyz", "check_readiness", "monitoring", None, "Show whether servers and ledger are ready"),
+        queue_reads.check_readiness,
+        views.HealthView,
+        statuses={503: "A check has failed."},
+        is_for_monitors=True,
+    ),
+)
+
+OPERATIONS: tuple[Operation, ...] = (*READS, *STREAMS, *ORDERS, *MONITORING)

@@ -386,3 +386,10 @@ class CountView(View):
     """How many entries an order has changed."""
 
     changed: int
+
+
+class HealthView(View):
+    """The answer to a probe."""
+
+    status: Literal["ok", "failing"]
+    checks: dict[str, Text] = Field(description="For each check `ok`, or its problem.")
