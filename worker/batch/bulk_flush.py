@@ -21,6 +21,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql import ClauseElement
 
 from worker.batch.bulk import eligibility
+from worker.batch.bulk.array_literals import encode_arrays
 from worker.batch.bulk.rows import bind_values
 from worker.batch.bulk.statements import update_statement
 from worker.batch.bulk.target import make_target
@@ -32,7 +33,7 @@ _WORTH_IT = 10
 
 #: A changed object: its identity, its state, and its attributes.
 _Changed = tuple[tuple[Any, ...], InstanceState[Any], dict[str, Any]]
-_Update = tuple[str, list[list[Any]], list[_Changed], str]
+_Update = tuple[str, list[Any], list[_Changed], str]
 
 
 async def flush_changes(session: Session, connection: AsyncConnection, raw: Any) -> None:
@@ -61,8 +62,8 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
         updates += made
     if len(by_mapper) > 1:
         return  # only SQLAlchemy knows the order of statements to several tables
-    for sql, arrays, written, table in updates:
-        status: str = await raw.execute(sql, *arrays)
+    for sql, arguments, written, table in updates:
+        status: str = await raw.execute(sql, *arguments)
         matched = int(status.rsplit(" ", 1)[-1])
         if matched != len(written):
             raise StaleDataError(
@@ -132,17 +133,19 @@ async def _make_updates(
         sets = [columns[name] for name in names]
         if any(column.name in facts.unique or column.name in facts.generated for column in sets):
             return None
-        casts = {column: eligibility.array_cast(column, facts) for column in [*key, *sets]}
+        found = {column: eligibility.array_cast(column, facts) for column in [*key, *sets]}
+        casts = {column: cast for column, cast in found.items() if cast is not None}
         values = [list(each) for each in zip(*(identity for identity, _, _ in alike), strict=True)]
         values += [[now[name] for _, _, now in alike] for name in names]
-        if None in casts.values() or any(_is_expression(value) for array in values for value in _one_of_each(array)):
+        if len(casts) < len(found) or any(_is_expression(value) for array in values for value in _one_of_each(array)):
             return None
         places = range(len(alike))
         arrays = [bind_values(column, array, places) for column, array in zip(casts, values, strict=True)]
-        if not eligibility.are_flat(arrays):
+        sent_as, arguments = encode_arrays(casts, arrays)
+        if not sent_as:
             return None
-        sql = update_statement(target, casts, key, sets, {})  # type: ignore[arg-type]
-        updates.append((sql, arrays, alike, target.table.name))
+        sql = update_statement(target, sent_as, key, sets, {})
+        updates.append((sql, arguments, alike, target.table.name))
     return updates
 
 

@@ -65,7 +65,8 @@ _KEYS_BY_VALUE: dict[str, frozenset[type]] = {
     "FLOAT": frozenset({float}),
 }
 _NUMERIC = re.compile(r"NUMERIC\((?P<precision>\d+), (?P<scale>-?\d+)\)")
-_NESTED = (list, tuple, set, frozenset)
+#: Containers, which the driver reads as dimensions of an array.
+NESTED = (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -260,8 +261,8 @@ def _are_exact(cast: str, values: Sequence[Any]) -> bool:
 
 
 def are_flat(arrays: Sequence[Sequence[Any]]) -> bool:
-    """Return whether no value is a container, which the driver would read as a dimension of the array."""
-    return not any(issubclass(type_, _NESTED) for array in arrays for type_ in set(map(type, array)))
+    """Return whether no value is a container."""
+    return not any(issubclass(type_, NESTED) for array in arrays for type_ in set(map(type, array)))
 
 
 def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> bool:
@@ -274,7 +275,7 @@ def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> boo
     return any(
         not column.type.should_evaluate_none
         and (column.primary_key or column.name in facts.defaulted or _has_default(column) or _converts_none(column))
-        and any(value is None for value in values)
+        and type(None) in set(map(type, values))
         for column, values in zip(group.columns, group.values, strict=True)
     )
 

@@ -28,6 +28,7 @@ class BulkTarget:
         entity: the argument.
         mapper: the mapper of a mapped class; None for a `Table`.
         table: the table.
+        name: the table's name, quoted if necessary.
         columns_by_name: the columns, by attribute name and by column key.
         names: the name of each column in a row for SQLAlchemy: attribute name or column key.
     """
@@ -55,11 +56,7 @@ class BulkTarget:
                     self.columns_by_name[attribute.key] = column
                     self.names[column] = attribute.key
         self._statements: dict[tuple[Any, ...], str] = {}
-
-    @property
-    def name(self) -> str:
-        """The table's name, quoted if necessary."""
-        return str(_PREPARER.format_table(self.table))
+        self.name = str(_PREPARER.format_table(self.table))
 
     @property
     def is_simple(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Column, insert, update
 
 from worker.batch.bulk import eligibility
+from worker.batch.bulk.array_literals import encode_arrays
 from worker.batch.bulk.diagnose import STATEMENT_ERRORS, driver_error, find_first_failing, find_row, make_error
 from worker.batch.bulk.row_by_row import RowByRow, RowsAtTheEnds
 from worker.batch.bulk.rows import Group, bind_values, exclude, fill_defaults
@@ -156,7 +157,8 @@ class BulkWriter:
     async def delete(self, given: Group, key: Columns) -> int:
         """Delete rows by key. Return the number of rows that were found."""
         plain, at_ends = RowsAtTheEnds.split(given, key)
-        casts, arrays = self._arrays(plain)
+        # `= ANY` would read a literal again for each row of a sequential scan.
+        casts, arrays = self._arrays(plain, as_text=len(plain.columns) > 1)
         if casts:
             deleted = await self._send(plain, delete_statement(self._target, casts), arrays, whole_rows=False)
         else:
@@ -201,7 +203,7 @@ class BulkWriter:
 
         await self._explained(group, copy, whole_rows=True)
 
-    async def _send(self, group: Group, sql: str, arrays: list[list[Any]], *, whole_rows: bool) -> int:
+    async def _send(self, group: Group, sql: str, arrays: list[Any], *, whole_rows: bool) -> int:
         """Execute one statement with an array for each column. Return the number of rows that it has written."""
         if not len(group):
             return 0
@@ -275,7 +277,7 @@ class BulkWriter:
             place = await find_first_failing(fails, len(positions))
             raise make_error(self._target, error, None if place is None else positions[place]) from error
 
-    def _arrays(self, group: Group) -> tuple[dict[Column[Any], str], list[list[Any]]]:
+    def _arrays(self, group: Group, *, as_text: bool = True) -> tuple[dict[Column[Any], str], list[Any]]:
         """Return the columns with the casts of their arrays, and the arrays; None if that is impossible."""
         facts = self._facts
         if facts is None or not facts.is_table:
@@ -288,4 +290,4 @@ class BulkWriter:
             bind_values(column, values, group.positions)
             for column, values in zip(group.columns, group.values, strict=True)
         ]
-        return (known, arrays) if eligibility.are_flat(arrays) else ({}, [])
+        return encode_arrays(known, arrays, as_text=as_text)
