@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from redis.asyncio.sentinel import Sentinel
 from tests.arq_compat.functions import add
 from worker import Settings
 from worker.arq_compat import Worker, create_worker, get_kwargs, run_worker
-from worker.errors import RegistrationError
+from worker.arq_compat.codec import ArqCodec
+from worker.errors import InvalidPayload, RegistrationError
 
 
 class WorkerSettings:
@@ -99,3 +101,11 @@ async def test_a_pool_by_sentinels_leads_to_the_same_primary() -> None:
     pool: Any = sentinel.master_for("it", redis_class=ArqRedis)
     worker = Worker([add], redis_pool=pool, handle_signals=False)
     assert worker._settings_in_force().redis.url == "redis+sentinel://:p@a:1,b:2/it/3?sentinel_password=s"
+
+
+def test_a_payload_has_at_most_the_size_of_the_settings() -> None:
+    codec = ArqCodec(None, None, accept_pickle=True, max_bytes=2_000)
+    values = {"t": None, "f": "echo", "a": ("x" * 1_000,), "k": {}, "et": 0}
+    assert codec.read(pickle.dumps(values)).function == "echo"
+    with pytest.raises(InvalidPayload, match="the limit is 2,000"):
+        codec.read(pickle.dumps(values | {"k": {"y": "y" * 1_000}}))

@@ -14,6 +14,7 @@ from arq.jobs import Deserializer, Serializer, serialize_job
 from pydantic_core import to_json
 
 from worker.errors import InvalidPayload, format_error
+from worker.queue.decoding import MAX_BYTES
 from worker.queue.payload import Payload, decode_payload, now_ms, payload_from_values
 
 logger = logging.getLogger("arq.worker")
@@ -26,14 +27,21 @@ class ArqCodec:
         serializer: `job_serializer` of the worker; None for pickles.
         deserializer: `job_deserializer` of the worker; None for pickles and JSON.
         accept_pickle: whether pickles are read, and written by default.
+        max_bytes: longest payload that is read without `deserializer`.
     """
 
     def __init__(
-        self, serializer: Serializer | None, deserializer: Deserializer | None, *, accept_pickle: bool
+        self,
+        serializer: Serializer | None,
+        deserializer: Deserializer | None,
+        *,
+        accept_pickle: bool,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._serializer = serializer
         self._deserializer = deserializer
         self._accept_pickle = accept_pickle
+        self._max_bytes = max_bytes
 
     def read(self, raw: bytes) -> Payload:
         """Return a payload.
@@ -49,7 +57,7 @@ class ArqCodec:
             except Exception as error:
                 if raw[:1] != b"{":  # clients of Longhaul always enqueue JSON
                     raise InvalidPayload(f"job_deserializer cannot read the payload: {format_error(error)}") from error
-        return decode_payload(raw, accept_pickle=self._accept_pickle)
+        return decode_payload(raw, accept_pickle=self._accept_pickle, max_bytes=self._max_bytes)
 
     def call(self, name: str) -> bytes:
         """Return the payload of a job without arguments."""

@@ -191,7 +191,12 @@ class Worker(StockWorker):
         outage = OutageLog()
         observer = Mirror(redis, settings, worker_name(settings), outage) if self._mirrors else Observer()
         endpoint = make_endpoint(settings, self.functions, self.report_to, has_ledger=bool(self._registry))
-        codec = ArqCodec(self.job_serializer, self.job_deserializer, accept_pickle=self._accepts_pickle)
+        codec = ArqCodec(
+            self.job_serializer,
+            self.job_deserializer,
+            accept_pickle=self._accepts_pickle,
+            max_bytes=settings.worker.max_payload_bytes,
+        )
         queue = build_arq_worker(
             settings,
             self._registry,

@@ -1,8 +1,8 @@
 """Reads pickles of plain values, as stock arq clients send them. No code of a pickle runs.
 
 `pickle.loads` calls any function that a pickle names. This reader accepts only the built-in types, dates, Decimal and
-UUID. A small pickle can also be expensive: an index of the memo of 4 GB, a set that is built a hundred thousand times,
-or a value that refers to itself. So the reader checks the opcodes first, and counts the values afterwards.
+UUID. It checks the opcodes first (`pickle_check`), because a small pickle can be expensive to load, and counts the
+values afterwards, because one can refer to itself.
 """
 
 from __future__ import annotations
@@ -11,38 +11,24 @@ import datetime
 import decimal
 import io
 import pickle
-import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from worker.errors import InvalidPayload, format_error
+from worker.queue.pickle_check import (
+    CHOSEN,
+    MAX_CONTAINERS,
+    MAX_KEY_WEIGHT,
+    MAX_LONG_NUMBERS,
+    MAX_VALUES,
+    OpcodeCheck,
+    ensure_light_keys,
+)
 
-#: Limit of containers, dates, decimals and UUIDs in one value. Each reference to a container counts.
-MAX_CONTAINERS = 20_000
-#: Limit of numbers and texts in one value.
-MAX_VALUES = 500_000
-#: Limit of integers from 2**63 on, of UUIDs, and of decimals of more than 18 digits: an attacker can choose these so
-#: that all have the same hash, and the time to build a set or a dict of them grows with the square of their number.
-MAX_LONG_NUMBERS = 2_000
 MAX_DEPTH = 200
 #: Limit of elements that are passed to constructors of sets, decimals and byte arrays.
 _MAX_CONSTRUCTED = 1_000_000
-_MAX_INT_BYTES = 1_750  # about 4,200 decimal digits: Python does not print more
-
-#: A length of one byte, and as many bytes: a regular expression counts faster than a loop.
-_LENGTHS_TO_255 = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(256))
-_LENGTHS_TO_8 = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(9))
-#: Sequences of opcodes of protocols 2 to 5 that build no container. Opcodes of text (protocols 0 and 1) are excluded.
-_RUN = re.compile(
-    rb"(?:[(0-2Nabesu\x88\x89\x90\x94]++|(?:K.)++|(?:M..)++|(?:J....)++|(?:[hq\x80].)++|(?:G.{8})++"
-    rb"|(?:[CU\x8c](?:" + _LENGTHS_TO_255 + rb")[\x94]?+)++|(?:\x8a(?:" + _LENGTHS_TO_8 + rb"))++|j....|\x95.{8})*+",
-    re.DOTALL,
-)
-#: An opcode that builds a container or an object; a tuple of arguments counts with its call.
-_BUILD = re.compile(rb"[\x85-\x87](?:\x94|q.|r....)?R|[)\]}tldoR\x81\x85-\x87\x8f\x91-\x93]", re.DOTALL)
-#: Opcodes that are followed by a length, and the number of its bytes.
-_LENGTHS = {b"T": 4, b"X": 4, b"B": 4, b"\x8d": 8, b"\x8e": 8, b"\x96": 8}
 
 
 def read_pickle(raw: bytes, what: str, *, max_bytes: int) -> Any:
@@ -59,7 +45,7 @@ def read_pickle(raw: bytes, what: str, *, max_bytes: int) -> Any:
     if len(raw) > max_bytes:
         raise InvalidPayload(f"{what} has {len(raw):,} bytes; the limit is {max_bytes:,}")
     try:
-        _check_opcodes(raw)
+        OpcodeCheck(raw).run()
         value = _PlainUnpickler(raw).load()
         _check_size(value)
     except InvalidPayload as error:
@@ -67,52 +53,6 @@ def read_pickle(raw: bytes, what: str, *, max_bytes: int) -> Any:
     except Exception as error:  # noqa: BLE001 - pickles fail with any error
         raise InvalidPayload(f"{what} is a pickle that cannot be read: {format_error(error)[:200]}") from None
     return value
-
-
-def _check_opcodes(raw: bytes) -> None:
-    """Reject pickles that are expensive to load, before they are loaded.
-
-    These are opcodes of text, of extensions, memo indices that would make the unpickler allocate a large table, and too
-    many containers, objects or long integers.
-    """
-    at, size, containers, long_numbers = 0, len(raw), 0, 0
-    while at < size:
-        at = _RUN.match(raw, at).end()  # type: ignore[union-attr]  # it matches the empty text
-        built = _BUILD.match(raw, at)
-        if built is not None:
-            at = built.end()
-            containers += 1
-            if containers > MAX_CONTAINERS:
-                raise InvalidPayload(f"holds more than {MAX_CONTAINERS:,} containers and objects")
-            continue
-        opcode = raw[at : at + 1]
-        if opcode in (b".", b""):  # the end, or a premature end, which the unpickler rejects
-            return
-        width = _LENGTHS.get(opcode)
-        if width is not None:
-            at += 1 + width + int.from_bytes(raw[at + 1 : at + 1 + width], "little")
-        elif opcode in (b"\x8a", b"\x8b"):
-            width = 1 if opcode == b"\x8a" else 4
-            length = int.from_bytes(raw[at + 1 : at + 1 + width], "little")
-            if length > _MAX_INT_BYTES:
-                raise InvalidPayload("has an integer of more than 4,200 digits")
-            long_numbers += 1
-            if long_numbers > MAX_LONG_NUMBERS:
-                raise InvalidPayload(f"holds more than {MAX_LONG_NUMBERS:,} UUIDs, or integers of more than 64 bits")
-            at += 1 + width + length
-        elif opcode == b"r" and int.from_bytes(raw[at + 1 : at + 5], "little") <= size:
-            at += 5
-        elif opcode == b"c":
-            at = raw.find(b"\n", raw.find(b"\n", at + 1) + 1) + 1
-            if at == 0:
-                raise InvalidPayload("is a pickle that ends too early")
-            containers += 1
-            if containers > MAX_CONTAINERS:
-                raise InvalidPayload(f"holds more than {MAX_CONTAINERS:,} containers and objects")
-        elif opcode == b"b":
-            at += 1
-        else:
-            raise InvalidPayload(f"is a pickle with the opcode {opcode!r}, which clients of arq do not write")
 
 
 class _Sealed(type):
@@ -136,7 +76,7 @@ class _Constructor:
 
     Args:
         make: builds the value.
-        counter: shared counts of elements and of long decimals.
+        counter: shared counts of elements, of long decimals, and of the weights of elements of sets.
     """
 
     __slots__ = ("_counter", "_make")
@@ -157,6 +97,9 @@ class _Constructor:
                 raise InvalidPayload("is a pickle that makes bytes of a number")
             if isinstance(argument, str | bytes | bytearray | list | tuple | set | frozenset | dict):
                 self._counter[0] += len(argument)
+                if self._make in (set, frozenset):
+                    self._counter[2] += _weigh_keys(argument)
+                    ensure_light_keys(self._counter[2])
         self._counter[0] += 1
         if self._make is decimal.Decimal and arguments and len(str(arguments[0])[:20]) > 18:
             self._counter[1] += 1
@@ -165,6 +108,20 @@ class _Constructor:
         if self._counter[0] > _MAX_CONSTRUCTED:
             raise InvalidPayload(f"is a pickle that constructs more than {_MAX_CONSTRUCTED:,} elements")
         return self._make(*arguments)
+
+
+def _weigh_keys(keys: Iterable[Any]) -> int:
+    """Return the weight of the elements of a set, as `pickle_check` weighs them, or one above the limit."""
+    total, parts = 0, [key for key in keys if type(key) not in _LIGHT]
+    while parts and total <= MAX_KEY_WEIGHT:
+        part = parts.pop()
+        total += CHOSEN
+        if isinstance(part, tuple | frozenset):
+            total += len(part)
+            parts += [each for each in part if type(each) not in _LIGHT]
+        elif isinstance(part, int) and part.bit_length() < 64:
+            total -= CHOSEN
+    return total
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
@@ -207,7 +164,7 @@ class _PlainUnpickler(pickle.Unpickler):
     def __init__(self, raw: bytes) -> None:
         # A reader with `peek`: the unpickler reads ahead, instead of calling `read` for each value.
         super().__init__(io.BufferedReader(cast(Any, io.BytesIO(raw)), buffer_size=1 << 17))
-        self._counter = [0, 0]
+        self._counter = [0, 0, 0]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("uuid", "UUID"):
@@ -255,6 +212,8 @@ def _check_scalar(value: Any) -> None:
         str(value)  # raises if the pickle did not fill it
 
 
+#: Types whose hashes cannot be chosen, or have few values of the same hash.
+_LIGHT = {type(None), bool, float, str, bytes}
 _CONTAINERS = {list, tuple, dict, set, frozenset}
 _HARMLESS = {type(None), bool, int, float, str, bytes, bytearray, complex}
 _HARMLESS |= {datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal}
