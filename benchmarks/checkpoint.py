@@ -37,7 +37,9 @@ ONE, TWO = "one message", "two statements"
 _TABLE = Table("bench_checkpoint", MetaData(), Column("id", Integer, primary_key=True), Column("score", Integer))
 _PREPARE = """
 PREPARE bench_checkpoint AS WITH moved AS (
-    UPDATE worker.step SET cursor = $1::text::jsonb, rows = rows + $2::bigint, batches = batches + 1, done = $3::boolean
+    UPDATE worker.step
+       SET cursor = $1::text::jsonb, rows = rows + $2::bigint, batches = batches + 1, done = $3::boolean,
+           updated_at = pg_catalog.clock_timestamp()
      WHERE run_id = $4::text AND name = $5::text AND fence = $6::bigint RETURNING 1
 ) SELECT 1 / count(*) FROM moved
 """

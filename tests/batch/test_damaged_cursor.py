@@ -16,6 +16,8 @@ from worker.errors import CursorMismatch, LedgerDamaged
 ROWS, SIZE = 40, 10
 #: JSON lists that are not the key of a row whose key is an integer; the schema forbids others.
 NO_KEYS = ["[true]", "[1.5]", "[1e30]", "[2147483648]", "[null]", '["x"]', '["1_0"]', "[[1]]", '[{"a": 1}]']
+#: As a worker does it: a trigger refuses the same without `updated_at`.
+MOVE = "UPDATE worker.step SET {} = CAST(:value AS jsonb), updated_at = pg_catalog.clock_timestamp()"
 FORBIDDEN = ["[1, 2]", "[]", "{}", "5", '"x"']
 
 
@@ -36,7 +38,7 @@ async def test_walk_with_a_key_that_is_none_ends_with_one_error(
         await walk(context("run"), dies=True)
     before = await count_seen(database)
     async with database.connection() as connection:
-        await connection.execute(text(f"UPDATE worker.step SET {column} = CAST(:value AS jsonb)"), {"value": value})
+        await connection.execute(text(MOVE.format(column)), {"value": value})
     with pytest.raises((CursorMismatch, LedgerDamaged), match=r"enqueue the job|worker\.step|run"):
         await walk(context("run"), dies=False)
     assert await count_seen(database) == before
@@ -52,6 +54,4 @@ async def test_schema_forbids_what_has_not_the_parts_of_the_key(
     for value in FORBIDDEN:
         with pytest.raises(IntegrityError, match="fits_key"):
             async with database.connection() as connection:
-                await connection.execute(
-                    text(f"UPDATE worker.step SET {column} = CAST(:value AS jsonb)"), {"value": value}
-                )
+                await connection.execute(text(MOVE.format(column)), {"value": value})

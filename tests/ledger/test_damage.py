@@ -13,6 +13,8 @@ from worker import JobContext
 from worker.db.engine import Database
 from worker.errors import LedgerDamaged
 
+#: As a worker writes, which sets `updated_at`: a trigger refuses the same without it.
+BY_WORKER = ", updated_at = pg_catalog.clock_timestamp()"
 REFUSED = [
     "UPDATE worker.run SET finished_at = now()",
     "UPDATE worker.run SET state = 'succeeded'",
@@ -34,9 +36,28 @@ REFUSED = [
     "UPDATE worker.step SET key = '{}'",
     "UPDATE worker.step SET key = '5'",
 ]
+#: Values that a worker could have written.
+MOVED = [
+    "UPDATE worker.step SET done = true",
+    "UPDATE worker.step SET cursor = NULL",
+    "UPDATE worker.step SET cursor = '[40]'",
+    "UPDATE worker.step SET cursor = '[5]', rows = 5",
+    "UPDATE worker.step SET upper_bound = '[25]'",
+    "UPDATE worker.step SET rows = 50, batches = 9",
+    "UPDATE worker.step SET kind = 'sweep'",
+    "UPDATE worker.run SET state = 'succeeded', finished_at = now()",
+]
 NOTICED = [
     ("DELETE FROM worker.step", "has lost 1 of the 1 steps of run run"),
-    ("UPDATE worker.step SET upper_bound = NULL", "has lost its upper bound"),
+    (f"UPDATE worker.step SET upper_bound = NULL{BY_WORKER}", "has lost its upper bound"),
+]
+MOVED_RANGES = [
+    "UPDATE worker.step_range SET done = true WHERE number > 1",
+    "UPDATE worker.step_range SET cursor = upper WHERE number = 2",
+    "UPDATE worker.step_range SET lower = upper WHERE number = 2",
+    "UPDATE worker.step_range SET upper = lower WHERE number = 2",
+    "DELETE FROM worker.step_range WHERE number = 2",
+    "DELETE FROM worker.step_range",
 ]
 
 
@@ -64,7 +85,7 @@ async def test_constraints_refuse_what_no_worker_writes(context: MakeContext, da
     for statement in REFUSED:
         with pytest.raises(IntegrityError, match="violates check constraint"):
             async with database.transaction() as session:
-                await session.execute(text(statement))
+                await session.execute(text(f"{statement}{BY_WORKER}"))
     with pytest.raises(IntegrityError, match="has not ended cannot be deleted"):
         async with database.transaction() as session:
             await session.execute(text("DELETE FROM worker.run"))
@@ -82,3 +103,30 @@ async def test_a_run_whose_steps_were_damaged_ends_in_one_error(
     with pytest.raises(LedgerDamaged, match=message):
         await mark(context("run"), 99)
     assert await count_seen(database) == {0: 30, 1: 20}
+
+
+async def test_no_other_hand_moves_a_walk(context: MakeContext, database: Database) -> None:
+    await begun(context, database)
+    for statement in MOVED:
+        with pytest.raises(IntegrityError, match="workers alone write how far a run has come"):
+            async with database.transaction() as session:
+                await session.execute(text(statement))
+    await mark(context("run"), 99)
+    assert await count_seen(database) == {1: 50}
+
+
+async def test_no_other_hand_moves_or_deletes_a_range(context: MakeContext, database: Database) -> None:
+    await fill_authors(database, 50)
+    ctx = context("run")
+    with pytest.raises(RuntimeError):
+        async for _ in ctx.chunks(select(Author), size=5, parallel=2):
+            raise RuntimeError
+    await ctx._attempt.fail()
+    await ctx._attempt.close()
+    for statement in MOVED_RANGES:
+        with pytest.raises(IntegrityError, match="workers alone write how far a run has come"):
+            async with database.transaction() as session:
+                await session.execute(text(statement))
+    async with database.transaction() as session:  # with their step they go
+        await session.execute(text("DELETE FROM worker.step"))
+        assert await session.scalar(text("SELECT count(*) FROM worker.step_range")) == 0

@@ -110,7 +110,7 @@ async def test_run_that_ends_while_orphans_are_looked_for_is_not_put_back(
     known = store.known
 
     async def end_first(run_ids: list[str], queue: str) -> list[bool]:
-        change = "SET state = 'succeeded', finished_at = now()"
+        change = "SET state = 'succeeded', finished_at = now(), updated_at = now()"
         async with database.transaction() as session:
             await session.execute(text(f"UPDATE worker.run {change}"))
             if how == "gone":
