@@ -20,6 +20,7 @@ from worker.db.engine import Database
 from worker.queue import keys
 from worker.web import web_app
 from worker.web.event_hub import _QUEUE, EventHub, Message
+from worker.web.run_cache import RunCache
 
 
 async def read_messages(response: httpx.Response) -> AsyncIterator[tuple[str, str, Any]]:
@@ -84,7 +85,7 @@ async def test_streams_follow_runs_over_a_break_and_end(
 async def test_no_event_after_the_begin_of_a_subscription_is_missed(
     settings: Settings, client: Client, redis: Redis
 ) -> None:
-    hub = EventHub(client, settings)
+    hub = EventHub(client, settings, RunCache(client))
     for _ in range(20):
         async with hub.subscribe() as subscriber:
             added = await redis.xadd(keys.EVENTS, {"event": "new"})
@@ -96,7 +97,7 @@ async def test_no_event_after_the_begin_of_a_subscription_is_missed(
 async def test_slow_subscribers_are_dropped_and_all_share_one_reader(
     settings: Settings, client: Client, redis: Redis
 ) -> None:
-    hub = EventHub(client, settings)
+    hub = EventHub(client, settings, RunCache(client))
     async with hub.subscribe() as slow, hub.subscribe("r") as other:
         for _ in range(_QUEUE + 1):
             hub._send(Message("event", "1-0", {}, ""))

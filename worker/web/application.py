@@ -28,7 +28,7 @@ from worker.web.openapi import make_document
 from worker.web.operations import Call, Operation, Reply
 from worker.web.page import Site
 from worker.web.problems import MEDIA_TYPE, Problem, explain_any_error, invalid, not_found
-from worker.web.queue_reads import read_overview
+from worker.web.queue_reads import read_totals
 from worker.web.table import OPERATIONS
 
 logger = logging.getLogger("longhaul.web")
@@ -106,7 +106,7 @@ class WebApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self.backend.history.start(lambda: read_overview(self.backend))
+                self.backend.history.start(lambda: read_totals(self.backend))
                 self._loading = asyncio.create_task(self._load_jobs(), name="web jobs")
                 await send({"type": "lifespan.startup.complete"})
             else:

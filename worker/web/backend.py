@@ -22,6 +22,7 @@ from worker.web.event_hub import EventHub
 from worker.web.event_log import EventLog
 from worker.web.monitoring import Monitoring
 from worker.web.queue_history import QueueHistory
+from worker.web.run_cache import RunCache
 from worker.web.shared_reads import SharedReads
 
 logger = logging.getLogger("longhaul.web")
@@ -80,7 +81,7 @@ class Backend:
     @cached_property
     def events(self) -> EventHub:
         """The hub of events."""
-        hub = EventHub(self.client, self.settings)
+        hub = EventHub(self.client, self.settings, self.runs)
         if self._has_ended_streams:
             hub.end()
         return hub
@@ -89,6 +90,11 @@ class Backend:
     def monitoring(self) -> Monitoring:
         """What monitoring systems ask for."""
         return Monitoring(self.settings)
+
+    @cached_property
+    def runs(self) -> RunCache:
+        """The runs of the overview."""
+        return RunCache(self.client)
 
     async def load_jobs(self) -> Registry:
         """Return the jobs.
@@ -124,5 +130,5 @@ class Backend:
             await self.client.close()
         if "database" in opened:
             await self.database.close()
-        for name in ("monitoring", "events", "event_log", "client", "database", "ledger"):
+        for name in ("monitoring", "events", "event_log", "runs", "client", "database", "ledger"):
             opened.pop(name, None)

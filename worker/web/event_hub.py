@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,8 +20,10 @@ from worker.errors import LonghaulError
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.connection import connection_pool
+from worker.queue.overview import describe_workers
 from worker.queue.run import decode_fields
 from worker.settings import Settings
+from worker.web.run_cache import RunCache
 
 logger = logging.getLogger("longhaul.web")
 
@@ -36,11 +39,15 @@ _MOST_RUNS = 200
 _ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
+Progress = Literal["none", "pulse", "full"]
+
+
 class Message(NamedTuple):
     """A message for a subscriber.
 
     Attributes:
-        kind: `event` for an entry of the stream, `progress` for the mirror of a run, `gap` if entries are gone.
+        kind: `event` for an entry of the stream, `progress` for the mirror of a run, `gap` if entries are gone, `pulse`
+            if a worker with runs has written.
         id: the id in the stream; empty for others.
         fields: the fields of the entry or of the mirror.
         run_id: the run that it is about; empty for none.
@@ -58,13 +65,13 @@ class Subscriber:
 
     Attributes:
         run_id: only messages about this run; None for all.
-        has_progress: whether it takes the progress of runs as well.
+        progress: `full` if it takes the progress of runs as well, `pulse` if it takes that there is some, `none`.
         queue: its messages.
         is_dropped: whether it was too slow, or the server ends: no message follows those of the queue.
     """
 
     run_id: str | None
-    has_progress: bool
+    progress: Progress
     queue: asyncio.Queue[Message | None] = field(default_factory=lambda: asyncio.Queue(_QUEUE))
     is_dropped: bool = False
 
@@ -92,15 +99,19 @@ class EventHub:
     Args:
         client: the client of the queue.
         settings: the settings of Redis.
+        runs: is told which runs have changed.
     """
 
-    def __init__(self, client: Client, settings: Settings) -> None:
+    def __init__(self, client: Client, settings: Settings, runs: RunCache) -> None:
         self._client = client
         self._settings = settings
+        self._runs = runs
         self._subscribers: set[Subscriber] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._has_place = asyncio.Event()  # the reader of the stream knows where it begins
         self._seen: dict[str, dict[str, str]] = {}  # the mirror of each run as it was sent last
+        self._running: list[str] = []
+        self._written: dict[str, Any] = {}  # when each worker with runs has written last
         self.is_closed = False
 
     @property
@@ -109,14 +120,14 @@ class EventHub:
         return len(self._subscribers)
 
     @asynccontextmanager
-    async def subscribe(self, run_id: str | None = None, *, has_progress: bool = False) -> AsyncIterator[Subscriber]:
+    async def subscribe(self, run_id: str | None = None, *, progress: Progress = "none") -> AsyncIterator[Subscriber]:
         """Subscribe for the time of a block. No event after its begin is missed.
 
         Args:
             run_id: only messages about this run; None for all.
-            has_progress: whether to add the progress of the run, or of all running runs.
+            progress: `full` adds the progress of the run, or of all running runs; `pulse` only that they have some.
         """
-        subscriber = Subscriber(run_id, has_progress)
+        subscriber = Subscriber(run_id, progress)
         if self.is_closed:  # `end` came between the check of the request and this line
             subscriber.drop()
         self._subscribers.add(subscriber)
@@ -150,6 +161,7 @@ class EventHub:
     async def _stop(self) -> None:
         tasks, self._tasks = self._tasks, []
         self._seen.clear()
+        self._written.clear()
         await cancel_and_wait(*tasks)
 
     # --- events
@@ -185,18 +197,22 @@ class EventHub:
                         end = await redis.xrevrange(keys.EVENTS, count=1)
                         last = end[0][0] if end else "0-0"
                         has_place.set()
+                    self._runs.begin()
                     found = await redis.xread({keys.EVENTS: last}, count=_PAGE, block=max(1, min(_BLOCK_MS, limit_ms)))
                 except (RedisError, OSError) as error:
                     logger.debug("events cannot be read error=%s", error)
+                    self._runs.end()
                     await asyncio.sleep(_AWAY_SECONDS)
                     continue
                 for name, raw in found[0][1] if found else ():
                     self._send(decode_event(name, raw))
                     last = name
         finally:
+            self._runs.end()
             await redis.aclose()
 
     def _send(self, message: Message) -> None:
+        self._runs.forget(message.run_id)
         for subscriber in list(self._subscribers):
             subscriber.put(message)
 
@@ -206,14 +222,28 @@ class EventHub:
         """Send the mirrors of the runs that subscribers watch, when they have changed."""
         while not _is_cancelled():
             with contextlib.suppress(RedisError, LonghaulError, OSError):
+                await self._read_workers()
                 await self._read_mirrors()
             await asyncio.sleep(_PROGRESS_SECONDS)
 
+    async def _read_workers(self) -> None:
+        """Send a pulse if a worker with runs has written since the last time: it writes their mirrors at once."""
+        watching = [one for one in self._subscribers if one.run_id is None and one.progress != "none"]
+        if not watching:
+            return
+        raw = await self._client.command(cast(Awaitable[Any], self._client.redis.hgetall(keys.WORKERS)))
+        workers = describe_workers(raw, self._settings.worker.lease_seconds, datetime.now(UTC))
+        self._running = [run_id for worker in workers.values() for run_id in worker["jobs"]][:_MOST_RUNS]
+        written = {name: worker["seen_at"] for name, worker in workers.items() if worker["jobs"]}
+        if written != self._written:
+            self._written = written
+            self._put(Message("pulse", "", {}), [one for one in watching if one.progress == "pulse"])
+
     async def _read_mirrors(self) -> None:
-        watching = [one for one in self._subscribers if one.has_progress]
+        watching = [one for one in self._subscribers if one.progress == "full"]
         run_ids = dict.fromkeys(one.run_id for one in watching if one.run_id is not None)
         if any(one.run_id is None for one in watching):
-            run_ids |= dict.fromkeys(await self._list_running())
+            run_ids |= dict.fromkeys(self._running)
         pipeline = self._client.redis.pipeline(transaction=False)
         chosen = list(run_ids)[: _MOST_RUNS + len(watching)]
         for run_id in chosen:
@@ -223,16 +253,13 @@ class EventHub:
             fields = decode_fields(raw) if isinstance(raw, dict) else {}
             if fields and self._seen.get(run_id) != fields:
                 self._seen[run_id] = fields
-                self._send_progress(watching, Message("progress", "", fields, run_id))
+                self._put(Message("progress", "", fields, run_id), watching)
         self._seen = {run_id: fields for run_id, fields in self._seen.items() if run_id in run_ids}
 
-    def _send_progress(self, watching: Iterable[Subscriber], message: Message) -> None:
-        for subscriber in watching:
+    @staticmethod
+    def _put(message: Message, subscribers: Iterable[Subscriber]) -> None:
+        for subscriber in subscribers:
             subscriber.put(message)
-
-    async def _list_running(self) -> list[str]:
-        seen = await self._client.status()
-        return [run_id for worker in seen.workers.values() for run_id in worker.jobs][:_MOST_RUNS]
 
 
 def _is_cancelled() -> bool:

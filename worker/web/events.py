@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from worker.web.backend import Backend
 from worker.web.bodies import EventsQuery
-from worker.web.event_hub import Message, Subscriber, is_event_id
+from worker.web.event_hub import Message, Progress, Subscriber, is_event_id
 from worker.web.operations import Call
 from worker.web.problems import Problem
 from worker.web.run_reads import describe_event, describe_mirror, read_run
@@ -27,7 +27,7 @@ async def stream_events(call: Call) -> Response:
     """Stream the events of all runs and workers, and with `progress=true` the progress of those that run."""
     query: EventsQuery = call.query
     last_id = _read_last_id(call)
-    return _respond(_stream(call.backend, None, last_id, has_progress=query.progress == "true"))
+    return _respond(_stream(call.backend, None, last_id, "full" if query.progress == "true" else "none"))
 
 
 async def stream_run(call: Call) -> Response:
@@ -39,7 +39,7 @@ async def stream_run(call: Call) -> Response:
     run = await read_run(call.backend, run_id)
     if run.state in ENDED and last_id is not None:
         return Response(status_code=204)
-    return _respond(_stream(call.backend, run_id, last_id, has_progress=True))
+    return _respond(_stream(call.backend, run_id, last_id, "full"))
 
 
 def _read_last_id(call: Call) -> str | None:
@@ -57,10 +57,10 @@ def _respond(stream: AsyncIterator[bytes]) -> StreamingResponse:
 
 
 async def _stream(
-    backend: Backend, run_id: str | None, last_id: str | None, *, has_progress: bool
+    backend: Backend, run_id: str | None, last_id: str | None, progress: Progress
 ) -> AsyncIterator[bytes]:
     hub = backend.events
-    async with hub.subscribe(run_id, has_progress=has_progress) as subscriber:
+    async with hub.subscribe(run_id, progress=progress) as subscriber:
         yield f"retry: {_RETRY_MS}\n\n".encode()
         if last_id is not None:
             async for message in hub.replay(last_id, run_id):

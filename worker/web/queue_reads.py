@@ -15,14 +15,14 @@ from worker.job.definition import Job
 from worker.job.registry import Registry
 from worker.plan.plan import ensure_has_loops
 from worker.queue import keys
-from worker.queue.overview import describe_payload, describe_workers
+from worker.queue.overview import describe_workers
 from worker.queue.payload import now_ms
 from worker.queue.run import decode_fields
 from worker.web.backend import Backend
 from worker.web.fields import Page, read_count, read_moment, read_number
 from worker.web.operations import Call, Reply
 from worker.web.problems import not_found
-from worker.web.run_reads import describe_mirror, read_mirrors
+from worker.web.run_reads import describe_mirror
 from worker.web.views import (
     CronView,
     FindingView,
@@ -53,7 +53,12 @@ async def read_overview(backend: Backend) -> OverviewView:
     return await backend.reads.get("overview", lambda: _read_overview(backend))
 
 
-async def _read_overview(backend: Backend) -> OverviewView:
+async def read_totals(backend: Backend) -> OverviewView:
+    """Return the overview without its runs."""
+    return await backend.reads.get("totals", lambda: _read_overview(backend, has_runs=False))
+
+
+async def _read_overview(backend: Backend, *, has_runs: bool = True) -> OverviewView:
     redis = backend.client.redis
     pipeline = redis.pipeline(transaction=False)
     pipeline.hscan(keys.WORKERS, 0, count=_FIELDS)
@@ -69,17 +74,11 @@ async def _read_overview(backend: Backend) -> OverviewView:
     paused, cancelled = (sorted(_decode(one) for one in set(raw[1])) for raw in (raw_paused, raw_cancelled))
     names = _list_queues(backend, seen)
     queues, scores = await _read_queues(backend, names, seen, set(paused))
-    owners = {
-        run_id: (name, str(worker["queue"]))
-        for name, worker in seen.items()
-        if worker["state"] != "lost"
-        for run_id in worker["jobs"]
-    }
     return OverviewView(
         at=moment,
         queues=queues,
         workers=[_describe_worker(name, values) for name, values in seen.items()],
-        runs=await _read_runs(backend, owners, scores),
+        runs=await _read_runs(backend, seen, scores) if has_runs else [],
         dead_letters=dead,
         failed_last_day=failed,
         paused=paused,
@@ -138,41 +137,32 @@ async def _read_queues(
 
 
 async def _read_runs(
-    backend: Backend, owners: dict[str, tuple[str, str]], scores: dict[str, tuple[float, str]]
+    backend: Backend, workers: dict[str, dict[str, Any]], scores: dict[str, tuple[float, str]]
 ) -> list[RunView]:
     """Return the first running and waiting runs from their mirrors, or from the queue if a run has no mirror."""
+    owners = {
+        run_id: (name, worker)
+        for name, worker in workers.items()
+        if worker["state"] != "lost"
+        for run_id in worker["jobs"]
+    }
     ids = list(dict.fromkeys([*owners, *sorted(scores, key=lambda one: scores[one][0])]))[:_RUNS_SHOWN]
-    mirrors = await read_mirrors(backend, ids)
-    nameless = [run_id for run_id in ids if not mirrors.get(run_id, {}).get("job")]
-    jobs = await _read_job_names(backend, nameless)
+    marks = {one: (owners[one][0], owners[one][1]["seen_at"]) if one in owners else scores[one] for one in ids}
+    known = await backend.runs.read(marks)
     runs = []
     for run_id in ids:
-        fields = mirrors.get(run_id, {})
-        values = describe_mirror(fields) | {"id": run_id, "job": fields.get("job") or jobs.get(run_id, "?")}
+        fields, job = known[run_id]
+        values = describe_mirror(fields) | {"id": run_id, "job": job}
         score, queue = scores.get(run_id, (0.0, None))
         if run_id in owners:
             values |= {"state": "running", "worker": owners[run_id][0]}
-            queue = queue or owners[run_id][1]
+            queue = queue or str(owners[run_id][1]["queue"])
         else:
             due = "deferred" if score > now_ms() else "waiting"
             values |= {"state": "paused" if fields.get("state") == "paused" else due, "worker": None}
             values["due_at"] = read_moment(score / 1000)
         runs.append(RunView(**(values | {"queue": fields.get("queue") or queue, "in_ledger": "rows" in fields})))
     return runs
-
-
-async def _read_job_names(backend: Backend, run_ids: list[str]) -> dict[str, str]:
-    """Return the names of the jobs of runs that have no mirror, from their payloads."""
-    if not run_ids:
-        return {}
-    pipeline = backend.client.redis.pipeline(transaction=False)
-    for run_id in run_ids:
-        pipeline.get(keys.JOB + run_id)
-    answers = await backend.client.command(pipeline.execute(raise_on_error=False))
-    return {
-        run_id: describe_payload(raw if isinstance(raw, bytes) else None)[0]
-        for run_id, raw in zip(run_ids, answers, strict=True)
-    }
 
 
 def _read_done(raw: Any) -> dict[str, int]:
@@ -201,17 +191,17 @@ def _describe_worker(name: str, values: dict[str, Any]) -> WorkerView:
 
 async def list_workers(call: Call) -> Page[WorkerView]:
     """Return the workers, by name."""
-    return Page[WorkerView](items=(await read_overview(call.backend)).workers)
+    return Page[WorkerView](items=(await read_totals(call.backend)).workers)
 
 
 async def list_queues(call: Call) -> Page[QueueView]:
     """Return the queues of the settings and of the workers."""
-    return Page[QueueView](items=(await read_overview(call.backend)).queues)
+    return Page[QueueView](items=(await read_totals(call.backend)).queues)
 
 
 async def show_history(call: Call) -> HistoryView:
     """Return the last hour of the queues."""
-    call.backend.history.start(lambda: read_overview(call.backend))
+    call.backend.history.start(lambda: read_totals(call.backend))
     return call.backend.history.show()
 
 

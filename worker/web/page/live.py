@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from worker.cancellation import cancel_and_wait
 from worker.web.backend import Backend
-from worker.web.event_hub import Subscriber
+from worker.web.event_hub import Progress, Subscriber
 from worker.web.problems import Problem
 
 logger = logging.getLogger("longhaul.web")
@@ -71,7 +71,9 @@ class Channel:
 
     async def _follow(self) -> None:
         try:
-            async with self._backend.events.subscribe(self._run_id, has_progress=True) as subscriber:
+            # A page reads what it shows itself: of many runs it needs to know only that there is something to read.
+            progress: Progress = "pulse" if self._run_id is None else "full"
+            async with self._backend.events.subscribe(self._run_id, progress=progress) as subscriber:
                 while not subscriber.is_dropped:
                     await self._update()
                     await asyncio.sleep(_PAUSE_SECONDS)

@@ -1,0 +1,128 @@
+"""What is known of runs, so that those are read again only that have changed."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from worker.queue import keys
+from worker.queue.client import Client
+from worker.queue.overview import describe_payload
+from worker.queue.run import decode_fields
+
+_KEPT_SECONDS = 60.0
+_MOST_RUNS = 2_000
+
+
+class KnownRun(NamedTuple):
+    """What Redis has of a run.
+
+    Attributes:
+        fields: the fields of its mirror; none before its first attempt.
+        job: the name of its job; `?` if it is not known.
+    """
+
+    fields: dict[str, str]
+    job: str
+
+
+class _Entry(NamedTuple):
+    run: KnownRun
+    mark: Hashable
+    at: float
+
+
+class RunCache:
+    """Reads runs, and remembers them while it is told which of them have changed.
+
+    A worker writes a mirror, the event about its run, and its own entry in one transaction. So a run is as it was read
+    if it has had no event since, and its mark is the same.
+
+    Args:
+        client: the client of the queue.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._changed: list[set[str]] = []  # the runs that have changed since a read has begun, for each read
+        self._is_told = False
+
+    def begin(self) -> None:
+        """Remember runs from now on: `forget` is called for each event."""
+        self._is_told = True
+
+    def end(self) -> None:
+        """Remember no run: events may be missed."""
+        self._is_told = False
+        self._entries.clear()
+
+    def forget(self, run_id: str) -> None:
+        """Read a run again the next time: an event tells of it."""
+        self._entries.pop(run_id, None)
+        for changed in self._changed:
+            changed.add(run_id)
+
+    async def read(self, marks: Mapping[str, Hashable]) -> dict[str, KnownRun]:
+        """Return runs by their ids.
+
+        Args:
+            marks: the runs, each with a value that is another one if the run may have changed without an event: the
+                score of a run that waits, the time at which the worker of a run was seen last.
+
+        Raises:
+            ServerUnavailable: Redis does not answer.
+        """
+        oldest = time.monotonic() - _KEPT_SECONDS
+        known = {
+            run_id: entry.run
+            for run_id, mark in marks.items()
+            if (entry := self._entries.get(run_id)) is not None and entry.mark == mark and entry.at > oldest
+        }
+        missing = [run_id for run_id in marks if run_id not in known]
+        if missing:
+            known |= await self._read(missing, marks)
+        return known
+
+    async def _read(self, run_ids: Sequence[str], marks: Mapping[str, Hashable]) -> dict[str, KnownRun]:
+        changed: set[str] = set()
+        self._changed.append(changed)
+        try:
+            mirrors = await self._read_mirrors(run_ids)
+            jobs = await self._read_jobs([one for one in run_ids if not mirrors[one].get("job")])
+        finally:
+            self._changed.remove(changed)
+        found = {one: KnownRun(mirrors[one], mirrors[one].get("job") or jobs[one]) for one in run_ids}
+        if self._is_told:
+            now = time.monotonic()
+            for run_id in found.keys() - changed:
+                self._entries[run_id] = _Entry(found[run_id], marks[run_id], now)
+                self._entries.move_to_end(run_id)
+            while len(self._entries) > _MOST_RUNS:
+                self._entries.popitem(last=False)
+        return found
+
+    async def _read_mirrors(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        pipeline = self._client.redis.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.hgetall(keys.RUN + run_id)
+        answers = await self._client.command(pipeline.execute(raise_on_error=False))
+        return {
+            run_id: decode_fields(answer) if isinstance(answer, dict) else {}
+            for run_id, answer in zip(run_ids, answers, strict=True)
+        }
+
+    async def _read_jobs(self, run_ids: Sequence[str]) -> dict[str, str]:
+        """Return the names of the jobs of runs that have no mirror, from their payloads."""
+        if not run_ids:
+            return {}
+        pipeline = self._client.redis.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.get(keys.JOB + run_id)
+        answers = await self._client.command(pipeline.execute(raise_on_error=False))
+        return {
+            run_id: describe_payload(raw if isinstance(raw, bytes) else None)[0]
+            for run_id, raw in zip(run_ids, answers, strict=True)
+        }
