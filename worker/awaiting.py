@@ -9,7 +9,7 @@ import asyncio
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
@@ -99,14 +99,17 @@ class TrackedCalls:
 tracked_calls: ContextVar[TrackedCalls | None] = ContextVar("tracked_calls", default=None)
 
 
-def track_awaits(prefix: str) -> Callable[[C], C]:
+def track_awaits(prefix: str, inherited: Iterable[str] = ()) -> Callable[[C], C]:
     """Return a class decorator that tracks the calls of all public coroutine methods.
 
     Args:
         prefix: The name by which a job calls an object of the class, for the error.
+        inherited: Methods of its base classes that are tracked as well.
     """
 
     def decorate(cls: C) -> C:
+        for name in inherited:
+            setattr(cls, name, _tracked(f"{prefix}.{name}", getattr(cls, name)))
         for name, member in list(vars(cls).items()):
             if not name.startswith("_") and inspect.iscoroutinefunction(member):
                 setattr(cls, name, _tracked(f"{prefix}.{name}", member))

@@ -36,8 +36,28 @@ async def forget_to_await_sweep(ctx: JobContext) -> int:
     return 1
 
 
+@job
+async def forget_to_await_session(ctx: JobContext) -> int:
+    async for batch in ctx.chunks(select(Author.id), size=SIZE):
+        batch.session.execute(update(Author).values(seen=1))
+    return ctx.rows_done
+
+
+@job
+async def forget_to_await_in_a_transaction(ctx: JobContext) -> int:
+    async with ctx.transaction() as session:
+        session.execute(update(Author).values(seen=1))
+    return 1
+
+
 @pytest.mark.parametrize(
-    ("one", "name"), [(forget_to_await_bulk, r"batch\.bulk\.update"), (forget_to_await_sweep, r"ctx\.sweep")]
+    ("one", "name"),
+    [
+        (forget_to_await_bulk, r"batch\.bulk\.update"),
+        (forget_to_await_sweep, r"ctx\.sweep"),
+        (forget_to_await_session, r"session\.execute"),
+        (forget_to_await_in_a_transaction, r"session\.execute"),
+    ],
 )
 async def test_forgotten_await_is_an_error(run: JobRunner, database: Database, one: Any, name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name}\(\) was called without `await`"):

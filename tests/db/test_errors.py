@@ -15,7 +15,7 @@ from worker.db.errors import ErrorKind, blames_a_row, classify, is_transient, is
 from worker.errors import BulkError
 
 KINDS = {
-    ErrorKind.UNAVAILABLE: ["08000", "08006", "57P01", "57P02", "57P03", "53300", "25006"],
+    ErrorKind.UNAVAILABLE: ["08000", "08006", "57P01", "57P02", "57P03", "53300", "25006", "25P03", "25P04"],
     ErrorKind.TRANSIENT: ["40001", "40P01", "55P03", "57014"],
     ErrorKind.ROW: ["22001", "22003", "22P02", "23502", "23503", "23505", "23514", "23P01", "44000", "428C9"],
     ErrorKind.OTHER: ["42501", "42P01", "42703", "53100", "53200", "58030", "P0001", "XX000", "0A000"],

@@ -34,7 +34,13 @@ LOOPS = ["objects", "columns", "unlocked", "skip_locked", "stream", "sweep"]
 #: Faults that end the connection of the batch, by the place in which they happen.
 IN_SERVER = [("body", "kill"), ("commit", "kill"), ("read", "kill")]
 #: Faults of the body alone.
-IN_BODY = [("body", "idle"), ("body", "own redis"), ("body", "own postgres"), ("body", "stop")]
+IN_BODY = [
+    ("body", "idle"),
+    ("body", "transaction timeout"),
+    ("body", "own redis"),
+    ("body", "own postgres"),
+    ("body", "stop"),
+]
 CELLS = [
     (where, how, loop, quarantine)
     for (where, how), loop, quarantine in product(IN_SERVER + IN_BODY, LOOPS, [False, True])
@@ -84,6 +90,9 @@ async def fail_in_body(batch: Any) -> None:
             await batch.session.execute(select(func.kill_at(BAD)))
         case "idle":
             await asyncio.sleep(1.3)
+        case "transaction timeout":
+            await batch.session.execute(text("SET LOCAL transaction_timeout = '200ms'"))
+            await batch.session.execute(text("SELECT pg_sleep(30)"))
         case "own redis":
             async with Redis(port=free_port()) as other:
                 await other.ping()
@@ -162,8 +171,8 @@ async def test_batch_that_always_fails_ends_its_run(
     if how == "idle":
         assert "idle_in_transaction_timeout_seconds" in told
         assert "lock=False" in told
-    elif how == "kill":
+    elif how in ("kill", "transaction timeout"):
         assert "a connection was lost, but its server accepts new ones" in told
         assert "step '1-" in told
-    if how == "idle" or (how, where) == ("kill", "body"):
+    if how in ("idle", "transaction timeout") or (how, where) == ("kill", "body"):
         assert loop == "sweep" or sizes[-1] < SIZE, "the batch is halved from attempt to attempt"

@@ -308,3 +308,19 @@ async def test_object_store_is_written_like_a_directory(
     files.get("/bucket/export/*", str(tmp_path) + "/")
     assert read_export(tmp_path)[1] == list(range(1, 46))
     files.rm("/bucket", recursive=True)
+
+
+@job
+async def forget_to_await_write(ctx: JobContext, directory: str) -> int:
+    async with CsvParts(ctx, directory) as parts:
+        async for batch in walk(ctx, "chunks"):
+            parts.write(batch)
+    return ctx.rows_done
+
+
+async def test_part_whose_write_is_not_awaited_is_an_error(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    await fill(database)
+    with pytest.raises(UsageError, match=r"parts\.write\(\) was called without `await`"):
+        await JobRunner(database, settings)(forget_to_await_write, str(tmp_path / "out"))

@@ -28,9 +28,10 @@ class ErrorKind(enum.Enum):
 
 
 #: 08: connection exceptions; 57P01 to 57P05: shutdown, crash, starting up, database dropped, idle session; 53300: too
-#: many connections; 25006: the server accepts no writes, as a standby after a failover.
+#: many connections; 25006: the server accepts no writes, as a standby after a failover; 25P03 and 25P04: the connection
+#: was idle in a transaction, or its transaction took, longer than the server allows.
 _READ_ONLY = "25006"
-_UNAVAILABLE = ("08", "57P", "53300", _READ_ONLY)
+_UNAVAILABLE = ("08", "57P", "53300", _READ_ONLY, "25P03", "25P04")
 #: Serialization failure, deadlock, and a lock or a statement that took too long. 22P03, and a cached statement that
 #: fits no more: a table was altered since the driver has read its types.
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "22P03"})

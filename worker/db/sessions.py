@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util.concurrency import in_greenlet
 
+from worker.awaiting import track_awaits
 from worker.cancellation import run_to_completion
 from worker.db.calendar_ends import check_rows_at_ends
 from worker.errors import FencedOut, LazyLoadError, UsageError
@@ -118,6 +119,14 @@ def _refuse_lazy_load(state: ORMExecuteState) -> None:
     )
 
 
+#: Methods of SQLAlchemy that do nothing if a job forgets to await them.
+_AWAITED = (
+    *("execute", "scalar", "scalars", "stream", "stream_scalars", "get", "get_one", "merge", "refresh", "delete"),
+    *("flush", "run_sync", "connection", "commit", "rollback"),
+)
+
+
+@track_awaits("session", inherited=_AWAITED)
 class ScopedSession(AsyncSession):
     """`AsyncSession` that its scope commits or rolls back.
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel
 from sqlalchemy import inspect
 
+from worker.awaiting import track_awaits
 from worker.batch.batch import Batch
 from worker.errors import LonghaulError, SinkUnavailable, UsageError
 from worker.ledger.queries import query, source
@@ -34,6 +35,7 @@ MANIFEST = "manifest.json"
 _STRAY = re.compile(r"^(\.part-.*|.+-\d{8}-[0-9a-f]{12}\.[a-z0-9.]+)$")
 
 
+@track_awaits("parts")
 class Parts(ABC):
     """A directory or object prefix with a part for each batch: `async with CsvParts(ctx, directory) as parts`.
 
