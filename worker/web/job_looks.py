@@ -6,16 +6,36 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pydantic import Field
+
+from worker.plan import BatchTrial, LoopPlan
 from worker.plan import try_job as run_trial
 from worker.plan.plan import plan_part
 from worker.web.backend import Backend
 from worker.web.bodies import PlanBody, TryBody
+from worker.web.fields import Text, View
 from worker.web.operations import Call
 from worker.web.problems import Problem
-from worker.web.views import PlanView, TrialView
 
 _MOST_AT_ONCE = 2
 _MOST_SECONDS = 30
+
+
+class PlanView(View):
+    """The plan of a job, as `worker plan` shows it."""
+
+    job: Text
+    loops: list[LoopPlan]
+    ended: Text = Field(description="Why the plan ends before the end of the job; empty if it does not.")
+
+
+class TrialView(View):
+    """The changes of some batches of a job, as `worker try` shows them. Each was rolled back."""
+
+    job: Text
+    batches: list[BatchTrial]
+    error: Text = Field(description="The error of the job; empty if it has none.")
+    note: Text = Field(description="What a rollback does not undo.")
 
 
 async def plan_job(call: Call) -> PlanView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -14,39 +15,50 @@ from worker.web.bodies import DeadLettersQuery, QuarantineQuery
 from worker.web.fields import Page, PageQuery, make_cursor, read_cursor
 from worker.web.operations import Call
 from worker.web.problems import not_found
-from worker.web.views import DeadLetterDetail, DeadLetterView, OrderView, QuarantinedRowView
+from worker.web.views import DeadLetterDetail, DeadLettersView, DeadLetterView, OrderView, QuarantinedRowView
 
-#: Letters that one request looks at, at most. A page of a rare job may be shorter than its limit, and has a cursor.
-_MOST_LOOKED_AT = 2_000
+#: Time and letters after which a request looks no further: its page may be shorter than its limit, and has a cursor.
+_LONGEST_LOOK_SECONDS = 2.0
+_MOST_LOOKED_AT = 50_000
 _AT_ONCE = 200
+#: A search reads all letters, so it is shared for longer than a page of them.
+_SEARCH_SECONDS = 5.0
 
 
-async def list_dead_letters(call: Call) -> Page[DeadLetterView]:
+async def list_dead_letters(call: Call) -> DeadLettersView:
     """Return a page of the dead letters, newest first. A page may have fewer letters than its limit and a cursor."""
     query: DeadLettersQuery = call.query
     key = ("dead letters", query.job, query.search, query.cursor, query.limit)
-    return await call.backend.reads.get(key, lambda: _list_dead_letters(call.backend, query))
+    seconds = None if query.job is None and query.search is None else _SEARCH_SECONDS
+    return await call.backend.reads.get(key, lambda: _list_dead_letters(call.backend, query), seconds=seconds)
 
 
-async def _list_dead_letters(backend: Backend, query: DeadLettersQuery) -> Page[DeadLetterView]:
-    """Read the newest letters by `worker:dead:at`, and never all of `worker:dead`: tracebacks are long."""
+async def _list_dead_letters(backend: Backend, query: DeadLettersQuery) -> DeadLettersView:
+    """Read letters by `worker:dead:at` in steps, and keep none that is not shown: tracebacks are long."""
     place = read_cursor(query.cursor, float, str)
     rank = 0 if place is None else await _find_rank(backend, place[0], place[1])
+    total = await backend.client.command(backend.client.redis.zcard(keys.DEAD_AT))
+    end, until = rank + _MOST_LOOKED_AT, time.monotonic() + _LONGEST_LOOK_SECONDS
     found: list[DeadLetterView] = []
-    looked_at = 0
-    while looked_at < _MOST_LOOKED_AT:
-        names, raws = await _read_letters(backend, rank, _AT_ONCE)
+    cursor: str | None = None
+    count = min(_AT_ONCE, max(query.limit, 1) + 1) if query.job is None and query.search is None else _AT_ONCE
+    while cursor is None:
+        names, raws = await _read_letters(backend, rank, count)
         for (name, at), raw in zip(names, raws, strict=True):
-            rank, looked_at = rank + 1, looked_at + 1
+            rank += 1
             run_id = name.decode(errors="replace")
             letter = None if raw is None else DeadLetter.read(run_id, raw)
             if letter is not None and _is_chosen(letter, query):
                 found.append(_describe_letter(letter))
             if len(found) == query.limit:
-                return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
-        if len(names) < _AT_ONCE:
-            return Page[DeadLetterView](items=found)
-    return Page[DeadLetterView](items=found, next_cursor=make_cursor(float(at), run_id))
+                cursor = make_cursor(float(at), run_id)
+                break
+        else:
+            if len(names) < count:
+                break
+            if rank >= end or time.monotonic() > until:
+                cursor = make_cursor(float(at), run_id)
+    return DeadLettersView(items=found, next_cursor=cursor, looked_at=rank, total=max(rank, total))
 
 
 def _is_chosen(letter: DeadLetter, query: DeadLettersQuery) -> bool:

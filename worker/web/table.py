@@ -110,7 +110,7 @@ READS = (
     Operation(
         *("GET", "/dead-letters", "list_dead_letters", "failures", "read", "List the dead letters, newest first"),
         letter_reads.list_dead_letters,
-        Page[views.DeadLetterView],
+        views.DeadLettersView,
         query=bodies.DeadLettersQuery,
     ),
     Operation(
@@ -202,7 +202,7 @@ ORDERS = (
             "Show what a job would do, without changing anything",
         ),
         job_looks.plan_job,
-        views.PlanView,
+        job_looks.PlanView,
         body=bodies.PlanBody,
         problems=(404,),
     ),
@@ -216,7 +216,7 @@ ORDERS = (
             "Run some batches of a job, and roll each of them back",
         ),
         job_looks.try_job,
-        views.TrialView,
+        job_looks.TrialView,
         body=bodies.TryBody,
         problems=(404,),
     ),

@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from worker.plan import BatchTrial, LoopPlan
 from worker.web.fields import Json, Text, View
 
 RunState = Literal[
@@ -200,6 +199,15 @@ class DeadLetterView(View):
     in_ledger: bool
 
 
+class DeadLettersView(View):
+    """A page of the dead letters."""
+
+    items: list[DeadLetterView]
+    looked_at: int = Field(description="Letters, from the newest, that this page and those before it have looked at.")
+    total: int = Field(description="All dead letters.")
+    next_cursor: Text | None = Field(default=None, description="Cursor of the next page; null after the last one.")
+
+
 class DeadLetterDetail(DeadLetterView):
     """A run that has failed permanently, with its arguments and its traceback."""
 
@@ -284,23 +292,6 @@ class JobRunView(View):
     seconds: float | None = Field(description="Time from its first attempt to its end; null if it has not ended.")
     rows: int | None = Field(description="Rows of its loops; null if the ledger does not have it.")
     error: Text | None
-
-
-class PlanView(View):
-    """The plan of a job, as `worker plan` shows it."""
-
-    job: Text
-    loops: list[LoopPlan]
-    ended: Text = Field(description="Why the plan ends before the end of the job; empty if it does not.")
-
-
-class TrialView(View):
-    """The changes of some batches of a job, as `worker try` shows them. Each was rolled back."""
-
-    job: Text
-    batches: list[BatchTrial]
-    error: Text = Field(description="The error of the job; empty if it has none.")
-    note: Text = Field(description="What a rollback does not undo.")
 
 
 class FindingView(View):

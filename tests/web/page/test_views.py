@@ -16,7 +16,7 @@ from tests.support.workers import with_web
 from tests.web.page.jobs import HOSTILE, picky_walk, slow_walk
 from tests.web.page.scene import JOBS, PageSite
 from worker.queue.dead_letters import encode_letter
-from worker.web import web_app
+from worker.web import letter_reads, web_app
 from worker.web.tokens import TokenFile
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -60,7 +60,7 @@ async def test_the_form_keeps_what_was_typed_and_names_each_fault_beside_its_fie
         await expect(page.locator("#option-priority-hint")).to_contain_text("less than or equal to 9")
         await page.get_by_label("Priority").fill("")
         await page.get_by_label("Id of the run").fill("typed-1")
-        await page.get_by_role("button", name="As a command").click()
+        await page.get_by_role("button", name="As a command", exact=True).click()
         lines = await page.locator("[data-lines-out] code").all_inner_texts()
         assert lines[0] == "worker enqueue --id typed-1 chosen_walk 'ids=[]'"
         assert [line.split()[1] for line in lines[1:]] == ["SET", "ZADD"]
@@ -84,7 +84,7 @@ async def test_a_walk_is_planned_and_tried_and_nothing_changes(site: PageSite) -
         await expect(page.get_by_label("ids")).to_have_value("[1, 2, 3, 4, 5, 6, 7]")
         await site.check(page)
         # The command follows what is typed.
-        await page.get_by_role("button", name="As a command").click()
+        await page.get_by_role("button", name="As a command", exact=True).click()
         await expect(page.locator("[data-lines-out] code").first).to_have_text(
             "worker enqueue chosen_walk 'ids=[1, 2, 3, 4, 5, 6, 7]'"
         )
@@ -108,9 +108,9 @@ async def test_the_list_of_jobs_is_searched_and_opened_by_keys(site: PageSite) -
         await page.keyboard.press("j")
         await page.keyboard.press("Enter")
         await expect(page.locator("h1")).to_have_text("nightly")
-        await page.get_by_role("button", name="Pause the job").click()
+        await page.get_by_role("button", name="Pause the job", exact=True).click()
         await expect(page.locator("#region-facts")).to_contain_text("No run of this job begins.")
-        await page.get_by_role("button", name="Resume the job").click()
+        await page.get_by_role("button", name="Resume the job", exact=True).click()
         await expect(page.locator("#region-facts")).not_to_contain_text("No run of this job begins.")
     assert await site.redis.scard("worker:paused") == 0
 
@@ -132,18 +132,30 @@ async def add_letters(site: PageSite, count: int) -> None:
     await site.redis.zadd("worker:dead:at", {name: now - 1_000 * n for n, name in enumerate(letters)})
 
 
-async def test_of_many_dead_letters_some_are_found_retried_and_deleted(site: PageSite) -> None:
-    await add_letters(site, 1_200)
+async def test_of_many_dead_letters_some_are_found_retried_and_deleted(
+    site: PageSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_letters(site, 10_200)
     async with site.open("/page/dead-letters") as page:
-        await expect(page.locator("h1 + .hint")).to_have_text("1,200 runs have failed for good")
+        await expect(page.locator("h1 + .hint")).to_have_text("10,200 runs have failed for good")
         await expect(page.locator("[data-row]")).to_have_count(50)
         await expect(page.locator("tr#letter-letter-0")).to_contain_text("<script>alert(1)</script> \\x1b[31mred")
         await site.check(page)
+        await page.get_by_label("Search id, job, arguments, error").fill("mail 1019")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("[data-row]")).to_have_count(11)  # 1019, and 10190 to 10199, which are the oldest
+        await expect(page.locator("[data-looked-at]")).to_have_text("All 10,200 letters were looked at.")
+        monkeypatch.setattr(letter_reads, "_LONGEST_LOOK_SECONDS", 0.0)
         await page.get_by_label("Search id, job, arguments, error").fill("mail 77")
         await page.keyboard.press("Enter")
-        await expect(page.locator("[data-row]")).to_have_count(11)  # 77, 770 to 779, of the newest 2,000
+        await expect(page.locator("[data-row]")).to_have_count(1)
+        await expect(page.locator("[data-looked-at]")).to_contain_text("The newest 200 of 10,200 letters")
+        monkeypatch.undo()
+        await page.goto(f"{site.url}/page/dead-letters?search=mail 77&job=brittle")
+        await expect(page.locator("[data-row]")).to_have_count(50)
+        await page.goto(f"{site.url}/page/dead-letters?search=mail 77&limit=500")
         await page.get_by_label("Select letter-77", exact=True).check()
-        await page.get_by_label("Select letter-770").check()
+        await page.get_by_label("Select letter-770", exact=True).check()
         await expect(page.locator("[data-picked]")).to_have_text("2 selected")
         await page.get_by_role("button", name="Retry as a command").click()
         lines = await page.locator("#lines code").all_inner_texts()
@@ -161,7 +173,7 @@ async def test_of_many_dead_letters_some_are_found_retried_and_deleted(site: Pag
         await page.get_by_role("button", name="Delete…", exact=True).click()
         await page.get_by_role("button", name="Delete", exact=True).click()
         await expect(page.locator("#toasts")).to_contain_text("and 497 more")
-    assert 690 < await site.redis.hlen("worker:dead") <= 700
+    assert 9_690 < await site.redis.hlen("worker:dead") <= 9_700
     await site.redis.delete("worker:dead", "worker:dead:at")
 
 
