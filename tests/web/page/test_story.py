@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.web.page.story import Story, tell
+from worker.web.page import plots
+from worker.web.page.story import KINDS, Story, tell
 from worker.web.views import BatchView, EventView, RunDetail
 
 BEGIN = datetime(2026, 11, 27, 3, tzinfo=UTC)
@@ -70,13 +72,29 @@ def test_story_has_waits_pauses_throttles_and_a_worker_that_died() -> None:
         ("paused", 60, 80),
         ("running", 80, 100),
     ]
-    assert {name: round(seconds) for name, _, seconds in story.seconds} == {
+    assert {name: round(seconds) for name, _, seconds, _ in story.shares} == {
         "worked": 22,
         "throttled: pace": 18,
         "waited in the queue": 10,
         "without a worker": 10,
         "paused": 20,
     }
+
+
+def test_reasons_of_throttles_are_told_apart_by_letter_pattern_and_legend() -> None:
+    reasons = ["pace", "WAL rate", "replication lag", "<script>", "e", "f", "g"]
+    samples = [sample(10, 1, work=1)]
+    samples += [sample(20 + 10 * at, 2, work=1, **{reason: 9}) for at, reason in enumerate(reasons)]
+    story = told([event(0, "started")], samples)
+    assert [one.reason for one in story.spans if one.kind == "throttled"] == reasons
+    drawn = plots.story(story, KINDS)
+    assert re.findall(r"url\(#tone-(\d)\)", drawn) == list("0123455"), "further reasons share the last pattern"
+    assert re.findall(r'class="letter"[^>]*>(\w)', drawn) == list("ABCDEFF")
+    assert "throttled: &lt;script&gt;" in drawn and "<script>" not in drawn
+    lag = next(one for one in story.shares if one.reason == "replication lag")
+    assert "#tone-2" in plots.swatch(story, lag) and ">C<" in plots.swatch(story, lag)
+    worked = next(one for one in story.shares if one.kind == "running")
+    assert "is-running" in plots.swatch(story, worked)
 
 
 def test_time_between_two_lives_of_a_run_is_no_part_of_its_story() -> None:

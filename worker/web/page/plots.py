@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from worker.web.page.run import Series
-from worker.web.page.story import Moment, Story
+from worker.web.page.story import Moment, Share, Span, Story
 from worker.web.page.text import compact, duration, show
 from worker.web.views import JobRunView, MinuteView, RangeView
 
@@ -15,6 +15,8 @@ _HEIGHT = 100.0
 _MOST_SLOTS = 40
 _MARK_WIDTH = 1.6
 _MOST_RANGES = 400
+#: Share of the line of time on which a letter fits.
+_LETTER_WIDTH = 4.0
 
 
 def _trace(values: Sequence[float | None], top: float) -> tuple[Markup, Markup]:
@@ -51,19 +53,48 @@ def flow(minutes: Sequence[MinuteView | None], name: str) -> Markup:
 
 def story(told: Story, kinds: Mapping[str, str]) -> Markup:
     """Return the line of time of a run: what it did when, and a mark for each thing that happened."""
-    bar = Markup('<rect class="span is-{}" x="{:.3f}%" y="26" width="{:.3f}%" height="22"><title>{}</title></rect>')
     mark = Markup(
         '<svg class="mark is-{}" x="{:.3f}%" y="0" overflow="visible"><title>{}</title>'
         '<path d="M0 20v34"/><use href="#i-{}" x="-8" y="0" width="16" height="16"/></svg>'
     )
-    spans = Markup("").join(bar.format(one.kind, one.place, one.width, kinds[one.kind]) for one in told.spans)
+    spans = Markup("").join(_span(told, one, kinds) for one in told.spans)
     marks = Markup("").join(
         mark.format(one.state, one.place, show(one.text), show(one.icon)) for one in _thin_out(told.moments)
     )
-    label = "; ".join(f"{name} {duration(seconds)}" for name, _, seconds in told.seconds)
+    label = "; ".join(f"{one.name} {duration(one.seconds)}" for one in told.shares)
     return Markup('<svg class="story" width="100%" height="56" role="img" aria-label="{}">{}{}</svg>').format(
-        show(label) or "It has just begun", spans, marks
+        show(label), spans, marks
     )
+
+
+def _span(told: Story, one: Span, kinds: Mapping[str, str]) -> Markup:
+    """Return a span of the line of time. A throttle has the pattern of its reason, and its letter if that fits."""
+    bar = Markup('<rect class="span is-{}"{} x="{:.3f}%" y="26" width="{:.3f}%" height="22"><title>{}</title></rect>')
+    if not one.reason:
+        return bar.format(one.kind, "", one.place, one.width, kinds[one.kind])
+    tone = told.tone(one.reason)
+    title = f"{kinds[one.kind]}: {show(one.reason)}"
+    drawn = bar.format(one.kind, Markup(' fill="url(#tone-{})"').format(tone), one.place, one.width, title)
+    if one.width < _LETTER_WIDTH:
+        return drawn
+    return drawn + Markup('<text class="letter" x="{:.3f}%" y="41.5">{}</text>').format(
+        one.place + one.width / 2, _letter(tone)
+    )
+
+
+def swatch(told: Story, share: Share) -> Markup:
+    """Return the sign of a part of the run's time in the legend."""
+    if not share.reason:
+        return Markup('<span class="swatch is-{}"></span>').format(share.kind)
+    tone = told.tone(share.reason)
+    return Markup(
+        '<svg class="tone" width="22" height="16" aria-hidden="true"><rect width="22" height="16" rx="3"'
+        ' fill="url(#tone-{})"/><text class="letter" x="11" y="12.5">{}</text></svg>'
+    ).format(tone, _letter(tone))
+
+
+def _letter(tone: int) -> str:
+    return chr(ord("A") + tone)
 
 
 def ranges(found: Sequence[RangeView]) -> Markup:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.errors import InvalidPayload
 from worker.queue.decoding import read_json
@@ -18,6 +19,8 @@ _CELLS = 400
 _MOMENT = timedelta(seconds=0.5)
 #: The reasons of a sample that are the walk's own work.
 _WORK = ("work", "lock")
+#: Throttles that can be told apart on the line of time.
+TONES = 6
 _AFTER = {
     "started": "running",
     "resumed": "running",
@@ -89,11 +92,29 @@ class Span:
         kind: what the run did, one of `KINDS`.
         place: where it begins, 0 to 100.
         width: its width.
+        reason: of a throttle; empty for other kinds.
     """
 
     kind: str
     place: float
     width: float
+    reason: str = ""
+
+
+class Share(NamedTuple):
+    """What a part of the run's time went to.
+
+    Attributes:
+        name: in the words of the page.
+        kind: one of `KINDS`.
+        seconds: the time.
+        reason: of a throttle; empty for other kinds.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    reason: str = ""
 
 
 @dataclass
@@ -105,14 +126,20 @@ class Story:
         ended: its right end: the end of the run, or now.
         spans: what the run did when.
         moments: what happened to it, oldest first.
-        seconds: seconds by what they went to, the longest first: a name, a kind, and the seconds.
+        shares: what its time went to, the longest first.
+        reasons: the reasons of throttles, in the order in which they began: each has a letter, a colour and a pattern.
     """
 
     begun: datetime
     ended: datetime
     spans: list[Span] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
-    seconds: list[tuple[str, str, float]] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def tone(self, reason: str) -> int:
+        """Return the number of the colour and pattern of a reason; the last one is that of all further reasons."""
+        return min(self.reasons.index(reason), TONES - 1)
 
     def place(self, at: datetime) -> float:
         """Return the place of a time on the line, 0 to 100."""
@@ -135,7 +162,8 @@ def tell(run: RunDetail, events: Sequence[EventView], batches: Sequence[BatchVie
         Moment(at, _ICONS.get(event.event, event.event), _state(event), describe(event), story.place(at))
         for at, event in known
     ]
-    story.seconds = _sum_up(parts, batches)
+    story.shares = _sum_up(parts, batches)
+    story.reasons = list(dict.fromkeys(reason for one in batches for reason in one.seconds if reason not in _WORK))
     return story
 
 
@@ -164,50 +192,47 @@ def _list_parts(
 
 def _paint(story: Story, parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]) -> list[Span]:
     """Return the spans of the line: it is painted in cells, and equal neighbours become one."""
-    cells = [""] * _CELLS
+    cells = [("", "")] * _CELLS
 
-    def paint(kind: str, begin: datetime, end: datetime, *, over: str | None = None) -> None:
+    def paint(cell: tuple[str, str], begin: datetime, end: datetime, *, over: str | None = None) -> None:
         first = int(story.place(begin) / 100 * _CELLS)
         for at in range(first, min(_CELLS, max(first + 1, round(story.place(end) / 100 * _CELLS)))):
-            if over is None or cells[at] == over:
-                cells[at] = kind
+            if over is None or cells[at][0] == over:
+                cells[at] = cell
 
     for kind, begin, end in parts:
-        paint(kind, begin, end)
+        paint((kind, ""), begin, end)
     before: dict[str, datetime] = {}
     for sample in batches:
         begin = before.get(sample.step, sample.at)
-        waited = sum(seconds for reason, seconds in sample.seconds.items() if reason not in _WORK)
-        if begin < sample.at and waited > (sample.at - begin).total_seconds() / 2:
-            paint("throttled", begin, sample.at, over="running")
+        waits = {reason: seconds for reason, seconds in sample.seconds.items() if reason not in _WORK}
+        if begin < sample.at and sum(waits.values()) > (sample.at - begin).total_seconds() / 2:
+            paint(("throttled", max(waits, key=lambda one: waits[one])), begin, sample.at, over="running")
         before[sample.step] = sample.at
     spans: list[Span] = []
-    for at, kind in enumerate(cells):
-        if kind and spans and spans[-1].kind == kind and spans[-1].place + spans[-1].width >= 100 * at / _CELLS - 1e-6:
-            spans[-1] = Span(kind, spans[-1].place, 100 * (at + 1) / _CELLS - spans[-1].place)
-        elif kind:
-            spans.append(Span(kind, 100 * at / _CELLS, 100 / _CELLS))
+    for cell, found in itertools.groupby(range(_CELLS), key=lambda at: cells[at]):
+        places = list(found)
+        if cell[0]:
+            spans.append(Span(cell[0], 100 * places[0] / _CELLS, 100 * len(places) / _CELLS, cell[1]))
     return spans
 
 
-def _sum_up(
-    parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]
-) -> list[tuple[str, str, float]]:
-    """Return the seconds by what they went to: the reasons of the samples, and the times between the attempts."""
-    found: dict[tuple[str, str], float] = {}
+def _sum_up(parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]) -> list[Share]:
+    """Return what the time went to: the reasons of the samples, and the times between the attempts."""
+    found: dict[tuple[str, str, str], float] = {}
     sampled = 0.0
     for sample in batches:
         for reason, seconds in sample.seconds.items():
             name = "worked" if reason == "work" else "waited for locks" if reason == "lock" else f"throttled: {reason}"
-            key = (name, "running" if reason in _WORK else "throttled")
+            key = (name, "running", "") if reason in _WORK else (name, "throttled", reason)
             found[key] = found.get(key, 0.0) + seconds
             sampled += seconds
     for kind, begin, end in parts:
-        key = (KINDS[kind] if kind != "running" else "worked", kind)
+        key = (KINDS[kind] if kind != "running" else "worked", kind, "")
         if kind != "running" or not sampled:
             found[key] = found.get(key, 0.0) + (end - begin).total_seconds()
-    rows = [(name, kind, seconds) for (name, kind), seconds in found.items() if seconds >= 0.05]
-    return sorted(rows, key=lambda row: -row[2])
+    shares = [Share(name, kind, seconds, reason) for (name, kind, reason), seconds in found.items() if seconds >= 0.05]
+    return sorted(shares, key=lambda one: -one.seconds)
 
 
 def _state(event: EventView) -> str:
