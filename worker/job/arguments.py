@@ -20,6 +20,8 @@ from pydantic import (
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from worker.errors import InvalidArguments, RegistrationError, format_error
 from worker.job.results import (
@@ -33,6 +35,15 @@ from worker.job.results import (
     show_difference,
 )
 from worker.job.round_trip import CONFIG, is_exact, is_same
+
+
+class _ArgumentsSchema(GenerateJsonSchema):
+    """JSON Schema that tells a time without a zone from one with a zone."""
+
+    def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
+        """Return the schema of a time."""
+        is_naive = schema.get("tz_constraint") == "naive"
+        return super().datetime_schema(schema) | ({"format": "date-time-local"} if is_naive else {})
 
 
 class UndefinedType(RegistrationError):
@@ -178,7 +189,7 @@ class JobCodec:
     def make_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the arguments, an object by name; an empty schema if a type has none."""
         try:
-            return self._arguments.model_json_schema()
+            return self._arguments.model_json_schema(schema_generator=_ArgumentsSchema)
         except PydanticInvalidForJsonSchema:
             return {}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from worker.web.page.form import Form
 from worker.web.page.text import pretty
 
-Kind = Literal["text", "number", "date", "switch", "choice", "json"]
+Kind = Literal["text", "number", "date", "moment", "time", "switch", "choice", "json"]
 
 #: Prefix of the names of the fields, which keeps arguments apart from the other fields of the form.
 PREFIX = "arg:"
@@ -18,6 +20,7 @@ PREFIX = "arg:"
 WHOLE = "*"
 _HINTS = {
     "date-time": "time, e.g. 2027-01-31T12:00:00Z",
+    "date-time-local": "time without a zone, e.g. 2027-01-31T12:00:00",
     "time": "time of day, e.g. 12:00:00",
     "duration": "duration, e.g. P1DT12H or 36:00:00",
     "uuid": "UUID",
@@ -35,6 +38,9 @@ _LIMITS = (
     ("pattern", "like {}"),
 )
 _MOST_REFERENCES = 20
+_FIRST_YEAR = 1000  # with fewer digits, browsers differ
+#: Kinds whose fields the browser checks, by the format of the schema.
+_KINDS: dict[str, Kind] = {"date": "date", "date-time": "moment", "date-time-local": "moment", "time": "time"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class ArgumentField:
         choices: text and label of each value that may be chosen.
         text: what the field has at present.
         error: why the argument is not valid; empty if it is.
+        has_zone: of a moment: whether its value has a time zone. Its text is in UTC.
     """
 
     name: str
@@ -66,6 +73,7 @@ class ArgumentField:
     choices: Sequence[tuple[str, str]] = ()
     text: str = ""
     error: str = ""
+    has_zone: bool = False
 
     def read(self) -> tuple[bool, Any]:
         """Return whether the argument is given, and its JSON value. One that is as its default is not given.
@@ -76,8 +84,13 @@ class ArgumentField:
         text = self.text.strip() if self.kind != "text" else self.text
         if text == self.default and not self.is_required:
             return False, None
+        if self.kind in ("moment", "time"):
+            text = _shorten(text)
+            if text == self.default and not self.is_required:
+                return False, None
+            text = f"{text}Z" if self.has_zone and _is_naive(text) else text
         if text == "":
-            if self.is_required or (self.kind in ("json", "choice", "date") and not self.is_nullable):
+            if self.is_required or (self.kind not in ("text", "number", "switch") and not self.is_nullable):
                 return False, None
             return True, None if self.is_nullable else ""
         if self.kind == "number":
@@ -85,6 +98,34 @@ class ArgumentField:
         if self.kind in ("json", "choice", "switch"):
             return True, json.loads(text)
         return True, text
+
+
+def _shorten(text: str) -> str:
+    """Return a time without seconds of zero, which some browsers leave out."""
+    return text[:-3] if re.fullmatch(r"(?:[\d-]+T)?\d\d:\d\d:00", text) else text
+
+
+def _write_time(text: str) -> str | None:
+    """Return the text of a field for a time of day; None if such a field cannot show it."""
+    return _shorten(text) if re.fullmatch(r"\d\d:\d\d(:\d\d)?", text) else None
+
+
+def _is_naive(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        return False
+
+
+def _write_moment(text: str, *, has_zone: bool) -> str | None:
+    """Return the text of a field for a moment; None if such a field cannot show it."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if at.microsecond or (at.tzinfo is None) == has_zone or at.year < _FIRST_YEAR:
+        return None
+    return _shorten((at.astimezone(UTC) if has_zone else at).replace(tzinfo=None).isoformat())
 
 
 def _read_number(text: str) -> Any:
@@ -115,10 +156,14 @@ def _make_field(
     default = schema.get("default", plain.get("default"))
     has_default = not is_required and ("default" in schema or "default" in plain)
     text = _write(kind, default) if has_default and default is not None else ""
+    has_zone = plain.get("format") == "date-time" and not _is_naive(text)
+    if text and kind in ("moment", "time"):
+        shown = _write_moment(text, has_zone=has_zone) if kind == "moment" else _write_time(text)
+        kind, text = ("text", text) if shown is None else (kind, shown)
     return ArgumentField(
         name=name,
         kind=kind,
-        hint=_describe(plain, kind),
+        hint="in UTC" if has_zone and kind == "moment" else _describe(plain, kind),
         about=str(schema.get("description") or plain.get("description") or ""),
         is_required=is_required,
         is_nullable=is_nullable,
@@ -126,6 +171,7 @@ def _make_field(
         has_null_default=has_default and default is None,
         choices=choices,
         text=text,
+        has_zone=has_zone and kind == "moment",
     )
 
 
@@ -160,7 +206,7 @@ def _find_kind(schema: Mapping[str, Any], is_nullable: bool) -> tuple[Kind, tupl
         case "integer" | "number":
             return "number", ()
         case "string":
-            return ("date" if schema.get("format") == "date" else "text"), ()
+            return _KINDS.get(str(schema.get("format")), "text"), ()
         case _:
             return "json", ()
 
@@ -173,7 +219,9 @@ def _describe(schema: Mapping[str, Any], kind: Kind) -> str:
         found.append("decimal number")
     elif kind == "json":
         found.append({"array": "JSON list", "object": "JSON object"}.get(str(schema.get("type")), "JSON value"))
-    elif schema.get("format") in _HINTS:
+    elif kind == "moment":
+        found.append("without a time zone")
+    elif kind == "text" and schema.get("format") in _HINTS:
         found.append(_HINTS[schema["format"]])
     found += [words.format(schema[name]) for name, words in _LIMITS if name in schema]
     return ", ".join(found)
@@ -181,7 +229,7 @@ def _describe(schema: Mapping[str, Any], kind: Kind) -> str:
 
 def _write(kind: Kind, value: Any) -> str:
     """Return the text of a field for a JSON value."""
-    if kind in ("text", "date", "number"):
+    if kind in ("text", "date", "moment", "time", "number"):
         return value if isinstance(value, str) else json.dumps(value)
     if kind == "json":
         return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else pretty(value)
