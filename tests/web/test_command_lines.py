@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import httpx
@@ -161,6 +163,9 @@ async def test_the_lines_of_an_order_do_what_the_order_does(
         await begin(redis, client, database)
         worker_lines = [shlex.split(line) for line in lines if line.startswith("worker ")]
         assert worker_lines, lines
+        notes = [line for line in lines if line.startswith("# ")]
+        assert all(line.startswith("# no redis-cli form: ") for line in notes)
+        assert bool(notes) != any(line.startswith("redis-cli ") for line in lines), "a line or a reason"
         for words in worker_lines:
             ran = await cli(*words[1:], LONGHAUL_WORKER__PACKAGES='["tests.web.jobs"]')
             assert ran.returncode == 0, (words, ran.stderr)
@@ -207,3 +212,16 @@ async def test_lines_have_the_prefix_of_the_namespace_and_enqueue_runs_the_job(
         await redis.execute_command(*shlex.split(line)[1:])
     [run_id] = await redis.zrange("arq:queue", 0, -1)
     assert await redis.get(b"arq:job:" + run_id) == b'{"f": "greet", "k": {"name": "O\'Hara"}}'
+
+
+async def test_a_run_that_is_enqueued_by_redis_cli_has_its_due_time_and_its_priority(
+    settings: Settings, redis: Redis
+) -> None:
+    values = {"job": "nightly", "at": "2100-01-31T12:00:00Z", "priority": 4, "queue": "arq:other", "id": "later"}
+    body = make_body(_OPERATIONS["enqueue"].body, values)
+    for line in CommandLines(settings).make("enqueue", {}, body)[1:]:
+        await redis.execute_command(*shlex.split(line)[1:])
+    due = datetime(2100, 1, 31, 12, tzinfo=UTC).timestamp() * 1000
+    assert json.loads(await redis.get("arq:job:later")) == {"f": "nightly", "k": {}, "p": 4}
+    assert await redis.zscore("arq:other", "later") == await redis.zscore("worker:priority:4:arq:other", "later") == due
+    assert await redis.zrange("worker:priorities:arq:other", 0, -1, withscores=True) == [(b"4", 4.0)]

@@ -1,7 +1,7 @@
 """Command lines that do what an order of the page does: `worker …`, and `redis-cli …` or `psql …`.
 
-Each is made of the body that the order would send to the API. Where one of the two programs cannot do the same, there
-is no line for it.
+Each is made of the body that the order would send to the API. Where `redis-cli` cannot do the same, a line that begins
+with `#` says so, and why.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from worker.errors import RegistrationError, UnknownJob
@@ -22,6 +23,19 @@ from worker.web.backend import Backend
 from worker.web.page.text import command
 
 _NOW = "0"
+
+
+def _no_redis(reason: str) -> str:
+    """Return the line for an order that `redis-cli` cannot give. A shell takes it for a comment."""
+    return f"# no redis-cli form: {reason}"
+
+
+_CHOOSES = _no_redis("it takes ids, and does not find the letters of a job")
+_CHECKPOINT = _no_redis("the checkpoint is in PostgreSQL")
+_LETTERS = _no_redis("PostgreSQL has dead letters, too")
+_ROWS = _no_redis("the rows are in PostgreSQL")
+_RUNS_CODE = _no_redis("it runs the code of the job")
+_LOCK = _no_redis("only a script takes the lock of a unique job")
 
 
 async def make_commands(backend: Backend, operation: str, path: Mapping[str, str], body: Any) -> list[str]:
@@ -38,7 +52,7 @@ async def make_commands(backend: Backend, operation: str, path: Mapping[str, str
         with contextlib.suppress(RegistrationError, UnknownJob):
             job = (await backend.load_jobs()).find(path.get("job") or body.job)
             if job.unique is not None or job.rules.once:  # two commands would pass by the lock
-                lines = lines[:1]
+                lines = [lines[0], _LOCK]
     return lines
 
 
@@ -72,19 +86,37 @@ class CommandLines:
         options = _options(id=body.id, delay=body.delay_seconds, queue=body.queue, priority=body.priority)
         options += [] if body.at is None else ["--at", body.at.isoformat()]
         lines = [_worker("enqueue", [body.job, *_name_values(body.arguments)], *options)]
-        if body.at is None and body.delay_seconds is None and body.priority is None:
-            run_id = body.id or uuid.uuid4().hex
-            lines += self._enqueue_in_redis(body.job, body.arguments, run_id, body.queue)
-        return lines
+        due = body.at or (body.delay_seconds and datetime.now(UTC) + timedelta(seconds=body.delay_seconds))
+        return lines + self._enqueue_in_redis(
+            body.job,
+            body.arguments,
+            body.id or uuid.uuid4().hex,
+            queue=body.queue,
+            due=str(round(due.timestamp() * 1000)) if due else _NOW,
+            priority=body.priority,
+        )
 
     def _enqueue_in_redis(
-        self, job: str, arguments: Mapping[str, Any], run_id: str, queue: str | None = None
+        self,
+        job: str,
+        arguments: Mapping[str, Any],
+        run_id: str,
+        *,
+        queue: str | None = None,
+        due: str = _NOW,
+        priority: int | None = None,
     ) -> list[str]:
-        payload = json.dumps({"f": job, "k": arguments}, ensure_ascii=False)
-        return [
-            self._redis("SET", keys.JOB + run_id, payload),
-            self._redis("ZADD", queue or self._settings.worker.queue, _NOW, run_id),
+        """Return the commands of the wire format."""
+        queue = queue or self._settings.worker.queue
+        payload = {"f": job, "k": arguments} | ({} if priority is None else {"p": priority})
+        lines = [
+            self._redis("SET", keys.JOB + run_id, json.dumps(payload, ensure_ascii=False)),
+            self._redis("ZADD", queue, due, run_id),
         ]
+        if priority:
+            lines.append(self._redis("ZADD", keys.priority_line(queue, priority), due, run_id))
+            lines.append(self._redis("ZADD", keys.PRIORITIES + queue, priority, priority))
+        return lines
 
     def run_cron_job(self, path: Mapping[str, str], body: bodies.RunNowBody) -> list[str]:
         """Return the lines of `run_cron_job`."""
@@ -94,12 +126,12 @@ class CommandLines:
 
     def plan_job(self, path: Mapping[str, str], body: bodies.PlanBody) -> list[str]:
         """Return the line of `plan_job`."""
-        return [_worker("plan", [path["job"]], *_arguments(body.arguments))]
+        return [_worker("plan", [path["job"]], *_arguments(body.arguments)), _RUNS_CODE]
 
     def try_job(self, path: Mapping[str, str], body: bodies.TryBody) -> list[str]:
         """Return the line of `try_job`."""
         options = _options(batches=body.batches, rows=body.rows)
-        return [_worker("try", [path["job"]], *_arguments(body.arguments), *options)]
+        return [_worker("try", [path["job"]], *_arguments(body.arguments), *options), _RUNS_CODE]
 
     # --- steer
 
@@ -152,9 +184,9 @@ class CommandLines:
     def retry(self, _: Mapping[str, str], body: bodies.RetryBody) -> list[str]:
         """Return the lines of `retry`."""
         if body.from_start:
-            return [_worker("retry", body.runs, "--from-start", "--yes")]
+            return [_worker("retry", body.runs, "--from-start", "--yes"), _CHECKPOINT]
         if body.accept_statement:
-            return [_worker("retry", body.runs, "--accept-statement")]
+            return [_worker("retry", body.runs, "--accept-statement"), _CHECKPOINT]
         return self._retry(body.runs)
 
     def _retry(self, runs: Sequence[str]) -> list[str]:
@@ -162,24 +194,24 @@ class CommandLines:
 
     def retry_dead_letters(self, _: Mapping[str, str], body: bodies.DeadLettersBody) -> list[str]:
         """Return the lines of `retry_dead_letters`."""
-        return self._retry(body.runs) if body.runs is not None else [_worker("retry", (), *_choose(body))]
+        return self._retry(body.runs) if body.runs is not None else [_worker("retry", (), *_choose(body)), _CHOOSES]
 
     def delete_dead_letters(self, _: Mapping[str, str], body: bodies.DeadLettersBody) -> list[str]:
-        """Return the line of `delete_dead_letters`. The ledger has more than Redis, so there is no other line."""
+        """Return the line of `delete_dead_letters`."""
         if body.runs is not None:
-            return [_worker("dead delete", body.runs)]
-        return [_worker("dead delete", (), *_choose(body), "--yes")]
+            return [_worker("dead delete", body.runs), _LETTERS]
+        return [_worker("dead delete", (), *_choose(body), "--yes"), _LETTERS]
 
     def retry_quarantined(self, _: Mapping[str, str], body: bodies.RetryRowsBody) -> list[str]:
         """Return the line of `retry_quarantined`."""
         if body.runs is None:
-            return [_worker("quarantine retry", (), *body.rows or ())]
-        return [_worker("retry", body.runs, "--quarantined")]
+            return [_worker("quarantine retry", (), *body.rows or ()), _ROWS]
+        return [_worker("retry", body.runs, "--quarantined"), _ROWS]
 
     def discard_quarantined(self, _: Mapping[str, str], body: bodies.DiscardBody) -> list[str]:
         """Return the lines of `discard_quarantined`."""
         chosen = ["--run", body.run] if body.run is not None else body.rows or []
-        return [_worker("quarantine delete", (), *chosen)]
+        return [_worker("quarantine delete", (), *chosen), _ROWS]
 
     def retry_outbox(self, _: Mapping[str, str], body: bodies.OutboxBody) -> list[str]:
         """Return the lines of `retry_outbox`."""
@@ -194,7 +226,7 @@ def _change_outbox(verb: str, statement: str, body: bodies.OutboxBody) -> list[s
     chosen = ["--all"] if body.rows is None else body.rows
     where = "" if body.rows is None else f" AND id IN ({', '.join(map(str, body.rows))})"
     statement = f"{statement} WHERE problem IS NOT NULL{where}"
-    return [_worker(f"outbox {verb}", (), *chosen), command("psql", "-c", statement)]
+    return [_worker(f"outbox {verb}", (), *chosen), command("psql", "-c", statement), _ROWS]
 
 
 def _worker(verb: str, names: Sequence[str], *options: Any) -> str:

@@ -53,6 +53,10 @@ function fill(place, { lines = [], problems = {}, problem, text }) {
     ...faults.map((one) => Object.assign(document.createElement("p"), { className: "problem", textContent: one })),
     ...lines.map((line) => {
       const row = document.createElement("p");
+      if (line.startsWith("# ")) {
+        row.append(Object.assign(document.createElement("span"), { className: "hint", textContent: line.slice(2) }));
+        return row;
+      }
       const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet" });
       button.dataset.copy = "";
       button.setAttribute("aria-label", "Copy");
