@@ -33,6 +33,17 @@ async def picky_walk(ctx: JobContext) -> int:
     return ctx.rows_done
 
 
+@job(max_attempts=1)
+async def strict_walk(ctx: JobContext) -> int:
+    """Walk the authors, and fail at the first one with a bad nickname."""
+    async for batch in ctx.chunks(select(Author), size=50):
+        for author in batch:
+            if (author.nickname or "").startswith("bad"):
+                raise ValueError("this nickname is not allowed")
+            author.seen += 1
+    return ctx.rows_done
+
+
 @job
 async def brittle(ctx: JobContext, text: str = "") -> None:
     """Fail for good."""

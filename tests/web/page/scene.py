@@ -18,14 +18,14 @@ from tests.models import Author
 from tests.support.clean_database import clean
 from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.workers import with_web, with_worker
-from tests.web.page.jobs import brittle, chosen_walk, nightly, picky_walk, slow_walk
+from tests.web.page.jobs import brittle, chosen_walk, nightly, picky_walk, slow_walk, strict_walk
 from worker import Client
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.settings import Settings, load_settings
 from worker.web import web_app
 
-JOBS = (brittle, chosen_walk, nightly, picky_walk, slow_walk)
+JOBS = (brittle, chosen_walk, nightly, picky_walk, slow_walk, strict_walk)
 ROWS = 400
 PACKAGE = '["tests.web.page.jobs"]'
 _WORKER = {
