@@ -46,5 +46,4 @@ class Monitoring:
         """End the reads, and close the connections."""
         if self._reading is not None:
             await end_tasks([self._reading], seconds=_STOP_SECONDS)
-        self._page.close()
         await self._servers.close()

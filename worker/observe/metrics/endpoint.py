@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from worker.errors import SettingsError
@@ -43,35 +42,25 @@ def check_installed() -> None:
 class Page:
     """The page of metrics, rendered at most once a second, however many scrapers there are.
 
-    A thread of its own renders it: a page of many thousand lines takes longer than the event loop may be blocked.
-
     Args:
         snapshot: returns the values.
     """
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        from worker.observe.metrics.exposition import CONTENT_TYPE, render
+        from worker.observe.metrics.exposition import CONTENT_TYPE, Exposition
 
         self._snapshot = snapshot
-        self._render = render
+        self._exposition = Exposition()
         self._content_type = CONTENT_TYPE
-        self._rendering = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._rendered_at = -_SHARED_SECONDS
         self._body = b""
 
     async def answer(self) -> Answer:
         """Return the page."""
-        async with self._rendering:
-            if time.monotonic() - self._rendered_at >= _SHARED_SECONDS:
-                loop = asyncio.get_running_loop()
-                self._body = await loop.run_in_executor(self._thread, self._render, self._snapshot())
-                self._rendered_at = time.monotonic()
-            return Answer(200, self._body, self._content_type)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False)
+        if time.monotonic() - self._rendered_at >= _SHARED_SECONDS:
+            self._body = self._exposition.render(self._snapshot())
+            self._rendered_at = time.monotonic()
+        return Answer(200, self._body, self._content_type)
 
 
 class MetricsEndpoint:
@@ -130,7 +119,6 @@ class MetricsEndpoint:
             await end_tasks(tasks, seconds=_STOP_SECONDS)
             if server is not None:
                 await server.close()
-            page.close()
             if reporter is not None:
                 await reporter.close()
             await self._servers.close()

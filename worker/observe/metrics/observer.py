@@ -8,10 +8,10 @@ make a series: a run of an unknown job counts as `other`.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import datetime
+from time import monotonic, time
 from typing import Any
 
 from worker.batch import Progress
@@ -44,6 +44,7 @@ class JobCounts:
         "run_seconds",
         "stalls",
         "steps",
+        "succeeded_at",
         "takeovers",
         "throttled",
     )
@@ -58,7 +59,8 @@ class JobCounts:
         #: Rows, batches and quarantined rows, by step.
         self.steps: dict[str, list[int]] = {}
         self.throttled: dict[str, float] = {}
-        self.last_success = 0.0
+        #: When a run has last succeeded: by the wall clock before the last snapshot, by the monotonic one since then.
+        self.last_success = self.succeeded_at = 0.0
 
     def step(self, name: str) -> list[int]:
         """Return the numbers of a step: its own, or those of `other` beyond the limit."""
@@ -94,10 +96,13 @@ class Metrics(Observer):
         """Count an attempt, and the time for which its run has been due."""
         # Written out, as `ended`: these two run for each job, and a call costs as much as what it would do.
         run_id, job, queue, _, enqueued_ms, _, due_ms, took_over = run
-        counts = self._jobs.get(job) or self._other
+        try:
+            counts = self._jobs[job]
+        except KeyError:
+            counts = self._other
         counts.attempts += 1
         begun = self._begun
-        begun[run_id] = time.monotonic()
+        begun[run_id] = monotonic()
         if len(begun) > _MOST_BEGUN:
             del begun[next(iter(begun))]
         if took_over:
@@ -106,12 +111,14 @@ class Metrics(Observer):
         if enqueued_ms > due_ms:
             due_ms = enqueued_ms
         if due_ms > 0:
-            latency = counts.latencies.get(queue) or self._add_latency(counts, queue)
-            waited = time.time() - due_ms / 1000
-            if waited < 0:
-                waited = 0.0  # the clock of the client is ahead
+            try:
+                latency = counts.latencies[queue]
+            except KeyError:
+                latency = self._add_latency(counts, queue)
+            waited = time() - due_ms / 1000
             latency.counts[bisect_left(_LATENCY_BUCKETS, waited)] += 1
-            latency.sum += waited
+            if waited > 0:  # else the clock of the client is ahead
+                latency.sum += waited
 
     def _add_latency(self, counts: JobCounts, queue: str) -> Histogram:
         return counts.latencies.setdefault(self._queues.get(queue, names.OTHER), Histogram(names.LATENCY_SECONDS))
@@ -134,7 +141,7 @@ class Metrics(Observer):
         self._count_wait(run.run_id)
         if reason is not None:
             counts, label = self._jobs.get(run.job, self._other), names.REASONS.get(kind, names.APPLICATION)
-            self._waits[run.run_id] = (counts, label, time.monotonic())
+            self._waits[run.run_id] = (counts, label, monotonic())
 
     def stalled(self, run: RunInfo, seconds: float) -> None:
         """Count a stall."""
@@ -152,12 +159,15 @@ class Metrics(Observer):
         if state != "succeeded":
             self._end(run, state)
             return
-        counts = self._jobs.get(run[1]) or self._other
+        try:
+            counts = self._jobs[run[1]]
+        except KeyError:
+            counts = self._other
         counts.outcomes["succeeded"] += 1
-        counts.last_success = time.time()
+        counts.succeeded_at = now = monotonic()
         begun = self._begun.pop(run[0], None)
         if begun is not None:
-            seconds, took = counts.run_seconds, time.monotonic() - begun
+            seconds, took = counts.run_seconds, now - begun
             seconds.counts[bisect_left(_RUN_BUCKETS, took)] += 1
             seconds.sum += took
         if self._waits:
@@ -180,7 +190,7 @@ class Metrics(Observer):
             counts.outcomes[outcome] += 1
         begun = self._begun.pop(run.run_id, None)
         if begun is not None:
-            counts.run_seconds.observe(time.monotonic() - begun)
+            counts.run_seconds.observe(monotonic() - begun)
         if self._waits:
             self._count_wait(run.run_id)
         return counts
@@ -189,7 +199,7 @@ class Metrics(Observer):
         wait = self._waits.pop(run_id, None)
         if wait is not None:
             counts, label, began = wait
-            counts.throttled[label] = counts.throttled.get(label, 0.0) + time.monotonic() - began
+            counts.throttled[label] = counts.throttled.get(label, 0.0) + monotonic() - began
 
     # --- reading
 
@@ -200,10 +210,13 @@ class Metrics(Observer):
 
     def snapshot(self) -> Snapshot:
         """Return the values, with the time up to now of walks that wait."""
-        now = time.monotonic()
+        now, epoch = monotonic(), time() - monotonic()
         for run_id, (counts, label, began) in list(self._waits.items()):
             counts.throttled[label] = counts.throttled.get(label, 0.0) + now - began
             self._waits[run_id] = (counts, label, now)
+        for counts in (*self._jobs.values(), self._other):
+            if counts.succeeded_at:
+                counts.last_success, counts.succeeded_at = counts.succeeded_at + epoch, 0.0
         found: Snapshot = {metric.name: {} for metric in names.METRICS if not metric.of_servers}
         for job, counts in (*self._jobs.items(), (names.OTHER, self._other)):
             if job != names.OTHER or counts.attempts or any(counts.outcomes.values()):

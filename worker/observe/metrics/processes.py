@@ -112,7 +112,6 @@ class ProcessMetrics:
 
     async def _stop(self) -> None:
         await self._http.close()
-        self._page.close()
         if self._server is not None:
             self._server.close()
         await cancel_and_wait(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
