@@ -23,9 +23,9 @@ from worker.ledger import Ledger
 from worker.observe.logs import configure
 from worker.observe.metrics.endpoint import MetricsEndpoint, make_endpoint
 from worker.observe.mirror import Mirror
-from worker.observe.run_log import RunLog
+from worker.observe.wiring import make_observation
 from worker.queue.outage_log import OutageLog
-from worker.runtime.observer import Observer, Observers
+from worker.runtime.observer import Observer
 from worker.runtime.service_manager import ServiceManager
 from worker.runtime.supervision import end_tasks
 from worker.runtime.wiring import build_worker, connect_redis, worker_name
@@ -66,39 +66,30 @@ def make_worker(
         endpoint: counts the worker's events as well; None for none.
     """
     redis, outage, name = connect_redis(settings), OutageLog(), worker_name(settings)
-    log = RunLog(redis, settings, name, outage) if observer is None and settings.log.run_lines else None
-    shown = observer or Mirror(redis, settings, name, outage, registry.code_version)
     hooks = list(configured_middleware(settings) if middleware is None else middleware)
-    if settings.tracing.enabled:
-        hooks.insert(0, _make_tracing(settings, name, shown))
-    counted = _make_otel_metrics(settings, registry) if settings.tracing.enabled else None
-    parts = [shown, log, counted, endpoint.observer if endpoint else None, *(one.observer for one in hooks)]
+    observation = make_observation(
+        settings,
+        name,
+        registry,
+        redis=redis,
+        outage=outage,
+        shown=observer or Mirror(redis, settings, name, outage, registry.code_version),
+        keeps_log=observer is None,
+        middleware=hooks,
+        counted=endpoint.observer if endpoint else None,
+    )
     worker = build_worker(
         settings,
         registry,
-        observer=Observers([one for one in parts if isinstance(one, Observer)]),
+        observer=observation.observer,
         burst=burst,
         redis=redis,
         outage=outage,
-        middleware=hooks,
+        middleware=[*([observation.tracing] if observation.tracing else []), *hooks],
     )
-    if log is not None:
-        log.ledger = Ledger(worker.database)
+    if observation.log is not None:
+        observation.log.ledger = Ledger(worker.database)
     return worker
-
-
-def _make_tracing(settings: Settings, name: str, shown: Observer) -> Middleware:
-    """Return the middleware that traces runs."""
-    from worker.observe.tracing import RunTracing
-
-    return RunTracing(settings, name, shown.note_span if isinstance(shown, Mirror) else lambda run_id, span: None)
-
-
-def _make_otel_metrics(settings: Settings, registry: Registry) -> Observer:
-    """Return the observer that counts for OpenTelemetry."""
-    from worker.observe.otel_metrics import OtelMetrics
-
-    return OtelMetrics(registry, settings.worker.queues or [settings.worker.queue])
 
 
 async def run_until_drained(

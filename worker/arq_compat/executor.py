@@ -9,7 +9,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from arq.constants import keep_cronjob_progress
@@ -23,6 +24,7 @@ from arq.worker import Worker as ArqWorker
 from worker.arq_compat.codec import ArqCodec
 from worker.attempt.context import JobContext
 from worker.errors import InvalidArguments, InvalidPayload, Retry, format_error
+from worker.job.propagation import AttemptFields, apply_headers, current_attempt, current_trace_id
 from worker.queue.claims import Claim
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
@@ -33,6 +35,9 @@ from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.outcome import Abandoned, Cancelled, Lost, Outcome, Released
 from worker.runtime.server_retry import ServerRetry
+
+if TYPE_CHECKING:  # it needs OpenTelemetry
+    from worker.observe.tracing import RunSpans
 
 logger = logging.getLogger("arq.worker")  # the lines have arq's form: a log configuration of arq applies
 
@@ -119,6 +124,7 @@ class ArqExecutor:
         codec: decodes payloads.
         store: the queue.
         observer: is notified when an attempt begins.
+        spans: runs each attempt in its span; None without tracing.
         log: sampled logger for lines that are written for each job.
         servers: repeats steps that failed because a server was unavailable.
         keeps_dead_letters: whether a payload that cannot be read is kept in `worker:dead`.
@@ -135,6 +141,7 @@ class ArqExecutor:
         codec: ArqCodec,
         store: QueueStore,
         observer: Observer,
+        spans: RunSpans | None,
         log: SampledLogger,
         servers: ServerRetry,
         keeps_dead_letters: bool = True,
@@ -148,6 +155,7 @@ class ArqExecutor:
         self._codec = codec
         self._store = store
         self._observer = observer
+        self._spans = spans
         self._log = log
         self._servers = servers
 
@@ -199,18 +207,19 @@ class ArqExecutor:
     # --- the function
 
     async def _call(self, execution: ArqExecution, function: Function | CronJob, payload: Payload) -> Outcome:
+        fields = AttemptFields(execution.claim.run_id, execution.info.job, execution.claim.attempt)
+        current_attempt.set(fields)  # also for the lines about its end: this task has a context of its own
+        if payload.headers:
+            apply_headers(payload.headers)
+            fields.trace_id = current_trace_id()
         self._observer.started(execution.info)
-        limit = self._arq.job_timeout_s if function.timeout_s is None else function.timeout_s
         execution.function = function
+        proceed = partial(self._run_body, execution, function, payload)
         try:
-            ctx = await self._hooks.start(execution, payload)
-            self._log_begin(execution, function, payload)
-            body = asyncio.create_task(_guarded(function, ctx, payload))
-            execution.begin(body, now=asyncio.get_running_loop().time(), limit_seconds=limit)
-            try:
-                result = await body
-            finally:
-                execution.end()
+            if self._spans is None:
+                result = await proceed()
+            else:
+                result = await self._spans.run_attempt(proceed, headers=payload.headers, redis=self._store.redis)
         except asyncio.CancelledError as error:
             this = asyncio.current_task()
             if execution.interrupt_reason is None and this is not None and this.cancelling():
@@ -223,6 +232,18 @@ class ArqExecutor:
         shown = "" if result is None or not self._arq.log_results else _shown(result)
         self._log.info("%6.2fs ← %s ● %s", execution.elapsed_seconds, _reference(execution, function), shown)
         return self._end_begun(function, result, state="succeeded")
+
+    async def _run_body(self, execution: ArqExecution, function: Function | CronJob, payload: Payload) -> Any:
+        """Call `on_job_start` and the function. Return its value."""
+        limit = self._arq.job_timeout_s if function.timeout_s is None else function.timeout_s
+        ctx = await self._hooks.start(execution, payload)
+        self._log_begin(execution, function, payload)
+        body = asyncio.create_task(_guarded(function, ctx, payload))
+        execution.begin(body, now=asyncio.get_running_loop().time(), limit_seconds=limit)
+        try:
+            return await body
+        finally:
+            execution.end()
 
     async def abandon(self, execution: Execution, body: asyncio.Task[Any]) -> Outcome:
         """End an attempt whose code did not end after an interruption."""

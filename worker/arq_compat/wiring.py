@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from arq.worker import Worker as ArqWorker
 from redis.asyncio import Redis
@@ -15,16 +17,19 @@ from worker.arq_compat.completer import ArqCompleter, make_encoder
 from worker.arq_compat.cron import ArqCron
 from worker.arq_compat.executor import ArqExecutor, ArqHooks
 from worker.db.migrate import check_migrated
-from worker.job.middleware import configured_middleware, run_hooks
+from worker.job.middleware import Middleware, run_hooks
 from worker.job.registry import Registry
+from worker.observe.wiring import Observation
 from worker.queue.outage_log import OutageLog
 from worker.runtime.log_sampling import SampledLogger
-from worker.runtime.observer import Observer
 from worker.runtime.periodic_tasks import PeriodicTask
 from worker.runtime.pruner import Pruner
 from worker.runtime.wiring import Parts, build_parts, check_redis
 from worker.runtime.worker import Worker
 from worker.settings import Settings
+
+if TYPE_CHECKING:  # it needs OpenTelemetry
+    from worker.observe.tracing import RunTracing
 
 
 class BurstRules:
@@ -82,19 +87,29 @@ def make_prune_task(parts: Parts) -> PeriodicTask:
     return PeriodicTask("prune", Pruner(parts.store, None, parts.settings.worker).look)
 
 
-def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_keys: bool) -> ArqExecutor:
-    """Return the executor for the jobs of an arq worker. arq's hooks run outside of all middleware.
+def build_arq_executor(
+    parts: Parts,
+    arq: ArqWorker,
+    codec: ArqCodec,
+    *,
+    tracing: RunTracing | None,
+    middleware: Sequence[Middleware],
+    own_keys: bool,
+) -> ArqExecutor:
+    """Return the executor for the jobs of an arq worker. arq's hooks run outside of all middleware but that of tracing.
 
     Args:
         parts: the parts of Longhaul's worker.
         arq: the arq worker, with its functions and hooks.
         codec: decodes payloads.
+        tracing: traces runs; None without tracing.
+        middleware: the middleware around the attempts of `@job` functions.
         own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
     """
     hooks = ArqHooks(arq)
-    middleware = configured_middleware(parts.settings)
+    traced = run_hooks([] if tracing is None else [tracing])
     return ArqExecutor(
-        parts.build_executor([hooks.around_attempt, *run_hooks(middleware)]),
+        parts.build_executor([*traced, hooks.around_attempt, *run_hooks(middleware)]),
         hooks,
         is_known=parts.registry.__contains__,
         has_ledger=bool(parts.registry),
@@ -102,6 +117,7 @@ def build_arq_executor(parts: Parts, arq: ArqWorker, codec: ArqCodec, *, own_key
         codec=codec,
         store=parts.store,
         observer=parts.observer,
+        spans=None if tracing is None else tracing.observer,
         log=parts.log,
         servers=parts.servers,
         keeps_dead_letters=own_keys,
@@ -114,7 +130,8 @@ def build_arq_worker(
     arq: ArqWorker,
     codec: ArqCodec,
     *,
-    observer: Observer,
+    observation: Observation,
+    middleware: Sequence[Middleware],
     redis: Redis,
     outage: OutageLog,
     own_keys: bool = True,
@@ -126,7 +143,8 @@ def build_arq_worker(
         registry: the `@job` functions among its functions; if there are none, PostgreSQL is not needed.
         arq: the arq worker, with its functions, hooks and counts.
         codec: decodes payloads and encodes results.
-        observer: receives the worker's events.
+        observation: receives the worker's events.
+        middleware: the middleware around the attempts of `@job` functions.
         redis: the connection of Longhaul's worker, which closes it.
         outage: logs outages of Redis.
         own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
@@ -134,23 +152,27 @@ def build_arq_worker(
     parts = build_parts(
         settings,
         registry,
-        observer=observer,
+        observer=observation.observer,
         redis=redis,
         outage=outage,
         keep_expiry=True,
         obeys_aborts=arq.allow_abort_jobs,
     )
     parts = replace(parts, log=SampledLogger(logging.getLogger("arq.worker")))
-    executor = build_arq_executor(parts, arq, codec, own_keys=own_keys)
+    if observation.log is not None and registry:
+        observation.log.ledger = parts.ledger
+    executor = build_arq_executor(
+        parts, arq, codec, tracing=observation.tracing, middleware=middleware, own_keys=own_keys
+    )
     completer = ArqCompleter(
         parts.build_completer(make_encoder(codec)),
         arq=arq,
         codec=codec,
         acknowledge=parts.fetcher.acks.acknowledge,
-        observer=observer,
+        observer=parts.observer,
     )
     scheduler = ArqCron(
-        registry, parts.ledger, parts.store, settings.worker, arq, codec, observer=observer, guards=own_keys
+        registry, parts.ledger, parts.store, settings.worker, arq, codec, observer=parts.observer, guards=own_keys
     )
     ledger_tasks = parts.build_ledger_tasks() if registry else [make_prune_task(parts)] if own_keys else []
     health = PeriodicTask("health", arq.record_health, while_draining=True)

@@ -28,12 +28,14 @@ from worker.arq_compat.wiring import build_arq_worker
 from worker.cancellation import cancel_and_wait
 from worker.errors import RegistrationError, ServerUnavailable
 from worker.job.definition import Job
+from worker.job.middleware import configured_middleware
 from worker.job.registry import Registry
 from worker.observe.metrics.endpoint import make_endpoint
 from worker.observe.mirror import Mirror
+from worker.observe.wiring import make_observation
 from worker.queue.connection import connection_pool
 from worker.queue.outage_log import OutageLog
-from worker.runtime.observer import Observer, Observers
+from worker.runtime.observer import Observer
 from worker.runtime.wiring import check_redis, connect_redis, worker_name
 from worker.runtime.worker import Worker as QueueWorker
 from worker.settings import Settings, load_with_origins
@@ -189,8 +191,20 @@ class Worker(StockWorker):
         settings = self._settings_in_force()
         redis = connect_redis(settings)
         outage = OutageLog()
-        observer = Mirror(redis, settings, worker_name(settings), outage) if self._mirrors else Observer()
+        name = worker_name(settings)
         endpoint = make_endpoint(settings, self.functions, self.report_to, has_ledger=bool(self._registry))
+        middleware = configured_middleware(settings)
+        observation = make_observation(
+            settings,
+            name,
+            self.functions,
+            redis=redis,
+            outage=outage,
+            shown=Mirror(redis, settings, name, outage) if self._mirrors else Observer(),
+            keeps_log=self._mirrors,
+            middleware=middleware,
+            counted=None if endpoint is None else endpoint.observer,
+        )
         codec = ArqCodec(
             self.job_serializer,
             self.job_deserializer,
@@ -202,7 +216,8 @@ class Worker(StockWorker):
             self._registry,
             self,
             codec,
-            observer=observer if endpoint is None else Observers([observer, endpoint.observer]),
+            observation=observation,
+            middleware=middleware,
             redis=redis,
             outage=outage,
             own_keys=self._mirrors,

@@ -11,13 +11,15 @@ from worker.ledger.text import format_traceback
 
 #: Messages are an event and `key=value`: each placeholder in the template is an argument, and may have a name.
 _PLACEHOLDER = re.compile(r"(?:\b(\w+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])")
+#: The logger of a worker with arq's arguments, for lines in arq's form.
+_ARQ_LOGGER = "arq.worker"
 #: The fields of an attempt.
 RUN_FIELDS = ("run", "job", "attempt", "step", "helps", "trace_id")
 
 
 def is_own(record: logging.LogRecord) -> bool:
     """Return whether the worker itself has logged a record, not the code of a job."""
-    return record.name.startswith("longhaul.")
+    return record.name.startswith("longhaul.") or record.name == _ARQ_LOGGER
 
 
 def message_fields(record: logging.LogRecord) -> dict[str, Any]:

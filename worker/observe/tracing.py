@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,16 @@ class _Traced:
         span: its span.
         batches: number of its batches.
         error: the exception of its code; None for none.
+        text: the span, as `traceparent`; empty for none.
     """
 
-    __slots__ = ("batches", "error", "span")
+    __slots__ = ("batches", "error", "span", "text")
 
     def __init__(self, span: Span) -> None:
         self.span = span
         self.batches = 0
         self.error: BaseException | None = None
+        self.text = ""
 
 
 class RunTracing(Middleware):
@@ -80,7 +82,10 @@ class RunTracing(Middleware):
 
     async def run(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """Run an attempt in its span."""
-        return await self.observer.run_attempt(ctx, proceed)
+        has_ledger_run = ctx._attempt.ledger_run is not None
+        return await self.observer.run_attempt(
+            proceed, headers=ctx.headers, redis=ctx.redis, has_ledger_run=has_ledger_run
+        )
 
 
 class RunSpans(Observer):
@@ -100,19 +105,36 @@ class RunSpans(Observer):
         self._note_span = note_span
         self._claimed: dict[str, RunInfo] = {}
         self._traced: dict[str, _Traced] = {}
+        #: The last attempt and its span of runs that went back to the queue: a payload of arq's form cannot have them.
+        self._former: dict[str, tuple[int, str]] = {}
 
-    async def run_attempt(self, ctx: JobContext, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """Run an attempt in its span; see `Middleware.run`."""
+    async def run_attempt(
+        self,
+        proceed: Callable[[], Awaitable[Any]],
+        *,
+        headers: Mapping[str, str],
+        redis: Any,
+        has_ledger_run: bool = False,
+    ) -> Any:
+        """Run the attempt of this context in its span.
+
+        Args:
+            proceed: runs it.
+            headers: those of its run.
+            redis: reads the spans that it is linked to; None to link those of the headers alone.
+            has_ledger_run: whether the ledger had the run before the attempt.
+        """
         fields = current_attempt.get()
         info = None if fields is None else self._claimed.get(fields.run)
         if fields is None or info is None:
             return await proceed()  # the run has ended meanwhile
-        links = await self._links(ctx, info)
+        links = await self._links(info, fields, headers, redis, has_ledger_run=has_ledger_run)
         attributes = self._attributes(info, fields)
-        span = self._tracer.start_span(f"run {ctx.job}", kind=SpanKind.CONSUMER, links=links, attributes=attributes)
+        span = self._tracer.start_span(f"run {fields.job}", kind=SpanKind.CONSUMER, links=links, attributes=attributes)
         self._traced[info.run_id] = traced = _Traced(span)
         with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             self._note(fields)
+            traced.text = fields.span
             try:
                 return await proceed()
             except (asyncio.CancelledError, AttemptExit, JobInterrupted, Snooze):
@@ -148,11 +170,21 @@ class RunSpans(Observer):
         }
         return {**attributes, "longhaul.helps": info.helps} if info.helps else attributes
 
-    async def _links(self, ctx: JobContext, info: RunInfo) -> list[Link]:
+    async def _links(
+        self,
+        info: RunInfo,
+        fields: AttemptFields,
+        headers: Mapping[str, str],
+        redis: Any,
+        *,
+        has_ledger_run: bool,
+    ) -> list[Link]:
         """Return links to the former attempt, and to the runs that this one follows."""
-        former, redis = ctx.headers.get(FORMER_SPAN, ""), ctx.redis
-        followed = [ctx.headers.get(FOLLOWED_SPAN, "")]
-        is_lost = info.took_over or (not former and (ctx.attempt > 1 or ctx._attempt.ledger_run is not None))
+        attempt, span = self._former.pop(info.run_id, (-1, ""))
+        is_last = fields.attempt - 1 <= attempt  # else another worker has had the run since then
+        former = headers.get(FORMER_SPAN) or (span if is_last else "")
+        followed = [headers.get(FOLLOWED_SPAN, "")]
+        is_lost = info.took_over or (not former and (fields.attempt > 1 or has_ledger_run))
         is_callback = info.run_id.endswith(_GROUP_SUFFIX) and not former
         if redis is not None and (is_lost or is_callback):
             try:
@@ -211,6 +243,10 @@ class RunSpans(Observer):
     ) -> None:
         """End the span of an attempt whose run goes back to the queue."""
         traced = self._traced.get(run.run_id)
+        if traced is not None and traced.text:
+            self._former[run.run_id] = run.attempt, traced.text
+            if len(self._former) > _MOST_RUNNING:
+                del self._former[next(iter(self._former))]
         failed = traced is not None and traced.error is not None
         outcome = "retry" if failed else state if state == "paused" else how
         self._end(run, outcome, error if failed else None)
