@@ -75,6 +75,14 @@ BAD_CALLS = [
 ]
 
 
+@pytest.mark.parametrize("headers", ["no JSON", "[]", '"x"', '{"a": 1}', '{"a": null}', '{"Longhaul-selection": "x"}'])
+async def test_the_function_refuses_bad_headers(database: Database, headers: str) -> None:
+    async with database.session() as session:
+        await session.execute(text("SELECT set_config('longhaul.headers', :given, true)"), {"given": headers})
+        with pytest.raises(DBAPIError, match=r"longhaul\.headers|invalid input syntax for type json"):
+            await session.execute(text("SELECT worker.enqueue('j')"))
+
+
 async def test_the_function_refuses_bad_arguments_and_ignores_the_callers_search_path(database: Database) -> None:
     for arguments in BAD_CALLS:
         with pytest.raises(DBAPIError, match=r"worker\.enqueue: "):

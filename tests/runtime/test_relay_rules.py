@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from contextvars import ContextVar
 
 import pytest
 from redis.asyncio import Redis
@@ -13,6 +15,7 @@ from tests.support.waiting import until_status
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, JobFailed, Settings, SyncClient, job
 from worker.db.engine import Database
+from worker.job.propagation import propagate
 from worker.queue import keys
 
 
@@ -34,7 +37,14 @@ async def fill_column(ctx: JobContext) -> str:
     return "filled"
 
 
-JOBS = (greet_once, bill, fill_column)
+@job
+async def tell(ctx: JobContext) -> list[str]:
+    """Return what has travelled with the run."""
+    return [*sorted(f"{name}={text}" for name, text in ctx.headers.items()), region.get()]
+
+
+region = propagate(ContextVar("region", default="nowhere"))
+JOBS = (greet_once, bill, fill_column, tell)
 
 
 async def relay(settings: Settings, redis: Redis) -> None:
@@ -75,6 +85,34 @@ async def test_the_result_of_a_duplicate_is_that_of_the_run_that_was_kept(
         for lost in (dropped.result, lambda: asyncio.to_thread(run.result)):
             with pytest.raises(JobFailed, match=f"duplicate of the run {kept.id}, whose result has expired"):
                 await lost()
+
+
+async def test_headers_of_a_transaction_travel_with_its_rows_of_the_sql_function(
+    fast: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    headers = {"tenant": "n\u00f6rd", "region": "eu"}
+    async with database.transaction() as session:
+        await session.execute(
+            text("SELECT set_config('longhaul.headers', :given, true)"), {"given": json.dumps(headers)}
+        )
+        # A trigger has no arguments of its own: it passes on what its transaction has.
+        for statement in (
+            "CREATE TABLE public.member (id int)",
+            "CREATE FUNCTION public.welcome() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM worker.enqueue(''tell'', id => ''triggered''); RETURN NULL; END'",
+            "CREATE TRIGGER welcome AFTER INSERT ON public.member FOR EACH ROW EXECUTE FUNCTION public.welcome()",
+            "INSERT INTO public.member VALUES (1)",
+            "DROP TABLE public.member",
+            "DROP FUNCTION public.welcome()",
+        ):
+            await session.execute(text(statement))
+    async with database.session() as session:  # the same connection, and another transaction
+        await session.execute(text("SELECT worker.enqueue('tell', id => 'without')"))
+    await relay(fast, redis)
+    assert "h" not in json.loads(await redis.get(f"{keys.JOB}without") or "")
+    async with working(with_worker(fast, relay=False), *JOBS):
+        assert await client.run("triggered").result(timeout=120) == ["region=eu", "tenant=n\u00f6rd", "eu"]
+        assert await client.run("without").result(timeout=120) == ["nowhere"]
 
 
 async def test_rows_of_the_sql_function_get_the_rules_of_their_job(
