@@ -67,6 +67,10 @@ async def test_a_thread_is_interrupted_and_can_clean_up(fast: Settings, client: 
     assert seen["cleaned"] == ["job"]
 
 
+@pytest.mark.skipif(
+    sys.gettrace() is not None and sys.version_info < (3, 12),
+    reason="Python 3.11 hangs in a traced function while another thread has an exception to receive (make coverage)",
+)
 async def test_a_thread_that_does_not_end_is_left_and_its_place_is_anothers(
     fast: Settings, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
