@@ -13,6 +13,7 @@ from typing import Any
 import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.models import AUDIT_TRIGGER
 from tests.support.fork_server import ForkedProcess, ForkServer
@@ -100,9 +101,11 @@ async def fleet(servers: Services, redis: Redis, database: Database, tmp_path: P
     sys.stdout.write(workers.log()[-20_000:])  # shown by pytest where the test failed
 
 
-async def fill_targets(database: Database, count: int) -> None:
-    """Make the table to be touched, with its trigger."""
+async def fill_targets(database: Database, count: int, *, partitions: int = 0) -> None:
+    """Make the table to be touched, with its trigger; divided by ranges of its key, if that is asked for."""
     async with database.transaction() as session:
+        if partitions:
+            await _divide_targets(session, [count * number // partitions for number in range(1, partitions)])
         await session.execute(
             text("INSERT INTO target (id, touched) SELECT n, false FROM generate_series(1, :count) AS n"),
             {"count": count},
@@ -110,6 +113,16 @@ async def fill_targets(database: Database, count: int) -> None:
         for statement in AUDIT_TRIGGER:
             await session.execute(text(statement))
         await session.execute(text("ANALYZE target"))
+
+
+async def _divide_targets(session: AsyncSession, ends: list[int]) -> None:
+    """Make the table again, with a partition up to each of these keys, and one for the rest."""
+    await session.execute(text("DROP TABLE target CASCADE"))
+    columns = "id integer PRIMARY KEY, touched boolean NOT NULL"
+    await session.execute(text(f"CREATE TABLE target ({columns}) PARTITION BY RANGE (id)"))
+    for number, (first, end) in enumerate(itertools.pairwise(["MINVALUE", *ends, "MAXVALUE"])):
+        bounds = f"FROM ({first}) TO ({end})"
+        await session.execute(text(f"CREATE TABLE target_{number} PARTITION OF target FOR VALUES {bounds}"))
 
 
 async def effects(database: Database) -> dict[int, int]:

@@ -34,12 +34,13 @@ async def kill_and_audit(
     size: int,
     kills: int,
     pace: int,
+    partitions: int = 0,
 ) -> None:
     """Kill or freeze random workers of a walk, and start others; count the effects of each row."""
     seed = int(os.environ.get("SEED", random.randrange(1_000_000)))
     print(f"SEED={seed}")
     chance = random.Random(seed)
-    await fill_targets(database, rows)
+    await fill_targets(database, rows, partitions=partitions)
     for _ in range(workers):
         fleet.start(**PATIENT)
     run = await client.enqueue(job, size=size)
@@ -73,12 +74,22 @@ async def test_kills_of_hands_leave_each_row_done_once(
     await kill_and_audit(fleet, client, database, job, workers=3, rows=2_000, size=10, kills=3, pace=300)
 
 
+async def test_kills_of_hands_on_a_partitioned_table_leave_each_row_done_once(
+    fleet: Fleet, client: Client, database: Database
+) -> None:
+    options = {"workers": 3, "rows": 2_000, "size": 10, "kills": 3, "pace": 300, "partitions": 3}
+    await kill_and_audit(fleet, client, database, touch_by_hands, **options)
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("partitions", [0, 5])
 @pytest.mark.parametrize("job", KINDS, ids=lambda job: job.name)
 async def test_hundreds_of_kills_of_hands_leave_each_row_done_once(
-    fleet: Fleet, client: Client, database: Database, job: Job[..., int]
+    fleet: Fleet, client: Client, database: Database, job: Job[..., int], partitions: int
 ) -> None:
-    await kill_and_audit(fleet, client, database, job, workers=4, rows=100_000, size=10, kills=150, pace=1_000)
+    kills = 100 if partitions else 300
+    options = {"workers": 4, "rows": 1_000 * kills, "size": 10, "kills": kills, "pace": 1_000}
+    await kill_and_audit(fleet, client, database, job, partitions=partitions, **options)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
