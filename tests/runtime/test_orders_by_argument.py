@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from worker.db.engine import Database
 from worker.errors import InvalidArguments
 from worker.queue import keys
 from worker.queue.conditions import make_entry, parse_entry
+from worker.runtime.operator_state import OperatorState
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -194,3 +196,21 @@ def test_an_entry_of_another_form_is_an_error() -> None:
     for entry in ("serve?", "serve?a", "serve?=1", "serve?a=1&", "serve?a=1&a=2"):
         with pytest.raises(InvalidArguments):
             parse_entry(entry)
+
+
+async def test_an_order_by_argument_among_many_orders_does_not_wait_for_their_scan(redis: Redis) -> None:
+    for key in (keys.PAUSED, keys.CANCELLED):
+        await redis.sadd(key, *(f"run{number}" for number in range(2_000)))
+    state = OperatorState(redis)
+    state.know_arguments({"serve": ["tenant", "level"]})
+    await state.refresh(now=True)
+    entry, arguments = "serve?tenant=north", lambda: {"tenant": "north", "level": 1}
+    for key, order in ((keys.PAUSED, "pause"), (keys.CANCELLED, "cancel")):
+        for expected in (order, None):
+            await (redis.sadd(key, entry) if expected else redis.srem(key, entry))
+            state.changed()
+            state._rest_until, state._look_at = math.inf, -math.inf  # the scan is far away
+            await state.refresh()
+            assert state.find_order("other", "serve", "arq:queue", arguments) == expected
+            assert state.find_order("run5", "serve", "arq:queue", arguments) == "cancel"
+            assert state.find_order("other", "serve", "arq:queue", lambda: {"tenant": "south"}) is None

@@ -29,6 +29,8 @@ SCANS = {
     keys.PARKED: "SSCAN",
 }
 _PAGE = 500
+#: Entries that Redis looks at in one command for those by argument: it returns only these.
+_SEARCHED = 5_000
 #: Most problems of one key that are reported: a key with thousands of bad entries must not fill the log.
 _MOST_PROBLEMS = 20
 
@@ -115,6 +117,29 @@ class CommandScan:
     def _may_report(self, key: str) -> bool:
         self._found[key] = self._found.get(key, 0) + 1
         return self._found[key] <= _MOST_PROBLEMS
+
+
+async def find_conditions(send: Send) -> dict[str, set[str]]:
+    """Return the entries of commands by argument, by key. Redis looks for them, so that no other entry is sent.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    cursors = dict.fromkeys((keys.PAUSED, keys.CANCELLED), 0)
+    found: dict[str, set[str]] = {key: set() for key in cursors}
+    while cursors:
+        given = [("SSCAN", key, cursor, "MATCH", r"*\?*", "COUNT", _SEARCHED) for key, cursor in cursors.items()]
+        answers = dict(zip(cursors, await send(given), strict=True))
+        for key, answer in answers.items():
+            if isinstance(check_answer(answer), ResponseError):
+                del found[key]  # the next scan reports it
+                cursors[key] = 0
+                continue
+            cursor, page = answer
+            found[key] |= {name for member in page if (name := read_run_id(member)) is not None}
+            cursors[key] = int(cursor)
+        cursors = {key: cursor for key, cursor in cursors.items() if cursor}
+    return found
 
 
 def check_answer(answer: Any) -> Any:

@@ -31,7 +31,15 @@ from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import KeyProblem, KeyProblemLog
 from worker.queue.namespace import prefix_of
 from worker.queue.outage_log import OutageLog
-from worker.runtime.operator_keys import SCANS, Command, CommandScan, check_answer, is_wrong_type, to_pace
+from worker.runtime.operator_keys import (
+    SCANS,
+    Command,
+    CommandScan,
+    check_answer,
+    find_conditions,
+    is_wrong_type,
+    to_pace,
+)
 from worker.runtime.order_audit import OrderChanges
 
 logger = logging.getLogger("longhaul.operators")
@@ -84,6 +92,9 @@ class OperatorState:
         self._rest_until = -math.inf
         #: Whether the last scan took several pages.
         self._is_large = False
+        #: Whether a command may have been written since those by argument were looked for, and the earliest next look.
+        self._has_news = True
+        self._look_at = -math.inf
         self._reading = asyncio.Lock()
         #: The answers of `ask` since the current scan began, by key: they are newer than its pages.
         self._answered: dict[str, dict[str, Any]] = {}
@@ -125,7 +136,7 @@ class OperatorState:
 
     def changed(self) -> None:
         """Note that a command was written."""
-        self._stale = True
+        self._stale = self._has_news = True
 
     @property
     def known(self) -> bool:
@@ -151,6 +162,7 @@ class OperatorState:
             now: read them even if they are current.
         """
         if self.known and not now:
+            await self._look_for_conditions()
             return
         async with self._reading:  # concurrent callers share the answer
             if now or not self.known:
@@ -160,6 +172,7 @@ class OperatorState:
         """Read the commands for runs that were just claimed: all commands, unless there are very many."""
         if self._is_large:
             await self.ask(run_ids)
+            await self._look_for_conditions()
         else:
             await self.refresh(now=True)
 
@@ -189,6 +202,26 @@ class OperatorState:
             self._answered.setdefault(command[1], {}).update(found)
         self._apply_answers()
 
+    async def _look_for_conditions(self) -> None:
+        """Read the commands by argument, which `ask` cannot ask for, while very many commands wait for their scan."""
+        began = time.monotonic()
+        is_told = self._listener is not None and self._listener.active
+        if not self._is_large or self._failing or began < self._look_at or (is_told and not self._has_news):
+            return
+        self._has_news = False  # before the read: a change during the read is looked for again
+        try:
+            found = await find_conditions(self._send)
+        except RedisError as error:
+            self._failed(error)
+            return
+        self._look_at = time.monotonic() + _SCAN_REST * (time.monotonic() - began)
+        known = {keys.PAUSED: self.paused, keys.CANCELLED: self._cancelled}
+        for key, entries in found.items():
+            gone = {name for name in known[key] if "?" in name and name not in entries}
+            self._answered.setdefault(key, {}).update(dict.fromkeys(entries, True) | dict.fromkeys(gone, False))
+        self._apply_answers()
+        self._apply_conditions([])  # the next scan reports problems
+
     async def _read(self) -> None:
         began, scan = time.monotonic(), CommandScan()
         self._answered.clear()
@@ -210,14 +243,13 @@ class OperatorState:
         self._cancelled = _names(scan, keys.CANCELLED, self._cancelled)
         self._aborted = _names(scan, keys.ABORT, self._aborted)
         self.cancelled = self._cancelled | self._aborted if self._obeys_aborts else self._cancelled
-        self._paused_where = self._read_conditions(keys.PAUSED, self.paused, scan.problems)
-        self._cancelled_where = self._read_conditions(keys.CANCELLED, self._cancelled, scan.problems)
         self.drained = _names(scan, keys.DRAINED, self.drained)
         self.retried = _names(scan, keys.RETRIED, self.retried)
         self.parked = _names(scan, keys.PARKED, self.parked)
         if keys.PACE not in scan.unreadable:
             self.paces = scan.paces
         self._apply_answers()
+        self._apply_conditions(scan.problems)
         self._has_problems = bool(scan.problems)
         self._problems.report(scan.problems)
 
@@ -269,6 +301,11 @@ class OperatorState:
     def is_queue_paused(self, queue: str) -> bool:
         """Return whether a queue is paused."""
         return not self.paused.isdisjoint((queue, keys.ALL))
+
+    def _apply_conditions(self, problems: list[KeyProblem]) -> None:
+        """Read the conditions among the names, and report those that match no run of a known job."""
+        self._paused_where = self._read_conditions(keys.PAUSED, self.paused, problems)
+        self._cancelled_where = self._read_conditions(keys.CANCELLED, self._cancelled, problems)
 
     def _read_conditions(
         self, key: str, names: Iterable[str], problems: list[KeyProblem]
