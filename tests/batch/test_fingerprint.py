@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Select, func, select
+from sqlalchemy import ARRAY, DateTime, Select, any_, func, literal, select
+from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, joinedload, mapped_column
 
 from tests.models import Author, Book
@@ -58,6 +59,8 @@ def test_options_and_names_of_aliases_keep_the_fingerprint() -> None:
     named = [select(Book).join(each, Book.author_id == each.id).where(each.seen > 1) for each in (one, two)]
     assert walk(named[0]) == walk(named[1])
     assert walk(named[0]) != walk(plain)
+    unnamed = aliased(Author)
+    assert walk(select(Book).join(unnamed, Book.author_id == unnamed.id).where(unnamed.seen > 1)) == walk(named[0])
 
 
 def test_the_columns_of_a_distinct_or_a_group_count_because_they_decide_the_rows() -> None:
@@ -94,6 +97,19 @@ def test_moments_from_the_clock_are_not_compared_and_values_are_not_shown() -> N
     )
     assert walk(one) == walk(two)
     assert "s3cret" not in walk(one)
+
+
+def test_lists_and_ranges_of_moments_are_not_compared() -> None:
+    now = datetime.now(UTC)
+    days = [now - timedelta(number) for number in range(4)]
+
+    def of(moments: list[datetime], span: Range[datetime]) -> str:
+        times = literal(moments, ARRAY(DateTime(timezone=True)))
+        conditions = func.now().in_(moments), func.now() == any_(times), func.f(span)
+        return walk(select(Author).where(*conditions))
+
+    assert of(days[:2], Range(days[1], now)) == of(days[2:], Range(days[2], None))
+    assert of(days[:2], Range(days[1], now)) != of(days[1:], Range(days[1], now))
 
 
 VALUES = st.one_of(

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CTE, Alias, ClauseElement, Select, Subquery, literal_column
+from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.sql import visitors
 
@@ -28,12 +29,13 @@ _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
 def fingerprint(statement: ClauseElement) -> str:
     """Return a statement as SQL in one line, with neutral names for its aliases and a digest of its values.
 
-    Values of dates, times and intervals are omitted: jobs compute them from the clock, so they differ by attempt. A
-    digest instead of the values keeps possible secrets out of the ledger and out of error messages.
+    Values of dates, times and intervals, and of lists and ranges of these, are omitted: jobs compute them from the
+    clock, so they differ by attempt. A digest instead of the values keeps possible secrets out of the ledger and
+    out of error messages.
     """
     compiled = statement.compile(dialect=_DIALECT)
-    text = _rename_aliases(" ".join(str(compiled).split()), statement)
-    values = [value for value in compiled.params.values() if not isinstance(value, date | time | timedelta)]
+    text = _rename_aliases(" ".join(str(compiled).split()), statement, getattr(compiled, "anon_map", {}))
+    values = [_count_moments(value) for value in compiled.params.values() if not _is_moment(value)]
     if not values:
         return text
     digest = hashlib.sha256(json.dumps([_stable(value) for value in values]).encode()).hexdigest()
@@ -49,13 +51,35 @@ def select_fingerprint(statement: Select[Any]) -> str:
     return fingerprint(rows)
 
 
-def _rename_aliases(text: str, statement: ClauseElement) -> str:
-    """Replace the names of aliases by t1, t2, ... in the order of their first use."""
+def _is_moment(value: Any) -> bool:
+    """Return whether a value is a moment, a duration, or a range of such."""
+    if isinstance(value, Range):
+        bounds = [bound for bound in (value.lower, value.upper) if bound is not None]
+        return bool(bounds) and all(map(_is_moment, bounds))
+    return isinstance(value, date | time | timedelta)
+
+
+def _count_moments(value: Any) -> Any:
+    """Return a value, or the number of moments if it is a list of these."""
+    if isinstance(value, list | tuple | set | frozenset) and value and all(map(_is_moment, value)):
+        return f"{len(value)} moments"
+    return value
+
+
+def _rename_aliases(text: str, statement: ClauseElement, anonymous: Mapping[str, str]) -> str:
+    """Replace the names of aliases by t1, t2, ... in the order of their first use.
+
+    Args:
+        text: The statement as SQL.
+        statement: The statement.
+        anonymous: The names that SQLAlchemy has made for aliases without a name.
+    """
     names = {
         str(element.name) for element in visitors.iterate(statement) if isinstance(element, Alias | Subquery | CTE)
     }
+    named = {name % anonymous if name.startswith("%(") else name for name in names}
     quote = _DIALECT.identifier_preparer.quote
-    quoted = sorted({quote(name) for name in names if not name.startswith("%(")}, key=len, reverse=True)
+    quoted = sorted({quote(name) for name in named}, key=len, reverse=True)
     if not quoted:
         return text
     pattern = re.compile(r'(?<![\w".$])(' + "|".join(map(re.escape, quoted)) + r')(?![\w"$])')
