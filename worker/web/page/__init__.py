@@ -31,9 +31,10 @@ To add a view:
 3. Add a line to `VIEWS`: `menu=` puts it into the navigation, `go=` is its key after `g`.
 4. Orders are `{% call order("pause", {"targets": [run.id]}) %}Pause{% endcall %}` in `{% if may("operate") %}`: the
    name is that of the operation. Its form works without JavaScript; with it, the page stays. `ask` opens a dialog
-   first. `data-key="p"` gives an element a key; `?` lists all of them. `act` and `as_command` of `list.html` add
-   the button that shows the order as a command: a new operation needs a method in `command_lines.py`. A form that
-   shows its own faults is sent to the path of its view: `submit=` of the view takes it.
+   first. `data-key="p"` gives an element a key; `?` lists all of them. Each order can be shown as a command: by
+   `lines=` of `order`, by `act` of `list.html`, or by `as_command` beside a button. A new operation needs a method in
+   `command_lines.py`, which returns a line of `redis-cli`, or says why there is none. A form that shows its own
+   faults is sent to the path of its view: `submit=` of the view takes it.
 5. Neither a template nor a script has inline script or style: the Content-Security-Policy forbids both. Widths are
    attributes of SVG or `<progress>`. Texts need no care: whatever a template prints is escaped.
 6. Tests are in `tests/web/page/`: the fixture `site` has a worker, a server and a browser; `site.open("/page/NAME")`
