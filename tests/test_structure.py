@@ -33,10 +33,9 @@ OPTIONAL_IMPORTS = {
     "worker.db.migrate.migration_sql",
     "worker.embedded.process.run_as",  # pwd: POSIX
     "worker.job.propagation._attach_span",  # opentelemetry
-    "worker.launch._make_otel_metrics",  # opentelemetry
-    "worker.launch._make_tracing",  # opentelemetry
     "worker.launch.main",  # uvloop
     "worker.observe.metrics.endpoint.Page.__init__",  # prometheus-client
+    "worker.observe.wiring.make_observation",  # opentelemetry
     "worker.queue.client.settings_or_default",  # pydantic-settings, unless the client is given its settings
     "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
     "worker.queue.outbox.OutboxWriter._insert",

@@ -124,6 +124,24 @@ def build_arq_executor(
     )
 
 
+def _build_arq_parts(
+    settings: Settings, registry: Registry, arq: ArqWorker, *, observation: Observation, redis: Redis, outage: OutageLog
+) -> Parts:
+    """Return the parts of Longhaul's worker. The logs of runs are kept in its ledger, too, if it needs one."""
+    parts = build_parts(
+        settings,
+        registry,
+        observer=observation.observer,
+        redis=redis,
+        outage=outage,
+        keep_expiry=True,
+        obeys_aborts=arq.allow_abort_jobs,
+    )
+    if observation.log is not None and registry:
+        observation.log.ledger = parts.ledger
+    return replace(parts, log=SampledLogger(logging.getLogger("arq.worker")))
+
+
 def build_arq_worker(
     settings: Settings,
     registry: Registry,
@@ -149,18 +167,7 @@ def build_arq_worker(
         outage: logs outages of Redis.
         own_keys: whether Longhaul's own keys (`worker:*`) may be written in addition to arq's.
     """
-    parts = build_parts(
-        settings,
-        registry,
-        observer=observation.observer,
-        redis=redis,
-        outage=outage,
-        keep_expiry=True,
-        obeys_aborts=arq.allow_abort_jobs,
-    )
-    parts = replace(parts, log=SampledLogger(logging.getLogger("arq.worker")))
-    if observation.log is not None and registry:
-        observation.log.ledger = parts.ledger
+    parts = _build_arq_parts(settings, registry, arq, observation=observation, redis=redis, outage=outage)
     executor = build_arq_executor(
         parts, arq, codec, tracing=observation.tracing, middleware=middleware, own_keys=own_keys
     )
