@@ -15,7 +15,18 @@ from worker.errors import CursorMismatch, LedgerDamaged
 
 ROWS, SIZE = 40, 10
 #: JSON lists that are not the key of a row whose key is an integer; the schema forbids others.
-NO_KEYS = ["[true]", "[1.5]", "[1e30]", "[2147483648]", "[null]", '["x"]', '["1_0"]', "[[1]]", '[{"a": 1}]']
+NO_KEYS = [
+    "[true]",
+    "[1.5]",
+    "[1e30]",
+    "[2147483648]",
+    "[null]",
+    '["x"]',
+    '["1_0"]',
+    "[[1]]",
+    '[{"a": 1}]',
+    f"[{'[' * 2_000}{']' * 2_000}]",
+]
 #: As a worker does it: a trigger refuses the same without `updated_at`.
 MOVE = "UPDATE worker.step SET {} = CAST(:value AS jsonb), updated_at = pg_catalog.clock_timestamp()"
 FORBIDDEN = ["[1, 2]", "[]", "{}", "5", '"x"']

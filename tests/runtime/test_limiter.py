@@ -161,7 +161,12 @@ async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> Non
     assert await limiter.acquire(bursty, Claim("r7", "q", 0, b"", 1), {}) is None
 
 
-@pytest.mark.parametrize("text", ["", "100", "100/fortnight", "0/second", "x/minute", "1/second burst 0"])
+HUGE = f"1/second burst {'9' * 5_000}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "100", "100/fortnight", "0/second", "x/minute", "1/second burst 0", "1/day burst 00", HUGE]
+)
 def test_what_is_no_rate_is_refused_at_import(text: str) -> None:
     with pytest.raises(RegistrationError, match="100/minute"):
         Rate.parse(text)

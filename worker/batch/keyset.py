@@ -11,6 +11,7 @@ is infinity to asyncpg, a model's scale can round a numeric, a citext compares d
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -95,7 +96,7 @@ class KeyPart:
             ValueError: It is no value of this type.
         """
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(f"{value!r} is neither a number nor a text")
+            raise ValueError(f"a {type(value).__name__} is neither a number nor a text")
         if not self.is_exact or self.kind == "text":
             return str(value)
         if self.kind == "uuid":
@@ -279,8 +280,8 @@ class Keyset:
             return [part.read(value) for part, value in zip(self.parts, cursor, strict=True)]
         except (ValueError, TypeError) as error:
             raise CursorMismatch(
-                f"the cursor {list(cursor)} is no key of this walk, whose key is {self.describe()}. If the ledger was "
-                f"changed by hand, restore worker.step; else enqueue the job under another run id"
+                f"the cursor {reprlib.repr(cursor)} is no key of this walk, whose key is {self.describe()}. If the "
+                f"ledger was changed by hand, restore worker.step; else enqueue the job under another run id"
             ) from error
 
     def _beyond(self, name: str, *, inclusive: bool) -> ColumnElement[bool]:

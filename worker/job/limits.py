@@ -12,7 +12,7 @@ from typing import Any, Literal
 from worker.errors import RegistrationError
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(second|minute|hour|day)s?(?:\s+burst\s+(\d+))?")
+_RATE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*/\s*(second|minute|hour|day)s?(?:\s+burst\s+(\d{1,9}))?")
 
 UniqueWhile = Literal["active", "waiting"]
 
@@ -39,8 +39,8 @@ class Rate:
             RegistrationError: The text is not a rate.
         """
         found = _RATE.fullmatch(text.strip().lower())
-        if found is None or float(found[1]) <= 0 or found[3] == "0":
-            raise RegistrationError(f'rate={text!r}: write e.g. "100/minute", or "100/minute burst 10"')
+        if found is None or float(found[1]) <= 0 or int(found[3] or 1) == 0:
+            raise RegistrationError(f'rate={text[:100]!r}: write e.g. "100/minute", or "100/minute burst 10"')
         return cls(1000 * _UNITS[found[2]] / float(found[1]), int(found[3] or 1))
 
     @property

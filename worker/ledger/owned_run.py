@@ -313,11 +313,7 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
     if owner_died and run.backend_pid is not None:
         await terminate_backend(connection, spec.id, run.backend_pid, run.backend_start)
     has_progressed = run.has_ranges and await _release_ranges(connection, spec.id, run.fence)
-    if spec.hand is None:
-        rows = await connection.execute(query("claim_steps"), {"id": spec.id, "fence": run.fence})
-    else:  # the steps belong to its parent: none if that has begun another attempt, and the helper ends
-        rows = await connection.execute(query("reload_steps"), {"id": spec.hand.run_id, "fence": spec.hand.fence})
-    steps = {row.name: StepRecord(**row._mapping) for row in rows if row.name is not None}
+    steps = await _read_steps(connection, spec, run.fence)
     if len(steps) < run.steps or (run.is_new and spec.in_ledger):
         what = "the row" if run.is_new else f"{run.steps - len(steps)} of the {run.steps} steps"
         raise LedgerDamaged(
@@ -349,3 +345,18 @@ async def _release_ranges(connection: AsyncConnection, run_id: str, fence: int) 
     released = (await connection.execute(query("release_ranges"), {"id": run_id})).scalars().all()
     progress = await connection.scalar(query("read_range_progress"), {"id": run_id, "fence": fence - 1})
     return any(released) or bool(progress)
+
+
+async def _read_steps(connection: AsyncConnection, spec: RunSpec, fence: int) -> dict[str, StepRecord]:
+    """Set the new fence on the steps of a run, and return them; those of its parent for a helper run."""
+    try:
+        if spec.hand is None:
+            rows = await connection.execute(query("claim_steps"), {"id": spec.id, "fence": fence})
+        else:  # none if the parent has begun another attempt, and the helper ends
+            rows = await connection.execute(query("reload_steps"), {"id": spec.hand.run_id, "fence": spec.hand.fence})
+        return {row.name: StepRecord(**row._mapping) for row in rows if row.name is not None}
+    except RecursionError:
+        raise LedgerDamaged(
+            f"a step of run {spec.id} has a value in worker.step that is nested too deeply to be read: the ledger was "
+            f"changed by hand. Restore it, or enqueue the job under another id"
+        ) from None
