@@ -103,6 +103,7 @@ async def test_jobs_begin_and_obey_while_there_are_commands_for_very_many_others
         state = worker.operator_state
         assert len(state.paused) == MANY
         await until_true(lambda: not (state._stale or state._reading.locked()))  # the listener's start was a change
+        assert await (await client.enqueue(ping)).result(timeout=120) == "pong"  # and that for commands by argument
         scans, whole = await calls(redis, "sscan"), await calls(redis, "smembers")
         for _ in range(20):
             assert await (await client.enqueue(ping)).result(timeout=120) == "pong"

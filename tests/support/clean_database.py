@@ -36,7 +36,8 @@ parts (part) AS (
 SELECT md5(string_agg(part, ';' ORDER BY part)) FROM parts
 """
 
-# TRUNCATE costs a new file for each table and index, so only tables that hold anything are truncated.
+# TRUNCATE costs a new file for each table and index, so only tables are truncated that hold rows, or a number of rows
+# (of an ANALYZE after the last row was deleted).
 _EMPTY = f"""
 DO $$
 DECLARE
@@ -45,7 +46,8 @@ DECLARE
 BEGIN
     SELECT string_agg(c.oid::regclass::text, ', ') INTO used
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE {_USER_SCHEMAS} AND c.relkind = 'r' AND c.relname <> 'schema_version' AND pg_relation_size(c.oid) > 0;
+        WHERE {_USER_SCHEMAS} AND c.relkind = 'r' AND c.relname <> 'schema_version'
+            AND (pg_relation_size(c.oid) > 0 OR c.reltuples >= 0);
     IF used IS NOT NULL THEN
         EXECUTE 'TRUNCATE ' || used || ' CASCADE';
     END IF;

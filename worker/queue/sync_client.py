@@ -223,7 +223,8 @@ class SyncClient(SyncOperations):
 
 def _check_session(session: object) -> None:
     """Raise `InvalidArguments` if a session is asynchronous: its statements need an event loop."""
-    if inspect.iscoroutinefunction(getattr(session, "execute", None)):
+    is_async = hasattr(session, "sync_session") or hasattr(session, "sync_connection")
+    if is_async or inspect.iscoroutinefunction(getattr(session, "execute", None)):
         raise InvalidArguments(
             f"enqueue_in: SyncClient takes a Session or a Connection, not {type(session).__name__}: use `Client` there"
         )
