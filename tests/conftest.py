@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.asyncio import Redis
 from tests.support.clean_database import clean
 from tests.support.command_line import CommandLine
 from tests.support.contexts import MakeContext
-from tests.support.servers import own_servers
+from tests.support.servers import PGBOUNCER_VARIABLE, own_servers
 from tests.support.workers import with_worker
 from worker import Client
 from worker.attempt.context import JobContext
@@ -69,11 +70,12 @@ def servers(longhaul_servers: Services) -> Services:
 
 
 @pytest.fixture
-def settings(servers: Services) -> Settings:
+def settings(servers: Services, longhaul_servers: Services) -> Settings:
     """Default settings on these servers."""
     environment = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
     # Its detection would cost each test another connection.
-    return load_settings(environment=environment, overrides={"database": {"pgbouncer": False}})
+    is_direct = servers is longhaul_servers and PGBOUNCER_VARIABLE not in os.environ
+    return load_settings(environment=environment, overrides={"database": {"pgbouncer": False}} if is_direct else {})
 
 
 @pytest_asyncio.fixture

@@ -72,8 +72,12 @@ SHAPES: dict[str, Callable[[JobContext, dict[str, Any]], Any]] = {
         select(Item.id, func.max(Item.at)).group_by(Item.id).order_by(Item.id), **options
     ),
     "downwards": lambda ctx, options: ctx.stream(select(Item).order_by(Item.id.desc()), **options),
-    "two columns": lambda ctx, options: ctx.chunks(select(Item.at), by=[Item.seen.desc(), Item.id], **options),
-    "two directions": lambda ctx, options: ctx.chunks(select(Item), by=[Item.id.desc(), Item.seen], **options),
+    "two columns": lambda ctx, options: ctx.chunks(
+        select(Item.at), by=[Item.seen.desc(), Item.id], allow_sort=True, **options
+    ),
+    "two directions": lambda ctx, options: ctx.chunks(
+        select(Item), by=[Item.id.desc(), Item.seen], allow_sort=True, **options
+    ),
     "join": lambda ctx, options: ctx.chunks(select(Item.id, Item.at, Part.id).join(Part), by=Item.id, **options),
     "join unlocked": lambda ctx, options: ctx.chunks(
         select(Item.at, Part.at).join(Part), by=Item.id, lock=False, **options

@@ -88,7 +88,7 @@ async def test_hundreds_of_kills_of_hands_leave_each_row_done_once(
     fleet: Fleet, client: Client, database: Database, job: Job[..., int], partitions: int
 ) -> None:
     kills = 100 if partitions else 300
-    options = {"workers": 4, "rows": 1_000 * kills, "size": 10, "kills": kills, "pace": 1_000}
+    options = {"workers": 4, "rows": 400 * kills, "size": 10, "kills": kills, "pace": 400}
     await kill_and_audit(fleet, client, database, job, partitions=partitions, **options)
 
 

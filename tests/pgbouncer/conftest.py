@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.conftest import fleet  # noqa: F401 - a fixture
-from tests.pgbouncer.pooler import PgBouncer, program, version
+from tests.support.pgbouncer import PgBouncer, program, version
 from worker.embedded import Services
 from worker.embedded.directories import make_home
 

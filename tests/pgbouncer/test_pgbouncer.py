@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.faults.conftest import Fleet, effects, fill_targets, ledger_row
 from tests.faults.jobs import touch_by_chunks, touch_by_stream, touch_by_sweep
 from tests.faults.test_freeze import freeze_in_a_batch
 from tests.faults.test_kills import kill_and_count
-from tests.pgbouncer.pooler import PgBouncer
+from tests.support.pgbouncer import PgBouncer
+from tests.support.servers import PGBOUNCER_VARIABLE
 from tests.support.workers import with_worker, working
 from worker import Client, Job, JobContext, Settings, job
 from worker.db.engine import Database
@@ -30,11 +32,21 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = [touch_by_chunks, touch_by_stream, touch_by_sweep]
-#: They want a server without PgBouncer, or a backend of the run's own.
-NEED_A_BACKEND = [
-    "tests/db/test_pgbouncer.py::test_a_server_of_our_own_is_told_from_pgbouncer",
+#: They want a server without PgBouncer, a session of their own or more than three, or another database or role.
+NEED_A_SESSION = [
+    "tests/batch/test_bulk.py::test_insert_goes_by_arrays_where_row_level_security_forbids_copy",
+    "tests/batch/test_faults.py::test_rows_that_can_be_seen_and_not_locked_are_an_error",
+    "tests/batch/test_faults.py::test_stream_that_writes_to_its_table_gives_way_to_an_alter_table",
     "tests/batch/test_gather.py::test_calls_are_bounded_and_hold_no_transaction",
+    "tests/batch/test_transaction.py::test_a_batch_sends_no_statement_more_than_it_needs",
+    "tests/batch/test_transaction.py::test_an_error_at_the_boundary_ends_the_transaction_that_was_begun_ahead",
+    "tests/batch/test_transaction.py::test_the_next_transaction_keeps_the_isolation",
     "tests/batch/test_walk.py::test_a_successor_ends_the_connection_of_a_frozen_worker",
+    "tests/db/test_collations.py",
+    "tests/db/test_driver.py::test_replace_pooled_replaces_connections_when_they_are_used_next",
+    "tests/db/test_errors.py::test_a_terminated_backend_is_a_lost_connection_by_each_way",
+    "tests/db/test_liveness.py",
+    "tests/db/test_pgbouncer.py::test_a_server_of_our_own_is_told_from_pgbouncer",
 ]
 
 
@@ -59,14 +71,14 @@ async def test_it_is_found_and_its_backends_change(settings: Settings, said: boo
     await database.close()
 
 
-def test_loops_and_bulk_operations_and_scopes(servers: Services) -> None:
-    """The suites of the rooms that talk to PostgreSQL."""
+def test_loops_and_bulk_operations_and_scopes(pooler: PgBouncer) -> None:
+    """The suites of the packages that talk to PostgreSQL."""
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-p", "no:cacheprovider"]
-        + [f"--deselect={test}" for test in NEED_A_BACKEND]
+        [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-p", "no:cacheprovider", "-n", "2"]
+        + [f"--deselect={test}" for test in NEED_A_SESSION]
         + ["tests/batch", "tests/ledger", "tests/db"],
         cwd=ROOT,
-        env=servers.environment(),
+        env=os.environ | {PGBOUNCER_VARIABLE: json.dumps(pooler.settings)},
         capture_output=True,
         text=True,
     )
@@ -77,7 +89,8 @@ def test_loops_and_bulk_operations_and_scopes(servers: Services) -> None:
 async def test_kills_leave_each_row_done_once_and_nothing_on_the_server(
     fleet: Fleet, client: Client, database: Database, pooler: PgBouncer, job: Job[..., int]
 ) -> None:
-    await kill_and_count(fleet, client, database, job, kills=10, size=5 if job is touch_by_sweep else 25, pause=0.25)
+    size = 5 if job is touch_by_sweep else 25
+    await kill_and_count(fleet, client, database, job, rows=200 * size, kills=10, size=size, pause=0.25, pace=30 * size)
     fleet.stop()
     await database.engine.dispose()
     # Another client's look at all the sessions that these have used.
@@ -139,7 +152,7 @@ async def test_the_command_line(database: Database, servers: Services, redis: Re
         await asyncio.to_thread(worker, "migrate")
         await asyncio.to_thread(worker, "enqueue", "touch_by_chunks", "--id", "night")
         await asyncio.to_thread(worker, "run", "--burst")
-        runs = json.loads(await asyncio.to_thread(worker, "runs", "--id", "night", "--json"))
+        runs = json.loads(await asyncio.to_thread(worker, "runs", "--search", "night", "--json"))
     finally:
         await migrate(database)
     assert "succeeded" in json.dumps(runs)

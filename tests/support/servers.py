@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.pgbouncer import PgBouncer
 from worker.embedded import EmbeddedPostgres, EmbeddedValkey, Services
 from worker.embedded.directories import make_home
 
 #: Names a folder with `initdb` and `postgres` of another version; `make test-matrix` sets it.
 PROGRAMS_VARIABLE = "LONGHAUL_TEST_POSTGRES"
+#: Settings of `pgbouncer.ini` as JSON: PostgreSQL is then behind a PgBouncer; tests/pgbouncer sets it.
+PGBOUNCER_VARIABLE = "LONGHAUL_TEST_PGBOUNCER"
 
 
 @contextlib.contextmanager
@@ -25,11 +29,19 @@ def own_servers() -> Iterator[Services]:
     home = make_home()
     postgres = EmbeddedPostgres(home, programs=Path(programs) if programs else None)
     valkey = EmbeddedValkey(home)
+    pooler = None
     try:
         valkey.start()
         postgres.start()
-        yield Services(postgres.url, valkey.url, postgres, valkey)
+        url = postgres.url
+        if PGBOUNCER_VARIABLE in os.environ:
+            pooler = PgBouncer(home, url, json.loads(os.environ[PGBOUNCER_VARIABLE]))
+            pooler.start()
+            url = pooler.url
+        yield Services(url, valkey.url, postgres, valkey)
     finally:
+        if pooler is not None:
+            pooler.stop()
         postgres.stop()
         valkey.stop()
         shutil.rmtree(home, ignore_errors=True)

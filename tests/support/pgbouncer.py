@@ -34,12 +34,16 @@ class PgBouncer:
         home: folder made by `make_home`.
         server_url: the server behind it.
         settings: of `pgbouncer.ini`, over ours.
+
+    Attributes:
+        settings: the argument.
     """
 
     def __init__(self, home: Path, server_url: str, settings: Mapping[str, object]) -> None:
         self._folder = make_data_dir(home, f"pgbouncer-{process.free_port()}")
         self._log = home / f"{self._folder.name}.log"
         self._server = urlsplit(server_url)
+        self.settings = dict(settings)
         self._settings = {"pool_mode": "transaction", "default_pool_size": 3, **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = process.free_port()
