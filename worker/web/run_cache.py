@@ -1,4 +1,4 @@
-"""What is known of runs, so that those are read again only that have changed."""
+"""A cache of runs: only those that have changed are read again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_RUNS = 2_000
 
 
 class KnownRun(NamedTuple):
-    """What Redis has of a run.
+    """The state of a run in Redis.
 
     Attributes:
         fields: the fields of its mirror; none before its first attempt.
