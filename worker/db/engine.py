@@ -95,7 +95,7 @@ class Database:
     def session(self) -> AbstractAsyncContextManager[ScopedSession]:
         """Open a session that may commit at any time.
 
-        What is open at the end is committed, or rolled back if the block raises.
+        An open transaction is committed at the end, or rolled back if the block raises.
         """
         return session_scope(self.sessions)
 

@@ -15,7 +15,7 @@ from worker.errors import iter_causes, read_attribute
 
 
 class ErrorKind(enum.Enum):
-    """What has to happen for an operation to succeed."""
+    """The kind of an error: by what an operation can succeed after it."""
 
     #: The server must come back, or accept our connection, or writes, again. The job is not to blame.
     UNAVAILABLE = "unavailable"

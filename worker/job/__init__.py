@@ -1,1 +1,1 @@
-"""What a job is: its definition, arguments, schedule, limits, and the registry that finds it."""
+"""Jobs: definition, arguments, schedule, limits, and the registry that finds them."""

@@ -41,7 +41,7 @@ _DEAD_SHARE = 0.2
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """What one loop would do.
+    """The plan of one loop.
 
     Attributes:
         step: The name of the step.

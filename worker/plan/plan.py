@@ -29,7 +29,7 @@ _LOOPS = frozenset({"chunks", "stream", "sweep", "walk", "lines"})
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a job would do.
+    """The plan of a job.
 
     Attributes:
         job: The name of the job.

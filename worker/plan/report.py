@@ -42,7 +42,7 @@ class RatePoint:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step has done.
+    """The work of one step.
 
     Attributes:
         name: The step.
@@ -72,7 +72,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run has done.
+    """The work of a run.
 
     Attributes:
         run: The run.

@@ -29,7 +29,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """What some batches of a job would change.
+    """The changes that some batches of a job would make.
 
     Attributes:
         job: The name of the job.

@@ -64,7 +64,7 @@ class BatchTrial:
 
 @dataclass
 class TrialState:
-    """What the loops of one trial share.
+    """The state that the loops of one trial share.
 
     Attributes:
         attempt: The attempt, whose database is read-only.

@@ -88,7 +88,7 @@ class Backend:
 
     @cached_property
     def monitoring(self) -> Monitoring:
-        """What monitoring systems ask for."""
+        """The figures that monitoring systems ask for."""
         return Monitoring(self.settings)
 
     @cached_property

@@ -102,7 +102,7 @@ class Span:
 
 
 class Share(NamedTuple):
-    """What a part of the run's time went to.
+    """The use of a part of the run's time.
 
     Attributes:
         name: in the words of the page.
