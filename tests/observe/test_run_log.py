@@ -105,6 +105,16 @@ async def kept(client: Client, run_id: str, count: int = 1) -> list[LogLine]:
     return await until(find)
 
 
+async def kept_to_the_end(client: Client, run_id: str) -> list[LogLine]:
+    """Wait for the lines of a run, with the one about the end of its attempt."""
+
+    async def find() -> list[LogLine] | None:
+        found = await client.run_log(run_id)
+        return found if found and found[-1].message.startswith("attempt ended") else None
+
+    return await until(find)
+
+
 def texts(lines: list[LogLine], logger: str = "") -> list[str]:
     return [line.message for line in lines if line.logger.startswith(logger)]
 
@@ -181,7 +191,7 @@ async def test_the_log_is_capped_in_lines_and_bytes(
         await (await client.enqueue(chatty.options(id="many"), 500, 1)).result(timeout=60)
         await (await client.enqueue(chatty.options(id="long"), 60, 400)).result(timeout=60)
         await (await client.enqueue(chatty.options(id="huge"), 1, 1_000_000)).result(timeout=60)
-        many, long, huge = [await kept(client, name) for name in ("many", "long", "huge")]
+        many, long, huge = [await kept_to_the_end(client, name) for name in ("many", "long", "huge")]
     assert len(many) == 20 and many[-2].message == "499 x"
     assert 9 < len(long) < 18 and long[-2].message.startswith("59 ")
     assert await redis.xlen(keys.LOG + "long") == len(long)
