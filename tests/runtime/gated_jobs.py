@@ -34,7 +34,7 @@ async def wait_for_go(ctx: JobContext) -> str:
     return "went"
 
 
-@job(timeout=0.2)
+@job(timeout=1)
 async def walk(ctx: JobContext) -> int:
     """Walk the authors, a gate between the first batch and the others."""
     async for batch in ctx.chunks(select(Author), size=10):
