@@ -90,7 +90,7 @@ class RunCache:
         changed: set[str] = set()
         self._changed.append(changed)
         try:
-            mirrors = await self._read_mirrors(run_ids)
+            mirrors = await read_mirrors(self._client, run_ids)
             jobs = await self._read_jobs([one for one in run_ids if not mirrors[one].get("job")])
         finally:
             self._changed.remove(changed)
@@ -104,16 +104,6 @@ class RunCache:
                 self._entries.popitem(last=False)
         return found
 
-    async def _read_mirrors(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        pipeline = self._client.redis.pipeline(transaction=False)
-        for run_id in run_ids:
-            pipeline.hgetall(keys.RUN + run_id)
-        answers = await self._client.command(pipeline.execute(raise_on_error=False))
-        return {
-            run_id: decode_fields(answer) if isinstance(answer, dict) else {}
-            for run_id, answer in zip(run_ids, answers, strict=True)
-        }
-
     async def _read_jobs(self, run_ids: Sequence[str]) -> dict[str, str]:
         """Return the names of the jobs of runs that have no mirror, from their payloads."""
         if not run_ids:
@@ -126,3 +116,21 @@ class RunCache:
             run_id: describe_payload(raw if isinstance(raw, bytes) else None)[0]
             for run_id, raw in zip(run_ids, answers, strict=True)
         }
+
+
+async def read_mirrors(client: Client, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the fields of the mirrors of runs, by id; none for a run without a mirror.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+    """
+    if not run_ids:
+        return {}
+    pipeline = client.redis.pipeline(transaction=False)
+    for run_id in run_ids:
+        pipeline.hgetall(keys.RUN + run_id)
+    answers = await client.command(pipeline.execute(raise_on_error=False))
+    return {
+        run_id: decode_fields(answer) if isinstance(answer, dict) else {}
+        for run_id, answer in zip(run_ids, answers, strict=True)
+    }

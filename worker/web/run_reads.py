@@ -17,13 +17,14 @@ from worker.queue.dead_letters import DeadLetter
 from worker.queue.decoding import read_json
 from worker.queue.overview import describe_payload
 from worker.queue.result import decode_result
-from worker.queue.run import decode_fields, read_status
+from worker.queue.run import read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
 from worker.web.event_hub import Message
 from worker.web.fields import Page, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
 from worker.web.problems import Problem, not_found
+from worker.web.run_cache import read_mirrors
 from worker.web.views import (
     BatchView,
     EventView,
@@ -55,27 +56,12 @@ async def _list_runs(backend: Backend, query: RunsQuery) -> Page[RunView]:
     records = await backend.ledger.list_runs(
         job=query.job, state=query.state, search=query.search, before=before, limit=query.limit
     )
-    mirrors = await read_mirrors(backend, [one.id for one in records if one.finished_at is None])
+    mirrors = await read_mirrors(backend.client, [one.id for one in records if one.finished_at is None])
     last = records[-1] if len(records) == query.limit else None
     return Page[RunView](
         items=[RunView(**describe_record(one, mirrors.get(one.id, {}))) for one in records],
         next_cursor=None if last is None else make_cursor(last.created_at.isoformat(), last.id),
     )
-
-
-async def read_mirrors(backend: Backend, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the fields of the mirrors of runs, by id. A run without a mirror has none."""
-    if not run_ids:
-        return {}
-    pipeline = backend.client.redis.pipeline(transaction=False)
-    for run_id in run_ids:
-        pipeline.hgetall(keys.RUN + run_id)
-    answers = await backend.client.command(pipeline.execute(raise_on_error=False))
-    return {
-        run_id: decode_fields(answer)
-        for run_id, answer in zip(run_ids, answers, strict=True)
-        if isinstance(answer, dict) and answer
-    }
 
 
 def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Column
 
-from worker.batch.bulk.eligibility import NESTED
+from worker.batch.bulk.eligibility import has_containers
 
 #: Typecodes of `array.array` that hold the same integers as the type of the column.
 _TYPECODES = {"SMALLINT[]": "h", "INTEGER[]": "i", "BIGINT[]": "q"}
@@ -43,7 +43,7 @@ def encode_arrays(
     arguments: list[Any] = []
     for (column, cast), values in zip(casts.items(), arrays, strict=True):
         types = set(map(type, values))
-        if any(issubclass(type_, NESTED) for type_ in types):
+        if has_containers(types):
             return {}, []
         literal = _format_array(cast, values, types - {type(None)}) if as_text else None
         encoded[column] = cast if literal is None else f"text::{cast}"

@@ -66,7 +66,7 @@ _KEYS_BY_VALUE: dict[str, frozenset[type]] = {
 }
 _NUMERIC = re.compile(r"NUMERIC\((?P<precision>\d+), (?P<scale>-?\d+)\)")
 #: Containers, which the driver reads as dimensions of an array.
-NESTED = (list, tuple, set, frozenset)
+_NESTED = (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,12 @@ def _are_exact(cast: str, values: Sequence[Any]) -> bool:
 
 def are_flat(arrays: Sequence[Sequence[Any]]) -> bool:
     """Return whether no value is a container."""
-    return not any(issubclass(type_, NESTED) for array in arrays for type_ in set(map(type, array)))
+    return not any(has_containers(set(map(type, array))) for array in arrays)
+
+
+def has_containers(types: Iterable[type]) -> bool:
+    """Return whether one of the types of an array's values is a container."""
+    return any(issubclass(type_, _NESTED) for type_ in types)
 
 
 def none_is_left_out(target: BulkTarget, group: Group, facts: TableFacts) -> bool:
