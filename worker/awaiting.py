@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
@@ -57,7 +56,6 @@ class TrackedCalls:
 
     def __init__(self) -> None:
         self._pending: dict[TrackedCall[Any], int] = {}
-        self._numbers = itertools.count(1)
         self._last = 0
 
     @property
@@ -65,10 +63,16 @@ class TrackedCalls:
         """The number of the last call, to check only later ones."""
         return self._last
 
+    @property
+    def are_pending(self) -> bool:
+        """Whether a call was made and not awaited yet."""
+        return bool(self._pending)
+
     def track(self, name: str, coroutine: Coroutine[Any, Any, T]) -> TrackedCall[T]:
         """Return a call that has to be awaited."""
         call = TrackedCall(name, coroutine, self._forget)
-        self._last = self._pending[call] = next(self._numbers)
+        self._last += 1
+        self._pending[call] = self._last
         return call
 
     def _forget(self, call: TrackedCall[Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -71,9 +71,21 @@ class Attempt:
         failure: the failed batch, to be retried; None if no batch was open.
         calls: calls that the job has to await.
         open_step: the step that is in progress; None if there is none.
-        names: the names of the loops and steps in this call of the job's function.
         fields: run, job, attempt and step, for the log.
     """
+
+    # The state of an attempt without a loop: class attributes, because there are thousands of them a second.
+    where: str | None = None
+    broken: str | None = None
+    failure: FailedBatch | None = None
+    open_step: str | None = None
+    _run: OwnedRun | None = None
+    _reported_rows = 0
+    _loop: Walk[Any] | None = None
+    _entry: RetryPlan | None = None
+    _sessions: WeakSet[ScopedSession] | None = None
+    _event_loop: asyncio.AbstractEventLoop | None = None
+    _is_abandoned = False
 
     def __init__(
         self,
@@ -100,27 +112,26 @@ class Attempt:
         self.database = database
         self.max_attempts = max_attempts
         self.accepts_statement_change = accepts_statement_change
-        self.where: str | None = None
-        self.broken: str | None = None
-        self.failure: FailedBatch | None = None
         self._spec = spec
         self._ledger = ledger
         self.control = control
         self._pools = pools
         self.hand = hand
         self._job_throttles = throttles
-        self._run: OwnedRun | None = None
-        self._reported_rows = 0
-        self._loop: Walk[Any] | None = None
         self.calls = TrackedCalls()
-        self.names = StepNames(job)
-        self._entry: RetryPlan | None = None
-        self._batch_retries = BatchRetries()
-        self.open_step: str | None = None
-        self._sessions: WeakSet[ScopedSession] | None = None
-        self._offloaded: set[OffloadedCall] = set()
-        self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._is_abandoned = False
+
+    @cached_property
+    def names(self) -> StepNames:
+        """The names of the loops and steps in this call of the job's function."""
+        return StepNames(self.job)
+
+    @cached_property
+    def _batch_retries(self) -> BatchRetries:
+        return BatchRetries()
+
+    @cached_property
+    def _offloaded(self) -> set[OffloadedCall]:
+        return set()
 
     @cached_property
     def _opening(self) -> asyncio.Lock:
@@ -187,17 +198,28 @@ class Attempt:
             current_attempt.reset(fields_token)
             tracked_calls.reset(calls_token)
 
-    async def call(self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def call(
+        self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Awaitable[Any]:
         """Call a job's function in this event loop, in a thread, or in a process, as the job is declared.
+
+        Returns:
+            Its result, to be awaited.
 
         Raises:
             CancelledError: A cancellation was passed on to a thread or process, and the function let it pass.
             BaseException: The function's exception.
         """
         if job.run_in == "loop":
-            return await job.function(ctx, *args, **kwargs)
+            awaitable: Awaitable[Any] = job.function(ctx, *args, **kwargs)
+            return awaitable
         if job.run_in == "thread":
-            return await self.call_in_thread(partial(job.function, ctx, *args, **kwargs))
+            return self.call_in_thread(partial(job.function, ctx, *args, **kwargs))
+        return self._call_in_process(job, ctx, args, kwargs)
+
+    async def _call_in_process(
+        self, job: Job[..., Any], ctx: JobContext, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         request = ProcessRequest(
             module=job.function.__module__,
             function=job.function.__qualname__,
@@ -362,7 +384,8 @@ class Attempt:
             await self._loop.leave()
         if self.broken is not None:
             raise LonghaulError(swallowed_error_message(self.broken))
-        await self.calls.check_awaited()
+        if self.calls.are_pending:
+            await self.calls.check_awaited()
 
     async def fail(self) -> None:
         """Roll back the open batch of a job that has raised."""

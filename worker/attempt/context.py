@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
@@ -41,12 +42,11 @@ class JobContext:
 
     Args:
         attempt: the attempt.
-        enqueued_at: aware time.
+        enqueued_ms: time at which the run was enqueued, in ms since 1970; 0 for now.
         headers: header texts of the run, by name.
         redis: the worker's connection to Redis.
 
     Attributes:
-        enqueued_at: aware time at which the run was enqueued.
         headers: header texts of the run, by name, from middleware and propagated context variables.
         redis: the worker's connection to Redis; None without a worker.
     """
@@ -58,14 +58,19 @@ class JobContext:
         self,
         attempt: Attempt,
         *,
-        enqueued_at: datetime,
+        enqueued_ms: int = 0,
         headers: Mapping[str, str] | None = None,
         redis: Any = None,
     ) -> None:
         self._attempt = attempt
-        self.enqueued_at = enqueued_at
+        self._enqueued_ms = enqueued_ms
         self.headers: Mapping[str, str] = {} if headers is None else headers
         self.redis = redis
+
+    @cached_property
+    def enqueued_at(self) -> datetime:
+        """Aware time at which the run was enqueued."""
+        return datetime.fromtimestamp(self._enqueued_ms / 1000 or time.time(), UTC)
 
     @property
     def run_id(self) -> str:

@@ -151,6 +151,10 @@ class JobCodec:
         fields = self._arguments.model_fields.items()
         return frozenset(name for name, field in fields if field.default_factory is not None)
 
+    @cached_property
+    def _has_arguments(self) -> bool:
+        return bool(self._arguments.model_fields)
+
     def draws_defaults(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Return whether default factories make an argument that is neither among the given ones."""
         if not self._drawn:
@@ -213,7 +217,7 @@ class JobCodec:
         Raises:
             InvalidArguments: They do not fit the signature.
         """
-        if not args and not kwargs and not self._arguments.model_fields:
+        if not args and not kwargs and not self._has_arguments:
             return "{}"
         model = self._validate(args, kwargs, from_json=False, without=without)
         pending = set(without)
@@ -276,7 +280,7 @@ class JobCodec:
         Raises:
             InvalidArguments: They do not fit the signature.
         """
-        if not args and not kwargs and not self._arguments.model_fields:
+        if not args and not kwargs and not self._has_arguments:
             return {}
         model = self._validate(args, kwargs, from_json=True)
         return {name: getattr(model, name) for name in type(model).model_fields}

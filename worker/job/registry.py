@@ -60,6 +60,10 @@ class Registry(Mapping[str, Job[..., Any]]):
     def __getitem__(self, name: str) -> Job[..., Any]:
         return self._jobs[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the job of a name; `default` if there is none."""
+        return self._jobs.get(name, default)  # each claimed job calls it: the inherited one raises and catches an error
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._jobs)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import CodeType
 from typing import Any
 
@@ -87,7 +86,7 @@ async def _follow(
     selection: Selection | None,
 ) -> JobPlan:
     attempt = make_looking_attempt(job, settings, database, _COMMAND)
-    ctx = PlanContext(attempt, enqueued_at=datetime.now(UTC))
+    ctx = PlanContext(attempt)
     planner = LoopPlanner(job.name, attempt, database, selection)
     ctx._describe = planner.describe
     token, looking = current_job.set(job.name), looking_command.set(_COMMAND)

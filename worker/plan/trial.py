@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.attempt.context import JobContext
@@ -144,7 +144,7 @@ async def try_job(
 
 
 async def _run(job: Job[..., Any], values: Mapping[str, Any], trial: TrialState) -> Trial:
-    ctx = TrialContext(trial.attempt, enqueued_at=datetime.now(UTC))
+    ctx = TrialContext(trial.attempt)
     ctx._trial = trial
     token, looking, error = current_job.set(job.name), looking_command.set(_COMMAND), ""
     try:

@@ -15,7 +15,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 #: The last second of a time: time zones and differences must not leave the range of `datetime`.
-_LAST_SECOND = 253_402_214_400.0  # 9999-12-31
+LAST_SECOND = 253_402_214_400.0  # 9999-12-31
 
 
 def read_time(value: object) -> datetime | None:
@@ -35,7 +35,7 @@ def read_time(value: object) -> datetime | None:
             return None
     except (ValueError, OverflowError):
         return None
-    if not math.isfinite(seconds) or not 0 <= seconds < _LAST_SECOND:
+    if not math.isfinite(seconds) or not 0 <= seconds < LAST_SECOND:
         return None
     return datetime.fromtimestamp(seconds, UTC)
 

@@ -297,22 +297,22 @@ def payload_from_values(values: Any, *, pickled: bool) -> Payload:
     Raises:
         InvalidPayload: a key is missing, or has a value of a wrong type or out of its bounds.
     """
-    if not isinstance(values, Mapping) or not isinstance(values.get("f"), str):
+    if not isinstance(values, dict) or not isinstance(values.get("f"), str):
         raise InvalidPayload('the payload is not an object with the job\'s name: {"f": "name", "k": {"argument": 1}}')
     function = values["f"]
     if not 0 < len(function) <= _LONGEST_NAME or "\x00" in function or not is_unicode(function):
         raise InvalidPayload(f"the payload's f is not the name of a job: {_shown(function)}")
     args, kwargs = values.get("a") or [], values.get("k") or {}
-    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise InvalidPayload("the payload's a is not a list, or its k is not an object")
-    if not all(isinstance(name, str) for name in kwargs):
+    if kwargs and not all(isinstance(name, str) for name in kwargs):
         raise InvalidPayload("the payload's k has a name that is not a string")
     enqueued = _bounded(values, "et", _LAST_MS, "a time in ms since 1970") or 0
     attempt = _bounded(values, "t", _MOST_ATTEMPTS, f"the number of an attempt, up to {_MOST_ATTEMPTS:,}")
     version = values.get("v") or ""
     if not isinstance(version, str) or len(version) > _LONGEST_NAME:
         raise InvalidPayload(f"the payload's v is not the fingerprint of a signature: {_shown(version)}")
-    payload = Payload(function, list(args), dict(kwargs), enqueued, pickled, attempt=attempt, version=version)
+    payload = Payload(function, [*args], kwargs, enqueued, pickled, attempt=attempt, version=version)
     return payload if values.keys() <= _PLAIN else _with_extras(payload, values)
 
 
@@ -376,6 +376,8 @@ def _is_call_part(name: str, value: Any) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Return whether a text can be written as UTF-8: pickles can hold halves of surrogate pairs."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,6 +20,7 @@ from worker.queue.payload import Payload, decode_payload
 from worker.queue.store import QueueStore, UnknownJob
 from worker.runtime.attempt_outcome import DEADLINE
 from worker.runtime.execution import Execution
+from worker.runtime.observer import RunInfo
 from worker.runtime.outcome import Cancelled, Failed, Outcome, Rejected, Released
 from worker.runtime.server_retry import ServerRetry
 from worker.settings.sections import WorkerSettings
@@ -87,11 +88,17 @@ class Admission:
             attempt = payload.attempt
             claim = await self._servers.redis(execution.name, lambda: self._store.set_attempt(execution.claim, attempt))
             execution.claim = claim
-        execution.info = execution.info._replace(
-            job=payload.function, attempt=claim.attempt, enqueued_ms=payload.enqueued_ms
+        helps = "" if payload.hand is None else payload.hand.run_id
+        execution.info = RunInfo(
+            claim.run_id,
+            payload.function,
+            claim.queue,
+            claim.attempt,
+            payload.enqueued_ms,
+            helps,
+            claim.due_ms,
+            claim.expired,
         )
-        if payload.hand is not None:
-            execution.info = execution.info._replace(helps=payload.hand.run_id)
 
     # --- commands and times
 
@@ -123,7 +130,7 @@ class Admission:
 
     def find_job(self, execution: Execution, payload: Payload) -> Job[..., Any] | Released:
         """Return the job that a payload names; the outcome if this worker does not know it."""
-        job = self._registry.get(payload.function)
+        job: Job[..., Any] | None = self._registry.get(payload.function)
         if job is not None:
             return job
         near = difflib.get_close_matches(payload.function, self._registry, n=1)

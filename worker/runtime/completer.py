@@ -66,6 +66,7 @@ from worker.settings import WorkerSettings
 logger = logging.getLogger("longhaul.jobs")
 
 _PARKED_SECONDS = 3600.0
+_LONGEST_CHARACTER = 4  # bytes of UTF-8
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
@@ -128,7 +129,8 @@ class Completer:
         except FencedOut:
             self._report_lost(execution)
         finally:
-            await self._release_place(execution)
+            if execution.place is not None:
+                await self._release_place(execution)
 
     async def _write(self, execution: Execution, outcome: Outcome) -> None:
         match outcome:
@@ -180,6 +182,8 @@ class Completer:
 
     def _check_size(self, execution: Execution, text: str) -> tuple[str, int]:
         """Return the result to store, and the size in bytes of a result that is too large to store, else 0."""
+        if len(text) * _LONGEST_CHARACTER <= self._rules.max_result_bytes:
+            return text, 0
         size = len(text.encode())
         if size <= self._rules.max_result_bytes:
             return text, 0
@@ -321,7 +325,7 @@ class Completer:
 
     def _unique_lock(self, execution: Execution) -> str | None:
         """Return the lock that a unique job holds while it is in the queue, as its client acquired it."""
-        job, payload = self._registry.get(execution.info.job), execution.payload
+        job, payload = execution.job or self._registry.get(execution.info.job), execution.payload
         if job is None or job.unique is None or job.unique.counts == "time" or payload is None or payload.args:
             return None
         return keys.UNIQUE + job.unique_key(payload.kwargs)

@@ -288,7 +288,8 @@ class Execution:
         """
         attempt = self.attempt
         if attempt is not None:
-            await attempt.close(discard=discard)
+            if attempt.ledger_run is not None:
+                await attempt.close(discard=discard)
             if not self.is_abandoned:
                 self.attempt = None  # it refers to this object: without the cycle no garbage collection is needed
 

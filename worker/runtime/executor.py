@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -33,7 +32,7 @@ from worker.ledger import Hand, Ledger
 from worker.plan.verify import find_undone
 from worker.queue import keys
 from worker.queue.claims import Claim
-from worker.queue.decoding import read_time
+from worker.queue.decoding import LAST_SECOND
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
 from worker.runtime.admission import Admission
@@ -176,7 +175,8 @@ class Executor:
         """Run a claimed job whose payload has been read; see `run`."""
         admission = self.admission
         await admission.set_payload(execution, payload)
-        outcome = await admission.follow_order(execution) or admission.check_times(execution, payload)
+        ordered = await admission.follow_order(execution) if self._operator_state.may_have_orders else None
+        outcome = ordered or admission.check_times(execution, payload)
         if outcome is not None:
             return outcome
         job = admission.find_job(execution, payload)
@@ -220,9 +220,10 @@ class Executor:
         claim = execution.claim
         execution.attempt = attempt = self._make_attempt(execution, job, payload)
         current_attempt.set(attempt.fields)  # also for the lines about its end: this task has a context of its own
-        # Another client may have enqueued it with any number as its due time.
-        enqueued_at = read_time((payload.enqueued_ms or claim.due_ms) / 1000) or datetime.now(UTC)
-        ctx = JobContext(attempt, enqueued_at=enqueued_at, headers=payload.headers, redis=self._store.redis)
+        enqueued_ms = payload.enqueued_ms or claim.due_ms
+        if not 0 <= enqueued_ms < LAST_SECOND * 1000:
+            enqueued_ms = 0  # another client has enqueued it with any number as its due time
+        ctx = JobContext(attempt, enqueued_ms=enqueued_ms, headers=payload.headers, redis=self._store.redis)
         if payload.headers:
             apply_headers(payload.headers)  # into this task's own context
             attempt.fields.trace_id = current_trace_id()
@@ -282,8 +283,10 @@ class Executor:
         self, execution: Execution, job: Job[..., Any], arguments: Mapping[str, Any] | InvalidArguments, text: str
     ) -> Outcome:
         """Return the outcome of a job that has returned: its `verify=` may find rows that are left undone."""
+        if job.rules.verify is None or isinstance(arguments, InvalidArguments):
+            return Succeeded(text)
         is_part = execution.payload is not None and SELECTED in execution.payload.headers
-        if job.rules.verify is None or execution.is_helper or is_part or isinstance(arguments, InvalidArguments):
+        if execution.is_helper or is_part:
             return Succeeded(text)
         undone = await find_undone(self._database, job, arguments)
         return Succeeded(text) if undone is None else Incomplete(text, undone.describe())

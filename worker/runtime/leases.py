@@ -196,12 +196,15 @@ class Leases:
 
     def remove(self, claim: Claim) -> bool:
         """Stop renewing the lease of a job. Return False, and do nothing, if this worker has claimed it again."""
-        with self._lock:
-            if self.is_replaced(claim):
-                return False
-            self._held.pop(claim.run_id, None)
-            self._marks.pop(claim.run_id, None)
+        held = self._held.get(claim.run_id)  # only the loop's thread, in which this runs, adds and removes
+        if held is None:
             return True
+        if held.number != claim.number:
+            return False
+        with self._lock:
+            del self._held[claim.run_id]
+            self._marks.pop(claim.run_id, None)
+        return True
 
     def keep(self, claim: Claim, kind: Literal["place", "unique"], key: str) -> None:
         """Renew a mark of a job together with its lease, and restore it if Redis has lost it.

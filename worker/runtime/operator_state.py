@@ -325,6 +325,11 @@ class OperatorState:
                 found.setdefault(job, []).append(condition)
         return found
 
+    @property
+    def may_have_orders(self) -> bool:
+        """Whether there is a command for any run, or the commands must be read again first."""
+        return bool(self.paused or self.cancelled or self._cancelled_where) or self.must_ask
+
     def has_conditions(self, job: str) -> bool:
         """Return whether there are commands for runs of a job with some arguments."""
         return job in self._paused_where or job in self._cancelled_where

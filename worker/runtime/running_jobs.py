@@ -19,7 +19,6 @@ from worker.runtime.executor import JobExecutor
 from worker.runtime.health import Counters
 from worker.runtime.job_completer import JobCompleter
 from worker.runtime.leases import Leases
-from worker.runtime.outcome import Outcome
 
 logger = logging.getLogger("longhaul.worker")
 
@@ -101,16 +100,13 @@ class RunningJobs:
             if execution.is_abandoned:
                 logger.warning("abandoned job ended job=%s run=%s: its outcome is ignored", *execution.labels)
             else:
-                await self._complete(execution, outcome)
+                await self._completer.complete(execution, outcome)
+                self._counters.count(outcome)
             is_left = False
         except (RedisError, SQLAlchemyError, OSError) as error:
             _log_left_to_lease(execution, error)
         finally:
             await execution.close(discard=is_left)
-
-    async def _complete(self, execution: Execution, outcome: Outcome) -> None:
-        await self._completer.complete(execution, outcome)
-        self._counters.count(outcome)
 
     def abandon(self, execution: Execution) -> None:
         """Stop waiting for a job's own code: its run ends or is retried."""
@@ -125,7 +121,9 @@ class RunningJobs:
 
     async def _process_abandoned(self, execution: Execution, body: asyncio.Task[Any]) -> None:
         try:
-            await self._complete(execution, await self._executor.abandon(execution, body))
+            outcome = await self._executor.abandon(execution, body)
+            await self._completer.complete(execution, outcome)
+            self._counters.count(outcome)
         except (RedisError, SQLAlchemyError, OSError) as error:
             _log_left_to_lease(execution, error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from worker.attempt.attempt import Attempt
@@ -166,4 +165,4 @@ class JobRunner:
             max_attempts=max_attempts,
             throttles=throttles,
         )
-        return JobContext(attempt, enqueued_at=datetime.now(UTC))
+        return JobContext(attempt)
