@@ -167,9 +167,8 @@ class AckAndClaim:
         return (await self._ack_and_claim([Ack(claim, result, max(ack.keep_ms, 60_000))], 0, ())).refused
 
     async def _ack_and_claim(self, ended: Sequence[Ack], slots: int, shares: Shares, *, newest: int = 0) -> FetchResult:
-        places: dict[str, int] = {}
-        for queue in (*(queue for queue, _ in shares), *(one.claim.queue for one in ended)):
-            places.setdefault(queue, len(places) + 1)
+        queues = list(dict.fromkeys([queue for queue, _ in shares] + [one.claim.queue for one in ended]))
+        places = {queue: place for place, queue in enumerate(queues, 1)}
         arguments: list[Any] = [self._owner, self._lease_ms, slots]
         arguments += (keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT)
         arguments += (keys.PRIORITIES, keys.PRIORITY, keys.RUNNING, 0 if self._keep_expiry else 1)
@@ -180,11 +179,10 @@ class AckAndClaim:
             arguments += (claim.run_id, places[claim.queue], result or b"", keep_ms)
         for queue, most in shares:
             arguments += (places[queue], most, self._queue_limits.get(queue, 0))
-        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *places]
+        names = [keys.CANCELLED, keys.PAUSED, keys.ABORT, keys.PACE, keys.LIMITS, *queues]
         refused, taken, ordered, noted = await self._send(names, arguments)
         problems = {raw[0]: from_script(raw) for raw in noted}
         self._problems.report(problems.values())
-        queues = list(places)
         claims = []
         for place, raw_id, due, payload, attempt in taken:
             queue = queues[int(place) - 1]

@@ -10,7 +10,7 @@ is a `RedisError`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,6 +123,10 @@ def keepalive_options() -> dict[str, Any]:
     return {"socket_keepalive": True, "socket_keepalive_options": known}
 
 
+#: Errors of uvloop and of asyncio if a connection closes under an operation.
+_ENDED = (RuntimeError, AttributeError)
+
+
 @cache
 def _make_connection_class(plain: Any) -> Any:
     """Return a class of connections for asyncio, over one of redis-py.
@@ -136,17 +140,17 @@ def _make_connection_class(plain: Any) -> Any:
     class LonghaulConnection(plain):  # type: ignore[misc]
         refused = False
 
-        async def _translate(self, operation: Awaitable[Any]) -> Any:
-            try:
-                return await operation
-            except (RuntimeError, AttributeError) as error:
-                await self.disconnect(nowait=True)
-                raise ConnectionLost(f"the connection to Redis has ended: {error}") from error
+        async def _lost(self, error: Exception) -> ConnectionLost:
+            await self.disconnect(nowait=True)
+            return ConnectionLost(f"the connection to Redis has ended: {error}")
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             if self.refused:
                 await self.disconnect(nowait=True)
-            await self._translate(super().send_packed_command(command, check_health))
+            try:
+                await super().send_packed_command(command, check_health)
+            except _ENDED as error:
+                raise await self._lost(error) from error
 
         async def on_connect(self) -> None:
             self.refused = False
@@ -154,20 +158,25 @@ def _make_connection_class(plain: Any) -> Any:
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return await self._translate(super().read_response(*args, **options))
+                return await super().read_response(*args, **options)
+            except _ENDED as error:
+                raise await self._lost(error) from error
             except ResponseError as error:
                 if kind_of(error) == "READONLY":
                     self.refused = True
                 raise
 
         async def can_read_destructive(self) -> bool:
-            readable: bool = await self._translate(super().can_read_destructive())
+            try:
+                readable: bool = await super().can_read_destructive()
+            except _ENDED as error:
+                raise await self._lost(error) from error
             return readable
 
         async def disconnect(self, nowait: bool = False) -> None:
             try:
                 await super().disconnect(nowait)
-            except (RuntimeError, AttributeError):
+            except _ENDED:
                 self._reader = self._writer = None  # another task has closed it
 
         def pack_command(self, *args: Any) -> list[bytes]:

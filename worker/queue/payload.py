@@ -210,8 +210,11 @@ def read_run_id(raw: bytes | str) -> str | None:
         text = raw if isinstance(raw, str) else raw.decode()
     except UnicodeDecodeError:
         return None
-    is_valid = 0 < len(text) <= LONGEST_ID and (text.isprintable() or text.replace("\u200d", "").isprintable())
-    return text if is_valid and is_unicode(text) else None
+    if not 0 < len(text) <= LONGEST_ID:
+        return None
+    if text.isascii():
+        return text if text.isprintable() else None
+    return text if text.replace("\u200d", "").isprintable() and is_unicode(text) else None
 
 
 def to_seconds(time: float | timedelta | None) -> float:
