@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import ARRAY, DateTime, Select, any_, func, literal, select
+from sqlalchemy import ARRAY, DateTime, Select, and_, any_, func, literal, literal_column, select, text, true
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, joinedload, mapped_column
 
@@ -61,6 +61,37 @@ def test_options_and_names_of_aliases_keep_the_fingerprint() -> None:
     assert walk(named[0]) != walk(plain)
     unnamed = aliased(Author)
     assert walk(select(Book).join(unnamed, Book.author_id == unnamed.id).where(unnamed.seen > 1)) == walk(named[0])
+
+
+DECORATIONS: dict[str, Any] = {
+    "prefix": lambda statement: statement.prefix_with("/* ticket 7 */"),
+    "prefix on a line": lambda statement: statement.prefix_with('-- it\'s "new"\n'),
+    "suffix": lambda statement: statement.suffix_with("/* $$ ' */"),
+    "statement hint": lambda statement: statement.with_statement_hint("/*+ SeqScan(author) */"),
+    "true": lambda statement: statement.where(true()),
+    "true and true": lambda statement: statement.where(and_(true(), true())),
+    "execution option": lambda statement: statement.execution_options(note=1),
+}
+
+
+@pytest.mark.parametrize("decoration", DECORATIONS)
+@pytest.mark.parametrize("statement", [select(Author), select(Author).where(Author.seen > 5)], ids=["all", "some"])
+def test_comments_hints_and_conditions_that_always_hold_keep_the_fingerprint(
+    decoration: str, statement: Select[Any]
+) -> None:
+    decorated = DECORATIONS[decoration](statement)
+    assert walk(decorated) == walk(statement)
+    ordered = [select_fingerprint(each.order_by(Author.id)) for each in (statement, decorated)]
+    assert ordered[0] == ordered[1]
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    ["'/* {} */'", "E'\\' /* {} */'", "'it''s -- {}'", '"/* {} */"', "$$/* {} */$$", "$a$ $$ -- {} $a$"],
+)
+def test_comments_inside_of_quotes_are_compared(quoted: str) -> None:
+    one, two = (walk(select(Author).where(literal_column(quoted.format(word)) != text("''"))) for word in "ab")
+    assert one != two
 
 
 def test_the_columns_of_a_distinct_or_a_group_count_because_they_decide_the_rows() -> None:

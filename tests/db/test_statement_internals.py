@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Select, Table, event, func, insert, select, update
+from sqlalchemy import Select, Table, and_, event, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, Session, aliased
@@ -23,6 +23,7 @@ from worker.db.statement_internals import (
     replace_source,
     rewrites_statements,
     updated_names,
+    without_true,
 )
 
 CHANGED = (
@@ -169,3 +170,11 @@ async def test_rewrites_statements_tells_a_listener_that_may_change_them(databas
             assert told is bool(options), CHANGED.format("how it wraps listeners")
     async with database.engine.connect() as connection:
         assert not rewrites_statements(connection)
+
+
+def test_without_true_removes_conditions_that_always_hold() -> None:
+    always = PLAIN.where(true()).where(and_(true(), true()))
+    assert str(without_true(always)) == str(PLAIN), CHANGED.format("_where_criteria")
+    some = PLAIN.where(Author.id > 1)
+    assert without_true(some) is some
+    assert str(without_true(some.where(and_(true(), true())))) == str(some), CHANGED.format("_where_criteria")

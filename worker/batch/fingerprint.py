@@ -1,7 +1,8 @@
 """The fingerprint of a walk: it covers everything that determines the rows and their order.
 
-A deploy in the middle of a walk may add a column to the model, an option to the statement, or another name to an alias.
-These changes do not affect the meaning of the cursor. FROM, joins, WHERE with its values, and the key do.
+A deploy in the middle of a walk may add a column to the model, an option, a comment or a hint to the statement, or
+another name to an alias. These changes do not affect the meaning of the cursor. FROM, joins, WHERE with its values, and
+the key do.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.sql import visitors
 
-from worker.db.statement_internals import read_select_clauses, without_options
+from worker.db.statement_internals import read_select_clauses, without_options, without_true
 
 _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
+#: A comment, or a quoted text or name, in which nothing is one.
+_COMMENT_OR_QUOTED = re.compile(
+    r"""(?P<comment> /\*.*?\*/ | --[^\n]* )
+      | [eE]'(?:[^'\\]|\\.|'')*'
+      | '(?:[^']|'')*'
+      | "(?:[^"]|"")*"
+      | \$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def fingerprint(statement: ClauseElement) -> str:
@@ -33,8 +44,11 @@ def fingerprint(statement: ClauseElement) -> str:
     clock, so they differ by attempt. A digest instead of the values keeps possible secrets out of the ledger and
     out of error messages.
     """
+    if isinstance(statement, Select):
+        statement = without_true(statement)
     compiled = statement.compile(dialect=_DIALECT)
-    text = _rename_aliases(" ".join(str(compiled).split()), statement, getattr(compiled, "anon_map", {}))
+    plain = " ".join(_without_comments(str(compiled)).split())
+    text = _rename_aliases(plain, statement, getattr(compiled, "anon_map", {}))
     values = [_count_moments(value) for value in compiled.params.values() if not _is_moment(value)]
     if not values:
         return text
@@ -64,6 +78,11 @@ def _count_moments(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset) and value and all(map(_is_moment, value)):
         return f"{len(value)} moments"
     return value
+
+
+def _without_comments(sql: str) -> str:
+    """Return SQL without its comments; hints of extensions are comments, too."""
+    return _COMMENT_OR_QUOTED.sub(lambda match: " " if match["comment"] else match[0], sql)
 
 
 def _rename_aliases(text: str, statement: ClauseElement, anonymous: Mapping[str, str]) -> str:

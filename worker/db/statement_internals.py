@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import FromClause, Insert, Select, Update
+from sqlalchemy import FromClause, Insert, Select, True_, UnaryExpression, Update
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -62,6 +62,17 @@ def without_options(statement: Select[Any]) -> Select[Any]:
     """Return a SELECT without loader options, for a statement whose columns are replaced."""
     stripped = statement.where()
     stripped._with_options = ()
+    return stripped
+
+
+def without_true(statement: Select[Any]) -> Select[Any]:
+    """Return a SELECT without the conditions `true()` of its WHERE, also as `and_(true(), true())`."""
+    criteria = statement._where_criteria
+    kept = tuple(one for one in criteria if not (isinstance(one, True_ | UnaryExpression) and str(one) == "true"))
+    if len(kept) == len(criteria):
+        return statement
+    stripped = statement.where()
+    stripped._where_criteria = kept
     return stripped
 
 
