@@ -366,7 +366,8 @@ class Attempt:
         step = run.checkpoints.find_segment(failure.step)
         if step is None or step.batches != failure.batches:
             return  # it was committed
-        plan = failure.plan_next_attempt(one_by_one=run.spec.only is not None)
+        is_next_last = not run.has_progressed and run.attempt + 1 >= self.max_attempts
+        plan = failure.plan_next_attempt(one_by_one=is_next_last or run.spec.only is not None)
         try:
             await run.store_pace(failure.step, {**failure.pace, **plan.dump()})
         except (SQLAlchemyError, OSError) as error:

@@ -139,7 +139,11 @@ class FailedBatch:
         return RetryPlan(self.step, max(1, self.rows // 2), max(self.remaining, self.rows))
 
     def plan_next_attempt(self, *, one_by_one: bool) -> RetryPlan:
-        """Return a plan for the next attempt: half of the rows, or one row, so that only rows that fail remain."""
+        """Return a plan for the next attempt: half of the rows, or one row.
+
+        The last attempt begins with one row. If that row passes, the run has progressed and has all its attempts again;
+        else the run ends with the key of the row that fails.
+        """
         half = self.retry_half()
         return replace(half, limit=1) if one_by_one else half
 

@@ -132,7 +132,8 @@ def describe_place(step: StepRecord, number: int, page: Page[Any]) -> str:
     if not page.first_key:
         behind = f", behind key {unwrap(step.cursor)!r}" if step.key and step.cursor else ""
         return place + behind + (f", up to key {unwrap(page.last_key)!r}" if page.last_key else "")
-    return f"{place}, keys {unwrap(page.first_key)!r} to {unwrap(page.last_key)!r}"
+    first, last = unwrap(page.first_key), unwrap(page.last_key)
+    return f"{place}, key {first!r}" if first == last else f"{place}, keys {first!r} to {last!r}"
 
 
 class _OwnTransaction:

@@ -33,7 +33,7 @@ async def picky_walk(ctx: JobContext) -> int:
     return ctx.rows_done
 
 
-@job(max_attempts=1)
+@job(max_attempts=2, backoff=0.05)
 async def strict_walk(ctx: JobContext) -> int:
     """Walk the authors, and fail at the first one with a bad nickname."""
     async for batch in ctx.chunks(select(Author), size=50):

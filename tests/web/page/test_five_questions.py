@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -84,8 +83,7 @@ async def test_why_a_run_failed_and_on_which_row_and_it_is_set_right(site: PageS
     async with at_most(3, site) as page:
         await page.locator("#region-failures").get_by_role("link", name="strict").click()
         await expect(page.locator("#region-outcome")).to_contain_text("this nickname is not allowed")
-        keys_ = re.search(r"keys (\d+) to (\d+)\]", await page.locator("#region-outcome").inner_text())
-        assert keys_ and int(keys_[1]) <= 131 <= int(keys_[2]), "the rows of the batch that failed"
+        await expect(page.locator("#region-outcome")).to_contain_text("key 131]")
         await mend(site)
         await page.get_by_role("button", name="Run again…").click()
         await page.get_by_role("button", name="Continue from the checkpoint").click()
