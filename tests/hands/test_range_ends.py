@@ -18,6 +18,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import CITEXT
 
 from tests.support.contexts import MakeContext
 from worker.batch import range_ends
@@ -30,6 +31,7 @@ KEYS = {
     "clumps": ([("id", BigInteger)], ["CASE n % 3 WHEN 0 THEN n WHEN 1 THEN 7e8 + n ELSE 1.6e9 - n END::bigint"]),
     "two columns": ([("region", Integer), ("code", Text)], ["CASE WHEN n < 18000 THEN 1 ELSE n END", "'c' || n"]),
     "text": ([("name", Text)], ["md5(n::text)"]),
+    "citext": ([("name", CITEXT)], ["(CASE n % 2 WHEN 0 THEN 'Name ' ELSE 'nAME ' END || n)::citext"]),
     "uuid": ([("id", Uuid)], ["md5(n::text)::uuid"]),
     "timestamp": (
         [("at", DateTime(timezone=True))],
@@ -48,6 +50,7 @@ async def fill(database: Database, kind: str, *, rows: int = ROWS) -> Table:
     parts: list[Column[object]] = [Column(name, type_, primary_key=True) for name, type_ in columns]  # type: ignore[arg-type]
     table = Table("uneven", MetaData(), *parts, Column("n", Integer), Column("flag", Boolean))
     async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION IF NOT EXISTS citext"))
         await connection.run_sync(table.metadata.create_all)
         statement = f"INSERT INTO uneven SELECT {', '.join(values)}, n, false FROM generate_series(1, {rows}) AS n"
         await connection.execute(text(statement))
