@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +17,7 @@ from pydantic import (
 
 from tests.job.argument_types import Camel, Order, Private, appended
 from worker import Client, InvalidArguments, JobContext, job
+from worker.errors import UsageError
 
 seen: list[tuple[UUID, list[str], UUID]] = []
 
@@ -89,3 +91,28 @@ async def test_arguments_by_name_that_json_would_change_are_refused(queue: Clien
         with pytest.raises(InvalidArguments, match=r"job elsewhere: x.*: ") as refused:
             await make()
         assert "correct horse" not in str(refused.value)
+
+
+def test_a_coroutine_as_a_result_is_told_and_closed() -> None:
+    def decorated(ctx: JobContext) -> Any:
+        """Return what a plain decorator around an `async def` returns."""
+        return later()
+
+    made = job(decorated)
+    with pytest.raises(UsageError, match="job decorated returned a coroutine that was not awaited: await it"):
+        made.encode_result(decorated(None))  # type: ignore[arg-type]
+
+
+async def later() -> None:
+    """Do nothing."""
+
+
+async def test_a_default_without_json_is_enqueued_without_a_warning(queue: Client) -> None:
+    @job
+    async def unset(ctx: JobContext, value: Any = object()) -> None:  # noqa: B008
+        """Do nothing."""
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unset.codec.version and unset.codec.make_schema()
+        await queue.enqueue(unset)

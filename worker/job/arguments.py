@@ -20,7 +20,7 @@ from pydantic import (
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, PydanticJsonSchemaWarning
 from pydantic_core import core_schema
 
 from worker.errors import InvalidArguments, RegistrationError, format_error
@@ -94,8 +94,10 @@ class JobCodec:
         )
         try:
             return typing.get_type_hints(annotated, globalns=function.__globals__, include_extras=True)
-        except NameError as error:
+        except (NameError, AttributeError) as error:  # a module of a circular import lacks attributes for a while
             raise UndefinedType(f"job {self._job}: {error}; import the types of its arguments") from None
+        except Exception as error:  # noqa: BLE001 - the text of an annotation is evaluated
+            raise RegistrationError(f"job {self._job}: its annotations cannot be read: {format_error(error)}") from None
 
     @cached_property
     def _arguments(self) -> type[BaseModel]:
@@ -185,7 +187,7 @@ class JobCodec:
     def version(self) -> str:
         """Hash of the signature. It is equal if the arguments have the same names, types and constraints."""
         try:
-            schema = json.dumps(self._arguments.model_json_schema(), sort_keys=True)
+            schema = json.dumps(self._make_schema(GenerateJsonSchema), sort_keys=True)
         except PydanticInvalidForJsonSchema:
             schema = str(self.signature)
         return hashlib.sha256(schema.encode()).hexdigest()[:8]
@@ -193,9 +195,14 @@ class JobCodec:
     def make_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the arguments, an object by name; an empty schema if a type has none."""
         try:
-            return self._arguments.model_json_schema(schema_generator=_ArgumentsSchema)
+            return self._make_schema(_ArgumentsSchema)
         except PydanticInvalidForJsonSchema:
             return {}
+
+    def _make_schema(self, generator: type[GenerateJsonSchema]) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # a default may have no JSON
+            return self._arguments.model_json_schema(schema_generator=generator)
 
     def check(self) -> None:
         """Compile the validators.

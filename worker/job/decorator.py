@@ -11,7 +11,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
-from worker.errors import InvalidArguments, RegistrationError
+from worker.errors import RegistrationError
 from worker.job.arguments import JobCodec, UndefinedType
 from worker.job.definition import (
     Backoff,
@@ -20,10 +20,10 @@ from worker.job.definition import (
     OnStall,
     OnStatementChange,
     RunIn,
-    check_priority,
     describe_place,
 )
 from worker.job.limits import Fair, Limits, Unique, UniqueWhile
+from worker.job.option_checks import check_options
 from worker.job.schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -114,11 +114,13 @@ def make_job(function: Callable[..., Any], rules: JobOptions) -> Job[..., Any]:
     Raises:
         RegistrationError: The function or a rule is invalid.
     """
-    name = rules.name or str(getattr(function, "__name__", ""))
+    if isinstance(function, Job):
+        raise RegistrationError(f"job {function.name}: it is a job already: remove the second @job")
+    name = rules.name or str(getattr(function, "__name__", "")) or type(function).__name__
     run_in = _check_function(name, function, rules.run_in)
+    check_options(name, rules)
     cron = [rules.cron] if isinstance(rules.cron, str) else list(rules.cron or ())
     parameters = _check_parameters(name, function, has_cron=bool(cron))
-    _check_choices(name, rules)
     unique = rules.unique if isinstance(rules.unique, bool | str) else tuple(rules.unique)
     made: Job[..., Any] = Job(
         function=function,
@@ -227,13 +229,32 @@ def _check_context(name: str, function: Callable[..., Any], parameter: inspect.P
             hint = typing.get_type_hints(annotated, globalns=function.__globals__)["context"]
         except Exception:  # noqa: BLE001 - e.g. a name that only the type checker imports
             return
-    kind = typing.get_origin(hint) or hint
-    if any(kind is each for each in (parameter.empty, object, Any)) or not isinstance(kind, type) or _is_protocol(kind):
-        return
-    if all(base.__name__ != "JobContext" for base in kind.__mro__):
+    if not _can_be_context(hint):
+        shown = hint.__qualname__ if isinstance(hint, type) else hint
         raise RegistrationError(
-            f"job {name}: its first parameter has to be the JobContext, and {parameter.name} is {kind.__qualname__}"
+            f"job {name}: its first parameter has to be the JobContext, and {parameter.name} is {shown}"
         )
+    if hint is parameter.empty and parameter.default not in (parameter.empty, None):
+        raise RegistrationError(
+            f"job {name}: its first parameter has to be the JobContext, and {parameter.name} has the default "
+            f"{parameter.default!r}"
+        )
+
+
+def _can_be_context(hint: Any) -> bool:
+    """Tell whether a parameter of a type may be the context."""
+    if any(hint is each for each in (inspect.Parameter.empty, object, Any)):
+        return True
+    if isinstance(hint, typing.NewType):
+        return _can_be_context(hint.__supertype__)
+    kind = typing.get_origin(hint) or hint
+    if kind is typing.Annotated:
+        return _can_be_context(hint.__origin__)
+    if kind is typing.Union or kind is types.UnionType:
+        return any(_can_be_context(each) for each in typing.get_args(hint))
+    if not isinstance(kind, type):
+        return kind is not typing.Literal  # e.g. a type variable
+    return _is_protocol(kind) or any(base.__name__ == "JobContext" for base in kind.__mro__)
 
 
 def _is_protocol(kind: type) -> bool:
@@ -252,33 +273,6 @@ def _check_types(made: Job[..., Any]) -> None:
             made.codec.check()
         except UndefinedType:
             return
-
-
-def _check_choices(name: str, rules: JobOptions) -> None:
-    """Raise `RegistrationError` if an option has a value that it cannot have."""
-    for option, choices in (
-        ("on_stall", OnStall),
-        ("on_statement_change", OnStatementChange),
-        ("unique_while", UniqueWhile),
-    ):
-        allowed = typing.get_args(choices)
-        if getattr(rules, option) not in allowed:
-            asked = getattr(rules, option)
-            raise RegistrationError(f"job {name}: {option}={asked!r}: give {' or '.join(map(repr, allowed))}")
-    if rules.once and (rules.cron or rules.unique):
-        raise RegistrationError(f"job {name}: once=True runs one time: remove cron= and unique=")
-    if rules.verify is not None and not callable(rules.verify) and not hasattr(rules.verify, "get_final_froms"):
-        raise RegistrationError(
-            f"job {name}: verify={rules.verify!r}: give a select() of the rows that are left undone, or a function "
-            f"that returns it from the job's arguments"
-        )
-    after = rules.yield_after
-    if after is not None and (isinstance(after, bool) or not isinstance(after, int | float) or not after >= 0):
-        raise RegistrationError(f"job {name}: yield_after={after!r}: give seconds from 0, or 0 for never")
-    try:
-        check_priority(f"job {name}", rules.priority)
-    except InvalidArguments as error:
-        raise RegistrationError(str(error)) from None
 
 
 def _check_argument_names(made: Job[..., Any], parameters: Sequence[str]) -> None:

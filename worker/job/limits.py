@@ -74,8 +74,6 @@ class Limits:
         Raises:
             RegistrationError: An option is invalid.
         """
-        if concurrency < 0:
-            raise RegistrationError(f"concurrency={concurrency}: give at least 1, or 0 for no limit")
         if not concurrency and rate is None:
             return None
         return cls(concurrency, concurrency_key, None if rate is None else Rate.parse(rate), rate_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from functools import cached_property
 from typing import Any, Literal
@@ -65,6 +66,13 @@ class ResultCodec:
                 return str(result)
             if kind is str and len(result) <= MAX_UNCHECKED_LENGTH and result.isascii() and result.isprintable():
                 return json.dumps(result)  # of other characters it escapes more than pydantic
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise UsageError(
+                f"{self._where} returned a {kind.__qualname__} that was not awaited: await it; a decorator around an "
+                f"`async def` has to be an `async def` itself"
+            )
         where = f"{self._where}: its result"
         try:
             value = self.adapter.validate_python(result)
