@@ -40,8 +40,17 @@ async def fail_in_a_helper(ctx: JobContext, on_hand_error: Any) -> int:
             raise ValueError("the helper cannot do this")
         while not await ctx.redis.exists("failed"):
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        while on_hand_error == "stop" and not await has_ended_or_is_mended(ctx):
+            await asyncio.sleep(0.01)
     return ctx.rows_done
+
+
+async def has_ended_or_is_mended(ctx: JobContext) -> bool:
+    """Return whether the helper is dead: before that, a slow machine could walk all other ranges."""
+    if await ctx.redis.exists("mended"):
+        return True
+    async with ctx.database.session() as session:
+        return bool(await session.scalar(text("SELECT EXISTS (SELECT FROM worker.run WHERE state = 'dead')")))
 
 
 async def both_walk(client: Client, run_id: str) -> None:
