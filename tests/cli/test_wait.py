@@ -84,7 +84,26 @@ async def test_wait_counts_the_workers_that_are_there(cli: CommandLine, fast: Se
         await client.enqueue(hold.options(id="first"))
         ran = await cli("enqueue", "hold", "--id", "one", "--wait", "--timeout", "2.5", **PACKAGES)
         gate["go"].set()
-    assert ran.returncode == 1 and "1 workers are running" in ran.stderr
+    assert ran.returncode == 1 and "is waiting; workers of its queue: 1" in ran.stderr
+
+
+@pytest.mark.parametrize("entry", ["*", "arq:queue", "hold", "one", "hold?x=1"])
+async def test_wait_names_the_pause_of_its_run(cli: CommandLine, redis: Redis, entry: str) -> None:
+    await redis.sadd("worker:paused", entry)
+    await redis.hset("worker:run:one", "state", "paused")
+    ran = await cli("enqueue", "hold", "--id", "one", "--wait", "--timeout", "1.5", **PACKAGES)
+    expected = "`worker status` lists what is paused" if "?" in entry else f"`worker resume '{entry}'` lets it continue"
+    assert ran.returncode == 1 and expected in ran.stderr
+
+
+async def test_wait_says_that_no_worker_serves_its_queue_or_knows_its_job(cli: CommandLine, fast: Settings) -> None:
+    rules = fast.worker.model_copy(update={"queues": {"arq:queue": 1, "slow": 1}})
+    wait = ("--wait", "--timeout", "1.5")
+    async with working(fast.model_copy(update={"worker": rules}), hold):
+        elsewhere = await cli("enqueue", "hold", "--queue", "heavy", *wait, **PACKAGES)
+        served = await cli("enqueue", "nosuch", "--queue", "slow", *wait, **PACKAGES)
+    assert "no worker takes runs from its queue heavy: start one with LONGHAUL_WORKER__QUEUE=heavy" in elsewhere.stderr
+    assert "unknown job 'nosuch'" in served.stderr and "workers of its queue: 1" in served.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--timeout", "5"), ("--wait", "--timeout", "-1")])

@@ -82,7 +82,7 @@ def enqueue(
             run: Run[Any] = client.run(made.id, queue=queue)  # without the job, so that its result stays JSON
             summary = {"id": run.id, "new": made.is_new}
             if wait:
-                result = await _wait_for(client, settings, run, timeout)
+                result = await _wait_for(client, run, job, queue or settings.worker.queue, timeout)
                 print_json(summary | {"result": result} if as_json else result)
             elif as_json:
                 print_json(summary)
@@ -131,10 +131,10 @@ async def _store_selection(
     return chosen
 
 
-async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_seconds: float | None) -> Any:
+async def _wait_for(client: Client, run: Run[Any], job: str, queue: str, timeout_seconds: float | None) -> Any:
     """Return the result of a run. Meanwhile, report on standard error why the run waits, and whether a worker is
     running."""
-    watching = asyncio.create_task(_report_waiting(client, settings, run))
+    watching = asyncio.create_task(_report_waiting(client, run, job, queue))
     try:
         return await run.result(timeout_seconds)
     except TimeoutError as error:  # an OSError, which `run_async` would explain as a server that does not answer
@@ -143,26 +143,40 @@ async def _wait_for(client: Client, settings: Settings, run: Run[Any], timeout_s
         await cancel_and_wait(watching)
 
 
-async def _report_waiting(client: Client, settings: Settings, run: Run[Any]) -> None:
+async def _report_waiting(client: Client, run: Run[Any], job: str, queue: str) -> None:
     """Write a line when the state of the run changes."""
     last = ""
     await asyncio.sleep(1.0)  # most runs have ended by then
     while True:
-        line = await _waiting_for(client, settings, run)
+        line = await _waiting_for(client, run, job, queue)
         if line != last:
             sys.stderr.write(f"worker: {printable(line)}\n")
             last = line
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _waiting_for(client: Client, settings: Settings, run: Run[Any]) -> str:
-    status = await run.status()
-    if status == "running":
+async def _waiting_for(client: Client, run: Run[Any], job: str, queue: str) -> str:
+    state_, fields = await run.look()
+    if state_ == "running":
         return f"run {run.id} is running; waiting for its end"
-    alive = [worker for worker in (await client.status()).workers.values() if worker.state != "lost"]
+    waits = f"run {run.id} is {state_}"
+    seen = await client.status()
+    for entry in (keys.ALL, queue, job, run.id):
+        if entry in seen.paused:
+            return f"{waits}, and {entry} is paused: `worker resume '{entry}'` lets it continue"
+    if state_ == "paused":
+        return f"{waits}: `worker status` lists what is paused"
+    alive = [worker for worker in seen.workers.values() if worker.state != "lost"]
+    serving = [worker for worker in alive if queue in worker.queues]
     if not alive:
-        return f"run {run.id} is {status}, and no worker has been seen: start one with `worker run`"
-    return f"run {run.id} is {status}; {len(alive)} workers are running; waiting for its end"
+        return f"{waits}, and no worker has been seen: start one with `worker run`"
+    if not serving:
+        return (
+            f"{waits}, and no worker takes runs from its queue {queue}: start one with LONGHAUL_WORKER__QUEUE={queue}"
+        )
+    if fields.get("error"):
+        waits += f": {fields['error']}"
+    return f"{waits}; workers of its queue: {len(serving)}; waiting for its end"
 
 
 @app.command()

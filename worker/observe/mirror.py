@@ -298,6 +298,7 @@ class Mirror(Observer):
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "queue": self._settings.worker.queue,
+            "queues": list(self._settings.worker.queues or [self._settings.worker.queue]),
             "code": self._code_version,
             "state": self._state,
             "jobs": [run_id for run_id, entry in self._entries.items() if not entry.ended],

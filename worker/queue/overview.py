@@ -31,7 +31,8 @@ class WorkerStatus:
     Attributes:
         name: its name.
         state: `running`, `draining` and the like; `lost` if it was not seen for the lifetime of a lease.
-        queue: the queue that it claims from.
+        queue: the queue of its settings.
+        queues: the queues that it claims from.
         jobs: ids of the runs that it has claimed.
         seen_at: when it published itself last.
         pid: its process; None if it did not publish one. The same applies to the two fields below.
@@ -43,6 +44,7 @@ class WorkerStatus:
     name: str
     state: str
     queue: str
+    queues: tuple[str, ...]
     jobs: tuple[str, ...]
     seen_at: datetime
     pid: int | None
@@ -141,10 +143,12 @@ async def overview(redis: Redis, settings: Settings) -> Overview:
 
 def _make_worker(name: str, fields: dict[str, Any]) -> WorkerStatus:
     pid, host, slots = fields.get("pid"), fields.get("host"), fields.get("max_jobs")
+    queues = fields.get("queues")  # older workers publish none
     return WorkerStatus(
         name=name,
         state=fields["state"],
         queue=fields["queue"],
+        queues=tuple(map(str, queues)) if isinstance(queues, list) else (fields["queue"],),
         jobs=tuple(fields["jobs"]),
         seen_at=datetime.fromisoformat(fields["seen_at"]),
         pid=pid if type(pid) is int else None,
