@@ -147,3 +147,49 @@ async def test_keep_result_of_a_function_holds_in_each_way_to_fail(arq: ArqRedis
     await make(functions).main()
     assert await arq.exists(keys.RESULT + "boom", keys.RESULT + "again") == 0
     assert await arq.enqueue_job("again", _job_id="again") is not None
+
+
+class ExtraRaises(Exception):
+    """arq logs what `extra()` of an error returns."""
+
+    def extra(self) -> None:
+        """Fail."""
+        raise KeyError("extra")
+
+
+class ExtraCannotBeRead(Exception):
+    """An error with a broken attribute."""
+
+    @property
+    def extra(self) -> None:
+        """Fail."""
+        raise KeyError("extra")
+
+
+class TextRaises(Exception):
+    """An error without a message."""
+
+    def __str__(self) -> str:
+        raise KeyError("text")
+
+
+@pytest.mark.parametrize(
+    ("raised", "stored"), [(ExtraRaises, KeyError), (ExtraCannotBeRead, KeyError), (TextRaises, TextRaises)]
+)
+async def test_an_error_that_cannot_be_described_ends_its_job_at_its_first_attempt(
+    arq: ArqRedis, make: MakeWorker, raised: type[Exception], stored: type[Exception]
+) -> None:
+    async def odd(ctx: dict[Any, Any]) -> None:
+        seen.append(ctx["job_try"])
+        raise raised
+
+    async def ended(ctx: dict[Any, Any]) -> None:
+        seen.append("ended")
+
+    sent = await put(arq, "odd")
+    worker = make([arq_func(odd, name="odd")], after_job_end=ended)
+    await worker.main()
+    with pytest.raises(stored):
+        await sent.result(timeout=120)
+    assert seen == [1, "ended"] and worker.jobs_failed == 1
+    assert await arq.hget(keys.RUN + sent.job_id, "state") == b"dead"

@@ -67,6 +67,24 @@ async def test_the_log_has_arqs_own_words(arq: ArqRedis, make: MakeWorker, caplo
     assert repr(junk.result) == "DeserializationError('unable to deserialize job')"
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_the_log_begins_with_the_server_and_ends_with_the_counts(
+    arq: ArqRedis, make: MakeWorker, caplog: pytest.LogCaptureFixture, allowed: bool
+) -> None:
+    caplog.set_level(logging.INFO, logger="arq.worker")
+    await arq.enqueue_job("add", 1)
+    worker = make()
+    worker._pool = pool = await worker._connect()
+    if not allowed:
+        await arq.execute_command("ACL", "SETUSER", "plain", "on", "nopass", "~*", "&*", "+@all", "-info")
+        await pool.execute_command("AUTH", "plain", "")
+    await worker.main()
+    await worker.close()
+    await arq.execute_command("ACL", "DELUSER", "plain")
+    assert (" mem_usage=" in caplog.text) is allowed
+    assert "shutdown on SIGUSR1 ◆ 1 jobs complete ◆ 0 failed ◆ 0 retries ◆ 0 ongoing to cancel" in caplog.text
+
+
 async def test_a_stop_that_waits_is_logged_as_by_arq(
     arq: ArqRedis, make: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:

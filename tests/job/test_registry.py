@@ -18,6 +18,7 @@ BROKEN = {
     "value": ("\n\n1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py:3\)"),
     "exit": ("import sys; sys.exit(3)", r"SystemExit: 3"),
     "syntax": ("def f(:", r"SyntaxError: "),
+    "cancelled": ("import asyncio; raise asyncio.CancelledError", r"CancelledError \(.*broken.py:1\)"),
 }
 
 

@@ -93,8 +93,7 @@ class ArqCompleter:
             return
         if is_unique_cron(execution.function):
             await self._keep_claim(execution)
-        error = None if success else format_error(value) if str(value) else type(value).__name__
-        self._observer.ended(execution.info, outcome.state, error=error)
+        self._observer.ended(execution.info, outcome.state, error=None if success else format_error(value))
 
     async def _keep_claim(self, execution: ArqExecution) -> None:
         """Keep the claim of a cron job for a minute, as arq does: a worker that comes late does not run it again."""

@@ -287,7 +287,11 @@ class ArqExecutor:
             if isinstance(error, RetryJob) and not isinstance(error, ArqRetry):
                 words = "cancelled, will be run again"
             return self._again(execution, function, max(0.0, delay), words, counts=True)
-        extra = getattr(error, "extra", None)
+        try:
+            extra = getattr(error, "extra", None)
+            extra = extra() if callable(extra) else extra
+        except Exception as failed:  # noqa: BLE001 - of the error's own class; the job ends with it, as in arq
+            error, extra = failed, None
         logger.error(
             "%6.2fs ! %s failed, %s: %s",
             execution.elapsed_seconds,
@@ -295,7 +299,7 @@ class ArqExecutor:
             type(error).__name__,
             format_error(error).partition(": ")[2],
             exc_info=error,
-            extra={"extra": extra() if callable(extra) else extra},
+            extra={"extra": extra},
         )
         return self._end_begun(function, error, state="dead")
 

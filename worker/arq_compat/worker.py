@@ -13,13 +13,13 @@ from datetime import datetime, timedelta, tzinfo
 from signal import Signals
 from typing import Any, TypedDict, Unpack
 
-from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.connections import ArqRedis, RedisSettings, create_pool, log_redis_info
 from arq.cron import CronJob
 from arq.jobs import Deserializer, Serializer
 from arq.utils import import_string
 from arq.worker import Function, func
 from arq.worker import Worker as StockWorker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.arq_compat.codec import ArqCodec
 from worker.arq_compat.cron import ArqCron
@@ -155,6 +155,8 @@ class Worker(StockWorker):
                     "job_deserializer=pickle.loads; to silence this warning, pass accept_pickle=True"
                 )
             logger.info("Starting worker for %d functions: %s", len(self.functions), ", ".join(self.functions))
+            with suppress(ResponseError):  # the user of the connection may have no right to INFO
+                await log_redis_info(self.pool, logger.info)
             self.ctx["redis"] = self.pool
             if self.on_startup:
                 await self.on_startup(self.ctx)
@@ -307,6 +309,8 @@ class Worker(StockWorker):
         """Stop if it still runs, call `on_shutdown`, and close the connection."""
         if self._queue is not None and not self._queue.is_draining:
             self.handle_sig(signal.SIGUSR1)
+        elif self._queue is None and self._pool is not None and not self._handle_signals:
+            self._log_shutdown(signal.SIGUSR1.name, 0, "ongoing to cancel")  # arq's own end of a burst
         await self._idle.wait()
         if self._waiting is not None:
             await cancel_and_wait(self._waiting)

@@ -125,9 +125,9 @@ def _import(name: str) -> ModuleType:
                 f"correct worker.packages"
             ) from None
         raise _import_error(name, error) from error
-    except RegistrationError:
+    except (RegistrationError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, or the CancelledError of a loop that the module ran
         raise _import_error(name, error) from error
 
 
