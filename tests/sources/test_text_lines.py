@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.aliases
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from tests.models import Author
 from tests.support.contexts import MakeContext
 from worker import JobContext
 from worker.db.engine import Database
-from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable
-
-pytestmark = pytest.mark.asyncio
+from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable, UnsupportedStatement
+from worker.sources import TextLines
+from worker.sources.line_reader import LineReader, find_codec
+from worker.sources.location import Location
 
 
 @pytest.fixture
@@ -80,3 +82,29 @@ async def test_a_file_that_cannot_be_read_is_refused(context: MakeContext, path:
 async def test_an_empty_file_has_no_lines(context: MakeContext, path: Path) -> None:
     path.write_bytes(b"")
     assert await load(context(), path) == []
+
+
+@pytest.mark.parametrize(
+    "encoding", ["hex", "rot13", "undefined", "utf-8\0", "cp037", "cp500", "idna", "unicode_escape"]
+)
+def test_an_encoding_whose_lines_cannot_be_found_is_refused(path: Path, encoding: str) -> None:
+    with pytest.raises(UnsupportedStatement, match=r"is unknown|has no line feed at the end of a line"):
+        TextLines(path, encoding=encoding)
+
+
+def test_lines_of_each_text_encoding_are_split_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    refused, wrong = [], []
+    for encoding in sorted(set(encodings.aliases.aliases.values()) - {"mbcs"}):
+        try:
+            source = TextLines(path, encoding=encoding)
+        except UnsupportedStatement:
+            refused.append(encoding)
+            continue
+        path.write_bytes("one\r\ntwo words\n\nlast".encode(encoding))
+        reader = LineReader(Location(path), find_codec(encoding), "infer")
+        found = [record.value for record in source._read_records(reader)]
+        reader.close()
+        wrong += [] if found == ["one", "two words", "", "last"] else [(encoding, found)]
+    assert wrong == []
+    assert {"utf_8", "utf_16", "utf_32", "latin_1", "cp1252", "shift_jis", "gb18030"}.isdisjoint(refused)

@@ -23,18 +23,28 @@ _BOMS = {"utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be"
 _BOMS |= {"utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE}
 
 
+#: The bytes that may be around a line feed: byte order marks, and the rest of a code unit.
+_MARKS_AND_ZEROS = b"\0\xef\xbb\xbf\xff\xfe"
+
+
 def find_codec(encoding: str) -> str:
     """Return the canonical name of an encoding.
 
     Raises:
-        UnsupportedStatement: Python does not know it.
+        UnsupportedStatement: Python does not know it, or its lines do not end with a line feed.
     """
     try:
-        return codecs.lookup(encoding).name
-    except LookupError:
+        name = codecs.lookup(encoding).name
+        line_end = "\n".encode(name)
+    except (LookupError, ValueError):  # e.g. "hex", which encodes no text
         raise UnsupportedStatement(
             f"encoding {encoding!r} is unknown: give one of Python's, such as 'utf-8', 'cp1252' or 'utf-16'"
         ) from None
+    if name == "idna" or line_end.strip(_MARKS_AND_ZEROS) != b"\n":
+        raise UnsupportedStatement(
+            f"encoding {encoding!r} has no line feed at the end of a line: convert the file to UTF-8"
+        )
+    return name
 
 
 class RollingDigest:
