@@ -6,13 +6,17 @@ import csv
 import gzip
 import io
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
+from sqlalchemy.dialects.postgresql import Range
 
 from worker.errors import UsageError
-from worker.sinks.parts import Parts, make_dict
+from worker.sinks.parts import JSON_FORM, Parts, make_dict
+from worker.sources.csv_file import check_columns
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -21,7 +25,8 @@ if TYPE_CHECKING:
 class CsvParts(Parts):
     """CSV files with a header, in UTF-8, one for each batch: `async with CsvParts(ctx, directory) as parts`.
 
-    Times are written in ISO 8601, booleans as `true` and `false`, and dicts and lists as JSON.
+    Times are written in ISO 8601, booleans as `true` and `false`, members of an enum as their values, bytes in base64,
+    and dicts, lists, models and dataclasses as JSON.
 
     Args:
         ctx: The context of the job.
@@ -45,6 +50,12 @@ class CsvParts(Parts):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(ctx, directory, storage_options=storage_options)
+        if columns is not None:
+            check_columns(columns)
+        try:
+            csv.writer(io.StringIO(), delimiter=delimiter)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"csv: {error}") from error
         self._columns = None if columns is None else list(columns)
         self._delimiter = delimiter
         self._null = null
@@ -58,20 +69,35 @@ class CsvParts(Parts):
         if unknown and self._columns is None:
             names = ", ".join(map(repr, unknown))
             raise UsageError(f"csv: rows have columns that the first one has not: {names}; set columns=[...]")
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter=self._delimiter, lineterminator="\n")
+        lines = _Lines()
+        writer = csv.writer(lines, delimiter=self._delimiter, lineterminator="\r\n")
         writer.writerow(columns)
         writer.writerows([self._format(row.get(name)) for name in columns] for row in dicts)
-        data = text.getvalue().encode()
+        data = "".join(lines.written).encode()
         return gzip.compress(data, mtime=0) if self._compress else data
 
     def _format(self, value: Any) -> Any:
         if value is None:
             return self._null
+        if isinstance(value, Enum):
+            return self._format(value.value)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return value
         if isinstance(value, bool):
             return "true" if value else "false"
         if hasattr(value, "isoformat"):
             return value.isoformat()
-        return to_json(value, fallback=str).decode() if isinstance(value, dict | list | tuple) else str(value)
+        if isinstance(value, Range | Decimal):
+            return str(value)
+        plain = to_jsonable_python(value, **JSON_FORM)
+        return plain if isinstance(plain, str) else to_json(plain, **JSON_FORM).decode()
+
+
+class _Lines:
+    """The lines of a part. The writer quotes fields with a character of its line end: both, and a line feed is kept."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, line: str) -> None:
+        self.written.append(line.removesuffix("\r\n") + "\n")

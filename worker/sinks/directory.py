@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ class Directory(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file, or replace it. A reader sees all of it or none, and it survives a crash of the machine."""
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file unless there is one."""
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a file; None if there is none."""
@@ -50,6 +54,19 @@ class _LocalDirectory:
 
     def make(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, name: str, data: bytes) -> None:
+        draft = f".part-{secrets.token_hex(6)}"
+        self.put(draft, data)
+        try:
+            os.link(self._path / draft, self._path / name)  # unlike a rename, it replaces no file
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not (self._path / name).exists():
+                self.put(name, data)
+        finally:
+            self.delete(draft)
 
     def put(self, name: str, data: bytes) -> None:
         descriptor, written = tempfile.mkstemp(prefix=".part-", dir=self._path)
@@ -93,6 +110,10 @@ class _ObjectPrefix:
 
     def make(self) -> None:
         self._files.makedirs(self._path, exist_ok=True)
+
+    def create(self, name: str, data: bytes) -> None:
+        if self.get(name) is None:  # not each object store can do both at once
+            self.put(name, data)
 
     def put(self, name: str, data: bytes) -> None:
         self._files.pipe_file(f"{self._path}/{name}", data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from worker.sinks.parts import Parts, make_dict
+from worker.sinks.parts import JSON_FORM, Parts, make_dict
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 class JsonLinesParts(Parts):
     """Files with one JSON object a line, one for each batch: `async with JsonLinesParts(ctx, directory) as parts`.
+
+    JSON has no bytes, and no number that is infinite or none: bytes are written in base64, these numbers as the texts
+    "NaN", "Infinity" and "-Infinity".
 
     Args:
         ctx: The context of the job.
@@ -38,5 +41,5 @@ class JsonLinesParts(Parts):
         self.suffix = ".jsonl.gz" if compress else ".jsonl"
 
     def _encode(self, rows: Sequence[Any]) -> bytes:
-        data = b"".join(to_json(make_dict(row), fallback=str) + b"\n" for row in rows)
+        data = b"".join(to_json(make_dict(row), **JSON_FORM) + b"\n" for row in rows)
         return gzip.compress(data, mtime=0) if self._compress else data

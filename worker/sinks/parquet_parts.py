@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from worker.errors import UsageError
 from worker.sinks.parts import Parts, make_dict
@@ -48,10 +52,26 @@ class ParquetParts(Parts):
 
     def _encode(self, rows: Sequence[Any]) -> bytes:
         try:
-            table = self._arrow.Table.from_pylist([make_dict(row) for row in rows], schema=self._schema)
+            table = self._arrow.Table.from_pylist([_make_plain(make_dict(row)) for row in rows], schema=self._schema)
         except (self._arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"parquet: a row does not fit the schema: {error}") from error
         output = self._arrow.BufferOutputStream()
-        self._parquet.write_table(table, output, compression=self._compression)
+        try:
+            self._parquet.write_table(table, output, compression=self._compression)
+        except (self._arrow.ArrowException, TypeError, ValueError) as error:
+            raise UsageError(f"parquet: a part cannot be written: {error}") from error
         data: bytes = output.getvalue().to_pybytes()
         return data
+
+
+def _make_plain(value: Any) -> Any:
+    """Return a value in the types that pyarrow knows: no member of an enum, no model and no dataclass."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _make_plain(each) for name, each in value.items()}
+    return [_make_plain(each) for each in value] if isinstance(value, list | tuple) else value

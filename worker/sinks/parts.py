@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 from sqlalchemy import inspect
 
 from worker.awaiting import track_awaits
 from worker.batch.batch import Batch
-from worker.errors import LonghaulError, SinkUnavailable, UsageError
+from worker.errors import CursorMismatch, LonghaulError, SinkUnavailable, UsageError, format_error
 from worker.ledger.queries import query, source
 from worker.sinks.directory import Directory, open_directory
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from worker.attempt.context import JobContext
 
 MANIFEST = "manifest.json"
+#: The form of values in JSON, which is valid whatever they are.
+JSON_FORM: dict[str, Any] = {"fallback": str, "bytes_mode": "base64", "inf_nan_mode": "strings"}
+#: The directories that each attempt has opened.
+_OPENED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _STRAY = re.compile(r"^(\.part-.*|.+-\d{8}-[0-9a-f]{12}\.[a-z0-9.]+)$")
 
 
@@ -56,6 +61,8 @@ class Parts(ABC):
         self._is_helper = ctx.is_helper
         self._is_looking = ctx._is_looking
         self._directory: Directory = open_directory(directory, storage_options)
+        self._is_open = False
+        self._checked_steps: set[str] = set()
 
     @abstractmethod
     def _encode(self, rows: Sequence[Any]) -> bytes:
@@ -68,10 +75,12 @@ class Parts(ABC):
             SinkUnavailable: It cannot be written.
             UsageError: It holds the parts of another run.
         """
+        self._is_open = True
         if self._is_looking:
             return self  # `worker plan` and `worker try` write no files
         await self._attempt.durable_run()  # from here on, an earlier attempt can commit no part
         await self._in_directory(self._claim)
+        _OPENED.setdefault(self._attempt, set()).add(self._directory.name)
         if not self._is_helper:  # the run itself has written it
             await self._write_manifest(is_complete=False)
         return self
@@ -97,28 +106,52 @@ class Parts(ABC):
 
         Raises:
             SinkUnavailable: The directory is full or cannot be written. The batch is rolled back.
+            CursorMismatch: An earlier attempt has written parts of this loop to a directory that is not open now.
+            UsageError: The sink is not open, or a row does not fit its format.
         """
+        if not self._is_open:
+            raise UsageError(
+                f"{type(self).__name__} is not open: write `async with {type(self).__name__}(...) as parts`"
+            )
         chosen = list(batch if rows is None else rows)
         if not chosen:
             return None
         step = re.sub(r"[^A-Za-z0-9_.]+", "-", batch.step).strip(".-") or "part"
         name = f"{step}-{batch.number:08}-{secrets.token_hex(6)}{self.suffix}"
-        data = await asyncio.to_thread(self._encode, chosen)
+        try:
+            data = await asyncio.to_thread(self._encode, chosen)
+        except ValueError as error:  # half of a surrogate pair, or an object that pydantic cannot convert
+            raise UsageError(f"{name}: a row cannot be written: {format_error(error)}") from error
         if self._is_looking:
             return name
+        driver = await batch.driver()
+        if batch.step not in self._checked_steps:
+            await self._check_directory(driver, batch.step)
+            self._checked_steps.add(batch.step)
         await self._in_directory(lambda: self._directory.put(name, data))
         digest = hashlib.sha256(data).hexdigest()
         values = (batch.run_id, batch.step, self._directory.name, name, len(chosen), len(data), digest)
-        await (await batch.driver()).execute(source("insert_part"), *values)
+        await driver.execute(source("insert_part"), *values)
         return name
+
+    async def _check_directory(self, driver: Any, step: str) -> None:
+        """Raise `CursorMismatch` if an earlier attempt has written parts of the step to a directory left since then."""
+        opened = sorted(_OPENED[self._attempt])
+        left = await driver.fetchval(source("find_left_directory"), self._run_id, step, opened)
+        if left is not None:
+            raise CursorMismatch(
+                f"{self._directory.name}: an earlier attempt of run {self._run_id} has written parts of the step "
+                f"{step!r} to {left}, which this attempt has not opened: open the same directories in each attempt, "
+                f"such as one made of ctx.run_id, or start over: worker retry {self._run_id} --from-start"
+            )
 
     def _claim(self) -> None:
         self._directory.make()
-        found = self._directory.get(MANIFEST)
-        if found is None:
-            return
+        # Of two runs that begin at once, one writes the manifest, and the other finds it.
+        manifest = {"run": self._run_id, "complete": False, "rows": 0, "parts": []}
+        self._directory.create(MANIFEST, json.dumps(manifest, indent=1).encode())
         try:
-            owner = json.loads(found)["run"]
+            owner = json.loads(self._directory.get(MANIFEST) or b"")["run"]
         except (ValueError, KeyError, TypeError):
             owner = "that cannot be read"
         if owner != self._run_id:

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar, overload
 
 from pydantic import TypeAdapter
 
-from worker.errors import UnsupportedStatement
+from worker.errors import InvalidRow, UnsupportedStatement
 from worker.sources.decompression import Compression
-from worker.sources.file_source import FileSource, Record, describe_problem
+from worker.sources.file_source import FileSource, Record, convert, describe_problem
 from worker.sources.line_reader import MAX_LINE_BYTES, LineReader
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class CsvFile(FileSource[T], Generic[T]):
         storage_options: Options for fsspec.
 
     Raises:
-        UnsupportedStatement: The header is empty, invalid, or repeats a name.
+        UnsupportedStatement: The header, or `columns`, is invalid or repeats a name.
     """
 
     kind = "csv"
@@ -83,6 +83,8 @@ class CsvFile(FileSource[T], Generic[T]):
         compression: Compression = "infer",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if columns is not None:
+            check_columns(columns)
         form = "" if (delimiter, quotechar) == (",", '"') else f" delimiter={delimiter!r} quotechar={quotechar!r}"
         form += "" if columns is None else f" columns={','.join(columns)}"
         super().__init__(path, encoding=encoding, compression=compression, storage_options=storage_options, form=form)
@@ -113,7 +115,8 @@ class CsvFile(FileSource[T], Generic[T]):
         name = self._location.name
         lines = _RecordLines(reader)
         try:
-            self._columns = next(csv.reader(lines, **self._format), [])
+            # Empty lines are skipped, also before the header.
+            self._columns = next((fields for fields in csv.reader(lines, **self._format) if fields), [])
         except (csv.Error, UnicodeDecodeError) as error:
             raise UnsupportedStatement(f"{name}, line 1: the header is invalid: {_describe(error)}") from error
         repeated = sorted({column for column in self._columns if self._columns.count(column) > 1})
@@ -139,9 +142,9 @@ class CsvFile(FileSource[T], Generic[T]):
                 reader.give_back(lines.taken[1:])
                 reader.accept(lines.taken[:1])
                 yield Record(line, byte, None, _describe(error), lines.taken[0])
-            except ValueError as error:
+            except InvalidRow as error:
                 reader.accept(lines.taken)
-                yield Record(line, byte, None, describe_problem(error), b"".join(lines.taken))
+                yield Record(line, byte, None, str(error), b"".join(lines.taken))
             else:
                 reader.accept(lines.taken)
                 if fields:
@@ -149,17 +152,26 @@ class CsvFile(FileSource[T], Generic[T]):
 
     def _make_row(self, fields: list[str]) -> Any:
         if len(fields) != len(self._columns):
-            raise ValueError(f"{len(fields)} fields instead of {len(self._columns)}")
+            raise InvalidRow(f"{len(fields)} fields instead of {len(self._columns)}")
         row: dict[str, Any] = dict(zip(self._columns, fields, strict=True))
         if self._null is not None:
             row = {name: None if value == self._null else value for name, value in row.items()}
-        return row if self._validate is None else self._validate(row)
+        return row if self._validate is None else convert(self._validate, row)
 
 
 def _describe(error: csv.Error | UnicodeDecodeError) -> str:
     if str(error).startswith("new-line character"):
         return "a carriage return outside of quotes: lines must end with a line feed, or with both"
     return describe_problem(error)
+
+
+def check_columns(columns: Any) -> None:
+    """Raise `UnsupportedStatement` unless an argument lists the names of the columns of a CSV file, each once."""
+    if isinstance(columns, str) or not columns or any(not isinstance(name, str) for name in columns):
+        raise UnsupportedStatement(f"csv: columns={columns!r}: give a list of the columns' names")
+    repeated = sorted({name for name in columns if list(columns).count(name) > 1})
+    if repeated:
+        raise UnsupportedStatement(f"csv: columns= repeats {', '.join(map(repr, repeated))}: give each column a name")
 
 
 class _RecordLines:

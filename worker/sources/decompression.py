@@ -6,6 +6,7 @@ import io
 import zlib
 from typing import IO, Any, Literal
 
+from worker.errors import UnsupportedStatement
 from worker.sources.location import load_extra
 
 Compression = Literal["infer", "gzip", "zstd"] | None
@@ -15,6 +16,12 @@ _PIECE_BYTES = 1 << 12
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 #: Ends the magic number of a frame of zstd that holds no data, such as the one that pzstd begins a file with.
 _SKIPPABLE = b"\x2a\x4d\x18"
+
+
+def check_compression(compression: Any) -> None:
+    """Raise `UnsupportedStatement` unless an argument names a known compression."""
+    if compression not in (None, "infer", "gzip", "zstd"):
+        raise UnsupportedStatement(f"compression={compression!r}: give 'gzip', 'zstd', 'infer' or None")
 
 
 def find_compression(head: bytes, compression: Compression) -> Compression:

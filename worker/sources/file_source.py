@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import PydanticUserError, ValidationError
 
 from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
-from worker.errors import InvalidRow
-from worker.sources.decompression import Compression
+from worker.errors import InvalidRow, UnsupportedStatement, format_error
+from worker.sources.decompression import Compression, check_compression
 from worker.sources.line_reader import LineReader, find_codec
 from worker.sources.location import Location
 
@@ -64,6 +64,7 @@ class FileSource(ABC, Generic[T]):
         storage_options: Mapping[str, Any] | None,
         form: str = "",
     ) -> None:
+        check_compression(compression)
         self._location = Location(path, storage_options)
         self._codec = find_codec(encoding)
         self._compression = compression
@@ -157,6 +158,23 @@ class FileSource(ABC, Generic[T]):
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
+
+
+def convert(make: Callable[[Any], T], value: Any) -> T:
+    """Return a value as a row of a type.
+
+    Raises:
+        InvalidRow: The type does not accept the value. A validator of the application may raise any error.
+        UnsupportedStatement: The type is not complete.
+    """
+    try:
+        return make(value)
+    except PydanticUserError as error:
+        raise UnsupportedStatement(f"the row type cannot be used: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # pydantic's errors too
+        raise InvalidRow(describe_problem(error)) from error
+    except Exception as error:
+        raise InvalidRow(f"the row type has raised {format_error(error)}") from error
 
 
 def describe_problem(error: Exception) -> str:

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar, overload
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
+from worker.errors import InvalidRow
 from worker.sources.decompression import Compression
-from worker.sources.file_source import FileSource, Record, describe_problem
+from worker.sources.file_source import FileSource, Record, convert, describe_problem
 from worker.sources.line_reader import LineReader
 
 T = TypeVar("T")
@@ -71,6 +72,8 @@ class JsonLines(FileSource[T], Generic[T]):
             try:
                 text = raw if is_utf8 else raw.decode(reader.codec)
                 if text.strip():
-                    yield Record(line, byte, parse(text))
-            except ValueError as error:  # pydantic's and the codec's errors too
+                    yield Record(line, byte, convert(parse, text))
+            except InvalidRow as error:
+                yield Record(line, byte, None, str(error), raw)
+            except UnicodeDecodeError as error:
                 yield Record(line, byte, None, describe_problem(error), raw)

@@ -36,7 +36,7 @@ def find_codec(encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
         line_end = "\n".encode(name)
-    except (LookupError, ValueError):  # e.g. "hex", which encodes no text
+    except (LookupError, TypeError, ValueError):  # e.g. "hex", which encodes no text
         raise UnsupportedStatement(
             f"encoding {encoding!r} is unknown: give one of Python's, such as 'utf-8', 'cp1252' or 'utf-16'"
         ) from None
@@ -208,7 +208,9 @@ class LineReader:
     def skip_to(self, byte: int, line: int) -> None:
         """Go to a place behind this one, without a check."""
         if self._compression is not None or not self._seek(byte):
-            self._file.read(max(0, byte - self.byte))
+            left = byte - self.byte
+            while left > 0 and (piece := self._file.read(min(BLOCK_BYTES, left))):
+                left -= len(piece)
         self.byte, self.line = byte, line
 
     def _go_to(self, done: int, digest: list[str], *, is_unchanged: bool) -> None:

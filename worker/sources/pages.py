@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import hashlib
+import inspect
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +17,8 @@ from worker.errors import CursorMismatch, UnsupportedStatement
 
 T = TypeVar("T")
 C = TypeVar("C")
+
+_KNOWN_CURSORS = 10_000
 
 
 class _Cursors(Generic[C]):
@@ -35,11 +40,28 @@ class _Cursors(Generic[C]):
             UnsupportedStatement: It has another type.
         """
         try:
-            return self._adapter.dump_python(cursor, mode="json", warnings="error")
-        except (PydanticSerializationError, ValueError) as error:
+            value = self._adapter.dump_python(cursor, mode="json", warnings="error")
+            if "\\u0000" in json.dumps(value, allow_nan=False):
+                raise ValueError("PostgreSQL stores no text with the character U+0000")
+            return value
+        except (PydanticSerializationError, ValueError, TypeError) as error:
             raise UnsupportedStatement(
                 f"{self._kind}: the cursor {cursor!r} is not of the given cursor_type: {error}"
             ) from error
+
+    def dump_of_item(self, name: str, cursor: C) -> Any:
+        """Return the cursor of an item as a JSON value; see `dump`.
+
+        Raises:
+            UnsupportedStatement: It has another type, or is None, behind which the walk would begin again.
+        """
+        value = self.dump(cursor)
+        if value is None:
+            raise UnsupportedStatement(
+                f"{self._kind}: {name} has yielded an item with the cursor None, which stands for the beginning: yield "
+                f"pairs of an item and the cursor behind it"
+            )
+        return value
 
     def load(self, value: Any, run_id: str) -> C | None:
         """Return a cursor from a JSON value; None for None.
@@ -90,6 +112,7 @@ class Pages(Generic[T, C]):
         self._only: list[list[Any]] | None = None
         self._run_id = ""
         self._current: tuple[Any, Sequence[T], Any] | None = None  # cursor, items and next cursor, as JSON values
+        self._known: set[bytes] = set()  # digests of the first cursors: a short circle repeats no page
         # A cursor that was seen. It is replaced after 1, 2, 4, ... pages, so that a circle of any length is found.
         self._seen: Any = None
         self._pages = 0
@@ -122,7 +145,14 @@ class Pages(Generic[T, C]):
 
     async def _load(self, place: Any) -> tuple[Sequence[T], Any]:
         if self._current is None or self._current[0] != place:
-            items, following = self._check_answer(await self._fetch(self._cursors.load(place, self._run_id)))
+            answer: Any = self._fetch(self._cursors.load(place, self._run_id))
+            if not inspect.isawaitable(answer):
+                raise UnsupportedStatement(
+                    f"pages: {self.fingerprint} has returned a {type(answer).__name__} that cannot be awaited: pass an "
+                    f"`async def` that returns a list of items and the cursor of the next page; for one that yields "
+                    f"items, take AsyncItems"
+                )
+            items, following = self._check_answer(await answer)
             self._current = place, items, None if following is None else self._cursors.dump(following)
         return self._current[1], self._current[2]
 
@@ -132,8 +162,10 @@ class Pages(Generic[T, C]):
         Raises:
             UnsupportedStatement: The function has returned something else.
         """
-        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Sequence):
-            return answer
+        if isinstance(answer, tuple) and len(answer) == 2:
+            items = answer[0]
+            if isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray | memoryview):
+                return answer
         shown = f"{type(answer).__name__} of {len(answer)}" if isinstance(answer, tuple) else type(answer).__name__
         if isinstance(answer, tuple) and len(answer) == 2:
             shown = f"{type(answer[0]).__name__} as its items"
@@ -144,11 +176,15 @@ class Pages(Generic[T, C]):
 
     def _check_progress(self, place: Any, following: Any) -> None:
         """Raise an error if the function goes in a circle (Brent's algorithm: it finds a circle of any length)."""
-        if following in (place, self._seen):
+        if not self._known and place is not None:
+            self._known.add(_digest(place))
+        if following in (place, self._seen) or _digest(following) in self._known:
             raise UnsupportedStatement(
                 f"pages: {self.fingerprint} has returned the cursor {following!r} again after the page of {place!r}: "
                 f"the walk would never end. Return the cursor of the next page, or None behind the last one"
             )
+        if len(self._known) < _KNOWN_CURSORS:
+            self._known.add(_digest(following))
         self._pages += 1
         if self._pages == self._replace_after:
             self._seen, self._pages, self._replace_after = following, 0, self._replace_after * 2
@@ -180,7 +216,7 @@ class AsyncItems(Generic[T, C]):
         name: A name that distinguishes this walk from others. Default: the function's name.
 
     Raises:
-        UnsupportedStatement: A cursor is of another type.
+        UnsupportedStatement: A cursor is of another type or None, or the iterator yields no pairs.
         CursorMismatch: The cursor in the ledger is of another type.
     """
 
@@ -205,7 +241,7 @@ class AsyncItems(Generic[T, C]):
         self._only, self._run_id = step.only_keys, step.run_id
         if self._only is not None:
             return Bounds(total=len(self._only))
-        self._items = self._factory(self._cursors.load(step.cursor, step.run_id))
+        self._items = self._make_items(step.cursor)
         return Bounds()
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[T] | None:
@@ -215,15 +251,40 @@ class AsyncItems(Generic[T, C]):
         assert self._items is not None  # noqa: S101
         rows: list[T] = []
         keys: list[Any] = []  # of an item: the cursor behind which it is the first
-        async for item, behind in self._items:
+        async for pair in self._items:
+            item, behind = self._check_pair(pair)
             rows.append(item)
             keys.append([cursor])
-            cursor = self._cursors.dump(behind)
+            cursor = self._cursors.dump_of_item(self.fingerprint, behind)
             if len(rows) >= size:
                 break
         if not rows:
             return None
         return Page(rows, cursor, first_key=keys[0], last_key=keys[-1], row_keys=lambda: keys)
+
+    def _make_items(self, cursor: Any) -> AsyncIterator[tuple[T, C]]:
+        """Return one iterator, also where the factory returns an object that makes a new one for each loop.
+
+        Raises:
+            UnsupportedStatement: The factory has returned something else.
+        """
+        made: Any = self._factory(self._cursors.load(cursor, self._run_id))
+        if isinstance(made, AsyncIterable):
+            return aiter(made)
+        if inspect.iscoroutine(made):
+            made.close()
+        raise UnsupportedStatement(
+            f"items: {self.fingerprint} has returned a {type(made).__name__} instead of an async iterator: pass an "
+            f"`async def` that yields pairs of an item and the cursor behind it"
+        )
+
+    def _check_pair(self, pair: Any) -> tuple[T, C]:
+        if isinstance(pair, tuple) and len(pair) == 2:
+            return pair
+        raise UnsupportedStatement(
+            f"items: {self.fingerprint} has yielded a {type(pair).__name__} instead of a pair: yield pairs of an item "
+            f"and the cursor behind it"
+        )
 
     async def _fetch_retried(self, number: int) -> Page[T] | None:
         """Return one item of those that were quarantined. The cursor is their number."""
@@ -232,8 +293,9 @@ class AsyncItems(Generic[T, C]):
             return None
         key = self._only[number]
         await self._close_items()
-        self._items = self._factory(self._cursors.load(key[0], self._run_id))
-        async for item, _ in self._items:
+        self._items = self._make_items(key[0])
+        async for pair in self._items:
+            item, _ = self._check_pair(pair)
             return Page([item], number + 1, first_key=key, last_key=key, row_keys=lambda: [key])
         raise CursorMismatch(f"items: {self.fingerprint} has no item behind {key[0]!r} any more")
 
@@ -245,6 +307,10 @@ class AsyncItems(Generic[T, C]):
     async def close(self) -> None:
         """Close the iterator."""
         await self._close_items()
+
+
+def _digest(cursor: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(cursor, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def _name(function: Any) -> str:

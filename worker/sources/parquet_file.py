@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
 from worker.errors import CursorMismatch, InvalidRow, UnsupportedStatement
-from worker.sources.file_source import describe_problem
+from worker.sources.file_source import convert
 from worker.sources.location import Location, load_extra
 
 T = TypeVar("T")
@@ -175,12 +175,12 @@ class ParquetFile(Generic[T]):
         rejected: list[RejectedRow] = []
         for key, row in found:
             try:
-                rows.append(row if self._adapter is None else self._adapter.validate_python(row))
+                rows.append(row if self._adapter is None else convert(self._adapter.validate_python, row))
                 keys.append(key)
-            except ValidationError as error:
+            except InvalidRow as error:
                 place = f"{self._location.name}, row {key[1] + 1} of row group {key[0] + 1}"
                 shown = {name: str(value)[:1_000] for name, value in row.items()}
-                rejected.append(RejectedRow(list(key), InvalidRow(f"{place}: {describe_problem(error)}"), shown))
+                rejected.append(RejectedRow(list(key), InvalidRow(f"{place}: {error}"), shown))
         first, last = found[0][0], found[-1][0]
         return Page(
             rows, cursor, first_key=first, last_key=last, row_keys=lambda: keys, share=share,
