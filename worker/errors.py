@@ -146,13 +146,15 @@ class CursorMismatch(LonghaulError):
 
     Attributes:
         code_version: Version of the jobs' code that began the walk; None if it is unknown.
+        key: The key of the loop, if the cursor has other types; else empty.
     """
 
     retryable = False
 
-    def __init__(self, message: str, *, code_version: str | None = None) -> None:
+    def __init__(self, message: str, *, code_version: str | None = None, key: str = "") -> None:
         super().__init__(message)
         self.code_version = code_version
+        self.key = key
 
 
 class LedgerDamaged(LonghaulError):

@@ -261,3 +261,34 @@ async def test_trial_on_the_command_line(cli: CommandLine, database: Database) -
     ]
     wrong = await cli("try", "process_all_users", "--subset", "true; SELECT 1")
     assert wrong.returncode == 2 and "outside of a quoted text" in error_line(wrong)
+
+
+@pytest.mark.parametrize("key", ["abc", "[1,2]", "[]", "null", "1.5"])
+@pytest.mark.parametrize("option", ["--from", "--key"])
+async def test_a_key_that_does_not_fit_the_loop_is_named_with_the_key_of_the_loop(
+    cli: CommandLine, database: Database, option: str, key: str
+) -> None:
+    await fill(database)
+    ran = await cli("try", "change_each", option, key, LONGHAUL_WORKER__PACKAGES='["tests.plan.test_trial"]')
+    assert ran.returncode == 2
+    assert error_line(ran).startswith(f"worker: {option}")
+    assert "the key of this loop" in ran.stderr or "whose key is author.id (int)" in ran.stderr
+
+
+@job
+async def change_by_code(ctx: JobContext) -> None:
+    """Walk by a number and a text."""
+    async for batch in ctx.chunks(select(Author), by=[Author.region, Author.code], size=10):
+        for author in batch:
+            author.seen += 1
+
+
+@pytest.mark.parametrize("option", ["--from", "--key"])
+async def test_a_number_can_stand_for_a_text_in_a_key(cli: CommandLine, database: Database, option: str) -> None:
+    await fill(database)
+    async with database.transaction() as session:
+        await session.execute(update(Author).where(Author.id == 3).values(code="777"))
+    package = {"LONGHAUL_WORKER__PACKAGES": '["tests.plan.test_trial"]'}
+    ran = await cli("try", "change_by_code", option, "[3, 777]", "--rows", "1", "--json", **package)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["batches"][0]["first_key"] == [3, "777"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import math
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -60,6 +63,62 @@ async def hang(ctx: JobContext, tenant: str) -> None:
     """Wait outside of a loop."""
     served.append((tenant, 0))
     await asyncio.Event().wait()
+
+
+class Colour(enum.Enum):
+    """An argument."""
+
+    RED = "red"
+
+
+@job
+async def typed(
+    ctx: JobContext,
+    day: date = date(2026, 1, 2),
+    at: datetime = datetime(2026, 1, 2, tzinfo=UTC),
+    colour: Colour = Colour.RED,
+    rate: float = 5.0,
+    full: bool = True,
+    limit: int | None = None,
+    price: Decimal = Decimal("1.50"),
+    age: timedelta = timedelta(days=1),
+    form: dict[str, int] = {"a": 1, "b": 2},  # noqa: B006
+) -> None:
+    """Have an argument of each kind."""
+
+
+@pytest.mark.parametrize(("name", "value"), typed.codec.signature.parameters.items(), ids=lambda one: str(one)[:12])
+def test_a_value_of_python_names_the_runs_with_it(name: str, value: Any) -> None:
+    condition = parse_entry(make_entry("typed", {name: value.default}))
+    assert condition.matches(typed.codec.with_defaults({}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "is_same"),
+    [(5.0, "5", True), (5, "5.0", True), (1, "true", False), (True, "1", False), (None, "null", True),
+     ("5", "5.0", False), ({"a": 1, "b": [2]}, '{"b":[2.0],"a":1}', True), (0, "", False), (0, "[" * 100_000, False)],
+    ids=lambda one: str(one)[:12],
+)  # fmt: skip
+def test_a_value_has_one_meaning_in_each_form_of_json(value: Any, text: str, is_same: bool) -> None:
+    assert parse_entry(make_entry("typed", {"rate": text})).matches({"rate": value}) is is_same
+
+
+@pytest.mark.parametrize(
+    ("given", "entry"),
+    [("full=True", "full=true"), ("rate=5", "rate=5.0"),
+     ("at=2026-01-02T01:00:00+01:00", "at=2026-01-02T01:00:00+01:00"),
+     ("limit=null", "limit=null"), ('form={"b": 2, "a": 1}', 'form={"a": 1, "b": 2}'), ("colour=red", "colour=red")],
+)  # fmt: skip
+async def test_the_command_line_reads_a_value_by_its_type(
+    cli: CommandLine, redis: Redis, given: str, entry: str
+) -> None:
+    package = {"LONGHAUL_WORKER__PACKAGES": '["tests.runtime.test_orders_by_argument"]'}
+    ran = await cli("pause", "typed", "--where", given, **package)
+    assert ran.returncode == 0, ran.stderr
+    assert await redis.smembers(keys.PAUSED) == {f"typed?{entry}".encode()}
+    ran = await cli("cancel", "typed", "--where", "day=tomorrow", **package)
+    assert ran.returncode == 2
+    assert "day=tomorrow: input should be a valid date" in ran.stderr
 
 
 async def test_a_pause_by_argument_holds_its_runs_alone_until_it_is_removed(

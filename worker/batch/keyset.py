@@ -215,7 +215,12 @@ class Keyset:
         return or_(*choices)
 
     def among(self, keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
-        """Return the condition "one of these keys", which are cursors, of which there may be any number."""
+        """Return the condition "one of these keys", which are cursors, of which there may be any number.
+
+        Raises:
+            CursorMismatch: The values of one do not have the key's types.
+        """
+        keys = [self.fit(key) for key in keys]
         texts = [bindparam(None, [str(key[index]) for key in keys], ARRAY(Text())) for index in range(len(self.parts))]
         if len(texts) > 1:
             return self._among(texts)
@@ -281,8 +286,23 @@ class Keyset:
         except (ValueError, TypeError) as error:
             raise CursorMismatch(
                 f"the cursor {reprlib.repr(cursor)} is no key of this walk, whose key is {self.describe()}. If the "
-                f"ledger was changed by hand, restore worker.step; else enqueue the job under another run id"
+                f"ledger was changed by hand, restore worker.step; else enqueue the job under another run id",
+                key=", ".join(f"{name} ({kind})" for name, kind, _ in self.describe()),
             ) from error
+
+    def fit(self, key: Sequence[Any]) -> list[Any]:
+        """Return a key that was written by hand as a cursor: a number may stand for a text.
+
+        Raises:
+            CursorMismatch: The values do not have the key's types.
+        """
+        try:
+            self.decode(key)
+        except CursorMismatch:
+            texts = [value if value is None or isinstance(value, bool) else str(value) for value in key]
+            self.decode(texts)
+            return texts
+        return list(key)
 
     def _beyond(self, name: str, *, inclusive: bool) -> ColumnElement[bool]:
         bound = [part.parameter(f"{_PREFIX}{name}_{index}") for index, part in enumerate(self.parts)]

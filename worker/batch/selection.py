@@ -6,6 +6,7 @@ parentheses that it is put into, so that it can only narrow the walk.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from worker.batch.keyset import Keyset
 from worker.db.statement_internals import replace_source
-from worker.errors import InvalidArguments
+from worker.errors import CursorMismatch, InvalidArguments
 
 StatementT = TypeVar("StatementT", bound=Select[Any] | Update | Delete | Insert)
 
@@ -51,13 +52,21 @@ class Selection:
                 raise InvalidArguments(
                     f"--from: the key of this loop has {len(keyset.parts)} columns: give a JSON list of as many values"
                 )
-            conditions.append(keyset.at_or_after(self.first))
+            try:
+                conditions.append(keyset.at_or_after(keyset.fit(self.first)))
+            except CursorMismatch as error:
+                raise InvalidArguments(describe_wrong_key("--from", self.first, error.key)) from None
         if not conditions:
             return statement
         if isinstance(statement, Insert):
             source: Any = statement.select
             return replace_source(statement, source.where(*conditions))  # type: ignore[return-value]
         return statement.where(*conditions)  # type: ignore[return-value]
+
+
+def describe_wrong_key(option: str, given: list[Any], key: str) -> str:
+    """Return the error of a key on the command line that has other types than the key of a loop."""
+    return f"{option} {json.dumps(given, default=str)}: this is no key of this loop, whose key is {key}"
 
 
 def check_expression(text: str) -> str:

@@ -20,6 +20,7 @@ from worker.cli.output import print_json, print_line, printable
 from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
 from worker.job.definition import Job
+from worker.job.limits import argument_text
 from worker.job.middleware import EnqueueCall, Middleware, configured_middleware
 from worker.job.propagation import SELECTED
 from worker.job.registry import discover
@@ -199,7 +200,7 @@ def _read_where(settings: Settings, jobs: list[str], where: list[str]) -> dict[s
     """Return the values of arguments by name. The jobs must be known here.
 
     Raises:
-        InvalidArguments: A job has no argument of that name, or a text is not name=value.
+        InvalidArguments: A job has no argument of that name or value, or a text is not name=value.
         UnknownJob: There is no such job.
     """
     registry = discover(settings.worker.packages)
@@ -209,9 +210,12 @@ def _read_where(settings: Settings, jobs: list[str], where: list[str]) -> dict[s
         if not name or not equals:
             raise InvalidArguments(f"--where {text}: write name=value, e.g. --where tenant=north")
         values[name] = value
+    read = dict(values)
     for job in jobs:
-        parse_entry(make_entry(job, values)).check_names(list(registry.find(job).signature.parameters))
-    return values
+        codec = registry.find(job).codec
+        parse_entry(make_entry(job, values)).check_names(list(codec.signature.parameters))
+        read = {name: argument_text(codec.read_argument(name, text)) for name, text in values.items()}
+    return read
 
 
 @app.command()

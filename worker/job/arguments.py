@@ -292,6 +292,23 @@ class JobCodec:
         model = self._validate(args, kwargs, from_json=True)
         return {name: getattr(model, name) for name in type(model).model_fields}
 
+    def read_argument(self, name: str, text: str) -> Any:
+        """Return the JSON value that a text stands for, such as that of `--where`: a text of its type, or JSON.
+
+        Raises:
+            InvalidArguments: The argument's type has no such value.
+        """
+        hint = self._hints.get(name, Any)
+        if hint is Any:
+            return text
+        adapter, problem = TypeAdapter(hint), ""
+        for written in (json.dumps(text), text):
+            try:
+                return adapter.dump_python(adapter.validate_json(written), mode="json")
+            except ValidationError as error:
+                problem = problem or describe_invalid(error)
+        raise InvalidArguments(f"{self._where}: {name}={text}: {problem}")
+
     def _validate(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool, without: Sequence[str] = ()
     ) -> BaseModel:

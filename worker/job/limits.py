@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
-from worker.errors import RegistrationError
+from pydantic_core import to_jsonable_python
+
+from worker.errors import InvalidArguments, RegistrationError, format_error
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*/\s*(second|minute|hour|day)s?(?:\s+burst\s+(\d{1,9}))?")
@@ -127,7 +130,19 @@ class Fair:
 
 
 def argument_text(value: Any) -> str:
-    """Return the text by which an argument's value is named in Redis: a text itself, any other value as JSON."""
+    """Return the text by which an argument's value is named in Redis: a text itself, any other value as JSON.
+
+    Args:
+        value: a JSON value, or a value of Python such as a date or a member of an enum, which goes to JSON first.
+
+    Raises:
+        InvalidArguments: it cannot be converted to JSON.
+    """
+    if isinstance(value, Enum) or not isinstance(value, str | int | float | dict | list | None):
+        try:
+            value = to_jsonable_python(value)
+        except ValueError as error:
+            raise InvalidArguments(f"an argument of type {type(value).__qualname__}: {format_error(error)}") from None
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 

@@ -14,13 +14,13 @@ from worker.batch.batch import Batch, unwrap
 from worker.batch.batch_keys import BatchKeys
 from worker.batch.bulk.tracked import TrackedBulk
 from worker.batch.page import jsonable
-from worker.batch.selection import Selection
+from worker.batch.selection import Selection, describe_wrong_key
 from worker.batch.sizing import make_sizer
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
 from worker.db.engine import Database
-from worker.errors import AttemptExit, UsageError
+from worker.errors import AttemptExit, CursorMismatch, InvalidArguments, UsageError
 from worker.ledger.run_connection import RunConnection
 from worker.plan.changes import RowChange, find_changes
 from worker.plan.loop_plan import NoSkippedRows
@@ -195,7 +195,7 @@ class TrialWalk:
         )
         self._run = RunConnection("trial", await trial.writer.engine.connect())
         await self._run.attach_driver()
-        self._bounds = await self._source.open(
+        self._bounds = await self._open_source(
             OpenStep(
                 run_id="trial",
                 name=name,
@@ -212,6 +212,20 @@ class TrialWalk:
             )
         )
         await self._run.connection.rollback()
+
+    async def _open_source(self, step: OpenStep) -> Bounds:
+        """Open the source.
+
+        Raises:
+            InvalidArguments: --key is no key of this loop.
+        """
+        try:
+            bounds: Bounds = await self._source.open(step)
+        except CursorMismatch as error:
+            if self._trial.key is None or not error.key:
+                raise
+            raise InvalidArguments(describe_wrong_key("--key", self._trial.key, error.key)) from None
+        return bounds
 
     def _begin(self) -> BatchTransaction:
         self._number += 1

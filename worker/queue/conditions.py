@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Condition:
         Args:
             arguments: JSON values by name, with the defaults.
         """
-        return all(name in arguments and argument_text(arguments[name]) == text for name, text in self.values.items())
+        return all(name in arguments and _is_named(arguments[name], text) for name, text in self.values.items())
 
     def check_names(self, known: Collection[str]) -> None:
         """Raise `InvalidArguments` if the job has no argument of one of the names."""
@@ -39,6 +40,19 @@ class Condition:
         if unknown:
             its_own = ", ".join(known) or "none"
             raise InvalidArguments(f"job {self.job} has no argument {', '.join(unknown)}; it has {its_own}")
+
+
+def _is_named(value: Any, text: str) -> bool:
+    """Return whether a text names a JSON value, in whatever form it writes numbers and objects: 5 is 5.0."""
+    if argument_text(value) == text:
+        return True
+    if isinstance(value, str):
+        return False
+    try:
+        named = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(named == value) and isinstance(named, bool) == isinstance(value, bool)
 
 
 def make_entry(job: str, where: Mapping[str, Any]) -> str:
