@@ -265,6 +265,8 @@ async def test_run_ends_with_the_error_of_its_job_whatever_it_is(
             assert HOSTILE[kind][1] in str(failed.value), kind
             letter = json.loads(await redis.hget(keys.DEAD, run.id))
             assert HOSTILE[kind][1] in letter["error"], kind
+            [shown] = await client.dead_letters(ids=[run.id])
+            assert (shown.error, shown.traceback) == (letter["error"], letter["traceback"]), kind
 
 
 def explode(value: object) -> int:

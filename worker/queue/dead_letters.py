@@ -124,16 +124,21 @@ def encode_letter(
     except UnicodeDecodeError:
         stored = {"payload_base64": base64.b64encode(payload).decode()}
     letter = {
-        "job": job,
-        "queue": queue,
+        "job": _escape(job),
+        "queue": _escape(queue),
         **stored,
-        "error": error,
-        "traceback": trace[-_TRACEBACK_CHARACTERS:],
+        "error": _escape(error),
+        "traceback": _escape(trace[-_TRACEBACK_CHARACTERS:]),
         "ledger": in_ledger,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempts": attempts,
     }
-    return json.dumps(letter, ensure_ascii=False).encode(errors="backslashreplace")
+    return json.dumps(letter, ensure_ascii=False).encode()
+
+
+def _escape(text: str) -> str:
+    """Return a text with lone surrogates escaped, e.g. of a file's name: as JSON, the letter could not be read."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
