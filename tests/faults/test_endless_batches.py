@@ -172,7 +172,7 @@ async def test_batch_that_always_fails_ends_its_run(
         assert "idle_in_transaction_timeout_seconds" in told
         assert "lock=False" in told
     elif how in ("kill", "transaction timeout"):
-        assert "a connection was lost, but its server accepts new ones" in told
+        assert "a connection was lost or refused, but the worker's own PostgreSQL accepts new ones" in told
         assert "step '1-" in told
     if how in ("idle", "transaction timeout") or (how, where) == ("kill", "body"):
         assert loop == "sweep" or sizes[-1] < SIZE, "the batch is halved from attempt to attempt"

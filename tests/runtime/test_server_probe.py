@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import make_url, select, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -118,9 +119,29 @@ async def test_attempts_are_counted_while_our_servers_are_available(
         with pytest.raises(JobFailed) as failed:
             await run.result(timeout=120)
     assert attempts == [1, 2]
+    if call is call_with_redis:
+        assert "refused, but the worker's own Redis accepts new ones: ConnectionError: " in str(failed.value)
     if call is write_in_its_own_read_only_transaction:
         assert "cannot execute UPDATE in a read-only transaction" in str(failed.value)
     assert await count_seen(database) == {0: 5}
+
+
+@job(max_attempts=2, do_not_retry=[RedisConnectionError, OSError])
+async def gives_up(ctx: JobContext) -> None:
+    attempts.append(ctx.attempt)
+    await use["it"](ctx)
+
+
+@pytest.mark.parametrize("call", [call_with_asyncpg, call_with_redis], ids=lambda call: call.__name__)
+async def test_do_not_retry_counts_for_an_error_of_a_connection(
+    call: Callable[[JobContext], Awaitable[Any]], proxy: Proxy, client: Client, fast: Settings
+) -> None:
+    use["it"] = call
+    async with working(fast, gives_up):
+        run = await client.enqueue(gives_up)
+        with pytest.raises(JobFailed):
+            await run.result(timeout=120)
+    assert attempts == [1]
 
 
 # --- our servers
@@ -187,6 +208,19 @@ async def read_only(settings: Settings, *, ends_sessions: bool) -> AsyncIterator
         if ends_sessions:
             await admin.execute(end)
         await admin.close()
+
+
+async def test_a_lost_connection_is_not_counted_while_the_server_rejects_writes(
+    client: Client, fast: Settings, database: Database
+) -> None:
+    attempts.clear()
+    use["it"] = end_its_own_connection
+    async with working(fast, uses_servers):
+        async with read_only(fast, ends_sessions=False):
+            run = await client.enqueue(uses_servers)
+            await until_true(lambda: len(attempts) >= 3)  # more than max_attempts
+            use["it"] = use_a_transaction
+        assert await run.result(timeout=120) == "done"
 
 
 async def wait_a_moment(ctx: JobContext) -> None:

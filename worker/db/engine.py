@@ -123,16 +123,18 @@ class Database:
         except (SQLAlchemyError, PostgresError, OSError, TimeoutError, ValueError) as error:
             raise unavailable(error, self.settings) from error
 
-    async def accepts_connections(self, *, write: bool = False) -> bool:
-        """Return whether PostgreSQL accepts a new connection; those of the pool may lead to another server.
+    async def accepts_writes(self, *, replace: bool = False) -> bool:
+        """Return whether PostgreSQL accepts a new connection, and writes on it.
+
+        The connections of the pool may lead to another server.
 
         Args:
-            write: whether it also has to accept writes. If it does, the pool's connections are replaced: they may have
-                been opened while it did not, or before a failover.
+            replace: whether to replace the pool's connections in any case: they may have been opened before a failover.
         """
-        if write:
+        accepted = await self._checker.accepts_writes()
+        if replace or not accepted:
             replace_pooled(self.engine)
-        return await self._checker.accepts_connections(write=write)
+        return accepted
 
     @property
     def connections_in_use(self) -> int:

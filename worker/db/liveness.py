@@ -174,13 +174,13 @@ class LivenessChecker:
                 del self._silent[protocol]
         return bool(self._silent)
 
-    async def accepts_connections(self, *, write: bool) -> bool:
+    async def accepts_writes(self) -> bool:
         """Return whether the server accepts a new connection, and writes on it."""
         if self._open is None:
             return True  # this engine has no connection: the error that led here is of another one
         try:
             async with self._connect() as raw, raw.transaction():
-                return not write or await raw.fetchval(_READ_ONLY) == "off"
+                return bool(await raw.fetchval(_READ_ONLY) == "off")
         except Exception as error:  # noqa: BLE001 - whatever the reason
             logger.debug("no new connection error=%s", error)
             return False

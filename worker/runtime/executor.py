@@ -300,7 +300,7 @@ class Executor:
         try:
             error = (find_exit(raised) if isinstance(raised, BaseExceptionGroup) else None) or raised
             is_away = await is_server_unavailable(error, self._database, self._store.redis)
-            if not is_away:
+            if not is_away and not job.forbids_retry(error):  # its class counts, which `explain` replaces
                 error = explain(error, execution.attempt, self._database)
             return make_outcome(execution, job, error, self._rules, is_server_unavailable=is_away)
         except Exception as failed:  # noqa: BLE001 - classes and functions of the application raise anything

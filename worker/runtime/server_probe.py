@@ -37,8 +37,9 @@ async def is_server_unavailable(error: BaseException, database: Database, redis:
     """
     causes = list(_iter_members(error))
     if any(map(postgresql.is_unavailable, causes)):
-        writes = any(map(postgresql.is_read_only, causes))
-        if not await database.accepts_connections(write=writes):
+        # Also after a lost connection: in a failover, the server that accepts the next one may be a standby.
+        accepted = await database.accepts_writes(replace=any(map(postgresql.is_read_only, causes)))
+        if not accepted:
             return True
     if any(map(redis_errors.is_unavailable, causes)):
         return not await _answers(_write(redis) if any(map(_rejects_writes, causes)) else redis.ping())
@@ -93,4 +94,8 @@ def _describe(error: BaseException, attempt: Attempt | None, database: Database)
             f"PostgreSQL ended the connection that holds its locks: walk with lock=False, make slow calls with "
             f"batch.gather, or take a smaller size= ({format_error(error)})"
         )
-    return f"{where or 'the job'}: a connection was lost, but its server accepts new ones: {format_error(error)}"
+    server = "PostgreSQL" if postgresql.is_unavailable(error) else "Redis"
+    return (
+        f"{where or 'the job'}: a connection was lost or refused, but the worker's own {server} accepts new ones: "
+        f"{format_error(error)}"
+    )
