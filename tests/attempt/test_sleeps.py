@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -74,6 +74,7 @@ async def test_a_restart_sleeps_only_for_the_rest(database: Database, context: M
 async def test_a_sleep_until_a_moment_that_has_passed_goes_on(database: Database, context: MakeContext) -> None:
     ctx = context()
     await ctx.sleep_until(datetime.now(UTC) - timedelta(days=1))
+    await ctx.sleep_until(datetime.min.replace(tzinfo=timezone(timedelta(hours=14))))
     await ctx.sleep(0)
     assert await ctx.step("behind", note, 1) == 1
 

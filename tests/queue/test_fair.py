@@ -275,6 +275,7 @@ def test_options_that_cannot_work_are_refused() -> None:
     for options, message in (
         ({"fair_by": "nobody"}, "it has no argument 'nobody'; it has name"),
         ({"fair_weights": {"a": 2}}, "fair_weights= needs fair_by="),
+        ({"fair_by": "name", "fair_weights": [2]}, r"fair_weights=\[2\]: give a dict"),
         ({"fair_by": "name", "fair_weights": {"a": 0}}, "give a number from 0.001"),
         ({"fair_by": "name", "fair_weights": {"a": float("nan")}}, "give a number from 0.001"),
         ({"fair_by": "name", "fair_weights": {"a": "2"}}, "give a number from 0.001"),

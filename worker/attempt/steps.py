@@ -28,6 +28,8 @@ T = TypeVar("T")
 #: A shorter sleep keeps its slot: to give it back takes longer.
 _SHORT_SECONDS = 0.05
 _LONGEST_NAME = 200
+#: Drivers cannot send moments of the year 1 in each time zone.
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_SLEEP_DAYS = 3660
 _LOST = (SQLAlchemyError, PostgresError, InterfaceError, InternalClientError, OSError)
 
@@ -77,7 +79,7 @@ class Steps:
     async def sleep_until(self, name: str | None, moment: datetime) -> None:
         """Give the slot back until a moment, and go on behind; see `JobContext.sleep_until`."""
         check_moment(self._attempt.job, moment)
-        await self._sleep(name, moment, 0.0)
+        await self._sleep(name, max(moment, _LONG_AGO), 0.0)
 
     async def _sleep(self, name: str | None, until: datetime | None, seconds: float) -> None:
         async with self._entered("sleep", name) as (run, name, known):

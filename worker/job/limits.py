@@ -105,6 +105,8 @@ class Fair:
         Raises:
             RegistrationError: An option is invalid.
         """
+        if weights is not None and not isinstance(weights, Mapping):
+            raise RegistrationError(f"fair_weights={weights!r}: give a dict of numbers, such as {{'north': 3}}")
         if by is None:
             if weights:
                 raise RegistrationError("fair_weights= needs fair_by=, the argument whose values they are for")

@@ -121,13 +121,18 @@ class FileSource(ABC, Generic[T]):
         if number >= len(self._only):
             return None
         line, byte = self._only[number]
-        self._open_file(None)
+        if self._reader is None or not self._reader.can_skip_to(byte):
+            self._open_file(None)
         reader = self._reader
         assert reader is not None  # noqa: S101
-        reader.skip_to(byte, line)
-        record = next(self._records, None)
+        is_there = reader.can_skip_to(byte) and reader.skip_to(byte, line)
+        record = next(self._records, None) if is_there else None
         if record is None or record.byte != byte:
-            raise InvalidRow(f"{self._location.name} has no record at line {line}, byte {byte} any more")
+            raise InvalidRow(
+                f"{self._location.name} has no record at line {line}, byte {byte} any more: its earlier lines have "
+                f"changed in number or length. Restore them, so that each row is at its old place, or delete the row: "
+                f"worker quarantine delete"
+            )
         return self._make_page([record], number + 1, None)
 
     def _make_page(self, records: list[Record[T]], cursor: Any, share: float | None) -> Page[T]:

@@ -205,13 +205,21 @@ class LineReader:
             raise CursorMismatch(f"{name}: the first {done} bytes, which are done, have changed; {cure}")
         self.line = line
 
-    def skip_to(self, byte: int, line: int) -> None:
-        """Go to a place behind this one, without a check."""
-        if self._compression is not None or not self._seek(byte):
-            left = byte - self.byte
-            while left > 0 and (piece := self._file.read(min(BLOCK_BYTES, left))):
-                left -= len(piece)
+    def can_skip_to(self, byte: int) -> bool:
+        """Return whether a place lies behind this one, or is this one."""
+        return not self._given_back and byte >= self.byte
+
+    def skip_to(self, byte: int, line: int) -> bool:
+        """Go to a place; see `can_skip_to`. Return whether a line with this number begins there."""
+        left, number, behind = byte - self.byte, self.line, self._newline
+        while left > 0 and (piece := self._file.read(min(BLOCK_BYTES, left))):
+            left -= len(piece)
+            number += piece.count(self._newline)
+            behind = (behind + piece)[-len(self._newline) :]
         self.byte, self.line = byte, line
+        # The bytes of a line feed may be parts of two characters if it has several.
+        is_counted = number == line or len(self._newline) > 1
+        return left == 0 and is_counted and behind == self._newline
 
     def _go_to(self, done: int, digest: list[str], *, is_unchanged: bool) -> None:
         if self._compression is None and self._size is not None and self._size < done:
