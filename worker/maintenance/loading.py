@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -13,11 +15,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     NaiveDatetime,
     StringConstraints,
     create_model,
 )
-from sqlalchemy import Column, String
+from sqlalchemy import ARRAY, JSON, Column, String
 
 from worker.batch.batch import Batch
 from worker.batch.batch_retry import OnError
@@ -69,7 +72,9 @@ def load_file(
         within: A directory that the file has to be in; relative paths begin there. Set it if others enqueue the job.
         format: "csv", "jsonl" or "parquet" (extra `parquet`). Default: by the suffix, such as `.csv`, `.tsv` or
             `.jsonl.gz`.
-        row_type: A pydantic model or a dataclass for the rows. Default: made from the types of the columns.
+        row_type: A pydantic model or a dataclass for the rows. Default: made from the types of the columns. Then bytes
+            are base64 or `\\x` and hexadecimal digits, arrays and JSON in CSV are JSON, and a generated column is
+            ignored: so the files of `export_table` can be loaded.
         delimiter: The character between two fields of CSV. Default: a tab for `.tsv`, otherwise a comma.
         encoding: The encoding of a text file.
         null: The text in CSV that stands for null, in columns that can be null; None for none.
@@ -193,9 +198,14 @@ def _make_row_type(target: Target, form: FileFormat, null: str | None) -> type[B
     """Return a model that validates the rows of a file by the types of a table's columns."""
     fields: dict[str, Any] = {}
     for column in target.columns:
-        if column.computed is not None:
+        if column.computed is not None:  # the database computes it, also where the file has it
+            fields[target.key_of(column)] = (Any, Field(None, exclude=True))
             continue
         hint: Any = _find_hint(column)
+        if form == "csv" and isinstance(column.type, JSON | ARRAY):
+            hint = Annotated[hint, BeforeValidator(_read_json)]
+        if form != "parquet" and hint is bytes:
+            hint = Annotated[bytes, BeforeValidator(_read_bytes)]
         if column.nullable:
             hint = Annotated[hint | None, BeforeValidator(partial(_read_null, null if form == "csv" else None))]
         has_default = column.nullable or column.default is not None or column.server_default is not None
@@ -214,6 +224,19 @@ def _find_hint(column: Column[Any]) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return Annotated[kind, BeforeValidator(partial(_read_member, kind))]
     return Any if kind is None else kind
+
+
+def _read_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _read_bytes(value: Any) -> Any:
+    """Return bytes from base64, as sinks write them, or from the form of PostgreSQL, hexadecimal digits behind \\x."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("\\x"):
+        return bytes.fromhex(value[2:])
+    return base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
 
 
 def _read_null(null: str | None, value: Any) -> Any:
