@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence more processes than there are cores.
 PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 4)) --dist worksteal
+# The long ones have workers of their own, several for each test.
+PARALLEL_LONG = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 # Tests start hundreds of processes: without bytecode, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && \
@@ -27,9 +29,9 @@ test: setup  ## lint, the documentation's site, and every test but the long ones
 	$(PY) -m pytest -q -m "not long" $(PARALLEL) --durations=15; result=$$?; \
 	wait $$lint || { cat .venv/lint.log; exit 1; }; exit $$result
 
-test-long: setup  ## the long ones: 100 kills for each kind of loop; SEED=n repeats a run
+test-long: setup  ## the long ones: hundreds of kills for each kind of loop; SEED=n repeats a run
 	@sh scripts/pgbouncer.sh
-	@$(PY) -m pytest -q -m long -o faulthandler_timeout=1800 --durations=15
+	@$(PY) -m pytest -q -m long $(PARALLEL_LONG) -o faulthandler_timeout=1800 --durations=15
 
 test-matrix: setup  ## Python 3.11 to 3.13, and PostgreSQL 14 to 17; ONLY="3.12 16" for a part
 	@$(PY) -m tests.matrix $(ONLY)
