@@ -237,8 +237,8 @@ class JobContext:
 
         Args:
             statement: A `select()` of an entity or of columns, with where, joins, and loader options.
-            **options: See `worker.batch.options.ChunkOptions`: `size`, `lock`, `skip_locked`, `by`, `allow_sort`,
-                `name`, `count`, `on_error`, `quarantine_limit`.
+            **options: See `worker.batch.options.ChunkOptions`: `size`, `lock`, `skip_locked`, `by`, `unique`,
+                `allow_sort`, `name`, `count`, `on_error`, `quarantine_limit`.
 
         Returns:
             A walk, for one `async for`. `async with ctx.chunks(...) as batches` commits its last batch at the end of

@@ -106,7 +106,7 @@ async def _ensure_order_is_current(
         )
 
 
-async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset:
+async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind: str, vouched: bool = False) -> Keyset:
     """Return the key with the types of its columns.
 
     The database decides, not the model: only an enforced constraint ensures that the walk omits no row.
@@ -114,7 +114,7 @@ async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind
     Raises:
         UnsupportedStatement: The key is not unique, or can be null.
     """
-    typed = await look_key_up(connection, keyset, kind=kind)
+    typed = await look_key_up(connection, keyset, kind=kind, vouched=vouched)
     if isinstance(typed, str):
         cure = "walk by a unique, not-null key: by=..."
         if typed.endswith(_NO_KEY):
@@ -122,6 +122,8 @@ async def ensure_key_orders(connection: AsyncConnection, keyset: Keyset, *, kind
                 "walk the table that it reads, with its conditions in where(), or read it with ctx.stream(..., "
                 "on_restart='start_over')"
             )
+            if kind == "chunks":
+                cure += ", or set unique=True if by= names columns that are unique and not null in it"
         raise UnsupportedStatement(f"{kind}: {typed}; {cure}")
     return typed
 
@@ -140,8 +142,14 @@ def _no_table(table: str, kind: str) -> UnsupportedStatement:
     )
 
 
-async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str) -> Keyset | str:
+async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str, vouched: bool = False) -> Keyset | str:
     """Return the key with the types of its columns, or the reason why it cannot order a walk.
+
+    Args:
+        connection: A connection.
+        keyset: The key.
+        kind: The kind of the walk, for errors.
+        vouched: Whether the job vouches for the key of a relation that cannot have a constraint.
 
     Raises:
         UnsupportedStatement: The key's table is not in the database.
@@ -152,13 +160,16 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str)
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
     if found is None:
         raise _no_table(table, kind)
-    if found.kind in _NO_TABLES:
+    is_vouched = vouched and found.kind in _NO_TABLES
+    if found.kind in _NO_TABLES and not is_vouched:
         return f"{table} is {_NO_TABLES[found.kind]}, {_NO_KEY}"
     missing = [column for column in columns if column not in found.types]
     if found.has_texts:
         await _ensure_order_is_current(connection, table, columns, kind=kind)
     if missing:
         return f"table {table} has no column {', '.join(missing)}"
+    if is_vouched:
+        return _find_padded(keyset, found.types) or keyset.typed(found.types)
     if found.nullable:
         return f"{table} ({', '.join(found.nullable)}) can be null, and a walk would skip those rows"
     if found.unique_and_sorted is False:

@@ -31,12 +31,21 @@ class ChunksSource:
         by: The key; None for the primary key.
         lock: Whether the rows are locked until the batch is committed.
         allow_sort: Whether each batch may sort the rest of the table.
+        vouched: Whether the key of a view or a foreign table counts as unique and not null.
     """
 
     kind = "chunks"
 
-    def __init__(self, statement: Select[Any], *, by: Any = None, lock: bool = True, allow_sort: bool = False) -> None:
-        self._select = KeysetSelect(statement, by=by, lock=lock, allow_sort=allow_sort)
+    def __init__(
+        self,
+        statement: Select[Any],
+        *,
+        by: Any = None,
+        lock: bool = True,
+        allow_sort: bool = False,
+        vouched: bool = False,
+    ) -> None:
+        self._select = KeysetSelect(statement, by=by, lock=lock, allow_sort=allow_sort, vouched=vouched)
         self._lock = lock
         self._empty_reads = 0
 

@@ -34,17 +34,21 @@ class KeysetSelect:
         by: The key; None for the primary key.
         lock: Whether the rows are locked.
         allow_sort: Whether each batch may sort the rest of the table, because no index has the order of the walk.
+        vouched: Whether the key of a view or a foreign table counts as unique and not null.
 
     Raises:
         UnsupportedStatement: The statement cannot be walked.
     """
 
-    def __init__(self, statement: Select[Any], *, by: Any, lock: bool, allow_sort: bool = False) -> None:
+    def __init__(
+        self, statement: Select[Any], *, by: Any, lock: bool, allow_sort: bool = False, vouched: bool = False
+    ) -> None:
         check_walkable(statement, kind="chunks")
         self._statement = statement
         self._has_joins = _has_joins(statement)
         self._lock = lock
-        self._allow_sort = allow_sort
+        self._allow_sort = allow_sort or vouched
+        self._vouched = vouched
         self._upper: list[Any] = []
         self._condition: str | None = None  # of the partition that is walked
         self._progress: KeyProgress | None = None
@@ -56,7 +60,7 @@ class KeysetSelect:
     async def open(self, step: OpenStep) -> Bounds:
         """Check the key, and look the bounds of the walk up."""
         connection = step.connection
-        keyset = self.keyset = await ensure_key_orders(connection, self.keyset, kind="chunks")
+        keyset = self.keyset = await ensure_key_orders(connection, self.keyset, kind="chunks", vouched=self._vouched)
         if step.selection is not None:
             self._statement = step.selection.apply(self._statement, keyset)
         if step.only_keys is not None:

@@ -40,8 +40,11 @@ def make_chunks_source(statement: Select[Any], options: ChunkOptions) -> ChunksS
     check_options("chunks", options, ChunkOptions)
     _read_parallel("chunks", options)  # `worker plan` and `worker try` refuse what a run refuses
     by, lock, allow_sort = options.get("by"), options.get("lock", True), options.get("allow_sort", False)
+    unique = options.get("unique", False)
+    if unique and (by is None or options.get("skip_locked", False)):
+        raise UnsupportedStatement("chunks: unique=True vouches for the key that by= names, without skip_locked=True")
     if not options.get("skip_locked", False):
-        return ChunksSource(statement, by=by, lock=lock, allow_sort=allow_sort)
+        return ChunksSource(statement, by=by, lock=lock, allow_sort=allow_sort, vouched=unique)
     if options.get("parallel", 1) != 1:
         raise UnsupportedStatement("chunks: skip_locked=True cannot be combined with parallel=")
     if not lock:

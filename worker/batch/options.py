@@ -104,10 +104,14 @@ class ChunkOptions(OrderOptions, QuarantineOptions, ParallelOptions, total=False
             with a wait if necessary. All other rows are walked in the order of the key. Default: False.
         by: Column, or list of columns, of a unique and not-null key to walk by, each possibly `.desc()`. Default: the
             primary key.
+        unique: Whether you vouch that `by` is unique and not null, in a view or a foreign table, for which PostgreSQL
+            enforces no key. If it is not, rows with an equal key can be skipped, and rows without a key are. The key of
+            a table is checked in any case. It implies `allow_sort`, and excludes `skip_locked`. Default: False.
     """
 
     lock: bool
     skip_locked: bool
+    unique: bool
     by: Any
 
 

@@ -151,7 +151,7 @@ class LoopPlanner:
         loop = replace(
             plan,
             refusal=describe_unserved(keyset, plan.kind)
-            if missing and keyset and not options.get("allow_sort")
+            if missing and keyset and not options.get("allow_sort") and not options.get("unique")
             else "",
             sql=sql,
             explain=lines,
