@@ -292,3 +292,15 @@ async def test_a_number_can_stand_for_a_text_in_a_key(cli: CommandLine, database
     ran = await cli("try", "change_by_code", option, "[3, 777]", "--rows", "1", "--json", **package)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["batches"][0]["first_key"] == [3, "777"]
+
+
+@pytest.mark.parametrize("command", ["plan", "try"])
+@pytest.mark.parametrize("subset", ["id <", "nope = 1", "id + 1"])
+async def test_a_subset_that_postgresql_refuses_is_named(
+    cli: CommandLine, database: Database, command: str, subset: str
+) -> None:
+    await fill(database)
+    package = {"LONGHAUL_WORKER__PACKAGES": '["tests.plan.test_trial"]'}
+    ran = await cli(command, "change_each", "--subset", subset, **package)
+    assert ran.returncode == 1
+    assert f"--subset {subset!r} is a part of the statement" in ran.stderr

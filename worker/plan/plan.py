@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
+from asyncpg.exceptions import PostgresError
+from sqlalchemy.exc import DBAPIError
+
 from worker.attempt.attempt import Attempt
 from worker.attempt.control import NoControl
 from worker.attempt.offload import JobPools
@@ -97,7 +100,8 @@ async def _follow(
         ended = str(error)
     except Exception as error:
         if not planner.loops and not isinstance(error, LonghaulError) and not was_refused(error):
-            raise UsageError(f"job {job.name} raises before its first loop: {format_error(error)}") from error
+            shown = name_subset(format_error(error), error, selection)
+            raise UsageError(f"job {job.name} raises before its first loop: {shown}") from error
         ended = describe_refused_write(error) if was_refused(error) else f"the job raises {format_error(error)}"
     finally:
         current_job.reset(token)
@@ -152,6 +156,13 @@ def _list_codes(function: Any) -> Iterator[CodeType]:
 def _names(code: CodeType) -> set[str]:
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*map(_names, inner))
+
+
+def name_subset(shown: str, error: BaseException, selection: Selection | None) -> str:
+    """Return the text of an error; if PostgreSQL has raised it, with the subset, which is a part of the statement."""
+    if selection is None or selection.subset is None or not isinstance(error, DBAPIError | PostgresError):
+        return shown
+    return f"{shown} [--subset {selection.subset!r} is a part of the statement]"
 
 
 def was_refused(error: BaseException) -> bool:

@@ -15,7 +15,13 @@ from worker.db.engine import Database
 from worker.errors import InvalidArguments, LonghaulError, UsageError, format_error
 from worker.job.definition import Job
 from worker.job.propagation import current_job, looking_command
-from worker.plan.plan import describe_refused_write, ensure_has_loops, make_looking_attempt, was_refused
+from worker.plan.plan import (
+    describe_refused_write,
+    ensure_has_loops,
+    make_looking_attempt,
+    name_subset,
+    was_refused,
+)
 from worker.plan.trial_walk import BatchTrial, TrialEnds, TrialState, TrialWalk
 from worker.settings import Settings
 
@@ -156,7 +162,8 @@ async def _run(job: Job[..., Any], values: Mapping[str, Any], trial: TrialState)
     except InvalidArguments:
         raise
     except Exception as raised:  # noqa: BLE001 - a job raises anything
-        error = describe_refused_write(raised) if was_refused(raised) else format_error(raised)
+        shown = name_subset(format_error(raised), raised, trial.selection)
+        error = describe_refused_write(raised) if was_refused(raised) else shown
     finally:
         current_job.reset(token)
         looking_command.reset(looking)
