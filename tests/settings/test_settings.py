@@ -35,6 +35,9 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ("[workr]\nmax_jobs = 3", "workr.*did you mean worker"),
         ("[worker]\nmax_jobs = 'many'", "worker.max_jobs = 'many'"),
         ("[worker\n", "not valid TOML"),
+        ("[worker]\nresult_ttl_seconds = inf", "worker.result_ttl_seconds = inf"),
+        ("[worker]\ndead_letter_ttl_days = 1e300", "worker.dead_letter_ttl_days = 1e"),
+        ("[worker]\nrun_retention_days = nan", "worker.run_retention_days = nan"),
     ],
 )
 def test_a_typing_error_names_file_key_and_the_nearest_key(tmp_path: Path, text: str, message: str) -> None:

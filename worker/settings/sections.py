@@ -227,11 +227,14 @@ class WorkerSettings(_Section):
         description="Pause between two looks at the outbox where PostgreSQL does not announce new rows: through "
         "PgBouncer, and in all workers but one.",
     )
-    result_ttl_seconds: float = Field(3600.0, ge=0, description="How long Redis keeps results and mirrors of runs.")
-    dead_letter_ttl_days: float = Field(30.0, ge=0, description="How long Redis keeps dead letters.")
+    result_ttl_seconds: float = Field(
+        3600.0, ge=0, le=3.2e9, description="How long Redis keeps results and mirrors of runs."
+    )
+    dead_letter_ttl_days: float = Field(30.0, ge=0, le=36_500, description="How long Redis keeps dead letters.")
     run_retention_days: float = Field(
         30.0,
         ge=0,
+        le=36_500,
         description="How long the ledger keeps finished runs, dead ones included. Runs with quarantined rows stay; "
         "0: no limit.",
     )
