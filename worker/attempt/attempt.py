@@ -11,10 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
@@ -119,19 +117,13 @@ class Attempt:
         self.hand = hand
         self._job_throttles = throttles
         self.calls = TrackedCalls()
+        self._offloaded: set[OffloadedCall] = set()
+        self._batch_retries = BatchRetries()
 
     @cached_property
     def names(self) -> StepNames:
         """The names of the loops and steps in this call of the job's function."""
         return StepNames(self.job)
-
-    @cached_property
-    def _batch_retries(self) -> BatchRetries:
-        return BatchRetries()
-
-    @cached_property
-    def _offloaded(self) -> set[OffloadedCall]:
-        return set()
 
     @cached_property
     def _opening(self) -> asyncio.Lock:
@@ -203,16 +195,12 @@ class Attempt:
     ) -> Awaitable[Any]:
         """Call a job's function in this event loop, in a thread, or in a process, as the job is declared.
 
-        Returns:
-            Its result, to be awaited.
-
         Raises:
             CancelledError: A cancellation was passed on to a thread or process, and the function let it pass.
             BaseException: The function's exception.
         """
         if job.run_in == "loop":
-            awaitable: Awaitable[Any] = job.function(ctx, *args, **kwargs)
-            return awaitable
+            return cast(Awaitable[Any], job.function(ctx, *args, **kwargs))
         if job.run_in == "thread":
             return self.call_in_thread(partial(job.function, ctx, *args, **kwargs))
         return self._call_in_process(job, ctx, args, kwargs)
@@ -352,7 +340,7 @@ class Attempt:
             return False
         entry = await self._batch_retries.decide(failure, error, run, self._ledger)
         if entry is None:
-            await self._store_pace(failure, run)
+            await self._batch_retries.store_pace(failure, run, self.max_attempts)
             return False
         plan, words = entry.describe(), "batch retried: job=%s run=%s step=%r with=%s error=%s"
         logger.warning(words, self.job, self.run_id, failure.step, plan, format_error(error))
@@ -360,18 +348,6 @@ class Attempt:
         self._loop, self.where, self.broken, self.failure = None, None, None, None
         self.names = StepNames(self.job)
         return True
-
-    async def _store_pace(self, failure: FailedBatch, run: OwnedRun) -> None:
-        """Store the pace after the failed batch, and a limit of its rows, for the next attempt."""
-        step = run.checkpoints.find_segment(failure.step)
-        if step is None or step.batches != failure.batches:
-            return  # it was committed
-        is_next_last = not run.has_progressed and run.attempt + 1 >= self.max_attempts
-        plan = failure.plan_next_attempt(one_by_one=is_next_last or run.spec.only is not None)
-        try:
-            await run.store_pace(failure.step, {**failure.pace, **plan.dump()})
-        except (SQLAlchemyError, OSError) as error:
-            logger.warning("pace not stored: run=%s step=%r error=%s", self.run_id, failure.step, format_error(error))
 
     # --- the end
 

@@ -214,6 +214,18 @@ class BatchRetries:
             return failure.retry_without_row(error, if_unchanged=row != before)
         return None
 
+    async def store_pace(self, failure: FailedBatch, run: OwnedRun, max_attempts: int) -> None:
+        """Store the pace after the failed batch, and a limit of its rows, for the next attempt."""
+        step = run.checkpoints.find_segment(failure.step)
+        if step is None or step.batches != failure.batches:
+            return  # it was committed
+        is_next_last = not run.has_progressed and run.attempt + 1 >= max_attempts
+        plan = failure.plan_next_attempt(one_by_one=is_next_last or run.spec.only is not None)
+        try:
+            await run.store_pace(failure.step, {**failure.pace, **plan.dump()})
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("pace not stored: run=%s step=%r error=%s", run.spec.id, failure.step, format_error(error))
+
 
 class FetchRetries:
     """Repeats the fetch of a source whose error passes by itself: a lost connection, or a timeout, of what it reads.

@@ -123,7 +123,8 @@ def keepalive_options() -> dict[str, Any]:
     return {"socket_keepalive": True, "socket_keepalive_options": known}
 
 
-#: Errors of uvloop and of asyncio if a connection closes under an operation.
+#: Errors of uvloop ("the handler is closed") and of asyncio (the writer is None by then) if a connection closes under a
+#: send, or while another task reads from it; redis-py passes them on.
 _ENDED = (RuntimeError, AttributeError)
 
 
@@ -132,9 +133,6 @@ def _make_connection_class(plain: Any) -> Any:
     """Return a class of connections for asyncio, over one of redis-py.
 
     It packs commands in C, translates the errors of an ended connection, and reconnects if the server rejects writes.
-
-    If a connection closes under a send, or while another task reads from it, uvloop raises RuntimeError ("the handler
-    is closed") and asyncio AttributeError (the writer is None by then), and redis-py passes them on.
     """
 
     class LonghaulConnection(plain):  # type: ignore[misc]
@@ -168,10 +166,9 @@ def _make_connection_class(plain: Any) -> Any:
 
         async def can_read_destructive(self) -> bool:
             try:
-                readable: bool = await super().can_read_destructive()
+                return bool(await super().can_read_destructive())
             except _ENDED as error:
                 raise await self._lost(error) from error
-            return readable
 
         async def disconnect(self, nowait: bool = False) -> None:
             try:

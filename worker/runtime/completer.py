@@ -66,7 +66,6 @@ from worker.settings import WorkerSettings
 logger = logging.getLogger("longhaul.jobs")
 
 _PARKED_SECONDS = 3600.0
-_LONGEST_CHARACTER = 4  # bytes of UTF-8
 _DATA_EXCEPTION = "22"  # SQLSTATE class: e.g. NUL in a text
 
 
@@ -182,7 +181,7 @@ class Completer:
 
     def _check_size(self, execution: Execution, text: str) -> tuple[str, int]:
         """Return the result to store, and the size in bytes of a result that is too large to store, else 0."""
-        if len(text) * _LONGEST_CHARACTER <= self._rules.max_result_bytes:
+        if 4 * len(text) <= self._rules.max_result_bytes:  # a character has at most four bytes
             return text, 0
         size = len(text.encode())
         if size <= self._rules.max_result_bytes:
@@ -205,15 +204,9 @@ class Completer:
         decision, run = outcome.decision, _owned_run(execution)
         text, trace = _describe(execution, outcome)
         attempt = run.attempt if run else execution.claim.attempt
-        logger.warning(
-            "attempt failed job=%s run=%s attempt=%d retry_seconds=%.1f error=%s",
-            *execution.labels,
-            attempt,
-            decision.delay,
-            text,
-            exc_info=loggable(outcome.error),
-            extra=execution.log_fields,
-        )
+        words, fields = "attempt failed job=%s run=%s attempt=%d retry_seconds=%.1f error=%s", execution.log_fields
+        values = *execution.labels, attempt, decision.delay, text
+        logger.warning(words, *values, exc_info=loggable(outcome.error), extra=fields)
         if run is not None:
             await self._servers.database(
                 lambda: run.release("waiting", failed=decision.counts, error=text, trace=trace)

@@ -128,7 +128,6 @@ class Execution:
         self._began_at = math.inf
         #: When the walk last waited for each reason, by the loop's time.
         self._waits: dict[str, float] = {}
-        #: Whether the current wait was logged.
         self._is_wait_logged = False
 
     @property
