@@ -200,7 +200,7 @@ class Attempt:
             BaseException: The function's exception.
         """
         if job.run_in == "loop":
-            return cast(Awaitable[Any], job.function(ctx, *args, **kwargs))
+            return cast("Awaitable[Any]", job.function(ctx, *args, **kwargs))
         if job.run_in == "thread":
             return self.call_in_thread(partial(job.function, ctx, *args, **kwargs))
         return self._call_in_process(job, ctx, args, kwargs)
