@@ -103,7 +103,7 @@ async def test_a_dead_run_is_one_event_with_its_run_batch_and_row_and_no_argumen
     }
     known = event["contexts"]["longhaul"]
     assert (known["run"], known["job"], known["step"], known["row_key"]) == ("walk", "walk", "authors", "[3]")
-    assert "step 'authors', batch" in known["batch"] and "keys" in known["batch"]
+    assert known["batch"] == "step 'authors', batch 2, key 3"
     value = event["exception"]["values"][-1]
     assert (value["type"], value["value"]) == ("RuntimeError", "broken row")
     assert value["mechanism"] == {"type": "longhaul", "handled": False}

@@ -26,7 +26,7 @@ from worker.arq_compat.cron import ArqCron
 from worker.arq_compat.redis_settings import make_redis_url
 from worker.arq_compat.wiring import build_arq_worker
 from worker.cancellation import cancel_and_wait
-from worker.errors import RegistrationError, ServerUnavailable
+from worker.errors import RegistrationError, ServerUnavailable, UsageError
 from worker.job.definition import Job
 from worker.job.middleware import configured_middleware
 from worker.job.registry import Registry
@@ -155,7 +155,8 @@ class Worker(StockWorker):
                     "job_deserializer=pickle.loads; to silence this warning, pass accept_pickle=True"
                 )
             logger.info("Starting worker for %d functions: %s", len(self.functions), ", ".join(self.functions))
-            with suppress(ResponseError):  # the user of the connection may have no right to INFO
+            # The user of the connection may have no right to INFO, and in a namespace there is no DBSIZE.
+            with suppress(ResponseError, UsageError):
                 await log_redis_info(self.pool, logger.info)
             self.ctx["redis"] = self.pool
             if self.on_startup:
