@@ -200,6 +200,27 @@ async def test_a_bad_row_stays_with_its_problem_and_stops_no_other(
     assert (await examine(settings))["postgres outbox"].level == "fine"
 
 
+async def test_a_row_with_a_time_that_no_clock_shows_stops_no_other(
+    settings: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    insert = text(
+        "INSERT INTO worker.outbox (run_id, job, payload, due_at, created_at) SELECT :id, 'note', :payload, at, at "
+        "FROM (SELECT CAST(CAST(:at AS text) AS timestamptz) AS at) AS given"
+    )
+    times = {"never": "infinity", "far": "200000-01-01", "at once": "-infinity", "early": "4000-01-01 BC"}
+    async with database.transaction() as session:
+        for run_id, at in times.items():
+            await session.execute(insert, {"id": run_id, "payload": '{"f": "note"}', "at": at})
+        await client.enqueue_in(session, note.options(id="good"), "x")
+    assert [row.due_at for row in await client.outbox_rows()] == [None] * 5
+    assert (await examine(settings))["postgres outbox"].level == "warning", "one of them is old"
+    async with relaying(settings, redis) as relay:
+        await relay.relay_waiting()
+    assert set(await redis.zrange("arq:queue", 0, -1)) == {b"good", b"at once", b"early"}
+    found = {row.run_id: row.problem for row in await client.outbox_rows(refused=True)}
+    assert found == dict.fromkeys(("never", "far"), "its due time is after the year 9999")
+
+
 async def test_rows_wait_while_redis_is_away_and_a_late_call_changes_nothing(
     settings: Settings, client: Client, redis: Redis, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

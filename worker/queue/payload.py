@@ -43,7 +43,8 @@ _PICKLE = b"\x80"
 encode_strictly = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 #: Keys that any payload may have. Nearly all payloads have no others.
 _PLAIN = frozenset({"t", "f", "a", "k", "et", "v"})
-_LAST_MS = 253_402_300_800_000  # the year 10,000
+#: The year 10,000, in ms since 1970.
+LAST_MS = 253_402_300_800_000
 _LONGEST_MS = 100 * 366 * 86_400_000  # a hundred years
 _LONGEST_NAME = 500
 #: Longest id of a run, in characters.
@@ -310,7 +311,7 @@ def payload_from_values(values: Any, *, pickled: bool) -> Payload:
         raise InvalidPayload("the payload's a is not a list, or its k is not an object")
     if kwargs and not all(isinstance(name, str) for name in kwargs):
         raise InvalidPayload("the payload's k has a name that is not a string")
-    enqueued = _bounded(values, "et", _LAST_MS, "a time in ms since 1970") or 0
+    enqueued = _bounded(values, "et", LAST_MS, "a time in ms since 1970") or 0
     attempt = _bounded(values, "t", _MOST_ATTEMPTS, f"the number of an attempt, up to {_MOST_ATTEMPTS:,}")
     version = values.get("v") or ""
     if not isinstance(version, str) or len(version) > _LONGEST_NAME:
@@ -333,8 +334,8 @@ def _with_extras(payload: Payload, values: Mapping[str, Any]) -> Payload:
         pickled=payload.pickled or values.get("pickle") is True,
         in_ledger=bool(values.get("ledger")),
         quarantine_retry=(only[0], only[1]) if only else None,
-        until_ms=_bounded(values, "until", _LAST_MS, "a time in ms since 1970") or 0,
-        deadline_ms=_bounded(values, "deadline", _LAST_MS, "a time in ms since 1970") or 0,
+        until_ms=_bounded(values, "until", LAST_MS, "a time in ms since 1970") or 0,
+        deadline_ms=_bounded(values, "deadline", LAST_MS, "a time in ms since 1970") or 0,
         next_calls=_next_calls(values["then"]) if values.get("then") else (),
         group=Member.from_wire(values.get("g")),
         headers=headers,

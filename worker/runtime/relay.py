@@ -38,6 +38,7 @@ from worker.ledger.outbox import CHANNEL, OutboxRow, claim_rows, delete_rows, li
 from worker.queue import keys
 from worker.queue.key_problems import KeyProblemLog, from_script
 from worker.queue.outbox import RelayedRun, check_row
+from worker.queue.payload import LAST_MS
 from worker.queue.scripts import script
 from worker.settings import Settings
 
@@ -240,6 +241,9 @@ class Relay:
         for row in rows:
             if row.payload is None:
                 refused.append((row, f"the payload has {row.bytes:,} bytes, and worker.max_payload_bytes is {most:,}"))
+                continue
+            if row.due_ms is not None and row.due_ms >= LAST_MS:
+                refused.append((row, "its due time is after the year 9999"))
                 continue
             try:
                 checked = check_row(

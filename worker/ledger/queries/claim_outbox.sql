@@ -1,5 +1,6 @@
 -- Lock the next rows of the outbox, and return as many of them as fit into a number of bytes, but at least one. Rows
 -- that another relay has locked are passed over, and, with :queues, those that name another queue. A payload that is too long is not read: only its length is returned.
+-- A due time that no clock of a worker can show, such as infinity, is returned as the year 10,000.
 WITH locked AS MATERIALIZED (
     SELECT id, run_id, queue, payload, due_at, priority, options, mark
     FROM worker.outbox
@@ -13,7 +14,10 @@ WITH locked AS MATERIALIZED (
     FROM locked
 )
 SELECT id, run_id, queue, CASE WHEN bytes <= :max_bytes THEN payload END AS payload, bytes,
-       CAST(ceil(EXTRACT(epoch FROM due_at) * 1000) AS bigint) AS due_ms, priority, CAST(options AS text) AS options,
+       CASE WHEN due_at IS NOT NULL
+            THEN CAST(ceil(EXTRACT(epoch FROM LEAST(GREATEST(due_at, timestamptz '1970-01-01 00:00+00'),
+                                                    timestamptz '10000-01-01 00:00+00')) * 1000) AS bigint)
+       END AS due_ms, priority, CAST(options AS text) AS options,
        id || ':' || mark AS mark
 FROM measured
 WHERE bytes_so_far - bytes < :most_bytes

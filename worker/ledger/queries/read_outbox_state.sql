@@ -5,4 +5,7 @@ SELECT count(*) FILTER (WHERE problem IS NULL) AS waiting,
             AS double precision) AS oldest_seconds,
        count(problem) AS refused,
        (array_agg(problem ORDER BY id) FILTER (WHERE problem IS NOT NULL))[1] AS problem
-FROM (SELECT id, created_at, problem FROM worker.outbox ORDER BY id LIMIT :most) AS looked_at
+FROM (
+    SELECT id, LEAST(GREATEST(created_at, timestamptz '1970-01-01 00:00+00'), clock_timestamp()) AS created_at, problem
+    FROM worker.outbox ORDER BY id LIMIT :most
+) AS looked_at
