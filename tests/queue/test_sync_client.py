@@ -177,7 +177,7 @@ ORDERS: dict[str, Operation] = {
     "limit_rate, reset": lambda c: c.limit_rate("fail", runs_per_second=None),
     "cancel": lambda c: c.cancel("a", "nobody"),
     "cancel by argument": lambda c: c.cancel("add", where={"a": 1}),
-    "drain": lambda c: c.drain("w1"),
+    "drain": lambda c: c.drain("w1", "nobody"),
     "retry": lambda c: c.retry("a", "b"),
 }
 #: Each with the error that both raise.
@@ -234,6 +234,7 @@ async def begin(client: Client, redis: Redis) -> None:
     await client.pace("fail", rows_per_second=1)
     await client.limit("fail", running=1)
     await client.limit_rate("fail", runs_per_second=1)
+    await redis.hset("worker:workers", "w1", "{}")
 
 
 def normalise(value: Any) -> Any:

@@ -84,6 +84,7 @@ async def begin(redis: Redis, client: Client, database: Database) -> None:
     await client.pause("greet")
     await client.pace("walk", rows_per_second=5)
     await client.limit_rate("greet", runs_per_second=9)
+    await redis.hset("worker:workers", mapping={"north": "{}", ODD: "{}"})  # type: ignore[misc]
     payload = b'{"f": "greet", "k": {"name": "Eve"}}'
     about: dict[str, Any] = {"queue": "arq:queue", "attempts": 1, "error": "x", "trace": "", "in_ledger": False}
     for number, (run_id, job) in enumerate({"letter": "greet", ODD: "walk"}.items()):

@@ -83,8 +83,12 @@ async def test_orders_steer_runs_and_jobs(http: httpx.AsyncClient, client: Clien
     await order(http, "/orders/pace", {"targets": ["*"], "rows_per_second": None})
     assert (await redis.exists(keys.PACE), await redis.hget(keys.RATES, "greet")) == (0, b"0.5")
     assert await order(http, "/orders/cancel", {"runs": ["r", "never"]}) == {"changed": ["r"], "unchanged": ["never"]}
-    await order(http, "/orders/drain", {"workers": ["gone"]})
-    assert await redis.smembers(keys.DRAINED) == {b"gone"}
+    await redis.hset(keys.WORKERS, "north", "{}")  # type: ignore[misc]
+    assert await order(http, "/orders/drain", {"workers": ["north", "gone"]}) == {
+        "changed": ["north"],
+        "unchanged": ["gone"],
+    }
+    assert await redis.smembers(keys.DRAINED) == {b"north"}
     made = await order(http, "/cron/nightly/run", {"arguments": {"depth": "deep"}}, 201)
     assert made["id"].startswith("cron:nightly:")
     await order(http, "/cron/greet/run", {}, 422)

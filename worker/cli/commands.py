@@ -267,8 +267,19 @@ def cancel(
 @app.command()
 def drain(workers: Annotated[list[str], typer.Argument(help="Names of the workers.")]) -> None:
     """Drain workers, as SIGTERM does: their jobs stop at the next boundary, and continue elsewhere."""
-    run_with_client(lambda client: client.drain(*workers))
-    print_line(f"draining: {', '.join(workers)}")
+    gone, running = run_with_client(lambda client: _drain(client, workers))
+    drained = [name for name in dict.fromkeys(workers) if name not in gone]
+    if drained:
+        print_line(f"draining: {', '.join(drained)}")
+    if gone:
+        raise fail(f"no worker has the name {', '.join(gone)}; running: {', '.join(running) or 'none'}")
+
+
+async def _drain(client: Client, workers: list[str]) -> tuple[list[str], list[str]]:
+    """Drain workers. Return the names that no worker has and, if there are any, the names of those that run."""
+    gone = await client.drain(*workers)
+    known = (await client.status()).workers.values() if gone else ()
+    return gone, [worker.name for worker in known if worker.state != "lost"]
 
 
 @app.command()

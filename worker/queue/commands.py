@@ -164,10 +164,14 @@ async def stop_cancelling(reader: RunReader, entries: Sequence[str]) -> int:
     return int(answer)
 
 
-async def drain(reader: RunReader, workers: Sequence[str]) -> None:
-    """Drain workers, as SIGTERM does."""
+async def drain(reader: RunReader, workers: Sequence[str]) -> list[str]:
+    """Drain workers, as SIGTERM does. Return the names that no worker has: such an order would wait for a worker."""
     _check_targets("drain", workers)
-    await give_order(reader, "drain", workers, lambda pipeline: pipeline.sadd(keys.DRAINED, *workers), mark="drain")
+    published = await reader.command(reader.store.read_workers())
+    known = [name for name in dict.fromkeys(workers) if name.encode(errors="replace") in published]
+    if known:
+        await give_order(reader, "drain", known, lambda pipeline: pipeline.sadd(keys.DRAINED, *known), mark="drain")
+    return [name for name in dict.fromkeys(workers) if name not in known]
 
 
 async def request_retry(reader: RunReader, run_ids: Sequence[str]) -> None:

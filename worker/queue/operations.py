@@ -234,13 +234,16 @@ class Operations:
             return []
         return await commands.cancel(self._reader, run_ids, queue=queue or self._settings.worker.queue)
 
-    async def drain(self, *workers: str) -> None:
+    async def drain(self, *workers: str) -> list[str]:
         """Drain workers, as SIGTERM does: jobs stop at their next boundary and return to the queue.
 
         Args:
             workers: names of the workers, as listed in `worker:workers`.
+
+        Returns:
+            The names that no worker has. Nothing was changed for them.
         """
-        await commands.drain(self._reader, workers)
+        return await commands.drain(self._reader, workers)
 
     # --- again
 

@@ -115,9 +115,9 @@ class SyncOperations:
         """Cancel runs. Returns the ids that are neither waiting nor running; see `Client.cancel`."""
         return run_without_loop(self._client.cancel(*run_ids, queue=queue, where=where))
 
-    def drain(self, *workers: str) -> None:
-        """Drain workers, as SIGTERM does; see `Client.drain`."""
-        run_without_loop(self._client.drain(*workers))
+    def drain(self, *workers: str) -> list[str]:
+        """Drain workers, as SIGTERM does. Returns the names that no worker has; see `Client.drain`."""
+        return run_without_loop(self._client.drain(*workers))
 
     # --- again
 

@@ -156,8 +156,8 @@ async def limit(call: Call) -> TargetsView:
 async def drain(call: Call) -> TargetsView:
     """Drain workers, as SIGTERM does."""
     body: DrainBody = call.body
-    await call.backend.client.drain(*body.workers)
-    return TargetsView(changed=body.workers)
+    gone = await call.backend.client.drain(*body.workers)
+    return TargetsView(changed=[one for one in dict.fromkeys(body.workers) if one not in gone], unchanged=gone)
 
 
 # --- cancel and retry
