@@ -10,7 +10,7 @@ import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, PydanticJsonSchemaWarning
 from pydantic_core import core_schema
 
@@ -34,7 +35,20 @@ from worker.job.results import (
     make_schema_error,
     show_difference,
 )
-from worker.job.round_trip import CONFIG, is_exact, is_same
+from worker.job.round_trip import CONFIG, is_exact, is_plain_default, is_same, keeps_default, make_adapter
+
+#: Problems of a default that depend on the clock or on the machine: another one may accept it.
+_OF_THE_MOMENT = frozenset(
+    (
+        "date_past",
+        "date_future",
+        "datetime_past",
+        "datetime_future",
+        "path_not_file",
+        "path_not_directory",
+        "path_exists",
+    )
+)
 
 
 class _ArgumentsSchema(GenerateJsonSchema):
@@ -113,11 +127,37 @@ class JobCodec:
         except (*COMPILE_ERRORS, NameError) as error:
             raise self._explain_schema(error) from None
         for name, field in model.model_fields.items():
+            self._check_default(name, field)
             if field.alias or field.validation_alias or field.serialization_alias:
                 raise RegistrationError(f"job {self._job}: argument {name} has an alias; rename the parameter instead")
             if field.exclude:
                 raise RegistrationError(f"job {self._job}: argument {name} has exclude=True, so no run would get it")
         return model
+
+    def _check_default(self, name: str, field: FieldInfo) -> None:
+        """Raise `RegistrationError` if a job would get a default that is not of the type of its argument.
+
+        A default that pydantic would convert is refused as well: it reaches the job as it is written.
+        """
+        if field.is_required() or field.default_factory is not None:
+            return
+        if not field.metadata and is_plain_default(field.annotation, field.default):
+            return
+        whole: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        where = f"job {self._job}: the default of argument {name} does not fit its type"
+        try:
+            validated = make_adapter(whole).validate_python(field.default)
+            fits = field.validate_default or keeps_default(field.default, validated)
+        except ValidationError as error:
+            if all(problem["type"] in _OF_THE_MOMENT for problem in error.errors(include_input=False)):
+                return
+            raise RegistrationError(f"{where}: {describe_invalid(error)}") from None
+        except Exception as error:  # noqa: BLE001 - a validator may raise anything
+            raise RegistrationError(f"{where}: {format_error(error)}") from None
+        if not fits:
+            kinds = [type(value).__qualname__ for value in (field.default, validated)]
+            changed = "another value" if kinds[0] == kinds[1] else f"a {kinds[1]}"
+            raise RegistrationError(f"{where}: pydantic makes {changed} of this {kinds[0]}: write that as the default")
 
     def _explain_schema(self, error: Exception) -> RegistrationError:
         """Return the error for a type without a schema: it names the first argument that has one."""
@@ -130,12 +170,15 @@ class JobCodec:
 
     @property
     def has_plain_types(self) -> bool:
-        """Whether all types of the signature are known without compiling them; False for one that is not defined."""
+        """Whether all types and defaults are known without compiling them; False for a type that is not defined."""
         try:
-            hints = self._hints.values()
+            hints = self._hints
         except UndefinedType:
             return False
-        return all(hint is Any or is_exact(hint) for hint in hints)
+        return all(hint is Any or is_exact(hint) for hint in hints.values()) and all(
+            each.default is each.empty or is_plain_default(hints.get(each.name, Any), each.default)
+            for each in self.signature.parameters.values()
+        )
 
     @cached_property
     def _inexact(self) -> frozenset[str]:

@@ -73,6 +73,26 @@ def is_same(before: Any, after: Any) -> bool:
     return bool(before == after)
 
 
+def is_plain_default(hint: Any, default: Any) -> bool:
+    """Return whether a default is of a type without validating it; False where only its validation tells."""
+    if hint is Any or (hint is None and default is None):
+        return True
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if is_union else (hint,)
+    return type(default) in _EXACT and any(kind is type(default) for kind in kinds)
+
+
+def keeps_default(default: Any, validated: Any) -> bool:
+    """Return whether a default is what its validation returns: equal, and of the same type or a subclass of it.
+
+    An int is a float, too, as for type checkers.
+    """
+    if is_same(default, validated):
+        return True
+    is_number = type(validated) is float and type(default) is int
+    return bool((is_number or isinstance(default, type(validated))) and default == validated)
+
+
 def as_lists(value: Any) -> Any:
     """Return a value with lists instead of tuples, also in lists and dictionaries: JSON has one kind of array."""
     if type(value) in (list, tuple):
@@ -119,12 +139,15 @@ def to_json_values(job: str, argument: str, value: Any) -> Any:
     return plain
 
 
-@functools.lru_cache(256)
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def make_adapter(hint: Any) -> TypeAdapter[Any]:
+    """Return the validator of a type, with our configuration if the type has none of its own."""
     try:
-        return TypeAdapter(kind, config=CONFIG)
+        return TypeAdapter(hint, config=CONFIG)
     except PydanticUserError:  # a model, a dataclass or a TypedDict has a configuration of its own
-        return TypeAdapter(kind)
+        return TypeAdapter(hint)
+
+
+_adapter = functools.lru_cache(256)(make_adapter)
 
 
 def _state(value: Any) -> dict[str, Any]:
