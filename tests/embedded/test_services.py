@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,8 +10,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from worker.embedded import EmbeddedValkey, services
 from worker.embedded.directories import make_home, others_may_enter
@@ -73,3 +77,59 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     valkey = EmbeddedValkey(tmp_path, settings={"maxmemory": "much"})
     with pytest.raises(RuntimeError, match="maxmemory"):
         valkey.start()
+
+
+def test_servers_that_were_killed_are_started_again_at_their_urls() -> None:
+    """Their owner is `make services`, whose URLs the user has exported."""
+    command = [sys.executable, "-m", "worker.embedded"]
+    names = ("DATABASE_URL", "REDIS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as owner:
+        assert owner.stdout is not None
+        assert owner.stderr is not None
+        try:
+            urls = dict(owner.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in names)
+            asyncio.run(write(urls))
+            ended = {kill_child(owner.pid, program) for program in ("postgres", "valkey-server")}
+            assert len(ended) == 2
+            told = sorted(owner.stderr.readline() for _ in names)
+            assert [line.partition(" has ended (signal 9). It was started again ")[0] for line in told] == [
+                "# PostgreSQL",
+                "# Valkey",
+            ]
+            assert asyncio.run(read(urls)) == (1, None)
+        finally:
+            owner.send_signal(signal.SIGINT)
+        assert owner.wait(60) == 130
+
+
+async def write(urls: dict[str, str]) -> None:
+    """Write a row and a key."""
+    connection = await asyncpg.connect(urls["DATABASE_URL"])
+    await connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
+    await connection.close()
+    async with Redis.from_url(urls["REDIS_URL"]) as redis:
+        await redis.set("kept", 1)
+
+
+async def read(urls: dict[str, str]) -> tuple[Any, Any]:
+    """Return the row and the key."""
+    connection = await asyncpg.connect(urls["DATABASE_URL"])
+    row = await connection.fetchval("SELECT number FROM kept")
+    await connection.close()
+    async with Redis.from_url(urls["REDIS_URL"]) as redis:
+        return row, await redis.get("kept")
+
+
+def kill_child(parent: int, program: str) -> int:
+    """Kill the child of a process that runs a program."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = file.read_text().partition("(")[2].rsplit(")", 1)
+        except OSError:
+            continue  # it has ended
+        if name == program and int(rest.split()[1]) == parent:
+            os.kill(int(file.parent.name), signal.SIGKILL)
+            return int(file.parent.name)
+    raise AssertionError(f"no child runs {program}")

@@ -5,13 +5,40 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from types import FrameType
 
-from worker.embedded.services import services
+from worker.embedded.services import Services, services
+
+#: Seconds between two looks at the servers.
+_LOOK_SECONDS = 1.0
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _restart_ended(running: Services) -> None:
+    for line in running.restart_ended():
+        sys.stderr.write(f"# {line}\n")
+        sys.stderr.flush()
+
+
+def _wait_for(child: subprocess.Popen[bytes], running: Services) -> int:
+    """Wait for the end of a command. Return its exit code."""
+    try:
+        while True:
+            try:
+                return child.wait(_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                _restart_ended(running)
+            except KeyboardInterrupt:
+                # The terminal sends Ctrl-C to the command as well; SIGTERM reaches only us.
+                child.terminate()
+    except RuntimeError:  # a server does not start again
+        child.terminate()
+        child.wait()
+        raise
 
 
 def main(arguments: list[str]) -> int:
@@ -27,16 +54,15 @@ def main(arguments: list[str]) -> int:
                     "# Both servers run until Ctrl-C. Their data is removed with them.\n"
                 )
                 sys.stdout.flush()
-                signal.pause()
-            child = subprocess.Popen(command, env=running.environment())  # noqa: S603
-            while True:
-                try:
-                    return child.wait()
-                except KeyboardInterrupt:
-                    # The terminal sends Ctrl-C to the command as well; SIGTERM reaches only us.
-                    child.terminate()
+                while True:
+                    time.sleep(_LOOK_SECONDS)
+                    _restart_ended(running)
+            return _wait_for(subprocess.Popen(command, env=running.environment()), running)  # noqa: S603
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

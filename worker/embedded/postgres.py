@@ -71,6 +71,11 @@ class EmbeddedPostgres:
         """Process id of the postmaster while it runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a server that has ended by itself; None while it runs, and before its start."""
+        return self._process.poll() if self._process else None
+
     def start(self) -> None:
         """Create the cluster at the first call, start the server, and wait until it accepts connections.
 
@@ -93,6 +98,7 @@ class EmbeddedPostgres:
             if self._wait_until_ready(port):
                 self.port = port
                 return
+            time.sleep(0.5)  # sessions of a killed server end soon, and free its memory
         raise RuntimeError(f"embedded PostgreSQL did not start:\n{process.last_lines(self._log)}")
 
     def stop(self, *, immediate: bool = False) -> None:

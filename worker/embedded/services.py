@@ -26,6 +26,24 @@ class Services:
         """Return the environment for a process that uses these servers."""
         return {**os.environ, "DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
 
+    def restart_ended(self) -> list[str]:
+        """Start embedded servers that have ended by themselves again, at their URLs. Return a line for each.
+
+        Raises:
+            RuntimeError: A server did not start.
+        """
+        lines = []
+        for name, server, data in (
+            ("PostgreSQL", self.postgres, "with its data"),
+            ("Valkey", self.valkey, "without its data, which was in its memory"),
+        ):
+            code = None if server is None else server.exit_code
+            if server is not None and code is not None:
+                server.start()
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                lines.append(f"{name} has ended ({how}). It was started again at the same URL, {data}.")
+        return lines
+
 
 @contextlib.contextmanager
 def services(

@@ -49,6 +49,11 @@ class EmbeddedValkey:
         """Process id of the server while it runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a server that has ended by itself; None while it runs, and before its start."""
+        return self._process.poll() if self._process else None
+
     def start(self) -> None:
         """Start the server and wait until it answers PING.
 
