@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from tests.models import Author, Base, authors
 from tests.support.kills import run_under_kills
 from worker import JobContext, Settings, job, load_settings
 from worker.db.engine import Database
-from worker.errors import SettingsError, UnsupportedStatement, UsageError
+from worker.errors import SettingsError, SourceUnavailable, UnsupportedStatement, UsageError
 from worker.sources import Query
 from worker.testing.runner import JobRunner
 
@@ -58,10 +60,16 @@ async def copy(ctx: JobContext, replica: bool = False, name: str = "legacy", ord
         await batch.bulk.insert(Author, [row._asdict() for row in batch])
         if batch.number == 3 and FAIL:
             raise RuntimeError(FAIL.pop())
+        if batch.number == 3 and CUT:
+            admin = await asyncpg.connect(CUT.pop())
+            others = "datname = current_database() AND pid <> pg_backend_pid()"
+            await admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+            await admin.close()
     return ctx.rows_done
 
 
 FAIL: list[str] = []
+CUT: list[str] = []
 
 
 async def written(database: Database) -> list[int]:
@@ -103,10 +111,50 @@ async def test_a_result_without_a_key_is_refused(database: Database, both: Setti
         await JobRunner(database, both)(copy, ordered=False)
 
 
-async def test_a_database_that_is_away_is_named(database: Database, both: Settings) -> None:
-    there = both.databases["legacy"].model_copy(update={"url": "postgresql+asyncpg://127.0.0.1:1/x"})
-    with pytest.raises(OSError, match="Connect call failed"):
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"port": 1}, ".*Connect call failed"),
+        ({"database": "no_such"}, '.*"no_such" does not exist'),
+        ({"password": "wrong"}, ".*password authentication failed"),
+        ({"host": "no-such-host.invalid"}, ".*"),
+    ],
+    ids=["port", "database", "password", "host"],
+)
+async def test_a_database_that_cannot_be_reached_is_named(
+    database: Database, both: Settings, parts: dict[str, Any], reason: str
+) -> None:
+    url = make_url(both.databases["legacy"].url).set(**parts).render_as_string(hide_password=False)
+    there = both.databases["legacy"].model_copy(update={"url": url})
+    expected = rf"the database 'legacy' cannot be reached: {reason}.* Check its url in \[databases\.legacy\]"
+    with pytest.raises(SourceUnavailable, match=expected):
         await JobRunner(database, both.model_copy(update={"databases": {"legacy": there}}))(copy)
+
+
+async def test_a_table_that_differs_there_is_an_error_and_nothing_is_written(
+    database: Database, both: Settings, legacy_url: str
+) -> None:
+    admin = await asyncpg.connect(legacy_url)
+    await admin.execute("ALTER TABLE author DROP COLUMN region")
+    with pytest.raises(ProgrammingError, match=r"author\.region does not exist"):
+        await JobRunner(database, both)(copy)
+    await admin.execute("DROP TABLE author CASCADE")
+    with pytest.raises((ProgrammingError, UnsupportedStatement), match="author"):
+        await JobRunner(database, both)(copy)
+    await admin.close()
+    assert await written(database) == []
+
+
+async def test_a_connection_that_is_lost_there_continues_behind_the_last_row(
+    database: Database, both: Settings, legacy_url: str
+) -> None:
+    run = JobRunner(database, both)
+    CUT[:] = [legacy_url]
+    with pytest.raises(Exception, match=r"terminat|closed|lost"):
+        await run.attempt(copy, "run")
+    assert 0 < len(await written(database)) < ROWS
+    assert await run.attempt(copy, "run") == ROWS
+    assert await written(database) == list(range(1, ROWS + 1))
 
 
 def test_databases_are_read_from_file_environment_and_command_line(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+from asyncpg import PostgresError
 from sqlalchemy import Select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import sql_text
@@ -16,7 +18,7 @@ from worker.batch.transaction import BatchTransaction
 from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
-from worker.errors import UnsupportedStatement, UsageError
+from worker.errors import SourceUnavailable, UnsupportedStatement, UsageError, format_error
 
 
 class Query:
@@ -35,6 +37,7 @@ class Query:
 
     Raises:
         UsageError: The settings do not have the database.
+        SourceUnavailable: The database cannot be reached.
         UnsupportedStatement: The result has no key to continue behind, and `on_restart` does not allow that.
     """
 
@@ -71,7 +74,13 @@ class Query:
                 f"[databases.{self._name}] with its url to settings.toml"
             )
         self._database = Database(settings.model_copy(update={"database": there}))
-        self._connection = await self._database.engine.connect()
+        try:
+            self._connection = await self._database.engine.connect()
+        except (OSError, SQLAlchemyError, PostgresError) as error:
+            raise SourceUnavailable(
+                f"the database {self._name!r} cannot be reached: {format_error(error)}. Check its url in "
+                f"[databases.{self._name}] of the settings. The run continues with its next attempt"
+            ) from error
         self._rows = StreamSource(
             self._statement,
             self._database,
