@@ -8,14 +8,15 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from tests.models import Author
+from tests.models import Author, authors
 from tests.sources.test_files import begin, read, read_over_restarts
 from tests.support.contexts import MakeContext
 from tests.support.kills import run_under_kills
-from worker import Settings
+from worker import JobContext, Settings, job
 from worker.db.engine import Database
-from worker.errors import InvalidRow, SourceUnavailable
+from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable
 from worker.sources import RedisStream
+from worker.testing.runner import JobRunner
 
 KEY = "longhaul:test:orders"
 
@@ -159,3 +160,108 @@ async def test_key_of_another_type_and_a_server_that_is_away_are_named(stream: R
     with pytest.raises(SourceUnavailable, match="cannot be read"):
         await read(context(), RedisStream(KEY, "import", redis=away))
     await away.aclose()
+
+
+async def test_entries_whose_delivery_was_lost_come_next(stream: Redis, context: MakeContext) -> None:
+    """As if Redis had delivered entries, the answer was lost, and the client had sent the command again."""
+    await add(stream, 1, 20)
+    ctx, found = context("run"), []
+    async for batch in ctx.walk(RedisStream(KEY, "import"), size=5, name="rows"):
+        found += numbers(list(batch))
+        if batch.number in (1, 3):
+            await stream.xreadgroup("import", "longhaul:run:rows", {KEY: ">"}, count=3)
+    await ctx._attempt.succeed()
+    assert found == list(range(1, 21))
+    assert await count_pending(stream) == 0
+
+
+async def test_group_that_was_removed_is_named_and_no_entry_is_done_twice(
+    stream: Redis, context: MakeContext, database: Database
+) -> None:
+    await add(stream, 1, 20)
+    await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+    await stream.xgroup_destroy(KEY, "import")
+    with pytest.raises(CursorMismatch, match=r"the group import of .* was removed .* XGROUP CREATE .* MKSTREAM, and"):
+        await read(context("run"), RedisStream(KEY, "import"))
+    async with database.session() as session:
+        cursor = await session.scalar(text("SELECT cursor #>> '{}' FROM worker.step WHERE run_id = 'run'"))
+    await stream.xgroup_create(KEY, "import", id=cursor)
+    assert numbers(await read(context("run"), RedisStream(KEY, "import"))) == list(range(6, 21))
+
+
+async def test_group_that_is_removed_under_way_ends_the_attempt(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 20)
+    ctx = context("run")
+    with pytest.raises(SourceUnavailable, match="cannot be read: NOGROUP"):
+        async for batch in ctx.walk(RedisStream(KEY, "import"), size=5):
+            if batch.number == 2:
+                await stream.xgroup_destroy(KEY, "import")
+
+
+async def test_pages_whose_entries_were_all_deleted_are_passed(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 20)
+    await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+    await stream.xtrim(KEY, maxlen=3, approximate=False)  # 6 to 10 are pending, and gone; 11 to 17 were not taken
+    assert numbers(await read(context("run"), RedisStream(KEY, "import"))) == [18, 19, 20]
+    assert await count_pending(stream) == 0
+
+
+async def test_a_key_that_changes_its_type_under_way_is_named(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 20)
+    ctx = context("run")
+    with pytest.raises(SourceUnavailable, match=r"cannot be read: (WRONGTYPE|NOGROUP|UNBLOCKED)"):
+        async for batch in ctx.walk(RedisStream(KEY, "import"), size=5):
+            if batch.number == 2:
+                await stream.delete(KEY)
+                await stream.set(KEY, "text")
+
+
+async def test_a_batch_that_fails_again_is_read_again_by_one_source_object(
+    stream: Redis, database: Database, settings: Settings
+) -> None:
+    """The source is made outside of the job, so that the same object is opened again after a deadlock."""
+    await add(stream, 1, 20)
+    FAILING[:] = [2, 3]
+    assert await JobRunner(database, settings)(copy_numbers) == 20
+    async with database.session() as session:
+        assert list(await session.scalars(select(Author.id).order_by(Author.id))) == list(range(1, 21))
+
+
+FAILING: list[int] = []
+SOURCE = RedisStream(KEY, "import")
+
+
+@job
+async def copy_numbers(ctx: JobContext) -> int:
+    """Write the entries; a batch fails with a transient error."""
+    async for batch in ctx.walk(SOURCE, size=5):
+        for row in batch:
+            batch.session.add(Author(**authors(int(row.fields["number"]))[-1]))
+        if batch.number in FAILING:
+            FAILING.remove(batch.number)
+            await batch.session.execute(text("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"))
+    return ctx.rows_done
+
+
+async def test_the_group_does_not_grow_with_each_run(stream: Redis, context: MakeContext, database: Database) -> None:
+    await add(stream, 1, 20)
+    await begin(context, lambda: RedisStream(KEY, "import"), size=5)
+    await end_run(database)
+    for run in ("next", "last"):
+        await read(context(run), RedisStream(KEY, "import"))
+        assert await stream.xinfo_consumers(KEY, "import") == []
+        await add(stream, 21, 30)
+
+
+async def test_a_user_without_the_right_to_delete_a_consumer_keeps_it(stream: Redis, context: MakeContext) -> None:
+    await add(stream, 1, 20)
+    rights = "+xreadgroup +xack +xclaim +xgroup|create +xinfo|consumers +xinfo|stream +xpending"
+    await stream.execute_command("ACL", "SETUSER", "reader", "on", ">word", "~*", *rights.split())
+    place = stream.connection_pool.connection_kwargs
+    own = Redis(host=place["host"], port=place["port"], username="reader", password="word")
+    try:
+        assert len(await read(context(), RedisStream(KEY, "import", redis=own))) == 20
+    finally:
+        await own.aclose()
+        await stream.acl_deluser("reader")
+    assert len(await stream.xinfo_consumers(KEY, "import")) == 1

@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from sqlalchemy import text
 
 from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
-from worker.errors import InvalidRow, SourceUnavailable, UsageError
+from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable, UsageError
 from worker.settings import parse_redis_url
 
 logger = logging.getLogger("longhaul.sources")
@@ -59,6 +59,7 @@ class RedisStream:
 
     Raises:
         SourceUnavailable: Redis cannot be reached, or the key is no stream.
+        CursorMismatch: The group was removed while the run was under way.
     """
 
     kind = "redis"
@@ -71,7 +72,7 @@ class RedisStream:
         self.fingerprint = f"{key} group={group}"
         self._consumer = ""
         self._last: tuple[int, int] = (0, 0)
-        self._is_pending_read = False  # whether no entry is left that an earlier attempt has taken
+        self._taken: str | None = None  # the last entry taken; None if some may be pending that were not handed out
         self._only: list[list[Any]] | None = None
 
     async def open(self, step: OpenStep) -> Bounds:
@@ -88,6 +89,7 @@ class RedisStream:
                 socket_connect_timeout=limit.connect_timeout_seconds,
                 socket_timeout=limit.command_timeout_seconds,
             )
+        self._taken = None
         self._consumer = f"{_CONSUMER}:{step.run_id}:{quote(step.name, safe='')}"
         self._only = step.only_keys
         if self._only is not None:
@@ -98,11 +100,10 @@ class RedisStream:
             raise self._unavailable(error) from error
 
     async def _open_group(self, step: OpenStep) -> Bounds:
-        try:
-            await self._redis.xgroup_create(self._key, self._group, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        if step.cursor is None:
+            await self._create_group()
+        else:
+            await self._ensure_group(step)
         if step.is_new:
             await self._take_over_ended(step)
             info = await self._redis.xinfo_stream(self._key)
@@ -113,6 +114,27 @@ class RedisStream:
                 await self._acknowledge_committed(self._consumer, step.cursor)
         self._last = _parse(last)
         return Bounds(last=last)
+
+    async def _create_group(self) -> None:
+        try:
+            await self._redis.xgroup_create(self._key, self._group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def _ensure_group(self, step: OpenStep) -> None:
+        """Raise `CursorMismatch` if the group has gone: a new one would deliver entries that are done."""
+        try:
+            await self._redis.xinfo_consumers(self._key, self._group)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            raise CursorMismatch(
+                f"the group {self._group} of the stream {self._key} was removed while the run was under way, and with "
+                f"it the record of which entries are done. To continue behind the last entry of this run, create it: "
+                f"XGROUP CREATE {self._key} {self._group} {step.cursor} MKSTREAM, and: worker retry {step.run_id}. "
+                f"To process all entries again: worker retry {step.run_id} --from-start"
+            ) from None
 
     async def _take_over_ended(self, step: OpenStep) -> None:
         """Acknowledge what ended runs have committed, and take what they have not."""
@@ -130,6 +152,16 @@ class RedisStream:
                 await self._acknowledge_committed(name, cursor)
             while pending := await self._list_pending(name, "+"):
                 await self._redis.xclaim(self._key, self._group, self._consumer, 0, pending, justid=True)
+            await self._delete_consumer(name)
+
+    async def _delete_consumer(self, name: str) -> None:
+        """Delete a consumer that has no pending entries: each run has its own, so the group would grow with each."""
+        if await self._list_pending(name, "+"):
+            return
+        try:
+            await self._redis.xgroup_delconsumer(self._key, self._group, name)
+        except NoPermissionError:  # the user has only the rights that an older version needs
+            logger.info("consumer not deleted, which needs +xgroup|delconsumer: key=%s consumer=%s", self._key, name)
 
     async def _acknowledge_committed(self, consumer: str, cursor: str) -> None:
         while pending := await self._list_pending(consumer, cursor):
@@ -146,17 +178,29 @@ class RedisStream:
         try:
             if self._only is not None:
                 return await self._fetch_retried(cursor or 0)
-            if not self._is_pending_read:
-                # Entries that earlier attempts, or ended runs, have taken come first: new ones have larger ids.
-                if found := await self._read(cursor or "0", size):
-                    return self._make_page(found)
-                self._is_pending_read = True
-            if cursor is not None and _parse(cursor) >= self._last:
-                return None
-            found = await self._read(">", size)
+            found = await self._read_next(cursor, size)
+            if not found:
+                await self._delete_consumer(self._consumer)
         except RedisError as error:
+            self._taken = None  # the command may have taken entries, and only its answer is lost
             raise self._unavailable(error) from error
         return self._make_page(found) if found else None
+
+    async def _read_next(self, cursor: Any, size: int) -> list[tuple[str, dict[bytes, bytes] | None]]:
+        """Return the entries behind a cursor: first those that are pending, then new ones, which have larger ids."""
+        # Earlier attempts or ended runs have taken the pending ones, or a batch before has failed.
+        if (self._taken is None or self._taken != cursor) and (found := await self._read(cursor or "0", size)):
+            return found
+        if cursor is not None and _parse(cursor) >= self._last:
+            return []
+        found = await self._read(">", size)
+        first = await self._read(cursor or "0", 1)
+        if [id_ for id_, _ in first] != [id_ for id_, _ in found[:1]]:
+            # The client has sent a command again, whose answer was lost: the entries that it took come first.
+            self._taken = None
+            return await self._read(cursor or "0", size)
+        self._taken = found[-1][0] if found else None
+        return found
 
     async def _read(self, place: str, size: int) -> list[tuple[str, dict[bytes, bytes] | None]]:
         answer = await self._redis.xreadgroup(self._group, self._consumer, {self._key: place}, count=size)
