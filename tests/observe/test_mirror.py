@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from redis.asyncio import Redis
@@ -82,6 +82,22 @@ async def test_a_pace_is_the_rate_of_a_walk(mirror: Mirror, redis: Redis, monkey
     await mirror.write()
     line = await shown(redis)
     assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("5.0", "12", "8.0")
+
+
+async def test_a_pace_is_the_rate_of_the_first_batch(
+    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
+    mirror.started(RUN)
+    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    clock[0] += 1
+    mirror.progressed(RUN, batch(40), rows=40)
+    since = datetime.now(UTC)
+    mirror.throttled(RUN, "5 rows/s at most", since=since, until=since + timedelta(seconds=7), kind="pace")
+    await mirror.write()
+    line = await shown(redis)
+    assert (line["rate"], line["eta_seconds"]) == ("5.0", "12")
 
 
 async def test_an_estimate_that_was_too_low_is_never_over_a_hundred_percent(mirror: Mirror, redis: Redis) -> None:

@@ -23,7 +23,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.batch import Progress
-from worker.observe.mirror_entry import MirrorEntry, encodable, escape, format_time, read_memory
+from worker.observe.mirror_entry import PACE, MirrorEntry, encodable, escape, format_time, read_memory
 from worker.observe.redis_writer import RedisWriter
 from worker.queue import keys
 from worker.queue.key_problems import wrong_value
@@ -154,6 +154,8 @@ class Mirror(Observer):
         """Note that the walk waits, or continues."""
         entry = self._changed_entry(run)
         entry.note_wait(kind if reason else None)
+        if reason and until and kind == PACE:
+            entry.note_pace((until - datetime.now(UTC)).total_seconds())
         entry.fields.update(
             {
                 "throttled": reason or "",

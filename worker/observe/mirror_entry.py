@@ -15,7 +15,7 @@ from typing import Any
 from worker.ledger.records import WalkState
 from worker.runtime.observer import RunInfo
 
-_PACE = "pace"
+PACE = "pace"
 _MEMORY = Path("/proc/self/statm")
 
 
@@ -74,13 +74,25 @@ class MirrorEntry:
     def note_wait(self, kind: str | None) -> None:
         """Note that the walk waits for a kind of throttle, or continues (None)."""
         if kind is not None and self.throttled_at is None:
-            self.throttled_at, self.is_stopped = time.monotonic(), kind != _PACE
+            self.throttled_at, self.is_stopped = time.monotonic(), kind != PACE
         elif kind is None and self.throttled_at is not None:
             waited = time.monotonic() - self.throttled_at
             self.throttled_seconds += waited
             self.stopped_seconds += waited if self.is_stopped else 0.0
             self.throttled_at, self.is_stopped = None, False
             self.fields["throttled_seconds"] = round(self.throttled_seconds, 1)
+
+    def note_pace(self, seconds: float) -> None:
+        """Note that the walk waits for its pace after a batch: without the wait, the first batch shows another rate."""
+        rows, percent = self.values.get("rows"), self.values.get("percent")
+        if not self.marks or not isinstance(rows, int):
+            return
+        (began, rows_then, _), at = self.marks[0], self.at_work() + seconds
+        if at > began:
+            self.fields["rate"] = round((rows - rows_then) / (at - began), 1)
+        left = self.seconds_left(at, percent / 100) if isinstance(percent, float) else None
+        if left is not None:
+            self.fields["eta_seconds"] = round(left)
 
     def at_work(self) -> float:
         """Return a clock that stops while the walk is throttled by load, which passes; a pace is the walk's rate."""
