@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from worker.attempt.process_protocol import describe_record
 from worker.observe.logs import JsonFormatter, configure
 from worker.settings import LogSettings
 
@@ -86,3 +87,27 @@ def test_hostile_records_are_one_valid_line_of_bounded_size() -> None:
 def test_a_message_whose_arguments_do_not_fit_is_a_line() -> None:
     assert line("%d", "x")["message"] == "'%d' cannot be formatted: TypeError"
     assert line("%s", Unprintable())["message"] == "'%s' cannot be formatted: RuntimeError"
+
+
+class Incomparable:
+    """An object like a column of SQLAlchemy or an array of numpy: its comparison has no truth value."""
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("no truth value")
+
+    __hash__ = object.__hash__
+
+
+def test_a_line_is_written_whatever_the_classes_of_its_values_do() -> None:
+    record = logging.LogRecord("shop", logging.INFO, __file__, 1, "user=%s rows=%d", (Unprintable(), 3), None)
+    vars(record).update({7: "of no name", "first": Incomparable(), "run": Incomparable()})  # type: ignore[dict-item]
+    found = json.loads(JsonFormatter().format(record))
+    assert (found["user"], found["rows"]) == ("<Unprintable: cannot be written: RuntimeError>", 3)
+    assert "of no name" in found.values() and "Incomparable object" in found["first"]
+    assert "run" not in found and "Incomparable object" in found["extra"]["run"]
+    assert line(Unprintable())["message"] == "<Unprintable> cannot be formatted: RuntimeError"
+
+
+def test_a_line_of_a_subprocess_whose_arguments_do_not_fit_reaches_the_worker() -> None:
+    record = logging.LogRecord("shop", logging.INFO, __file__, 1, "%d", ("x",), None)
+    assert describe_record(record)["msg"] == "'%d' cannot be formatted: TypeError"

@@ -71,6 +71,15 @@ def _format(error: BaseException) -> str:
         return f"<its traceback cannot be formatted: {type(failed).__name__}>"
 
 
+def message_of(record: logging.LogRecord) -> str:
+    """Return the text of a message; the template and an error if its arguments do not fit."""
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001 - a wrong template, or a `__str__` that raises
+        template = repr(record.msg) if isinstance(record.msg, str) else f"<{type(record.msg).__name__}>"
+        return f"{template} cannot be formatted: {type(error).__name__}"
+
+
 def describe_record(record: logging.LogRecord) -> dict[str, Any]:
     """Return a log record as JSON values, with its message formatted, its attempt and its `extra`."""
     attempt = find_attempt(record)
@@ -79,7 +88,7 @@ def describe_record(record: logging.LogRecord) -> dict[str, Any]:
         "name": record.name,
         "levelno": record.levelno,
         "levelname": record.levelname,
-        "msg": record.getMessage(),
+        "msg": message_of(record),
         "created": record.created,
         "pathname": record.pathname,
         "filename": record.filename,

@@ -49,8 +49,9 @@ def plain_fields(fields: Mapping[str, Any], most: int) -> dict[str, Any]:
             break
         shortener = _Shortener(min(most, most // 4 + _LONGEST_NAME))
         before = shortener.rest
-        made[plain_text(name, _LONGEST_NAME)] = shortener.convert(value, _MOST_LEVELS)
-        most -= before - shortener.rest + len(name)
+        text = name if isinstance(name, str) else f"{type(name).__name__} {place}"  # logging accepts any key
+        made[plain_text(text, _LONGEST_NAME)] = shortener.convert(value, _MOST_LEVELS)
+        most -= before - shortener.rest + len(text)
     return made
 
 

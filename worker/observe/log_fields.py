@@ -36,8 +36,15 @@ def message_fields(record: logging.LogRecord) -> dict[str, Any]:
             continue
         value = next(arguments, None)
         if match[1]:
-            fields[match[1]] = value if isinstance(value, int | float | None) else str(value)
+            fields[match[1]] = value if isinstance(value, int | float | None) else _text_of(value)
     return fields
+
+
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - methods of the application's classes raise anything
+        return f"<{type(value).__name__}: cannot be written: {type(error).__name__}>"
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -60,14 +67,6 @@ def run_fields(record: logging.LogRecord) -> dict[str, Any]:
             fields = {}
         fields |= named
     return fields
-
-
-def message_of(record: logging.LogRecord) -> str:
-    """Return the text of a message; the template and an error if its arguments do not fit."""
-    try:
-        return record.getMessage()
-    except Exception as error:  # noqa: BLE001 - a wrong template, or a `__str__` that raises
-        return f"{record.msg!r} cannot be formatted: {type(error).__name__}"
 
 
 def exception_of(record: logging.LogRecord) -> str:

@@ -8,9 +8,10 @@ import re
 import sys
 from typing import Any
 
+from worker.attempt.process_protocol import message_of
 from worker.job.propagation import current_trace
 from worker.observe.json_values import plain_fields, plain_text
-from worker.observe.log_fields import RUN_FIELDS, exception_of, extra_fields, message_fields, message_of, run_fields
+from worker.observe.log_fields import RUN_FIELDS, exception_of, extra_fields, message_fields, run_fields
 from worker.observe.mirror_entry import format_time
 from worker.settings import LogSettings
 
@@ -57,7 +58,9 @@ class JsonFormatter(logging.Formatter):
             values.setdefault("trace_id", trace[0])
             values["span_id"] = trace[1]
         given = message_fields(record) | extra_fields(record)
-        given = {name: value for name, value in given.items() if run.get(name) != value or name not in RUN_FIELDS}
+        given = {
+            name: value for name, value in given.items() if name not in RUN_FIELDS or not _is(value, run.get(name))
+        }
         more = plain_fields(given, _EXTRA_CHARACTERS)
         values |= {name: value for name, value in more.items() if name not in _RESERVED}
         taken = {name: value for name, value in more.items() if name in _RESERVED and values.get(name) != value}
@@ -67,6 +70,11 @@ class JsonFormatter(logging.Formatter):
             values["exception"] = plain_text(exception, _EXCEPTION_CHARACTERS, keeps_end=True)
         text = json.dumps(values, ensure_ascii=False, allow_nan=False)
         return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _is(value: Any, known: Any) -> bool:
+    """Return whether a value is a known text or number; its class, which is the application's, is not asked."""
+    return type(value) is type(known) and isinstance(known, str | int) and value == known
 
 
 def configure(settings: LogSettings, *, worker: str = "") -> None:

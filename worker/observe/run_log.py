@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.attempt.process_protocol import find_attempt
+from worker.attempt.process_protocol import find_attempt, message_of
 from worker.errors import format_error
 from worker.ledger import Ledger
 from worker.observe.json_values import plain_fields, plain_text
-from worker.observe.log_fields import exception_of, extra_fields, is_own, message_fields, message_of, run_fields
+from worker.observe.log_fields import exception_of, extra_fields, is_own, message_fields, run_fields
 from worker.observe.masking import Mask
 from worker.observe.mirror_entry import format_time
 from worker.observe.redis_writer import RedisWriter
