@@ -23,7 +23,7 @@ from tests.support.authors import fill_authors
 from tests.support.fork_server import ForkServer
 from tests.support.waiting import until
 from tests.support.workers import working
-from worker import Client, JobFailed, Settings
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.embedded import Services
 from worker.errors import RegistrationError
@@ -254,3 +254,32 @@ def test_tracing_that_is_off_loads_nothing_and_without_its_package_says_what_to_
     assert "pip install 'longhaul-worker[opentelemetry]'" in ran.stderr, ran.stderr
     with pytest.raises(RegistrationError, match=r"tracing.setup: tests.observe.traced_jobs:nothing: .* write module"):
         configured_middleware(with_tracing(settings, setup="tests.observe.traced_jobs:nothing"))
+
+
+class NamelessError(NonRetryableError):
+    """An error whose text cannot be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@job
+async def fail_namelessly(ctx: JobContext) -> None:
+    """Fail permanently."""
+    raise NamelessError
+
+
+async def test_an_error_without_a_text_stays_the_error_of_its_run(
+    fast: Settings, database: Database, redis: Redis, spans: Spans
+) -> None:
+    settings = with_tracing(fast)
+    async with Client(settings) as client, working(settings, fail_namelessly):
+        with pytest.raises(JobFailed):
+            await (await client.enqueue(fail_namelessly.options(id="n"))).result(timeout=60)
+        await until(lambda: _has_ended(spans))
+    [ran] = spans.of("run fail_namelessly", "n")
+    assert attributes(ran)["error.type"] == "NamelessError"
+
+
+async def _has_ended(spans: Spans) -> bool:
+    return bool(spans.of("run fail_namelessly"))

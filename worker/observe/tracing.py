@@ -8,6 +8,7 @@ alone; without a provider of the application, its spans are not recorded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -142,7 +143,9 @@ class RunSpans(Observer):
             except BaseException as error:
                 if self._traced.get(info.run_id) is traced:  # else the job was abandoned, and its span has ended
                     traced.error = error
-                    span.record_exception(error)
+                    # The SDK asks the error for its text, and a span is no reason to lose the error.
+                    with contextlib.suppress(Exception):
+                        span.record_exception(error)
                 raise
             finally:
                 if fields.step and span.is_recording():
