@@ -126,3 +126,17 @@ async def test_requests_of_many_pages_share_one_read(
         assert {answer.status_code for answer in answers} == {200}
         assert (await redis.info("stats"))["total_commands_processed"] - before < 50
     await app.close()
+
+
+async def test_the_last_ids_that_redis_can_have_end_a_replay_and_larger_ones_are_refused(
+    settings: Settings, client: Client, redis: Redis, http: httpx.AsyncClient
+) -> None:
+    last = f"{2**64 - 1}-{2**64 - 1}"
+    await redis.xadd(keys.EVENTS, {"event": "last"}, id=last)
+    hub = EventHub(client, settings, RunCache(client))
+    assert [message.id async for message in hub.replay("0-0", None)] == [last]
+    assert [message async for message in hub.replay(last, None)] == []
+    assert [event["id"] for event in (await http.get("/events/recent")).json()["items"]] == [last]
+    for too_large in (f"{2**64}-0", f"1-{2**64}"):
+        response = await http.get("/events", headers={"Last-Event-ID": too_large})
+        assert response.status_code == 422, response.text

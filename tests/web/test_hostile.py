@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from tests.web.conftest import connect
 from tests.web.jobs import JOBS
 from worker import Settings
 from worker.db.engine import Database
+from worker.queue.dead_letters import encode_letter
 from worker.web import web_app
 from worker.web.table import OPERATIONS
 
@@ -124,3 +126,23 @@ async def test_hostile_values_in_redis_are_shown_escaped_and_break_nothing(
         assert response.status_code == 200, (path, response.text)
         response.json()
     assert (await http.post("/orders/pace", json={"targets": ["x"], "rows_per_second": 1})).status_code == 409
+
+
+async def test_pages_go_on_behind_any_time_and_refuse_cursors_of_others(http: httpx.AsyncClient, redis: Redis) -> None:
+    letter = encode_letter(
+        b'{"f": "greet"}', job="greet", queue="arq:queue", attempts=1, error="x", trace="", in_ledger=False
+    )
+    for name, at in (("first", "inf"), ("second", 7.0), ("third", "-inf")):
+        await redis.zadd("worker:dead:at", {name: float(at)})
+        await redis.hset("worker:dead", name, letter)
+    found, cursor = [], ""
+    while cursor is not None:
+        page = await http.get("/dead-letters", params={"limit": 1} | ({"cursor": cursor} if cursor else {}))
+        assert page.status_code == 200, page.text
+        found += [one["id"] for one in page.json()["items"]]
+        cursor = page.json()["next_cursor"]
+    assert found == ["first", "second", "third"]
+    for path, place in (("/events/recent", ["x"]), ("/dead-letters", [float("nan"), "x"]), ("/runs", ["x", "y"])):
+        made = base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+        response = await http.get(path, params={"cursor": made})
+        assert (response.status_code, response.json()["type"]) == (422, "urn:longhaul:problem:invalid-cursor"), path

@@ -36,6 +36,9 @@ _AWAY_SECONDS = 1.0
 _PLACE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 _MOST_RUNS = 200
+#: Each half of an id has 64 bits. Redis has no range behind the last id.
+_LARGEST = 2**64 - 1
+LAST_PLACE = (_LARGEST, _LARGEST)
 _ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
@@ -178,7 +181,10 @@ class EventHub:
         if oldest and order_of(last_id) < order_of(oldest[0][0].decode()) and last_id != "0-0":
             yield Message("gap", "", {"after": last_id})
         place = last_id
-        while page := await self._client.command(redis.xrange(keys.EVENTS, min=f"({place}", count=_PAGE)):
+        while order_of(place) < LAST_PLACE:
+            page = await self._client.command(redis.xrange(keys.EVENTS, min=f"({place}", count=_PAGE))
+            if not page:
+                return
             for name, raw in page:
                 message = decode_event(name, raw)
                 if run_id is None or message.run_id == run_id:
@@ -270,7 +276,7 @@ def _is_cancelled() -> bool:
 
 def is_event_id(text: str) -> bool:
     """Return whether a text is the id of an entry of the stream."""
-    return _ID.fullmatch(text) is not None
+    return _ID.fullmatch(text) is not None and max(order_of(text)) <= _LARGEST
 
 
 def order_of(event_id: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from worker.errors import InvalidPayload
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.decoding import read_json
-from worker.web.event_hub import Message, decode_event, order_of
+from worker.web.event_hub import LAST_PLACE, Message, decode_event, order_of
 
 _KEPT = 10_000
 _PAGE = 1_000
@@ -37,7 +37,10 @@ class EventLog:
             if not newest or order_of(newest[0][0].decode()) < order_of(self._last):  # Redis was emptied
                 self._events.clear()
                 self._last = "0-0"
-            while page := await self._client.command(redis.xrange(keys.EVENTS, min=f"({self._last}", count=_PAGE)):
+            while order_of(self._last) < LAST_PLACE:
+                page = await self._client.command(redis.xrange(keys.EVENTS, min=f"({self._last}", count=_PAGE))
+                if not page:
+                    return
                 self._events.extend(decode_event(name, raw) for name, raw in page)
                 self._last = page[-1][0].decode()
 

@@ -147,10 +147,15 @@ def read_cursor(cursor: str | None, *kinds: type) -> tuple[Any, ...] | None:
             return tuple(parts)
     except (ValueError, RecursionError):
         pass
-    raise Problem(422, "invalid-cursor", "query.cursor: take next_cursor of the page before, as it is")
+    raise invalid_cursor()
+
+
+def invalid_cursor() -> Problem:
+    """Return the problem of a cursor that this API did not make."""
+    return Problem(422, "invalid-cursor", "query.cursor: take next_cursor of the page before, as it is")
 
 
 def _has_odd_text(parts: list[Any]) -> bool:
     return any(isinstance(part, str) and ("\x00" in part or clean_text(part) != part) for part in parts) or any(
-        isinstance(part, float) and not math.isfinite(part) for part in parts
+        isinstance(part, float) and math.isnan(part) for part in parts
     )

@@ -10,7 +10,7 @@ from worker.ledger.records import RunRecord
 from worker.web.backend import Backend
 from worker.web.bodies import EventListQuery
 from worker.web.event_hub import Message, is_event_id, order_of
-from worker.web.fields import Page, make_cursor, read_count, read_cursor, read_moment
+from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment
 from worker.web.operations import Call
 from worker.web.run_reads import describe_event
 from worker.web.views import EventView, JobRunView, RunState
@@ -85,6 +85,8 @@ async def list_events(call: Call) -> Page[EventView]:
     """Return a page of the events that Redis has, newest first."""
     query: EventListQuery = call.query
     place = read_cursor(query.cursor, str)
+    if place is not None and not is_event_id(place[0]):
+        raise invalid_cursor()
     found: list[EventView] = []
     for event in await call.backend.event_log.list_all():
         if (place is None or _is_before(event.id, place[0])) and _is_chosen(event, query):
@@ -95,7 +97,7 @@ async def list_events(call: Call) -> Page[EventView]:
 
 
 def _is_before(event_id: str, other: str) -> bool:
-    return is_event_id(other) and order_of(event_id) < order_of(other)
+    return order_of(event_id) < order_of(other)
 
 
 def _is_chosen(event: Message, query: EventListQuery) -> bool:

@@ -114,7 +114,7 @@ def _describe_headers(operation: Operation) -> list[dict[str, Any]]:
         schema["pattern"] = "^[!-~]([ -~]*[!-~])?$"
         found.append({"name": "Idempotency-Key", "in": "header", "schema": schema, "description": text})
     if operation.content == "events":
-        schema = {"type": "string", "pattern": r"^[0-9]{1,20}-[0-9]{1,20}$"}
+        schema = {"type": "string", "pattern": r"^[0-9]{1,19}-[0-9]{1,19}$"}
         text = "Id of the last event that the client has; the stream continues after it."
         found.append({"name": "Last-Event-ID", "in": "header", "schema": schema, "description": text})
     return [{**one, "required": False} for one in found]

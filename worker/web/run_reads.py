@@ -21,9 +21,9 @@ from worker.queue.run import read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
 from worker.web.event_hub import Message
-from worker.web.fields import Page, make_cursor, read_count, read_cursor, read_moment, read_number
+from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
-from worker.web.problems import Problem, not_found
+from worker.web.problems import not_found
 from worker.web.run_cache import read_mirrors
 from worker.web.views import (
     BatchView,
@@ -51,7 +51,7 @@ async def _list_runs(backend: Backend, query: RunsQuery) -> Page[RunView]:
     if place := read_cursor(query.cursor, str, str):
         moment = read_moment(place[0])
         if moment is None:
-            raise Problem(422, "invalid-cursor", "query.cursor: take next_cursor of the page before, as it is")
+            raise invalid_cursor()
         before = (moment, place[1])
     records = await backend.ledger.list_runs(
         job=query.job, state=query.state, search=query.search, before=before, limit=query.limit
