@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tests.support.command_line import CommandLine
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
-from worker import Client, JobContext, Settings, job
+from worker import Client, InvalidArguments, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
 from worker.queue.decoding import read_time
@@ -154,3 +154,36 @@ async def test_a_job_that_is_due_after_the_end_of_time_disturbs_no_other(
         for arguments in (("status",), ("status", "--json"), ("top", "--once", "--every", "0.1")):
             assert (await cli(*arguments)).returncode == 0, arguments
         assert await client.run("one").status() == "deferred"
+
+
+ODD_OPTIONS: list[dict[str, Any]] = [
+    {"delay": float("nan")},
+    {"delay": float("inf")},
+    {"delay": 1e300},
+    {"delay": timedelta.max},
+    {"delay": "5"},
+    {"delay": NOON},
+    {"at": datetime.max},
+    {"at": datetime.max.replace(tzinfo=UTC)},
+    {"at": datetime.min.replace(tzinfo=UTC)},
+    {"at": "2026-01-01"},
+    {"at": NOON.replace(tzinfo=None)},
+    {"at": NOON, "delay": 1},
+]
+
+
+@pytest.mark.parametrize("options", ODD_OPTIONS, ids=str)
+async def test_times_that_no_queue_can_keep_are_refused_for_jobs_and_for_names(
+    client: Client, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArguments):
+        ping.options(**options)
+    with pytest.raises(InvalidArguments):
+        await client.enqueue_by_name("ping", **options)
+
+
+@pytest.mark.parametrize("time", [float("nan"), 1e300, datetime.max.replace(tzinfo=UTC)], ids=str)
+def test_ends_that_no_payload_can_keep_are_refused(time: Any) -> None:
+    for option in ("expires", "deadline"):
+        with pytest.raises(InvalidArguments, match=f"job ping: {option}="):
+            ping.options(**{option: time})

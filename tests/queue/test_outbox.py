@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from sqlalchemy import text
+from pydantic import AfterValidator
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
+from tests.models import Author
 from worker import Client, InvalidArguments, JobContext, Settings, SyncClient, job
 from worker.db.engine import Database
 from worker.errors import DatabaseNotMigrated, InvalidPayload
@@ -21,6 +25,15 @@ PLAIN = '{"t":null,"f":"greet","a":[],"k":{"name":"Ada"},"et":1}'
 @job
 async def greet(ctx: JobContext, name: str) -> None:
     """Do nothing."""
+
+
+def _look_up(name: str) -> str:
+    return {"Ada": "Lovelace"}[name]
+
+
+@job(unique=True)
+async def known_only(ctx: JobContext, name: Annotated[str, AfterValidator(_look_up)]) -> None:
+    """Take a name that a validator looks up."""
 
 
 def checked(run_id: str = "a", payload: str = PLAIN, **values: Any) -> dict[str, Any]:
@@ -76,6 +89,16 @@ def test_a_relay_refuses_what_no_client_may_enqueue(values: dict[str, Any]) -> N
         checked(**values)
 
 
+async def test_a_validator_that_raises_any_error_refuses_the_arguments_and_stops_no_relay(
+    client: Client, database: Database
+) -> None:
+    payload = '{"f":"known_only","k":{"name":"Eve"}}'
+    assert checked(payload=payload, jobs={"known_only": known_only})["level"] == "0"
+    async with database.session() as session:
+        with pytest.raises(InvalidArguments, match="a validator raised KeyError: 'Eve'"):
+            await client.enqueue_in(session, known_only, "Eve")
+
+
 async def test_enqueue_in_explains_what_it_cannot_write(client: Client, database: Database) -> None:
     with pytest.raises(InvalidArguments, match="AsyncEngine is not an AsyncSession"):
         await client.enqueue_in(database.engine, greet, "Ada")  # type: ignore[call-overload]
@@ -108,3 +131,37 @@ async def test_both_clients_show_the_outbox_and_change_its_refused_rows(
         assert await asyncio.to_thread(sync.retry_outbox, row.id) == [row.id]
         assert await client.retry_outbox() == await asyncio.to_thread(sync.delete_outbox) == []
         assert len(await client.outbox_rows()) == 3
+
+
+async def test_a_session_without_the_workers_database_is_refused_with_advice(
+    settings: Settings, client: Client, database: Database
+) -> None:
+    async with AsyncSession(binds={Author: database.engine}) as session:
+        with pytest.raises(InvalidArguments, match=r"pass a connection, session\.connection\("):
+            await client.enqueue_in(session, greet, "Ada")
+        connection = await session.connection(bind_arguments={"mapper": Author})
+        run = await client.enqueue_in(connection, greet, "Ada")
+        assert await connection.scalar(text("SELECT run_id FROM worker.outbox")) == run.id
+    with SyncClient(settings) as sync, Session(create_engine("sqlite://")) as other:
+        for one in (other, other.connection()):
+            with pytest.raises(InvalidArguments, match="on a database of sqlite: use a session of the PostgreSQL"):
+                sync.enqueue_in(one, greet, "Ada")
+
+
+@pytest.mark.parametrize(
+    ("job_", "calls", "problem"),
+    [
+        (greet, ["Ada"], "call 0 is a value of type str: give its arguments by name"),
+        ("greet", [{"name": "Ada"}, None], "call 1 is a value of type NoneType"),
+        (greet.function, [{"name": "Ada"}], "greet is not a job: decorate its function with @job"),
+    ],
+    ids=["text", "nothing", "function"],
+)
+async def test_many_runs_need_a_job_and_arguments_by_name(
+    client: Client, database: Database, job_: Any, calls: list[Any], problem: str
+) -> None:
+    with pytest.raises(InvalidArguments, match=problem):
+        await client.enqueue_many(job_, calls)
+    async with database.session() as session:
+        with pytest.raises(InvalidArguments, match=problem):
+            await client.enqueue_many_in(session, job_, calls)

@@ -378,6 +378,9 @@ class JobCodec:
             invalid = InvalidArguments(f"{self._where}: {describe_invalid(error)}")
             invalid.problems = list_problems(error)
             raise invalid from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            # pydantic passes on what a validator raises, unless it is a ValueError or an AssertionError.
+            raise InvalidArguments(f"{self._where}: a validator raised {format_error(error)}") from error
 
     def encode_result(self, result: Any) -> str:
         """Return a result as JSON text; see `ResultCodec.encode`."""

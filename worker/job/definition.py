@@ -31,6 +31,8 @@ RunIn = Literal["loop", "thread", "process"]
 
 #: The highest priority. Each priority in use costs a lookup in each claim of a worker.
 MAX_PRIORITY = 9
+#: The longest duration of an option: a hundred years.
+_LONGEST_SECONDS = 100 * 366 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,40 @@ class EnqueueOptions:
     then: tuple[Call[Any], ...] = ()
 
 
+def check_options(owner: str, options: EnqueueOptions) -> None:
+    """Raise `InvalidArguments` if options contradict each other, or one of their times cannot be kept.
+
+    Args:
+        owner: the job, for the error.
+        options: the options.
+    """
+    if options.delay is not None and options.at is not None:
+        raise InvalidArguments(f"{owner}: give delay= or at=, not both")
+    if options.at is not None and not isinstance(options.at, datetime):
+        raise InvalidArguments(f"{owner}: at={options.at!r} is not an aware datetime")
+    if isinstance(options.delay, datetime):
+        raise InvalidArguments(f"{owner}: delay={options.delay} is a time: give it as at=")
+    times = (("delay", options.delay), ("at", options.at), ("expires", options.expires), ("deadline", options.deadline))
+    for option, time in times:
+        if isinstance(time, datetime) and time.tzinfo is None:
+            raise InvalidArguments(f"{owner}: {option}={time} has no time zone; use datetime.now(UTC) or similar")
+        if isinstance(time, datetime) and not 1970 <= time.year <= 9998:
+            raise InvalidArguments(f"{owner}: {option}={time} is not between 1970 and 9998")
+        if time is not None and not isinstance(time, datetime) and not _is_duration(time):
+            raise InvalidArguments(f"{owner}: {option}={time!r} is not a number of seconds within a hundred years")
+    check_priority(owner, options.priority)
+
+
+def _is_duration(time: Any) -> bool:
+    if isinstance(time, bool | str | bytes):
+        return False
+    try:
+        seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return -_LONGEST_SECONDS <= seconds <= _LONGEST_SECONDS
+
+
 def check_priority(owner: str, priority: int | None) -> None:
     """Raise `InvalidArguments` if `priority` is neither None nor an integer from 0 to 9."""
     if priority is not None and (type(priority) is not int or not 0 <= priority <= MAX_PRIORITY):
@@ -206,20 +242,13 @@ class Job(Generic[P, R]):
             then: the call, or the calls in their order, that follow when this run has succeeded: `job.call(...)`.
 
         Raises:
-            InvalidArguments: The options contradict each other, or a time has no time zone.
+            InvalidArguments: The options contradict each other, or a time has no time zone or cannot be kept.
         """
-        if delay is not None and at is not None:
-            raise InvalidArguments(f"job {self.name}: give delay= or at=, not both")
-        for option, moment in (("at", at), ("expires", expires), ("deadline", deadline)):
-            if isinstance(moment, datetime) and moment.tzinfo is None:
-                raise InvalidArguments(
-                    f"job {self.name}: {option}={moment} has no time zone; use datetime.now(UTC) or similar"
-                )
-        check_priority(f"job {self.name}", priority)
         calls = (then,) if isinstance(then, Call | Job) else tuple(then)
         if not all(isinstance(call, Call) for call in calls):
             raise InvalidArguments(f"job {self.name}: then= takes calls: other_job.call(argument=1)")
         options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, deadline, calls)
+        check_options(f"job {self.name}", options)
         return dataclasses.replace(self, enqueue_options=options)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:

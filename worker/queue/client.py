@@ -14,12 +14,12 @@ from redis.asyncio import Redis
 from worker.awaiting import track_awaits
 from worker.errors import InvalidArguments
 from worker.job.call import Call
-from worker.job.definition import EnqueueOptions, Job, check_priority
+from worker.job.definition import EnqueueOptions, Job, check_options
 from worker.job.middleware import Middleware, configured_middleware, enqueue_hooks
 from worker.job.registry import discover
 from worker.queue.connection import connection_pool
 from worker.queue.cron_lines import trigger_id
-from worker.queue.enqueuer import Enqueuer
+from worker.queue.enqueuer import Enqueuer, check_job
 from worker.queue.group import CompleteWhen, Group
 from worker.queue.namespace import check_prefix
 from worker.queue.operations import Operations, check_database
@@ -216,8 +216,8 @@ class Client(Operations):
         priority: int | None = None,
     ) -> Run[Any]:
         """Enqueue a job by its name, with JSON values by argument. The options are those of `Job.options`."""
-        check_priority(f"job {name}", priority)
         options = EnqueueOptions(id, delay, at, queue, priority=priority)
+        check_options(f"job {name}", options)
         return await self._enqueuer.enqueue_name(name, (), arguments or {}, options)
 
     async def group(
@@ -294,9 +294,7 @@ async def _enqueue(
 ) -> Run[Any]:
     if isinstance(job, Job):
         return await enqueuer.enqueue(job, args, kwargs)
-    if not isinstance(job, str):
-        name = getattr(job, "__name__", repr(job))
-        raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")
+    check_job(job)
     return await enqueuer.enqueue_name(job, args, kwargs, EnqueueOptions())
 
 

@@ -177,6 +177,8 @@ class Enqueuer:
 
     async def enqueue_many(self, job: Job[..., R] | str, calls: Iterable[Mapping[str, Any]]) -> list[Run[R]]:
         """Enqueue a job many times; see `Client.enqueue_many`."""
+        check_job(job)
+        calls = _check_calls(calls)
         options = job.enqueue_options if isinstance(job, Job) else EnqueueOptions()
         if isinstance(job, Job) and job.rules.once:
             raise InvalidArguments(f"enqueue_many: {job.name} is a data migration, which has one run")
@@ -254,7 +256,9 @@ class Enqueuer:
         """Enqueue a group; see `Client.group`."""
         needs_results = callback is not None and callback.result_as is not None
         _check_group(calls, callback, needs_results=needs_results)
-        name = group_id or uuid.uuid4().hex
+        name = uuid.uuid4().hex if group_id is None else group_id
+        if not name or not all(read_run_id(f"{name}:{end}") for end in (len(calls), "then")):
+            raise InvalidArguments(f"group: id={name[:100]!r}: an id has 1 to {LONGEST_ID - 20} printable characters")
         values = None if callback is None else make_callback(callback, group_id=name, queue=self.queue)
         await self.reader.command(
             self.reader.store.groups.create(name, len(calls), complete_when=complete_when, callback=values)
@@ -325,6 +329,22 @@ class Enqueuer:
         """Return queue, delay in ms and priority of a call."""
         options = call.job.enqueue_options
         return options.queue or self.queue, to_ms(options.delay), call.job.priority
+
+
+def check_job(job: object) -> None:
+    """Raise `InvalidArguments` unless a value is a job, or can be the name of one."""
+    if not isinstance(job, Job | str):
+        name = getattr(job, "__name__", repr(job))
+        raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")
+
+
+def _check_calls(calls: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    checked = list(calls)
+    for place, call in enumerate(checked):
+        if not isinstance(call, Mapping):
+            kind = type(call).__name__
+            raise InvalidArguments(f"enqueue_many: call {place} is a value of type {kind}: give its arguments by name")
+    return checked
 
 
 def _check_group(calls: Sequence[Call[Any]], callback: Call[Any] | None, *, needs_results: bool) -> None:

@@ -167,7 +167,7 @@ def _complete(job: Job[..., Any], payload: Payload, run_id: str, priority: int) 
         return priority, None
     try:
         arguments = job.encode_arguments((), job.decode_arguments(payload.args, payload.kwargs))
-    except InvalidArguments:
+    except Exception:  # noqa: BLE001 - validators of the application raise anything, and other rows go on
         return priority, None
     options: dict[str, Any] = {}
     if job.unique is not None:
@@ -242,7 +242,7 @@ class OutboxWriter:
 
     async def _insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         from sqlalchemy import text
-        from sqlalchemy.exc import DBAPIError
+        from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 
         if looking := looking_command.get():
             raise UsageError(f"{looking} sends nothing to the queue, and the job enqueues runs here")
@@ -250,7 +250,17 @@ class OutboxWriter:
             outcome = self._connection.execute(text(INSERT), {"rows": rows_json(rows)})
             if inspect.isawaitable(outcome):
                 await outcome
+        except UnboundExecutionError as error:
+            raise InvalidArguments(
+                "enqueue_in: the session has no engine for worker.outbox, because it chooses an engine by the class or "
+                "the table: pass a connection, session.connection(bind_arguments={'mapper': User})"
+            ) from error
         except DBAPIError as error:
+            if (dialect := self._dialect()) != "postgresql":
+                raise InvalidArguments(
+                    f"enqueue_in: the session is on a database of {dialect}: use a session of the PostgreSQL database "
+                    f"that the workers use"
+                ) from error
             state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
             if state in _UNDEFINED:
                 raise DatabaseNotMigrated(
@@ -258,3 +268,9 @@ class OutboxWriter:
                     "database that the workers use, and run `worker migrate`"
                 ) from error
             raise
+
+    def _dialect(self) -> str:
+        """Return the name of the database system."""
+        get_bind = getattr(self._connection, "get_bind", None)
+        bind = self._connection if get_bind is None else get_bind()
+        return str(bind.dialect.name)
