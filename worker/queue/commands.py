@@ -6,6 +6,7 @@ in the worker.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Mapping, Sequence
@@ -21,7 +22,7 @@ from worker.job.propagation import QUARANTINED_ROWS
 from worker.queue import keys
 from worker.queue.audit import Order, give_order, record_order, remove_marks, set_marks
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
-from worker.queue.payload import decode_payload, now_ms, without_expiry
+from worker.queue.payload import LONGEST_ID, decode_payload, now_ms, without_expiry
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
 
@@ -322,7 +323,7 @@ async def retry_quarantined(
             group=None,
             headers=headers | ({QUARANTINED_ROWS: ",".join(map(str, chosen))} if chosen else {}),
         )
-        new_id = ":".join([run_id, "retry", step, str(again.enqueued_ms), *map(str, chosen[:1])])
+        new_id = _retry_id(run_id, "retry", step, str(again.enqueued_ms), *map(str, chosen[:1]))
         await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
     if made:
@@ -335,3 +336,9 @@ async def retry_quarantined(
             )
         )
     return known.queue, made
+
+
+def _retry_id(*parts: str) -> str:
+    """Return the id of a run that retries rows. If the id of the first run leaves no room, return a hash."""
+    text = ":".join(parts)
+    return text if len(text) <= LONGEST_ID else f"retry:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.db.engine import Database, unavailable
 from worker.db.errors import is_unavailable, sqlstate
-from worker.errors import DatabaseNotMigrated, UsageError
+from worker.errors import DatabaseNotMigrated, InvalidArguments, UsageError, format_error
 from worker.ledger import Ledger
 from worker.queue.run_reader import RunReader
 from worker.settings import Settings
@@ -18,6 +18,8 @@ from worker.settings import Settings
 T = TypeVar("T")
 
 _UNDEFINED_TABLE = ("42P01", "3F000")
+#: SQLSTATEs of a value that PostgreSQL, or its driver, cannot take: of a wrong type, NUL, or a number out of range.
+_ODD_VALUE = ("22000", "22003", "22021", "22P05")
 _REFUSED = ("28", "3D")  # SQLSTATE classes: invalid authorization, invalid catalog name
 _POOL = {"pool_size": 1, "max_overflow": 2}
 
@@ -40,6 +42,7 @@ class LedgerAccess:
 
         Raises:
             DatabaseNotMigrated: the database has no ledger.
+            InvalidArguments: PostgreSQL has no form for a name or a value.
             ServerUnavailable: PostgreSQL does not answer.
         """
         if self._database is None:
@@ -110,6 +113,8 @@ def explain(error: SQLAlchemyError | OSError, settings: Settings) -> Exception:
     """Return a database error as an error for operators, or the error itself if there is no explanation."""
     if sqlstate(error) in _UNDEFINED_TABLE:
         return DatabaseNotMigrated("the database has no ledger: run `worker migrate`")
+    if sqlstate(error) in _ODD_VALUE:
+        return InvalidArguments(f"PostgreSQL does not take a value: {format_error(error)}")
     if is_unavailable(error) or isinstance(error, OSError) or (sqlstate(error) or "").startswith(_REFUSED):
         return unavailable(error, settings)
     return error

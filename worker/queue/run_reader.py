@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import DataError, RedisError, ResponseError
 
-from worker.errors import CorruptKey, InvalidPayload, UsageError
+from worker.errors import CorruptKey, InvalidArguments, InvalidPayload, UsageError
 from worker.job.propagation import looking_command
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import wrong_type
@@ -79,6 +79,7 @@ class RunReader:
 
         Raises:
             CorruptKey: a key has another type.
+            InvalidArguments: Redis has no form for a name or a value.
             ServerUnavailable: Redis does not answer, or rejects the command.
             UsageError: `worker plan` or `worker try` runs the job that sends it.
         """
@@ -88,6 +89,10 @@ class RunReader:
             raise UsageError(f"{looking} sends nothing to the queue, and the job enqueues or steers runs here")
         try:
             return await operation
+        except UnicodeEncodeError as error:
+            raise InvalidArguments(f"{error.object[:100]!r} has half of a surrogate pair: give a valid text") from error
+        except DataError as error:
+            raise InvalidArguments(f"a name or a value is no text and no number: {error}") from error
         except ResponseError as error:
             if "WRONGTYPE" in str(error):
                 raise CorruptKey(f"{error}; `worker doctor` lists keys of a wrong type") from error
