@@ -75,6 +75,10 @@ async def test_runs_are_found_by_job_and_arguments_of_either_client(enqueued: Re
         enqueued.assert_none()
     with pytest.raises(InvalidArguments):
         await enqueued.client.enqueue(send, "x")
+    with pytest.raises(InvalidArguments, match="send has no argument user; it has user_id, price"):
+        enqueued.assert_none(send, user=9)  # it would hold whatever was enqueued
+    with pytest.raises(InvalidArguments, match="signup is not a job"):
+        enqueued.assert_none(signup)  # type: ignore[arg-type]
     enqueued.clear()
     enqueued.assert_none()
 
@@ -138,6 +142,34 @@ async def test_enqueue_in_counts_when_its_transaction_commits(enqueued: Recorder
     assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 3, 5, 7]
 
 
+async def test_enqueue_in_follows_the_savepoints_and_the_two_phases_of_a_connection(
+    enqueued: Recorder, sqlite_session: AsyncSession
+) -> None:
+    client = enqueued.client
+    async with sqlite_session.bind.connect() as connection:  # type: ignore[union-attr]
+        outer = await connection.begin_nested()
+        await client.enqueue_in(connection, send, 1)
+        await outer.rollback()
+        await client.enqueue_in(connection, send, 2)
+        outer = await connection.begin_nested()
+        await client.enqueue_in(connection, send, 3)
+        async with connection.begin_nested():
+            await client.enqueue_in(connection, send, 4)
+        await outer.rollback()
+        async with connection.begin_nested():
+            await client.enqueue_in(connection, send, 5)
+        await connection.commit()
+        assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 5]
+        for user_id, ends in ((6, "rollback_twophase"), (7, "commit_twophase")):
+            await client.enqueue_in(connection, send, user_id)
+            blocking = connection.sync_connection
+            assert blocking is not None
+            getattr(blocking.dispatch, ends)(blocking, "id", True)  # as the driver of a server with two phases does
+    assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 5, 7]
+    with pytest.raises(InvalidArguments, match="signup is not a job"):
+        await client.enqueue_in(sqlite_session, signup)  # type: ignore[call-overload]
+
+
 async def test_a_job_that_dies_after_a_batch_continues_from_the_ledger(database: Database, enqueued: Recorder) -> None:
     runner = JobRunner(database, database.settings)
     await fill_authors(database, 45)
@@ -152,3 +184,8 @@ async def test_a_job_that_dies_after_a_batch_continues_from_the_ledger(database:
     assert await enqueued.run_all() == [45]  # over a database that the fixture opens itself
     assert await count_seen(database) == {3: 45}
     runner.close()
+    for wrong in (0, -1, True):
+        with pytest.raises(InvalidArguments, match="batches are counted from 1"):
+            await runner(see_all, die_after_batch=wrong)
+    with pytest.raises(InvalidArguments, match="signup is not a job"):
+        await runner(signup)  # type: ignore[call-overload]

@@ -24,11 +24,12 @@ class RecordedOutbox:
 
     def __init__(self, put: Callable[[Row], None]) -> None:
         self._put = put
-        self._held: dict[Session | Connection, list[tuple[SessionTransaction | None, Row]]] = {}
+        #: The rows, each with its savepoint: of a session the transaction, of a connection the number; 0 for none.
+        self._held: dict[Session | Connection, list[tuple[SessionTransaction | int | None, Row]]] = {}
 
     def writer(self, session: Any, job: Job[..., Any] | str) -> OutboxWriter:
         """Return a writer for the transaction of a session or a connection of SQLAlchemy, of either kind."""
-        return _Writer(session, job if isinstance(job, str) else job.name, self)
+        return _Writer(session, job.name if isinstance(job, Job) else job, self)
 
     def close(self) -> None:
         """Remove the listeners from the sessions."""
@@ -43,15 +44,22 @@ class RecordedOutbox:
             self._held[target] = []
             for name, listener in self._listeners(target).items():
                 event.listen(target, name, listener)
-        savepoint = target.get_nested_transaction() if isinstance(target, Session) else None
+        nested = target.get_nested_transaction()
+        savepoint = nested if isinstance(target, Session) else _number(nested and nested._savepoint)  # type: ignore[union-attr]
         self._held[target] += [(savepoint, row) for row in rows]
 
     def _listeners(self, target: Session | Connection) -> dict[str, Callable[..., None]]:
         if isinstance(target, Session):
             return {"after_commit": self._committed, "after_soft_rollback": self._rolled_back}
-        return {"commit": self._committed, "rollback": self._dropped}
+        return {
+            "commit": self._committed,
+            "commit_twophase": self._committed,
+            "rollback": self._dropped,
+            "rollback_twophase": self._dropped,
+            "rollback_savepoint": self._rolled_back_savepoint,
+        }
 
-    def _committed(self, target: Session | Connection) -> None:
+    def _committed(self, target: Session | Connection, *_: Any) -> None:
         if isinstance(target, Session) and target.in_nested_transaction():
             return  # a savepoint was released
         held, self._held[target] = self._held[target], []
@@ -63,8 +71,20 @@ class RecordedOutbox:
             (savepoint, row) for savepoint, row in self._held[session] if ended.nested and not _is_in(savepoint, ended)
         ]
 
-    def _dropped(self, connection: Connection) -> None:
+    def _dropped(self, connection: Connection, *_: Any) -> None:
         self._held[connection] = []
+
+    def _rolled_back_savepoint(self, connection: Connection, name: str, _: Any) -> None:
+        # Savepoints within this one have higher numbers, those that have ended before it lower ones.
+        ended = _number(name)
+        self._held[connection] = [
+            (of, row) for of, row in self._held[connection] if not isinstance(of, int) or of < ended
+        ]
+
+
+def _number(savepoint: str | None) -> int:
+    """Return the number at the end of the name of a connection's savepoint, by which SQLAlchemy tells them apart."""
+    return int((savepoint or "0").rpartition("_")[2])
 
 
 def _is_in(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import fakeredis
 from redis.asyncio import Redis
 
-from worker.errors import UnknownJob
+from worker.errors import InvalidArguments, UnknownJob
 from worker.job.call import Call
 from worker.job.definition import Job
 from worker.job.registry import discover
@@ -20,7 +20,7 @@ from worker.queue import keys
 from worker.queue.blocking import as_async, run_without_loop
 from worker.queue.chain import make_follow_up
 from worker.queue.client import Client
-from worker.queue.enqueuer import Enqueuer
+from worker.queue.enqueuer import Enqueuer, check_job
 from worker.queue.group import Group
 from worker.queue.payload import Member, Payload, decode_payload, now_ms
 from worker.queue.result import Result, encode_result
@@ -101,7 +101,15 @@ class Recorder:
     # --- assert
 
     def of(self, job: Job[..., Any] | str, **arguments: Any) -> list[EnqueuedRun]:
-        """Return the runs of a job that have these values, and any values of other arguments."""
+        """Return the runs of a job that have these values, and any values of other arguments.
+
+        Raises:
+            InvalidArguments: the job has no argument of one of the names, or `job` is none.
+        """
+        check_job(job)
+        if isinstance(job, Job) and (unknown := arguments.keys() - job.signature.parameters.keys()):
+            known = ", ".join(job.signature.parameters) or "none"
+            raise InvalidArguments(f"job {job.name} has no argument {', '.join(sorted(unknown))}; it has {known}")
         name = job if isinstance(job, str) else job.name
         return [run for run in self.runs if run.job == name and self._has(run, job, arguments)]
 

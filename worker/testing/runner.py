@@ -12,7 +12,7 @@ from worker.attempt.control import AttemptControl, NoControl
 from worker.attempt.offload import JobPools
 from worker.batch import Progress
 from worker.db.engine import Database
-from worker.errors import AttemptReleased
+from worker.errors import AttemptReleased, InvalidArguments
 from worker.job.definition import Job
 from worker.job.middleware import configured_middleware, run_hooks, through
 from worker.ledger import Ledger, RunSpec
@@ -90,11 +90,17 @@ class JobRunner:
 
         Raises:
             AssertionError: the job has ended before the batch `die_after_batch`.
+            InvalidArguments: the arguments do not match the signature, `job` is none, or `die_after_batch` is below 1.
             BaseException: the error that the job raises. Batches that it has committed stay committed.
         """
+        if not isinstance(job, Job):
+            name = getattr(job, "__name__", repr(job))
+            raise InvalidArguments(f"{name} is not a job: decorate its function with @job")
         run_id = uuid.uuid4().hex
         values = job.encode_arguments(args, kwargs)
         if die_after_batch is not None:
+            if type(die_after_batch) is not int or die_after_batch < 1:
+                raise InvalidArguments(f"die_after_batch={die_after_batch!r}: batches are counted from 1")
             control = _DieAfterBatch(die_after_batch)
             try:
                 await self._attempt(job, run_id, values, control)
