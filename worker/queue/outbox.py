@@ -272,5 +272,5 @@ class OutboxWriter:
     def _dialect(self) -> str:
         """Return the name of the database system."""
         get_bind = getattr(self._connection, "get_bind", None)
-        bind = self._connection if get_bind is None else get_bind()
+        bind: Any = self._connection if get_bind is None else get_bind()
         return str(bind.dialect.name)

@@ -25,7 +25,7 @@ class RecordedOutbox:
     def __init__(self, put: Callable[[Row], None]) -> None:
         self._put = put
         #: The rows, each with its savepoint: of a session the transaction, of a connection the number; 0 for none.
-        self._held: dict[Session | Connection, list[tuple[SessionTransaction | int | None, Row]]] = {}
+        self._held: dict[Session | Connection, list[tuple[Any, Row]]] = {}
 
     def writer(self, session: Any, job: Job[..., Any] | str) -> OutboxWriter:
         """Return a writer for the transaction of a session or a connection of SQLAlchemy, of either kind."""
@@ -44,8 +44,9 @@ class RecordedOutbox:
             self._held[target] = []
             for name, listener in self._listeners(target).items():
                 event.listen(target, name, listener)
-        nested = target.get_nested_transaction()
-        savepoint = nested if isinstance(target, Session) else _number(nested and nested._savepoint)  # type: ignore[union-attr]
+        savepoint: Any = target.get_nested_transaction()
+        if not isinstance(target, Session):
+            savepoint = _number(savepoint and savepoint._savepoint)
         self._held[target] += [(savepoint, row) for row in rows]
 
     def _listeners(self, target: Session | Connection) -> dict[str, Callable[..., None]]:
