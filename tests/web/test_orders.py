@@ -123,6 +123,17 @@ async def test_failures_are_run_again_and_deleted(
     assert await order(http, "/quarantine/retry", {"runs": ["w"]}) == {"changed": [], "unchanged": ["w"]}
 
 
+async def test_times_with_a_zone_are_taken(http: httpx.AsyncClient, client: Client, redis: Redis) -> None:
+    body = {"job": "greet", "arguments": {"name": "Ada"}, "id": "later"}
+    await order(http, "/runs", body | {"at": "2100-01-01T02:00:00+02:00"}, 201)
+    assert await redis.zscore("arq:queue", "later") == 4_102_444_800_000
+    for at in ("2100-01-01T00:00:00", 4_102_444_800, "4102444800", "9999-12-31T23:59:59-23:59", "1969-01-01T00:00:00Z"):
+        assert "body.at: " in (await order(http, "/runs", body | {"at": at}, 422))["detail"]
+    old = {"job": "greet", "before": "2020-01-01T00:00:00Z"}
+    for path in ("/dead-letters/retry", "/dead-letters/delete"):
+        assert await order(http, path, old) == {"changed": [], "unchanged": []}
+
+
 async def test_tokens_allow_their_roles_and_nothing_else(
     settings: Settings, database: Database, redis: Redis, tmp_path: Any
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
@@ -67,7 +67,7 @@ def _check_printable(text: str) -> str:
 
 
 def _check_years(moment: datetime) -> datetime:
-    if not 1970 <= moment.astimezone(UTC).year <= 9000:
+    if not 1970 <= moment.year <= 9000 or moment.timestamp() < 0:  # in UTC, another year may be out of range
         raise ValueError("it is not between 1970 and 9000")
     return moment
 
@@ -87,7 +87,8 @@ Json = Annotated[Any, BeforeValidator(clean_json)]
 #: A name that a caller sends: of a run, a job, a queue or a worker.
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_check_printable)]
 #: A time that a caller sends, with a time zone.
-Moment = Annotated[AwareDatetime, BeforeValidator(_reject_number), AfterValidator(_check_years)]
+#: A model that is strict takes no text behind a validator, although JSON has no other form of a time.
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_reject_number), AfterValidator(_check_years)]
 
 
 class View(BaseModel):
