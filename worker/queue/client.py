@@ -24,6 +24,7 @@ from worker.queue.group import CompleteWhen, Group
 from worker.queue.namespace import check_prefix
 from worker.queue.operations import Operations, check_database
 from worker.queue.outbox import OutboxWriter
+from worker.queue.payload import is_unicode
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
@@ -249,6 +250,8 @@ class Client(Operations):
 
     def run(self, run_id: str, job: Job[..., R] | None = None, *, queue: str | None = None) -> Run[R]:
         """Return a run by its id, for example one of another process. With `job`, its result has the job's type."""
+        if not isinstance(run_id, str) or not is_unicode(run_id):
+            raise InvalidArguments(f"{run_id!r:.100} is not the id of a run")
         return Run(self._reader, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
     async def trigger_cron(self, job: Job[..., Any] | str, arguments: Mapping[str, Any] | None = None) -> Run[Any]:

@@ -20,7 +20,7 @@ from worker.job.propagation import current_headers
 from worker.job.round_trip import to_json_values
 from worker.queue.chain import make_callback, make_fair_entry, make_next_calls, to_ms
 from worker.queue.group import CompleteWhen, Group
-from worker.queue.outbox import OutboxWriter
+from worker.queue.outbox import OutboxWriter, check_job_name, check_queue_name
 from worker.queue.payload import LONGEST_ID, Member, Payload, now_ms, payload_text, read_run_id, to_seconds
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
@@ -85,6 +85,7 @@ class Enqueuer:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
     ) -> Run[Any]:
         """Enqueue a job by its name. Only the worker validates the arguments."""
+        check_job_name(name)
         values = [to_json_values(name, str(place), value) for place, value in enumerate(args, 1)]
         named = {key: to_json_values(name, key, value) for key, value in kwargs.items()}
         payload = Payload(name, values, named, now_ms(), headers=current_headers())
@@ -135,9 +136,10 @@ class Enqueuer:
         fair: str = "",
     ) -> Run[Any]:
         self._check_size(payload, job.name if job else "the job")
-        if options.id is not None and read_run_id(options.id) is None:
-            raise InvalidArguments(f"id={options.id[:100]!r}: an id has 1 to {LONGEST_ID} printable characters")
+        if options.id is not None and (not isinstance(options.id, str) or read_run_id(options.id) is None):
+            raise InvalidArguments(f"id={options.id!r:.100}: an id has 1 to {LONGEST_ID} printable characters")
         queue = options.queue or self.queue
+        check_queue_name(queue)
         put = await self._send(
             self._destination_store.enqueue(
                 options.id or uuid.uuid4().hex,
@@ -188,6 +190,7 @@ class Enqueuer:
             return [await self._enqueue_any(job, call) for call in calls]
         texts, followers, fair = await self._payloads(job, calls)
         queue = options.queue or self.queue
+        check_queue_name(queue)
         known_job = job if isinstance(job, Job) else None
         runs: list[Run[R]] = []
         for first in range(0, len(texts), _JOBS_PER_CALL):
@@ -256,6 +259,8 @@ class Enqueuer:
         """Enqueue a group; see `Client.group`."""
         needs_results = callback is not None and callback.result_as is not None
         _check_group(calls, callback, needs_results=needs_results)
+        for queue in {self._destination(call)[0] for call in calls}:
+            check_queue_name(queue)
         name = uuid.uuid4().hex if group_id is None else group_id
         if not name or not all(read_run_id(f"{name}:{end}") for end in (len(calls), "then")):
             raise InvalidArguments(f"group: id={name[:100]!r}: an id has 1 to {LONGEST_ID - 20} printable characters")
@@ -333,6 +338,8 @@ class Enqueuer:
 
 def check_job(job: object) -> None:
     """Raise `InvalidArguments` unless a value is a job, or can be the name of one."""
+    if isinstance(job, str):
+        check_job_name(job)
     if not isinstance(job, Job | str):
         name = getattr(job, "__name__", repr(job))
         raise InvalidArguments(f"{name} is not a job: decorate its function with @job, or give the name of a job")

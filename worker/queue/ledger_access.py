@@ -18,8 +18,9 @@ from worker.settings import Settings
 T = TypeVar("T")
 
 _UNDEFINED_TABLE = ("42P01", "3F000")
-#: SQLSTATEs of a value that PostgreSQL, or its driver, cannot take: of a wrong type, NUL, or a number out of range.
-_ODD_VALUE = ("22000", "22003", "22021", "22P05")
+#: SQLSTATEs of a value that PostgreSQL, or its driver, cannot take: of a wrong type, NUL, a number out of range, or a
+#: negative limit.
+_ODD_VALUE = ("22000", "22003", "22021", "22P05", "2201W")
 _REFUSED = ("28", "3D")  # SQLSTATE classes: invalid authorization, invalid catalog name
 _POOL = {"pool_size": 1, "max_overflow": 2}
 

@@ -42,10 +42,17 @@ _LONGEST_MS = 100 * 366 * 86_400_000
 
 def check_queue_name(queue: str) -> None:
     """Raise `InvalidArguments` unless a queue has a name that a queue may have."""
-    if not 0 < len(queue) <= LONGEST_ID or not queue.isprintable() or not is_unicode(queue):
-        raise InvalidArguments(f"queue={queue[:100]!r}: a queue has a name of 1 to {LONGEST_ID} printable characters")
+    is_text = isinstance(queue, str) and 0 < len(queue) <= LONGEST_ID
+    if not is_text or not queue.isprintable() or not is_unicode(queue):
+        raise InvalidArguments(f"queue={queue!r:.100}: a queue has a name of 1 to {LONGEST_ID} printable characters")
     if _RESERVED.fullmatch(queue):
         raise InvalidArguments(f"queue={queue[:100]!r} is the name of another key of Redis: choose another name")
+
+
+def check_job_name(job: str) -> None:
+    """Raise `InvalidArguments` unless a text can be the name of a job."""
+    if not 0 < len(job) <= LONGEST_ID or not is_unicode(job) or "\x00" in job:
+        raise InvalidArguments(f"{job[:100]!r} is not the name of a job")
 
 
 def make_row(
@@ -78,8 +85,7 @@ def make_row(
     Raises:
         InvalidArguments: PostgreSQL or the relay would not accept the row.
     """
-    if not 0 < len(job) <= LONGEST_ID or not is_unicode(job) or "\x00" in job:
-        raise InvalidArguments(f"{job[:100]!r} is not the name of a job")
+    check_job_name(job)
     check_queue_name(queue)
     options: dict[str, Any] = {}
     if lock is not None:
