@@ -123,6 +123,16 @@ async def test_failures_are_run_again_and_deleted(
     assert await order(http, "/quarantine/retry", {"runs": ["w"]}) == {"changed": [], "unchanged": ["w"]}
 
 
+async def test_the_key_of_a_refused_request_can_be_used_for_the_corrected_one(
+    http: httpx.AsyncClient, client: Client, redis: Redis
+) -> None:
+    key = {"Idempotency-Key": "order 8"}
+    await order(http, "/runs", {"job": "gret", "arguments": {"name": "Ada"}}, 404, **key)
+    await order(http, "/runs", {"job": "greet", "arguments": {"name": 7}}, 422, **key)
+    made = await order(http, "/runs", {"job": "greet", "arguments": {"name": "Ada"}}, 201, **key)
+    assert await redis.zrange("arq:queue", 0, -1) == [made["id"].encode()]
+
+
 async def test_times_with_a_zone_are_taken(http: httpx.AsyncClient, client: Client, redis: Redis) -> None:
     body = {"job": "greet", "arguments": {"name": "Ada"}, "id": "later"}
     await order(http, "/runs", body | {"at": "2100-01-01T02:00:00+02:00"}, 201)

@@ -79,3 +79,7 @@ class IdempotencyKeys:
         """Remember that the run of a claim was enqueued."""
         value = json.dumps({"run": run_id, "request": claim.request, "done": True})
         await self._client.command(self._client.redis.set(claim.name, value, ex=self._seconds))
+
+    async def release(self, claim: IdempotencyClaim) -> None:
+        """Forget the key of a request that was refused."""
+        await self._client.command(self._client.redis.delete(claim.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from worker.errors import InvalidArguments, RegistrationError
+from worker.errors import InvalidArguments, LonghaulError, RegistrationError, ServerUnavailable
 from worker.job.definition import Job
 from worker.queue import keys
 from worker.queue.conditions import make_entry, parse_entry
@@ -43,7 +43,13 @@ async def enqueue(call: Call) -> Reply:
     if claim.is_done:
         return _reply(EnqueuedView(id=claim.run_id, job=body.job, is_new=False))
     # A request that died in between, or one that is under way, used the same id: the run exists once.
-    made = await _enqueue(call.backend, body, body.id or claim.run_id)
+    try:
+        made = await _enqueue(call.backend, body, body.id or claim.run_id)
+    except ServerUnavailable:
+        raise  # the run may have been enqueued
+    except LonghaulError:
+        await memory.release(claim)  # nothing was enqueued: the client may correct the request
+        raise
     await memory.finish(claim, made.id)
     return _reply(made)
 
