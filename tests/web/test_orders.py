@@ -171,6 +171,22 @@ async def test_tokens_allow_their_roles_and_nothing_else(
     await app.close()
 
 
+async def test_a_file_of_tokens_that_becomes_wrong_is_logged_once(
+    settings: Settings, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = TokenFile(tmp_path / "tokens.toml")
+    text = file.create("reader", ["read"])
+    app = web_app(with_web(settings, tokens_file=str(file.path)), jobs=JOBS)
+    file.path.write_text("reader = 1")
+    async with connect(app, token=text) as http, connect(app) as nameless:
+        for _ in range(2):
+            assert (await http.get("/openapi.json")).json()["type"] == "urn:longhaul:problem:tokens-not-readable"
+            assert (await nameless.get("/openapi.json")).status_code == 401
+    [record] = [one for one in caplog.records if one.name == "longhaul.web"]
+    assert "tokens.toml: " in record.getMessage()
+    await app.close()
+
+
 async def test_without_tokens_only_this_machine_and_its_own_pages_may_ask(api: Any) -> None:
     async with connect(api) as http, connect(api, address="10.0.0.7") as far:
         assert (await http.get("/queues")).status_code == 200

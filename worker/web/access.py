@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,6 +13,8 @@ from worker.observe.loopback import is_loopback, names_loopback
 from worker.settings.sections import WebSettings
 from worker.web.problems import Problem
 from worker.web.tokens import ROLES, FailedTokens, Role, Token, TokenFile
+
+logger = logging.getLogger("longhaul.web")
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="longhaul"'}
@@ -45,6 +48,7 @@ class Access:
     def __init__(self, settings: WebSettings) -> None:
         self.file = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
         self._failed = FailedTokens(settings.failed_tokens_per_minute)
+        self._problem = ""  # of the file, as it was logged last
 
     def authenticate(self, request: Request) -> Caller:
         """Return who sends a request.
@@ -76,13 +80,22 @@ class Access:
             raise Problem(429, "too-many-failures", detail, headers={"Retry-After": str(max(1, round(refused)))})
         try:
             token = self.file.find(text) if self.file is not None and text is not None else None
-        except SettingsError:
+        except SettingsError as error:
+            self._log_problem(str(error))
             raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
+        if text is not None:
+            self._problem = ""
         if token is None:
             self._failed.add(address)
             detail = "send a valid token: Authorization: Bearer …; `worker web token NAME` creates one"
             raise Problem(401, "no-valid-token", detail, headers=_CHALLENGE)
         return token
+
+    def _log_problem(self, problem: str) -> None:
+        """Log why the file cannot be read, once and not for each request."""
+        if problem != self._problem:
+            self._problem = problem
+            logger.error("tokens cannot be read, and no request is accepted: %s", problem)
 
     def is_valid(self, token: Token) -> bool:
         """Return whether a token of the file has not expired."""
