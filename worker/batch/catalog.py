@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Enum, Executable, LargeBinary, Select, String, func, inspect, select, text
+from sqlalchemy import Enum, Executable, LargeBinary, Select, String, Text, cast, func, inspect, select, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -138,7 +138,7 @@ async def ensure_table_exists(connection: AsyncConnection, keyset: Keyset, *, ki
 def _no_table(table: str, kind: str) -> UnsupportedStatement:
     return UnsupportedStatement(
         f"{kind}: there is no table {table} in the database: create it with your own migrations (`worker migrate` "
-        f"creates only the ledger's tables), or correct database.url"
+        f"creates only the ledger's tables), or correct the URL of the database"
     )
 
 
@@ -268,8 +268,11 @@ async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order:
 
 def _weight(column: Any) -> Any:
     # The length of a text or bytea is known without reading a value that is stored out of line.
-    is_text = isinstance(getattr(column, "type", None), String | LargeBinary) and not isinstance(column.type, Enum)
-    size = func.octet_length(column) if is_text else func.pg_column_size(column)
+    kind = getattr(column, "type", None)
+    if isinstance(kind, String) and not isinstance(kind, Enum):
+        size = func.octet_length(cast(column, Text))  # the model may call a text what the database has as a uuid
+    else:
+        size = func.octet_length(column) if isinstance(kind, LargeBinary) else func.pg_column_size(column)
     return func.coalesce(size, 0) + _VALUE_BYTES
 
 
