@@ -90,7 +90,10 @@ class Query:
             # The stream limits the lock waits of its writer if there is no limit. Here, the writer is elsewhere.
             lock_timeout_seconds=there.lock_timeout_seconds or 1,
         )
-        bounds = await self._rows.open(replace(step, connection=self._connection))
+        try:
+            bounds = await self._rows.open(replace(step, connection=self._connection))
+        except UnsupportedStatement as error:
+            raise UnsupportedStatement(f"the database {self._name!r}: {error}") from None
         await run_to_completion(self._connection.rollback())
         return replace(bounds, table="")  # the throttles look at this database
 
