@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_servers_that_were_killed_are_started_again_at_their_urls() -> None:
     with subprocess.Popen(command, env=environment, **pipes) as owner:
         assert owner.stdout is not None
         assert owner.stderr is not None
+        guard = threading.Timer(120, owner.kill)  # a line that never comes fails the test
+        guard.start()
         try:
             urls = dict(owner.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in names)
             asyncio.run(write(urls))
@@ -100,6 +103,7 @@ def test_servers_that_were_killed_are_started_again_at_their_urls() -> None:
             ]
             assert asyncio.run(read(urls)) == (1, None)
         finally:
+            guard.cancel()
             owner.send_signal(signal.SIGINT)
         assert owner.wait(60) == 130
 
