@@ -13,7 +13,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
@@ -283,3 +283,30 @@ async def test_an_error_without_a_text_stays_the_error_of_its_run(
 
 async def _has_ended(spans: Spans) -> bool:
     return bool(spans.of("run fail_namelessly"))
+
+
+class Broken(SpanProcessor):
+    """A processor of the application that raises."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._fail("start")
+
+    def on_end(self, span: Any) -> None:
+        self._fail("end")
+
+    def _fail(self, place: str) -> None:
+        if place == self._place:
+            raise RuntimeError(place)
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+async def test_a_broken_processor_of_spans_loses_no_run(
+    fast: Settings, database: Database, redis: Redis, spans: Spans, place: str
+) -> None:
+    spans.provider.add_span_processor(Broken(place))
+    settings = with_tracing(fast)
+    async with Client(settings) as client, working(settings, walk):
+        assert await (await client.enqueue(walk)).result(timeout=60) == 0

@@ -8,7 +8,6 @@ alone; without a provider of the application, its spans are not recorded.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -29,7 +28,7 @@ from worker.job.propagation import (
     current_headers,
     parse_traceparent,
 )
-from worker.observe.enqueue_tracing import SYSTEM
+from worker.observe.enqueue_tracing import SYSTEM, record_error, start_span
 from worker.queue import keys
 from worker.runtime.observer import Observer, RunInfo
 from worker.settings import Settings
@@ -131,7 +130,8 @@ class RunSpans(Observer):
             return await proceed()  # the run has ended meanwhile
         links = await self._links(info, fields, headers, redis, has_ledger_run=has_ledger_run)
         attributes = self._attributes(info, fields)
-        span = self._tracer.start_span(f"run {fields.job}", kind=SpanKind.CONSUMER, links=links, attributes=attributes)
+        name = f"run {fields.job}"
+        span = start_span(self._tracer, name, kind=SpanKind.CONSUMER, links=links, attributes=attributes)
         self._traced[info.run_id] = traced = _Traced(span)
         with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             self._note(fields)
@@ -143,9 +143,7 @@ class RunSpans(Observer):
             except BaseException as error:
                 if self._traced.get(info.run_id) is traced:  # else the job was abandoned, and its span has ended
                     traced.error = error
-                    # The SDK asks the error for its text, and a span is no reason to lose the error.
-                    with contextlib.suppress(Exception):
-                        span.record_exception(error)
+                    record_error(span, error)
                 raise
             finally:
                 if fields.step and span.is_recording():
