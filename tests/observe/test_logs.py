@@ -111,3 +111,11 @@ def test_a_line_is_written_whatever_the_classes_of_its_values_do() -> None:
 def test_a_line_of_a_subprocess_whose_arguments_do_not_fit_reaches_the_worker() -> None:
     record = logging.LogRecord("shop", logging.INFO, __file__, 1, "%d", ("x",), None)
     assert describe_record(record)["msg"] == "'%d' cannot be formatted: TypeError"
+
+
+def test_a_line_has_its_stack_also_from_a_subprocess() -> None:
+    record = logging.LogRecord(
+        "shop", logging.INFO, __file__, 1, "here", (), None, sinfo="Stack (most recent call last)"
+    )
+    for one in (record, logging.makeLogRecord(describe_record(record))):
+        assert json.loads(JsonFormatter().format(one))["stack_info"] == "Stack (most recent call last)"

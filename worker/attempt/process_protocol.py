@@ -98,6 +98,7 @@ def describe_record(record: logging.LogRecord) -> dict[str, Any]:
         "process": record.process,
         "processName": "job",
         "threadName": record.threadName,
+        "stack_info": record.stack_info,
     }
     if attempt is not None:
         values[RECORD_ATTEMPT] = attempt.as_extra()

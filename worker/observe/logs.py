@@ -68,6 +68,8 @@ class JsonFormatter(logging.Formatter):
             values["extra"] = taken
         if exception := exception_of(record):
             values["exception"] = plain_text(exception, _EXCEPTION_CHARACTERS, keeps_end=True)
+        if record.stack_info:  # no `extra` can have this name
+            values["stack_info"] = plain_text(record.stack_info, _EXCEPTION_CHARACTERS, keeps_end=True)
         text = json.dumps(values, ensure_ascii=False, allow_nan=False)
         return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
