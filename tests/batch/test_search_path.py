@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import DateTime, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from tests.models import Base
@@ -21,6 +22,8 @@ TRAPS = [
     "FUNCTION unnest(text[]) RETURNS SETOF text AS $$ {} SELECT pg_catalog.unnest($1) $$",
     "FUNCTION unnest(integer[]) RETURNS SETOF integer AS $$ {} SELECT pg_catalog.unnest($1) $$",
     "FUNCTION unnest(timestamptz[]) RETURNS SETOF timestamptz AS $$ {} SELECT pg_catalog.unnest($1) $$",
+    "FUNCTION pg_column_size(timestamptz) RETURNS integer AS $$ {} SELECT 8 $$",
+    "FUNCTION pg_column_size(jsonb) RETURNS integer AS $$ {} SELECT 8 $$",
     "FUNCTION trap_state(text[], text) RETURNS text[] AS $$ {} SELECT $1 || $2 $$",
     "AGGREGATE array_agg(text) (SFUNC = trap_state, STYPE = text[], INITCOND = '{{}}')",
 ]
@@ -33,6 +36,7 @@ class Timed(Base):
 
     at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
     n: Mapped[int] = mapped_column(default=0)
+    document: Mapped[dict[str, int] | None] = mapped_column(JSONB)
 
 
 @pytest.mark.parametrize("skip_locked", [False, True])

@@ -268,11 +268,11 @@ async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order:
 
 def _weight(column: Any) -> Any:
     # The length of a text or bytea is known without reading a value that is stored out of line.
-    kind = getattr(column, "type", None)
+    kind, functions = getattr(column, "type", None), func.pg_catalog
     if isinstance(kind, String) and not isinstance(kind, Enum):
-        size = func.octet_length(cast(column, Text))  # the model may call a text what the database has as a uuid
+        size = functions.octet_length(cast(column, Text))  # the model may call a text what the database has as a uuid
     else:
-        size = func.octet_length(column) if isinstance(kind, LargeBinary) else func.pg_column_size(column)
+        size = functions.octet_length(column) if isinstance(kind, LargeBinary) else functions.pg_column_size(column)
     return func.coalesce(size, 0) + _VALUE_BYTES
 
 

@@ -184,7 +184,7 @@ def match_keys(columns: Sequence[Any], keys: Sequence[Any]) -> ColumnElement[boo
         return columns[0] == any_(literal(list(keys), ARRAY(columns[0].type)))  # type: ignore[no-any-return]
     values = zip(*keys, strict=True)
     arrays = [literal(list(each), ARRAY(column.type)) for column, each in zip(columns, values, strict=True)]
-    return tuple_(*columns).in_(select(*[func.unnest(array) for array in arrays]))
+    return tuple_(*columns).in_(select(*[func.pg_catalog.unnest(array) for array in arrays]))
 
 
 def list_keys(rows: Iterable[Any]) -> list[Any]:

@@ -10,7 +10,8 @@ WITH locked AS MATERIALIZED (
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
 ), measured AS (
-    SELECT *, octet_length(payload) AS bytes, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes_so_far
+    SELECT *, pg_catalog.octet_length(payload) AS bytes,
+           pg_catalog.sum(pg_catalog.octet_length(payload)) OVER (ORDER BY id) AS bytes_so_far
     FROM locked
 )
 SELECT id, run_id, queue, CASE WHEN bytes <= :max_bytes THEN payload END AS payload, bytes,
