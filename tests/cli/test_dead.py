@@ -218,6 +218,7 @@ async def test_pruning_notes_the_times_of_letters_that_have_none(redis: Redis) -
     assert others[-1][0] == b"w1"  # a time that was noted stays
 
 
+@pytest.mark.usefixtures("database")
 async def test_a_worker_prunes_old_letters_by_itself(redis: Redis, fast: Settings) -> None:
     await redis.delete(keys.PRUNED)
     await age(redis, "b1", days=31)

@@ -60,6 +60,7 @@ async def watched(home: Path) -> AsyncIterator[Watched]:
         await made.stop()
 
 
+@pytest.mark.usefixtures("database")
 async def test_a_failover_by_a_sentinel_loses_no_job(
     fast: Settings, watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:

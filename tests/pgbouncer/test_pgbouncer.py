@@ -159,6 +159,7 @@ async def test_the_command_line(database: Database, servers: Services, redis: Re
     assert await effects(database) == {1: 500}
 
 
+@pytest.mark.usefixtures("database")
 async def test_the_outbox_is_relayed_without_listen(fast: Settings, client: Client) -> None:
     settings = with_database(with_worker(fast, outbox_poll_seconds=0.1), pgbouncer="auto")
     database = Database(settings)

@@ -356,9 +356,7 @@ def test_sync_client_has_every_method_of_client_with_the_same_parameters() -> No
     assert wanted.keys() - tried == {"close", "plan", "run"}, "add new methods to the tables above"
 
 
-# --- runs
-
-
+@pytest.mark.usefixtures("database", "redis")
 async def test_a_sync_run_waits_reports_and_raises_as_a_run_does(fast: Settings, sync: SyncClient) -> None:
     def use() -> list[Any]:
         run, failing, gone = sync.enqueue(add, 1), sync.enqueue(fail, 1), sync.enqueue(add.options(delay=60), 1)

@@ -133,6 +133,7 @@ async def gives_up(ctx: JobContext) -> None:
 
 
 @pytest.mark.parametrize("call", [call_with_asyncpg, call_with_redis], ids=lambda call: call.__name__)
+@pytest.mark.usefixtures("database")
 async def test_do_not_retry_counts_for_an_error_of_a_connection(
     call: Callable[[JobContext], Awaitable[Any]], proxy: Proxy, client: Client, fast: Settings
 ) -> None:
