@@ -102,7 +102,9 @@ async def test_skipped_rows_outlast_their_worker(context: MakeContext, database:
         await other.commit()
         batches = await walk
     assert batches[0] == list(range(21, 31))
-    assert sorted(batches[-1]) == [2, 50]
+    # In one batch, or in two if the walk looked at one row before the locks were released, and at the other afterwards.
+    assert sorted(id_ for batch in batches for id_ in batch if id_ in (2, 12, 50)) == [2, 50]
+    assert {*batches[-1]} <= {2, 50}
     assert await seen_once(database)
     assert await remembered(database) == []
 
