@@ -32,6 +32,16 @@ def mirror(redis: Redis, settings: Settings) -> Mirror:
     return Mirror(redis, settings, "north")
 
 
+@pytest.fixture
+def clock(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of the monotonic clock, which a test moves; the run has begun to walk."""
+    seconds = [100.0]
+    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: seconds[0])
+    mirror.started(RUN)
+    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    return seconds
+
+
 async def test_a_run_shows_its_rows_percent_and_rate(mirror: Mirror, redis: Redis) -> None:
     mirror.started(RUN)
     mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
@@ -48,12 +58,8 @@ async def test_a_run_shows_its_rows_percent_and_rate(mirror: Mirror, redis: Redi
 
 
 async def test_the_time_left_is_that_of_work_without_what_a_throttle_takes(
-    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    mirror: Mirror, redis: Redis, clock: list[float]
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
-    mirror.started(RUN)
-    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
     clock[0] += 2
     mirror.progressed(RUN, batch(20), rows=20)
     since = datetime.now(UTC)
@@ -69,11 +75,7 @@ async def test_the_time_left_is_that_of_work_without_what_a_throttle_takes(
     assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("10.0", "6", "7200.0")
 
 
-async def test_a_pace_is_the_rate_of_a_walk(mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
-    mirror.started(RUN)
-    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+async def test_a_pace_is_the_rate_of_a_walk(mirror: Mirror, redis: Redis, clock: list[float]) -> None:
     for rows in (20, 40):
         mirror.throttled(RUN, "5 rows/s at most", since=datetime.now(UTC), until=None, kind="pace")
         clock[0] += 4
@@ -84,13 +86,7 @@ async def test_a_pace_is_the_rate_of_a_walk(mirror: Mirror, redis: Redis, monkey
     assert (line["rate"], line["eta_seconds"], line["throttled_seconds"]) == ("5.0", "12", "8.0")
 
 
-async def test_a_pace_is_the_rate_of_the_first_batch(
-    mirror: Mirror, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("worker.observe.mirror.time.monotonic", lambda: clock[0])
-    mirror.started(RUN)
-    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+async def test_a_pace_is_the_rate_of_the_first_batch(mirror: Mirror, redis: Redis, clock: list[float]) -> None:
     clock[0] += 1
     mirror.progressed(RUN, batch(40), rows=40)
     since = datetime.now(UTC)

@@ -23,7 +23,7 @@ from worker.job.definition import (
     describe_place,
 )
 from worker.job.limits import Fair, Limits, Unique, UniqueWhile
-from worker.job.option_checks import check_options
+from worker.job.option_checks import check_job_options
 from worker.job.schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def make_job(function: Callable[..., Any], rules: JobOptions) -> Job[..., Any]:
         raise RegistrationError(f"job {function.name}: it is a job already: remove the second @job")
     name = rules.name or str(getattr(function, "__name__", "")) or type(function).__name__
     run_in = _check_function(name, function, rules.run_in)
-    check_options(name, rules)
+    check_job_options(name, rules)
     cron = [rules.cron] if isinstance(rules.cron, str) else list(rules.cron or ())
     parameters = _check_parameters(name, function, has_cron=bool(cron))
     unique = rules.unique if isinstance(rules.unique, bool | str) else tuple(rules.unique)

@@ -32,7 +32,7 @@ RunIn = Literal["loop", "thread", "process"]
 #: The highest priority. Each priority in use costs a lookup in each claim of a worker.
 MAX_PRIORITY = 9
 #: The longest duration of an option: a hundred years.
-_LONGEST_SECONDS = 100 * 366 * 86_400
+LONGEST_SECONDS = 100 * 366 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class EnqueueOptions:
     then: tuple[Call[Any], ...] = ()
 
 
-def check_options(owner: str, options: EnqueueOptions) -> None:
+def check_enqueue_options(owner: str, options: EnqueueOptions) -> None:
     """Raise `InvalidArguments` if options contradict each other, or one of their times cannot be kept.
 
     Args:
@@ -162,7 +162,7 @@ def _is_duration(time: Any) -> bool:
         seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
     except (TypeError, ValueError, OverflowError):
         return False
-    return -_LONGEST_SECONDS <= seconds <= _LONGEST_SECONDS
+    return -LONGEST_SECONDS <= seconds <= LONGEST_SECONDS
 
 
 def check_priority(owner: str, priority: int | None) -> None:
@@ -248,7 +248,7 @@ class Job(Generic[P, R]):
         if not all(isinstance(call, Call) for call in calls):
             raise InvalidArguments(f"job {self.name}: then= takes calls: other_job.call(argument=1)")
         options = EnqueueOptions(id, delay, at, queue, replace, expires, priority, deadline, calls)
-        check_options(f"job {self.name}", options)
+        check_enqueue_options(f"job {self.name}", options)
         return dataclasses.replace(self, enqueue_options=options)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:

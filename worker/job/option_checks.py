@@ -9,18 +9,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from worker.errors import InvalidArguments, RegistrationError
-from worker.job.definition import JobOptions, OnStall, OnStatementChange, check_priority
+from worker.job.definition import LONGEST_SECONDS, JobOptions, OnStall, OnStatementChange, check_priority
 from worker.job.limits import UniqueWhile
-
-#: A hundred years: the longest time that Redis and the ledger are asked to remember.
-_LONGEST_SECONDS = 100 * 366 * 86400.0
 
 _CHOICES = {"on_stall": OnStall, "on_statement_change": OnStatementChange, "unique_while": UniqueWhile}
 
 _TEXTS = ("concurrency_key", "rate", "rate_key", "fair_by")
 
 
-def check_options(name: str, rules: JobOptions) -> None:
+def check_job_options(name: str, rules: JobOptions) -> None:
     """Raise `RegistrationError` if an option has a value that cannot work, or two options contradict each other."""
     _check_name(name)
     for option, choices in _CHOICES.items():
@@ -67,9 +64,9 @@ def _check_numbers(name: str, rules: JobOptions) -> None:
             raise _refusal(name, rules, option, "give seconds above 0")
     for option in ("grace_period", "result_ttl"):
         value = getattr(rules, option)
-        if value is not None and not (_is_number(value) and 0 <= value <= _LONGEST_SECONDS):
+        if value is not None and not (_is_number(value) and 0 <= value <= LONGEST_SECONDS):
             raise _refusal(name, rules, option, "give seconds from 0 to a hundred years")
-    if rules.unique_for is not None and not (_is_number(rules.unique_for) and 0 < rules.unique_for <= _LONGEST_SECONDS):
+    if rules.unique_for is not None and not (_is_number(rules.unique_for) and 0 < rules.unique_for <= LONGEST_SECONDS):
         raise _refusal(name, rules, "unique_for", "give seconds above 0, up to a hundred years")
     if rules.yield_after is not None and not (_is_number(rules.yield_after) and rules.yield_after >= 0):
         raise _refusal(name, rules, "yield_after", "give seconds from 0, or 0 for never")

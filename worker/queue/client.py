@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from worker.awaiting import track_awaits
 from worker.errors import InvalidArguments
 from worker.job.call import Call
-from worker.job.definition import EnqueueOptions, Job, check_options
+from worker.job.definition import EnqueueOptions, Job, check_enqueue_options
 from worker.job.middleware import Middleware, configured_middleware, enqueue_hooks
 from worker.job.registry import discover
 from worker.queue.connection import connection_pool
@@ -218,7 +218,7 @@ class Client(Operations):
     ) -> Run[Any]:
         """Enqueue a job by its name, with JSON values by argument. The options are those of `Job.options`."""
         options = EnqueueOptions(id, delay, at, queue, priority=priority)
-        check_options(f"job {name}", options)
+        check_enqueue_options(f"job {name}", options)
         return await self._enqueuer.enqueue_name(name, (), arguments or {}, options)
 
     async def group(

@@ -22,7 +22,7 @@ from worker.errors import DatabaseNotMigrated, InvalidArguments, InvalidPayload,
 from worker.job.definition import Job
 from worker.job.propagation import looking_command
 from worker.queue.decoding import read_json
-from worker.queue.payload import LONGEST_ID, Payload, decode_payload, is_unicode, read_run_id
+from worker.queue.payload import LONGEST_ID, LONGEST_MS, Payload, decode_payload, is_unicode, read_run_id
 from worker.queue.store import Enqueued, Lock
 
 #: Inserts rows; its only parameter is the JSON text of `rows_json`.
@@ -37,7 +37,6 @@ FROM pg_catalog.json_to_recordset(CAST(:rows AS json)) AS given
 _RESERVED = re.compile(r"(worker:|arq:(job|in-progress|retry|result):|arq:abort$).*|.*:health-check", re.DOTALL)
 _UNDEFINED = ("42P01", "3F000")
 _LOCK_COUNTS = ("time", "active", "waiting")
-_LONGEST_MS = 100 * 366 * 86_400_000
 
 
 def check_queue_name(queue: str) -> None:
@@ -198,7 +197,7 @@ def _read_options(text: str | None) -> dict[str, Any]:
     if values.keys() & {"lock", "counts", "lock_ms"}:
         ms = values.get("lock_ms")
         is_valid = is_valid and isinstance(values.get("lock"), str) and values.get("counts") in _LOCK_COUNTS
-        is_valid = is_valid and type(ms) is int and 1 <= ms <= _LONGEST_MS
+        is_valid = is_valid and type(ms) is int and 1 <= ms <= LONGEST_MS
     if not is_valid:
         raise InvalidPayload(f"an option has a value of a wrong type: {text}"[:200])
     return values

@@ -45,7 +45,7 @@ encode_strictly = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).en
 _PLAIN = frozenset({"t", "f", "a", "k", "et", "v"})
 #: The year 10,000, in ms since 1970.
 LAST_MS = 253_402_300_800_000
-_LONGEST_MS = 100 * 366 * 86_400_000  # a hundred years
+LONGEST_MS = 100 * 366 * 86_400_000  # a hundred years
 _LONGEST_NAME = 500
 #: Longest id of a run, in characters.
 LONGEST_ID = 500
@@ -65,7 +65,7 @@ _CALL_TYPES: dict[str, Any] = {
     "x": int,
     "r": str,
 }
-_CALL_BOUNDS = {"d": _LONGEST_MS, "x": _LONGEST_MS, "p": 9}
+_CALL_BOUNDS = {"d": LONGEST_MS, "x": LONGEST_MS, "p": 9}
 
 
 class Member(NamedTuple):
