@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 # Each pytest process starts servers of its own. Many tests wait, hence more processes than there are cores.
-PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 4)) --dist worksteal
+PARALLEL = -n $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --dist worksteal
 # The long ones have workers of their own, several for each test.
 PARALLEL_LONG = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 # Tests start hundreds of processes: without bytecode, each would compile every module again.

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from benchmarks.capacity_page import write_page
+from benchmarks.pages import write_pages
 from benchmarks.report import Report, Row, quick, refuse_arguments
 from benchmarks.soak import rss_mb, worker
 from benchmarks.tables import Bench, Reader, prepare
@@ -164,7 +164,7 @@ def main() -> int:
         settings = load_settings(environment={"DATABASE_URL": running.database_url, "REDIS_URL": running.redis_url})
         code = asyncio.run(run(settings, Report("capacity", f"{runs:,} small runs, {walks:,} walks"), runs, walks))
     if not quick():
-        write_page()
+        write_pages()
     return code
 
 

@@ -38,12 +38,12 @@ class Peer:
     Attributes:
         name: its name in the table.
         side: runs it, and returns its number of rows.
-        bar: the least ratio of our rows/s to its rows/s.
+        bar: the least ratio of our rows/s to its rows/s; None for a peer that does less than we do.
     """
 
     name: str
     side: Side
-    bar: float
+    bar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[fl
 
 
 def _is_clear(ours: Runs, theirs: Runs, peer: Peer) -> bool:
+    if peer.bar is None:
+        return True
     ratio, spread = ratio_and_spread(ours.rates, theirs.rates)
     return spread <= abs(ratio - peer.bar)
 
@@ -124,7 +126,7 @@ def _rows(case: Case, runs: Mapping[str, Runs], others: float) -> Iterator[Row]:
         for name, a, b in (("CPU", ours.cpu, theirs.cpu), ("server", ours.server, theirs.server)):
             if statistics.median(b) > 0:
                 notes.append(f"{name} {statistics.median(a) / statistics.median(b):.2f} ×")
-        if spread > abs(ratio - peer.bar):
+        if not _is_clear(ours, theirs, peer):
             notes.append("too close to tell")
         if others > _QUIET:
             notes.append(f"other processes used {others:.0%} of a core")
@@ -134,8 +136,8 @@ def _rows(case: Case, runs: Mapping[str, Runs], others: float) -> Iterator[Row]:
             mine,
             {peer.name: other},
             ratio,
-            f"≥ {peer.bar:g}",
-            ratio >= peer.bar,
+            "" if peer.bar is None else f"≥ {peer.bar:g}",
+            None if peer.bar is None else ratio >= peer.bar,
             spread=spread,
             notes=", ".join(notes),
         )

@@ -131,6 +131,8 @@ async def measure(settings: Settings, report: Report) -> int:
     await fill(settings, redis)
     async with serving(settings, app) as url, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=find_browser())
+        empty = await first_paint(browser, "data:text/html,<p>empty")
+        report.add([Row("first paint of an empty page without a server, median", "ms", empty)])
         for path in _VIEWS:
             paint = await first_paint(browser, url + path)
             report.add([at_most(f"first paint of {path}, median", "ms", paint, _PAINT_MS)])

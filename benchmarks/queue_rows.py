@@ -44,9 +44,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Ran:
-    """The jobs that have run: their rate, and their cost on the server."""
+    """The jobs that have run: their rate, the CPU seconds of their worker, and their cost on the server."""
 
     rate: float
+    cpu_seconds: float
     count: int
     used: Counters
 
@@ -59,14 +60,16 @@ def run_jobs(
     side.enqueue(job, count)
     before = side.counters()
     with side.work(slots, job, expect=count, bare=bare, metrics_port=metrics_port) as working:
+        begun = working.cpu_seconds()
         working.hear("count", _RUN_SECONDS)
+        computed = working.cpu_seconds() - begun
         time.sleep(_SETTLE_SECONDS)  # until the last jobs have been acknowledged
         used = side.counters().since(before)
         ended = working.stop()
     left = side.redis.zcard(_WAITING[side.name]) if side.name in _WAITING else 0
     if left:
         raise Failed(f"{side.name}: {left} jobs have run and are in the queue still")
-    return Ran(_rate(side, ended, count), count, used)
+    return Ran(_rate(side, ended, count), computed, count, used)
 
 
 def _rate(side: Side, tally: dict[str, int], count: int) -> float:

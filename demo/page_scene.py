@@ -14,11 +14,12 @@ from decimal import Decimal
 from pathlib import Path
 
 from demo.data import load, read_source, transfers
-from demo.page_jobs import check_time_zones, export_ledger, rebuild_search, retire_villages, sync_prices
+from demo.page_jobs import assign_regions, check_time_zones, export_ledger, rebuild_search, retire_villages, sync_prices
 from demo.workers import Workers
 from jobs.accounts import transfer_funds
 from jobs.places import purge_place_names, retire_hamlets
 from worker import Client, Settings, load_settings
+from worker.cancellation import cancel_and_wait
 from worker.embedded import Services, services
 from worker.types import Database
 
@@ -60,8 +61,7 @@ async def scene(settings: Settings, workers: Workers) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            moving.cancel()
-            await asyncio.gather(moving, return_exceptions=True)
+            await cancel_and_wait(moving)
             await database.close()
 
 
@@ -69,6 +69,7 @@ async def _fill(client: Client) -> None:
     await client.pace("hamlets-eu", rows_per_second=60)
     await client.pace("villages", rows_per_second=260)
     await client.enqueue(check_time_zones.options(id="time-zones-42"), below=3_000_000)
+    await client.enqueue(assign_regions.options(id="regions-42"))
     await client.enqueue(retire_villages.options(id="villages"))
     await client.enqueue(retire_hamlets.options(id="hamlets-eu"))
     for month in ("2026-08", "2026-09", "2026-10"):

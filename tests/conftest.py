@@ -27,16 +27,24 @@ from worker.testing.runner import JobRunner
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that differ in each process: xdist could not tell the tests apart."""
+    """Refuse ids that differ in each process, which xdist could not tell apart. Run the longest tests first.
+
+    Those of the page wait for a browser: at the end, one process would run them while the others have nothing to do.
+    """
+    items.sort(key=lambda item: "web/page" not in item.nodeid)
     for item in items:
         if " object at 0x" in item.nodeid:
             raise pytest.UsageError(f"{item.nodeid} has an address in its id: give the parameter an id of its own")
+
+
+gc.disable()  # until all tests are collected
 
 
 def pytest_collection_finish() -> None:
     """Keep what was imported out of each later garbage collection."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,11 +86,16 @@ def settings(servers: Services, longhaul_servers: Services) -> Settings:
     return load_settings(environment=environment, overrides={"database": {"pgbouncer": False}} if is_direct else {})
 
 
+@pytest.fixture
+def empty_tables(servers: Services) -> None:
+    """The schema of the tests as it was built, with empty tables."""
+    clean(servers)
+
+
 @pytest_asyncio.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
+async def database(empty_tables: None, settings: Settings) -> AsyncIterator[Database]:
     """A migrated database whose test tables are empty."""
     opened = Database(settings, "test", job_name=current_job.get)
-    await clean(opened)
     yield opened
     await opened.close()
 

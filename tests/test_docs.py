@@ -143,14 +143,15 @@ async def reader(
     """A reader with a running worker, and with the tables of the jobs."""
     metadata = jobs.models.Base.metadata
     async with database.engine.begin() as connection:
-        await connection.run_sync(metadata.drop_all)
         await connection.run_sync(metadata.create_all)
     monkeypatch.setenv("DATABASE_URL", fast.database.url)
     monkeypatch.setenv("REDIS_URL", fast.redis.url)
     registry = Registry(one for one in discover(["jobs"]).values() if not one.schedule)
     # Not `running`: the registry gets the jobs that the page defines later.
     started: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-    run = run_until_drained(with_worker(fast, name="docs"), registry, on_worker=started.set_result)
+    # Runs of `run_job` have no lease that this worker could see: it must not take a slow one for lost.
+    settings = with_worker(fast, name="docs", lease_seconds=60.0)
+    run = run_until_drained(settings, registry, on_worker=started.set_result)
     task = asyncio.create_task(run)
     worker = await started
     run_job = JobRunner(database, fast)
@@ -163,8 +164,6 @@ async def reader(
     for value in names.values():
         if isinstance(value, Database):
             await value.close()
-    async with database.engine.begin() as connection:
-        await connection.run_sync(metadata.drop_all)
 
 
 @pytest.mark.parametrize(

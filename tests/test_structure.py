@@ -39,6 +39,7 @@ OPTIONAL_IMPORTS = {
     "worker.queue.client.settings_or_default",  # pydantic-settings, unless the client is given its settings
     "worker.queue.outbox.OutboxWriter.__init__",  # SQLAlchemy, which the caller has loaded for its session
     "worker.queue.outbox.OutboxWriter._insert",
+    "worker.queue.outbox.OutboxWriter._open_transaction",
     # pytest loads the plugin in every project of an environment: it imports the worker when a fixture is used.
     "worker.testing.fixtures._create_missing",
     "worker.testing.fixtures._open_database",

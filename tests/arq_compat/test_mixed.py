@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +251,11 @@ asyncio.run(main())
 @pytest.mark.parametrize("version", ["0.26.3", "0.27.0"])
 async def test_older_clients(project: Project, redis: Redis, settings: Settings, tmp_path: Path, version: str) -> None:
     client = tmp_path / "client"
+    # An environment that uv has made has no pip.
+    installer = [sys.executable, "-m", "pip"] if find_spec("pip") else ["uv", "pip"]
     got = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(client), f"arq=={version}"],
+        [*installer, "install", "-q", "--no-deps", "--target", str(client), f"arq=={version}"],
         capture_output=True,
         text=True,
         timeout=60,

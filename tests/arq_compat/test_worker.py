@@ -26,6 +26,11 @@ from worker.arq_compat import Worker
 from worker.queue import keys
 
 
+def hour_far_from_now() -> int:
+    """Return an hour of UTC's day in which no cron job is due while the test runs (arq's `minute=None` is each)."""
+    return (datetime.now(UTC).hour + 12) % 24
+
+
 async def test_the_context_has_what_arq_puts_there(arq: ArqRedis, make: MakeWorker) -> None:
     async def startup(ctx: dict[Any, Any]) -> None:
         ctx["pool"] = "open"
@@ -214,7 +219,7 @@ async def test_cron_jobs_run_at_startup_and_when_they_are_due_once_for_all_worke
     def jobs() -> list[Any]:
         return [
             cron(due, name="cron:due", second=seconds, microsecond=0),
-            cron(first, name="cron:first", hour=3, run_at_startup=True),
+            cron(first, name="cron:first", hour=hour_far_from_now(), run_at_startup=True),
         ]
 
     workers = [make([], cron_jobs=jobs(), burst=False) for _ in range(2)]
@@ -334,7 +339,7 @@ async def test_run_cron_may_be_overridden_and_the_claim_of_a_cron_job_is_kept(ar
     async def good(ctx: dict[Any, Any]) -> None:
         pass
 
-    worker = make(cron_jobs=[cron(good, name="cron", hour=1, run_at_startup=True)])
+    worker = make(cron_jobs=[cron(good, name="cron", hour=hour_far_from_now(), run_at_startup=True)])
     run_cron = worker.run_cron
 
     async def note(now: datetime, delay: float, num_windows: int = 2) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -38,6 +38,16 @@ class Day(Base):
     n: Mapped[int] = mapped_column(default=0)
 
 
+class Moment(Base):
+    """Its key is a time."""
+
+    __tablename__ = "moment"
+
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(default=0)
+
+
+LAST = "9999-12-31 23:59:59.999999"
 DAYS = ["0001-01-01", "-infinity", "2013-01-01", "9999-12-31", "infinity"]
 
 
@@ -84,33 +94,35 @@ async def test_object_at_the_end_of_the_calendar_is_never_lost_in_silence(
 ) -> None:
     async with database.transaction() as session:
         await session.execute(
-            text(f"INSERT INTO day SELECT date '9999-12-31' - n, 0 FROM generate_series(1, {rows}) n")
+            text(
+                f"INSERT INTO moment SELECT timestamp '{LAST}' - n * interval '1 s', 0 "
+                f"FROM generate_series(1, {rows}) n"
+            )
         )
-        await session.execute(text("UPDATE day SET day = '9999-12-31' WHERE day = '9999-12-30'"))
+        await session.execute(text(f"UPDATE moment SET at = '{LAST}' WHERE at = timestamp '{LAST}' - interval '1 s'"))
     async with AsyncSession(database.engine) as plain:  # SQLAlchemy's own: one object is an error, several are silent
-        for row in await plain.scalars(select(Day)):
+        for row in await plain.scalars(select(Moment)):
             row.n = 1
         if rows == 1:
             with pytest.raises(StaleDataError):
                 await plain.flush()
         else:
             await plain.flush()
-            assert await plain.scalar(text("SELECT n FROM day WHERE day = '9999-12-31'")) == 0
+            assert await plain.scalar(text(f"SELECT n FROM moment WHERE at = '{LAST}'")) == 0
     ctx = context()
     with pytest.raises(StaleDataError):
-        async for batch in ctx.chunks(select(Day)):
+        async for batch in ctx.chunks(select(Moment)):
             for row in batch:
                 if change == "delete":
                     await batch.session.delete(row)
                 else:
                     row.n = 1
     async with database.session() as session:
-        assert list(await session.scalars(select(Day.n))) == [0] * rows
+        assert list(await session.scalars(select(Moment.n))) == [0] * rows
 
 
-async def test_object_whose_key_is_infinity_is_written(context: MakeContext, database: Database) -> None:
-    async with database.transaction() as session:
-        await session.execute(text("INSERT INTO day VALUES ('infinity', 0), ('-infinity', 0), ('2026-01-01', 0)"))
+async def change_and_delete_days(context: MakeContext, database: Database) -> None:
+    """Change the object of each day in one walk, and delete it in another one."""
     ctx = context()
     async for batch in ctx.chunks(select(Day)):
         for row in batch:
@@ -122,6 +134,23 @@ async def test_object_whose_key_is_infinity_is_written(context: MakeContext, dat
     await ctx._attempt.succeed()
     async with database.session() as session:
         assert list(await session.scalars(select(Day.n))) == []
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+async def test_object_whose_key_is_the_last_date_is_written(
+    context: MakeContext, database: Database, rows: int
+) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text(f"INSERT INTO day SELECT date '9999-12-31' - n, 0 FROM generate_series(0, {rows}) n")
+        )
+    await change_and_delete_days(context, database)
+
+
+async def test_object_whose_key_is_infinity_is_written(context: MakeContext, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("INSERT INTO day VALUES ('infinity', 0), ('-infinity', 0), ('2026-01-01', 0)"))
+    await change_and_delete_days(context, database)
 
 
 async def test_a_key_that_stands_for_two_rows_at_the_end_of_the_calendar_is_refused(

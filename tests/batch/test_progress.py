@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import uuid
+from typing import Any
 
 import pytest
-from sqlalchemy import Column, MetaData, Table, Text, Uuid, delete, insert, select, text, update
+from sqlalchemy import BigInteger, Column, MetaData, Select, Table, Text, Uuid, delete, insert, select, text, update
 
 from tests.models import Author, authors
 from tests.support.contexts import MakeContext
@@ -39,6 +41,21 @@ def listening(context: MakeContext, run_id: str | None = None) -> tuple[JobConte
     return ctx, heard.reports
 
 
+async def walk_over_restart(
+    context: MakeContext, what: Select[Any], *, by: Any, size: int, breaks_at: int
+) -> tuple[list[Progress], list[Progress]]:
+    """Walk in two attempts; the first one ends in a batch. Return the reports of each."""
+    first, reports = listening(context, "run")
+    async for batch in first.chunks(what, by=by, size=size):
+        if batch.number == breaks_at:
+            await first._attempt.close()
+            break
+    again, later = listening(context, "run")
+    async for _ in again.chunks(what, by=by, size=size):
+        pass
+    return reports, later
+
+
 async def test_the_keys_position_tells_without_counting(context: MakeContext) -> None:
     ctx, reports = listening(context)
     # The planner has no statistics of a table that was never analysed.
@@ -48,15 +65,7 @@ async def test_the_keys_position_tells_without_counting(context: MakeContext) ->
 
 
 async def test_it_does_after_a_restart_as_well_and_downwards(context: MakeContext) -> None:
-    first, _ = listening(context, "run")
-    by = Author.id.desc()
-    async for batch in first.chunks(select(Author), by=by, size=25):
-        if batch.number == 3:
-            await first._attempt.close()
-            break
-    again, reports = listening(context, "run")
-    async for _ in again.chunks(select(Author), by=by, size=25):
-        pass
+    _, reports = await walk_over_restart(context, select(Author), by=Author.id.desc(), size=25, breaks_at=3)
     assert [round(report.share or 0, 2) for report in reports] == [0.75, 1.0]
 
 
@@ -81,10 +90,12 @@ async def test_rows_are_counted_where_that_is_asked_for(context: MakeContext) ->
     async for _ in ctx.chunks(even, size=20, count="exact"):
         pass
     assert [(report.total, report.share) for report in reports] == [(50, 0.4), (50, 0.8), (50, 1.0)]
+    assert [report.share_by for report in reports] == ["count", "count", None]
     ctx, reports = listening(context)
     async for _ in ctx.stream(even.order_by(Author.id), size=20, count="exact"):
         pass
     assert [(report.total, report.share) for report in reports] == [(50, 0.4), (50, 0.8), (50, 1.0)]
+    assert [report.share_by for report in reports] == ["count", "count", None]
     ctx, reports = listening(context)
     await ctx.sweep(delete(Author).where(Author.id % 2 == 0), size=50, count="exact")
     assert [(report.total, report.share) for report in reports] == [(50, 0.5), (50, 1.0)]
@@ -94,8 +105,8 @@ async def test_percent_is_an_estimate_if_key_and_statistics_differ_by_far(
     context: MakeContext, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with database.transaction() as session:
-        await session.execute(update(Author).where(Author.id > 50).values(id=Author.id + 1_000_000))
         await session.execute(text("ANALYZE author"))
+        await session.execute(update(Author).where(Author.id > 50).values(id=Author.id + 1_000_000))
     ctx, reports = listening(context)
     with caplog.at_level("INFO", logger="longhaul.batch"):
         async for _ in ctx.chunks(select(Author.id), size=20, name="uneven"):
@@ -108,6 +119,34 @@ async def test_percent_is_an_estimate_if_key_and_statistics_differ_by_far(
     assert (ctx._attempt.ledger_run.steps["uneven"].pace or {}).get("is_estimate") is None
 
 
+@pytest.mark.parametrize("kind", [BigInteger, Uuid])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_position_follows_the_rows_where_keys_are_clumped(
+    context: MakeContext, database: Database, kind: type[Any], order: str, seed: int
+) -> None:
+    """Clumps and gaps of keys have the part of the walk that their rows are, also after a restart in the middle."""
+    dice, keys = random.Random(seed), set[int]()
+    while len(keys) < 2_000:
+        begin, step = dice.randrange(2**60), dice.choice((1, 1_000, 10**9))
+        keys |= {begin + step * number for number in range(dice.choice((20, 200, 700)))}
+    metadata = MetaData()
+    table = Table("clumped", metadata, Column("id", kind, primary_key=True), Column("note", Text))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        values = [key if kind is BigInteger else uuid.UUID(int=key << 60) for key in keys]
+        await connection.execute(insert(table), [{"id": value} for value in values])
+        await connection.execute(text("ANALYZE clumped"))
+    try:
+        by = getattr(table.c.id, order)()
+        reports, later = await walk_over_restart(context, select(table), by=by, size=100, breaks_at=9)
+        for report in [*reports, *later]:
+            assert report.share == pytest.approx(report.rows / len(keys), abs=0.03)
+    finally:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(metadata.drop_all)
+
+
 async def test_percent_is_no_estimate_if_key_and_statistics_agree(context: MakeContext, database: Database) -> None:
     async with database.transaction() as session:
         await session.execute(text("ANALYZE author"))
@@ -117,6 +156,7 @@ async def test_percent_is_no_estimate_if_key_and_statistics_agree(context: MakeC
     async for _ in ctx.chunks(select(Author.id), size=20, count="exact", name="counted"):
         pass
     assert not any(report.is_estimate for report in reports)
+    assert [report.share_by for report in reports] == [*["position"] * 4, None, *["count"] * 4, None]
 
 
 async def test_percent_by_rows_is_an_estimate_once_there_are_more_rows_than_estimated(

@@ -194,6 +194,28 @@ async def test_an_order_wins_over_the_settings() -> None:
     assert await throttles.check(seen(1_001)) is not None
 
 
+@pytest.mark.parametrize("before", [None, 1_000.0, 10.0])
+@pytest.mark.parametrize("after", [None, 500.0, 5.0])
+@pytest.mark.parametrize("of_job", [(), (250.0,)])
+async def test_rows_before_a_change_of_the_pace_do_not_count(
+    before: float | None, after: float | None, of_job: tuple[float, ...]
+) -> None:
+    """A million rows at another pace would let the walk stand still for hours."""
+    throttles = Throttles(list(map(RowsPerSecond, of_job)), pace_type=RowsPerSecond, check_interval_seconds=1)
+    throttles.set_pace(before)
+    await throttles.check(seen(0))
+    await throttles.check(seen(1_000_000))
+    throttles.set_pace(after)
+    if before == after:
+        return
+    held = await throttles.check(seen(1_100_000))  # one batch at the new pace
+    pace = after or next(iter(of_job), None)
+    assert (held is None) == (pace is None)
+    if held is not None and pace is not None:
+        assert held.until is not None
+        assert 50_000 / pace <= (held.until - NOON).total_seconds() <= 100_000 / pace
+
+
 async def hold_while_closed(what: ThrottleContext) -> Wait | None:
     return Wait("the gate is closed") if gate["closed"] else None
 

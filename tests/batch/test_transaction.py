@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from sqlalchemy import Select, event, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.batch.test_source import Numbers
 from tests.models import Author
@@ -19,6 +20,7 @@ from worker import Settings
 from worker.attempt.context import JobContext
 from worker.db.driver import Driver
 from worker.db.engine import Database
+from worker.errors import UsageError
 
 pytestmark = pytest.mark.asyncio
 
@@ -169,3 +171,25 @@ async def test_a_source_whose_body_takes_long_has_no_transaction_meanwhile(
         run = await ctx._attempt.durable_run()
         assert not run.driver.raw.is_in_transaction()
         assert not batch._transaction.is_open
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "end"])
+async def test_a_statement_that_ends_the_transaction_is_an_error_of_the_batch(
+    filled: Database, context: MakeContext, end: str
+) -> None:
+    ctx = context()
+    with pytest.raises(UsageError, match=r"batch 2 .*has ended its transaction"):
+        async for batch in ctx.chunks(select(Author), size=10):
+            batch[0].seen = 1
+            await batch.session.flush()
+            if batch.number == 2:
+                await batch.session.execute(text(end))
+
+    async def end_step(session: AsyncSession) -> None:
+        await session.execute(text(end))
+
+    with pytest.raises(UsageError, match=r"step 'end': .*has ended its transaction"):
+        await context().step("end", end_step, transaction=True)
+    async with filled.session() as session:
+        assert await session.scalar(text("SELECT sum(rows) FROM worker.step")) == 10
+        assert await session.scalar(text("SELECT count(*) FROM worker.step WHERE name = 'end' AND done")) == 0

@@ -132,3 +132,19 @@ async def test_a_cursor_of_another_statement_is_refused(context: MakeContext) ->
         async for _ in after_deploy.chunks(select(Author).where(Author.region == 1), size=10):
             pytest.fail("a batch was read")
     await after_deploy._attempt.fail()
+
+
+@pytest.mark.parametrize("is_entity", [False, True])
+async def test_the_rows_of_a_with_query_are_walked_without_a_lock_alone(context: MakeContext, is_entity: bool) -> None:
+    ctx, refused = context(), context()
+    await fill(ctx, 7)
+    some = select(Author).where(Author.id > 3).cte("some")
+    rows: Any = select(aliased(Author, some)) if is_entity else select(some.c.id)
+    with pytest.raises(UnsupportedStatement, match="the rows of a WITH query cannot be locked"):
+        async for _ in refused.chunks(rows):
+            pytest.fail("a batch was read")
+    await refused._attempt.fail()
+    async for _ in ctx.chunks(rows, size=2, lock=False):
+        pass
+    assert ctx.rows_done == 4
+    await ctx._attempt.fail()

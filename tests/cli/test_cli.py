@@ -211,8 +211,8 @@ async def test_percentage_that_is_a_rough_estimate_has_a_tilde(
 ) -> None:
     await fill_authors(database, 40)
     async with database.transaction() as session:
-        await session.execute(text("UPDATE author SET id = id + 1000000 WHERE id > 35"))
         await session.execute(text("ANALYZE author"))
+        await session.execute(text("UPDATE author SET id = id + 1000000 WHERE id > 35"))
     gate.clear()
     gate.update(go=asyncio.Event(), begun=asyncio.Event())
     async with working(fast, walk_unevenly):

@@ -9,18 +9,20 @@ import sqlalchemy
 from sqlalchemy import Select, Table, and_, event, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapper, Session, aliased
+from sqlalchemy.orm import Mapper, Session, aliased, joinedload
 
 from tests.models import Author, Book, authors
 from worker.db.engine import Database
 from worker.db.statement_internals import (
     changed_attributes,
+    changed_states,
     cut_rows,
     has_listeners,
     is_same_table,
     mark_as_flushed,
     read_select_clauses,
     replace_source,
+    requires_unique,
     rewrites_statements,
     updated_names,
     without_true,
@@ -123,6 +125,8 @@ async def test_changed_attributes_and_mark_as_flushed_agree_with_the_sessions_ow
         one.seen, one.name, other.seen = 5, "changed", 0
         state: Any = sqlalchemy.inspect(one)
         assert changed_attributes(state) == {"seen": 0, "name": "n1"}, CHANGED.format("InstanceState.committed_state")
+        found = {changed.obj() for changed in changed_states(session.sync_session)}
+        assert found == {one, other}, CHANGED.format("IdentityMap._modified")
         mark_as_flushed(session.sync_session, [(state, state.dict)])
         assert one not in session.dirty, CHANGED.format("InstanceState._commit_all_states")
         assert changed_attributes(state) == {}, CHANGED.format("InstanceState._commit_all_states")
@@ -132,6 +136,15 @@ async def test_changed_attributes_and_mark_as_flushed_agree_with_the_sessions_ow
         one.seen = 6  # the session still notices the next change
         await session.flush()
         assert (await session.execute(select(Author.__table__.c.seen).where(Author.id == 1))).scalar_one() == 6
+
+
+async def test_requires_unique_tells_objects_with_joined_collections(database: Database) -> None:
+    joined = select(Author).options(joinedload(Author.books))
+    async with AsyncSession(database.engine) as session:
+        assert requires_unique(await session.execute(joined)) is True, CHANGED.format("Result._unique_filter_state")
+        assert requires_unique(await session.execute(select(Author))) is False, CHANGED.format(
+            "Result._unique_filter_state"
+        )
 
 
 def test_has_listeners_hears_of_sessions_mappers_and_all_mappers() -> None:

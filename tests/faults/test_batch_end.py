@@ -204,13 +204,13 @@ async def all_harms(scene: Scene, kind: str, how: Harm, *, every: int) -> None:
 @pytest.mark.parametrize("how", ["lose_answer", "cancel"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_harm_in_the_end_of_a_batch_doubles_no_row(scene: Scene, kind: str, how: Harm) -> None:
-    await all_harms(scene, kind, how, every=5)
+    await all_harms(scene, kind, how, every=9)
 
 
 @pytest.mark.parametrize("how", ["swallow", "swallow_answer"])
 async def test_connection_that_goes_half_open_in_the_end_of_a_batch_doubles_no_row(scene: Scene, how: Harm) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
-        await all_harms(scene, "objects", how, every=4)
+        await all_harms(scene, "objects", how, every=7)
 
 
 @pytest.mark.long
@@ -299,7 +299,7 @@ async def all_cancels(scene: Scene, kind: str, *, as_timeout: bool, every: int) 
 @pytest.mark.parametrize("as_timeout", [True, False])
 @pytest.mark.parametrize("kind", ["objects", "columns", "stream", "sweep"])
 async def test_cancellation_in_the_end_of_a_batch_doubles_no_row(scene: Scene, kind: str, as_timeout: bool) -> None:
-    await all_cancels(scene, kind, as_timeout=as_timeout, every=4)
+    await all_cancels(scene, kind, as_timeout=as_timeout, every=7)
 
 
 @pytest.mark.long

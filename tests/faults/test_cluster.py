@@ -266,3 +266,25 @@ async def test_a_node_of_another_slot_names_the_scheme(cluster: ValkeyCluster, f
     async with Client(at(fast, f"redis://127.0.0.1:{other}/?namespace=elsewhere")) as client:
         with pytest.raises(ServerUnavailable, match=r"MOVED.*write redis\+cluster://"):
             await client.enqueue(gated, name="in-vain")
+
+
+async def test_the_relay_and_waits_for_results_go_on_over_a_failover(
+    cluster: ValkeyCluster, fast: Settings, database: Database
+) -> None:
+    settings = at(with_worker(fast, lease_seconds=5.0), cluster.url("relayed"))
+    waits: list[asyncio.Future[str]] = []
+    with SyncClient(settings) as sync:
+        async with working(settings, gated), Client(settings) as client:
+            for number in range(40):
+                name = f"row{number}"
+                stop_renewing(name)
+                async with database.transaction() as session:
+                    run = await client.enqueue_in(session, gated.options(id=name), name=name)
+                waits.append(asyncio.ensure_future(run.result(timeout=25)))
+                if number % 8 == 0:
+                    waits.append(asyncio.ensure_future(asyncio.to_thread(sync.run(name).result, timeout=25)))
+                if number % 16 == 15:
+                    await cluster.fail_over("relayed")
+            results = await asyncio.gather(*waits)
+    assert sorted({*results}) == sorted(f"row{number}" for number in range(40))
+    assert {name: count for name, count in begun.items() if count != 1} == {}

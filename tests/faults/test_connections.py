@@ -147,10 +147,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
 
     new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout")
-    run(*new, "ca.key", "-x509", "-out", "ca.pem", "-days", "2", "-subj", "/CN=authority")
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 and later want it
+    run(*new, "ca.key", "-x509", "-out", "ca.pem", "-days", "2", "-subj", "/CN=authority", *usage)
     for name, place in (("server", "IP:127.0.0.1"), ("other", "DNS:elsewhere"), ("client", "DNS:client")):
         run(*new, f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / "names").write_text(f"subjectAltName={place}\n")
+        (folder / "names").write_text(f"subjectAltName={place}\nauthorityKeyIdentifier=keyid\n")
         signed = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
         run(*signed, "-out", f"{name}.pem", "-days", "2", "-extfile", "names")
     return folder

@@ -57,7 +57,7 @@ async def test_a_pace_holds_for_all_hands_together(fast: Settings, client: Clien
     assert row.seconds >= 2.0  # 2.4 s at the pace; the first half second may be faster
 
 
-@pytest.mark.parametrize("limit", [30, 10])
+@pytest.mark.parametrize("limit", [pytest.param(30, marks=pytest.mark.long), 10])
 async def test_the_limit_of_the_quarantine_holds_for_all_hands_together(
     fast: Settings, client: Client, database: Database, limit: int
 ) -> None:

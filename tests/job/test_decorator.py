@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 import typing
@@ -24,8 +25,8 @@ def test_job_keywords_are_the_fields_of_job_options() -> None:
     names = {"Throttle": Throttle, "JobContext": JobContext}
     fields = typing.get_type_hints(JobOptions, localns=names)
     assert typing.get_type_hints(JobKeywords, localns=names) == fields
-    described = JobOptions.__doc__ or ""
-    assert [name for name in fields if f"        {name}: " not in described] == []
+    described = inspect.cleandoc(JobOptions.__doc__ or "")
+    assert [name for name in fields if f"\n    {name}: " not in described] == []
 
 
 def test_job_keeps_its_options_as_they_were_given() -> None:

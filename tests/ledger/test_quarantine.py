@@ -57,7 +57,7 @@ async def test_rows_of_an_earlier_run_of_the_same_id_do_not_count(database: Data
     assert len(await ledger.quarantine.list_rows()) == 4, "the rows of earlier nights are kept"
 
 
-@pytest.mark.parametrize("loop", ["chunks", "stream"])
+@pytest.mark.parametrize("loop", ["chunks", pytest.param("stream", marks=pytest.mark.long)])
 async def test_more_rows_are_retried_than_a_statement_takes_parameters(
     database: Database, settings: Settings, loop: str
 ) -> None:
@@ -82,6 +82,10 @@ async def test_more_rows_are_retried_than_a_statement_takes_parameters(
     await attempt.close()
     left = await ledger.quarantine.list_rows(limit=40_000)
     assert {row.key[0] for row in left} == set(range(41, 33_101)), "the rows that are gone stay in quarantine"
+    assert await ledger.quarantine.count_all(10_000) == 10_000
+    runs = {one.id: (one.quarantined, one.total) for one in await ledger.list_runs()}
+    assert runs["first"][0] == 1_000, "a list counts no further"
+    assert runs["again"][0] == 0
     assert await count_seen(database) == {0: 29, 1: 11}
 
 

@@ -50,6 +50,12 @@ class Shop:
         async with self.database.transaction() as session:
             return await session.execute(text(statement) if isinstance(statement, str) else statement, rows)
 
+    async def execute_all(self, statements: list[str]) -> None:
+        """Execute statements in one transaction."""
+        async with self.database.transaction() as session:
+            for statement in statements:
+                await session.execute(text(statement))
+
     async def fill(self, entity: Any, rows: list[dict[str, Any]]) -> None:
         """Insert rows, which the log does not show."""
         await self.execute(insert(entity), rows)

@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import true
+from sqlalchemy import Column, Integer, MetaData, Table, text, true
 
 from tests.maintenance.shop import Shop
 from tests.maintenance.tables import Customer, Missing, OldVisit, Visit, keyless
 from worker.errors import RegistrationError, UnsupportedStatement, UsageError
-from worker.maintenance import archive
+from worker.maintenance import archive, dedupe, purge
+from worker.plan import make_plan
 
 
 async def test_rows_are_moved_once_over_an_abort(shop: Shop) -> None:
@@ -89,3 +90,33 @@ async def test_missing_table_is_named(shop: Shop) -> None:
 def test_bad_arguments_are_named(arguments: Any, problem: str) -> None:
     with pytest.raises(RegistrationError, match=problem):
         archive(*arguments, where=true())
+
+
+@pytest.mark.parametrize("referred", ["log", "log_1"])
+@pytest.mark.parametrize("walked", ["log", "log_1"])
+@pytest.mark.parametrize("make", ["archive", "dedupe"])
+async def test_children_of_a_partition_and_of_its_table_are_found(
+    changed_shop: Shop, make: str, walked: str, referred: str
+) -> None:
+    shop = changed_shop
+    for statement in (
+        "DROP TABLE IF EXISTS note, log, old_log",
+        "CREATE TABLE log (id int PRIMARY KEY, v int) PARTITION BY RANGE (id)",
+        "CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (0) TO (100)",
+        "CREATE TABLE old_log (LIKE log)",
+        f"CREATE TABLE note (id int PRIMARY KEY REFERENCES {referred} ON DELETE CASCADE)",
+        "INSERT INTO log SELECT n, 1 FROM generate_series(1, 9) AS n",
+        "INSERT INTO note SELECT id FROM log",
+    ):
+        await shop.execute(statement)
+    table, old = (
+        Table(name, MetaData(), Column("id", Integer, primary_key=True), Column("v", Integer))
+        for name in (walked, "old_log")
+    )
+    job = archive(table, old, where=true()) if make == "archive" else dedupe(table, "v")
+    with pytest.raises(UnsupportedStatement, match=r"public.note \(id\) ON DELETE CASCADE"):
+        await shop.run(job)
+    [loop] = (await make_plan(purge(table, where=true(), children="leave"), shop.settings)).loops
+    assert [(child.child, child.on_delete) for child in loop.children] == [("note", "CASCADE")]
+    assert await shop.run(purge(table, where=table.columns.id < 4, size=2)) == 3
+    assert await shop.list(text("(SELECT count(*) FROM note)")) == [6]

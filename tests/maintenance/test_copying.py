@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from asyncpg.exceptions import UniqueViolationError
-from sqlalchemy import func, literal
+from sqlalchemy import Column, Integer, MetaData, Table, func, insert, literal, update
 
 from tests.maintenance.shop import Shop
 from tests.maintenance.tables import NOW, OldVisit, Total, Visit, keyless
 from worker.errors import RegistrationError
 from worker.maintenance import copy_table
+from worker.maintenance.copying import OnConflict
 
 
 async def test_rows_are_copied_once_over_an_abort(shop: Shop) -> None:
@@ -42,6 +43,30 @@ async def test_columns_are_computed(shop: Shop) -> None:
     job = copy_table(Visit, Total, columns={Total.shop: Visit.id, "visits": func.length(Visit.page) + literal(1)})
     assert await shop.run(job) == 10
     assert await shop.list(Total.shop, Total.visits) == [(n, 3) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "skip", "update"])
+async def test_keys_of_columns_may_differ_from_their_names(changed_shop: Shop, on_conflict: OnConflict) -> None:
+    shop, metadata = changed_shop, MetaData()
+    source, target = (
+        Table(
+            name,
+            metadata,
+            Column("the id", Integer, key=f"{name}_id", primary_key=True),
+            Column("x y", Integer, key=f"{name}_x"),
+        )
+        for name in ("keyed", "copied")
+    )
+    async with shop.database.engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+    await shop.execute(insert(source), [{"keyed_id": n, "keyed_x": n * 2} for n in (1, 2)])
+    assert await shop.run(copy_table(source, target, on_conflict=on_conflict)) == 2
+    assert await shop.list(*target.columns) == [(1, 2), (2, 4)]
+    await shop.execute(update(source).values(keyed_x=7))
+    if on_conflict != "error":
+        assert await shop.run(copy_table(source, target, on_conflict=on_conflict)) == 2 * (on_conflict == "update")
+        assert await shop.list(target.columns.copied_x) == ([7, 7] if on_conflict == "update" else [2, 4])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import true
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, and_, delete, exists, insert, true
 
 from tests.maintenance.shop import Shop
 from tests.maintenance.tables import NOW, Card, Customer, Line, Order, Ring, Shipment, Tree, Visit, note
@@ -93,3 +93,25 @@ async def test_index_that_a_foreign_key_lacks_is_logged(shop: Shop, caplog: pyte
     with caplog.at_level(logging.WARNING, "longhaul"):
         await shop.run(purge(Customer, where=true()))
     assert 'CREATE INDEX CONCURRENTLY ON "My Shop".shipment (customer_id)' in caplog.text
+
+
+async def test_children_that_hold_on_to_rows_without_a_key_or_decide_on_their_parents(changed_shop: Shop) -> None:
+    shop, metadata = changed_shop, MetaData()
+    root = Table("root", metadata, Column("id", Integer, primary_key=True), Column("v", Integer))
+    child = Table("child", metadata, Column("id", Integer, ForeignKey("root.id"), primary_key=True))
+    other = Table("other", metadata, Column("id", Integer, ForeignKey("root.id"), primary_key=True))
+    keyless = Table("grandchild", metadata, Column("child_id", Integer, ForeignKey("child.id")))
+    tables = (root, child, other, keyless)
+    async with shop.database.engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+    for table in tables:
+        await shop.execute(insert(table), [{table.columns[0].name: n} for n in range(1, 13)])
+    assert await shop.run(purge(root, where=root.columns.id < 4, size=2)) == 3
+    assert [await shop.count(table) for table in tables] == [9, 9, 9, 9]
+    await shop.execute(delete(other).where(other.columns.id > 8))
+    has_other = exists().where(other.columns.id == root.columns.id)
+    assert await shop.run(purge(root, where=and_(root.columns.id < 7, has_other), size=2)) == 3
+    assert [await shop.count(table) for table in tables] == [6, 6, 2, 6]
+    assert await shop.run(purge(root, where=~has_other, size=2)) == 4
+    assert [await shop.count(table) for table in tables] == [2, 2, 2, 2]

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from asyncpg.exceptions import StringDataRightTruncationError
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    Column,
+    Date,
+    Float,
+    Integer,
+    Interval,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    Text,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 from tests.maintenance.shop import Shop
 from tests.maintenance.tables import Customer, Order, Total, Visit
@@ -57,3 +78,50 @@ async def test_totals_without_an_order_are_refused(shop: Shop) -> None:
 def test_bad_arguments_are_named(arguments: Any, options: Any, problem: str) -> None:
     with pytest.raises(RegistrationError, match=problem):
         recompute(*arguments, **options)
+
+
+def scalar(expression: str) -> Any:
+    return literal_column(f"(SELECT {expression})")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "stored"),
+    [
+        (Numeric(6, 2), literal_column("1.0 / 3"), "0.33"),
+        (Numeric(6, 2), 1.005, "1.00"),
+        (Numeric(6, 2), scalar("avg(x) FROM (VALUES (1), (1), (2)) AS t (x)"), "1.33"),
+        (Integer, literal_column("2.5"), "3"),
+        (BigInteger, scalar("count(*) FROM (VALUES (1)) AS t"), "1"),
+        (Float(24), literal_column("0.1::float8"), "0.1"),
+        (Date, literal_column("timestamp '2026-01-02 03:04:05'"), "2026-01-02"),
+        (TIMESTAMP(precision=0), literal_column("timestamp '2026-01-02 03:04:05.6'"), "2026-01-02 03:04:06"),
+        (Interval(second_precision=0), timedelta(seconds=1.6), "00:00:02"),
+        (JSONB, {"a": [1, None]}, '{"a": [1, null]}'),
+        (JSONB, None, "null"),
+        (JSONB(none_as_null=True), None, None),
+        (JSON, {"a": 1}, '{"a": 1}'),
+        (ARRAY(Integer), [1, 2], "{1,2}"),
+        (String(3), "abc", "abc"),
+        (Integer, None, None),
+    ],
+    ids=str,
+)
+async def test_a_value_that_the_column_rounds_is_written_once(
+    changed_shop: Shop, kind: Any, value: Any, stored: str | None
+) -> None:
+    shop = changed_shop
+    table = Table("rounded", MetaData(), Column("id", Integer, primary_key=True), Column("value", kind))
+    async with shop.database.engine.begin() as connection:
+        await connection.run_sync(table.metadata.drop_all)
+        await connection.run_sync(table.metadata.create_all)
+    await shop.execute("INSERT INTO rounded (id, value) VALUES (1, NULL)")
+    job = recompute(table, {"value": value}, where=table.columns.id > 0)
+    assert await shop.run(job) == int(stored is not None)
+    assert await shop.list(cast(table.columns.value, Text)) == [stored]
+    assert await shop.run(job) == 0
+
+
+async def test_a_text_that_is_too_long_is_an_error(shop: Shop) -> None:
+    await shop.fill(Customer, [{"id": 1, "email": "x" * 30}])
+    with pytest.raises(StringDataRightTruncationError):
+        await shop.run(recompute(Customer, {"email": "x" * 31}))

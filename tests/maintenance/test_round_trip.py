@@ -24,9 +24,12 @@ from sqlalchemy import (
     Numeric,
     Table,
     Text,
+    cast,
     delete,
     insert,
+    null,
     select,
+    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -108,3 +111,25 @@ async def test_bytes_are_base64_or_hexadecimal(runner: JobRunner, database: Data
     path.write_text("or der,SELECT,array,bytes\n4,a,{1},x\n")
     with pytest.raises(InvalidRow, match=r"line 2: array: .*; bytes: "):
         await runner(load, path=str(path))
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "update"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+async def test_null_in_a_column_of_json_stays_null(
+    runner: JobRunner, database: Database, tmp_path: Path, form: Any, on_conflict: Any
+) -> None:
+    values = {1: null(), 2: {"a": None}, 3: null()}
+    async with database.transaction() as session:
+        for number, value in values.items():
+            await session.execute(insert(kinds).values({"or der": number, "SELECT": "x", "json": value}))
+    await runner(export_table(kinds, str(tmp_path), format=form, name="export_kinds"))
+    async with database.transaction() as session:
+        if on_conflict == "error":
+            await session.execute(delete(kinds))
+        else:
+            await session.execute(update(kinds).values(json=[1]))
+    [path] = [path for path in tmp_path.rglob("*") if path.suffix == f".{form}"]
+    assert await runner(load_file(kinds, path, name="load_kinds", on_conflict=on_conflict)) == 3
+    async with database.session() as session:
+        found = await session.execute(select(cast(kinds.c.json, Text)).order_by(kinds.c["or der"]))
+        assert list(found.scalars()) == [None, '{"a": null}', None]

@@ -44,10 +44,12 @@ def clock(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def test_a_run_shows_its_rows_percent_and_rate(mirror: Mirror, redis: Redis) -> None:
     mirror.started(RUN)
-    mirror.durable(RUN, attempt=1, takeovers=0, rows=0)
+    mirror.durable(RUN, attempt=3, takeovers=0, rows=0)  # as the ledger counts
     mirror.progressed(RUN, batch(40), rows=40)
     await mirror.write()
     line = await shown(redis)
+    [(_, begun)] = await redis.xrange("worker:events")
+    assert (line["attempt"], begun[b"event"], begun[b"attempt"]) == ("3", b"started", b"3")
     assert (line["job"], line["state"], line["worker"], line["rows"]) == ("walk", "running", "north", "40")
     assert (line["total"], line["percent"], line["batch_size"], line["batch_ms"]) == ("100", "40.0", "10", "500.0")
     assert float(line["rate"]) > 0
@@ -94,6 +96,22 @@ async def test_a_pace_is_the_rate_of_the_first_batch(mirror: Mirror, redis: Redi
     await mirror.write()
     line = await shown(redis)
     assert (line["rate"], line["eta_seconds"]) == ("5.0", "12")
+
+
+async def test_the_time_left_of_a_long_walk_does_not_jump(mirror: Mirror, redis: Redis, clock: list[float]) -> None:
+    """A second of it is less than `percent` shows, and its batches are uneven."""
+    total, rows, left = 1_000_000, 0, []
+    for number in range(120):
+        clock[0] += 1.5 if number % 2 else 0.5
+        rows += 100
+        mirror.progressed(RUN, batch(rows, total), rows=rows)
+        since = datetime.now(UTC)
+        mirror.throttled(RUN, "100 rows/s at most", since=since, until=since, kind="pace")
+        await mirror.write()
+        left.append(int((await shown(redis))["eta_seconds"]))
+        mirror.throttled(RUN, None, since=since, until=None)
+    expected = (total - rows) / 100
+    assert all(0.9 * expected < one < 1.1 * expected for one in left[20:])
 
 
 async def test_an_estimate_that_was_too_low_is_never_over_a_hundred_percent(mirror: Mirror, redis: Redis) -> None:
@@ -157,6 +175,17 @@ async def test_a_run_that_was_put_back_uncounted_ends_what_it_has_shown(mirror: 
     await mirror.write()
     assert (await shown(redis))["state"] == "succeeded"
     assert await redis.ttl("worker:run:r1") > 0
+
+
+async def test_a_claimed_run_that_has_to_wait_has_not_started(mirror: Mirror, redis: Redis) -> None:
+    mirror.requeued(RUN, "deferred", delay=5.0)  # it waits for a place under a limit
+    await mirror.write()
+    assert (await shown(redis))["state"] == "deferred"
+    assert await redis.xlen("worker:events") == 0
+    mirror.started(RUN)
+    mirror.ended(RUN, "succeeded")
+    await mirror.write(final=True)
+    assert [event[b"event"] for _, event in await redis.xrange("worker:events")] == [b"started", b"succeeded"]
 
 
 @pytest.mark.usefixtures("shown_at_once")

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
 
-from tests.observe.traced_jobs import FILE, crawl, follow, stumble, together, walk
+from tests.observe.traced_jobs import FILE, crawl, follow, observed, stumble, together, walk
 from tests.support.authors import fill_authors
 from tests.support.fork_server import ForkServer
 from tests.support.waiting import until
@@ -128,6 +128,26 @@ async def test_spans_lead_from_the_enqueueing_to_the_batches_and_along_a_chain_a
     members = [spans.of("run follow", f"g1:{place}")[0] for place in (1, 2)]
     [callback] = spans.of("run follow", "g1:then")
     assert sorted(links(callback, "followed_run")) == sorted(ids(one) for one in members)
+
+
+@pytest.mark.parametrize("way", ["end", "break", "fail"])
+async def test_the_body_of_a_batch_runs_in_the_span_of_the_batch(
+    fast: Settings, database: Database, redis: Redis, spans: Spans, way: str
+) -> None:
+    await fill_authors(database, 30)
+    settings = with_tracing(fast)
+    async with Client(settings) as client, working(settings, observed):
+        await (await client.enqueue(observed, way)).result(timeout=60)
+    batches, runs = spans.of("batch observed"), spans.of("run observed")
+    numbers = [attributes(one).get("longhaul.batch") for one in batches]
+    assert numbers == {"end": [1, 2, 3], "break": [1, 2], "fail": [1, None, 2, 3, 4]}[way]  # the failed one is halved
+    assert {parent_of(one) for one in batches} == {ids(one) for one in runs}
+    failed = [one for one in batches if one.status.status_code is trace.StatusCode.ERROR]
+    assert failed == ([batches[1]] if way == "fail" else [])
+    assert {parent_of(one) for n in range(1, 5) for one in spans.of(f"in {n}")} == {ids(one) for one in batches}
+    [after] = spans.of("after")
+    # After `break`, the batch is open until it is committed at the end of the function.
+    assert parent_of(after) == ids(batches[-1] if way == "break" else runs[-1])
 
 
 async def test_attempts_are_linked_record_their_errors_and_end_with_their_outcome(

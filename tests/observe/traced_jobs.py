@@ -34,6 +34,26 @@ async def walk(ctx: JobContext) -> int:
     return ctx.rows_done
 
 
+#: The runs of `observed` that have failed once.
+FAILED: set[str] = set()
+
+
+@job(max_attempts=3)
+async def observed(ctx: JobContext, way: str) -> None:
+    """Make spans in the bodies of three batches, and after the loop."""
+    tracer = trace.get_tracer("shop")
+    async for batch in ctx.chunks(select(Author.id), size=10, name="authors"):
+        with tracer.start_as_current_span(f"in {batch.number}"):
+            await asyncio.sleep(0)
+        if batch.number == 2 and way == "break":
+            break
+        if batch.number == 2 and way == "fail" and ctx.run_id not in FAILED:
+            FAILED.add(ctx.run_id)
+            raise ValueError("the second batch")
+    with tracer.start_as_current_span("after"):
+        pass
+
+
 @job
 async def together(ctx: JobContext) -> None:
     """Walk with two hands."""

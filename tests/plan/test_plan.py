@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 from sqlalchemy import delete, func, insert, select, text, update
@@ -109,6 +110,8 @@ async def count(database: Database) -> str:
 
 async def test_clients_plan_as_the_function_does(settings: Settings, database: Database) -> None:
     await fill_authors(database, 95)
+    async with database.transaction() as session:
+        await session.execute(text("ANALYZE author"))  # else autovacuum does that between two plans
     expected = await make(settings, copy_books)
     async with Client(settings) as client:
         assert await client.plan(copy_books) == expected
@@ -272,3 +275,19 @@ async def test_plan_and_trial_refuse_a_number_of_hands_that_a_run_refuses(
     assert "parallel=0: give the number of hands" in (await make(settings, walk_by_no_hands)).ended
     with pytest.raises(LonghaulError, match="parallel=0: give the number of hands"):
         await try_job(walk_by_no_hands, settings)
+
+
+@job
+async def exit_first(ctx: JobContext) -> None:
+    """End the process."""
+    if ctx.attempt:
+        sys.exit(3)
+    async for _ in ctx.chunks(select(Author.id)):
+        pass
+
+
+async def test_job_that_ends_the_process_is_named(settings: Settings, database: Database) -> None:
+    with pytest.raises(UsageError, match="exit_first raises before its first loop: SystemExit: 3"):
+        await make_plan(exit_first, settings)
+    with pytest.raises(LonghaulError, match="job exit_first: SystemExit: 3"):
+        await try_job(exit_first, settings)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select, text, update
 
 from tests.models import Author, Book
 from tests.plan.test_plan import COUNTS, enqueue_first, no_loop, write_first
 from tests.support.authors import fill_authors
-from tests.support.command_line import CommandLine, error_line
-from worker import Client, InvalidArguments, JobContext, LonghaulError, Settings, job
+from worker import Client, InvalidArguments, Job, JobContext, LonghaulError, Settings, job
 from worker.batch.selection import Selection, check_expression
 from worker.errors import UsageError
 from worker.plan import RowChange, try_job
@@ -135,6 +135,103 @@ async def test_trial_shows_triggers_and_cascades(settings: Settings, database: D
     }
 
 
+@job
+async def change_in_a_savepoint(ctx: JobContext) -> None:
+    """Change and delete locked rows in savepoints, one of which is rolled back."""
+    async for batch in ctx.chunks(select(Author.id), size=3):
+        with suppress(ValueError):
+            async with batch.session.begin_nested():
+                await batch.session.execute(update(Author).values(seen=9))
+                raise ValueError("rolled back")
+        async with batch.session.begin_nested():
+            await batch.session.execute(update(Author).where(Author.id == batch[0]).values(seen=1))
+            await batch.session.execute(delete(Author).where(Author.id == batch[1]))
+            await batch.session.execute(update(Author).where(Author.id == 100).values(seen=2))
+
+
+@job
+async def change_without_a_lock(ctx: JobContext) -> None:
+    """Change rows that the walk does not lock."""
+    async for batch in ctx.chunks(select(Author.id), size=3, lock=False):
+        await batch.gather(asyncio.sleep)
+        await batch.bulk.update(Author, [{"id": id_, "seen": 1} for id_ in batch])
+
+
+@job
+async def sweep_two_tables(ctx: JobContext) -> None:
+    """Change other tables in the loops."""
+    await ctx.sweep(update(Author).where(Author.id > 98).values(seen=1))
+    await ctx.sweep(update(Book).values(title="swept"))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (
+            change_in_a_savepoint,
+            [[("DELETE", 2), ("UPDATE", 1), ("UPDATE", 100)], [("DELETE", 5), ("UPDATE", 4), ("UPDATE", 100)]],
+        ),
+        (change_without_a_lock, [[("UPDATE", n) for n in (1, 2, 3)], [("UPDATE", n) for n in (4, 5, 6)]]),
+        (sweep_two_tables, [[("UPDATE", 99), ("UPDATE", 100)], [("UPDATE", 2_000)]]),
+    ],
+    ids=lambda one: one.name if isinstance(one, Job) else "",
+)
+async def test_each_batch_counts_and_shows_its_own_changes(
+    settings: Settings, database: Database, function: Any, expected: Any
+) -> None:
+    await fill(database)
+    trial = await try_job(function, settings, batches=2, rows=None)
+    assert trial.error == ""
+    assert [sorted((one.action, one.key["id"]) for one in batch.changes) for batch in trial.batches] == expected
+    is_rolled_back = function is change_in_a_savepoint  # its 100 or 99 changes count as well
+    assert [
+        sum(batch.counts.values()) > 90 if is_rolled_back else sum(batch.counts.values()) for batch in trial.batches
+    ] == [is_rolled_back or len(batch) for batch in expected]
+    assert [batch.unshown for batch in trial.batches] == [[], []]
+
+
+async def test_table_that_cannot_be_read_outside_of_the_batch_is_named(settings: Settings, database: Database) -> None:
+    await fill(database)
+
+    @job
+    async def create(ctx: JobContext) -> None:
+        async for batch in ctx.chunks(select(Author), size=3):
+            batch[0].seen = 1
+            await batch.session.execute(text("CREATE TABLE of_the_batch (id int)"))
+            await batch.session.execute(text("INSERT INTO of_the_batch VALUES (1)"))
+
+    [batch] = (await try_job(create, settings, batches=1)).batches
+    assert (batch.unshown, batch.counts) == (["of_the_batch"], {"author": 1, "of_the_batch": 1})
+    assert [change.key for change in batch.changes] == [{"id": 1}]
+
+
+async def test_batch_that_commits_is_an_error(settings: Settings, database: Database) -> None:
+    await fill(database)
+
+    @job
+    async def commit(ctx: JobContext) -> None:
+        async for batch in ctx.chunks(select(Author), size=3):
+            await batch.session.execute(text("COMMIT"))
+
+    with pytest.raises(LonghaulError, match="has ended its transaction"):
+        await try_job(commit, settings)
+
+
+async def test_columns_that_a_primary_key_includes_are_no_part_of_it(settings: Settings, database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(text("DROP TABLE IF EXISTS wide"))
+        await session.execute(text("CREATE TABLE wide (id int, v int, PRIMARY KEY (id) INCLUDE (v))"))
+        await session.execute(text("INSERT INTO wide VALUES (1, 5)"))
+    wide = Table("wide", MetaData(), Column("id", Integer, primary_key=True), Column("v", Integer))
+
+    @job
+    async def raise_v(ctx: JobContext) -> int:
+        return await ctx.sweep(update(wide).values(v=6))
+
+    [batch] = (await try_job(raise_v, settings)).batches
+    assert batch.changes == [RowChange("wide", "UPDATE", {"id": 1}, {"v": 5}, {"v": 6})]
+
+
 @pytest.mark.parametrize(
     ("selection", "key", "expected"),
     [
@@ -236,71 +333,3 @@ async def test_trial_goes_on_behind_a_loop_that_was_left(settings: Settings, dat
         ("chunks", 3, 1),
         ("stream", 3, 3),
     ]
-
-
-async def test_trial_on_the_command_line(cli: CommandLine, database: Database) -> None:
-    async with database.transaction() as session:
-        await session.execute(
-            text(
-                "CREATE TABLE users (id int PRIMARY KEY, name text, email text, is_active bool, "
-                "created_at timestamptz, last_seen_at timestamptz, score int NOT NULL)"
-            )
-        )
-        await session.execute(
-            text(
-                "INSERT INTO users (id, name, email, score) SELECT i, E'\\x1b[31m' || i, 'x', 0 "
-                "FROM generate_series(1, 9) AS i"
-            )
-        )
-    ran = await cli("try", "process_all_users", "--arg", "points=2", "--rows", "2", "--subset", "id > 3")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "batch 3: 2 rows, keys 8 to 9" in ran.stdout and "are real" in ran.stdout and "\x1b" not in ran.stdout
-    made = json.loads((await cli("try", "process_all_users", "--key", "7", "--json")).stdout)
-    assert made["batches"][0]["changes"] == [
-        {"table": "users", "action": "UPDATE", "key": {"id": 7}, "before": {"score": 0}, "after": {"score": 1}}
-    ]
-    wrong = await cli("try", "process_all_users", "--subset", "true; SELECT 1")
-    assert wrong.returncode == 2 and "outside of a quoted text" in error_line(wrong)
-
-
-@pytest.mark.parametrize("key", ["abc", "[1,2]", "[]", "null", "1.5"])
-@pytest.mark.parametrize("option", ["--from", "--key"])
-async def test_a_key_that_does_not_fit_the_loop_is_named_with_the_key_of_the_loop(
-    cli: CommandLine, database: Database, option: str, key: str
-) -> None:
-    await fill(database)
-    ran = await cli("try", "change_each", option, key, LONGHAUL_WORKER__PACKAGES='["tests.plan.test_trial"]')
-    assert ran.returncode == 2
-    assert error_line(ran).startswith(f"worker: {option}")
-    assert "the key of this loop" in ran.stderr or "whose key is author.id (int)" in ran.stderr
-
-
-@job
-async def change_by_code(ctx: JobContext) -> None:
-    """Walk by a number and a text."""
-    async for batch in ctx.chunks(select(Author), by=[Author.region, Author.code], size=10):
-        for author in batch:
-            author.seen += 1
-
-
-@pytest.mark.parametrize("option", ["--from", "--key"])
-async def test_a_number_can_stand_for_a_text_in_a_key(cli: CommandLine, database: Database, option: str) -> None:
-    await fill(database)
-    async with database.transaction() as session:
-        await session.execute(update(Author).where(Author.id == 3).values(code="777"))
-    package = {"LONGHAUL_WORKER__PACKAGES": '["tests.plan.test_trial"]'}
-    ran = await cli("try", "change_by_code", option, "[3, 777]", "--rows", "1", "--json", **package)
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["batches"][0]["first_key"] == [3, "777"]
-
-
-@pytest.mark.parametrize("command", ["plan", "try"])
-@pytest.mark.parametrize("subset", ["id <", "nope = 1", "id + 1"])
-async def test_a_subset_that_postgresql_refuses_is_named(
-    cli: CommandLine, database: Database, command: str, subset: str
-) -> None:
-    await fill(database)
-    package = {"LONGHAUL_WORKER__PACKAGES": '["tests.plan.test_trial"]'}
-    ran = await cli(command, "change_each", "--subset", subset, **package)
-    assert ran.returncode == 1
-    assert f"--subset {subset!r} is a part of the statement" in ran.stderr

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import Select, exists, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import aliased
 
-from tests.models import Author
+from tests.models import Author, Book
 from tests.support.authors import fill_authors
 from tests.support.command_line import CommandLine, error_line
 from tests.support.workers import working
@@ -15,6 +19,7 @@ from worker import Client, InvalidArguments, Job, JobContext, JobFailed, Setting
 from worker.errors import RegistrationError
 from worker.ledger import Ledger
 from worker.plan import DataMigrationMissing, require_data_migrations
+from worker.plan.verify import Undone, find_undone
 from worker.types import Database
 
 runs = 0
@@ -81,6 +86,42 @@ async def test_verify_may_be_made_from_the_arguments(fast: Settings, client: Cli
         with pytest.raises(JobFailed, match="2 rows are left undone: 1, 2"):
             await (await client.enqueue(count_by_argument, below=3)).result(timeout=120)
         assert await (await client.enqueue(count_by_argument, below=1)).result(timeout=120) == 0
+
+
+NAMED = aliased(Author)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (select(Author).where(Author.id > 12), (2, [13, 14])),
+        (select(NAMED.name).where(NAMED.id > 12), (2, [13, 14])),
+        (
+            select(Author.region).group_by(Author.region).having(func.count() > 1).order_by(Author.region),
+            (7, [*range(5)]),
+        ),
+        (select(func.max(Author.id).label("last")).group_by(Author.region).order_by("last"), (7, [*range(8, 13)])),
+        (select(func.count(Author.id)).having(func.count(Author.id) > 13), (1, [14])),
+        (select(Author.region).distinct().where(Author.region < 2).order_by(Author.region), (2, [0, 1])),
+        (select(Author.region).where(Author.region < 1).ext(distinct_on(Author.region)), (1, [0])),
+        (select(Author).distinct().where(Author.id > 12), (2, [13, 14])),
+        (select(Author, func.count()).join(Book, isouter=True).group_by(Author.id), (14, [1, 2, 3, 4, 5])),
+        (select(Author).order_by(Author.id.desc()).limit(2), (2, [14, 13])),
+        (select(Author).order_by(Author.id).offset(12), (2, [13, 14])),
+        (select(select(Author.id).cte()).limit(1), (1, [1])),
+        (select(literal(7)).where(exists(select(Author))), (1, [7])),
+    ],
+    ids=str,
+)
+async def test_keys_are_those_of_the_rows_that_are_counted(
+    database: Database, statement: Select[Any], expected: tuple[int, list[Any]]
+) -> None:
+    await fill_authors(database, 14)
+
+    @job(verify=statement)
+    async def check(ctx: JobContext) -> None: ...
+
+    assert await find_undone(database, check, {}) == Undone(*expected)
 
 
 async def test_verify_on_the_command_line_looks_again_and_records_what_it_finds(
@@ -179,3 +220,27 @@ def test_options_that_contradict_are_refused() -> None:
 
         @job(verify="SELECT 1")
         async def odd(ctx: JobContext) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("verify", "problem"),
+    [
+        (lambda below: select(Author), r"by name \(below, by\): got an unexpected keyword argument 'by'"),
+        (lambda below, by, most: select(Author), "missing a required argument: 'most'"),
+        (
+            lambda below, /, by: select(Author),
+            "'below' parameter is positional only|some positional-only arguments .*'below'",
+        ),
+        (asyncio.sleep, "give a plain function"),
+    ],
+)
+def test_a_function_of_verify_that_cannot_be_called_is_refused_before_any_work(verify: Any, problem: str) -> None:
+    with pytest.raises(RegistrationError, match=problem):
+
+        @job(verify=verify)
+        async def wrong(ctx: JobContext, below: int, *, by: str = "") -> None: ...
+
+    for fitting in (lambda **arguments: select(Author), lambda below, by, more=1: select(Author)):
+
+        @job(verify=fitting)
+        async def right(ctx: JobContext, below: int, *, by: str = "") -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -132,6 +133,16 @@ async def test_a_chain_by_hand_in_json(fast: Settings, client: Client, redis: Re
     await redis.zadd("arq:queue", {"by-hand": 0})
     async with working(fast, *ALL):
         assert await client.run("by-hand:then").result(timeout=120) == 7
+
+
+async def test_a_chain_by_hand_after_the_longest_id(fast: Settings, client: Client, redis: Redis) -> None:
+    first, calls_ = "x" * 500, [{"f": "add", "k": {"more": 3}, "r": "number"}, {"f": "double", "r": "number"}]
+    await redis.set(f"arq:job:{first}", json.dumps({"f": "double", "k": {"number": 2}, "then": calls_}))
+    await redis.zadd("arq:queue", {first: 0})
+    second = "then:" + hashlib.sha256(f"{first}:then".encode()).hexdigest()
+    async with working(fast, *ALL):
+        assert await client.run(f"{second}:then").result(timeout=120) == 14
+        assert await client.run(second).result(timeout=120) == 7
 
 
 @pytest.mark.parametrize(

@@ -271,3 +271,20 @@ async def test_progress_reports_until_the_end(fast: Settings, client: Client) ->
         states = [report.state async for report in run.progress(every=0.01)]
     assert states[-1] == "succeeded"
     assert set(states) <= {"waiting", "running", "succeeded"}
+
+
+@job(cron="0 3 * * *", unique=True, priority=7)
+async def nightly_report(ctx: JobContext, depth: int = 1) -> int:
+    """Report."""
+    return depth
+
+
+async def test_a_triggered_cron_job_keeps_the_rules_of_the_job(client: Client, redis: Redis) -> None:
+    first = await client.trigger_cron(nightly_report)
+    again = await client.trigger_cron(nightly_report)
+    other = await client.trigger_cron(nightly_report, {"depth": 2})
+    assert (first.is_new, again.is_new, again.id, other.is_new) == (True, False, first.id, True)
+    assert await redis.zcard(keys.priority_line("arq:queue", 7)) == 2
+    assert first.id.startswith("cron:nightly_report:by-hand:")
+    with pytest.raises(InvalidArguments, match="depth"):
+        await client.trigger_cron(nightly_report, {"depth": "x"})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.sampling import sampled
 from tests.support.waiting import until
 from tests.support.workers import with_worker, working
 from worker import Client, JobContext, Settings, job
@@ -90,7 +91,7 @@ async def _works(client: Client, redis: Redis, what: str) -> None:
         await until(lambda: redis.exists(keys.RESULT + hanging.id))
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", sampled(KEYS, 3))
 async def test_a_broken_key_disturbs_no_other_job(
     redis: Redis, client: Client, fast: Settings, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -209,6 +210,7 @@ async def _is_empty(redis: Redis) -> bool:
         pytest.param(rb'{"f":"echo","k":{"name":"x"},"h":{"tenant":"\ud800"},"then":[{"f":"echo"}]}', id="surrogate"),
         pytest.param(b'{"f":"no_such_job","t":9223372036854775808}', id="attempt"),
         pytest.param(b'{"f":"echo","k":{"name":"x"},"then":[{"f":"echo","q":"worker:dead"}]}', id="queue that is none"),
+        pytest.param(b'{"f":"echo","k":{"name":"x"},"then":[{"f":"echo","q":"worker:limit:other"}]}', id="places"),
         pytest.param(b'{"f":"echo","k":{"name":"x"},"g":["worker:dead",1,true]}', id="group that is none"),
         pytest.param(b"[" * 100_000, id="depth"),
     ],
@@ -218,6 +220,7 @@ async def test_a_hostile_payload_harms_its_own_job_alone(
 ) -> None:
     await redis.hset("worker:group:worker:dead", "size", "junk")  # type: ignore[misc]
     await redis.hset(keys.DEAD, "somebody", "junk")  # type: ignore[misc]
+    await redis.zadd(keys.LIMIT + "other", {"somebody": 1})
     async with working(fast, echo):
         for number in range(10):
             await redis.set(f"{keys.JOB}evil{number}", payload)
@@ -228,3 +231,4 @@ async def test_a_hostile_payload_harms_its_own_job_alone(
         await until(lambda: _is_empty(redis))
         assert await redis.get(keys.RETRY + good[0].id) is None
     assert json.loads(await redis.get(keys.RESULT + "evil0"))["id"] == "evil0"
+    assert await redis.zrange(keys.LIMIT + "other", 0, -1) == [b"somebody"]

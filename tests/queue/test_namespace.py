@@ -237,3 +237,27 @@ async def test_another_language_enqueues_in_a_namespace_as_specified(
     async with working(shop, limited), Client(shop) as client:
         for run_id in ("by-script", "by-hand"):
             assert await client.run(run_id).result(timeout=120) == "from elsewhere"
+
+
+@job(once=True)
+async def fill_column(ctx: JobContext) -> None:
+    """Migrate data."""
+
+
+@pytest.mark.parametrize("has_namespaces", [False, True])
+async def test_two_applications_with_queues_of_their_own_share_ids_and_jobs_unless_they_have_namespaces(
+    fast: Settings, redis: Redis, has_namespaces: bool
+) -> None:
+    first, second = (
+        at(with_worker(fast, queue=name), fast.redis.url + (f"?namespace={name}" if has_namespaces else ""))
+        for name in ("shop", "mail")
+    )
+    async with Client(first) as shop, Client(second) as mail:
+        await shop.enqueue(fill_column)
+        await shop.enqueue(only_one, "x")
+        await shop.pause("only_one")
+        assert (await mail.enqueue(fill_column)).is_new == has_namespaces
+        assert (await mail.enqueue(only_one, "x")).is_new == has_namespaces
+        assert ("only_one" in (await mail.status()).paused) != has_namespaces
+        assert (await shop.status()).waiting == 2
+        assert (await mail.status()).waiting == (2 if has_namespaces else 0)

@@ -17,6 +17,7 @@ from tests.support.command_line import CommandLine, error_line
 from tests.support.workers import working
 from worker import Client, InvalidArguments, JobContext, Settings, SyncClient, job
 from worker.db.engine import Database
+from worker.queue import keys
 
 HALF = "\udcff"  # as a shell passes the byte ff
 
@@ -38,6 +39,13 @@ REFUSED: dict[str, Operation] = {
     "a search": lambda c: c.recorded_runs(search=HALF),
     "NUL": lambda c: c.recorded_runs(job="\x00"),
     "no text": lambda c: c.pause(None),
+    "a pause that workers ignore": lambda c: c.pause("a\nb"),
+    "a pause of a long name": lambda c: c.pause("x" * 501),
+    "a pause by a long value": lambda c: c.pause("job_of_seven", where={"text": "x" * 500}),
+    "a cancel by a long value": lambda c: c.cancel("job_of_seven", where={"text": "x" * 500}),
+    "a pace that workers ignore": lambda c: c.pace("\u202e", rows_per_second=1),
+    "a limit that workers ignore": lambda c: c.limit("\x1b[31m", running=1),
+    "a rate that workers ignore": lambda c: c.limit_rate("x" * 501, runs_per_second=1),
     "a large row": lambda c: c.quarantined_rows(row_id=2**70),
     "a negative limit": lambda c: c.recorded_runs(limit=-1),
     "a number as id": lambda c: c.run(5),
@@ -45,6 +53,12 @@ REFUSED: dict[str, Operation] = {
     "a queue that is another key": lambda c: c.enqueue(job_of_seven.options(queue="worker:dead:at")),
     "a queue that is another key, for many": lambda c: c.enqueue_many(job_of_seven.options(queue="arq:abort"), [{}]),
     "a queue that is another key, for a group": lambda c: c.group([job_of_seven.options(queue="arq:abort").call()]),
+    "a queue that is another key, for a chain": lambda c: c.enqueue(
+        job_of_seven.options(then=job_of_seven.options(queue="worker:dead:at").call())
+    ),
+    "a queue that is another key, for a callback": lambda c: c.group(
+        [job_of_seven.call()], then=job_of_seven.options(queue="arq:abort").call()
+    ),
     "a queue that is not printable": lambda c: c.enqueue_by_name("job_of_seven", queue="a\u200b"),
     "no job": lambda c: c.enqueue(""),
     "no job, for many": lambda c: c.enqueue_many("\x00", [{}]),
@@ -60,6 +74,19 @@ async def test_both_clients_refuse_what_no_server_can_store(
     for one in (client, sync):
         with pytest.raises(InvalidArguments):
             await answer_of(REFUSED[name], one)
+
+
+async def test_orders_that_workers_ignored_can_be_removed(client: Client, redis: Redis) -> None:
+    await redis.sadd(keys.PAUSED, "a\nb")
+    for key in (keys.PACE, keys.LIMITS, keys.RATES):
+        await redis.hset(key, "a\nb", "1")
+    assert await client.resume("a\nb") == 1
+    await client.pace("a\nb", rows_per_second=None)
+    await client.limit("a\nb", running=None)
+    await client.limit_rate("a\nb", runs_per_second=None)
+    assert await redis.exists(keys.PAUSED, keys.PACE, keys.LIMITS, keys.RATES) == 0
+    await client.pace("\u4e1c", rows_per_second=1_234_567.5)
+    assert (await client.limits()).rows_per_second == {"\u4e1c": 1_234_567.5}
 
 
 async def test_the_command_line_refuses_a_name_that_is_not_utf_8_in_a_line(

@@ -33,7 +33,7 @@ async def sweep_to_bad_row(ctx: JobContext, bad: int, loop: str) -> None:
     await ctx.sweep(update(Author).values(seen=1 / (Author.id - bad)), size=SIZE)
 
 
-@pytest.mark.parametrize("max_attempts", [2, 6])
+@pytest.mark.parametrize("max_attempts", [2, pytest.param(6, marks=pytest.mark.long)])
 async def test_the_row_that_fails_is_named(
     fast: Settings, client: Client, database: Database, max_attempts: int
 ) -> None:

@@ -21,6 +21,8 @@ EVENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "worker_stopped": ((), {}),
     "started": ((RUN,), {}),
     "durable": ((RUN,), {"attempt": 1, "takeovers": 0, "rows": 0}),
+    "batch_began": ((RUN,), {}),
+    "walk_ended": ((RUN,), {"failed": True}),
     "progressed": ((RUN, Progress("1-chunks", "chunks", 1, None, None, 1, 1, 0.1, 1)), {"rows": 1}),
     "throttled": ((RUN, "too fast"), {"since": NOW, "until": None, "kind": "pace"}),
     "stalled": ((RUN, 600.0), {}),

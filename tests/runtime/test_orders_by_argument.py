@@ -6,9 +6,12 @@ import asyncio
 import enum
 import logging
 import math
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -24,6 +27,7 @@ from tests.support.workers import working
 from worker import Client, JobCancelled, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.errors import InvalidArguments
+from worker.job.argument_texts import stands_for
 from worker.queue import keys
 from worker.queue.conditions import make_entry, parse_entry
 from worker.runtime.operator_state import OperatorState
@@ -96,6 +100,8 @@ def test_a_value_of_python_names_the_runs_with_it(name: str, value: Any) -> None
 @pytest.mark.parametrize(
     ("value", "text", "is_same"),
     [(5.0, "5", True), (5, "5.0", True), (1, "true", False), (True, "1", False), (None, "null", True),
+     ([True], "[1]", False), ({"a": [1]}, '{"a": [true]}', False), ([True, 1], "[true, 1.0]", True),
+     ([1], "[1, 2]", False),
      ("5", "5.0", False), ({"a": 1, "b": [2]}, '{"b":[2.0],"a":1}', True), (0, "", False), (0, "[" * 100_000, False)],
     ids=lambda one: str(one)[:12],
 )  # fmt: skip
@@ -119,6 +125,82 @@ async def test_the_command_line_reads_a_value_by_its_type(
     ran = await cli("cancel", "typed", "--where", "day=tomorrow", **package)
     assert ran.returncode == 2
     assert "day=tomorrow: input should be a valid date" in ran.stderr
+
+
+HOUR = timezone(timedelta(hours=1))
+KEY = UUID("abcdefab-0000-4000-8000-00000000000e")
+
+
+@job
+async def typed_otherwise(
+    ctx: JobContext,
+    at: datetime = datetime(2026, 1, 2, tzinfo=UTC),
+    naive: datetime = datetime(2026, 1, 2),
+    price: Decimal = Decimal("1.0"),
+    key: UUID = KEY,
+    day: date = date(2026, 1, 2),
+    age: timedelta = timedelta(hours=24),
+    full: bool = True,
+    limit: float | None = None,
+    tag: str | None = None,
+    text: str = "a=b & c?%20 d",
+    moods: list[Decimal] = [Decimal("1.50")],  # noqa: B006
+    colour: Colour = Colour.RED,
+) -> None:
+    """Have arguments whose values have several texts."""
+
+
+#: Values and texts that are the default of an argument, and some that are not.
+SAME: list[tuple[str, Any]] = [
+    ("at", datetime(2026, 1, 2, 1, tzinfo=HOUR)), ("at", "2026-01-02T01:00:00+01:00"), ("at", "2026-01-02 00:00Z"),
+    ("at", "2026-01-01T19:00:00.000-05:00"), ("naive", "2026-01-02 00:00"), ("price", Decimal(1)), ("price", "1"),
+    ("price", "1.00"), ("price", 1), ("key", str(KEY).upper()), ("key", KEY.hex), ("key", KEY), ("day", "2026-01-02"),
+    ("age", "PT24H"), ("age", timedelta(days=1)), ("full", "true"), ("full", True), ("limit", None), ("limit", "null"),
+    ("tag", None), ("text", "a=b & c?%20 d"), ("moods", "[1.5]"), ("moods", [Decimal("1.500")]), ("colour", "red"),
+    ("colour", Colour.RED),
+]  # fmt: skip
+OTHER: list[tuple[str, Any]] = [
+    ("at", datetime(2026, 1, 2, tzinfo=HOUR)), ("at", "2026-01-02T00:00:00"), ("at", "soon"),
+    ("naive", "2026-01-02T00:00Z"),
+    ("price", "1.1"), ("key", str(UUID(int=1))), ("day", "2026-01-03"), ("age", "PT23H"), ("full", "false"),
+    ("limit", 0), ("limit", ""), ("tag", ""), ("tag", "None"), ("text", "a=b & c? d"), ("text", "A=b & c?%20 d"),
+    ("moods", "[1.5, 1.5]"), ("colour", "blue"),
+]  # fmt: skip
+
+
+def name_typed(name: str, value: Any) -> bool:
+    """Return whether an entry, as commands write it, names the runs with the defaults."""
+    codec = typed_otherwise.codec
+    condition = replace(
+        parse_entry(make_entry("typed_otherwise", {name: value})), stands_for=partial(stands_for, codec)
+    )
+    return condition.matches(codec.with_defaults(typed_otherwise.encode_arguments([], {})))
+
+
+@pytest.mark.parametrize(("name", "value"), SAME, ids=lambda one: str(one)[:24])
+def test_every_text_of_a_value_names_its_runs(name: str, value: Any) -> None:
+    assert name_typed(name, value)
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER, ids=lambda one: str(one)[:24])
+def test_a_text_of_another_value_names_no_run(name: str, value: Any) -> None:
+    assert not name_typed(name, value)
+
+
+async def test_a_pause_in_another_time_zone_holds_the_runs_of_that_instant(
+    client: Client, fast: Settings, redis: Redis
+) -> None:
+    await redis.sadd(keys.PAUSED, "typed_otherwise?at=2026-01-02T01:00:00%2B01:00")
+    await client.pause("typed_otherwise", where={"price": Decimal("2.50")})
+    async with working(fast, typed_otherwise):
+        held = [await client.enqueue(typed_otherwise), await client.enqueue(typed_otherwise, price=Decimal("2.5"))]
+        other = await client.enqueue(typed_otherwise, at=datetime(2026, 1, 3, tzinfo=UTC))
+        await other.result(timeout=120)
+        for run in held[:1]:
+            await until_status(run, "paused")
+        await redis.delete(keys.PAUSED)
+        for run in held:
+            await run.result(timeout=120)
 
 
 async def test_a_pause_by_argument_holds_its_runs_alone_until_it_is_removed(
@@ -145,6 +227,26 @@ async def test_several_arguments_and_defaults_count(client: Client, fast: Settin
         await until_status(held, "paused")
         assert await client.resume("serve", where={"tenant": "a & b=%", "level": 1}) == 1
         await held.result(timeout=120)
+
+
+@pytest.mark.parametrize("key", [keys.PAUSED, keys.CANCELLED])
+async def test_resume_takes_an_order_back_whatever_the_order_of_its_arguments(
+    client: Client, redis: Redis, key: str
+) -> None:
+    others = {
+        b"serve?level=1",
+        b"serve?level=2&tenant=a%26b",
+        b"serve?level=1&tenant=a%26b&more=1",
+        b"serve",
+        b"serve?",
+    }
+    await redis.sadd(key, "serve?level=1&tenant=a%26b", *others, "walk?level=1&tenant=a%26b", b"\xff?level=1")
+    assert await client.resume("serve", where={"tenant": "a&b", "level": 1}) == 1
+    left = {*others, b"walk?level=1&tenant=a%26b", b"\xff?level=1"}
+    assert await redis.smembers(key) == left  # type: ignore[misc]
+    assert await client.resume("serve", where={"tenant": "a&b", "level": 1}) == 0
+    if key == keys.PAUSED:
+        assert await client.resume("walk?tenant=a%26b&level=1") == 1
 
 
 async def test_a_running_walk_pauses_at_its_boundary_and_goes_on(
@@ -261,7 +363,7 @@ async def test_an_order_by_argument_among_many_orders_does_not_wait_for_their_sc
     for key in (keys.PAUSED, keys.CANCELLED):
         await redis.sadd(key, *(f"run{number}" for number in range(2_000)))
     state = OperatorState(redis)
-    state.know_arguments({"serve": ["tenant", "level"]})
+    state.know_arguments({"serve": ["tenant", "level"]}, {})
     await state.refresh(now=True)
     entry, arguments = "serve?tenant=north", lambda: {"tenant": "north", "level": 1}
     for key, order in ((keys.PAUSED, "pause"), (keys.CANCELLED, "cancel")):

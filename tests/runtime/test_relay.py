@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from tests.models import Author
 from tests.runtime.relay_killed import make_relay
@@ -107,6 +108,24 @@ async def test_a_notification_wakes_one_relay_and_another_listens_when_that_is_g
         await first.close()
         await second.relay_waiting()  # as it does at each interval
         await wake(second, "second")
+
+
+async def test_the_relay_that_listens_notices_the_end_of_its_connection_and_looks_again(
+    settings: Settings, client: Client, redis: Redis, database: Database
+) -> None:
+    async with relaying(with_worker(settings, outbox_poll_seconds=1e6), redis) as relay:
+        await relay.relay_waiting()
+        waiting = asyncio.create_task(relay.run())
+        async with database.transaction() as session:  # the row is not announced to it: the connection ends first
+            found = "pg_stat_activity WHERE application_name LIKE '%relay%'"
+            ended = f"SELECT pg_terminate_backend(pid, 10000) FROM {found}"
+            assert await session.scalar(text(ended))
+            await client.enqueue_in(session, note.options(id="unheard"), "unheard")
+        async with asyncio.timeout(120):
+            with suppress(ConnectionError, SQLAlchemyError):
+                await waiting
+            await relay.run()  # as the periodic task does
+        assert await redis.exists(keys.JOB + "unheard")
 
 
 @job

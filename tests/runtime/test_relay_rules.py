@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import sys
+import unicodedata
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import pytest
@@ -17,6 +21,7 @@ from worker import Client, JobContext, JobFailed, Settings, SyncClient, job
 from worker.db.engine import Database
 from worker.job.propagation import propagate
 from worker.queue import keys
+from worker.queue.payload import read_run_id
 
 
 @job(unique=["name"], priority=4)
@@ -113,6 +118,44 @@ async def test_headers_of_a_transaction_travel_with_its_rows_of_the_sql_function
     async with working(with_worker(fast, relay=False), *JOBS):
         assert await client.run("triggered").result(timeout=120) == ["region=eu", "tenant=n\u00f6rd", "eu"]
         assert await client.run("without").result(timeout=120) == ["nowhere"]
+
+
+#: The controls of hieroglyphs that Unicode 15 has added: what is newer than Unicode 14 is left to the relay.
+NEWER = {chr(n) for n in range(0x13439, 0x13440)}
+
+
+def letters() -> list[str]:
+    """Return all letters that do not print, but few of the private ones, and a sample of the others."""
+    assigned = [chr(n) for n in range(1, sys.maxunicode) if unicodedata.category(chr(n)) not in ("Cn", "Cs")]
+    hidden = [one for one in assigned if not one.isprintable() and unicodedata.category(one) != "Co"]
+    found = [*hidden, *"\ue000\uf8ff\U000f0000\U0010fffd", *random.Random(7).sample(assigned, 1_000)]
+    return [one for one in found if one not in NEWER]
+
+
+REFUSED = """
+CREATE FUNCTION pg_temp.refused(letters text[]) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE letter text;
+BEGIN
+    FOREACH letter IN ARRAY letters LOOP
+        BEGIN
+            PERFORM worker.enqueue('tell', {name} => 'a' || letter);
+        EXCEPTION WHEN invalid_parameter_value THEN
+            RETURN NEXT letter;
+        END;
+    END LOOP;
+END $$
+"""
+
+
+@pytest.mark.parametrize(("name", "accepts"), [("id", read_run_id), ("queue", str.isprintable)])
+async def test_the_sql_function_refuses_the_letters_that_clients_refuse(
+    database: Database, name: str, accepts: Callable[[str], object]
+) -> None:
+    tried = letters()
+    async with database.transaction() as session:
+        await session.execute(text(REFUSED.format(name=name)))
+        refused = set(await session.scalars(text("SELECT pg_temp.refused(:letters)"), {"letters": tried}))
+    assert refused == {letter for letter in tried if not accepts(letter)}
 
 
 async def test_rows_of_the_sql_function_get_the_rules_of_their_job(

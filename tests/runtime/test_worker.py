@@ -274,7 +274,7 @@ async def test_a_full_disk_is_an_error_and_not_a_loop(fast: Settings, client: Cl
     run = await client.enqueue(fill_the_disk)
     async with working(with_worker(fast, max_attempts=2), fill_the_disk):
         with pytest.raises(
-            JobFailed, match=r"DiskFullError: could not extend file .*attempt 2, the last.*up to key \d+"
+            JobFailed, match=r"DiskFullError: could not .*attempt 3, the last: 2 without progress.*up to key \d+"
         ):
             await run.result(timeout=120)
     assert tries == [1, 1, 2]  # the first one committed three batches

@@ -80,6 +80,39 @@ async def test_a_file_that_has_changed_is_refused(context: MakeContext, path: Pa
         await read(context("run"), ParquetFile(path))
 
 
+@pytest.mark.parametrize("change", ["other rows", "shorter", "renamed", "deleted"])
+async def test_a_file_that_changes_while_it_is_read_commits_no_batch_of_mixed_content(
+    context: MakeContext, path: Path, database: Database, change: str
+) -> None:
+    other = path.with_name("other.parquet")
+    write(other, first=101)
+    found: list[int] = []
+
+    async def walk() -> None:
+        ctx = context("run")
+        async for batch in ctx.walk(ParquetFile(path), size=5, name="rows"):
+            if batch.number == 2:
+                if change == "other rows":
+                    path.write_bytes(other.read_bytes())
+                elif change == "shorter":
+                    path.write_bytes(path.read_bytes()[:200])
+                elif change == "renamed":
+                    other.replace(path)
+                else:
+                    path.unlink()
+            found.extend(row["id"] for row in batch)
+        await ctx._attempt.succeed()
+
+    if change in ("renamed", "deleted"):  # the open file is still the old one
+        await walk()
+        assert found == list(range(1, ROWS + 1))
+        return
+    with pytest.raises(CursorMismatch, match=r"was changed while it was read: .* worker retry run --from-start"):
+        await walk()
+    [run] = await Ledger(database).list_runs(run_id="run")
+    assert run.rows == 5
+
+
 async def test_a_file_that_cannot_be_read_is_named(context: MakeContext, path: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path / "none", tmp_path):
         with pytest.raises(SourceUnavailable, match=f"{wrong} cannot be read"):

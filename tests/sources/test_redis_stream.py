@@ -265,3 +265,27 @@ async def test_a_user_without_the_right_to_delete_a_consumer_keeps_it(stream: Re
         await own.aclose()
         await stream.acl_deluser("reader")
     assert len(await stream.xinfo_consumers(KEY, "import")) == 1
+
+
+@pytest.mark.parametrize("when", ["under way", "between two attempts"])
+async def test_group_that_was_made_again_delivers_no_entry_twice_and_none_is_left_out(
+    stream: Redis, context: MakeContext, when: str
+) -> None:
+    await add(stream, 1, 33)
+    ctx, found = context("run"), []
+    async for batch in ctx.walk(RedisStream(KEY, "import"), size=5, name="rows"):
+        found += numbers(list(batch))
+        if batch.number == 3:
+            await stream.xgroup_destroy(KEY, "import")
+            await stream.xgroup_create(KEY, "import", id="0")
+            if when == "between two attempts":
+                break
+    if when == "between two attempts":
+        await ctx._attempt.fail()
+        await ctx._attempt.close()
+        del found[10:]
+        found += numbers(await read(context("run"), RedisStream(KEY, "import"), size=5))
+    else:
+        await ctx._attempt.succeed()
+    assert found == list(range(1, 34))
+    assert await count_pending(stream) == 0

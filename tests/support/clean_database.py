@@ -1,18 +1,24 @@
 """An empty database for each test, without creating its tables again for each test.
 
-The schema is built once in a process. Between tests, rows, sequences and statistics are reset. A fingerprint of the
-catalogs shows whether a test has changed the schema: objects that the test added are dropped. If the fingerprint still
-differs, an object of the schema itself was changed, and the schema is built again.
+The schema is built once for a server, and kept as a template. Between tests, rows, sequences and statistics are reset.
+A fingerprint of the catalogs shows whether a test has changed the schema: objects that the test added are dropped. If
+the fingerprint still differs, an object of the schema itself was changed, and the database is made from the template
+again. All of it is done in one session that stays open: a new one costs the server more than the work itself.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import psycopg
 
 from tests.models import Base
 from worker.db.engine import Database
 from worker.db.migrate import migrate
+from worker.embedded import Services
+from worker.settings import load_settings
 
 _USER_SCHEMAS = "nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'"
 
@@ -103,6 +109,10 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
+_END_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN (%s, %s)"
+
+_SCHEMAS = f"SELECT quote_ident(nspname) FROM pg_namespace WHERE {_USER_SCHEMAS}"
+
 _NEWEST = """
 SELECT max(oid::bigint) FROM (
     SELECT oid FROM pg_class UNION ALL SELECT oid FROM pg_proc UNION ALL SELECT oid FROM pg_type
@@ -110,45 +120,93 @@ SELECT max(oid::bigint) FROM (
 ) AS all_objects
 """
 
-#: Of the schema that was built last: its fingerprint, and its highest OID.
-_built: tuple[str, int] | None = None
+#: The databases that have been cleaned, by URL.
+_databases: dict[str, _TestDatabase] = {}
 
 
-async def clean(database: Database) -> None:
-    """Leave the ledger's tables and those of `tests.models`, empty, and nothing else."""
-    async with database.engine.begin() as connection:
-        await connection.exec_driver_sql(_END_OTHERS)
-        if await _is_as_built(connection):
-            await connection.exec_driver_sql(_EMPTY)
-            return
-        await _drop_all(connection)
-    await migrate(database)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-        await _note_built(connection)
+def clean(services: Services) -> None:
+    """Leave the ledger's tables and those of `tests.models`, empty, and nothing else.
+
+    It blocks; call it by `asyncio.to_thread` where an event loop runs.
+    """
+    assert services.postgres is not None
+    url = services.postgres.url  # the server itself, also where the services are behind a PgBouncer
+    _databases.setdefault(url, _TestDatabase(url)).clean()
 
 
-async def _is_as_built(connection: AsyncConnection) -> bool:
-    """Return whether the schema is the one that was built, after what was added to it is dropped."""
-    if _built is None:
-        return False
-    fingerprint, newest = _built
-    if await connection.scalar(text(_FINGERPRINT)) == fingerprint:
-        return True
-    await connection.exec_driver_sql(_DROP_ADDED.replace("$newest", str(newest)))
-    return bool(await connection.scalar(text(_FINGERPRINT)) == fingerprint)
+class _TestDatabase:
+    """A database, the session that cleans it, and the template that it is made from."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._name = urlsplit(url).path.lstrip("/")
+        self._template = f"{self._name}_template"
+        self._session: psycopg.Connection[tuple[str]] | None = None
+        #: Of the schema that was built: its fingerprint, and its highest OID.
+        self._built: tuple[str, str] | None = None
+
+    def clean(self) -> None:
+        """End all other sessions, and leave the schema as it was built, with empty tables."""
+        try:
+            self._clean(self._open())
+        except psycopg.OperationalError:  # a test has ended the server, or this session
+            self._close()
+            self._clean(self._open())
+
+    def _clean(self, session: psycopg.Connection[tuple[str]]) -> None:
+        session.execute(_END_OTHERS)
+        if self._built is None:
+            self._build(session)
+        elif not self._is_as_built(session, *self._built):
+            self._replace(self._name, self._template)
+        else:
+            session.execute(_EMPTY)
+
+    def _open(self) -> psycopg.Connection[tuple[str]]:
+        if self._session is None or self._session.closed:
+            self._session = psycopg.connect(self._url, autocommit=True, application_name="clean_database")
+        return self._session
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _is_as_built(self, session: psycopg.Connection[tuple[str]], fingerprint: str, newest: str) -> bool:
+        """Return whether the schema is the one that was built, after what was added to it is dropped."""
+        if _scalar(session, _FINGERPRINT) == fingerprint:
+            return True
+        session.execute(_DROP_ADDED.replace("$newest", newest).encode())
+        return _scalar(session, _FINGERPRINT) == fingerprint
+
+    def _build(self, session: psycopg.Connection[tuple[str]]) -> None:
+        for (name,) in session.execute(_SCHEMAS).fetchall():
+            session.execute(f"DROP SCHEMA {name} CASCADE".encode())
+        session.execute("CREATE SCHEMA public")
+        with ThreadPoolExecutor(1) as thread:  # the event loop of this one belongs to the tests
+            thread.submit(asyncio.run, self._create()).result()
+        self._built = _scalar(session, _FINGERPRINT), _scalar(session, _NEWEST)
+        self._replace(self._template, self._name)
+
+    async def _create(self) -> None:
+        settings = load_settings(environment={"DATABASE_URL": self._url})
+        database = Database(settings, "test")
+        await migrate(database)
+        async with database.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        await database.close()
+
+    def _replace(self, name: str, template: str) -> None:
+        """Make a database anew as a copy of another; no session may use either."""
+        self._close()
+        elsewhere = urlsplit(self._url)._replace(path="/template1").geturl()
+        with psycopg.connect(elsewhere, autocommit=True) as session:
+            session.execute(_END_ALL, [name, template])
+            session.execute(f'DROP DATABASE IF EXISTS "{name}"'.encode())
+            session.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
 
 
-async def _note_built(connection: AsyncConnection) -> None:
-    global _built
-    fingerprint = await connection.scalar(text(_FINGERPRINT))
-    newest = await connection.scalar(text(_NEWEST))
-    _built = (str(fingerprint), int(newest or 0))
-
-
-async def _drop_all(connection: AsyncConnection) -> None:
-    for name in (
-        await connection.scalars(text(f"SELECT quote_ident(nspname) FROM pg_namespace WHERE {_USER_SCHEMAS}"))
-    ).all():
-        await connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
-    await connection.exec_driver_sql("CREATE SCHEMA public")
+def _scalar(session: psycopg.Connection[tuple[str]], query: str) -> str:
+    row = session.execute(query.encode()).fetchone()
+    assert row is not None
+    return str(row[0])

@@ -15,13 +15,19 @@ T = TypeVar("T")
 
 
 async def until(look: Callable[[], Awaitable[T]], seconds: float = 120.0) -> T:
-    """Poll until `look` returns a true value; fail after a number of seconds."""
+    """Poll until `look` returns a true value; fail after a number of seconds.
+
+    The longer it has waited, the longer is the pause between two looks: many tests wait at once, and each look costs
+    the processes that they wait for.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     async with asyncio.timeout(seconds):
         while True:
             seen = await look()
             if seen:
                 return seen
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(min(max(0.01, (loop.time() - began) / 10), 0.1))
 
 
 async def until_true(look: Callable[[], object], seconds: float = 120.0) -> None:

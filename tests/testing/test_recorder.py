@@ -142,7 +142,7 @@ async def test_enqueue_in_counts_when_its_transaction_commits(enqueued: Recorder
     assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 3, 5, 7]
 
 
-async def test_enqueue_in_follows_the_savepoints_and_the_two_phases_of_a_connection(
+async def test_enqueue_in_follows_the_savepoints_of_a_connection(
     enqueued: Recorder, sqlite_session: AsyncSession
 ) -> None:
     client = enqueued.client
@@ -160,12 +160,6 @@ async def test_enqueue_in_follows_the_savepoints_and_the_two_phases_of_a_connect
             await client.enqueue_in(connection, send, 5)
         await connection.commit()
         assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 5]
-        for user_id, ends in ((6, "rollback_twophase"), (7, "commit_twophase")):
-            await client.enqueue_in(connection, send, user_id)
-            blocking = connection.sync_connection
-            assert blocking is not None
-            getattr(blocking.dispatch, ends)(blocking, "id", True)  # as the driver of a server with two phases does
-    assert [run.arguments["user_id"] for run in enqueued.runs] == [2, 5, 7]
     with pytest.raises(InvalidArguments, match="signup is not a job"):
         await client.enqueue_in(sqlite_session, signup)  # type: ignore[call-overload]
 

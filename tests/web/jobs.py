@@ -11,7 +11,7 @@ from tests.models import Author
 from worker import JobContext, NonRetryableError, job
 
 
-@job(priority=3)
+@job(priority=3, concurrency=4, concurrency_key="name")
 async def greet(ctx: JobContext, name: str, times: int = 1, day: date | None = None) -> str:
     """Say hello."""
     return f"hello {name}" * times

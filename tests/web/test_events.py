@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 
 from demo.page_server import serving
@@ -18,7 +20,7 @@ from tests.web.jobs import JOBS, greet, walk
 from worker import Client, Settings
 from worker.db.engine import Database
 from worker.queue import keys
-from worker.web import web_app
+from worker.web import WebApp, web_app
 from worker.web.event_hub import _QUEUE, EventHub, Message
 from worker.web.run_cache import RunCache
 
@@ -140,3 +142,67 @@ async def test_the_last_ids_that_redis_can_have_end_a_replay_and_larger_ones_are
     for too_large in (f"{2**64}-0", f"1-{2**64}"):
         response = await http.get("/events", headers={"Last-Event-ID": too_large})
         assert response.status_code == 422, response.text
+
+
+async def test_short_runs_are_left_out_of_the_events_and_counted(http: httpx.AsyncClient, redis: Redis) -> None:
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+
+    async def add(kind: str, seconds: float = 0.0, **fields: str) -> None:
+        at = (begun + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+        await redis.xadd(keys.EVENTS, {"event": kind, "at": at, "worker": "w"} | fields)  # type: ignore[arg-type]
+
+    async def chosen(**query: str) -> tuple[list[str], int]:
+        answer = (await http.get("/events/recent", params=query)).json()
+        found = [f"{one['event']} {one['fields'].get('run', '')}".strip() for one in answer["items"]]
+        return list(reversed(found)), answer["left_out"]
+
+    await add("worker_started")
+    ends = (("short", 0.1, "succeeded", {}), ("long", 1.1, "succeeded", {}), ("walk", 0.1, "succeeded", {"rows": "3"}))
+    for run, seconds, kind, more in (*ends, ("bad", 0.1, "dead", {"error": "x"})):
+        await add("started", run=run, job="j")
+        await add(kind, seconds, run=run, job="j", **more)
+    await add("ordered", order="pause", by="ada")
+    await add("started", 60.0, run="young", job="j")  # just now: it may be a short one
+    kept = ["worker_started", "started long", "succeeded long", "started walk", "succeeded walk"]
+    kept += ["started bad", "dead bad", "ordered"]
+    assert await chosen(brief="false") == (kept, 1)
+    assert len((await chosen())[0]) == len(kept) + 3 and (await chosen())[1] == 0
+    assert await chosen(event="failures") == (["dead bad"], 0)
+    assert await chosen(event="ends", brief="false") == (["succeeded long", "succeeded walk", "dead bad"], 1)
+    assert await chosen(event="workers") == (["worker_started"], 0)
+    assert (await chosen(event="orders"))[0] == ["ordered"]
+    assert (await chosen(job="j", event="started", brief="false"))[0] == ["started long", "started walk", "started bad"]
+    page = (await http.get("/page/events")).text
+    assert "1 short run, which had no loop" in page and 'id="event-' in page and ">short<" not in page
+    for address in ("/page/events?event=succeeded", "/page/events?brief=true&amp;job=j".replace("&amp;", "&")):
+        assert ">short<" in (await http.get(address)).text, "they are asked for"
+
+
+async def test_a_stream_whose_client_reads_nothing_gives_its_place_back(
+    api: WebApp, client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.web.events._UNREAD_SECONDS", 0.05)
+    run = await client.enqueue(greet.options(delay=60), name="Ada")
+    for path in ("/events", f"/runs/{run.id}/events"):
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        scope |= {"client": ("127.0.0.1", 4321), "server": ("localhost", 80), "scheme": "http", "http_version": "1.1"}
+        places: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            return await asyncio.get_running_loop().create_future()  # the client stays
+
+        async def send(message: Any, places: list[int] = places) -> None:
+            if message["type"] == "http.response.body":
+                places.append(api.backend.events.count)
+                await asyncio.get_running_loop().create_future()  # it takes no bytes
+
+        async with asyncio.timeout(60):
+            await api(scope, receive, send)
+        assert places == [1]
+        assert api.backend.events.count == 0

@@ -146,3 +146,23 @@ async def test_pages_go_on_behind_any_time_and_refuse_cursors_of_others(http: ht
         made = base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
         response = await http.get(path, params={"cursor": made})
         assert (response.status_code, response.json()["type"]) == (422, "urn:longhaul:problem:invalid-cursor"), path
+
+
+async def test_any_number_of_a_mirror_gives_a_page(http: httpx.AsyncClient, redis: Redis) -> None:
+    await redis.zadd("arq:queue", {"j": 1})
+    numbers = (
+        "rows",
+        "total",
+        "percent",
+        "rate",
+        "eta_seconds",
+        "batch_size",
+        "batch_ms",
+        "started_at",
+        "stalled_since",
+    )
+    for value in ("1e308", "-1e308", "0.5", "9" * 400):
+        await redis.hset("worker:run:j", mapping={"state": "running", "job": "greet"} | dict.fromkeys(numbers, value))
+        for path in ("/", "/page/runs/j", "/runs/j"):
+            response = await http.get(path)
+            assert response.status_code == 200, (value, path, response.text[-500:])

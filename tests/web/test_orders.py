@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.waiting import until
+from tests.support.waiting import until, until_status
 from tests.support.workers import with_web, working
 from tests.web.conftest import connect
 from tests.web.jobs import JOBS, brittle, greet, walk
@@ -61,6 +62,21 @@ async def test_enqueue_obeys_the_rules_of_the_job_and_an_idempotency_key_makes_o
     assert await redis.zcard("arq:queue") == 1
 
 
+async def test_an_order_by_null_is_obeyed_and_taken_back(
+    http: httpx.AsyncClient, client: Client, redis: Redis, fast: Settings
+) -> None:
+    part = {"targets": ["greet"], "where": {"day": None, "times": 1}}
+    await order(http, "/orders/pause", part)
+    assert await redis.smembers(keys.PAUSED) == {b"greet?day=null&times=1"}
+    async with working(fast, greet):
+        held = await client.enqueue(greet, "Ada")  # its day is None by default
+        other = await client.enqueue(greet, "Eve", day=date(2026, 1, 31))
+        assert await other.result(timeout=120) == "hello Eve"
+        await until_status(held, "paused")
+        assert (await order(http, "/orders/resume", part))["changed"] == ["greet"]
+        assert await held.result(timeout=120) == "hello Ada"
+
+
 async def test_orders_steer_runs_and_jobs(http: httpx.AsyncClient, client: Client, redis: Redis) -> None:
     await client.enqueue(greet.options(id="r", delay=60), "Ada")
     assert await order(http, "/orders/pause", {"targets": ["r", "greet"]}) == {
@@ -80,7 +96,8 @@ async def test_orders_steer_runs_and_jobs(http: httpx.AsyncClient, client: Clien
     assert await redis.hgetall(keys.PACE) == {b"*": b"50"}
     assert (await redis.hgetall(keys.LIMITS), await redis.hgetall(keys.RATES)) == ({b"greet": b"2"}, {b"greet": b"0.5"})
     await order(http, "/orders/limit", {"name": "greet", "concurrency": None})
-    await order(http, "/orders/pace", {"targets": ["*"], "rows_per_second": None})
+    removed = await order(http, "/orders/pace", {"targets": ["*"], "rows_per_second": None})
+    assert removed == {"changed": ["*"], "unchanged": [], "before": [50], "rows_per_second": None}
     assert (await redis.exists(keys.PACE), await redis.hget(keys.RATES, "greet")) == (0, b"0.5")
     assert await order(http, "/orders/cancel", {"runs": ["r", "never"]}) == {"changed": ["r"], "unchanged": ["never"]}
     await redis.hset(keys.WORKERS, "north", "{}")  # type: ignore[misc]
@@ -120,7 +137,7 @@ async def test_failures_are_run_again_and_deleted(
     deleted = await order(http, "/dead-letters/delete", {"all": True})
     assert sorted(deleted["changed"]) == ["b1", "b2"]
     assert await order(http, "/quarantine/discard", {"run": "w"}) == {"changed": 0}
-    assert await order(http, "/quarantine/retry", {"runs": ["w"]}) == {"changed": [], "unchanged": ["w"]}
+    assert await order(http, "/quarantine/retry", {"runs": ["w"]}) == {"changed": [], "unchanged": ["w"], "rows": 0}
 
 
 async def test_the_key_of_a_refused_request_can_be_used_for_the_corrected_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -52,6 +53,8 @@ async def test_reads_show_runs_of_the_ledger_and_of_redis_with_their_parts(
 
     shown = await read(http, "/runs/w%2F1")  # an id with a slash
     assert (shown["result"], shown["quarantined"], shown["arguments"]) == (29, 1, {})
+    assert [one["quarantined"] for one in (await read(http, "/runs"))["items"]] == [1]
+    assert (await read(http, "/overview"))["quarantined"] == 1
     [step] = (await read(http, "/runs/w%2F1/steps"))["items"]
     assert (step["rows"], step["done"], step["percent"], step["key"][0][0]) == (29, True, 100.0, "author.id")
     assert (await read(http, "/runs/w%2F1/hands")) == {"hands": [], "ranges": []}
@@ -73,6 +76,14 @@ async def test_reads_show_runs_of_the_ledger_and_of_redis_with_their_parts(
     assert (row["key"], row["error"]) == ([13], "ValueError: unlucky")
     assert await read(http, f"/quarantine/{row['id']}") == row
 
+    ended = {one["id"]: one for one in (await read(http, "/ended-runs"))["items"]}
+    assert {name: (one["state"], one["rows"]) for name, one in ended.items()} == {
+        "w/1": ("succeeded", 29),
+        "b1": ("dead", None),
+    }, "a run without a loop that succeeds within a second is left out"
+    assert ended["w/1"]["finished_at"] > ended["w/1"]["began_at"] and 0 < ended["w/1"]["seconds"] < 60
+    assert ended["b1"]["error"] == dead["error"]
+
     overview = await read(http, "/overview")
     assert overview["queues"][0] | {"oldest_due_at": 0} == {
         "name": "arq:queue",
@@ -84,6 +95,12 @@ async def test_reads_show_runs_of_the_ledger_and_of_redis_with_their_parts(
     }
     assert [(one["id"], one["state"]) for one in overview["runs"]] == [("later", "deferred")]
     assert overview["dead_letters"] == 1
+    await client.redis.set("arq:in-progress:later", "north")  # as a worker that has claimed it
+    claimed = await read(http, "/runs/later")
+    assert (claimed["state"], claimed["due_at"]) == ("running", None)
+    overview = await read(http, "/overview")
+    assert [(one["id"], one["state"], one["due_at"]) for one in overview["runs"]] == [("later", "running", None)]
+    assert (overview["queues"][0]["deferred"], overview["queues"][0]["running"]) == (0, 1)
 
 
 async def test_reads_show_workers_jobs_cron_limits_and_checks(
@@ -108,10 +125,81 @@ async def test_reads_show_workers_jobs_cron_limits_and_checks(
     await redis.hset("worker:limits", mapping={"nightly": "5", "junk": "\x00"})
     limits = {one["name"]: one for one in (await read(http, "/limits"))["items"]}
     assert (limits["nightly"]["concurrency"], limits["nightly"]["job_concurrency"]) == (5, 2)
+    assert (limits["nightly"]["by"], limits["nightly"]["running"]) == (None, 0)
+    assert (limits["greet"]["by"], limits["greet"]["running"], limits["greet"]["held"]) == ("name", None, None)
     assert limits["junk"]["concurrency"] is None
     checks = {one["check"]: one["level"] for one in (await read(http, "/doctor"))["items"]}
     assert checks["postgres ledger"] == "fine"
     assert [one["name"] for one in (await read(http, "/queues"))["items"]] == ["arq:queue"]
+
+
+async def test_ended_runs_took_the_time_since_they_were_run_again(http: httpx.AsyncClient, redis: Redis) -> None:
+    times = (
+        *(("old", "started", 0), ("old", "dead", 10), ("old", "started", 100), ("old", "retry", 105)),
+        *(("old", "started", 110), ("old", "succeeded", 120), ("again", "started", 0), ("again", "succeeded", 9)),
+        *(("again", "started", 50), ("cut", "succeeded", 60), ("x:hand-1:2", "started", 0)),
+        *(("x:hand-1:2", "succeeded", 90), *((f"short-{n}", "started", 130) for n in range(30))),
+        *((f"short-{n}", "succeeded", 130) for n in range(30)),
+    )
+    begun = datetime(2026, 11, 27, 3, tzinfo=UTC)
+    for run, kind, seconds in times:
+        at = (begun + timedelta(seconds=seconds)).isoformat()
+        await redis.xadd("worker:events", {"event": kind, "run": run, "job": "j", "at": at})
+    items = (await read(http, "/ended-runs"))["items"]
+    assert [(one["id"], one["state"], one["seconds"]) for one in items] == [
+        ("old", "succeeded", 20.0),
+        ("cut", "succeeded", None),
+    ]
+    page = (await http.get("/")).text
+    assert 'id="ended-old"' in page and "20 s" in page and "short-1" not in page.partition("region-ended")[2]
+    history = (await read(http, "/jobs/j/runs"))["items"]
+    assert {one["id"]: one["seconds"] for one in history if one["id"] in ("old", "again")} == {
+        "old": 20.0,
+        "again": None,
+    }
+
+
+async def test_all_views_agree_on_a_run_that_was_run_again(
+    http: httpx.AsyncClient, redis: Redis, database: Database
+) -> None:
+    begun = datetime(2026, 11, 27, 3, tzinfo=UTC)
+    events = [("started", 0), ("dead", 3), ("started", 50), ("retry", 52), ("started", 55), ("retry", 57)]
+    for kind, seconds in [*events, ("started", 60), ("dead", 71)]:
+        at = (begun + timedelta(seconds=seconds)).isoformat()
+        await redis.xadd("worker:events", {"event": kind, "run": "twice", "job": "walk", "at": at})
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before, "
+                "created_at, started_at, finished_at) VALUES ('twice', 'walk', 'arq:queue', '{}', '{}', 'dead', 4, 2, "
+                "0, :begun, :started, :ended)"
+            ),
+            {"begun": begun, "started": begun + timedelta(seconds=60), "ended": begun + timedelta(seconds=71)},
+        )
+    shown = await read(http, "/runs/twice")
+    [listed], [ended] = (await read(http, "/runs"))["items"], (await read(http, "/ended-runs"))["items"]
+    [past] = (await read(http, "/jobs/walk/runs"))["items"]
+    assert [one["seconds"] for one in (shown, listed, ended, past)] == [21.0] * 4
+    assert (shown["attempts"], listed["attempts"], ended["attempt"], past["attempt"]) == (3, 3, 3, 3)
+    page = (await http.get("/page/runs/twice")).text
+    assert "<dt>Took</dt><dd>21 s</dd>" in page
+    assert "2 without progress" in page.partition("<dt>Attempt</dt>")[2].partition("</dl>")[0]
+
+
+async def test_a_run_that_waits_for_its_next_attempt_says_when_and_why(
+    http: httpx.AsyncClient, client: Client, redis: Redis
+) -> None:
+    await client.enqueue(greet.options(id="fails", delay=3600), "Ada")
+    for kind, more in (("started", {}), ("retry", {"error": "TimeoutError: took longer than 300 s"})):
+        at = datetime.now(UTC).isoformat()
+        await redis.xadd("worker:events", {"event": kind, "run": "fails", "job": "greet", "at": at, **more})
+    [listed], shown = (await read(http, "/overview"))["runs"], await read(http, "/runs/fails")
+    for one in (listed, shown):
+        assert (one["state"], one["retry_error"]) == ("deferred", "TimeoutError: took longer than 300 s")
+        assert one["due_at"] is not None
+    for path in ("/", "/page/runs/fails"):
+        note = (await http.get(path)).text.partition("tried again")[2]
+        assert "in 59 min" in note[:200] and "took longer than 300 s" in note[:300]
 
 
 async def test_lists_are_paged_by_cursors(

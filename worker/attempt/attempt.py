@@ -19,7 +19,6 @@ from worker.attempt.control import AttemptControl
 from worker.attempt.hands import Hands
 from worker.attempt.offload import JobPools, OffloadedCall, await_offloaded
 from worker.attempt.process_pool import ProcessRequest
-from worker.attempt.sampler import Sampler
 from worker.attempt.step_names import StepNames
 from worker.awaiting import TrackedCalls, tracked_calls
 from worker.batch import Progress, Walk, swallowed_error_message
@@ -131,8 +130,8 @@ class Attempt:
 
     @cached_property
     def _boundary(self) -> Boundary:
-        rules, check, sampler = self.settings.throttle, self.ensure_not_abandoned, Sampler(self.database, self.fields)
-        return Boundary(self.job, self.control, self._job_throttles, rules, sampler, ensure_not_abandoned=check)
+        rules, check, at = self.settings.throttle, self.ensure_not_abandoned, (self.database, self.fields)
+        return Boundary(self.job, self.control, self._job_throttles, rules, at, ensure_not_abandoned=check)
 
     @cached_property
     def hands(self) -> Hands:
@@ -303,6 +302,7 @@ class Attempt:
         """Forget a loop that has ended."""
         if self._loop is loop:
             self._loop = None
+            self._boundary.end_walk(failed=self.broken is not None)
             if self.broken is None:
                 self.fields.step = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
@@ -12,7 +12,9 @@ from worker.attempt.control import AttemptControl
 from worker.attempt.sampler import Sampler
 from worker.batch.throttle import Throttle, ThrottleContext, Throttles, Wait
 from worker.batch.throttles import RowsPerSecond, make_throttles
+from worker.db.engine import Database
 from worker.errors import AttemptReleased, Cancelled, HandEnded
+from worker.job.propagation import AttemptFields
 from worker.ledger import OwnedRun
 from worker.settings import ThrottleSettings
 
@@ -29,11 +31,12 @@ class Boundary:
         control: connects the attempt to its worker.
         throttles: throttles of the job; each attempt uses a copy, because a throttle has state.
         rules: settings of the throttles.
-        sampler: notes what the time goes to.
+        sampled: the database and the attempt for the samples of what the time goes to.
         ensure_not_abandoned: raises in a job that was abandoned.
 
     Attributes:
         hands: number of runs that share the walk, and its pace.
+        watch: called now and then during a wait; None for nothing.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Boundary:
         control: AttemptControl,
         throttles: Sequence[Throttle],
         rules: ThrottleSettings,
-        sampler: Sampler,
+        sampled: tuple[Database, AttemptFields],
         *,
         ensure_not_abandoned: Callable[[], None],
     ) -> None:
@@ -52,7 +55,8 @@ class Boundary:
         self._throttles = Throttles(own, pace_type=RowsPerSecond, check_interval_seconds=rules.check_interval_seconds)
         self._ensure_not_abandoned = ensure_not_abandoned
         self.hands = 1
-        self._sampler = sampler
+        self.watch: Callable[[], Awaitable[None]] | None = None
+        self._sampler = Sampler(*sampled)
         self._rows = self._own_rows = 0
 
     async def wait(self, run: OwnedRun, *, resumable: bool, table: str | None) -> None:
@@ -69,9 +73,16 @@ class Boundary:
             AttemptReleased: The worker drains, an operator has paused the run, or other runs wait for its slot.
             FencedOut: The job was abandoned.
         """
+        await self._sampler.begin_wait(run)
+        try:
+            await self._wait(run, resumable=resumable, table=table)
+        except (AttemptReleased, Cancelled):
+            await self._sampler.flush(run)
+            raise
+
+    async def _wait(self, run: OwnedRun, *, resumable: bool, table: str | None) -> None:
         run_id, control = run.spec.root_id, self._control
         since: datetime | None = None
-        self._sampler.begin_wait()
         while True:
             self._ensure_not_abandoned()
             order = await control.order(run_id, self._job)
@@ -85,6 +96,8 @@ class Boundary:
                     if since is not None:
                         control.throttled(None, since)
                     await self._sampler.begin_batch(run, is_walk=table is not None)
+                    if table is not None:
+                        control.batch_began()
                     return
             await run.roll_back()
             if order is not None and run.spec.hand is not None:
@@ -104,6 +117,18 @@ class Boundary:
             seconds = (wait.until - now).total_seconds() if wait.until else _POLL_SECONDS
             await asyncio.sleep(min(max(seconds, 0.0), _POLL_SECONDS))
             self._sampler.note_wait(wait.kind or wait.reason)
+            if self.watch is not None:
+                await self.watch()
+
+    def note_wait(self, reason: str) -> None:
+        """Note the time since the last note as a wait of the walk."""
+        self._sampler.note_wait(reason)
+
+    def end_walk(self, *, failed: bool) -> None:
+        """Note that a walk has ended: the time that follows is not part of it."""
+        self.watch = None
+        self._sampler.stop()
+        self._control.walk_ended(failed=failed)
 
     async def _ask_throttles(self, run: OwnedRun, table: str | None) -> Wait | None:
         if table is None:

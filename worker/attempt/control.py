@@ -46,6 +46,18 @@ class AttemptControl(Protocol):
         """Report that the function of a step has ended."""
         return
 
+    def batch_began(self) -> None:
+        """Report that a batch of a walk over a table begins, in the task that runs the job."""
+        return
+
+    def walk_ended(self, *, failed: bool) -> None:
+        """Report that a walk has ended, in the task that runs the job.
+
+        Args:
+            failed: whether an error ended it, and its open batch is rolled back.
+        """
+        return
+
     def throttled(self, wait: Wait | None, since: datetime) -> None:
         """Report that the walk waits, with the reason, or that it continues.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from worker.attempt.boundary import Boundary
@@ -40,12 +41,17 @@ class Hands:
         """Record the number of hands, which share the pace of the walk."""
         self._boundary.hands = hands
 
+    def watch(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Call a function now and then while a throttle holds this hand, until the walk ends."""
+        self._boundary.watch = look
+
     async def wait(self, ranges: int) -> None:
         """Wait a moment for ranges that other hands walk, and report the wait."""
         self._waits_since = self._waits_since or datetime.now(UTC)
         wait = Wait(f"other hands walk the last {ranges} ranges", kind="other hands")
         self._control.throttled(wait, self._waits_since)
         await asyncio.sleep(_WAIT_SECONDS)
+        self._boundary.note_wait("other hands")
 
     def end_wait(self) -> None:
         """Report that the walk continues, if it has waited."""

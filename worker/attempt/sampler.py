@@ -52,8 +52,8 @@ class Sampler:
         self._timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.Task[None] | None = None
 
-    def begin_wait(self) -> None:
-        """Note that a batch has ended, and that the next one may have to wait."""
+    def stop(self) -> None:
+        """Note that a batch has ended, and with it the work."""
         if self._timer is not None:
             self._timer.cancel()
         if self._probe is not None:
@@ -62,6 +62,14 @@ class Sampler:
         if self._is_working:
             self._add("work")
         self._is_working = False
+
+    async def begin_wait(self, run: OwnedRun) -> None:
+        """Note that a batch has ended, and that the next one may have to wait. Store the rest of another step."""
+        self.stop()
+        if self._fields.step != self._step:
+            await self.flush(run)
+            self._seconds.clear()
+            self._step = self._fields.step
         self._at = time.monotonic()
 
     def note_wait(self, reason: str) -> None:
@@ -69,19 +77,23 @@ class Sampler:
         self._add(reason)
 
     async def begin_batch(self, run: OwnedRun, *, is_walk: bool) -> None:
-        """Note that a batch or another step begins, and store a sample if that is due."""
-        now, step = time.monotonic(), self._fields.step if is_walk else None
-        if step is not None and (step == self._step or self._step is None):
-            age = now - self._stored_at
-            first = self._stored_at == self._began_at
-            due = _FIRST_SECONDS if first else max(_MIN_SECONDS, (now - self._began_at) * _SHARE)
-            if self._seconds and age >= due:
-                await self._store(run, step)
-        elif self._step is not None and self._seconds:
-            await self._store(run, self._step)
-        self._step, self._is_working, self._at = step, True, time.monotonic()
-        if not self._database.pooled:
+        """Note that a batch or another step begins, and store a sample if that is due.
+
+        The time of a step without batches is that between its beginning and its end in the ledger.
+        """
+        now = time.monotonic()
+        first = self._stored_at == self._began_at
+        due = _FIRST_SECONDS if first else max(_MIN_SECONDS, (now - self._began_at) * _SHARE)
+        if now - self._stored_at >= due:
+            await self._store(run)
+        self._is_working, self._at = is_walk, time.monotonic()
+        if is_walk and not self._database.pooled:
             self._timer = asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._start_probe, run)
+
+    async def flush(self, run: OwnedRun) -> None:
+        """Store what was noted since the last sample, because the attempt or the walk ends, unless it is little."""
+        if sum(self._seconds.values()) >= _FIRST_SECONDS:
+            await self._store(run)
 
     def _start_probe(self, run: OwnedRun) -> None:
         self._probe = asyncio.ensure_future(self._look_for_locks(run))
@@ -91,7 +103,11 @@ class Sampler:
         self._seconds[reason] += now - self._at
         self._at = now
 
-    async def _store(self, run: OwnedRun, step: str) -> None:
+    async def _store(self, run: OwnedRun) -> None:
+        step = self._step
+        if step is None or not self._seconds or run.spec.hand is not None:  # the ledger has no steps of a helper
+            self._seconds.clear()
+            return
         seconds = {reason: round(value, 3) for reason, value in self._seconds.items()}
         locked = seconds.get("lock", 0.0)
         if "work" in seconds:

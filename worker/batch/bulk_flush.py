@@ -8,17 +8,17 @@ lists. If one object of the session is not eligible, SQLAlchemy's own flush writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from operator import itemgetter
+from operator import eq, itemgetter
 from typing import Any
 
 from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstanceState, Mapper, Session
-from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import TypeEngine
 
 from worker.batch.bulk import eligibility
 from worker.batch.bulk.array_literals import encode_arrays
@@ -26,7 +26,13 @@ from worker.batch.bulk.rows import bind_values
 from worker.batch.bulk.statements import update_statement
 from worker.batch.bulk.target import make_target
 from worker.db.driver import connection_info, execution_options
-from worker.db.statement_internals import changed_attributes, has_listeners, mark_as_flushed, rewrites_statements
+from worker.db.statement_internals import (
+    changed_attributes,
+    changed_states,
+    has_listeners,
+    mark_as_flushed,
+    rewrites_statements,
+)
 
 #: Below this number of objects, one statement costs more than it saves.
 _WORTH_IT = 10
@@ -47,10 +53,9 @@ async def flush_changes(session: Session, connection: AsyncConnection, raw: Any)
     Raises:
         StaleDataError: A row no longer exists, or its key has changed.
     """
-    changed = session.dirty
-    if len(changed) < _WORTH_IT or session.new or session.deleted or not _is_plain(session, connection):
+    states = changed_states(session)
+    if len(states) < _WORTH_IT or session.new or session.deleted or not _is_plain(session, connection):
         return
-    states: list[InstanceState[Any]] = list(map(instance_state, changed))
     by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
     for state in states:
         by_mapper.setdefault(state.mapper, []).append(state)
@@ -153,27 +158,50 @@ def _group_by_changes(
     columns: dict[str, Column[Any]], states: Sequence[InstanceState[Any]]
 ) -> dict[tuple[str, ...], list[_Changed]] | None:
     """Return the objects by the attributes that differ from the database; None if SQLAlchemy must write one of them."""
-    comparisons = {name: column.type.compare_values for name, column in columns.items()}
+    by_names: dict[tuple[str, ...], Any] = {}
+    names_of = list(map(tuple, map(changed_attributes, states)))
+    if len(set(names_of)) == 1:
+        by_names[names_of[0]] = states
+    else:
+        for state, names in zip(states, names_of, strict=True):
+            by_names.setdefault(names, []).append(state)
     parted: dict[tuple[str, ...], list[_Changed]] = {}
-    for state in states:
-        identity, now = state.identity, state.dict
-        if identity is None:
-            return None
-        names: list[str] = []
-        for name, value in changed_attributes(state).items():
-            if name not in comparisons or name not in now:
-                return None
-            # Only True is equal, as for SQLAlchemy: arrays of NumPy compare to an array.
-            if comparisons[name](value, now[name]) is not True:
-                names.append(name)
-        if names:
-            parted.setdefault(tuple(names), []).append((tuple(identity), state, now))
     try:
-        for alike in parted.values():
-            alike.sort(key=itemgetter(0))  # SQLAlchemy's order, in which rows are locked
-    except TypeError:
-        return None
+        for names, alike in by_names.items():
+            changed: list[_Changed] = [(state.key[1], state, state.obj().__dict__) for state in alike]
+            for differing, part in _part_by_differences(columns, names, changed):
+                parted.setdefault(differing, []).extend(part)
+        for part in parted.values():
+            part.sort(key=itemgetter(0))  # SQLAlchemy's order, in which rows are locked
+    except (KeyError, TypeError):
+        return None  # an attribute without a column or a value, an object without a key, or keys without an order
     return parted
+
+
+def _part_by_differences(
+    columns: dict[str, Column[Any]], names: tuple[str, ...], changed: list[_Changed]
+) -> Iterator[tuple[tuple[str, ...], list[_Changed]]]:
+    """Return the objects by those of the names whose values differ from the database; not those without any.
+
+    Raises:
+        KeyError: One is no column, or has no value in an object.
+    """
+    before = [changed_attributes(state) for _, state, _ in changed]
+    equal: list[list[bool]] = []
+    for name in names:
+        compare = columns[name].type.compare_values
+        is_plain = compare.__func__ is TypeEngine.compare_values  # type: ignore[attr-defined]
+        pairs = map(itemgetter(name), before), [now[name] for _, _, now in changed]
+        # Only True is equal, as for SQLAlchemy: arrays of NumPy compare to an array.
+        equal.append([found is True for found in map(eq if is_plain else compare, *pairs)])
+    if not any(map(any, equal)):
+        if names:
+            yield names, changed
+        return
+    for one, flags in zip(changed, zip(*equal, strict=True), strict=True):
+        differing = tuple(name for name, is_equal in zip(names, flags, strict=True) if not is_equal)
+        if differing:
+            yield differing, [one]
 
 
 def _one_of_each(values: Sequence[Any]) -> list[Any]:

@@ -65,7 +65,11 @@ SELECT conrelid::regclass::text AS name, confdeltype = 'c' AS cascades, confdelt
                 WHERE indrelid = conrelid AND indisvalid AND indpred IS NULL
                   AND conkey <@ (indkey::int2[])[0:pg_catalog.cardinality(conkey) - 1]) AS is_indexed
   FROM pg_catalog.pg_constraint
- WHERE contype = 'f' AND conparentid = 0 AND confrelid = pg_catalog.to_regclass(CAST(:table AS text))
+ WHERE contype = 'f' AND conparentid = 0 AND confrelid IN (  -- also those to the table of a partition, or to one
+       SELECT pg_catalog.to_regclass(CAST(:table AS text))
+        UNION SELECT relid FROM pg_catalog.pg_partition_ancestors(pg_catalog.to_regclass(CAST(:table AS text)))
+                         AS above (relid)
+        UNION SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(CAST(:table AS text))))
  ORDER BY 1, 4
 """)
 

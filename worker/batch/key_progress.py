@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.catalog import table_name
 from worker.batch.keyset import Keyset
 from worker.batch.source import OpenStep
 
@@ -18,43 +21,72 @@ logger = logging.getLogger("longhaul.batch")
 _FAR = 0.2
 
 
+#: The statistics of keys may be closed to the role: a walk without them goes by a straight line.
+_MAY_READ = text("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_stats', 'SELECT')")
+_BOUNDS = text("""
+SELECT stats.histogram_bounds::text::text[]
+  FROM pg_catalog.pg_stats AS stats
+  JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = stats.schemaname
+  JOIN pg_catalog.pg_class AS class ON class.relnamespace = schema.oid AND class.relname = stats.tablename
+ WHERE class.oid = pg_catalog.to_regclass(CAST(:table AS text)) AND stats.attname = CAST(:column AS text)
+ ORDER BY stats.inherited DESC
+ LIMIT 1
+""")
+
+
 class WalkShare:
     """The share of a walk that is processed. It never decreases, even if rows are deleted or added.
 
     Attributes:
         is_estimate: Whether the position of the key and the planner's number of rows differ by far, or the planner's
             number is far too low: the rows are then spread unevenly over the keys, or the statistics are old.
+        by: What the share is of: `position`, `ranges`, `rows` of an estimated number, or `count`, rows of a counted
+            number; None if the share is unknown or all.
     """
 
     def __init__(self) -> None:
         self.is_estimate = False
+        self.by: str | None = None
         self._done = 0.0
+        self._is_counted = self._is_by_key = False
         self._walk = ""
         self._is_logged = False
 
-    def load(self, pace: dict[str, Any], walk: str) -> None:
+    def load(self, pace: dict[str, Any], walk: str, *, is_counted: bool = False) -> None:
         """Continue with the share of an earlier attempt.
 
         Args:
             pace: The pace of the step.
             walk: The walk, for the log, as `step=... run=...`.
+            is_counted: Whether the number of rows is counted, not estimated: the share is then of rows.
         """
-        self._walk = walk
+        self._walk, self._is_counted = walk, is_counted
+        self._is_by_key = pace.get("by") == "position"
         self._done = read_share(pace)
         self.is_estimate = pace.get("is_estimate") is True
 
-    def note(self, at: float | None, rows: int, total: int | None) -> float | None:
+    def note(
+        self, at: float | None, rows: int, total: int | None, *, by: str = "position", done: bool = False
+    ) -> float | None:
         """Record a committed batch.
 
         Args:
             at: The share by the position of its last key; None if it is unknown.
             rows: Rows that are processed.
             total: Rows of the whole walk.
+            by: The meaning of `at`.
+            done: Whether it was the last batch.
 
         Returns:
             The share from 0 to 1; None if it is unknown.
         """
+        if done:
+            self.is_estimate, self.by = False, None
+            return 1.0
+        at = self._position(at) if by == "position" else at
+        self._is_by_key = at is not None and by == "position"
         share, self.is_estimate = self._compute(at, rows, total)
+        self.by = by if at is not None else None if share is None else self._by_rows
         self._done = self._done if share is None else share
         if self.is_estimate and not self._is_logged:
             self._is_logged = True
@@ -66,9 +98,22 @@ class WalkShare:
 
     def dump(self, at: float | None, rows: int, total: int | None) -> dict[str, Any]:
         """Return what `note` would record, as JSON values for the pace of the step."""
+        at = self._position(at)
         share, is_estimate = self._compute(at, rows, total)
         dumped: dict[str, Any] = {"share": round(self._done if share is None else share, 6)}
+        if share is not None:
+            dumped["by"] = self._by_rows if at is None else "position"
         return {**dumped, "is_estimate": True} if is_estimate else dumped
+
+    @property
+    def _by_rows(self) -> str:
+        return "count" if self._is_counted else "rows"
+
+    def _position(self, at: float | None) -> float | None:
+        """Return the position of a page; the last one for a page without, e.g. for a batch that has failed."""
+        if self._is_counted:
+            return None
+        return self._done if at is None and self._is_by_key else at
 
     def _compute(self, at: float | None, rows: int, total: int | None) -> tuple[float | None, bool]:
         by_rows = rows / total if total else None
@@ -89,15 +134,20 @@ def read_share(pace: dict[str, Any]) -> float:
 class KeyProgress:
     """The keys of a walk as numbers on a line, for a key of one column of integers or UUIDs.
 
+    The planner's statistics have keys between which are as many rows each. By them, a clump of keys has its part of the
+    line, and a gap has none. Without them, equal parts of the line have equal parts of the keys' numbers.
+
     Args:
         first: The first key of the table, or the cursor at which this attempt continues, as a number.
         last: The last key of the walk.
         done: The share that earlier attempts have processed.
+        bounds: Keys in ascending order between which are as many rows each, as numbers; none if they are unknown.
     """
 
-    def __init__(self, first: int, last: int, done: float = 0.0) -> None:
-        self._first = first
-        self._last = last
+    def __init__(self, first: int, last: int, done: float = 0.0, bounds: Sequence[int] = ()) -> None:
+        self._bounds = bounds if len(bounds) > 1 and bounds[0] < bounds[-1] else ()
+        self._first = self._place(first)
+        self._length = self._place(last) - self._first
         self._done = done
 
     @classmethod
@@ -109,19 +159,43 @@ class KeyProgress:
         part, connection = keyset.parts[0], step.connection
         if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
             return None
+        bounds = await _read_bounds(connection, keyset)
         if step.cursor is not None and step.share:
-            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share)
+            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share, bounds)
         key = part.column
         keys = select(key).order_by(key.desc() if part.descending else key.asc()).limit(1)
         first = await connection.scalar(keyset.in_schema(keys))
-        return None if first is None else cls(_number(first), _number(last[0]))
+        return None if first is None else cls(_number(first), _number(last[0]), bounds=bounds)
 
     def share(self, key: Sequence[Any]) -> float:
         """Return the part of the line that is behind a key, from 0 to 1."""
-        if self._first == self._last:
+        if not self._length:
             return 1.0
-        share = min(1.0, max(0.0, (_number(key[0]) - self._first) / (self._last - self._first)))
+        share = min(1.0, max(0.0, float((self._place(_number(key[0])) - self._first) / self._length)))
         return self._done + (1 - self._done) * share
+
+    def _place(self, key: int) -> float:
+        """Return the place of a key on the line. Outside of the bounds, keys are as dense as the average within."""
+        bounds = self._bounds
+        if not bounds:
+            return key
+        at, length = bisect_right(bounds, key), bounds[-1] - bounds[0]
+        if at == 0:
+            return (key - bounds[0]) / length
+        if at == len(bounds):
+            return 1 + (key - bounds[-1]) / length
+        before, behind = bounds[at - 1], bounds[at]
+        return (at - 1 + (key - before) / (behind - before)) / (len(bounds) - 1)
+
+
+async def _read_bounds(connection: AsyncConnection, keyset: Keyset) -> list[int]:
+    """Return keys between which are as many rows each, by the planner's statistics; none if there are no statistics."""
+    if not await connection.scalar(_MAY_READ):
+        return []
+    values = {"table": table_name(keyset), "column": keyset.parts[0].column.name}
+    bounds = await connection.scalar(_BOUNDS, values)
+    is_int = keyset.parts[0].kind == "int"
+    return [int(bound) if is_int else UUID(bound).int for bound in bounds or []]
 
 
 def _number(key: Any) -> int:

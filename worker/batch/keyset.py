@@ -4,8 +4,8 @@ A cursor is the key of the last row done, as JSON. If all parts of the key have 
 cursor" is a row comparison, which PostgreSQL serves from one index range; else it is expanded by parts.
 
 Integers, UUIDs and texts come back from Python unchanged. All other types go into the cursor as the server writes them,
-and the server casts them to the column's own type. Otherwise a walk could skip rows or never end: a date of 9999-12-31
-is infinity to asyncpg, a model's scale can round a numeric, a citext compares differently from a varchar.
+and the server casts them to the column's own type. Otherwise a walk could skip rows or never end: the last microsecond
+of 9999 is infinity to asyncpg, a model's scale can round a numeric, a citext compares differently from a varchar.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Select, Subquery, any_, func, inspect, tuple_
+from sqlalchemy import ARRAY, CTE, Select, Subquery, any_, func, inspect, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import count_rows, ensure_key_orders, sql_text, table_name, weigh_rows
@@ -213,6 +213,11 @@ class KeysetSelect:
 
 def _find_locked_tables(entity: Any, keyset: Keyset) -> Any:
     """Return what FOR UPDATE names: the entity, without tables of subclasses, which are outer joined."""
+    if isinstance(keyset.parts[0].expression.table, CTE):
+        raise UnsupportedStatement(
+            "chunks: the rows of a WITH query cannot be locked: walk the table that it reads, with its conditions in "
+            "where(), or set lock=False"
+        )
     if entity is None:
         return keyset.parts[0].expression.table
     inspected: Any = inspect(entity)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import asyncpg
 from pydantic_core import to_jsonable_python
 from sqlalchemy import Select, inspect
+from sqlalchemy.orm.attributes import instance_state
 
 from worker.batch.compiled import CompiledStatement
 from worker.batch.keyset import Keyset
 from worker.batch.source import Page
 from worker.batch.transaction import BatchTransaction
-from worker.db.statement_internals import cut_rows, rewrites_statements
+from worker.db.statement_internals import cut_rows, is_same_table, requires_unique, rewrites_statements
 
 _WEIGHED_ROWS = 8
 
@@ -104,6 +105,20 @@ class RowShape:
         #: The class that the driver makes its rows of.
         self.row_class = row_class(tuple(self._names))
         self._keyset = keyset
+        #: Whether the keys of objects are their identities, so that no column is added for them.
+        self.has_identities = False
+        self._hidden = 0
+        self.statement = statement
+        identity_places = _identity_places(entity, keyset) if self.is_entity and keyset else None
+        if identity_places is not None:
+            self.has_identities = True
+            self._key_places = self._cursor_places = identity_places
+        else:
+            self._add_key(described)
+
+    def _add_key(self, described: Sequence[Any]) -> None:
+        """Find the columns of the key among those of the statement, and add the others."""
+        statement, keyset = self.statement, self._keyset
         hidden: list[Any] = []
         chosen = [_clause(column["expr"]) for column in described]
 
@@ -150,19 +165,29 @@ class RowShape:
         """Return the rows in the form that jobs get, and their keys."""
         if not found:
             return Page()
-        first, last = found[0], found[-1]
+        if self.has_identities:
+            return self.page_of_objects([row[0] for row in found])
+        return self._page(self._shown(found), found)
+
+    def page_of_objects(self, objects: Sequence[Any]) -> Page[Any]:
+        """Return objects, whose keys are their identities, and their keys."""
+        # Now: the job may change the key of an object, or make the object transient.
+        return self._page(objects, _identities(objects)) if objects else Page()
+
+    def _page(self, shown: Sequence[Any], keyed: Sequence[Sequence[Any]]) -> Page[Any]:
+        first, last = keyed[0], keyed[-1]
         cursor = [last[place] for place in self._cursor_places]
         return Page(
-            self._shown(found),
+            shown,
             self._keyset.encode(cursor) if self._keyset else None,
             [first[place] for place in self._key_places],
             [last[place] for place in self._key_places],
-            partial(self._cursors, found),
+            partial(self._cursors, keyed),
         )
 
-    def _cursors(self, found: Sequence[Any]) -> list[list[Any]]:
+    def _cursors(self, keyed: Sequence[Sequence[Any]]) -> list[list[Any]]:
         keyset, places = self._keyset, self._cursor_places
-        return [keyset.encode([row[place] for place in places]) for row in found] if keyset else []
+        return [keyset.encode([row[place] for place in places]) for row in keyed] if keyset else []
 
     def _shown(self, found: Sequence[Any]) -> Sequence[Any]:
         if self._width == 1:
@@ -202,9 +227,14 @@ class PageReader:
             if self._prepared is not None:
                 return self._shape.page(await self._prepared.fetch(*arguments))
         result = await transaction.session.execute(self._statement, values)
-        if self._shape.is_entity:
+        if self._shape.is_entity and (not self._shape.has_identities or requires_unique(result)):
             result = result.unique()  # joinedload of a collection repeats its owner
-        return self._shape.page(result.all())
+        if not self._shape.has_identities:
+            return self._shape.page(result.all())
+        objects: Sequence[Any] = result.scalars().all()
+        if len(set(map(id, objects))) < len(objects):  # a join repeats them; unique() would cost a third of the read
+            objects = list({id(one): one for one in objects}.values())
+        return self._shape.page_of_objects(objects)
 
 
 def jsonable(row: Any) -> Any:
@@ -247,6 +277,25 @@ def _weigh(row: Any) -> int:
         return sum(map(sys.getsizeof, row))
     values = row.__dict__.values() if hasattr(row, "__dict__") else row if isinstance(row, Sequence) else (row,)
     return sum(map(sys.getsizeof, values))
+
+
+def _identities(objects: Sequence[Any]) -> list[tuple[Any, ...]]:
+    states: Iterable[Any] = map(instance_state, objects)
+    return [state.key[1] for state in states]
+
+
+def _identity_places(entity: Any, keyset: Keyset) -> list[int] | None:
+    """Return the places of the key's columns in the identity of an object; None if an object does not have them all."""
+    described = inspect(entity)
+    primary = list(described.mapper.primary_key)
+    places: list[int] = []
+    for part in keyset.parts:
+        table = getattr(part.expression, "table", None)
+        found = [place for place, column in enumerate(primary) if column is part.column]
+        if not part.is_exact or not found or table is None or not is_same_table(table, described.selectable):
+            return None
+        places += found
+    return places
 
 
 def _clause(expression: Any) -> Any:

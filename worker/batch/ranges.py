@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.batch.key_progress import WalkShare
 from worker.batch.source import Source
-from worker.batch.walk_host import WalkHost
+from worker.batch.walk_host import Progress, WalkHost
 from worker.errors import FencedOut, HandEnded, HandFailed, UnsupportedStatement, UsageError
 from worker.ledger import OwnedRun, StepRecord
 from worker.ledger.records import RangeBounds, RangeRecord, WalkState
@@ -134,30 +135,67 @@ class SharedWalk:
         source: The source of the walk.
         step: The step of the run whose walk it is.
         parallel: The hands; None for a run that finishes alone what it began with several hands.
+        share: The share of the walk that is processed.
 
     Attributes:
         state: The state of the walk as last read; None before it was read.
     """
 
     def __init__(
-        self, host: WalkHost, run: OwnedRun, source: RangedSource, step: StepRecord, parallel: Parallel | None
+        self,
+        host: WalkHost,
+        run: OwnedRun,
+        source: RangedSource,
+        step: StepRecord,
+        parallel: Parallel | None,
+        share: WalkShare,
     ) -> None:
         self._host = host
         self._run = run
         self._source = source
         self._step = step
         self._parallel = parallel or Parallel(1)
+        self._share = share
         self._rows_before = step.rows
+        self._rows_reported = -1
         self._looked_at = -_LOOK_SECONDS
         self._has_begun = False
         self._missing_since: dict[str, float] = {}  # when the lease of a helper was first found missing
         self.state: WalkState | None = None
 
-    def measure(self) -> tuple[int, float | None]:
-        """Return the rows that all hands have processed, those of others as last read, and the processed share."""
-        state = self.state  # the ranges are even by rows
-        share = state.done / state.ranges if state is not None and state.ranges else None
-        return self._rows_before + self._run.ranges.rows, share
+    def measure(self) -> tuple[int, float | None, str]:
+        """Return the rows that all hands have processed, those of others as last read, and the share of the ranges."""
+        share = None if self.state is None else self.state.share
+        return self._rows_before + self._run.ranges.rows, share, "ranges"
+
+    async def watch(self) -> None:
+        """Look at the ledger while this hand waits, so that the run shows the rows of the others in the meantime."""
+        if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+            await self._look()
+
+    def _report(self) -> None:
+        """Report what other hands have committed since the last look."""
+        rows, share, by = self.measure()
+        if rows == self._rows_reported:
+            return
+        self._rows_reported = rows
+        step = self._step
+        self._host.report(
+            Progress(
+                step=step.name,
+                kind=step.kind,
+                rows=rows,
+                total=step.total,
+                share=self._share.note(share, rows, step.total, by=by),
+                is_estimate=self._share.is_estimate,
+                share_by=self._share.by,
+                batches=0,
+                batch_size=0,
+                batch_seconds=0.0,
+                last_key=None,
+                ranges=self.state,
+            )
+        )
 
     async def enter(self) -> StepRecord:
         """Return the range to walk: the current one, or the next that is free; the step itself after the last one.
@@ -208,6 +246,7 @@ class SharedWalk:
             hands = min(self._parallel.hands, free)
             await self._host.hands.start(self._step.name, hands, self._run.fence)
             self._host.hands.note(max(1, hands))  # until the next look shows how many have begun
+            self._host.hands.watch(self.watch)
         self._has_begun = True
         return found
 
@@ -226,6 +265,8 @@ class SharedWalk:
             state = replace(state, hands=state.hands + 1)
         self.state, self._looked_at = state, time.monotonic()
         self._host.hands.note(max(1, state.hands))
+        if self._run.spec.hand is None:
+            self._report()
         return state
 
     def _check(self, state: WalkState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ async def open_step(
     parallel: Parallel | None = None,
     size: int = 1,
 ) -> tuple[StepRecord, Bounds]:
-    """Find or create a step in the ledger, and open its source behind the cursor.
+    """Find or create a step in the ledger, and open its source behind the cursor. Return both, with the bounds.
 
     Args:
         run: The run.
@@ -46,9 +47,6 @@ async def open_step(
         accepts_change: Whether the walk continues if its statement, but not its key, has changed.
         parallel: The hands among which the walk is divided, in ranges of at least `size` rows; None for none.
 
-    Returns:
-        The step, and the bounds of its source.
-
     Raises:
         CursorMismatch: The step in the ledger belongs to another walk.
         FencedOut: Another worker owns the run.
@@ -59,10 +57,10 @@ async def open_step(
         if only and only[1] != name:
             return await _end_step(checkpoints, name, source.kind), Bounds()
         spec = StepSpec(name, source.kind, source.fingerprint, None, named=is_named)
-        known = checkpoints.find_step(spec, accepts_change=accepts_change)
-        _check_hand(run, name, known)
+        known = _find(run, spec, accepts_change)
         if known is not None and known.done:
             return known, Bounds()
+        only_keys = await run.quarantine.list_retried_keys() if only else None
         bounds = await source.open(
             OpenStep(
                 run_id=run.spec.id,
@@ -71,7 +69,7 @@ async def open_step(
                 last=None if known is None else known.upper_bound,
                 is_new=known is None,
                 count_exactly=count_exactly,
-                only_keys=None if only is None else await run.quarantine.list_retried_keys(),
+                only_keys=only_keys,
                 connection=connection,
                 share=0.0 if known is None else read_share(known.pace or {}),
                 skipped=_LedgerSkippedRows(checkpoints, name),
@@ -79,6 +77,7 @@ async def open_step(
                 selection=await _find_selection(run, source),
             )
         )
+        bounds = bounds if only_keys is None else replace(bounds, total=len(set(map(json.dumps, only_keys))))
         step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)
         await create_ranges(run, source, step, parallel, size=size, connection=connection)
         return step, bounds
@@ -109,13 +108,19 @@ async def _find_or_open(
     return known
 
 
-def _check_hand(run: OwnedRun, name: str, known: StepRecord | None) -> None:
-    """Raise `HandEnded` in a helper at a loop that is neither finished nor the one that it helps with."""
-    hand = run.spec.hand
+def _find(run: OwnedRun, spec: StepSpec, accepts_change: bool) -> StepRecord | None:
+    """Return the step in the ledger; None if there is none.
+
+    Raises:
+        HandEnded: The run is a helper, and the loop is neither finished nor the one that it helps with.
+    """
+    known = run.checkpoints.find_step(spec, accepts_change=accepts_change)
+    hand, name = run.spec.hand, spec.name
     if hand is None:
-        return
+        return known
     if known is None or known.done == (name == hand.step):
         raise HandEnded(f"the walk {hand.step!r} has ended" if name == hand.step else f"{name!r} is another walk")
+    return known
 
 
 async def _end_step(checkpoints: Checkpoints, name: str, kind: str) -> StepRecord:

@@ -62,6 +62,9 @@ class PaceThrottle(Throttle, Protocol):
 
     def __init__(self, limit: float) -> None: ...
 
+    def begin(self, rows: int) -> None:
+        """Begin now: only the rows above this number of the attempt count."""
+
 
 class Throttles:
     """All throttles of one attempt of one run.
@@ -80,14 +83,22 @@ class Throttles:
         self._check_interval_seconds = check_interval_seconds
         self._asked_at = -check_interval_seconds
         self._last: Wait | None = None
-        self._pace: Throttle | None = None
+        self._pace: PaceThrottle | None = None
         self._rows_per_second: float | None = None
+        self._rows = 0  # at the last check
 
     def set_pace(self, rows_per_second: float | None) -> None:
-        """Replace the pace of settings and job by an operator's; None restores it."""
-        if rows_per_second != self._rows_per_second:
-            self._rows_per_second = rows_per_second
-            self._pace = self._pace_type(rows_per_second) if rows_per_second else None
+        """Replace the pace of settings and job by an operator's; None restores it.
+
+        A pace counts from the last batch on. The rows before it were done at another pace.
+        """
+        if rows_per_second == self._rows_per_second:
+            return
+        self._rows_per_second = rows_per_second
+        self._pace = self._pace_type(rows_per_second) if rows_per_second else None
+        for throttle in (self._pace, *self._always):
+            if isinstance(throttle, self._pace_type):
+                throttle.begin(self._rows)
 
     @property
     def is_server_check_due(self) -> bool:
@@ -97,6 +108,7 @@ class Throttles:
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Return the first reason to wait, or None."""
+        self._rows = context.rows
         for throttle in self._always:
             is_replaced = self._pace is not None and isinstance(throttle, self._pace_type)
             if not throttle.asks_server and not is_replaced:

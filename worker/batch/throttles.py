@@ -23,8 +23,12 @@ class RowsPerSecond:
     def __init__(self, limit: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._clock = clock
-        self._rows = 0
-        self._free_at = clock()
+        self.begin(0)
+
+    def begin(self, rows: int) -> None:
+        """Begin now: only the rows above this number of the attempt count."""
+        self._rows = rows
+        self._free_at = self._clock()
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Wait for the rest of the time that the rows since the last check must take."""

@@ -135,7 +135,7 @@ class BatchTransaction:
         if pending.in_nested_transaction():
             # SQLAlchemy sends SAVEPOINT only before its own next statement: send it now for the driver's statements.
             await session.connection()
-        if not (pending.new or pending.deleted or pending.dirty):
+        if not (pending.new or pending.deleted or pending.identity_map.check_modified()):
             return
         await session.connection()  # the transaction is the session's, too
         await flush_changes(pending, self.connection, await self._driver.begin())
@@ -159,9 +159,20 @@ class BatchTransaction:
             self._is_over = True
             await run_to_completion(checkpoint(self._driver.raw))
             return
-        await checkpoint(await self.driver())
+        raw = await self.driver()
+        self.ensure_not_ended()
+        await checkpoint(raw)
         self._is_over = True
         await run_to_completion(self._commit(begin_next))
+
+    def ensure_not_ended(self) -> None:
+        """Raise `UsageError` if a statement of the body has ended the transaction."""
+        if self._driver.was_ended:
+            raise UsageError(
+                f"{self._name}: a statement such as COMMIT or ROLLBACK has ended its transaction, so that its writes "
+                f"are no longer committed together with its record: {self._scope} commits once, at its end; raise to "
+                f"roll it back, or use a savepoint for a part of it"
+            )
 
     async def roll_back(self) -> None:
         """Roll back, and close the session."""

@@ -201,12 +201,12 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         step, self._bounds = await open_step(run, self._source, name, settings=host.settings, **options)
         self._step = step
         if step.ranges and not step.done and isinstance(self._source, RangedSource):
-            self._shared = SharedWalk(host, run, self._source, step, self._parallel)
+            self._shared = SharedWalk(host, run, self._source, step, self._parallel, self._share)
         self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
         self._retry = self._retry or RetryPlan.from_pace(name, pace)
-        self._share.load(pace, f"step={name} run={run.spec.id}")
+        self._share.load(pace, f"step={name} run={run.spec.id}", is_counted=self._count_exactly or bool(run.spec.only))
 
     async def _enter_segment(self) -> bool:
         """Go to the next range of a shared walk if the current one is done. Return False at the end of the walk."""
@@ -321,8 +321,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
     def _note_committed(self, page: Page[T]) -> None:
         """Adapt the size of the next batch to the time of the committed one, and report it."""
         step, seconds = self.step, time.monotonic() - self._began_at
-        rows, share = (step.rows, page.share) if self._shared is None else self._shared.measure()
-        done = step.done and self._shared is None
+        rows, share, by = (step.rows, page.share, "position") if self._shared is None else self._shared.measure()
         if self._retry is None:
             self._sizer.note(self._size, seconds, weigh_rows(page.rows))
         elif self._retry.passed(max(self._size, self._rows)):
@@ -333,8 +332,9 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
                 kind=self.kind,
                 rows=rows,
                 total=step.total,
-                share=1.0 if done else self._share.note(share, rows, step.total),
-                is_estimate=not done and self._share.is_estimate,
+                share=self._share.note(share, rows, step.total, by=by, done=step.done and self._shared is None),
+                is_estimate=self._share.is_estimate,
+                share_by=self._share.by,
                 batches=step.batches,
                 batch_size=self._rows,
                 batch_seconds=seconds,
@@ -346,8 +346,9 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
 
     def _make_pace(self, page: Page[Any]) -> dict[str, Any]:
         """Return the state for the next attempt: sizes, the limit of a retry, and the processed share."""
-        pace = {**self._sizer.dump(), **self._share.dump(page.share, self.step.rows + self._rows, self.step.total)}
-        return pace if self._retry is None else {**pace, **self._retry.dump()}
+        rows = self.step.rows + (self._rows if page is self._page else 0)  # those of a batch that failed are not done
+        share, retry = self._share.dump(page.share, rows, self.step.total), self._retry
+        return {**self._sizer.dump(), **share, **({} if retry is None else retry.dump())}
 
     async def _mark_done(self) -> None:
         """Store the end of the step, if there is no batch to store it with."""
@@ -395,6 +396,5 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
 
     def _describe_failure(self) -> FailedBatch:
         rows, seconds = min(self._rows or self._size, self._size), time.monotonic() - self._began_at
-        return self._failing.describe(
-            self._page, self._retry, rows=rows, seconds=seconds, pace=self._make_pace(_NO_PAGE)
-        )
+        pace = self._make_pace(_NO_PAGE)
+        return self._failing.describe(self._page, self._retry, rows=rows, seconds=seconds, pace=pace)

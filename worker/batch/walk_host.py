@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a loop after a batch.
+    """The progress of a loop after a batch, or of the other hands of its walk.
 
     Attributes:
         share: The processed part of the walk, from 0 to 1, by the key's position or by rows; None if unknown.
         ranges: The state of a walk with several hands; None for one hand.
         is_estimate: Whether position and rows differ by far, so that the share is only a rough estimate.
+        share_by: What the share is of: `position`, `ranges`, `rows` of an estimated number, or `count`, rows of a
+            counted number; None if it is unknown or all.
+        batches: The number of its batches; 0 in a report without a batch.
         quarantined: The number of rows that went to the quarantine since the last report.
     """
 
@@ -37,6 +41,7 @@ class Progress:
     batch_seconds: float
     last_key: Any
     is_estimate: bool = False
+    share_by: str | None = None
     ranges: WalkState | None = None
     quarantined: int = 0
 
@@ -58,6 +63,9 @@ class WalkHands(Protocol):
 
     def note(self, hands: int) -> None:
         """Record the number of hands, which share the pace of the walk."""
+
+    def watch(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Call a function now and then while a throttle holds this hand, until the walk ends."""
 
     async def wait(self, ranges: int) -> None:
         """Wait a moment for other hands, which still walk some ranges."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli.output import prepare_streams, print_line, printable
+from worker.cli.output import output_problem, prepare_streams, print_line
 from worker.db.engine import Database
 from worker.errors import (
     DatabaseNotMigrated,
@@ -31,6 +31,7 @@ from worker.errors import (
 from worker.queue import ledger_access
 from worker.queue.audit import ordering_as
 from worker.queue.client import Client
+from worker.queue.key_problems import printable
 from worker.queue.ledger_access import explain
 from worker.settings import Origins, Settings, load_with_origins
 
@@ -156,6 +157,19 @@ def main() -> int:
     """Run the command line. Return the exit code."""
     prepare_streams()
     _add_working_directory()
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except OSError as error:
+        if (problem := output_problem(error)) is None:
+            raise
+        _print_error(f"the output cannot be written: {problem}")
+        return EXIT_FAILED
+    return code
+
+
+def _run() -> int:
+    """Run the command. Return its exit code."""
     try:
         with ordering_as(f"cli:{_read_user()}@{socket.gethostname()}"):
             app(standalone_mode=True)

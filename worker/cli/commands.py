@@ -16,9 +16,10 @@ from worker.batch.selection import Selection
 from worker.cancellation import cancel_and_wait
 from worker.cli.app import EXIT_USAGE, Json, app, fail, open_database, run_async, run_with_client, state
 from worker.cli.dead import All, OfJob, OlderThan, RunIds, check_selection, print_changed, read_age
-from worker.cli.output import print_json, print_line, printable
+from worker.cli.output import print_json, print_line
 from worker.cli.selection import From, Subset, read_selection
 from worker.errors import InvalidArguments, JobCancelled, JobFailed, RegistrationError, ResultTooLarge
+from worker.job.argument_texts import parse_argument
 from worker.job.definition import Job
 from worker.job.limits import argument_text
 from worker.job.middleware import EnqueueCall, Middleware, configured_middleware
@@ -29,6 +30,7 @@ from worker.plan.plan import plan_part
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.conditions import make_entry, parse_entry
+from worker.queue.key_problems import printable
 from worker.queue.run import Run
 from worker.settings import Settings
 
@@ -214,7 +216,7 @@ def _read_where(settings: Settings, jobs: list[str], where: list[str]) -> dict[s
     for job in jobs:
         codec = registry.find(job).codec
         parse_entry(make_entry(job, values)).check_names(list(codec.signature.parameters))
-        read = {name: argument_text(codec.read_argument(name, text)) for name, text in values.items()}
+        read = {name: argument_text(parse_argument(codec, name, text)) for name, text in values.items()}
     return read
 
 

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from worker.queue.key_problems import printable
+
 #: Without a terminal, lines are 200 cells wide, for programs that read them.
-out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+out = Console(
+    highlight=False, markup=False, emoji=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 200
+)
 
 #: Symbols of our own tables, for terminals that have only Latin-1 or ASCII.
 _PLAIN_SYMBOLS = str.maketrans({**dict.fromkeys("▁▂▃▄▅▆▇█▉▊▋▌▍▎▏", "#"), "·": "-", "…": "~"})
 
+#: Errors of writing to a file, a pipe or a terminal that takes no more.
+_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO, errno.EBADF)
+
 
 def prepare_streams() -> None:
-    """Make standard output and standard error escape characters that their encoding lacks, instead of failing."""
+    """Make standard output and standard error escape characters that their encoding lacks, instead of failing.
+
+    A stream that the caller has closed is replaced: otherwise its number would be that of the next socket.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
-def printable(text: str) -> str:
-    """Return a text in one line, with control characters and line breaks escaped (`\\x1b`, `\\n`)."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+def output_problem(error: OSError) -> str | None:
+    """Return the reason if an error is that of writing to standard output, and drop the rest of the output."""
+    if error.errno not in _LOST or error.filename is not None:
+        return None
+    with contextlib.suppress(OSError):  # it has no number where it is captured
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # Python writes the rest at its end
+        os.close(null)
+    return error.strerror or str(error)
 
 
 def print_line(*texts: object) -> None:

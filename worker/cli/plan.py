@@ -172,7 +172,7 @@ def _print_batch(batch: BatchTrial) -> None:
     if len(batch.changes) > _SHOWN_ROWS:
         print_line(f"  and {len(batch.changes) - _SHOWN_ROWS} more rows: --json shows them")
     if batch.unshown:
-        print_line(f"  too many changes to show all of: {', '.join(batch.unshown)}")
+        print_line(f"  not all changes can be shown of {', '.join(batch.unshown)}")
 
 
 def _cell(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +50,7 @@ async def _verify(settings: Settings, run_id: str) -> Undone | None:
         job = discover(settings.worker.packages).find(known.job)
         if job.rules.verify is None:
             raise UsageError(f"job {job.name} has no verify=")
-        positional, named = json.loads(known.arguments or "[[], {}]")
+        positional, named = json.loads(known.arguments or "[[], {}]")[:2]
         undone = await find_undone(database, job, job.decode_arguments(positional, named))
         error = None if undone is None else undone.describe()
         await ledger.set_verified(run_id, error, is_once=job.rules.once)
@@ -94,7 +95,9 @@ def report(
     settings, _ = state.load()
     made = run_async(_report(settings, run_id), settings)
     if made is None:
-        raise fail(f"no run {run_id!r} in the ledger; `worker runs` lists them")
+        raise fail(
+            f"no run {run_id!r} in the ledger, which has a run from its first loop or step on; `worker runs` lists them"
+        )
     if html is not None:
         try:
             html.write_text(make_page(made), encoding="utf-8")
@@ -124,6 +127,7 @@ def _print_report(made: RunReport) -> None:
     )
     if run.error:
         print_line(f"  error: {run.error}")
+    _print_times(made.time)
     for step in made.steps:
         _print_step(step)
     if made.hands:
@@ -141,11 +145,15 @@ def _print_step(step: StepReport) -> None:
     if plot:
         top = max(one.rows_per_second for one in step.rates)
         print_line(f"  {plot}  up to {top:,.0f} rows/s")
-    total = sum(step.time.values()) or 1.0
+    _print_times(step.time)
+
+
+def _print_times(time: Mapping[str, float]) -> None:
+    total = sum(time.values()) or 1.0
     print_table(
         ("  time", "seconds", "share"),
         [
             (f"  {reason}", f"{seconds:,.1f}", f"{seconds / total:.0%}")
-            for reason, seconds in sorted(step.time.items(), key=lambda one: -one[1])
+            for reason, seconds in sorted(time.items(), key=lambda one: -one[1])
         ],
     )

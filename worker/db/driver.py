@@ -139,6 +139,11 @@ class Driver:
         return self._adapter._transaction is not None
 
     @property
+    def was_ended(self) -> bool:
+        """Whether a statement such as COMMIT has ended the transaction behind the back of this class."""
+        return self.in_transaction and not self.raw.is_closed() and not self.raw.is_in_transaction()
+
+    @property
     def pooled(self) -> bool:
         """Whether the connection goes through PgBouncer: session state does not last beyond the transaction."""
         return issubclass(type(self.raw), PooledConnection)  # isinstance() is True for each of asyncpg's classes

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 from sqlalchemy.pool import QueuePool
 
 from worker.cancellation import run_to_completion
+from worker.db.calendar_ends import use_exact_dates
 from worker.db.driver import replace_pooled
 from worker.db.errors import is_read_only
 from worker.db.liveness import LivenessChecker
@@ -212,6 +213,7 @@ def _make_engine(
     )
     event.listen(engine.sync_engine, "do_connect", checker.remember)
     event.listen(engine.sync_engine, "do_connect", route.connect)
+    event.listen(engine.sync_engine, "connect", lambda connection, record: connection.run_async(use_exact_dates))
     event.listen(engine.sync_engine, "set_engine_execution_options", _refuse_autocommit)
     return engine
 

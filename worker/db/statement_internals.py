@@ -8,12 +8,13 @@ a release of SQLAlchemy changes it. The private parts of asyncpg and of SQLAlche
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import FromClause, Insert, Select, True_, UnaryExpression, Update
-from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine import IteratorResult, Result
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -112,10 +113,18 @@ def cut_rows(rows: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
     return remaining
 
 
-def changed_attributes(state: InstanceState[Any]) -> Mapping[str, Any]:
-    """Return the attributes of an object that were set since it was loaded, with the values that they had before."""
-    before: Mapping[str, Any] = state.committed_state
-    return before
+def requires_unique(result: Result[Any]) -> bool:
+    """Return whether the objects of a result must be made unique, because a joined collection repeats its owner."""
+    return result._unique_filter_state is not None
+
+
+def changed_states(session: Session) -> list[InstanceState[Any]]:
+    """Return the states of the objects of a session that were changed, or may have been, without an order."""
+    return list(session.identity_map._modified)
+
+
+#: Returns the attributes of an object that were set since it was loaded, with the values that they had before.
+changed_attributes: Callable[[InstanceState[Any]], dict[str, Any]] = attrgetter("committed_state")
 
 
 def mark_as_flushed(session: Session, states: Sequence[tuple[InstanceState[Any], dict[str, Any]]]) -> None:

@@ -24,14 +24,17 @@ def others_may_enter(path: Path) -> bool:
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.resolve().parents)
 
 
-def make_home() -> Path:
+def make_home(*preferred: str) -> Path:
     """Create a temporary folder for one set of servers, and remove the folders whose owner has died.
+
+    Args:
+        preferred: folders to create it in, if the servers can use them; by default the temporary folders of the system.
 
     Raises:
         RuntimeError: no temporary folder can be entered by the user that the servers run as.
     """
     user = server_user()
-    for candidate in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):  # noqa: S108
+    for candidate in dict.fromkeys([*preferred, tempfile.gettempdir(), "/tmp", "/var/tmp"]):  # noqa: S108
         base = Path(candidate)
         if not base.is_dir() or not os.access(base, os.W_OK):
             continue

@@ -72,14 +72,17 @@ class JobCodec:
     Args:
         job: name of the job, for errors.
         function: the job's function; its first parameter is the context.
+
+    Attributes:
+        job: name of the job.
     """
 
     def __init__(self, job: str, function: Callable[..., Any]) -> None:
-        self._job = job
+        self.job = job
         self._function = function
 
     def __repr__(self) -> str:
-        return f"<JobCodec of {self._job}>"
+        return f"<JobCodec of {self.job}>"
 
     @cached_property
     def signature(self) -> inspect.Signature:
@@ -109,9 +112,9 @@ class JobCodec:
         try:
             return typing.get_type_hints(annotated, globalns=function.__globals__, include_extras=True)
         except (NameError, AttributeError) as error:  # a module of a circular import lacks attributes for a while
-            raise UndefinedType(f"job {self._job}: {error}; import the types of its arguments") from None
+            raise UndefinedType(f"job {self.job}: {error}; import the types of its arguments") from None
         except Exception as error:  # noqa: BLE001 - the text of an annotation is evaluated
-            raise RegistrationError(f"job {self._job}: its annotations cannot be read: {format_error(error)}") from None
+            raise RegistrationError(f"job {self.job}: its annotations cannot be read: {format_error(error)}") from None
 
     @cached_property
     def _arguments(self) -> type[BaseModel]:
@@ -123,15 +126,15 @@ class JobCodec:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an argument may have the name of a method of pydantic's model
-                model: type[BaseModel] = create_model(f"{self._job}_arguments", __config__=config, **fields)
+                model: type[BaseModel] = create_model(f"{self.job}_arguments", __config__=config, **fields)
         except (*COMPILE_ERRORS, NameError) as error:
             raise self._explain_schema(error) from None
         for name, field in model.model_fields.items():
             self._check_default(name, field)
             if field.alias or field.validation_alias or field.serialization_alias:
-                raise RegistrationError(f"job {self._job}: argument {name} has an alias; rename the parameter instead")
+                raise RegistrationError(f"job {self.job}: argument {name} has an alias; rename the parameter instead")
             if field.exclude:
-                raise RegistrationError(f"job {self._job}: argument {name} has exclude=True, so no run would get it")
+                raise RegistrationError(f"job {self.job}: argument {name} has exclude=True, so no run would get it")
         return model
 
     def _check_default(self, name: str, field: FieldInfo) -> None:
@@ -144,7 +147,7 @@ class JobCodec:
         if not field.metadata and is_plain_default(field.annotation, field.default):
             return
         whole: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        where = f"job {self._job}: the default of argument {name} does not fit its type"
+        where = f"job {self.job}: the default of argument {name} does not fit its type"
         try:
             validated = make_adapter(whole).validate_python(field.default)
             fits = field.validate_default or keeps_default(field.default, validated)
@@ -165,8 +168,8 @@ class JobCodec:
             try:
                 TypeAdapter(self._hints.get(name, Any))
             except COMPILE_ERRORS as reason:
-                return make_schema_error(f"job {self._job}: argument {name}", self._hints[name], reason)
-        return make_schema_error(f"job {self._job}: arguments", self.signature, error)
+                return make_schema_error(f"job {self.job}: argument {name}", self._hints[name], reason)
+        return make_schema_error(f"job {self.job}: arguments", self.signature, error)
 
     @property
     def has_plain_types(self) -> bool:
@@ -224,7 +227,7 @@ class JobCodec:
     @cached_property
     def _result(self) -> ResultCodec:
         hints = self._hints
-        return ResultCodec(f"job {self._job}", hints.get("return", Any), is_annotated="return" in hints)
+        return ResultCodec(f"job {self.job}", hints.get("return", Any), is_annotated="return" in hints)
 
     @cached_property
     def version(self) -> str:
@@ -322,7 +325,7 @@ class JobCodec:
 
     @property
     def _where(self) -> str:
-        return f"job {self._job}{self.signature}"
+        return f"job {self.job}{self.signature}"
 
     def decode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, converted from JSON values to the types of the signature.
@@ -334,23 +337,6 @@ class JobCodec:
             return {}
         model = self._validate(args, kwargs, from_json=True)
         return {name: getattr(model, name) for name in type(model).model_fields}
-
-    def read_argument(self, name: str, text: str) -> Any:
-        """Return the JSON value that a text stands for, such as that of `--where`: a text of its type, or JSON.
-
-        Raises:
-            InvalidArguments: The argument's type has no such value.
-        """
-        hint = self._hints.get(name, Any)
-        if hint is Any:
-            return text
-        adapter, problem = TypeAdapter(hint), ""
-        for written in (json.dumps(text), text):
-            try:
-                return adapter.dump_python(adapter.validate_json(written), mode="json")
-            except ValidationError as error:
-                problem = problem or describe_invalid(error)
-        raise InvalidArguments(f"{self._where}: {name}={text}: {problem}")
 
     def _validate(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool, without: Sequence[str] = ()
@@ -369,7 +355,7 @@ class JobCodec:
             if unknown:
                 raise InvalidArguments(f"{self._where}: has no argument {', '.join(unknown)}")
             fields: dict[str, Any] = dict.fromkeys(without, (Any, None))
-            arguments = create_model(f"{self._job}_call", __base__=arguments, **fields)
+            arguments = create_model(f"{self.job}_call", __base__=arguments, **fields)
         try:
             if from_json:
                 return arguments.model_validate_json(json.dumps(values), by_alias=True, by_name=True)

@@ -23,7 +23,7 @@ from worker.job.definition import (
     describe_place,
 )
 from worker.job.limits import Fair, Limits, Unique, UniqueWhile
-from worker.job.option_checks import check_job_options
+from worker.job.option_checks import check_job_options, check_verify
 from worker.job.schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -284,3 +284,4 @@ def _check_argument_names(made: Job[..., Any], parameters: Sequence[str]) -> Non
         if key is not None and key not in parameters:
             known = ", ".join(parameters) or "none"
             raise RegistrationError(f"job {made.name}: it has no argument {key!r}; it has {known}")
+    check_verify(made.name, made.rules, parameters)

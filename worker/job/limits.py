@@ -125,10 +125,14 @@ class Fair:
             arguments: JSON values by name, with the defaults.
         """
         text = argument_text(arguments.get(self.by))
-        weight = self.weights.get(text, 1.0)
-        if len(text) > _LONGEST_FLOW or not text.isprintable():
-            text = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:20]
-        return f"{weight:g} {self.by}={text}"
+        return f"{self.weights.get(text, 1.0):g} {self.by}={short_text(text)}"
+
+
+def short_text(text: str) -> str:
+    """Return a text for a key of Redis; 20 digits of its SHA-256 if it is long or has letters that do not print."""
+    if len(text) <= _LONGEST_FLOW and text.isprintable():
+        return text
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:20]
 
 
 def argument_text(value: Any) -> str:
@@ -140,7 +144,7 @@ def argument_text(value: Any) -> str:
     Raises:
         InvalidArguments: it cannot be converted to JSON.
     """
-    if isinstance(value, Enum) or not isinstance(value, str | int | float | dict | list | None):
+    if isinstance(value, Enum | dict | list) or not isinstance(value, str | int | float | None):
         try:
             value = to_jsonable_python(value)
         except ValueError as error:

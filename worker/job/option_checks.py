@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from worker.errors import InvalidArguments, RegistrationError
@@ -115,6 +115,29 @@ def _check_pairs(name: str, rules: JobOptions) -> None:
     for option, needed in (("concurrency_key", "concurrency"), ("rate_key", "rate"), ("unique_for", "unique")):
         if getattr(rules, option) is not None and not getattr(rules, needed):
             raise RegistrationError(f"job {name}: {option}= has no effect without {needed}=: give both, or remove it")
+
+
+def check_verify(name: str, rules: JobOptions, parameters: Sequence[str]) -> None:
+    """Raise `RegistrationError` if the function of `verify` cannot be called: it is, when all work has been done.
+
+    Args:
+        name: the name of the job.
+        rules: its options.
+        parameters: the names of its arguments.
+    """
+    if not callable(rules.verify):
+        return
+    if inspect.iscoroutinefunction(rules.verify):
+        raise _refusal(name, rules, "verify", "give a plain function: it is not awaited")
+    try:
+        inspect.signature(rules.verify).bind(**dict.fromkeys(parameters))
+    except ValueError:  # a builtin without a signature
+        return
+    except TypeError as error:
+        raise RegistrationError(
+            f"job {name}: the function of verify= gets the arguments of the job by name "
+            f"({', '.join(parameters) or 'none'}): {error}"
+        ) from None
 
 
 def _refusal(name: str, rules: JobOptions, option: str, advice: str) -> RegistrationError:

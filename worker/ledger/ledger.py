@@ -17,6 +17,7 @@ from worker.ledger.queries import query
 from worker.ledger.records import (
     DeadRun,
     DeletedRun,
+    EndedRun,
     KnownRun,
     MissingMigration,
     OrderRecord,
@@ -98,6 +99,12 @@ class Ledger:
                     ranges = await connection.execute(query("list_ranges"), {"run_id": run_id})
                     run.ranges.extend(RangeState(**row._mapping) for row in ranges)
         return runs
+
+    async def list_ended(self, limit: int) -> list[EndedRun]:
+        """Return the runs that ended last, `limit` at most, without helper runs."""
+        async with self._database.connection() as connection:
+            rows = await connection.execute(query("list_ended"), {"limit": limit})
+            return [EndedRun(**row._mapping) for row in rows]
 
     async def add_selection(self, run_id: str, subset: str | None, first: list[Any] | None) -> bool:
         """Store the part of the walks that an operator has selected for a run. Return False if it has one."""

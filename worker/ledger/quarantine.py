@@ -58,6 +58,11 @@ class Quarantine:
         async with self._database.connection() as connection:
             return int(await connection.scalar(query("count_rows"), {"run_id": run_id}) or 0)
 
+    async def count_all(self, most: int) -> int:
+        """Return the number of all quarantined rows, counted to `most`."""
+        async with self._database.connection() as connection:
+            return int(await connection.scalar(query("count_quarantine"), {"most": most}) or 0)
+
     async def delete_rows(self, *, run_id: str | None = None, row_ids: list[int] | None = None) -> int:
         """Delete quarantined rows. Returns their number; with neither argument, deletes none."""
         if run_id is None and row_ids is None:

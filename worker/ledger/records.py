@@ -191,6 +191,7 @@ class WalkState:
         failed: Number of ranges whose hand has failed for good.
         hands: Number of runs that own a range at present.
         rows: Rows of all ranges.
+        rows_of_done: Rows of the ranges that are done.
         batches: Batches of all ranges.
         error: The error of a hand that has failed for good, with its range; None if there is none.
     """
@@ -203,8 +204,22 @@ class WalkState:
     failed: int
     hands: int
     rows: int
+    rows_of_done: int
     batches: int
     error: str | None
+
+    @property
+    def share(self) -> float | None:
+        """The part of the walk that is done, from 0 to 1: the ranges that are done, and the begun ones by their rows.
+
+        A range has about as many rows as another: before one is done, the number of its rows is unknown.
+        """
+        if not self.ranges:
+            return None
+        if not self.rows_of_done:
+            return self.done / self.ranges
+        by_rows = self.rows * self.done / self.rows_of_done
+        return min(max(by_rows, self.done), self.done + self.hands, self.ranges) / self.ranges
 
 
 @dataclass(frozen=True)
@@ -230,6 +245,21 @@ class RunRecord:
     steps: list[StepRecord] = field(default_factory=list)
     parent: str | None = None
     ranges: list[RangeState] = field(default_factory=list)
+    quarantined: int = 0  # counted to 1,000
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended. It began with its first attempt; its rows are those of all loops."""
+
+    id: str
+    job: str
+    state: str
+    attempt: int
+    error: str | None
+    began_at: datetime
+    finished_at: datetime
+    rows: int
 
 
 @dataclass(frozen=True)

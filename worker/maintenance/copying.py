@@ -70,7 +70,7 @@ def copy_table(
         condition = resolve_condition(name, where)
         rows: Any = select(*values.values())
         rows = rows if condition is None else rows.where(condition)
-        written = insert(target.table).from_select([column.name for column in values], rows)
+        written = insert(target.table).from_select([column.key for column in values], rows)
         return await ctx.sweep(handle_conflicts(written), by=by, size=size, parallel=parallel)
 
     return definition.make_job(copy_rows, f"Copy rows of {source.name} into {target.name}.")
@@ -129,5 +129,5 @@ def _choose_handling(
     if on_conflict == "skip" or not others:
         return lambda written: written.on_conflict_do_nothing(index_elements=key)
     return lambda written: written.on_conflict_do_update(
-        index_elements=key, set_={column.name: written.excluded[column.key] for column in others}
+        index_elements=key, set_={column.key: written.excluded[column.key] for column in others}
     )

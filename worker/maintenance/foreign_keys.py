@@ -10,8 +10,25 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, MetaData, Select, Table, or_, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    MetaData,
+    Select,
+    Table,
+    cast,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import visitors
 
 from worker.batch.catalog import list_unindexed_children
 from worker.errors import UnsupportedStatement
@@ -26,16 +43,30 @@ logger = logging.getLogger("longhaul.maintenance")
 Name = tuple[str, str]
 
 
+_quote = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class ForeignKey:
-    """A foreign key; tables as (schema, name)."""
+    """A foreign key; tables as (schema, name).
+
+    Attributes:
+        child: The table whose rows refer to others.
+        parent: The table that they refer to.
+        child_columns: The columns of the child; None if only the order counts: rows of the child are deleted first.
+        parent_columns: The columns of the parent.
+        cascades: Whether it is declared ON DELETE CASCADE.
+        is_direct: Whether the parent is the table to delete from, one above it, or one of its partitions.
+        to_partition: Whether it is one of its partitions.
+    """
 
     child: Name
     parent: Name
-    child_columns: Sequence[str]
-    parent_columns: Sequence[str]
+    child_columns: Sequence[str] | None
+    parent_columns: Sequence[str] | None
     cascades: bool
     is_direct: bool
+    to_partition: bool
 
 
 @cache
@@ -44,7 +75,12 @@ def _query() -> str:
 
 
 async def list_foreign_keys(connection: AsyncConnection, target: Target) -> list[ForeignKey]:
-    """Return the foreign keys that lead to a table, whose rows would prevent a DELETE or be deleted with it."""
+    """Return the foreign keys that lead to a table, whose rows would prevent a DELETE or be deleted with it.
+
+    Args:
+        connection: A connection.
+        target: The table. Foreign keys to the partitioned table above it, and to its partitions, lead to it, too.
+    """
     found = await connection.execute(text(_query()), {"table": target.name})
     return [
         ForeignKey(
@@ -54,6 +90,7 @@ async def list_foreign_keys(connection: AsyncConnection, target: Target) -> list
             row.parent_columns,
             row.cascades,
             row.is_direct,
+            row.to_partition,
         )
         for row in found
     ]
@@ -64,6 +101,8 @@ class Children:
 
     Attributes:
         tables: The tables, each before those that it refers to.
+        walkable: Those of them that a walk of their own can delete first: they have a primary key, and so have all
+            tables whose rows would prevent that.
     """
 
     def __init__(self, target: Target, foreign_keys: Sequence[ForeignKey], tables: dict[Name, Table]) -> None:
@@ -71,6 +110,7 @@ class Children:
         self._foreign_keys = foreign_keys
         self._tables = tables
         self.tables: list[Table] = []
+        self.walkable: list[Table] = []
         order: TopologicalSorter[Name] = TopologicalSorter()
         for each in foreign_keys:
             order.add(each.parent, each.child)
@@ -85,6 +125,18 @@ class Children:
                 f'CASCADE and children="leave"'
             ) from None
 
+        for table in self.tables:
+            below = [tables[each.child] for each in foreign_keys if tables[each.parent] is table]
+            if list(table.primary_key) and all(each in self.walkable for each in below):
+                self.walkable.append(table)
+
+    def are_read_by(self, condition: ColumnElement[bool]) -> bool:
+        """Return whether a condition reads one of the tables, so that it no longer holds when their rows are gone."""
+        read = {each for each in visitors.iterate(condition) if isinstance(each, Table)}
+        return any(
+            each.name == table.name and each.schema in (None, table.schema) for each in read for table in self.tables
+        )
+
     def condition(self, table: Table, roots: ColumnElement[bool] | None) -> ColumnElement[bool]:
         """Return the condition of the rows of a table that belong to chosen rows of the root.
 
@@ -94,7 +146,7 @@ class Children:
         """
         conditions = []
         for each in self._foreign_keys:
-            if self._tables[each.child] is not table:
+            if each.child_columns is None or self._tables[each.child] is not table:
                 continue
             chosen = self._select_parents(each, roots).correlate(None)
             columns = [table.columns[name] for name in each.child_columns]
@@ -102,11 +154,16 @@ class Children:
         return or_(*conditions)
 
     def _select_parents(self, foreign_key: ForeignKey, roots: ColumnElement[bool] | None) -> Select[Any]:
+        names = foreign_key.parent_columns or ()
         if not foreign_key.is_direct:
             parent = self._tables[foreign_key.parent]
-            found = select(*[parent.columns[name] for name in foreign_key.parent_columns])
-            return found.where(self.condition(parent, roots))
-        found = select(*[self._root_column(name) for name in foreign_key.parent_columns])
+            return select(*[parent.columns[name] for name in names]).where(self.condition(parent, roots))
+        found = select(*[self._root_column(name) for name in names])
+        if foreign_key.to_partition:  # a row of another partition may have the same values
+            name = f"{self._target.name}.tableoid"
+            relation = literal(".".join(map(_quote, foreign_key.parent)))
+            leaves = func.pg_catalog.pg_partition_tree(cast(relation, REGCLASS)).table_valued("relid")
+            found = found.where(literal_column(name).in_(select(leaves.c.relid)))
         return found if roots is None else found.where(roots)
 
     def _root_column(self, name: str) -> Any:
@@ -158,11 +215,13 @@ async def ensure_no_children(ctx: JobContext, target: Target, *, verb: str) -> N
     """Raise `UnsupportedStatement` if other rows prevent the deletion of rows, or would be deleted with them."""
     async with ctx.session() as session:
         found = await list_foreign_keys(await session.connection(), target)
-    children = [each for each in found if each.is_direct]
+    children = [each for each in found if each.is_direct and each.child_columns is not None]
     if children:
+        columns = [", ".join(each.child_columns or ()) for each in children]
+        cascades = [" ON DELETE CASCADE" if each.cascades else "" for each in children]
         shown = "; ".join(
-            f"{'.'.join(each.child)} ({', '.join(each.child_columns)}){' ON DELETE CASCADE' if each.cascades else ''}"
-            for each in children
+            f"{'.'.join(each.child)} ({names}){how}"
+            for each, names, how in zip(children, columns, cascades, strict=True)
         )
         raise UnsupportedStatement(
             f"{target.owner}: rows of other tables refer to {target.name}, and would prevent its rows from being "

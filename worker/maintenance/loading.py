@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import datetime
+import warnings
+from datetime import date, datetime
 from enum import Enum
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack, get_args
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -20,12 +22,13 @@ from pydantic import (
     StringConstraints,
     create_model,
 )
-from sqlalchemy import ARRAY, JSON, Column, String
+from sqlalchemy import ARRAY, JSON, Column, String, null
 
 from worker.batch.batch import Batch
 from worker.batch.batch_retry import OnError
 from worker.batch.sizing import Size
 from worker.batch.source import Source
+from worker.db.calendar_ends import make_exact
 from worker.errors import RegistrationError, UsageError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
@@ -116,6 +119,8 @@ class _Rows:
         if by is not None and on_conflict == "error":
             raise RegistrationError(f"{target.owner}: by= needs on_conflict='skip' or 'update'")
         self._entity = target.entity
+        # SQLAlchemy writes None into a column of JSON as the JSON value null: in a file, it stands for no value.
+        self._json = [target.key_of(each) for each in target.columns if isinstance(each.type, JSON) and each.nullable]
         self._on_conflict = on_conflict
         self._key: list[str] = []
         if on_conflict != "error":
@@ -125,6 +130,9 @@ class _Rows:
     async def write(self, batch: Batch[Any]) -> None:
         """Write a batch. A column that the file does not have gets its default."""
         rows = [row.model_dump(exclude_unset=True) if isinstance(row, BaseModel) else row for row in batch]
+        for row in rows:
+            if isinstance(row, dict):
+                row.update({name: null() for name in self._json if row.get(name, ...) is None})
         if self._on_conflict == "error":
             await batch.bulk.insert(self._entity, rows)
         else:
@@ -212,13 +220,17 @@ def _make_row_type(target: Target, form: FileFormat, null: str | None) -> type[B
         is_numbered = column is column.table.autoincrement_column or column.identity is not None
         fields[target.key_of(column)] = (hint, None if has_default or is_numbered else ...)
     config = ConfigDict(extra="forbid", protected_namespaces=())
-    return create_model(f"{target.table.name}_row", __config__=config, **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a column may have the name of a method of pydantic's model
+        return create_model(f"{target.table.name}_row", __config__=config, **fields)
 
 
 def _find_hint(column: Column[Any]) -> Any:
     kind = find_python_type(column)
     if kind is datetime:
         return AwareDatetime if getattr(column.type, "timezone", False) else NaiveDatetime
+    if kind is date:
+        return Annotated[date, AfterValidator(make_exact)]
     if kind is str and isinstance(column.type, String) and column.type.length:
         return Annotated[str, StringConstraints(max_length=column.type.length)]
     if isinstance(kind, type) and issubclass(kind, Enum):

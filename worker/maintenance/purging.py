@@ -47,6 +47,7 @@ def purge(
         by: The column with the time of a row. A timestamp without time zone counts as UTC.
         children: "first" deletes the children in walks of their own, each table in batches, before the parents.
             "with_parents" deletes them in the transactions of their parents. "leave" leaves them to the foreign keys.
+            Children without a primary key, and those that the condition reads, are deleted with their parents.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.chunks`.
         parallel: The number of runs that walk together; see `ctx.chunks`.
@@ -88,11 +89,10 @@ class _Rows:
 
     async def _delete_with_children(self, ctx: JobContext, condition: Any, children: Children) -> int:
         deleted_children = 0
-        if self._children == "first":
-            for table in children.tables:
-                if list(table.primary_key):  # rows without a key are deleted with their parents
-                    swept = delete(table).where(children.condition(table, condition))
-                    deleted_children += await ctx.sweep(swept, name=f"purge {table_name(table)}", **self._pace)
+        if self._children == "first" and not children.are_read_by(condition):
+            for table in children.walkable:  # the others are deleted with their parents
+                swept = delete(table).where(children.condition(table, condition))
+                deleted_children += await ctx.sweep(swept, name=f"purge {table_name(table)}", **self._pace)
         parents: Any = select(*self._key).where(condition)
         name = f"purge {self._target.name}"
         async for batch in ctx.chunks(parents, by=self._key, name=name, **self._pace):

@@ -5,7 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
-from sqlalchemy import Column, Select, or_, update
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    Interval,
+    Numeric,
+    Select,
+    Time,
+    TypeDecorator,
+    cast,
+    or_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
 
 from worker.batch.sizing import Size
 from worker.errors import RegistrationError
@@ -16,6 +34,9 @@ from worker.maintenance.target import Condition, Pace, Target, check_condition, 
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
+
+#: Types to which PostgreSQL rounds a value that it stores, and JSON, for which None has a value of its own.
+_ROUNDED = (Numeric, Float, Date, DateTime, Time, Interval, INTERVAL, JSON)
 
 
 def recompute(
@@ -90,16 +111,31 @@ def _make_columns_job(
             f"computed: choose another with key="
         )
     set_values = {target.attribute(column): value for column, value in found.items()}
-    differs = or_(*[attribute.is_distinct_from(value) for attribute, value in set_values.items()])
+    differs = or_(*[_differs(target.attribute(column), column, value) for column, value in found.items()])
 
     async def recompute_columns(ctx: JobContext) -> int:
-        rows = update(target.entity).where(differs).values(set_values)
-        condition = resolve_condition(name, where)
-        rows = rows if condition is None else rows.where(condition)
+        rows, condition = update(target.entity).values(set_values), resolve_condition(name, where)
+        rows = rows.where(differs) if condition is None else rows.where(condition, differs)
         return await ctx.sweep(rows, by=target.attributes(by), **pace)
 
     shown = ", ".join(column.name for column in found)
     return definition.make_job(recompute_columns, f"Compute {shown} of {target.name} again.")
+
+
+def _differs(attribute: Any, column: Column[Any], value: Any) -> ColumnElement[bool]:
+    """Return the condition that a column has another value than the one that an UPDATE would store.
+
+    PostgreSQL rounds a number or a time to the type of the column when it stores it. A text that is too long is an
+    error then, and would be cut off here.
+    """
+    kind = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
+    stored = cast(value, column.type) if isinstance(kind, _ROUNDED) else value
+    if isinstance(kind, Integer):  # the column of the database may hold larger numbers than that of the model
+        stored = cast(value, BigInteger)
+    if isinstance(kind, JSON) and not isinstance(kind, JSONB):  # values of json cannot be compared
+        attribute, stored = cast(attribute, JSONB), cast(stored, JSONB)
+    differs: ColumnElement[bool] = attribute.is_distinct_from(stored)
+    return differs
 
 
 def _find_names(target: Target, totals: Select[*tuple[Any, ...]]) -> list[str]:

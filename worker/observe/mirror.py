@@ -40,7 +40,6 @@ _EVENTS_WAITING = 5_000
 _WRITING = "the mirror cannot be written"
 _DEAD_WORKER_SECONDS = 60.0
 _SHOWN_ERROR = 1_000
-_RATE_SECONDS = 5.0
 #: The largest number of runs to show that both start and succeed between two writes. All of them are counted.
 _BRIEF_SHOWN = 25
 #: A run without progress is shown at the first write after this time. Most runs have ended by then.
@@ -97,15 +96,18 @@ class Mirror(Observer):
         """Note that an attempt starts."""
         known = self._entries.get(run.run_id)
         self._entries[run.run_id] = entry = MirrorEntry(run)
+        entry.began = True
         # The entry of an earlier attempt, of this worker or of a dead one, stays until the end of this one is written.
         if run.attempt > 1 or (known is not None and known.shown):
             entry.shown = True
 
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """Note that the run is in the ledger."""
-        entry = self._changed_entry(run)
+        entry = self._entry(run)
+        entry.run = run._replace(attempt=attempt)  # the ledger counts from the last attempt that made progress
+        self._start_entry(entry)
         entry.fields.update({"attempt": attempt, "takeovers": takeovers, "rows": rows})
-        entry.marks.append((entry.at_work(), rows, 0.0 if rows == 0 else None))
+        entry.pace.begin(entry.at_work(), rows)
         entry.changed = True
         if takeovers:
             self._event("resumed", run, rows=str(rows), takeovers=str(takeovers))
@@ -115,37 +117,35 @@ class Mirror(Observer):
         entry = self._changed_entry(run)
         now, share = entry.at_work(), progress.share
         if entry.values.get("step", progress.step) != progress.step:
-            entry.marks.clear()  # the share belongs to another loop
-        # Drop old marks, except the last one before the window, so that a slow loop has a rate, too.
-        while len(entry.marks) > 1 and entry.marks[1][0] < now - _RATE_SECONDS:
-            entry.marks.popleft()
-        if not entry.marks or now - entry.marks[-1][0] > _RATE_SECONDS / 40:
-            entry.marks.append((now, rows, share))
-        began, rows_then, _ = entry.marks[0]
-        rate = (rows - rows_then) / (now - began) if now > began else 0.0
+            entry.pace.clear()
+        hands = progress.ranges.hands if progress.ranges else 1
+        entry.pace.note(now, rows, share, hands=hands, batch_rows=progress.batch_size)
         entry.fields.update(
             {
                 "rows": rows,
                 "step": progress.step,
                 "step_rows": progress.rows,
-                "batches": progress.batches,
-                "batch_size": progress.batch_size,
-                "batch_ms": round(progress.batch_seconds * 1000, 1),
-                "last_key": str(progress.last_key),
                 "stalled_since": "",
-                "rate": round(rate, 1),
                 "updated_at": _now(),
             }
         )
+        entry.show_pace()
+        if progress.batches or progress.ranges is None:  # else it tells of other hands
+            entry.fields.update(
+                {
+                    "batches": progress.batches,
+                    "batch_size": progress.batch_size,
+                    "batch_ms": round(progress.batch_seconds * 1000, 1),
+                    "last_key": str(progress.last_key),
+                }
+            )
         entry.note_ranges(progress.ranges)
         if progress.total:
             entry.fields["total"] = max(progress.total, progress.rows)
         if share is not None:
             entry.fields["percent"] = round(100 * share, 1)
             entry.fields["percent_is_estimate"] = "1" if progress.is_estimate else ""
-            left = entry.seconds_left(now, share)
-            if left is not None:
-                entry.fields["eta_seconds"] = round(left)
+            entry.fields["percent_by"] = progress.share_by or ""
         entry.changed = True
 
     def throttled(
@@ -161,6 +161,7 @@ class Mirror(Observer):
                 "throttled": reason or "",
                 "throttled_since": since.isoformat(timespec="seconds") if reason else "",
                 "throttled_until": until.isoformat(timespec="seconds") if reason and until else "",
+                "throttled_by": (kind or reason) if reason else "",
                 "updated_at": _now(),
             }
         )
@@ -207,9 +208,9 @@ class Mirror(Observer):
             entry.fields.pop("eta_seconds", None)
             if "percent" in entry.values:
                 entry.fields["percent"] = 100.0
-                entry.fields["percent_is_estimate"] = ""
+                entry.fields.update({"percent_is_estimate": "", "percent_by": ""})
         entry.fields["finished_at"] = _now()
-        self._event(state, run, error=error or "")
+        self._event(state, run, error=error or "", rows=str(entry.fields.get("rows", "")))
 
     def lost(self, run: RunInfo) -> None:
         """Record that another worker owns the run, and writes its entry from now on."""
@@ -340,7 +341,8 @@ class Mirror(Observer):
     def _start_entry(self, entry: MirrorEntry) -> None:
         if not entry.values:
             entry.values = entry.first_values(self._name)
-            self._event("started", entry.run, attempt=str(entry.run.attempt), at=format_time(entry.started))
+            if entry.began:
+                self._event("started", entry.run, attempt=str(entry.run.attempt), at=format_time(entry.started))
 
     def _write_brief(self, pipeline: Pipeline, entry: MirrorEntry, ended: float, keep: int) -> None:
         """Write a run that started and succeeded between two writes."""
@@ -358,7 +360,8 @@ class Mirror(Observer):
         )
         entry.fields["rate"] = 0
         if entry.values.get("throttled"):
-            entry.fields.update({"throttled": "", "throttled_since": "", "throttled_until": ""})
+            ended = ("throttled", "throttled_since", "throttled_until", "throttled_by")
+            entry.fields.update(dict.fromkeys(ended, ""))
         entry.ended = True  # for this worker; the next owner's writes keep the entry in Redis
         entry.changed = True
         return entry

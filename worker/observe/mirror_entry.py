@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,9 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from worker.ledger.records import WalkState
+from worker.observe.walk_rate import WalkRate
 from worker.runtime.observer import RunInfo
 
 PACE = "pace"
+#: Waits during which the run gains rows all the same: their time counts for its rate.
+_AT_WORK = (PACE, "other hands")
 _MEMORY = Path("/proc/self/statm")
 
 
@@ -26,6 +28,8 @@ class MirrorEntry:
     values: Mapping[str, str | int | float] = MappingProxyType({})
     changed = True
     ended = False
+    #: Whether the attempt has begun: a claimed run that has to wait for a place or for its rate has not.
+    began = False
     #: Whether Redis has the entry, or may have it from another attempt.
     shown = False
     #: The span of the attempt, as a `traceparent`.
@@ -41,9 +45,17 @@ class MirrorEntry:
         self.started = time.time()
 
     @cached_property
-    def marks(self) -> deque[tuple[float, int, float | None]]:
-        """Moments with the rows and the share processed until then, in seconds without the waits of throttles."""
-        return deque(maxlen=40)
+    def pace(self) -> WalkRate:
+        """The rate of the run, in seconds without the waits of throttles, and the time left."""
+        return WalkRate()
+
+    def show_pace(self) -> None:
+        """Write rate and time left, as far as it is known."""
+        self.fields["rate"] = round(self.pace.rate, 1)
+        if self.pace.seconds_left is not None:
+            self.fields["eta_seconds"] = round(self.pace.seconds_left)
+        elif "eta_seconds" in self.fields:
+            self.fields["eta_seconds"] = ""
 
     @property
     def fields(self) -> dict[str, str | int | float]:
@@ -74,7 +86,7 @@ class MirrorEntry:
     def note_wait(self, kind: str | None) -> None:
         """Note that the walk waits for a kind of throttle, or continues (None)."""
         if kind is not None and self.throttled_at is None:
-            self.throttled_at, self.is_stopped = time.monotonic(), kind != PACE
+            self.throttled_at, self.is_stopped = time.monotonic(), kind not in _AT_WORK
         elif kind is None and self.throttled_at is not None:
             waited = time.monotonic() - self.throttled_at
             self.throttled_seconds += waited
@@ -84,27 +96,14 @@ class MirrorEntry:
 
     def note_pace(self, seconds: float) -> None:
         """Note that the walk waits for its pace after a batch: without the wait, the first batch shows another rate."""
-        rows, percent = self.values.get("rows"), self.values.get("percent")
-        if not self.marks or not isinstance(rows, int):
-            return
-        (began, rows_then, _), at = self.marks[0], self.at_work() + seconds
-        if at > began:
-            self.fields["rate"] = round((rows - rows_then) / (at - began), 1)
-        left = self.seconds_left(at, percent / 100) if isinstance(percent, float) else None
-        if left is not None:
-            self.fields["eta_seconds"] = round(left)
+        if isinstance(self.values.get("rows"), int) and "rate" in self.values:
+            self.pace.hold(self.at_work() + seconds)
+            self.show_pace()
 
     def at_work(self) -> float:
         """Return a clock that stops while the walk is throttled by load, which passes; a pace is the walk's rate."""
         now = self.throttled_at if self.is_stopped and self.throttled_at is not None else time.monotonic()
         return now - self.stopped_seconds
-
-    def seconds_left(self, now: float, share: float) -> float | None:
-        """Return the remaining time at the rate of the last marks; None if it is unknown."""
-        for then, _, before in self.marks:
-            if before is not None and share > before:
-                return (1 - share) * (now - then) / (share - before)
-        return None
 
 
 def format_time(seconds: float) -> str:

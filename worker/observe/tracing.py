@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from contextvars import Token
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context, attach
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from redis.exceptions import RedisError
 
@@ -50,17 +53,33 @@ class _Traced:
     Attributes:
         span: its span.
         batches: number of its batches.
+        batch: the span of its open batch; None if no batch is open, or if it has no span.
         error: the exception of its code; None for none.
         text: the span, as `traceparent`; empty for none.
     """
 
-    __slots__ = ("batches", "error", "span", "text")
+    __slots__ = ("_token", "batch", "batches", "error", "span", "text")
 
     def __init__(self, span: Span) -> None:
         self.span = span
         self.batches = 0
+        self.batch: Span | None = None
+        self._token: Token[Context] | None = None
         self.error: BaseException | None = None
         self.text = ""
+
+    def enter_batch(self, span: Span) -> None:
+        """Let the spans that the body of a batch makes be children of that of the batch."""
+        self.batch, self._token = span, attach(trace.set_span_in_context(span))
+
+    def leave_batch(self) -> Span | None:
+        """Return the span of the open batch, which is not ended here; None if there is none."""
+        batch, token = self.batch, self._token
+        self.batch = self._token = None
+        if token is not None:
+            with suppress(ValueError):  # the job has asked for the batch in a task of its own
+                token.var.reset(token)
+        return batch
 
 
 class RunTracing(Middleware):
@@ -201,6 +220,28 @@ class RunSpans(Observer):
 
     # --- events
 
+    def batch_began(self, run: RunInfo) -> None:
+        """Open the span of a batch, if this batch is to have one."""
+        traced = self._traced.get(run.run_id)
+        if traced is None:
+            return
+        traced.leave_batch()  # the one before had no rows
+        if has_span(traced.batches + 1, self._batch_spans):
+            traced.enter_batch(self._start_batch(run, traced, time.time_ns()))
+
+    def walk_ended(self, run: RunInfo, *, failed: bool) -> None:
+        """End the span of a batch that is rolled back. Without an error, there was no other batch: forget its span."""
+        traced = self._traced.get(run.run_id)
+        batch = None if traced is None else traced.leave_batch()
+        if batch is not None and failed:
+            batch.set_status(Status(StatusCode.ERROR, "rolled back"))
+            batch.end()
+
+    def _start_batch(self, run: RunInfo, traced: _Traced, began_ns: int) -> Span:
+        attributes = {"db.system.name": "postgresql", "db.namespace": self._namespace, "longhaul.job": run.job}
+        context = trace.set_span_in_context(traced.span)
+        return self._tracer.start_span(f"batch {run.job}", context, attributes=attributes, start_time=began_ns)
+
     def started(self, run: RunInfo) -> None:
         """Note the run."""
         self._claimed[run.run_id] = run
@@ -208,26 +249,24 @@ class RunSpans(Observer):
             self._drop(next(iter(self._claimed)))
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
-        """Make the span of a batch, if this batch is to have one."""
+        """End the span of a batch. One of a source that is no table begins and ends here."""
         traced = self._traced.get(run.run_id)
         if traced is None or not progress.batches:
             return
         traced.batches += 1
+        span = traced.leave_batch()
         if not has_span(traced.batches, self._batch_spans):
             return
         now = time.time_ns()
-        attributes: dict[str, Any] = {
-            "db.system.name": "postgresql",
-            "db.namespace": self._namespace,
-            "longhaul.job": run.job,
-            "longhaul.step": progress.step,
-            "longhaul.batch": progress.batches,
-            "longhaul.rows": progress.batch_size,
-            "longhaul.quarantined": progress.quarantined,
-        }
-        context = trace.set_span_in_context(traced.span)
-        began = now - round(progress.batch_seconds * _SECOND_NS)
-        span = self._tracer.start_span(f"batch {run.job}", context, attributes=attributes, start_time=began)
+        span = span or self._start_batch(run, traced, now - round(progress.batch_seconds * _SECOND_NS))
+        span.set_attributes(
+            {
+                "longhaul.step": progress.step,
+                "longhaul.batch": progress.batches,
+                "longhaul.rows": progress.batch_size,
+                "longhaul.quarantined": progress.quarantined,
+            }
+        )
         span.end(now)
         traced.span.set_attribute("longhaul.rows", rows)
 
@@ -273,6 +312,9 @@ class RunSpans(Observer):
         traced = self._traced.pop(run.run_id, None)
         if traced is None:
             return
+        if (batch := traced.leave_batch()) is not None:  # of an abandoned job
+            batch.set_status(Status(StatusCode.ERROR, outcome))
+            batch.end()
         traced.span.set_attribute("longhaul.outcome", outcome)
         traced.span.set_attribute("longhaul.batches", traced.batches)
         if error is not None:

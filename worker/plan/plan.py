@@ -98,7 +98,7 @@ async def _follow(
         await job.function(ctx, **values)
     except PlanEnds as error:
         ended = str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not planner.loops and not isinstance(error, LonghaulError) and not was_refused(error):
             shown = name_subset(format_error(error), error, selection)
             raise UsageError(f"job {job.name} raises before its first loop: {shown}") from error

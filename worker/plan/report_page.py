@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from html import escape as escape_html
 
 from worker.plan.report import RatePoint, RunReport, StepReport
 
@@ -55,7 +55,7 @@ def make_page(report: RunReport) -> str:
         ("hands", str(1 + len(report.hands))),
         ("error", run.error or ""),
     ]
-    parts = [_table([row for row in rows if row[1]])]
+    parts = [_table([row for row in rows if row[1]]), _time(report.time)]
     parts += [_step(step) for step in report.steps]
     if report.hands:
         parts.append("<h2>Hands</h2>")
@@ -74,18 +74,28 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return f"<table>{cells}</table>"
 
 
+def escape(text: str) -> str:
+    r"""Return a text for HTML. Characters that cannot be seen, or that turn the direction, are as `\u202e`."""
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return escape_html("".join(shown))
+
+
 def _step(step: StepReport) -> str:
-    total = sum(step.time.values()) or 1.0
-    spent = "".join(
-        f"<tr><th>{escape(reason)}</th><td>{seconds:,.1f} s</td><td>"
-        f'<span class="bar" style="width:{seconds / total * 300:.0f}px"></span> {seconds / total:.0%}</td></tr>'
-        for reason, seconds in sorted(step.time.items(), key=lambda one: -one[1])
-    )
     about = (
         f"{step.kind}: {step.rows:,} rows in {step.batches:,} batches, {step.seconds:,.1f} s, "
         f"{step.rows_per_second:,.0f} rows/s"
     )
-    return f"<h2>{escape(step.name)}</h2><p>{escape(about)}</p>{_plot(step.rates)}<table>{spent}</table>"
+    return f"<h2>{escape(step.name)}</h2><p>{escape(about)}</p>{_plot(step.rates)}{_time(step.time)}"
+
+
+def _time(time: Mapping[str, float]) -> str:
+    total = sum(time.values()) or 1.0
+    spent = "".join(
+        f"<tr><th>{escape(reason)}</th><td>{seconds:,.1f} s</td><td>"
+        f'<span class="bar" style="width:{seconds / total * 300:.0f}px"></span> {seconds / total:.0%}</td></tr>'
+        for reason, seconds in sorted(time.items(), key=lambda one: -one[1])
+    )
+    return f"<table>{spent}</table>"
 
 
 def _plot(rates: Sequence[RatePoint]) -> str:

@@ -161,7 +161,7 @@ async def _run(job: Job[..., Any], values: Mapping[str, Any], trial: TrialState)
         pass
     except InvalidArguments:
         raise
-    except Exception as raised:  # noqa: BLE001 - a job raises anything
+    except (Exception, SystemExit) as raised:  # noqa: BLE001 - a job raises anything
         shown = name_subset(format_error(raised), raised, trial.selection)
         error = describe_refused_write(raised) if was_refused(raised) else shown
     finally:

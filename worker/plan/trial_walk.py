@@ -22,7 +22,7 @@ from worker.batch.walk_statements import WalkStatements
 from worker.db.engine import Database
 from worker.errors import AttemptExit, CursorMismatch, InvalidArguments, UsageError
 from worker.ledger.run_connection import RunConnection
-from worker.plan.changes import RowChange, find_changes
+from worker.plan.changes import Before, RowChange, find_changes, read_before
 from worker.plan.loop_plan import NoSkippedRows
 
 _MOST_EMPTY_PAGES = 1_000
@@ -107,6 +107,7 @@ class TrialWalk:
         self._transaction: BatchTransaction | None = None
         self._page: Page[Any] = Page()
         self._bounds = Bounds()
+        self._before = Before({}, 0)
         self._cursor: Any = None
         self._number = 0
         self._rows = 0
@@ -159,8 +160,7 @@ class TrialWalk:
     async def _next(self) -> Batch[Any]:
         if self._is_over:
             raise StopAsyncIteration
-        if self._run is None:
-            await self._open()
+        run = self._run or await self._open()
         await self._show()
         for _ in range(_MOST_EMPTY_PAGES):
             if self._trial.remaining <= 0:
@@ -172,6 +172,7 @@ class TrialWalk:
             if page is None:
                 break
             self._page, self._rows = page, len(page.rows)
+            self._before = await read_before(run.driver.raw)
             if page.change is not None:
                 self._rows = await page.change(transaction)
                 await self._show()
@@ -184,7 +185,7 @@ class TrialWalk:
         await self.close()
         raise StopAsyncIteration
 
-    async def _open(self) -> None:
+    async def _open(self) -> RunConnection:
         trial = self._trial
         if trial.open_walk is not None:
             await trial.open_walk.leave()
@@ -212,6 +213,7 @@ class TrialWalk:
             )
         )
         await self._run.connection.rollback()
+        return self._run
 
     async def _open_source(self, step: OpenStep) -> Bounds:
         """Open the source.
@@ -254,13 +256,15 @@ class TrialWalk:
             return
         await trial.attempt.calls.check_awaited()
         raw = await transaction.driver()
+        transaction.ensure_not_ended()
         await raw.execute("SET CONSTRAINTS ALL IMMEDIATE")  # what the commit would check
         seconds = time.monotonic() - self._began_at
         keyset = self._find_keyset()
         async with trial.attempt.database.connection() as connection:
             observer = (await connection.get_raw_connection()).driver_connection
             await connection.execute(_SELECT_ONE)
-            changes = await find_changes(raw, observer, keyset, [] if keyset is None else page.row_keys())
+            keys = [] if keyset is None else page.row_keys()
+            changes = await find_changes(raw, observer, self._before, keyset, keys)
         if not self._rows and not changes.counts:
             await self._roll_back()  # a range of a sweep in which no row matches
             return

@@ -10,6 +10,7 @@ from sqlalchemy import Select, func, inspect, select
 
 from worker.batch.page import jsonable
 from worker.db.engine import Database
+from worker.db.statement_internals import read_select_clauses
 from worker.errors import UsageError
 from worker.job.definition import Job
 
@@ -57,16 +58,21 @@ async def find_undone(database: Database, job: Job[..., Any], arguments: Mapping
         count = int(await connection.scalar(found) or 0)
         if not count:
             return None
-        rows = (await connection.execute(_select_keys(statement).limit(_SHOWN_KEYS))).all()
+        rows = (await connection.execute(_select_keys(statement))).all()
     return Undone(count, [jsonable(row[0] if len(row) == 1 else tuple(row)) for row in rows])
 
 
 def _select_keys(statement: Select[Any]) -> Select[Any]:
-    """Return the select of the primary keys of its entity; the select itself if it has none."""
-    entity: Any = statement.column_descriptions[0].get("entity")
-    if entity is None:
-        return statement
-    inspected: Any = inspect(entity)
-    mapper = inspected.mapper
-    keys = [getattr(inspected.entity, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
-    return statement.with_only_columns(*keys, maintain_column_froms=True).order_by(*keys)
+    """Return the select of some primary keys of its entity; of its columns if its rows are no rows of an entity."""
+    clauses = read_select_clauses(statement)
+    described = statement.column_descriptions[0]
+    entity: Any = described.get("entity")
+    is_grouped = bool(clauses.group_by) or clauses.having or clauses.distinct or clauses.extended
+    if entity is not None and (described["expr"] is entity or not is_grouped):
+        inspected: Any = inspect(entity)
+        mapper = inspected.mapper
+        keys = [getattr(inspected.entity, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
+        statement = statement.with_only_columns(*keys, maintain_column_froms=True).order_by(*keys)
+    # A second LIMIT would replace the first one.
+    found = select(statement.subquery()) if clauses.limit or clauses.offset else statement
+    return found.limit(_SHOWN_KEYS)

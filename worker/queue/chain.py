@@ -14,7 +14,8 @@ from typing import Any
 
 from worker.job.call import Call, with_argument
 from worker.job.propagation import current_headers, with_followed_span
-from worker.queue.payload import Member, Payload, now_ms, payload_text, to_seconds
+from worker.queue.outbox import check_queue_name
+from worker.queue.payload import Member, Payload, derived_id, now_ms, payload_text, to_seconds
 
 
 def make_next_calls(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
@@ -24,6 +25,8 @@ def make_next_calls(calls: Iterable[Call[Any]]) -> list[dict[str, Any]]:
 
 def _to_wire(call: Call[Any]) -> dict[str, Any]:
     options, job = call.job.enqueue_options, call.job
+    if options.queue:
+        check_queue_name(options.queue)
     values = {
         "id": uuid.uuid4().hex,
         "f": job.name,
@@ -83,7 +86,7 @@ def _next_run(
         arguments = with_argument(arguments, call["r"], result)
     text = _payload_of_call(call, arguments, then=rest, group=preceding.group, headers=preceding.headers)
     return {
-        "id": call.get("id") or f"{run_id}:then",
+        "id": call.get("id") or derived_id("then", f"{run_id}:then"),
         "queue": call.get("q") or queue,
         "payload": text,
         "delay": call.get("d", 0),

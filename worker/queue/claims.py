@@ -19,7 +19,7 @@ from worker.queue.dead_letters import encode_letter
 from worker.queue.group_store import KEEP_GROUP_MS
 from worker.queue.key_problems import KeyProblemLog, from_script, printable
 from worker.queue.outage_log import REFUSALS, kind_of
-from worker.queue.payload import LONGEST_ID, encode_strictly, now_ms, read_run_id
+from worker.queue.payload import LONGEST_ID, Payload, encode_strictly, now_ms, read_run_id
 from worker.queue.result import Result, encode_result
 from worker.queue.scripts import script
 
@@ -277,3 +277,12 @@ def with_header(claim: Claim, name: str, value: str) -> Claim:
     except (ValueError, TypeError, AttributeError, RecursionError):
         return claim
     return claim._replace(payload=encode_strictly(values).encode())
+
+
+def ledger_text(payload: Payload) -> str:
+    """Return the payload of a claimed run as text, marked as known to the ledger."""
+    marked = payload._replace(in_ledger=True)
+    try:
+        return marked.to_json()
+    except TypeError:  # rejected arguments of a pickle are not JSON: the run ends and needs no payload
+        return marked._replace(args=[], kwargs={}).to_json()

@@ -255,7 +255,7 @@ class Client(Operations):
         return Run(self._reader, run_id, queue or self._settings.worker.queue, job, is_new=False)
 
     async def trigger_cron(self, job: Job[..., Any] | str, arguments: Mapping[str, Any] | None = None) -> Run[Any]:
-        """Enqueue one run of a cron job now. Its due times do not change.
+        """Enqueue one run of a cron job now, by the rules of the job. Its due times do not change.
 
         Args:
             job: the job, or its name, which must be that of a job in `worker.packages`.
@@ -268,8 +268,10 @@ class Client(Operations):
         known = job if isinstance(job, Job) else discover(self._settings.worker.packages).find(job)
         if not known.schedule:
             raise InvalidArguments(f"{known.name} has no cron line; `worker enqueue {known.name}` runs it")
-        values = known.encode_arguments([], known.decode_arguments([], arguments)) if arguments else {}
-        return await self.enqueue_by_name(known.name, values, id=trigger_id(known.name))
+        given = arguments or {}
+        values = known.decode_arguments([], given)
+        run_id = None if known.rules.once else trigger_id(known.name)  # the id of a data migration is its name
+        return await self.enqueue(known.options(id=run_id), **{name: values[name] for name in given})
 
     # --- for modules of this package
 

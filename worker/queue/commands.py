@@ -6,7 +6,6 @@ in the worker.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Mapping, Sequence
@@ -21,8 +20,9 @@ from worker.errors import InvalidArguments
 from worker.job.propagation import QUARANTINED_ROWS
 from worker.queue import keys
 from worker.queue.audit import Order, give_order, record_order, remove_marks, set_marks
+from worker.queue.conditions import parse_entry
 from worker.queue.dead_letters import DeadLetter, DeadLetterFilter, dead_letters, delete_dead
-from worker.queue.payload import LONGEST_ID, decode_payload, now_ms, without_expiry
+from worker.queue.payload import LONGEST_ID, decode_payload, derived_id, now_ms, read_run_id, without_expiry
 from worker.queue.run_reader import RunReader
 from worker.queue.store import QueueStore
 
@@ -41,25 +41,22 @@ async def pause(reader: RunReader, targets: Sequence[str]) -> None:
         InvalidArguments: no target is given.
         ServerUnavailable: Redis does not answer.
     """
-    _check_targets("pause", targets)
+    _check_names("pause", targets)
     await give_order(reader, "pause", targets, lambda pipeline: pipeline.sadd(keys.PAUSED, *targets), mark="pause")
 
 
 async def resume(reader: RunReader, targets: Sequence[str]) -> int:
     """Remove pauses. Returns how many of the targets were paused."""
     _check_targets("resume", targets)
-    answer = await give_order(
-        reader, "resume", targets, lambda pipeline: pipeline.srem(keys.PAUSED, *targets), mark="pause", value=None
-    )
-    return int(answer)
+    return await _take_back(reader, keys.PAUSED, targets, mark="pause")
 
 
 async def pace(reader: RunReader, targets: Sequence[str], rows_per_second: float | None) -> None:
     """Limit the pace of walks; None removes the limit."""
-    _check_targets("pace", targets)
+    (_check_targets if rows_per_second is None else _check_names)("pace", targets)
     if rows_per_second is not None and not 0 < rows_per_second < math.inf:
         raise InvalidArguments(f"pace: {rows_per_second} is not a number of rows per second above 0")
-    text = None if rows_per_second is None else f"{rows_per_second:g}"
+    text = None if rows_per_second is None else f"{rows_per_second:.12g}"
     await _set_fields(reader, "pace", keys.PACE, targets, text, {"rows_per_second": rows_per_second})
 
 
@@ -105,7 +102,7 @@ def _numbers(raw: Mapping[bytes, bytes]) -> dict[str, float]:
 
 async def limit(reader: RunReader, targets: Sequence[str], running: int | None) -> None:
     """Limit how many runs of jobs or queues run at once; None removes the limit."""
-    _check_targets("limit", targets)
+    (_check_targets if running is None else _check_names)("limit", targets)
     if running is not None and (isinstance(running, bool) or not isinstance(running, int) or not 0 <= running < 2**53):
         raise InvalidArguments(f"limit: {running} is not a number of runs")
     text = None if running is None else str(running)
@@ -114,7 +111,7 @@ async def limit(reader: RunReader, targets: Sequence[str], running: int | None) 
 
 async def limit_rate(reader: RunReader, jobs: Sequence[str], runs_per_second: float | None) -> None:
     """Limit how many runs of jobs begin in a second; None removes the limit."""
-    _check_targets("limit_rate", jobs)
+    (_check_targets if runs_per_second is None else _check_names)("limit_rate", jobs)
     if runs_per_second is not None and not 1e-6 <= runs_per_second <= 1e9:
         raise InvalidArguments(f"limit_rate: {runs_per_second} is not a number of runs per second above 0")
     text = None if runs_per_second is None else f"{runs_per_second:.12g}"
@@ -153,16 +150,38 @@ async def cancel(reader: RunReader, run_ids: Sequence[str], *, queue: str) -> li
 
 async def cancel_matching(reader: RunReader, entries: Sequence[str]) -> None:
     """Cancel the runs of jobs with some arguments, now and later, until `stop_cancelling`."""
-    _check_targets("cancel", entries)
+    _check_names("cancel", entries)
     await give_order(reader, "cancel", entries, lambda pipeline: pipeline.sadd(keys.CANCELLED, *entries), mark="cancel")
 
 
 async def stop_cancelling(reader: RunReader, entries: Sequence[str]) -> int:
     """Remove what `cancel_matching` set. Returns how many of the entries were set."""
+    return await _take_back(reader, keys.CANCELLED, entries, mark="cancel")
+
+
+async def _take_back(reader: RunReader, key: str, targets: Sequence[str], *, mark: Order) -> int:
+    """Remove targets from a set of orders: an entry also where the set has its arguments in another order."""
+    names = list(targets)
+    wanted = {parsed for target in targets if (parsed := _try_parse(target)) is not None}
+    if wanted:
+        members = await reader.command(cast(Awaitable[set[bytes]], reader.redis.smembers(key)))
+        found = [member.decode(errors="replace") for member in members]
+        names += sorted(one for one in found if one not in targets and _try_parse(one) in wanted)
     answer = await give_order(
-        reader, "resume", entries, lambda pipeline: pipeline.srem(keys.CANCELLED, *entries), mark="cancel", value=None
+        reader, "resume", names, lambda pipeline: pipeline.srem(key, *names), mark=mark, value=None
     )
     return int(answer)
+
+
+def _try_parse(entry: str) -> tuple[str, frozenset[tuple[str, str]]] | None:
+    """Return the job of an entry and the texts of its arguments; None for another target."""
+    if "?" not in entry:
+        return None
+    try:
+        condition = parse_entry(entry)
+    except InvalidArguments:
+        return None
+    return condition.job, frozenset(condition.values.items())
 
 
 async def drain(reader: RunReader, workers: Sequence[str]) -> list[str]:
@@ -177,13 +196,24 @@ async def drain(reader: RunReader, workers: Sequence[str]) -> list[str]:
 
 async def request_retry(reader: RunReader, run_ids: Sequence[str]) -> None:
     """Request that workers run ended runs again. This needs no database: a worker updates the ledger."""
-    _check_targets("retry", run_ids)
+    _check_names("retry", run_ids)
     await give_order(reader, "retry", run_ids, lambda pipeline: pipeline.sadd(keys.RETRIED, *run_ids), mark="retry")
 
 
 def _check_targets(command: str, targets: Sequence[str]) -> None:
     if not targets or "" in targets:
         raise InvalidArguments(f"{command}: give at least one name, none of them empty")
+
+
+def _check_names(command: str, targets: Sequence[str]) -> None:
+    """Raise `InvalidArguments` unless workers would obey an order for these names."""
+    _check_targets(command, targets)
+    for name in targets:
+        if not isinstance(name, str) or read_run_id(name) is None:
+            kind = "the condition" if isinstance(name, str) and "?" in name else "the name"
+            raise InvalidArguments(
+                f"{command}: {kind} {name!r:.100} must have 1 to {LONGEST_ID} printable characters, as workers need it"
+            )
 
 
 # --- retry, with the ledger
@@ -323,7 +353,7 @@ async def retry_quarantined(
             group=None,
             headers=headers | ({QUARANTINED_ROWS: ",".join(map(str, chosen))} if chosen else {}),
         )
-        new_id = _retry_id(run_id, "retry", step, str(again.enqueued_ms), *map(str, chosen[:1]))
+        new_id = derived_id("retry", ":".join([run_id, "retry", step, str(again.enqueued_ms), *map(str, chosen[:1])]))
         await reader.command(reader.store.enqueue(new_id, again.to_json(), queue=known.queue))
         made.append(new_id)
     if made:
@@ -336,9 +366,3 @@ async def retry_quarantined(
             )
         )
     return known.queue, made
-
-
-def _retry_id(*parts: str) -> str:
-    """Return the id of a run that retries rows. If the id of the first run leaves no room, return a hash."""
-    text = ":".join(parts)
-    return text if len(text) <= LONGEST_ID else f"retry:{hashlib.sha256(text.encode()).hexdigest()}"

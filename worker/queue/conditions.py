@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from worker.errors import InvalidArguments
 from worker.job.limits import argument_text
+
+#: Takes the name of an argument, a text and a JSON value.
+StandsFor = Callable[[str, str, Any], bool]
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class Condition:
         entry: its text in Redis: the job, `?`, and `argument=value` once or several times, with `&` between them.
         job: the name of the job.
         values: the text of each argument, by name.
+        stands_for: returns whether a text stands for a JSON value of an argument of the job, by the argument's type.
     """
 
     entry: str
     job: str
     values: Mapping[str, str]
+    stands_for: StandsFor | None = None
 
     def matches(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a run has these values.
@@ -32,7 +37,11 @@ class Condition:
         Args:
             arguments: JSON values by name, with the defaults.
         """
-        return all(name in arguments and _is_named(arguments[name], text) for name, text in self.values.items())
+        return all(name in arguments and self._is_value(name, arguments[name]) for name in self.values)
+
+    def _is_value(self, name: str, value: Any) -> bool:
+        text = self.values[name]
+        return _is_named(value, text) or (self.stands_for is not None and self.stands_for(name, text, value))
 
     def check_names(self, known: Collection[str]) -> None:
         """Raise `InvalidArguments` if the job has no argument of one of the names."""
@@ -49,10 +58,20 @@ def _is_named(value: Any, text: str) -> bool:
     if isinstance(value, str):
         return False
     try:
-        named = json.loads(text)
+        return _is_equal(json.loads(text), value)
     except (ValueError, RecursionError):
         return False
-    return bool(named == value) and isinstance(named, bool) == isinstance(value, bool)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal; true is not 1, also in lists and objects."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_equal(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_equal, one, other))
+    return bool(one == other)
 
 
 def make_entry(job: str, where: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ is a `RedisError`.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import hiredis
 from redis.asyncio import ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.queue.cluster import make_cluster_connection_class, slot_owner
 from worker.queue.errors import ConnectionLost
+from worker.queue.home_loop import HomeLoop
 from worker.queue.namespace import make_namespaced_class
 from worker.queue.outage_log import kind_of
 from worker.queue.sentinel import make_sentinel_connection_class, sentinel_group
@@ -40,7 +43,7 @@ def connection_pool(settings: Settings) -> ConnectionPool:
     """Return a pool of connections. Send nothing."""
     pool: ConnectionPool = make_pool(
         settings,
-        ConnectionPool,
+        _LoopPool,
         unix_class=UnixDomainSocketConnection,
         kinds=ConnectionKinds(
             _make_connection_class,
@@ -50,6 +53,29 @@ def connection_pool(settings: Settings) -> ConnectionPool:
         ),
     )
     return pool
+
+
+class _LoopPool(ConnectionPool):
+    """A pool that forgets its connections when their event loop has ended, or their process has forked this one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._home = HomeLoop()
+
+    def _enter(self) -> None:
+        if self._home.is_current:
+            return  # for each command: without a look at the connections
+        if self._home.moves(*self._available_connections, *self._in_use_connections):
+            self.reset()  # type: ignore[no-untyped-call]
+            self._lock = asyncio.Lock()
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        self._enter()
+        return await super().get_connection(*args, **options)
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        self._enter()
+        await super().disconnect(inuse_connections)
 
 
 class ConnectionKinds(NamedTuple):
@@ -146,7 +172,7 @@ def _make_connection_class(plain: Any) -> Any:
             if self.refused:
                 await self.disconnect(nowait=True)
             try:
-                await super().send_packed_command(command, check_health)
+                await _send(self, command, check_health)
             except _ENDED as error:
                 raise await self._lost(error) from error
 
@@ -189,6 +215,28 @@ def _make_connection_class(plain: Any) -> Any:
             return [b"".join(part for command in commands for part in self.pack_command(*command))]
 
     return LonghaulConnection
+
+
+async def _send(connection: Any, command: Any, check_health: bool) -> None:
+    """Send the bytes of a command, within `socket_timeout`. Connect first if that is needed.
+
+    redis-py's own uses `asyncio.wait_for`, which loses a cancellation that arrives together with the result (CPython
+    3.11): a caller that waits within a timeout would wait for ever.
+    """
+    if not connection.is_connected:
+        await connection.connect()
+    elif check_health:
+        await connection.check_health()
+    try:
+        async with asyncio.timeout(connection.socket_timeout):
+            await connection._send_packed_command([command] if isinstance(command, bytes) else command)
+    except BaseException as error:
+        await connection.disconnect(nowait=True)
+        if isinstance(error, TimeoutError):
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        if isinstance(error, OSError):
+            raise ConnectionLost(f"the connection to Redis has ended: {error}") from error
+        raise
 
 
 class DedicatedConnection:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from worker.job.definition import Job
 from worker.queue import keys
 from worker.queue.decoding import read_time
+from worker.queue.payload import derived_id
 from worker.queue.run import Run
 from worker.queue.run_reader import RunReader
 
@@ -31,6 +32,7 @@ class CronStatus:
         last_at: the last due time that was enqueued; None if there was none.
         run_id: id of its run; None if there was none.
         state: state of that run; `deleted` if neither Redis nor the ledger has it any more.
+        seen_at: when a worker has first seen the line, if it was not due since; None otherwise, and without a ledger.
     """
 
     job: str
@@ -39,6 +41,7 @@ class CronStatus:
     last_at: datetime | None
     run_id: str | None
     state: str | None
+    seen_at: datetime | None = None
 
 
 async def list_cron_lines(
@@ -55,11 +58,12 @@ async def list_cron_lines(
     lines = [(job, str(line), line) for job in jobs for line in job.schedule]
     if not lines:
         return []
-    now = datetime.now(UTC)
+    now, seen = datetime.now(UTC), {}
     if ledger is not None:
         fired, application = await ledger.list_cron_firings(), await ledger.read_application()
         last = {key: (due, application) for key, due in fired.items() if not due.microsecond}
         # A line that was seen and not fired has the moment when it was first seen; due times are whole seconds.
+        seen = {key: moment for key, moment in fired.items() if moment.microsecond}
     else:
         raw = await reader.command(cast(Awaitable[dict[bytes, bytes]], reader.redis.hgetall(keys.CRON)))
         last = _read_firings(raw, [(job.name, text) for job, text, _ in lines])
@@ -68,7 +72,8 @@ async def list_cron_lines(
         due, application = last.get((job.name, text), (None, ""))
         run_id = None if due is None else firing_id(job.name, text, due, application)
         state = None if run_id is None else await _state(reader, ledger, run_id, queue)
-        found.append(CronStatus(job.name, text, line.next_after(now), due, run_id, state))
+        first = seen.get((job.name, text))
+        found.append(CronStatus(job.name, text, line.next_after(now), due, run_id, state, first))
     return sorted(found, key=lambda one: one.next_at)
 
 
@@ -109,9 +114,9 @@ def firing_id(job: str, line: str, due: datetime, application: str) -> str:
         application: the name that `Ledger.read_application` returns.
     """
     mark = hashlib.sha256(f"{application} {line}".encode()).hexdigest()[:6]
-    return f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    return derived_id("cron", f"cron:{job}:{mark}:{due.astimezone(UTC):%Y%m%dT%H%M%SZ}")
 
 
 def trigger_id(job: str) -> str:
     """Return the run id of a cron job that is triggered now."""
-    return f"cron:{job}:by-hand:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    return derived_id("cron", f"cron:{job}:by-hand:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from worker.errors import InvalidPayload
 
 #: Largest payload, result or dead letter that is decoded unless the caller has a setting for it.
 MAX_BYTES = 64 * 1024 * 1024
+_OTHER_KEYS = re.compile(r"(worker:|arq:(job|in-progress|retry|result):|arq:abort$).*|.*:health-check", re.DOTALL)
 
 
 #: The last second of a time: time zones and differences must not leave the range of `datetime`.
@@ -60,3 +62,8 @@ def read_json(raw: bytes | str, what: str, *, max_bytes: int = MAX_BYTES) -> Any
         return from_json(raw)
     except ValueError as error:
         raise InvalidPayload(f"{what} is not JSON: {error}") from None
+
+
+def is_other_key(name: str) -> bool:
+    """Return whether a name is that of another key of Redis than a queue: a run that is put there damages it."""
+    return _OTHER_KEYS.fullmatch(name) is not None

@@ -83,9 +83,11 @@ def from_script(raw: Sequence[Any]) -> KeyProblem:
 
 
 def printable(text: bytes | str) -> str:
-    """Return a text without control characters. Bytes that are not UTF-8 are escaped."""
+    """Return a text in one line: control characters, line breaks, and bytes that are not UTF-8 are escaped."""
     if isinstance(text, bytes):
         text = text.decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 

@@ -134,9 +134,9 @@ SCHEMA = (
     Key(
         RUN + "<id>",
         "hash",
-        "job, state, rows, total, percent, percent_is_estimate, rate, eta_seconds, batch_size, batch_ms, last_key, "
-        "step, hands, ranges, ranges_done, helps, worker, queue, attempt, takeovers, throttled, throttled_since, "
-        "throttled_until, error",
+        "job, state, rows, total, percent, percent_is_estimate, percent_by, rate, eta_seconds, batch_size, batch_ms, "
+        "last_key, step, hands, ranges, ranges_done, helps, worker, queue, attempt, takeovers, throttled, "
+        "throttled_since, throttled_until, throttled_by, error",
         "`worker.result_ttl_seconds` after its end, at least 60 s",
     ),
     Key(
@@ -183,7 +183,8 @@ SCHEMA = (
     Key(
         LIMIT + "<job>",
         "sorted set",
-        "ids of the running runs of a limited job; with `concurrency_key`, `:<value>` follows the name",
+        "ids of the running runs of a limited job; with `concurrency_key`, `:<value>` follows the name; of a "
+        "value above 200 characters, or with letters that do not print, 20 digits of its SHA-256",
         "each until its run ends; a week after the last start",
     ),
     Key(
@@ -192,11 +193,16 @@ SCHEMA = (
         "ids of the runs that wait for a place, longest wait first",
         "each until its run has a place; a day after the last addition",
     ),
-    Key(RATE + "<job>", "string", "time in ms before which the next run exceeds the rate", "1 s after it"),
+    Key(
+        RATE + "<job>",
+        "string",
+        "time in ms before which the next run exceeds the rate, and ms between two runs",
+        "1 s after it",
+    ),
     Key(
         RESERVED + "<id>",
         "string",
-        "the run has a reserved time, at which it passes the rate",
+        "time in ms that is reserved for the run, and ms between two runs of that rate",
         "until it passes; at most a day after that time",
     ),
     Key(

@@ -12,6 +12,7 @@ from worker.db.engine import Database, unavailable
 from worker.db.errors import is_unavailable, sqlstate
 from worker.errors import DatabaseNotMigrated, InvalidArguments, UsageError, format_error
 from worker.ledger import Ledger
+from worker.queue.home_loop import HomeLoop
 from worker.queue.run_reader import RunReader
 from worker.settings import Settings
 
@@ -37,6 +38,7 @@ class LedgerAccess:
         self._settings = settings
         self._database = database
         self._owns = database is None
+        self._home = HomeLoop()
 
     async def use(self, operation: Callable[[Ledger], Awaitable[T]]) -> T:
         """Run an operation on the ledger.
@@ -46,6 +48,8 @@ class LedgerAccess:
             InvalidArguments: PostgreSQL has no form for a name or a value.
             ServerUnavailable: PostgreSQL does not answer.
         """
+        if self._owns and self._home.moves(self._database):
+            self._database = None
         if self._database is None:
             self._database = open_database(self._settings, "client")
         try:
@@ -58,8 +62,11 @@ class LedgerAccess:
 
     async def close(self) -> None:
         """Close the database, unless it was passed."""
+        if not self._owns:
+            return
+        is_gone = self._home.moves(self._database)
         database, self._database = self._database, None
-        if self._owns and database is not None:
+        if database is not None and not is_gone:
             await database.close()
 
 

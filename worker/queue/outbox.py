@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from worker.errors import DatabaseNotMigrated, InvalidArguments, InvalidPayload, UsageError
+from worker.errors import (
+    DatabaseNotMigrated,
+    InvalidArguments,
+    InvalidPayload,
+    LonghaulError,
+    ServerUnavailable,
+    UsageError,
+)
 from worker.job.definition import Job
 from worker.job.propagation import looking_command
-from worker.queue.decoding import read_json
+from worker.queue.decoding import is_other_key, read_json
 from worker.queue.payload import LONGEST_ID, LONGEST_MS, Payload, decode_payload, is_unicode, read_run_id
 from worker.queue.store import Enqueued, Lock
 
@@ -33,9 +39,31 @@ SELECT run_id, job, queue, payload,
 FROM pg_catalog.json_to_recordset(CAST(:rows AS json)) AS given
      (run_id text, job text, queue text, payload text, delay float8, at timestamptz, priority integer, options jsonb)
 """
-#: Other keys of Redis, which a queue must not have the name of.
-_RESERVED = re.compile(r"(worker:|arq:(job|in-progress|retry|result):|arq:abort$).*|.*:health-check", re.DOTALL)
-_UNDEFINED = ("42P01", "3F000")
+_NOT_MIGRATED = (
+    DatabaseNotMigrated,
+    "the database of this session has no table worker.outbox: use a session of the database that the workers use, and "
+    "run `worker migrate`",
+)
+#: The error for each code of PostgreSQL that the caller can do something about.
+_REFUSALS: Mapping[str, tuple[type[LonghaulError], str]] = {
+    "42P01": _NOT_MIGRATED,
+    "3F000": _NOT_MIGRATED,
+    "42501": (
+        UsageError,
+        "the role of this session may not insert into worker.outbox: send the output of `worker grants client ROLE` "
+        "to psql, as the owner of the schema",
+    ),
+    "25006": (
+        ServerUnavailable,
+        "the transaction of this session is read-only, or on a standby: use a session that may write. If it chooses "
+        "an engine by the statement, pass a connection to the primary",
+    ),
+    "25P02": (
+        ServerUnavailable,
+        "an earlier statement of this transaction failed, and PostgreSQL refuses all others until ROLLBACK: roll back "
+        "first, or put the statement that may fail into a savepoint, session.begin_nested()",
+    ),
+}
 _LOCK_COUNTS = ("time", "active", "waiting")
 
 
@@ -44,7 +72,7 @@ def check_queue_name(queue: str) -> None:
     is_text = isinstance(queue, str) and 0 < len(queue) <= LONGEST_ID
     if not is_text or not queue.isprintable() or not is_unicode(queue):
         raise InvalidArguments(f"queue={queue!r:.100}: a queue has a name of 1 to {LONGEST_ID} printable characters")
-    if _RESERVED.fullmatch(queue):
+    if is_other_key(queue):
         raise InvalidArguments(f"queue={queue[:100]!r} is the name of another key of Redis: choose another name")
 
 
@@ -247,35 +275,62 @@ class OutboxWriter:
 
     async def _insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         from sqlalchemy import text
-        from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+        from sqlalchemy.exc import DBAPIError
 
         if looking := looking_command.get():
             raise UsageError(f"{looking} sends nothing to the queue, and the job enqueues runs here")
+        connection = await self._open_transaction()
         try:
-            outcome = self._connection.execute(text(INSERT), {"rows": rows_json(rows)})
+            # Of a cursor on the server, which an option of the connection can demand, INSERT is no statement.
+            outcome = connection.execute(
+                text(INSERT), {"rows": rows_json(rows)}, execution_options={"stream_results": False, "yield_per": None}
+            )
             if inspect.isawaitable(outcome):
                 await outcome
-        except UnboundExecutionError as error:
-            raise InvalidArguments(
-                "enqueue_in: the session has no engine for worker.outbox, because it chooses an engine by the class or "
-                "the table: pass a connection, session.connection(bind_arguments={'mapper': User})"
-            ) from error
         except DBAPIError as error:
-            if (dialect := self._dialect()) != "postgresql":
+            if (dialect := str(connection.dialect.name)) != "postgresql":
                 raise InvalidArguments(
                     f"enqueue_in: the session is on a database of {dialect}: use a session of the PostgreSQL database "
                     f"that the workers use"
                 ) from error
             state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-            if state in _UNDEFINED:
-                raise DatabaseNotMigrated(
-                    "enqueue_in: the database of this session has no table worker.outbox: use a session of the "
-                    "database that the workers use, and run `worker migrate`"
-                ) from error
-            raise
+            if (refusal := _REFUSALS.get(str(state))) is None:
+                raise
+            kind, problem = refusal
+            raise kind(f"enqueue_in: {problem}") from error
 
-    def _dialect(self) -> str:
-        """Return the name of the database system."""
-        get_bind = getattr(self._connection, "get_bind", None)
-        bind: Any = self._connection if get_bind is None else get_bind()
-        return str(bind.dialect.name)
+    async def _open_transaction(self) -> Any:
+        """Return the connection that the rows are written through, synchronous or not.
+
+        Raises:
+            InvalidArguments: the session has no engine for the outbox, or no transaction that can hold the rows.
+        """
+        from sqlalchemy import Connection, TwoPhaseTransaction
+        from sqlalchemy.exc import UnboundExecutionError
+        from sqlalchemy.ext.asyncio import AsyncConnection
+
+        connection: Any = self._connection
+        if not isinstance(connection, Connection | AsyncConnection):
+            try:
+                connection = connection.connection()
+                if not isinstance(connection, Connection):
+                    connection = await connection
+            except UnboundExecutionError as error:
+                raise InvalidArguments(
+                    "enqueue_in: the session has no engine for worker.outbox, because it chooses an engine by the "
+                    "class or the table: pass a connection, session.connection(bind_arguments={'mapper': User})"
+                ) from error
+        inner: Connection | None = getattr(connection, "sync_connection", connection)
+        if inner is None:
+            return connection  # it was never opened: its own error says so
+        if getattr(inner.connection.dbapi_connection, "autocommit", None) is True:
+            raise InvalidArguments(
+                "enqueue_in: the session is in AUTOCOMMIT, where each statement is a transaction of its own: use a "
+                "session with another isolation level, or `enqueue` after your statements"
+            )
+        if isinstance(inner.get_transaction(), TwoPhaseTransaction):
+            raise InvalidArguments(
+                "enqueue_in: the transaction has two phases, and PostgreSQL cannot prepare one that announces rows "
+                "of the outbox: use a transaction of one phase, or `enqueue` after its COMMIT"
+            )
+        return connection

@@ -36,7 +36,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from worker.errors import InvalidPayload
-from worker.queue.decoding import MAX_BYTES, read_json
+from worker.queue.decoding import MAX_BYTES, is_other_key, read_json
 from worker.queue.plain_pickle import read_pickle
 
 _PICKLE = b"\x80"
@@ -118,10 +118,7 @@ class HandMark(NamedTuple):
     @property
     def id(self) -> str:
         """The id of the helper run. A run that enters its walk again enqueues helpers with other ids."""
-        text = f"{self.run_id}:{self.step}:hand-{self.number}:{self.fence}"
-        if len(text) <= LONGEST_ID:
-            return text
-        return f"hand-{self.number}:{hashlib.sha256(text.encode()).hexdigest()}"
+        return derived_id(f"hand-{self.number}", f"{self.run_id}:{self.step}:hand-{self.number}:{self.fence}")
 
     @classmethod
     def from_wire(cls, value: Any) -> HandMark | None:
@@ -211,11 +208,13 @@ def read_run_id(raw: bytes | str) -> str | None:
         text = raw if isinstance(raw, str) else raw.decode()
     except UnicodeDecodeError:
         return None
-    if not 0 < len(text) <= LONGEST_ID:
-        return None
-    if text.isascii():
-        return text if text.isprintable() else None
-    return text if text.replace("\u200d", "").isprintable() and is_unicode(text) else None
+    shown = text if text.isascii() else text.replace("\u200d", "")
+    return text if 0 < len(text) <= LONGEST_ID and shown.isprintable() and is_unicode(text) else None
+
+
+def derived_id(kind: str, text: str) -> str:
+    """Return an id that was made from that of another run; if it is too long for an id, its SHA-256 after `kind`."""
+    return text if len(text) <= LONGEST_ID else f"{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def to_seconds(time: float | timedelta | None) -> float:
@@ -361,9 +360,7 @@ def _next_calls(value: Any) -> tuple[dict[str, Any], ...]:
         raise InvalidPayload("the payload's then is not a list")
     for call in value:
         if not isinstance(call, dict) or not isinstance(call.get("f"), str):
-            raise InvalidPayload(
-                'the payload\'s then has an entry that is no call: {"f": "name", "k": {"argument": 1}}'
-            )
+            raise InvalidPayload('the payload\'s then has an entry that is no call: {"f": "name", "k": {"size": 1}}')
         for name, part in call.items():
             if not _is_call_part(name, part):
                 raise InvalidPayload(f"the payload's then has a call whose {name[:50]} cannot be {_shown(part)}")
@@ -375,7 +372,9 @@ def _is_call_part(name: str, value: Any) -> bool:
         return False
     if name in _CALL_BOUNDS:
         return bool(0 <= value <= _CALL_BOUNDS[name])
-    return name not in ("id", "f", "q") or (value != "" and is_unicode(value))
+    if name == "q":
+        return read_run_id(value) is not None and not is_other_key(value)
+    return name not in ("id", "f") or (value != "" and is_unicode(value))
 
 
 def is_unicode(text: str) -> bool:

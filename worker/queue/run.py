@@ -12,6 +12,7 @@ from worker.awaiting import track_awaits
 from worker.errors import JobCancelled, JobFailed, ResultTooLarge
 from worker.job.definition import Job
 from worker.queue import keys
+from worker.queue.errors import PipelineInterrupted
 from worker.queue.payload import now_ms
 from worker.queue.result import decode_result
 from worker.queue.run_reader import RunReader
@@ -199,13 +200,22 @@ class Run(Generic[R]):
 
     async def look(self) -> tuple[Status, dict[str, str]]:
         """Return the state of the run, and the fields of its mirror."""
-        pipeline = self._reader.redis.pipeline(transaction=True)
-        pipeline.get(keys.RESULT + self.id)
-        pipeline.exists(keys.IN_PROGRESS + self.id)
-        pipeline.zscore(self._queue, self.id)
-        pipeline.hgetall(keys.RUN + self.id)
-        raw, running, score, mirror = await self._reader.command(pipeline.execute())
+        raw, running, score, mirror = await self._reader.command(self._read_keys())
         return read_status(raw, bool(running), score, mirror)
+
+    async def _read_keys(self) -> list[Any]:
+        for is_last in (False, False, True):
+            pipeline = self._reader.redis.pipeline(transaction=True)
+            pipeline.get(keys.RESULT + self.id)
+            pipeline.exists(keys.IN_PROGRESS + self.id)
+            pipeline.zscore(self._queue, self.id)
+            pipeline.hgetall(keys.RUN + self.id)
+            try:
+                return await pipeline.execute()
+            except PipelineInterrupted:  # of a cluster: reads can be repeated
+                if is_last:
+                    raise
+        raise AssertionError
 
     async def _last_fields(self, state: Status, fields: dict[str, str]) -> dict[str, str]:
         """Wait for the last update of the mirror, which follows the result within a second, if there is a mirror."""

@@ -11,6 +11,7 @@ from redis.exceptions import DataError, RedisError, ResponseError
 
 from worker.errors import CorruptKey, InvalidArguments, InvalidPayload, UsageError
 from worker.job.propagation import looking_command
+from worker.queue.home_loop import HomeLoop
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import wrong_type
 from worker.queue.outage_log import unavailable
@@ -39,9 +40,12 @@ class RunReader:
         self._listens = listens
         self._listener: InvalidationListener | None = None
         self._waiting: dict[str, asyncio.Event] = {}
+        self._home = HomeLoop()
 
     async def close(self) -> None:
         """Close the two connections that listen."""
+        if self._listener is not None:
+            self._enter()
         listener, self._listener = self._listener, None
         if listener is not None:
             await listener.stop()
@@ -52,6 +56,8 @@ class RunReader:
         Raises:
             ServerUnavailable: Redis does not answer.
         """
+        if self._listens:
+            self._enter()
         if self._listener is None and self._listens:
             self._listener = InvalidationListener(self._settings)
             await self._listener.start(self._written)
@@ -69,6 +75,10 @@ class RunReader:
                     self._waiting.pop(key, None)
                 return raw, event
         return await self.command(self.redis.get(key)), None
+
+    def _enter(self) -> None:
+        if self._home.moves(self._listener, self._waiting):
+            self._listener, self._waiting = None, {}
 
     def _written(self, names: frozenset[str] | None) -> None:
         for key in list(self._waiting) if names is None else names & self._waiting.keys():

@@ -110,7 +110,7 @@ class Admission:
         if order is not None and hand is not None:  # the run that it helps enqueues other helpers when it continues
             return Cancelled(f"the run that it helps has the command: {order}")
         if order == "cancel":
-            return Cancelled("cancelled by an operator before it began")
+            return Cancelled("cancelled by an operator while it waited")
         if order == "pause":
             self._servers.state.fruitless_claims += 1
             return Released("paused")

@@ -70,6 +70,7 @@ def make_outcome(
         progressed=progressed,
         rules=rules,
         is_server_unavailable=is_server_unavailable,
+        number=execution.claim.attempt,
     )
     if isinstance(error, Snooze) and decision.again:
         return Snoozed(decision.error, decision.delay)

@@ -375,7 +375,9 @@ class Completer:
 
     def _log_end(self, execution: Execution, how: str) -> None:
         attempt = execution.attempt
-        rows = f" rows={attempt.rows_done}" if attempt and attempt.ledger_run else ""
+        run, rows = _owned_run(execution), ""
+        if attempt is not None and run is not None:
+            rows = f" rows={run.rows_of_attempt if attempt.hand else attempt.rows_done}"
         text = "attempt ended job=%s run=%s state=%s seconds=%.1f%s"
         self._log.info(text, *execution.labels, how, execution.elapsed_seconds, rows)
 

@@ -16,7 +16,7 @@ from worker.batch.throttle import Wait
 from worker.job.definition import Job
 from worker.job.propagation import QUARANTINED_ROWS, SELECTED
 from worker.ledger import Hand, OwnedRun, RunSpec
-from worker.queue.claims import Claim
+from worker.queue.claims import Claim, ledger_text
 from worker.queue.payload import Payload, now_ms
 from worker.runtime.hands import HandRuns
 from worker.runtime.limiter import line_key
@@ -177,7 +177,7 @@ class Execution:
             claim.run_id,
             payload.function,
             claim.queue,
-            _ledger_payload(payload),
+            ledger_text(payload),
             text,
             payload.quarantine_retry,
             is_new,
@@ -361,6 +361,14 @@ class Execution:
         reason, until, kind = (None, None, "") if wait is None else (wait.reason, wait.until, wait.kind)
         self._observer.throttled(self.info, reason, since=since, until=until, kind=kind)
 
+    def batch_began(self) -> None:
+        """Report that a batch of a walk over a table begins."""
+        self._observer.batch_began(self.info)
+
+    def walk_ended(self, *, failed: bool) -> None:
+        """Report that a walk has ended."""
+        self._observer.walk_ended(self.info, failed=failed)
+
     def report(self, progress: Progress, rows: int) -> None:
         """Report a committed batch, or progress that the job reports."""
         if not self.is_abandoned:
@@ -389,12 +397,3 @@ class Execution:
         if run.takeovers or run.rows:
             logger.info("run resumed job=%s run=%s rows=%d takeovers=%d", *self.labels, run.rows, run.takeovers)
         self._observer.durable(self.info, attempt=run.attempt, takeovers=run.takeovers, rows=run.rows)
-
-
-def _ledger_payload(payload: Payload) -> str:
-    """Return the payload marked as known to the ledger."""
-    marked = payload._replace(in_ledger=True)
-    try:
-        return marked.to_json()
-    except TypeError:  # rejected arguments of a pickle are not JSON: the run ends and needs no payload
-        return marked._replace(args=[], kwargs={}).to_json()

@@ -45,7 +45,7 @@ from worker.runtime.attempt_outcome import (
 from worker.runtime.execution import Execution
 from worker.runtime.hands import HandRuns
 from worker.runtime.leases import Leases
-from worker.runtime.limiter import Limiter, line_key, place_key
+from worker.runtime.limiter import Limiter, line_key
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
 from worker.runtime.operator_state import OperatorState
@@ -193,13 +193,13 @@ class Executor:
             outcome = await admission.follow_order(execution)  # now by the arguments, too
             if outcome is not None:
                 return outcome
-        if job.limits is not None and not isinstance(arguments, InvalidArguments):
+        if (job.limits or job.name in self._operator_state.limited) and not isinstance(arguments, InvalidArguments):
             given = arguments
             held = await self._servers.redis(execution.name, lambda: self._limiter.acquire(job, execution.claim, given))
             if held is not None:
                 return Released(delay_seconds=held.seconds, line=line_key(job, given) if held.why == "limit" else "")
             execution.place = given
-            if (place := place_key(job, given)) is not None:
+            if (place := self._limiter.place_of(execution.claim)) is not None:
                 self._leases.keep(execution.claim, "place", place)
         if job.unique is not None and job.unique.counts == "active" and not payload.args:
             self._leases.keep(execution.claim, "unique", keys.UNIQUE + job.unique_key(payload.kwargs))

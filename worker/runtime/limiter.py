@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from redis.asyncio import Redis
 
 from worker.job.definition import Job
+from worker.job.limits import Limits, short_text
 from worker.queue import keys
 from worker.queue.claims import Claim
 from worker.queue.key_problems import KeyProblemLog, from_script
@@ -16,6 +17,8 @@ from worker.queue.scripts import script
 
 #: Longest wait for a place: its owner may have died without releasing it.
 _PLACE_SECONDS = 5.0
+#: Of a job whose code has none: an operator may set some.
+_NO_LIMITS = Limits()
 
 
 class Held(NamedTuple):
@@ -40,14 +43,14 @@ class Limiter:
 
     def __init__(self, redis: Redis, owner: str = "") -> None:
         self._owner = owner
+        self._places: dict[str, str] = {}  # the key of the place of each run that has one
         self._problems = KeyProblemLog(prefix_of(redis))
         self._acquire = redis.register_script(script("acquire"))
         self._release = redis.register_script(script("release"))
 
     async def acquire(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> Held | None:
         """Acquire a place. Return None if the job has one, else how long it has to wait."""
-        limits = job.limits
-        assert limits is not None  # noqa: S101
+        limits = job.limits or _NO_LIMITS
         rate = limits.rate
         limited, rated = (
             _scope(job.name, limits.concurrency_key, arguments),
@@ -58,14 +61,21 @@ class Limiter:
         values += [rate.every_ms if rate else 0, rate.tolerance_ms if rate else 0, round(_PLACE_SECONDS * 1000)]
         names += [keys.LIMITS, keys.RATES, claim.queue, keys.PRIORITIES + claim.queue]
         answer = self._acquire(keys=names, args=[*values, keys.PRIORITY, claim.number])
-        wait_ms, why, noted = await cast(Awaitable[Any], answer)
+        wait_ms, why, noted, has_place = await cast(Awaitable[Any], answer)
         self._problems.report(map(from_script, noted))
+        if has_place:
+            self._places[claim.run_id] = names[0]
         return Held(int(wait_ms) / 1000, why.decode()) if int(wait_ms) > 0 else None
+
+    def place_of(self, claim: Claim) -> str | None:
+        """Return the key of the places among which a run has one; None if it has none."""
+        return self._places.get(claim.run_id)
 
     async def release(self, job: Job[..., Any], claim: Claim, arguments: Mapping[str, Any]) -> None:
         """Release a place."""
-        limits = job.limits
-        if limits is not None and limits.concurrency:
+        limits = job.limits or _NO_LIMITS
+        had_place = self._places.pop(claim.run_id, None) is not None  # an operator may have set the only limit
+        if had_place or limits.concurrency:
             scope = _scope(job.name, limits.concurrency_key, arguments)
             names = [keys.LIMIT + scope, keys.HELD + scope, claim.queue, keys.PRIORITIES + claim.queue]
             names.append(keys.IN_PROGRESS + claim.run_id)
@@ -73,20 +83,10 @@ class Limiter:
             await cast(Awaitable[Any], self._release(keys=names, args=values))
 
 
-def place_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str | None:
-    """Return the key of the places of a job with these arguments; None if its concurrency is not limited."""
-    limits = job.limits
-    if limits is None or not limits.concurrency:
-        return None
-    return keys.LIMIT + _scope(job.name, limits.concurrency_key, arguments)
-
-
 def line_key(job: Job[..., Any], arguments: Mapping[str, Any]) -> str:
     """Return the key of the line of runs of a job that wait for a place with these arguments."""
-    limits = job.limits
-    assert limits is not None  # noqa: S101
-    return keys.HELD + _scope(job.name, limits.concurrency_key, arguments)
+    return keys.HELD + _scope(job.name, (job.limits or _NO_LIMITS).concurrency_key, arguments)
 
 
 def _scope(job: str, by: str | None, arguments: Mapping[str, Any]) -> str:
-    return job if by is None else f"{job}:{arguments.get(by)}"
+    return job if by is None else f"{job}:{short_text(str(arguments.get(by)))}"

@@ -62,6 +62,12 @@ class Observer:
     def durable(self, run: RunInfo, *, attempt: int, takeovers: int, rows: int) -> None:
         """The run was created in the ledger, or taken over with the rows of earlier attempts."""
 
+    def batch_began(self, run: RunInfo) -> None:
+        """A batch of a walk over a table begins. It is called in the task that runs the job."""
+
+    def walk_ended(self, run: RunInfo, *, failed: bool) -> None:
+        """A walk has ended; if it failed, its open batch is rolled back. It is called in the task that runs the job."""
+
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """A batch was committed; `rows` counts the rows of the whole run."""
 
@@ -103,9 +109,10 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
-        # These two events come for each job: call only those that do something with them.
+        # These events come for each job or batch: call only those that do something with them.
         self._on_start = [one.started for one in observers if type(one).started is not Observer.started]
         self._on_end = [one.ended for one in observers if type(one).ended is not Observer.ended]
+        self._on_batch = [one.batch_began for one in observers if type(one).batch_began is not Observer.batch_began]
 
     async def run(self) -> None:
         """Run the observers, each supervised."""
@@ -141,6 +148,16 @@ class Observers(Observer):
         """Pass the event on."""
         for one in self._observers:
             one.durable(run, attempt=attempt, takeovers=takeovers, rows=rows)
+
+    def batch_began(self, run: RunInfo) -> None:
+        """Pass the event on."""
+        for call in self._on_batch:
+            call(run)
+
+    def walk_ended(self, run: RunInfo, *, failed: bool) -> None:
+        """Pass the event on."""
+        for one in self._observers:
+            one.walk_ended(run, failed=failed)
 
     def progressed(self, run: RunInfo, progress: Progress, *, rows: int) -> None:
         """Pass the event on."""

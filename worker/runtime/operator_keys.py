@@ -24,10 +24,14 @@ SCANS = {
     keys.CANCELLED: "SSCAN",
     keys.ABORT: "ZSCAN",
     keys.PACE: "HSCAN",
+    keys.LIMITS: "HSCAN",
+    keys.RATES: "HSCAN",
     keys.DRAINED: "SSCAN",
     keys.RETRIED: "SSCAN",
     keys.PARKED: "SSCAN",
 }
+#: The commands that remove an entry of keys whose entries have values.
+_REMOVERS = {keys.ABORT: "ZREM", keys.LIMITS: "HDEL", keys.RATES: "HDEL"}
 _PAGE = 500
 #: Entries that Redis looks at in one command for those by argument: it returns only these.
 _SEARCHED = 5_000
@@ -91,8 +95,8 @@ class CommandScan:
         cursor, page = answer
         if key == keys.PACE:
             self._add_paces(_pairs(page))
-        elif key == keys.ABORT:
-            self._add_names(key, (member for member, _ in _pairs(page)), remove="ZREM")
+        elif key in _REMOVERS:
+            self._add_names(key, (member for member, _ in _pairs(page)), remove=_REMOVERS[key])
         else:
             self._add_names(key, page)
         return int(cursor)

@@ -6,6 +6,7 @@
 | `SADD worker:cancelled <run id>` | cancel |
 | `SADD worker:paused 'job?argument=value'` | pause the runs of a job with this argument; likewise `worker:cancelled` |
 | `HSET worker:pace <run id, job or *> <rows a second>` | limit the pace; `HDEL` removes the limit |
+| `HSET worker:limits <job or queue> <number>`, `HSET worker:rates <job> <number>` | limit runs |
 | `SADD worker:drain <worker>` | drain a worker; the worker then removes the command |
 | `SADD worker:retry <run id>` | retry a run; the worker that retries it removes the command |
 
@@ -19,6 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from redis.asyncio import Redis
@@ -26,7 +28,7 @@ from redis.exceptions import RedisError
 
 from worker.errors import InvalidArguments
 from worker.queue import keys
-from worker.queue.conditions import Condition, parse_entry
+from worker.queue.conditions import Condition, StandsFor, parse_entry
 from worker.queue.invalidations import InvalidationListener
 from worker.queue.key_problems import KeyProblem, KeyProblemLog
 from worker.queue.namespace import prefix_of
@@ -107,10 +109,14 @@ class OperatorState:
         self.paused: frozenset[str] = frozenset()
         self.cancelled: frozenset[str] = frozenset()
         self._arguments: Mapping[str, Sequence[str]] = {}
+        self._stands_for: Mapping[str, StandsFor] = {}
         #: The entries of `worker:paused` and `worker:cancelled` for runs with some arguments, by job.
         self._paused_where: dict[str, list[Condition]] = {}
         self._cancelled_where: dict[str, list[Condition]] = {}
         self.paces: dict[str, float] = {}
+        #: The jobs and queues that operators have set limits or rates for. The scripts read the values.
+        self.limited: frozenset[str] = frozenset()
+        self._limits: dict[str, frozenset[str]] = {keys.LIMITS: frozenset(), keys.RATES: frozenset()}
         self.drained: frozenset[str] = frozenset()
         self.retried: frozenset[str] = frozenset()
         #: The entries of `worker:paused` for which runs are parked.
@@ -130,9 +136,9 @@ class OperatorState:
         self._awaited = tuple(awaited)
         self.keys = KEYS.union(self._awaited)
 
-    def know_arguments(self, arguments: Mapping[str, Sequence[str]]) -> None:
-        """Set the names of the arguments of each job of this worker, for commands by argument."""
-        self._arguments = arguments
+    def know_arguments(self, arguments: Mapping[str, Sequence[str]], stands_for: Mapping[str, StandsFor]) -> None:
+        """Set the names of the arguments of each job of this worker, for commands by argument, and what texts mean."""
+        self._arguments, self._stands_for = arguments, stands_for
 
     def changed(self) -> None:
         """Note that a command was written."""
@@ -246,6 +252,8 @@ class OperatorState:
         self.drained = _names(scan, keys.DRAINED, self.drained)
         self.retried = _names(scan, keys.RETRIED, self.retried)
         self.parked = _names(scan, keys.PARKED, self.parked)
+        self._limits = {key: _names(scan, key, names) for key, names in self._limits.items()}
+        self.limited = frozenset().union(*self._limits.values())
         if keys.PACE not in scan.unreadable:
             self.paces = scan.paces
         self._apply_answers()
@@ -317,7 +325,7 @@ class OperatorState:
             if name in self._arguments or job not in self._arguments:
                 continue
             try:
-                condition = parse_entry(name)
+                condition = replace(parse_entry(name), stands_for=self._stands_for.get(job))
                 condition.check_names(self._arguments[job])
             except InvalidArguments as error:
                 problems.append(KeyProblem(key, f"has the entry {name!r}: {error}", ("SREM", key, name)))

@@ -51,6 +51,8 @@ _BYTES_AT_ONCE = 16_000_000
 #: the ids of their rows. A full look finds the rest, and costs more the more deleted rows VACUUM has not removed yet.
 _OVERLAP_ROWS = 1000
 _FULL_LOOK_SECONDS = 1.0
+#: Longest pause of the relay that listens, after a full look that found nothing: each new row is announced to it.
+_ANNOUNCED_SECONDS = 10.0
 #: Longest time for one look while many rows wait.
 _LOOK_SECONDS = 10.0
 #: Time after which a call of the script changes nothing, by the clock of Redis, from before its rows were locked.
@@ -102,6 +104,7 @@ class Relay:
         self._busy = asyncio.Lock()
         self._connection: AsyncConnection | None = None
         self._listens = False
+        self._is_empty = False
         self._notified = asyncio.Event()
         self._marks = ""
         self._after = self._relayed = 0
@@ -111,8 +114,11 @@ class Relay:
     async def run(self) -> None:
         """Wait until rows are announced or the interval has passed, and relay what the outbox has."""
         if self._connection is not None:
+            pause = self._rules.outbox_poll_seconds
+            if self._listens and self._is_empty:
+                pause = max(pause, _ANNOUNCED_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._rules.outbox_poll_seconds):
+                async with asyncio.timeout(pause):
                     await self._notified.wait()
         self._notified.clear()
         await self.relay_waiting()
@@ -123,6 +129,7 @@ class Relay:
         If very many wait, return after some seconds.
         """
         async with self._busy:
+            self._is_empty = False
             try:
                 connection = await self._connect()
                 relayed = await self._relay_batches(connection)
@@ -170,6 +177,7 @@ class Relay:
             await self._connection.commit()
             if took:
                 driver = await Driver.from_connection(self._connection)
+                driver.raw.add_termination_listener(self._hear)
                 await driver.raw.add_listener(CHANNEL, self._hear)
                 self._listens = True
         return self._connection
@@ -194,6 +202,7 @@ class Relay:
                 after, self._full_look_at = 0, loop.time() + _FULL_LOOK_SECONDS
             rows = await self._relay_batch(connection, after)
             relayed += len(rows)
+            self._is_empty = not rows and not after
             if len(rows) < _ROWS_AT_ONCE and sum(row.bytes for row in rows) < _BYTES_AT_ONCE:
                 return relayed
             if loop.time() - began > _LOOK_SECONDS:

@@ -41,6 +41,7 @@ def decide(
     progressed: bool,
     rules: WorkerSettings,
     is_server_unavailable: bool = False,
+    number: int | None = None,
 ) -> RetryDecision:
     """Decide whether a failed run has another attempt.
 
@@ -51,6 +52,7 @@ def decide(
         progressed: whether this attempt committed a batch.
         rules: the settings of the worker.
         is_server_unavailable: whether PostgreSQL or Redis is to blame, as `worker.runtime.server_probe` has confirmed.
+        number: number of this attempt among all since the run was last run again; None if it is `attempt`.
     """
     text = format_error(error)
     if job.forbids_retry(error) or (isinstance(error, LonghaulError) and not error.retryable):
@@ -62,7 +64,10 @@ def decide(
     if (postgresql.sqlstate(error) or "").startswith(_PERMANENT_SQLSTATES):
         return RetryDecision(False, True, 0.0, text)
     if not progressed and attempt >= (job.rules.max_attempts or rules.max_attempts):
-        return RetryDecision(False, True, 0.0, f"{text} (attempt {attempt}, the last)")
+        which = f"attempt {attempt}, the last"
+        if number is not None and number > attempt:
+            which = f"attempt {number}, the last: {attempt} without progress"
+        return RetryDecision(False, True, 0.0, f"{text} ({which})")
     delay = _delay_seconds(job, 1 if progressed else attempt, rules)
     if isinstance(error, Retry) and error.after is not None:
         delay = _bound(error.after)

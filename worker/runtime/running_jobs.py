@@ -55,6 +55,7 @@ class RunningJobs:
         self._executions: dict[str, Execution] = {}
         #: Tasks of abandoned jobs whose code still runs. They take no slot and own no run.
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._begun = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._executions)
@@ -83,6 +84,7 @@ class RunningJobs:
             replaced.interrupt("lost")  # another worker had the job in the meantime
         execution = self._executor.prepare(claim)
         self._executions[run_id] = execution
+        self._begun.set()
         self._leases.add(claim)
         self._track(execution, self._process(execution))
 
@@ -148,6 +150,12 @@ class RunningJobs:
         """Abandon all jobs whose own code still runs."""
         for execution in self:
             self.abandon(execution)
+
+    async def wait_for_any(self) -> None:
+        """Wait until there is a job."""
+        if not self._executions:
+            self._begun.clear()
+            await self._begun.wait()
 
     async def wait(self, seconds: float) -> None:
         """Wait until the current jobs have ended, including abandoned ones, or until the timeout."""

@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from worker.attempt.offload import JobPools
 from worker.db.engine import Database
 from worker.db.migrate import check_migrated
+from worker.job.argument_texts import stands_for
 from worker.job.middleware import Middleware, RunHook, run_hooks
 from worker.job.propagation import current_job
 from worker.job.registry import Registry
@@ -170,7 +172,9 @@ class Parts:
             relay = Relay(self.settings, self.redis, self.ledger, self.store.problems, self.state.name, self.registry)
             tasks = [*tasks, PeriodicTask("relay", relay.run, interval_seconds=0.0, while_draining=True)]
         self.operator_state.set_names([*jobs, *queues], [keys.awaited(job, queue) for queue in queues for job in jobs])
-        self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in self.registry.values()})
+        known = list(self.registry.values())
+        texts = {one.name: partial(stands_for, one.codec) for one in known}
+        self.operator_state.know_arguments({one.name: list(one.signature.parameters) for one in known}, texts)
         return Worker(
             settings=self.settings,
             state=self.state,

@@ -302,6 +302,7 @@ class Worker:
         """Check timeouts and stalls: one clock for all jobs."""
         loop = asyncio.get_running_loop()
         while True:
+            await self._jobs.wait_for_any()
             await asyncio.sleep(_TICK_SECONDS)
             now = loop.time()
             for execution in self._jobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worker.sources.location import load_extra, strip_secrets
+
+_LOCAL = re.compile(r"(?:file|local)://(/.*)")
 
 
 class Directory(Protocol):
@@ -42,6 +45,8 @@ class Directory(Protocol):
 
 def open_directory(path: str | Path, options: Mapping[str, Any] | None) -> Directory:
     """Return the place at a path or a URL."""
+    if (local := _LOCAL.match(str(path))) is not None:
+        return _LocalDirectory(Path(local[1]))  # unlike fsspec, it replaces a file at once
     if "://" in str(path):
         return _ObjectPrefix(str(path), options or {})
     return _LocalDirectory(Path(path))

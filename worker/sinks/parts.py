@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 JSON_FORM: dict[str, Any] = {"fallback": str, "bytes_mode": "base64", "inf_nan_mode": "strings"}
 #: The directories that each attempt has opened.
 _OPENED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
-_STRAY = re.compile(r"^(\.part-.*|.+-\d{8}-[0-9a-f]{12}\.[a-z0-9.]+)$")
+_LONGEST_STEP = 100  # characters of a step in the name of a part: a name of a file has at most 255 bytes
 
 
 @track_awaits("parts")
@@ -63,6 +63,9 @@ class Parts(ABC):
         self._directory: Directory = open_directory(directory, storage_options)
         self._is_open = False
         self._checked_steps: set[str] = set()
+        # Parts of this run alone may be deleted: other files can have names of the same form.
+        self._tag = hashlib.sha256(ctx.run_id.encode(errors="surrogatepass")).hexdigest()[:6]
+        self._stray = re.compile(rf"^(\.part-.*|.+-\d{{8}}-{self._tag}[0-9a-f]{{6}}\.[a-z0-9.]+)$")
 
     @abstractmethod
     def _encode(self, rows: Sequence[Any]) -> bytes:
@@ -116,8 +119,8 @@ class Parts(ABC):
         chosen = list(batch if rows is None else rows)
         if not chosen:
             return None
-        step = re.sub(r"[^A-Za-z0-9_.]+", "-", batch.step).strip(".-") or "part"
-        name = f"{step}-{batch.number:08}-{secrets.token_hex(6)}{self.suffix}"
+        step = re.sub(r"[^A-Za-z0-9_.]+", "-", batch.step).strip(".-")[:_LONGEST_STEP] or "part"
+        name = f"{step}-{batch.number:08}-{self._tag}{secrets.token_hex(3)}{self.suffix}"
         try:
             data = await asyncio.to_thread(self._encode, chosen)
         except ValueError as error:  # half of a surrogate pair, or an object that pydantic cannot convert
@@ -150,10 +153,13 @@ class Parts(ABC):
         # Of two runs that begin at once, one writes the manifest, and the other finds it.
         manifest = {"run": self._run_id, "complete": False, "rows": 0, "parts": []}
         self._directory.create(MANIFEST, json.dumps(manifest, indent=1).encode())
+        found = self._directory.get(MANIFEST) or b""
         try:
-            owner = json.loads(self._directory.get(MANIFEST) or b"")["run"]
+            owner = json.loads(found)["run"]
         except (ValueError, KeyError, TypeError):
-            owner = "that cannot be read"
+            # An object store may write a part of a file: such a file is written again.
+            is_own = found.startswith(json.dumps({"run": self._run_id}, indent=1).removesuffix("\n}").encode())
+            owner = self._run_id if is_own else "that cannot be read"
         if owner != self._run_id:
             raise UsageError(
                 f"{self._directory.name} holds the manifest of run {owner}: give each run a directory of its own, such "
@@ -181,7 +187,7 @@ class Parts(ABC):
                     f"worker retry {self._run_id} --from-start"
                 )
             for name in present - committed:
-                if may_delete and _STRAY.match(name):
+                if may_delete and self._stray.match(name):
                     self._directory.delete(name)
             self._directory.put(MANIFEST, json.dumps(manifest, indent=1).encode())
 

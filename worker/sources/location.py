@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ class Location:
             kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
             raise SourceUnavailable(f"{self.name} cannot be read: it is {kind}. Give the path of one file")
         file = Path(self._path).open("rb", buffering=1 << 18)  # noqa: SIM115 - the reader closes it
-        return file, found.st_size, f"{found.st_size} {found.st_mtime_ns}"
+        return file, found.st_size, read_version(found)
 
     def _open_url(self) -> tuple[IO[bytes], int | None, str | None]:
         fsspec = load_extra("fsspec", "fsspec", self.name)
@@ -91,6 +92,11 @@ class Location:
         marks = [info[key] for key in _MARKS if key in info]
         size = info.get("size")
         return files.open(path, "rb"), size, f"{size} {marks[0]}" if marks else None
+
+
+def read_version(found: os.stat_result) -> str:
+    """Return a text that changes when a file of this machine does."""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def strip_secrets(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -14,7 +15,7 @@ from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
 from worker.errors import CursorMismatch, InvalidRow, UnsupportedStatement
 from worker.sources.file_source import convert
-from worker.sources.location import Location, load_extra
+from worker.sources.location import Location, load_extra, read_version
 
 T = TypeVar("T")
 
@@ -76,12 +77,15 @@ class ParquetFile(Generic[T]):
         self._file: Any = None
         self._raw: Any = None
         self._mark = ""
+        self._version: str | None = None
+        self._run_id = ""
         self._only: list[list[Any]] | None = None
         self._group = self._row = 0  # the place of the next row
         self._rows: Iterator[dict[str, Any]] = iter(())
 
     async def open(self, step: OpenStep) -> Bounds:
         """Open the file at the row group of the cursor."""
+        self._run_id = step.run_id
         await asyncio.to_thread(self._open_file)
         self._only = step.only_keys
         if self._only is not None:
@@ -99,6 +103,7 @@ class ParquetFile(Generic[T]):
         name = self._location.name
         parquet = load_extra("pyarrow.parquet", "parquet", name)
         self._raw, size, version = self._location.open()
+        self._version = version
         try:
             self._raw.seek(max(0, (size or 0) - _FOOTER_BYTES))
             footer = self._raw.read()
@@ -184,8 +189,16 @@ class ParquetFile(Generic[T]):
         first, last = found[0][0], found[-1][0]
         return Page(
             rows, cursor, first_key=first, last_key=last, row_keys=lambda: keys, share=share,
-            examined=len(found), rejected=rejected,
+            examined=len(found), rejected=rejected, check=self._ensure_unchanged,
         )  # fmt: skip
+
+    def _ensure_unchanged(self) -> None:
+        """Raise `CursorMismatch` if a file of this machine was changed in place while its rows were read."""
+        if not self._location.is_url and read_version(os.fstat(self._raw.fileno())) != self._version:
+            raise CursorMismatch(
+                f"{self._location.name} was changed while it was read: the rows of this batch may be of either "
+                f"content. Restore the file, or start over: worker retry {self._run_id} --from-start"
+            )
 
     async def close(self) -> None:
         """Close the file."""

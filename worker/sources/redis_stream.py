@@ -194,6 +194,11 @@ class RedisStream:
         if cursor is not None and _parse(cursor) >= self._last:
             return []
         found = await self._read(">", size)
+        while found and cursor is not None and _parse(found[0][0]) <= _parse(cursor):
+            # The group was made again, or set back, while the run was under way: these entries are done.
+            done = [id_ for id_, _ in found if _parse(id_) <= _parse(cursor)]
+            await self._redis.xack(self._key, self._group, *done)
+            found = found[len(done) :] or await self._read(">", size)
         first = await self._read(cursor or "0", 1)
         if [id_ for id_, _ in first] != [id_ for id_, _ in found[:1]]:
             # The client has sent a command again, whose answer was lost: the entries that it took come first.

@@ -54,9 +54,7 @@ class RecordedOutbox:
             return {"after_commit": self._committed, "after_soft_rollback": self._rolled_back}
         return {
             "commit": self._committed,
-            "commit_twophase": self._committed,
             "rollback": self._dropped,
-            "rollback_twophase": self._dropped,
             "rollback_savepoint": self._rolled_back_savepoint,
         }
 
@@ -102,7 +100,8 @@ class _Writer(OutboxWriter):
         self._outbox = outbox
 
     async def _insert(self, rows: Sequence[Row]) -> None:
-        began = self._connection.execute(text("SELECT 1"))  # the transaction begins, as with INSERT
+        connection = await self._open_transaction()
+        began = connection.execute(text("SELECT 1"))  # the transaction begins, as with INSERT
         if inspect.isawaitable(began):
             await began
         self._outbox.hold(self._target, rows)

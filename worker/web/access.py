@@ -59,8 +59,7 @@ class Access:
         if self.file is None:
             check_local(request)
             return LOCAL
-        scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        token = self.check_token(request, text.strip() if scheme.lower() == "bearer" else None)
+        token = self.check_token(request, _read_bearer(request))
         return Caller(f"web:{token.name}", token.roles)
 
     def check_token(self, request: Request, text: str | None) -> Token:
@@ -78,18 +77,40 @@ class Access:
         if refused:
             detail = f"too many requests without a valid token: wait {refused:.0f} s"
             raise Problem(429, "too-many-failures", detail, headers={"Retry-After": str(max(1, round(refused)))})
-        try:
-            token = self.file.find(text) if self.file is not None and text is not None else None
-        except SettingsError as error:
-            self._log_problem(str(error))
-            raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
-        if text is not None:
-            self._problem = ""
+        token = self._find(text)
         if token is None:
             self._failed.add(address)
             detail = "send a valid token: Authorization: Bearer …; `worker web token NAME` creates one"
             raise Problem(401, "no-valid-token", detail, headers=_CHALLENGE)
         return token
+
+    def list_tokens(self) -> tuple[Token, ...]:
+        """Return the tokens of the file; none if there is no file.
+
+        Raises:
+            Problem: the file cannot be read.
+        """
+        try:
+            tokens = () if self.file is None else self.file.tokens()
+        except SettingsError as error:
+            self._log_problem(str(error))
+            raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
+        self._problem = ""
+        return tokens
+
+    def still_allows(self, request: Request, role: Role) -> bool:
+        """Return whether an open request would be answered if it came now. A failure is not counted."""
+        try:
+            token = None if self.file is None else self._find(_read_bearer(request))
+        except Problem:
+            return False
+        return self.file is None or (token is not None and role in token.roles)
+
+    def _find(self, text: str | None) -> Token | None:
+        if self.file is None or text is None:
+            return None
+        self.list_tokens()
+        return self.file.find(text)
 
     def _log_problem(self, problem: str) -> None:
         """Log why the file cannot be read, once and not for each request."""
@@ -100,6 +121,11 @@ class Access:
     def is_valid(self, token: Token) -> bool:
         """Return whether a token of the file has not expired."""
         return token.is_valid(datetime.now(UTC))
+
+
+def _read_bearer(request: Request) -> str | None:
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else None
 
 
 def check_role(caller: Caller, role: Role) -> None:

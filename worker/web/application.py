@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from worker.cancellation import cancel_and_wait
@@ -30,9 +30,11 @@ from worker.web.page import Site
 from worker.web.problems import MEDIA_TYPE, Problem, explain_any_error, invalid, not_found
 from worker.web.queue_reads import read_totals
 from worker.web.table import OPERATIONS
+from worker.web.tokens import Role
 
 logger = logging.getLogger("longhaul.web")
 
+_Part = TypeVar("_Part")
 _DOCUMENT_PATH = ("openapi.json",)
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -147,7 +149,21 @@ class WebApp:
         body = await self._read_body(operation, request)
         call = Call(request, self.backend, caller, path, query, body)
         with ordering_as(caller.name):
-            return _make_success(await operation.handler(call))
+            response = _make_success(await operation.handler(call))
+        if operation.role is not None and isinstance(response, StreamingResponse):
+            response.body_iterator = self._limit(response.body_iterator, request, operation.role)
+        return response
+
+    async def _limit(self, stream: AsyncIterable[_Part], request: Request, role: Role) -> AsyncIterator[_Part]:
+        """Yield the parts of a stream as long as the token of its request is valid."""
+        try:
+            async for part in stream:
+                if not self._access.still_allows(request, role):
+                    return
+                yield part
+        finally:
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
 
     async def _read_body(self, operation: Operation, request: Request) -> BaseModel | None:
         """Return the body in the operation's model; read no more of it than the limit.

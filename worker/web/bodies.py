@@ -65,10 +65,15 @@ class OutboxQuery(PageQuery):
 class EventListQuery(PageQuery):
     """The events to list."""
 
-    event: Name | None = Field(default=None, description="Only events of this kind.")
+    event: Name | None = Field(
+        default=None, description="Only events of this kind, or of `failures`, `ends`, `orders` or `workers`."
+    )
     job: Name | None = Field(default=None, description="Only events of this job.")
     search: Name | None = Field(
         None, max_length=_LONGEST_SEARCH, description="Only events with this text in one of their fields."
+    )
+    brief: Literal["true", "false"] = Field(
+        default="true", description="Whether to list runs without a loop that succeeded within a second."
     )
 
 
@@ -123,7 +128,7 @@ class PauseBody(Body):
     """The jobs, runs or queues to pause or resume."""
 
     targets: Names = Field(description="Run ids, names of jobs or queues, or `*` for all.")
-    where: dict[Name, str | int | float | bool] | None = Field(
+    where: dict[Name, str | int | float | bool | None] | None = Field(
         None, min_length=1, description="Of the jobs that `targets` names, only runs with these arguments."
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from typing import Any, cast
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from worker.web.backend import Backend
 from worker.web.bodies import EventsQuery
@@ -17,8 +19,12 @@ from worker.web.problems import Problem
 from worker.web.run_reads import describe_event, describe_mirror, read_run
 from worker.web.views import EventView, RunView
 
+logger = logging.getLogger("longhaul.web")
+
 ENDED = ("succeeded", "incomplete", "dead", "cancelled")
 _ALIVE_SECONDS = 15.0
+#: Longest wait until a client takes bytes: twice the time after which each stream has something to send.
+_UNREAD_SECONDS = 2 * _ALIVE_SECONDS
 _RETRY_MS = 2_000
 _HEADERS = {"X-Accel-Buffering": "no"}
 
@@ -27,7 +33,7 @@ async def stream_events(call: Call) -> Response:
     """Stream the events of all runs and workers, and with `progress=true` the progress of those that run."""
     query: EventsQuery = call.query
     last_id = _read_last_id(call)
-    return _respond(_stream(call.backend, None, last_id, "full" if query.progress == "true" else "none"))
+    return EventStream(_stream(call.backend, None, last_id, "full" if query.progress == "true" else "none"))
 
 
 async def stream_run(call: Call) -> Response:
@@ -39,7 +45,7 @@ async def stream_run(call: Call) -> Response:
     run = await read_run(call.backend, run_id)
     if run.state in ENDED and last_id is not None:
         return Response(status_code=204)
-    return _respond(_stream(call.backend, run_id, last_id, "full"))
+    return EventStream(_stream(call.backend, run_id, last_id, "full"))
 
 
 def _read_last_id(call: Call) -> str | None:
@@ -52,8 +58,29 @@ def _read_last_id(call: Call) -> str | None:
     return last_id
 
 
-def _respond(stream: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+class EventStream(StreamingResponse):
+    """A stream of events, which ends if its client reads nothing: it would keep its place among the streams for ever.
+
+    Args:
+        stream: the messages.
+    """
+
+    def __init__(self, stream: AsyncIterable[bytes]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers=_HEADERS)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the messages."""
+
+        async def send_in_time(message: Any) -> None:
+            async with asyncio.timeout(_UNREAD_SECONDS):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except TimeoutError:
+            logger.info("stream ended seconds=%g: its client reads nothing", _UNREAD_SECONDS)
+        finally:
+            await cast("AsyncGenerator[bytes, None]", self.body_iterator).aclose()
 
 
 async def _stream(

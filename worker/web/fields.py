@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _MOST_LEVELS = 200
 _LONGEST_CURSOR = 2_000
+_LARGEST_NUMBER = 1e18
 
 
 def clean_text(value: Any) -> Any:
@@ -41,7 +42,12 @@ def clean_json(value: Any, levels: int = _MOST_LEVELS) -> Any:
 
 
 def read_number(text: Any) -> float | None:
-    """Return a finite number of a text of Redis; None for anything else."""
+    """Return a number of a text of Redis, with which one can calculate; None for anything else."""
+    value = _read_float(text)
+    return value if value is not None and abs(value) <= _LARGEST_NUMBER else None
+
+
+def _read_float(text: Any) -> float | None:
     try:
         value = float(text)
     except (TypeError, ValueError, OverflowError):
@@ -73,7 +79,7 @@ def _check_years(moment: datetime) -> datetime:
 
 
 def _reject_number(value: Any) -> Any:
-    if isinstance(value, str) and read_number(value) is None:
+    if isinstance(value, str) and _read_float(value) is None:
         return value
     if isinstance(value, datetime):
         return value

@@ -1,25 +1,29 @@
-"""The last events, and the last runs of a job: of the ledger, and of the events for runs that it does not have."""
+"""The last runs of a job: of the ledger, and of the events for runs that it does not have."""
 
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from typing import Any, cast, get_args
+from collections.abc import Iterable, Sequence
+from typing import cast, get_args
 
 from worker.ledger.records import RunRecord
+from worker.web.attempts import Attempt, find_life, group_attempts, measure
 from worker.web.backend import Backend
-from worker.web.bodies import EventListQuery
-from worker.web.event_hub import Message, is_event_id, order_of
-from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment
+from worker.web.event_hub import Message
+from worker.web.event_kinds import ENDS
+from worker.web.fields import Page, read_moment
 from worker.web.operations import Call
-from worker.web.run_reads import describe_event
-from worker.web.views import EventView, JobRunView, RunState
+from worker.web.views import JobRunView, RunState
 
 _RUNS = 100
-_ENDS = ("succeeded", "incomplete", "dead", "cancelled")
 _AT_WORK = ("started", "resumed", "stalled")
 #: The end of the id of a helper run: it is a part of another run.
 _HELPER = re.compile(r"(:|^)hand-\d+:(\d+|[0-9a-f]{64})$", re.ASCII)
+
+
+def is_helper(run_id: str) -> bool:
+    """Return whether an id is that of a helper run."""
+    return _HELPER.search(run_id) is not None
 
 
 async def list_job_runs(call: Call) -> Page[JobRunView]:
@@ -29,81 +33,60 @@ async def list_job_runs(call: Call) -> Page[JobRunView]:
 
 
 async def _list_job_runs(backend: Backend, job: str) -> Page[JobRunView]:
-    found = {run.id: _describe_record(run) for run in await backend.ledger.list_runs(job=job, limit=_RUNS)}
-    for run in _read_events(await backend.event_log.list_all(), job):
-        found.setdefault(run.id, run)
-    newest = sorted(found.values(), key=lambda run: (run.began_at, run.id), reverse=True)
-    return Page[JobRunView](items=newest[:_RUNS])
+    events = await backend.event_log.list_all()
+    records = {run.id: run for run in await backend.ledger.list_runs(job=job, limit=_RUNS)}
+    newest = _find_newest(events, job)
+    attempts = group_attempts(events, {*records, *newest})
+    found = [_describe_record(run, attempts[run.id]) for run in records.values()]
+    found += [
+        run
+        for run_id, event in newest.items()
+        if run_id not in records and (run := _describe_run(run_id, event, attempts[run_id])) is not None
+    ]
+    found.sort(key=lambda run: (run.began_at, run.id), reverse=True)
+    return Page[JobRunView](items=found[:_RUNS])
 
 
-def _describe_record(run: RunRecord) -> JobRunView:
+def _describe_record(run: RunRecord, attempts: Sequence[Attempt]) -> JobRunView:
+    has_ended = run.finished_at is not None
+    life = find_life(attempts, created_at=run.created_at, has_ended=has_ended, attempt=run.attempt)
+    begun = life.began_at or run.created_at
     return JobRunView(
         id=run.id,
         state=cast(RunState, run.state if run.state in get_args(RunState) else "unknown"),
-        attempt=run.attempt,
-        began_at=run.created_at,
+        attempt=life.attempts,
+        began_at=begun,
         finished_at=run.finished_at,
-        seconds=None if run.finished_at is None else (run.finished_at - run.created_at).total_seconds(),
+        seconds=measure(begun, run.finished_at),
         rows=run.rows,
         error=run.error,
     )
 
 
-def _read_events(events: list[Message], job: str) -> list[JobRunView]:
-    """Return the runs of a job that its events tell of. A run whose start is no longer there is left out."""
-    ends: dict[str, tuple[datetime, Message]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    newest: dict[str, str] = {}
+def _find_newest(events: Iterable[Message], job: str) -> dict[str, Message]:
+    """Return the newest event of each run of a job, by id."""
+    newest: dict[str, Message] = {}
     for event in events:  # newest first
-        at, kind = read_moment(event.fields.get("at")), event.fields.get("event", "")
-        if event.fields.get("job") != job or not event.run_id or at is None or _HELPER.search(event.run_id):
-            continue
-        newest.setdefault(event.run_id, kind)
-        if kind in _ENDS and event.run_id not in found:
-            ends.setdefault(event.run_id, (at, event))
-        elif kind == "started":
-            known = found.setdefault(event.run_id, {"attempt": read_count(event.fields.get("attempt"))})
-            known["began_at"] = at  # the oldest start is read last
-    return [_describe_run(run_id, values, ends.get(run_id), newest[run_id]) for run_id, values in found.items()]
+        if event.fields.get("job") == job and event.run_id and not is_helper(event.run_id):
+            newest.setdefault(event.run_id, event)
+    return newest
 
 
-def _describe_run(run_id: str, values: dict[str, Any], end: tuple[datetime, Message] | None, newest: str) -> JobRunView:
-    """Return a run that has ended, or that its newest event shows at work or back in the queue."""
-    state = end[1].fields["event"] if end is not None else "running" if newest in _AT_WORK else "waiting"
+def _describe_run(run_id: str, newest: Message, attempts: Sequence[Attempt]) -> JobRunView | None:
+    """Return a run that its events tell of; None if its begin is no longer there."""
+    kind, at = newest.fields.get("event", ""), read_moment(newest.fields.get("at"))
+    has_ended = kind in ENDS and at is not None
+    finished_at = at if has_ended else None
+    life = find_life(attempts, created_at=None, has_ended=has_ended)
+    if life.began_at is None:
+        return None
     return JobRunView(
         id=run_id,
-        state=cast(RunState, state),
-        finished_at=None if end is None else end[0],
-        seconds=None if end is None else max(0.0, (end[0] - values["began_at"]).total_seconds()),
+        state=cast(RunState, kind if has_ended else "running" if kind in _AT_WORK else "waiting"),
+        attempt=life.attempts,
+        began_at=life.began_at,
+        finished_at=finished_at,
+        seconds=measure(life.began_at, finished_at),
         rows=None,
-        error=None if end is None else end[1].fields.get("error"),
-        **values,
+        error=newest.fields.get("error") if has_ended else None,
     )
-
-
-async def list_events(call: Call) -> Page[EventView]:
-    """Return a page of the events that Redis has, newest first."""
-    query: EventListQuery = call.query
-    place = read_cursor(query.cursor, str)
-    if place is not None and not is_event_id(place[0]):
-        raise invalid_cursor()
-    found: list[EventView] = []
-    for event in await call.backend.event_log.list_all():
-        if (place is None or _is_before(event.id, place[0])) and _is_chosen(event, query):
-            found.append(describe_event(event))
-            if len(found) == query.limit:
-                return Page[EventView](items=found, next_cursor=make_cursor(event.id))
-    return Page[EventView](items=found)
-
-
-def _is_before(event_id: str, other: str) -> bool:
-    return order_of(event_id) < order_of(other)
-
-
-def _is_chosen(event: Message, query: EventListQuery) -> bool:
-    fields = event.fields
-    if query.event is not None and fields.get("event") != query.event:
-        return False
-    if query.job is not None and fields.get("job") != query.job:
-        return False
-    return query.search is None or query.search.lower() in " ".join(fields.values()).lower()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, cast
 
 from worker.errors import InvalidArguments, LonghaulError, RegistrationError, ServerUnavailable
 from worker.job.definition import Job
@@ -23,10 +23,11 @@ from worker.web.bodies import (
     RunNowBody,
     RunsBody,
 )
+from worker.web.effects import CountView, EnqueuedView, PacesView, RetriedRowsView, TargetsView
+from worker.web.fields import read_number
 from worker.web.idempotency import IdempotencyKeys
 from worker.web.operations import Call, Reply
 from worker.web.problems import Problem
-from worker.web.views import CountView, EnqueuedView, TargetsView
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 
@@ -140,12 +141,20 @@ async def _check_conditions(backend: Backend, body: PauseBody) -> None:
         entry.check_names(list(jobs.find(target).signature.parameters))
 
 
-async def pace(call: Call) -> TargetsView:
+async def pace(call: Call) -> PacesView:
     """Limit the pace of walks, from their next batch on."""
     body: PaceBody = call.body
+    redis = call.backend.client.redis
+    before = await call.backend.client.command(
+        cast(Awaitable[list[bytes | None]], redis.hmget(keys.PACE, list(body.targets)))
+    )
     await call.backend.client.pace(*body.targets, rows_per_second=body.rows_per_second)
     call.backend.reads.forget()
-    return TargetsView(changed=body.targets)
+    return PacesView(
+        changed=body.targets,
+        rows_per_second=body.rows_per_second,
+        before=[read_number(one) for one in before],
+    )
 
 
 async def limit(call: Call) -> TargetsView:
@@ -231,20 +240,22 @@ def _is_everything(body: DeadLettersBody) -> bool:
     return body.all is True and body.before is None
 
 
-async def retry_quarantined(call: Call) -> TargetsView:
+async def retry_quarantined(call: Call) -> RetriedRowsView:
     """Enqueue runs that process quarantined rows again. Return the ids of the new runs."""
     body: RetryRowsBody = call.body
     chosen: dict[str, list[int]] = {run_id: [] for run_id in body.runs or ()}
     if body.rows is not None:
         for row in await call.backend.ledger.quarantine.list_rows(row_ids=body.rows, limit=len(body.rows)):
             chosen.setdefault(row.run_id, []).append(row.id)
-    made, unchanged = [], []
+    made, unchanged, count = [], [], 0
     for run_id, row_ids in chosen.items():
+        rows = len(row_ids) or await call.backend.ledger.quarantine.count_rows(run_id)
         runs = await call.backend.client.retry_quarantined(run_id, row_ids=row_ids)
         made += [run.id for run in runs]
+        count += rows if runs else 0
         unchanged += [] if runs else [run_id]
     call.backend.reads.forget()
-    return TargetsView(changed=made, unchanged=unchanged)
+    return RetriedRowsView(changed=made, unchanged=unchanged, rows=count)
 
 
 async def discard_quarantined(call: Call) -> CountView:

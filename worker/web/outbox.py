@@ -7,9 +7,10 @@ from typing import Any
 
 from worker.web.backend import Backend
 from worker.web.bodies import OutboxBody, OutboxQuery
+from worker.web.effects import CountView
 from worker.web.fields import make_cursor, read_cursor
 from worker.web.operations import Call
-from worker.web.views import CountView, OutboxRowView, OutboxView
+from worker.web.views import OutboxRowView, OutboxView
 
 
 async def list_outbox(call: Call) -> OutboxView:

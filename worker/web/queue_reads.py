@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from starlette.responses import Response
 
 from worker.doctor.checks import examine
-from worker.errors import RegistrationError, UsageError
+from worker.errors import LonghaulError, RegistrationError, UsageError
 from worker.job.definition import Job
 from worker.job.registry import Registry
 from worker.plan.plan import ensure_has_loops
@@ -20,15 +20,15 @@ from worker.queue.payload import now_ms
 from worker.queue.run import decode_fields
 from worker.web.backend import Backend
 from worker.web.fields import Page, read_count, read_moment, read_number
+from worker.web.job_views import JobView
 from worker.web.operations import Call, Reply
 from worker.web.problems import not_found
+from worker.web.run_lives import add_lives
 from worker.web.run_reads import describe_mirror
 from worker.web.views import (
-    CronView,
     FindingView,
     HealthView,
     HistoryView,
-    JobView,
     LimitView,
     OverviewView,
     QueueView,
@@ -39,6 +39,7 @@ from worker.web.views import (
 _RUNS_SHOWN = 100
 _FIELDS = 1_000  # of a hash or a set that is read in one step
 _MOST_QUEUES = 100
+_MOST_QUARANTINED = 10_000
 _SLOW_SECONDS = 5.0
 _DAY_MS = 86_400_000
 
@@ -50,7 +51,16 @@ async def show_overview(call: Call) -> OverviewView:
 
 async def read_overview(backend: Backend) -> OverviewView:
     """Return the overview, from one read for all requests of the moment."""
-    return await backend.reads.get("overview", lambda: _read_overview(backend))
+    overview = await backend.reads.get("overview", lambda: _read_overview(backend))
+    count = await backend.reads.get("quarantined", lambda: _count_quarantined(backend), seconds=_SLOW_SECONDS)
+    return overview.model_copy(update={"quarantined": count})
+
+
+async def _count_quarantined(backend: Backend) -> int | None:
+    try:
+        return await backend.ledger.quarantine.count_all(_MOST_QUARANTINED)
+    except LonghaulError:  # the figures of Redis are shown all the same
+        return None
 
 
 async def read_totals(backend: Backend) -> OverviewView:
@@ -74,16 +84,27 @@ async def _read_overview(backend: Backend, *, has_runs: bool = True) -> Overview
     paused, cancelled = (sorted(_decode(one) for one in set(raw[1])) for raw in (raw_paused, raw_cancelled))
     names = _list_queues(backend, seen)
     queues, scores = await _read_queues(backend, names, seen, set(paused))
+    runs = await _read_runs(backend, seen, scores) if has_runs else []
     return OverviewView(
         at=moment,
-        queues=queues,
+        queues=[_count_claimed(queue, runs, scores) for queue in queues],
         workers=[_describe_worker(name, values) for name, values in seen.items()],
-        runs=await _read_runs(backend, seen, scores) if has_runs else [],
+        runs=await add_lives(backend, runs),
         dead_letters=dead,
         failed_last_day=failed,
         paused=paused,
         cancelled=cancelled,
     )
+
+
+def _count_claimed(queue: QueueView, runs: list[RunView], scores: dict[str, tuple[float, str]]) -> QueueView:
+    """Return a queue with the runs as running that a worker has just claimed, and has not written yet."""
+    count = sum(
+        run.state == "running" and run.worker is None and scores.get(run.id, (0.0, ""))[1] == queue.name for run in runs
+    )
+    if not count:
+        return queue
+    return queue.model_copy(update={"running": queue.running + count, "deferred": max(0, queue.deferred - count)})
 
 
 def _without_errors(answers: list[Any], defaults: list[Any]) -> list[Any]:
@@ -148,17 +169,23 @@ async def _read_runs(
     }
     ids = list(dict.fromkeys([*owners, *sorted(scores, key=lambda one: scores[one][0])]))[:_RUNS_SHOWN]
     marks = {one: (owners[one][0], owners[one][1]["seen_at"]) if one in owners else scores[one] for one in ids}
-    known = await backend.runs.read(marks)
+    now = now_ms()
+    later = {run_id for run_id in ids if run_id not in owners and scores[run_id][0] > now}
+    known = await backend.runs.read(marks, claims=later)
     runs = []
     for run_id in ids:
-        fields, job = known[run_id]
+        fields, job, is_claimed = known[run_id]
         values = describe_mirror(fields) | {"id": run_id, "job": job}
         score, queue = scores.get(run_id, (0.0, None))
+        if run_id in owners and not fields and job == "?":
+            continue  # a short run: it has ended since its worker has written, and left nothing
         if run_id in owners:
             values |= {"state": "running", "worker": owners[run_id][0]}
             queue = queue or str(owners[run_id][1]["queue"])
+        elif is_claimed and run_id in later:  # due when its lease expires; its worker has not written yet
+            values |= {"state": "running"}
         else:
-            due = "deferred" if score > now_ms() else "waiting"
+            due = "deferred" if score > now else "waiting"
             values |= {"state": "paused" if fields.get("state") == "paused" else due, "worker": None}
             values["due_at"] = read_moment(score / 1000)
         runs.append(RunView(**(values | {"queue": fields.get("queue") or queue, "in_ledger": "rows" in fields})))
@@ -244,26 +271,6 @@ def _has_loops(job: Job[..., Any]) -> bool:
     return True
 
 
-async def list_cron(call: Call) -> Page[CronView]:
-    """Return the cron lines, by their next due time."""
-    backend = call.backend
-    jobs = (await backend.load_jobs()).values()
-    found = await backend.reads.get("cron", lambda: backend.client.cron(jobs), seconds=_SLOW_SECONDS)
-    return Page[CronView](
-        items=[
-            CronView(
-                job=one.job,
-                line=one.line,
-                next_at=one.next_at,
-                last_at=one.last_at,
-                last_run=one.run_id,
-                last_state=one.state,
-            )
-            for one in found
-        ]
-    )
-
-
 # --- limits, checks
 
 
@@ -297,6 +304,7 @@ async def _list_limits(backend: Backend) -> Page[LimitView]:
     items = []
     for at, name in enumerate(names):
         own = jobs[name].limits if name in jobs else None
+        by = own.concurrency_key if own else None  # each value has places of its own, and there may be any number
         items.append(
             LimitView(
                 name=name,
@@ -305,8 +313,9 @@ async def _list_limits(backend: Backend) -> Page[LimitView]:
                 rows_per_second=read_number(paces.get(name)),
                 job_concurrency=own.concurrency or None if own else None,
                 job_rate=jobs[name].rules.rate if name in jobs else None,
-                running=counts[2 * at],
-                held=counts[2 * at + 1],
+                by=by,
+                running=None if by else counts[2 * at],
+                held=None if by else counts[2 * at + 1],
             )
         )
     return Page[LimitView](items=items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from worker.queue import keys
@@ -22,10 +22,12 @@ class KnownRun(NamedTuple):
     Attributes:
         fields: the fields of its mirror; none before its first attempt.
         job: the name of its job; `?` if it is not known.
+        is_claimed: whether a worker has claimed it, as far as that was asked for.
     """
 
     fields: dict[str, str]
     job: str
+    is_claimed: bool = False
 
 
 class _Entry(NamedTuple):
@@ -65,12 +67,13 @@ class RunCache:
         for changed in self._changed:
             changed.add(run_id)
 
-    async def read(self, marks: Mapping[str, Hashable]) -> dict[str, KnownRun]:
+    async def read(self, marks: Mapping[str, Hashable], *, claims: Collection[str] = ()) -> dict[str, KnownRun]:
         """Return runs by their ids.
 
         Args:
             marks: the runs, each with a value that is another one if the run may have changed without an event: the
                 score of a run that waits, the time at which the worker of a run was seen last.
+            claims: the runs of which to read whether a worker has claimed them: a claim changes their score.
 
         Raises:
             ServerUnavailable: Redis does not answer.
@@ -83,18 +86,21 @@ class RunCache:
         }
         missing = [run_id for run_id in marks if run_id not in known]
         if missing:
-            known |= await self._read(missing, marks)
+            known |= await self._read(missing, marks, [run_id for run_id in missing if run_id in claims])
         return known
 
-    async def _read(self, run_ids: Sequence[str], marks: Mapping[str, Hashable]) -> dict[str, KnownRun]:
+    async def _read(
+        self, run_ids: Sequence[str], marks: Mapping[str, Hashable], claims: Sequence[str]
+    ) -> dict[str, KnownRun]:
         changed: set[str] = set()
         self._changed.append(changed)
         try:
+            claimed = await self._read_claims(claims)
             mirrors = await read_mirrors(self._client, run_ids)
             jobs = await self._read_jobs([one for one in run_ids if not mirrors[one].get("job")])
         finally:
             self._changed.remove(changed)
-        found = {one: KnownRun(mirrors[one], mirrors[one].get("job") or jobs[one]) for one in run_ids}
+        found = {one: KnownRun(mirrors[one], mirrors[one].get("job") or jobs[one], one in claimed) for one in run_ids}
         if self._is_told:
             now = time.monotonic()
             for run_id in found.keys() - changed:
@@ -103,6 +109,17 @@ class RunCache:
             while len(self._entries) > _MOST_RUNS:
                 self._entries.popitem(last=False)
         return found
+
+    async def _read_claims(self, run_ids: Sequence[str]) -> set[str]:
+        """Return the runs that a worker has claimed: by one command if it is none of them, as nearly always."""
+        redis = self._client.redis
+        if not run_ids or not await self._client.command(redis.exists(*(keys.IN_PROGRESS + one for one in run_ids))):
+            return set()
+        pipeline = redis.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.exists(keys.IN_PROGRESS + run_id)
+        answers = await self._client.command(pipeline.execute(raise_on_error=False))
+        return {run_id for run_id, answer in zip(run_ids, answers, strict=True) if answer == 1}
 
     async def _read_jobs(self, run_ids: Sequence[str]) -> dict[str, str]:
         """Return the names of the jobs of runs that have no mirror, from their payloads."""

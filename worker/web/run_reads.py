@@ -21,10 +21,12 @@ from worker.queue.run import read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
 from worker.web.event_hub import Message
+from worker.web.event_log import read_targets
 from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
 from worker.web.problems import not_found
 from worker.web.run_cache import read_mirrors
+from worker.web.run_lives import add_lives, note_due, read_due_times
 from worker.web.views import (
     BatchView,
     EventView,
@@ -58,8 +60,10 @@ async def _list_runs(backend: Backend, query: RunsQuery) -> Page[RunView]:
     )
     mirrors = await read_mirrors(backend.client, [one.id for one in records if one.finished_at is None])
     last = records[-1] if len(records) == query.limit else None
+    due = await read_due_times(backend, records)
+    runs = [RunView(**note_due(describe_record(one, mirrors.get(one.id, {})), due.get(one.id))) for one in records]
     return Page[RunView](
-        items=[RunView(**describe_record(one, mirrors.get(one.id, {}))) for one in records],
+        items=await add_lives(backend, runs),
         next_cursor=None if last is None else make_cursor(last.created_at.isoformat(), last.id),
     )
 
@@ -75,6 +79,7 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "total": read_count(fields.get("total")),
         "percent": read_number(fields.get("percent")),
         "percent_is_estimate": bool(fields.get("percent_is_estimate")),
+        "percent_by": fields.get("percent_by") or None,
         "rate": read_number(fields.get("rate")),
         "eta_seconds": read_number(fields.get("eta_seconds")),
         "batch_size": read_count(fields.get("batch_size")),
@@ -84,7 +89,9 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "helps": fields.get("helps") or None,
         "worker": fields.get("worker") or None,
         "throttled": fields.get("throttled") or None,
+        "throttled_since": read_moment(fields.get("throttled_since")),
         "throttled_until": read_moment(fields.get("throttled_until")),
+        "throttled_by": fields.get("throttled_by") or None,
         "stalled_since": read_moment(fields.get("stalled_since")),
         "error": fields.get("error") or None,
         "started_at": read_moment(fields.get("started_at")),
@@ -106,6 +113,7 @@ def describe_record(run: RunRecord, mirror: Mapping[str, str]) -> dict[str, Any]
         "rows": run.rows,
         "batches": run.batches,
         "total": run.total,
+        "quarantined": run.quarantined,
         "worker": run.owner,
         "error": run.error or values.get("error"),
         "created_at": run.created_at,
@@ -163,12 +171,15 @@ async def _read_run(backend: Backend, run_id: str) -> RunDetail:
         values = describe_record(record, fields) | _describe_known(record, known, dead)
     else:
         values = _describe_redis(run_id, state, fields, raw, payload, letter)
-    values["due_at"] = None if score is None or (record and record.finished_at) else read_moment(score / 1000)
+    # A run that a worker has claimed stays in the queue, due when its lease expires.
+    is_settled = bool(running) or (record is not None and record.finished_at is not None)
+    values = note_due(values, None if score is None or is_settled else read_moment(score / 1000))
     values["pace"] = read_number(pace)
     values["paused_by"] = await _list_pauses(backend, (run_id, values["job"], values.get("queue") or queue, keys.ALL))
     if record is not None:
         values["quarantined"] = await backend.ledger.quarantine.count_rows(run_id)
-    return RunDetail(**values)
+    [run] = await add_lives(backend, [RunDetail(**values)])
+    return run
 
 
 def _read_state(
@@ -182,13 +193,15 @@ def _read_state(
 
 def _describe_known(record: RunRecord, known: KnownRun | None, dead: Sequence[DeadRun]) -> dict[str, Any]:
     try:
-        positional, named = json.loads(known.arguments) if known and known.arguments else ([], None)
+        # The third value, if any, is the run and the step whose quarantined rows this run processes.
+        positional, named, *retried = json.loads(known.arguments) if known and known.arguments else ([], None)
     except (ValueError, RecursionError, TypeError):
-        positional, named = [], known.arguments if known else None
+        positional, named, retried = [], known.arguments if known else None, []
     return {
         "arguments": [*positional, named] if positional else named,
         "result": record.result,
         "parent": record.parent,
+        "retries": retried[0][0] if retried else None,
         "traceback": dead[0].traceback if dead else None,
     }
 
@@ -221,7 +234,8 @@ def _describe_redis(
         values |= _describe_result(raw)
     if letter is not None and values["state"] == "dead":
         values |= {"job": letter.job, "queue": letter.queue, "attempt": letter.attempts, "arguments": letter.arguments}
-        values |= {"error": letter.error, "traceback": letter.traceback, "finished_at": letter.at}
+        values |= {"error": letter.error, "traceback": letter.traceback}
+        values["finished_at"] = values["finished_at"] or letter.at  # which has whole seconds
     return values
 
 
@@ -249,8 +263,12 @@ async def list_story(call: Call) -> Page[EventView]:
     run = await read_run(call.backend, call.path["run_id"])
     names = (run.id, run.job, run.queue or call.backend.settings.worker.queue)
     events = await call.backend.event_log.list_events(names)
-    is_of_run = [one.run_id == run.id or _is_within(one, run.created_at, run.finished_at) for one in events]
-    return Page[EventView](items=[describe_event(one) for one, is_own in zip(events, is_of_run, strict=True) if is_own])
+    items = [
+        describe_event(one)
+        for one in events
+        if one.run_id == run.id or run.id in read_targets(one) or _is_within(one, run.created_at, run.finished_at)
+    ]
+    return Page[EventView](items=items)
 
 
 def _is_within(order: Message, begun: datetime | None, ended: datetime | None) -> bool:
@@ -281,6 +299,7 @@ async def list_steps(call: Call) -> Page[StepView]:
 def _describe_step(step: StepRecord) -> StepView:
     pace = step.pace if isinstance(step.pace, dict) else {}
     share = 1.0 if step.done else read_number(pace.get("share"))
+    by = pace.get("by")
     return StepView(
         name=step.name,
         position=step.position,
@@ -295,6 +314,7 @@ def _describe_step(step: StepRecord) -> StepView:
         done=step.done,
         percent=None if share is None else round(100 * share, 1),
         percent_is_estimate=bool(pace.get("is_estimate")) and not step.done,
+        percent_by=by if isinstance(by, str) and not step.done else None,
         ranges=step.ranges,
         code_version=step.code_version,
         result=step.result,

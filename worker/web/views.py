@@ -21,13 +21,21 @@ class RunView(View):
     job: Text
     state: RunState
     queue: Text | None = None
-    attempt: int | None = None
+    attempt: int | None = Field(
+        default=None,
+        description="Attempts since the last one that committed a batch: `max_attempts` counts them.",
+    )
     takeovers: int | None = None
     rows: int | None = Field(default=None, description="Rows that are done, in all steps.")
     batches: int | None = None
-    total: int | None = Field(default=None, description="Rows to do, by the planner's estimate.")
+    total: int | None = Field(default=None, description="Rows to do; counted or, by the planner, estimated.")
     percent: float | None = Field(default=None, description="0 to 100, of the present step.")
     percent_is_estimate: bool = Field(default=False, description="Whether `percent` is a rough estimate.")
+    percent_by: Text | None = Field(
+        default=None,
+        description="That which `percent` is of: `position` of the key, `rows` of `total`, which is estimated, `count` "
+        "of `total`, which is counted, or `ranges`.",
+    )
     rate: float | None = Field(default=None, description="Rows per second.")
     eta_seconds: float | None = Field(default=None, description="Seconds until the end of the present step, estimated.")
     batch_size: int | None = None
@@ -37,27 +45,32 @@ class RunView(View):
     helps: Text | None = Field(default=None, description="The run whose walk this run helps with.")
     worker: Text | None = None
     throttled: Text | None = Field(default=None, description="Why the walk waits; null if it does not.")
+    throttled_since: datetime | None = None
     throttled_until: datetime | None = None
+    throttled_by: Text | None = Field(default=None, description="Name of the throttle that the walk waits for.")
+    quarantined: int | None = Field(default=None, description="Rows in quarantine; a list counts to 1,000.")
     stalled_since: datetime | None = None
     error: Text | None = None
+    attempts: int | None = Field(default=None, description="Attempts since it was last run again.")
+    retry_error: Text | None = Field(default=None, description="Why its last attempt failed, if it waits for the next.")
     due_at: datetime | None = None
     created_at: datetime | None = None
+    began_at: datetime | None = Field(default=None, description="Its first attempt since it was last run again.")
     started_at: datetime | None = None
     updated_at: datetime | None = None
     finished_at: datetime | None = None
+    seconds: float | None = Field(default=None, description="From `began_at` to `finished_at`.")
     in_ledger: bool = Field(description="Whether PostgreSQL has the run: it has a durable loop or step.")
 
 
 class RunDetail(RunView):
     """A run, with its arguments and its result."""
 
-    arguments: Json = Field(
-        default=None, description="Arguments by name, preceded by a list of positional ones if any."
-    )
+    arguments: Json = Field(default=None, description="By name, preceded by a list of positional ones if any.")
     result: Json = None
     traceback: Text | None = None
     parent: Text | None = Field(default=None, description="The run whose walk this run helps with.")
-    quarantined: int | None = Field(default=None, description="Rows in quarantine.")
+    retries: Text | None = Field(default=None, description="The run whose quarantined rows this run processes.")
     pace: float | None = Field(default=None, description="Rows per second that an operator has set for this run.")
     paused_by: list[Text] = Field(
         default=[], description="Entries of `worker:paused` that name this run, its job or queue."
@@ -80,6 +93,7 @@ class StepView(View):
     done: bool
     percent: float | None
     percent_is_estimate: bool
+    percent_by: Text | None = Field(description="As of a run; null for a step that is done.")
     ranges: int
     code_version: Text | None
     result: Text | None = Field(description="Of a recorded step, as JSON text.")
@@ -176,17 +190,6 @@ class QueueView(View):
     is_paused: bool
 
 
-class CronView(View):
-    """A cron line of a job."""
-
-    job: Text
-    line: Text
-    next_at: datetime
-    last_at: datetime | None
-    last_run: Text | None
-    last_state: Text | None
-
-
 class DeadLetterView(View):
     """A run that has failed permanently."""
 
@@ -261,24 +264,9 @@ class LimitView(View):
     rows_per_second: float | None = Field(description="Pace of walks, as an operator has set it.")
     job_concurrency: int | None = Field(description="Most runs at once, as the job's decorator sets it.")
     job_rate: Text | None = Field(description="Rate of starts, as the job's decorator sets it.")
-    running: int = Field(description="Places that are taken.")
-    held: int = Field(description="Runs that wait for a place or for the rate.")
-
-
-class JobView(View):
-    """A job that this server can import."""
-
-    name: Text
-    description: Text
-    cron: list[Text]
-    run_in: Text
-    priority: int
-    concurrency: int | None
-    rate: Text | None
-    is_unique: bool
-    is_data_migration: bool
-    has_loops: bool = Field(description="Whether it walks, so that it can be planned and tried.")
-    arguments: Json = Field(description="JSON Schema of the arguments, an object by name.")
+    by: Text | None = Field(description="Argument for each value of which the number of runs at once holds.")
+    running: int | None = Field(description="Places that are taken; null with `by`.")
+    held: int | None = Field(description="Runs that wait for a place or for the rate; null with `by`.")
 
 
 class JobRunView(View):
@@ -292,6 +280,20 @@ class JobRunView(View):
     seconds: float | None = Field(description="Time from its first attempt to its end; null if it has not ended.")
     rows: int | None = Field(description="Rows of its loops; null if the ledger does not have it.")
     error: Text | None
+
+
+class EndedRunView(View):
+    """A run that has ended."""
+
+    id: Text
+    job: Text
+    state: RunState
+    attempt: int | None = None
+    began_at: datetime | None = Field(description="Its first attempt since it was run; null if that is not known.")
+    finished_at: datetime
+    seconds: float | None = Field(description="Time between the two.")
+    rows: int | None = Field(default=None, description="Rows of its loops; null without a loop.")
+    error: Text | None = None
 
 
 class FindingView(View):
@@ -312,6 +314,7 @@ class OverviewView(View):
     runs: list[RunView] = Field(description="The first hundred running and waiting runs.")
     dead_letters: int
     failed_last_day: int = Field(default=0, description="Dead letters of the last 24 hours.")
+    quarantined: int | None = Field(default=None, description="Rows in quarantine, to 10,000; null if not known.")
     paused: list[Text]
     cancelled: list[Text]
 
@@ -347,6 +350,14 @@ class EventView(View):
     fields: dict[str, Text] = Field(description="The fields of the event, e.g. run, job, worker, at, error.")
 
 
+class EventsView(View):
+    """A page of the events."""
+
+    items: list[EventView]
+    left_out: int = Field(description="Short runs of the last 10,000 events that are left out.")
+    next_cursor: Text | None = Field(default=None, description="Cursor of the next page; null after the last one.")
+
+
 class OrderView(View):
     """An order of an operator."""
 
@@ -356,27 +367,6 @@ class OrderView(View):
     ordered_by: Text
     targets: Json
     details: Json
-
-
-class EnqueuedView(View):
-    """A run that was enqueued."""
-
-    id: Text
-    job: Text
-    is_new: bool = Field(description="False if the run was known: by its id, its `Idempotency-Key`, or as unique.")
-
-
-class TargetsView(View):
-    """The effect of an order."""
-
-    changed: list[Text]
-    unchanged: list[Text] = Field(default=[], description="Names to which the order does not apply, e.g. ended runs.")
-
-
-class CountView(View):
-    """How many entries an order has changed."""
-
-    changed: int
 
 
 class HealthView(View):

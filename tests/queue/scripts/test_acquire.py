@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -100,7 +101,7 @@ async def test_an_order_says_another_limit_and_what_is_no_number_says_none(scrip
 async def test_each_one_that_comes_too_early_has_its_own_moment(scripts: Scripts) -> None:
     waits = [await enter(scripts, paced, run_id) for run_id in "abc"]
     assert waits == [None, Held(0.1, "rate"), Held(0.2, "rate")]
-    assert await scripts.redis.get(keys.RATE + "paced") == f"{NOW + 300}.000".encode()
+    assert await scripts.redis.get(keys.RATE + "paced") == f"{NOW + 300}.000 100".encode()
     assert 1_000 < await scripts.redis.pttl(keys.RATE + "paced") <= 1_300
 
 
@@ -109,7 +110,7 @@ async def test_it_passes_at_its_moment_without_another_one_and_once(scripts: Scr
         await enter(scripts, paced, run_id)
     assert DAY_MS - 5_000 < await scripts.redis.pttl(keys.RESERVED + "b") <= DAY_MS + 100
     assert await enter(scripts, paced, "b", after_ms=100) is None
-    assert await scripts.redis.get(keys.RATE + "paced") == f"{NOW + 200}.000".encode()
+    assert await scripts.redis.get(keys.RATE + "paced") == f"{NOW + 200}.000 100".encode()
     assert await enter(scripts, paced, "b", after_ms=101) == Held(0.099, "rate")
 
 
@@ -131,10 +132,36 @@ async def test_an_order_says_another_rate_where_it_is_one(scripts: Scripts, orde
     assert await enter(scripts, paced, "b") == Held(wait, "rate")
 
 
+async def test_a_run_that_is_woken_before_its_moment_waits_on(scripts: Scripts) -> None:
+    """A place has become free, or a run with a place has moved others up."""
+    await scripts.redis.hset(keys.LIMITS, "both", "1")
+    for run_id in "abcd":
+        await enter(scripts, both, run_id)
+    await scripts.redis.hset(keys.LIMITS, "both", "4")
+    assert [await enter(scripts, both, run_id, after_ms=10) for run_id in "bcd"] == [
+        Held(wait, "rate") for wait in (0.09, 0.19, 0.29)
+    ]
+    assert await scripts.redis.zrange(keys.HELD + "both", 0, -1) == [], "they wait for no place"
+    assert await enter(scripts, both, "c", after_ms=50) == Held(0.15, "rate")
+    assert [await enter(scripts, both, run_id, after_ms=300) for run_id in "bcd"] == [None] * 3
+
+
+@pytest.mark.parametrize(("order", "wait"), [("1000", 0.001), ("0.5", 2.0)])
+async def test_moments_of_a_former_rate_do_not_count(scripts: Scripts, order: str, wait: float) -> None:
+    for number in range(50):
+        await enter(scripts, paced, f"r{number}")
+    await scripts.redis.hset(keys.RATES, "paced", order)
+    assert await enter(scripts, paced, "new") == Held(wait, "rate"), "behind one run, and not behind fifty"
+    assert await enter(scripts, paced, "r40", after_ms=4_000) in (None, Held(pytest.approx(wait), "rate"))
+    later = [await enter(scripts, paced, f"r{number}", after_ms=4_900) for number in range(45, 50)]
+    waits = [0.0 if held is None else held.seconds for held in later]
+    assert [b - a for a, b in itertools.pairwise(waits)] == [pytest.approx(wait)] * 4
+
+
 async def test_who_waits_for_a_place_takes_no_moment(scripts: Scripts) -> None:
     assert await enter(scripts, both, "a") is None
     assert await enter(scripts, both, "b") == FOR_A_PLACE
-    assert await scripts.redis.get(keys.RATE + "both") == f"{NOW + 100}.000".encode()
+    assert await scripts.redis.get(keys.RATE + "both") == f"{NOW + 100}.000 100".encode()
 
 
 async def test_who_waits_for_its_moment_takes_no_place(scripts: Scripts) -> None:

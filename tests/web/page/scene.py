@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -147,7 +148,7 @@ async def page_site(
     async with AsyncExitStack() as stack:
         site.database = Database(settings, "test")
         stack.push_async_callback(site.database.close)
-        await clean(site.database)
+        await asyncio.to_thread(clean, services)
         site.redis = Redis.from_url(settings.redis.url)
         stack.push_async_callback(site.redis.aclose)
         await site.redis.flushall()

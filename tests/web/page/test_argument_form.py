@@ -1,15 +1,20 @@
-"""Fields for dates and times: the browser shows them in UTC, and the job gets the ISO form that the API takes."""
+"""The form of a job: a browser sends each argument back as the form shows it, and times in the form of the API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
-from typing import Any
+from html.parser import HTMLParser
+from typing import Any, Literal
 
+import httpx
 import pytest
-from pydantic import AwareDatetime, NaiveDatetime
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime
 
-from worker import JobContext, job
+from tests.web.conftest import connect
+from worker import JobContext, Settings, job
+from worker.db.engine import Database
+from worker.web import web_app
 from worker.web.page.argument_form import PREFIX, fill, make_fields, read_arguments
 from worker.web.page.form import Form
 
@@ -75,3 +80,105 @@ def test_what_a_browser_sends_becomes_the_iso_form(sent: dict[str, str], argumen
 def test_what_is_no_time_is_refused_by_the_job() -> None:
     found, _ = shown({"begin": "<script>"})
     assert found == {"begin": "<script>"}
+
+
+class Place(BaseModel):
+    """A model as an argument."""
+
+    name: str = "a\xa0b"
+    at: list[float] = [1.5]
+
+
+@job
+async def odd_defaults(
+    ctx: JobContext,
+    line_end: str = "\n",
+    windows: str | None = "\r\n",
+    space: str = " a  b ",
+    fixed: str = "10\xa0km",
+    hidden: str = "\u200b\u202e\x7f\x1b",
+    marks: str = "a" + "\u0300" * 9,
+    markup: str = "<b>\"&amp;'</b>\\x41",
+    empty: str = "",
+    nothing: str | None = None,
+    names: list[str] = ["\xa0\x7f\u200b\U000e0001", "\n"],  # noqa: B006 - each run gets its own
+    place: Place = Place(),  # noqa: B008
+    mode: Literal["\xa0", "b"] = "\xa0",
+    number: float | str = 1.5,
+) -> None:
+    """Take what hides."""
+
+
+@job
+async def nullable(ctx: JobContext, count: int | None, name: str | None, day: date | None, both: float | str) -> None:
+    """Take arguments without defaults that may be null."""
+
+
+class SentForm(HTMLParser):
+    """The fields that a browser sends of the form of a job: inputs of one line lose line breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self._name = ""
+        self._is_text = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a field."""
+        values = dict(attrs)
+        name, value = values.get("name") or "", values.get("value") or ""
+        self._is_text = tag == "textarea"
+        if tag in ("input", "textarea", "select"):
+            self._name = name
+            self.fields[name] = value.replace("\n", "").replace("\r", "")
+        elif tag == "option" and "selected" in values:
+            self.fields[self._name] = value
+
+    def handle_endtag(self, tag: str) -> None:
+        """End a field of many lines."""
+        self._is_text = False
+
+    def handle_data(self, data: str) -> None:
+        """Note the text of a field of many lines."""
+        if self._is_text:
+            self.fields[self._name] += data.removeprefix("\n")
+
+
+async def form_of(http: httpx.AsyncClient, name: str) -> dict[str, str]:
+    """Return what a browser sends of the form of a job whose visitor changes nothing."""
+    sent = SentForm()
+    sent.feed((await http.get(f"/page/jobs/{name}")).text)
+    return {name: value for name, value in sent.fields.items() if name.startswith(PREFIX)}
+
+
+async def test_defaults_that_hide_something_are_sent_back_unchanged(settings: Settings, database: Database) -> None:
+    app = web_app(settings, jobs=[odd_defaults])
+    async with connect(app) as http:
+        sent = await form_of(http, "odd_defaults")
+    await app.close()
+    fields = fill(make_fields(odd_defaults.codec.make_schema()), Form(list(sent.items())))
+    assert read_arguments(fields) == ({}, {}), "none differs from its default"
+    assert len(sent) == len(fields)
+    sent |= {PREFIX + "line_end": '"\\t"', PREFIX + "windows": "", PREFIX + "number": "2.5"}
+    changed = read_arguments(fill(fields, Form(list(sent.items()))))
+    assert changed == ({"line_end": "\t", "windows": None, "number": 2.5}, {})
+
+
+async def test_refused_forms_show_what_was_sent(settings: Settings, database: Database) -> None:
+    app = web_app(settings, jobs=[odd_defaults])
+    typed = {PREFIX + "fixed": "12\xa0km\u200b", PREFIX + "names": '["\xa0"'}
+    async with connect(app) as http:
+        page = (await http.get("/page/jobs/odd_defaults")).text
+        csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+        refused = await http.post("/page/jobs/odd_defaults", data={"csrf": csrf, "act": "enqueue"} | typed)
+    await app.close()
+    assert refused.status_code == 422
+    again = SentForm()
+    again.feed(refused.text)
+    assert {name: again.fields[name] for name in typed} == typed
+
+
+def test_empty_fields_stand_for_null_where_an_argument_may_be_null() -> None:
+    sent = [(PREFIX + name, "") for name in ("count", "name", "day")]
+    fields = fill(make_fields(nullable.codec.make_schema()), Form(sent))
+    assert read_arguments(fields) == ({"count": None, "name": None, "day": None}, {})

@@ -56,7 +56,7 @@ async def mend(site: PageSite) -> None:
 
 
 async def test_which_run_is_the_slowest_and_why_and_it_is_slowed_down(site: PageSite) -> None:
-    for name, pace in (("quick", 60.0), ("slowest", 3.0)):
+    for name, pace in (("quick", 12.0), ("slowest", 3.0)):
         await site.client.pace(name, rows_per_second=pace)
         await site.client.enqueue(slow_walk.options(id=name), size=1)
     async with at_most(0, site) as page:
@@ -67,8 +67,8 @@ async def test_which_run_is_the_slowest_and_why_and_it_is_slowed_down(site: Page
         await page.locator("#region-active").get_by_role("link", name="quick").click()
         await page.get_by_label("Pace in rows a second").focus()
         await page.get_by_label("Pace in rows a second").press("ArrowLeft")
-        await expect(page.locator("#toasts")).to_contain_text("Pace set for quick.")
-        assert float(await site.redis.hget(keys.PACE, "quick") or 60) < 60  # type: ignore[misc]
+        await expect(page.locator("#toasts")).to_contain_text("Pace of quick: 12 → ")
+        assert float(await site.redis.hget(keys.PACE, "quick") or 12) < 12  # type: ignore[misc]
         await expect(page.locator("ul.keys")).to_contain_text("throttled: pace")
         await expect(page.locator("ul.keys svg.tone")).to_have_count(1)
         await site.check(page)
@@ -81,6 +81,7 @@ async def test_why_a_run_failed_and_on_which_row_and_it_is_set_right(site: PageS
     with pytest.raises(JobFailed):
         await run.result(timeout=60)
     async with at_most(3, site) as page:
+        await expect(page.locator("#ended-strict")).to_contain_text("dead")
         await page.locator("#region-failures").get_by_role("link", name="strict").click()
         await expect(page.locator("#region-outcome")).to_contain_text("this nickname is not allowed")
         await expect(page.locator("#region-outcome")).to_contain_text("key 131]")
@@ -88,6 +89,9 @@ async def test_why_a_run_failed_and_on_which_row_and_it_is_set_right(site: PageS
         await page.get_by_role("button", name="Run again…").click()
         await page.get_by_role("button", name="Continue from the checkpoint").click()
         await expect(page.locator(".big .state")).to_have_text("succeeded")
+        await expect(page.locator("[data-again]")).to_contain_text("by web:local, after it was dead")
+        await expect(page.locator("tr[id^=attempt-] .state").first).to_have_text("succeeded")
+        await expect(page.locator("tr[id^=attempt-] .error").nth(1)).to_contain_text("this nickname is not allowed")
     assert await run.result(timeout=60) == 400
 
 

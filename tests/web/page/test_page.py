@@ -39,8 +39,10 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
     run = await site.client.enqueue(slow_walk.options(id="walk-1"), size=2)
     async with site.open("/page/runs/walk-1") as page:
         state = page.locator(".big .state")
-        await expect(state).to_have_text("running")
+        await expect(state).to_have_text("running · throttled")
         await expect(page.locator(".alert.is-throttled")).to_contain_text("8 rows/s at most")
+        await expect(page.locator(".progress.long")).to_contain_text("% by position")
+        await expect(page.locator("svg.story .span").last).to_have_class("span is-throttled")
         seen = await rows_of(page)
         await until(lambda: _has_moved(page, seen))
         assert await page.evaluate("performance.getEntriesByName('page-update').length") > 0
@@ -49,18 +51,24 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         slider = page.get_by_label("Pace in rows a second")
         await slider.focus()
         await slider.press("ArrowLeft")
-        await expect(page.locator("#toasts")).to_contain_text("Pace set for walk-1.")
+        await expect(page.locator("#toasts")).to_contain_text("Pace of walk-1: 8 → ")
         slower = float(await pace(site, "walk-1") or "0")
+        await expect(page.locator("#toasts")).to_contain_text(f"Pace of walk-1: 8 → {slower:g} rows/s.")
         assert 1 < slower < 8, "one step to the left of the pace that was set"
         assert f"{slower:g}" == await page.locator("[name=rows_per_second]").input_value()
         await expect(page.locator(".alert.is-throttled")).to_contain_text(f"{slower:g} rows/s at most")
 
+        place = await slider.input_value()
+        await page.locator("[name=rows_per_second]").fill("50")  # the slider follows
+        assert float(await slider.input_value()) > float(place) + 10
+        await page.locator("[name=rows_per_second]").fill(f"{slower:g}")
         await page.locator("h1").click()  # away from the slider
         await page.keyboard.press("p")
         await expect(page.locator(".alert.is-paused")).to_contain_text("Paused by walk-1")
+        await expect(page.locator("svg.story .span").last).to_have_class("span is-paused")
         assert await site.redis.smembers(keys.PAUSED) == {b"walk-1"}
         await page.keyboard.press("p")
-        await expect(state).to_have_text("running")
+        await expect(state).to_have_text("running · throttled")
         seen = await rows_of(page)
         await until(lambda: _has_moved(page, seen))  # north has the run again, from the queue
 
@@ -109,7 +117,14 @@ async def test_failed_run_shows_why_and_its_rows_are_set_right(site: PageSite) -
         await session.execute(text("UPDATE author SET nickname = 'bad ' || id WHERE id IN (7, 130, 390)"))
         await session.commit()
     await (await site.client.enqueue(picky_walk.options(id="picky"))).result(timeout=60)
-    async with site.open("/page/runs/picky") as page:
+    async with site.open("/") as page:
+        await page.get_by_role("link", name="Rows in quarantine").click()
+        await expect(page.locator("[data-row]")).to_have_count(3)
+        await page.goto(f"{site.url}/page/runs?search=picky")
+        await page.get_by_role("link", name="3 rows in quarantine").click()
+        await page.get_by_role("link", name="picky", exact=True).click()
+        await expect(page.locator(".big")).to_have_text("succeeded · 3 rows in quarantine")
+        await expect(page.locator(".events")).to_contain_text("It succeeded; 3 rows in quarantine.")
         rows = page.locator("#region-quarantine tbody tr")
         await expect(rows).to_have_count(3)
         await expect(rows.first).to_contain_text("author 390 has a bad nickname")
@@ -126,8 +141,14 @@ async def test_failed_run_shows_why_and_its_rows_are_set_right(site: PageSite) -
         await page.get_by_role("button", name="Process selected again", exact=True).click()
         await expect(rows).to_have_count(1)
         await expect(rows.first).to_contain_text("author 7 has")
-        await page.get_by_role("button", name="Process all 1 again").click()
+        await page.get_by_role("button", name="Process it again", exact=True).click()
+        await expect(page.locator("#toasts")).to_contain_text("1 row is processed again by picky:retry:")
         await expect(rows).to_have_count(0)
+        await expect(page.locator("#region-head")).to_contain_text("are processed again by picky:retry:")
+        await page.locator("#toasts a").last.click()
+        await expect(page.locator("#region-head")).to_contain_text("processes rows in quarantine of picky")
+        await expect(page.locator("#region-arguments")).to_contain_text("It has none")
+        await expect(page.locator("#region-steps")).not_to_contain_text("rows in all")  # it has ended
     async with site.database.session() as session:
         behind = await session.scalars(select(Author.id).where(Author.seen < await _most_seen(site)))
         assert behind.all() == [390], "only the row that was discarded is not done"
@@ -147,10 +168,20 @@ async def test_hostile_texts_are_shown_and_do_nothing(site: PageSite) -> None:
         await expect(failures).to_contain_text(shown)
         await expect(failures).to_contain_text(HOSTILE_ID)
         await site.check(page)
+        await page.locator(".totals div", has_text="Failed in 24 h").click(position={"x": 3, "y": 3})
+        await expect(page).to_have_title("Dead letters · Longhaul")
+        await page.goto(f"{site.url}/page/runs?state=dead&job=brittle")
+        await expect(page.locator("[data-letters]")).to_contain_text("1 run before these filters")
+        await page.locator("[data-letters] a").click()
+        await expect(page.locator("[data-row]")).to_have_count(1)
+        assert page.url.endswith("/page/dead-letters?job=brittle")
+        await page.goto(site.url)
         await failures.get_by_role("link", name=HOSTILE_ID).click()
         await expect(page.locator("h1")).to_have_text(HOSTILE_ID)
         for region in ("outcome", "arguments", "story"):
             await expect(page.locator(f"#region-{region}")).to_contain_text(shown)
+        regions = await page.locator("[data-region]").evaluate_all("all => all.map((one) => one.id)")
+        assert regions.index("region-outcome") < regions.index("region-story"), "the failure comes first"
         assert await page.locator("main img, main script").count() == 0
         commands = page.locator("#region-orders .commands code")
         assert await commands.first.text_content() == f"worker retry {_quoted(HOSTILE_ID)}"
@@ -168,13 +199,24 @@ async def test_page_is_read_without_scripts_and_gives_orders(site: PageSite) -> 
         await expect(page.locator("#region-coming")).to_contain_text("later")
         await expect(page.locator("#region-workers")).to_contain_text("north")
         await expect(page.locator("#region-cron")).to_contain_text("nightly")
-        await page.get_by_role("link", name="later").first.click()
+        await page.get_by_role("link", name="later", exact=True).first.click()
         await page.get_by_role("button", name="Pause").click()
         await expect(page.locator(".note")).to_have_text("Paused later.")
         await expect(page.locator(".big .state")).to_have_text("paused")
         await page.get_by_role("button", name="Cancel…").click()
         await page.get_by_role("button", name="Cancel the run").click()
         await expect(page.locator(".note")).to_have_text("Cancelled later.")
+        await page.goto(f"{site.url}/page/cron")
+        await page.get_by_role("button", name="Run now nightly", exact=True).click()
+        await expect(page.locator(".note")).to_contain_text("Enqueued cron:nightly:by-hand:")
+        run_id = await page.locator(".note a").inner_text()
+        await page.locator(".note a").click()
+        await expect(page.locator("h1")).to_have_text(run_id)
+        await page.goto(f"{site.url}/page/jobs/nightly")
+        await page.get_by_role("button", name="Pause the job", exact=True).click()
+        await expect(page.locator(".note a")).to_have_attribute("href", "/page/jobs/nightly")
+        await page.get_by_role("button", name="Resume the job", exact=True).click()
+        await expect(page.locator(".note")).to_have_text("Resumed nightly.")
 
 
 async def test_keys_search_move_select_and_open(site: PageSite) -> None:
@@ -196,10 +238,14 @@ async def test_keys_search_move_select_and_open(site: PageSite) -> None:
         await page.keyboard.press("g")
         await page.keyboard.press("o")
         await expect(page).to_have_title("Overview · Longhaul")
-        await page.keyboard.press("g")
-        await page.keyboard.press("r")
-        await expect(page).to_have_title("Runs · Longhaul")
+        await page.keyboard.press("?")
+        keys_ = page.get_by_role("dialog", name="Keys")
+        await expect(keys_).to_contain_text("this list")
+        await expect(keys_).to_contain_text("search runs")  # this view has no field of its own
+        await page.keyboard.press("Escape")
         await page.keyboard.press("/")
+        await expect(page).to_have_title("Runs · Longhaul")
+        await expect(page.locator("[data-search]")).to_be_focused()
         await page.keyboard.type("key-1")
         await page.keyboard.press("Enter")
         await expect(page.locator("tbody tr")).to_have_count(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -148,6 +149,87 @@ async def _read_until(reader: AsyncIterator[str], word: str) -> None:
             if line.startswith("data:") and word in line:
                 return
     raise AssertionError(f"the stream ended without {word}")
+
+
+async def test_streams_end_with_their_token(
+    settings: Settings, database: Database, client: Client, redis: Redis, tmp_path: Path
+) -> None:
+    file = TokenFile(tmp_path / "tokens.toml")
+    token = file.create("eve", ["read"])
+    app = web_app(with_web(settings, port=0, tokens_file=str(file.path), refresh_seconds=0.001), jobs=JOBS)
+    async with (
+        serving(app.backend.settings, app) as url,
+        httpx.AsyncClient(base_url=url, timeout=60, headers={"Authorization": f"Bearer {token}"}) as http,
+    ):
+        await log_in(http, token)
+        async with http.stream("GET", "/?live=1") as page, http.stream("GET", "/events") as events:
+            assert (page.status_code, events.status_code) == (200, 200)
+            await until_true(lambda: app.backend.events.count == 2)
+            file.revoke("eve")
+            app._access.file._seen = None  # type: ignore[union-attr]
+            await client.enqueue(nightly.options(id="secret", delay=3600))
+            await redis.xadd(keys.EVENTS, {"event": "secret", "run": "secret"})
+            for response in (page, events):
+                assert "secret" not in "".join([part async for part in response.aiter_text()])
+        assert (await http.get("/?live=1")).status_code == 401
+    await app.close()
+
+
+async def test_messages_and_unreadable_tokens_are_told_whatever_their_letters(
+    settings: Settings, database: Database, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = TokenFile(tmp_path / "tokens.toml")
+    token = file.create("ada", ["read", "operate"])
+    async with app_with_tokens(settings, file.path) as app, connect(app) as http:
+        await log_in(http, token)
+        names = [letter * 80 for letter in ("\u6771", "\U0001f525", '"')]
+        order = {"csrf": csrf_in((await http.get("/")).text), "targets": names, "back": "/"}
+        assert (await http.post("/page/orders/pause", data=order)).status_code == 303
+        page = (await http.get("/")).text
+        note = page.partition('class="note"')[2].partition("</p>")[0]
+        links = re.findall(r'<a href="/page/runs/[^"]*">([^<]*)</a>', note)
+        assert links in (names[:1], names[:2]), "as many as the cookie holds"
+        assert f"Paused {names[0]}, {names[1]}" in re.sub("</?a[^>]*>", "", note)
+        file.path.write_text("x")
+        app._access.file._seen = None  # type: ignore[union-attr]
+        assert (await http.get("/")).status_code == 503
+    assert "tokens.toml: not valid TOML" in caplog.text
+
+
+async def test_each_open_page_hears_why_it_cannot_be_read(
+    settings: Settings, database: Database, client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.web.page.live._ALIVE_SECONDS", 0.05)
+    app = web_app(with_web(settings, port=0), jobs=JOBS)
+    async with (
+        serving(app.backend.settings, app) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+        http.stream("GET", "/page/runs/gone?live=1") as first,
+    ):
+        assert await _read_errors(first) == {"regions": GONE, "alive": GONE}
+        async with http.stream("GET", "/page/runs/gone?live=1") as second:  # it joins the first one
+            assert await _read_errors(second) == {"regions": GONE, "alive": GONE}
+    await app.close()
+
+
+GONE = "there is no run 'gone' in the queue or the ledger, and no dead letter"
+
+
+async def _read_errors(response: httpx.Response) -> dict[str, str | None]:
+    """Return the errors of the first update, and of the first message behind it that has none."""
+    found: dict[str, str | None] = {}
+    kind = ""
+    async with asyncio.timeout(60):
+        async for line in response.aiter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                if kind == "regions" or found:
+                    found[kind] = json.loads(value)["error"]
+                if "alive" in found:
+                    break
+    return found
 
 
 @pytest.mark.parametrize("path", ["/page/orders/pause", "/page/orders/none", "/page/login"])

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, rough, show
+from worker.web.page.sentences import list_more
+from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, prose, rough, show
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,12 @@ def test_command_is_read_by_a_shell_as_it_was_meant() -> None:
     assert printed.splitlines() == list(words)
 
 
+def test_what_stands_in_backticks_is_code() -> None:
+    assert prose("`a<b>` takes ``x``, `\u202e` and a ` alone") == (
+        "<code>a&lt;b&gt;</code> takes <code>x</code>, <code>\\u202e</code> and a ` alone"
+    )
+
+
 def test_figures_have_few_digits() -> None:
     assert [number(value) for value in (None, 0, 3.25, 12.4, 1234567)] == ["–", "0", "3.2", "12", "1,234,567"]
     assert [compact(value) for value in (999, 9_999, 12_345, 234_567, 1_500_000)] == [
@@ -46,7 +53,8 @@ def test_figures_have_few_digits() -> None:
         "1.5M",
     ]
     assert [percent(value) for value in (None, 0.04, 99.99, 100)] == ["–", "0.0 %", "99.9 %", "100.0 %"]
-    assert [duration(value) for value in (0.02, 3.21, 59.6, 3_725, 90_000)] == [
+    assert [duration(value) for value in (0.0, 0.02, 3.21, 59.6, 3_725, 90_000)] == [
+        "under 1 ms",
         "20 ms",
         "3.2 s",
         "1 min",
@@ -66,3 +74,21 @@ def test_figures_have_few_digits() -> None:
     moments = (timedelta(0), timedelta(seconds=-59), timedelta(minutes=-61), timedelta(hours=50))
     assert [ago(now + one, now) for one in moments] == ["now", "59 s ago", "1 h ago", "in 2 d"]
     assert clip("x" * 5000, 10) == "xxxxxxxxxx … (5,000 characters; the API has all of them)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        (
+            {"order": "pace", "targets": '["a", "b"]', "details": '{"rows_per_second": 57}'},
+            [("order", "pace"), ("targets", "a, b"), ("rows_per_second", "57")],
+        ),
+        ({"event": "dead", "run": "r", "error": '["no list"]'}, [("error", '["no list"]')]),
+        ({"targets": "[" * 9_000, "details": "{}"}, [("targets", "[" * 9_000)]),
+        ({"targets": '["a', "details": '"text"'}, [("targets", '["a'), ("details", '"text"')]),
+        ({"details": '{"rows_per_second": null}'}, [("rows_per_second", "none")]),
+    ],
+    ids=["order", "another field", "too deep", "no json", "null"],
+)
+def test_fields_of_an_event_are_shown_without_json(fields: dict[str, str], shown: list[tuple[str, str]]) -> None:
+    assert list_more(fields) == shown

@@ -207,8 +207,8 @@ def seconds_until_start(look: Look, scope: str) -> float:
     """Return the seconds until a rate admits the next run; 0 or less if it admits one now."""
     raw = look.replies["moment", scope]
     try:
-        return 0.0 if raw is None else float(raw) / 1000 - look.now
-    except ValueError:
+        return 0.0 if raw is None else float(raw.split()[0]) / 1000 - look.now
+    except (ValueError, IndexError):
         return 0.0
 
 

@@ -1,4 +1,4 @@
--- List runs with the sums of their steps, newest first.
+-- List runs with the sums of their steps, newest first. Rows in quarantine are counted to 1,000 for each run.
 SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeovers, run.error, run.result, run.parent,
        run.created_at, run.started_at, run.finished_at,
        greatest(run.updated_at, pg_catalog.max(step.updated_at), pg_catalog.max(sums.updated_at)) AS updated_at,
@@ -6,7 +6,9 @@ SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeov
            AS rows,
        coalesce(pg_catalog.sum(step.batches + CASE WHEN step.done THEN 0 ELSE coalesce(sums.batches, 0) END), 0)::bigint
            AS batches,
-       pg_catalog.sum(step.total)::bigint AS total
+       pg_catalog.sum(step.total)::bigint AS total,
+       (SELECT pg_catalog.count(*)
+          FROM (SELECT FROM worker.quarantine WHERE quarantine.run_id = run.id LIMIT 1000) AS held) AS quarantined
   FROM worker.run
   LEFT JOIN worker.step ON step.run_id = run.id
   LEFT JOIN LATERAL (SELECT pg_catalog.sum(step_range.rows) AS rows, pg_catalog.sum(step_range.batches) AS batches,

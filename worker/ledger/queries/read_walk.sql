@@ -3,7 +3,8 @@
 SELECT coalesce((SELECT fence = $5::bigint FROM worker.run WHERE id = $4::text), false) AS is_owned,
        coalesce(run.finished_at IS NULL AND run.state <> 'paused' AND NOT step.done, false) AS is_open,
        coalesce(run.fence = $2::bigint, false) AS is_current,
-       ranges.ranges, ranges.done, ranges.failed, ranges.hands, ranges.rows, ranges.batches,
+       ranges.ranges, ranges.done, ranges.failed, ranges.hands, ranges.rows, ranges.rows_of_done,
+       ranges.batches,
        coalesce(
            ranges.error,
            (SELECT pg_catalog.format('helper %s: %s', id, error)
@@ -15,6 +16,7 @@ SELECT coalesce((SELECT fence = $5::bigint FROM worker.run WHERE id = $4::text),
                pg_catalog.count(*) FILTER (WHERE error IS NOT NULL) AS failed,
                pg_catalog.count(DISTINCT owner) FILTER (WHERE NOT done) AS hands,
                coalesce(pg_catalog.sum(rows), 0)::bigint AS rows,
+               coalesce(pg_catalog.sum(rows) FILTER (WHERE done), 0)::bigint AS rows_of_done,
                coalesce(pg_catalog.sum(batches), 0)::bigint AS batches,
                pg_catalog.min(pg_catalog.format('helper %s, range %s%s (behind %s, up to %s): %s', owner, number,
                                                 ' of ' || partition, coalesce(lower::text, 'the beginning'), upper,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import islice
 from time import monotonic, time
 from typing import Any
 
@@ -22,6 +23,8 @@ from worker.runtime.observer import Observer, RunInfo
 
 #: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.
 _MOST_BEGUN = 10_000
+#: At each 256th attempt of a job, its oldest are looked for, and the wall clock is read.
+_TIDY_MASK = 0xFF
 _LONGEST_LABEL = 100
 _RUN_BUCKETS, _LATENCY_BUCKETS = names.RUN_SECONDS.buckets, names.LATENCY_SECONDS.buckets
 
@@ -87,6 +90,8 @@ class Metrics(Observer):
         self._other = self._jobs.pop(names.OTHER, JobCounts(served))
         #: When each running attempt has begun, by the monotonic clock.
         self._begun: dict[str, float] = {}
+        #: The wall clock at 0 of the monotonic one, read again at times: an event reads one clock.
+        self._epoch = time() - monotonic()
         #: The walks that wait: their counts, the reason, and up to when the wait is counted.
         self._waits: dict[str, tuple[JobCounts, str, float]] = {}
 
@@ -100,11 +105,10 @@ class Metrics(Observer):
             counts = self._jobs[job]
         except KeyError:
             counts = self._other
-        counts.attempts += 1
-        begun = self._begun
-        begun[run_id] = monotonic()
-        if len(begun) > _MOST_BEGUN:
-            del begun[next(iter(begun))]
+        counts.attempts = attempts = counts.attempts + 1
+        self._begun[run_id] = now = monotonic()
+        if not attempts & _TIDY_MASK:
+            self._tidy()
         if took_over:
             counts.takeovers += 1  # it was due when the lease of its worker expired
             return
@@ -115,10 +119,17 @@ class Metrics(Observer):
                 latency = counts.latencies[queue]
             except KeyError:
                 latency = self._add_latency(counts, queue)
-            waited = time() - due_ms / 1000
+            waited = now + self._epoch - due_ms / 1000
             latency.counts[bisect_left(_LATENCY_BUCKETS, waited)] += 1
             if waited > 0:  # else the clock of the client is ahead
                 latency.sum += waited
+
+    def _tidy(self) -> None:
+        """Read the wall clock, and forget the oldest attempts whose end is not known."""
+        self._epoch = time() - monotonic()
+        excess = len(self._begun) - _MOST_BEGUN
+        for run_id in list(islice(self._begun, max(0, excess))):
+            del self._begun[run_id]
 
     def _add_latency(self, counts: JobCounts, queue: str) -> Histogram:
         return counts.latencies.setdefault(self._queues.get(queue, names.OTHER), Histogram(names.LATENCY_SECONDS))
@@ -165,9 +176,12 @@ class Metrics(Observer):
             counts = self._other
         counts.outcomes["succeeded"] += 1
         counts.succeeded_at = now = monotonic()
-        begun = self._begun.pop(run[0], None)
-        if begun is not None:
-            seconds, took = counts.run_seconds, now - begun
+        try:
+            took = now - self._begun.pop(run[0])
+        except KeyError:
+            pass
+        else:
+            seconds = counts.run_seconds
             seconds.counts[bisect_left(_RUN_BUCKETS, took)] += 1
             seconds.sum += took
         if self._waits:
@@ -210,7 +224,8 @@ class Metrics(Observer):
 
     def snapshot(self) -> Snapshot:
         """Return the values, with the time up to now of walks that wait."""
-        now, epoch = monotonic(), time() - monotonic()
+        self._tidy()
+        now, epoch = monotonic(), self._epoch
         for run_id, (counts, label, began) in list(self._waits.items()):
             counts.throttled[label] = counts.throttled.get(label, 0.0) + now - began
             self._waits[run_id] = (counts, label, now)

@@ -7,7 +7,8 @@
 -- the runs behind it move up.
 --
 -- The rate limit is the generic cell rate algorithm (ITU-T I.371): the next run does not conform before a moment. If a
--- run comes too early, its moment is reserved; the run is due at that moment, and passes then.
+-- run comes too early, its moment is reserved; the run is due at that moment, and passes then, and not before. Moments
+-- are noted with the ms between two runs: if an operator has changed the rate, those of the former rate do not count.
 --
 -- A key of a wrong type or a wrong value is reported and ignored: the limit of the code applies.
 --
@@ -15,7 +16,7 @@
 --      queue, levels of priority in use
 -- ARGV id, job, prefix of leases, limit (0 for none), ms between two runs (0 for no rate), ms of tolerance, longest
 --      wait for a place in ms, prefix of lines of priority, number of the claim
--- returns {ms to wait (0 if the place is acquired), limit or rate, problems}
+-- returns {ms to wait (0 if the place is acquired), limit or rate, problems, 1 if the run has a place}
 
 -- include clock.lua
 -- include checks.lua
@@ -45,24 +46,43 @@ if limited and not redis.call('ZSCORE', KEYS[1], id) then
         redis.call('ZADD', KEYS[2], 'NX', now_ms, id)
         redis.call('PEXPIRE', KEYS[2], 86400000)
         local behind = math.max(0, redis.call('ZRANK', KEYS[2], id) - 1)
-        return {math.min(tonumber(ARGV[7]) * (1 + behind), 3600000), 'limit', problems}
+        return {math.min(tonumber(ARGV[7]) * (1 + behind), 3600000), 'limit', problems, 0}
     end
 end
-if between > 0 and redis.call('DEL', KEYS[4]) == 0 then
-    local moment = tonumber(try('GET', KEYS[3]) or '0')
-    -- A moment further ahead than a hundred years was not written by this script. Many runs under a low rate reserve
-    -- moments that are months ahead.
+local rate_mark = string.format('%.6g', between)
+
+-- Return the moment of a key. One further ahead than a hundred years was not written by this script. Many runs under a
+-- low rate reserve moments that are months ahead.
+local function read_moment(key)
+    local text, mark = string.match(try('GET', key) or '0', '^(%S+) ?(%S*)$')
+    local moment = tonumber(text or '')
     if not moment or moment ~= moment or moment > now_ms + 3155760000000 then
-        note(KEYS[3], 'value', 'not a moment within a hundred years')
-        moment = 0
+        note(key, 'value', 'not a moment within a hundred years')
+        return 0, ''
     end
+    return moment, mark
+end
+
+local function wait_for_rate(wait)
+    if limited then redis.call('ZREM', KEYS[2], id) end  -- it waits for no place now
+    return {wait, 'rate', problems, 0}
+end
+
+local reserved, reserved_mark = read_moment(KEYS[4])
+local has_moment = between > 0 and reserved > 0 and (reserved_mark == rate_mark or reserved_mark == '')
+if has_moment and reserved > now_ms then return wait_for_rate(math.ceil(reserved - now_ms)) end
+redis.call('DEL', KEYS[4])
+if between > 0 and not has_moment then
+    local moment, mark = read_moment(KEYS[3])
+    if mark ~= '' and mark ~= rate_mark then moment = math.min(moment, now_ms + between) end
     moment = math.max(moment, now_ms)
     local after = moment + between
-    redis.call('SET', KEYS[3], string.format('%.3f', after), 'PX', math.ceil(after - now_ms) + 1000)
+    local text = string.format('%.3f %s', after, rate_mark)
+    redis.call('SET', KEYS[3], text, 'PX', math.ceil(after - now_ms) + 1000)
     local wait = math.ceil(moment - tonumber(ARGV[6]) - now_ms)
     if wait > 0 then
-        redis.call('SET', KEYS[4], '1', 'PX', wait + 86400000)
-        return {wait, 'rate', problems}
+        redis.call('SET', KEYS[4], string.format('%.0f %s', now_ms + wait, rate_mark), 'PX', wait + 86400000)
+        return wait_for_rate(wait)
     end
 end
 if limited then
@@ -84,4 +104,4 @@ if limited then
         end
     end
 end
-return {0, '', problems}
+return {0, '', problems, limited and 1 or 0}

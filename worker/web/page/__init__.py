@@ -10,11 +10,13 @@
 | `plots.py` | small plots as SVG |
 | `session.py` | the session by token, and the CSRF token |
 | `forms.py` | orders: a form becomes the body of an operation of the API |
+| `links.py` | the links in the sentence that follows an order |
 | `live.py` | one renderer for all pages that show the same |
 | `assets.py` | static files |
 | `form.py` | the fields that a form has sent |
 | `argument_form.py` | the form of a job's arguments, made from their JSON Schema |
 | `command_lines.py` | an order as lines of `worker`, `redis-cli` and `psql`: from the body that it would send |
+| `story.py`, `sentences.py`, `attempts.py` | the line of time of a run, its events as sentences, its attempts |
 | `overview.py`, `run.py`, `runs.py`, `jobs.py` | the loaders of views |
 | `failures.py` | the loaders of dead letters, quarantine and outbox |
 | `steering.py` | the loaders of cron lines, limits, events and orders |

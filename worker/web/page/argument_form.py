@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from worker.web.page.form import Form
-from worker.web.page.text import pretty
+from worker.web.page.text import pretty, show
 
 Kind = Literal["text", "number", "date", "moment", "time", "switch", "choice", "json"]
 
@@ -37,6 +37,7 @@ _LIMITS = (
     ("maxLength", "at most {} characters"),
     ("pattern", "like {}"),
 )
+_JSON_TYPES = {"array": "JSON list", "object": "JSON object", "string": "JSON text"}
 _MOST_REFERENCES = 20
 _FIRST_YEAR = 1000  # with fewer digits, browsers differ
 #: Kinds whose fields the browser checks, by the format of the schema.
@@ -90,9 +91,10 @@ class ArgumentField:
                 return False, None
             text = f"{text}Z" if self.has_zone and _is_naive(text) else text
         if text == "":
-            if self.is_required or (self.kind not in ("text", "number", "switch") and not self.is_nullable):
-                return False, None
-            return True, None if self.is_nullable else ""
+            if self.is_nullable:
+                return True, None
+            is_missing = self.is_required or self.kind not in ("text", "number", "switch")
+            return not is_missing, None if is_missing else ""
         if self.kind == "number":
             return True, _read_number(text)
         if self.kind in ("json", "choice", "switch"):
@@ -160,6 +162,8 @@ def _make_field(
     if text and kind in ("moment", "time"):
         shown = _write_moment(text, has_zone=has_zone) if kind == "moment" else _write_time(text)
         kind, text = ("text", text) if shown is None else (kind, shown)
+    if kind == "text" and not _fits_a_line(text):
+        kind, text = "json", _write("json", default)
     return ArgumentField(
         name=name,
         kind=kind,
@@ -184,7 +188,8 @@ def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> tuple
         elif "anyOf" in schema:
             others = [one for one in schema["anyOf"] if one.get("type") != "null"]
             is_nullable = is_nullable or len(others) < len(schema["anyOf"])
-            if {one.get("type") for one in others} == {"number", "string"}:  # a decimal number
+            if {one.get("type") for one in others} == {"number", "string"} and any("pattern" in one for one in others):
+                # a decimal number
                 return {"type": "string", "decimal": True}, is_nullable
             if len(others) != 1:
                 return {}, is_nullable
@@ -218,7 +223,7 @@ def _describe(schema: Mapping[str, Any], kind: Kind) -> str:
     elif "decimal" in schema:
         found.append("decimal number")
     elif kind == "json":
-        found.append({"array": "JSON list", "object": "JSON object"}.get(str(schema.get("type")), "JSON value"))
+        found.append(_JSON_TYPES.get(str(schema.get("type")), "JSON value"))
     elif kind == "moment":
         found.append("without a time zone")
     elif kind == "text" and schema.get("format") in _HINTS:
@@ -232,8 +237,14 @@ def _write(kind: Kind, value: Any) -> str:
     if kind in ("text", "date", "moment", "time", "number"):
         return value if isinstance(value, str) else json.dumps(value)
     if kind == "json":
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else pretty(value)
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else pretty(value)
+        return text if show(text) == text else json.dumps(value).replace("\x7f", r"\u007f")
     return json.dumps(value)
+
+
+def _fits_a_line(text: str) -> bool:
+    """Return whether a field of one line shows a text as it is, and sends it back unchanged."""
+    return "\n" not in text and show(text) == text
 
 
 def fill(fields: Sequence[ArgumentField], form: Form) -> list[ArgumentField]:

@@ -150,7 +150,7 @@ class CommandLines:
     def pace(self, _: Mapping[str, str], body: bodies.PaceBody) -> list[str]:
         """Return the lines of `pace`."""
         rate = body.rows_per_second
-        option = ["--reset"] if rate is None else ["--max-rows-per-second", f"{rate:g}"]
+        option = ["--reset"] if rate is None else ["--max-rows-per-second", _number(rate)]
         return [_worker("pace", body.targets, *option), self._set_fields(keys.PACE, body.targets, rate)]
 
     def limit(self, _: Mapping[str, str], body: bodies.LimitBody) -> list[str]:
@@ -160,7 +160,7 @@ class CommandLines:
             chosen["--running"] = keys.LIMITS, body.concurrency
         if "rate_per_second" in body.model_fields_set:
             chosen["--runs-per-second"] = keys.RATES, body.rate_per_second
-        added = [word for name, (_, value) in chosen.items() if value is not None for word in (name, f"{value:g}")]
+        added = [word for name, (_, value) in chosen.items() if value is not None for word in (name, _number(value))]
         removed = [name for name, (_, value) in chosen.items() if value is None]
         lines = [_worker("limits set", [body.name], *added)] if added else []
         lines += [_worker("limits unset", [body.name], *removed)] if removed else []
@@ -169,7 +169,7 @@ class CommandLines:
     def _set_fields(self, key: str, names: Sequence[str], value: float | None) -> str:
         if value is None:
             return self._redis("HDEL", key, *names)
-        return self._redis("HSET", key, *(word for name in names for word in (name, f"{value:g}")))
+        return self._redis("HSET", key, *(word for name in names for word in (name, _number(value))))
 
     def cancel(self, _: Mapping[str, str], body: bodies.RunsBody) -> list[str]:
         """Return the lines of `cancel`."""
@@ -233,6 +233,11 @@ def _worker(verb: str, names: Sequence[str], *options: Any) -> str:
     """Return a line of `worker`. A name that begins like an option comes behind `--`."""
     end = ["--"] if any(name.startswith("-") for name in names) else []
     return command("worker", *verb.split(), *options, *end, *names)
+
+
+def _number(value: float) -> str:
+    """Return a number with all of its digits; a whole one without an exponent, which commands would refuse."""
+    return str(int(value)) if value == int(value) else f"{value:.12g}"
 
 
 def _choose(body: bodies.DeadLettersBody) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from typing import Any
 
 from worker.errors import RegistrationError
@@ -26,9 +25,11 @@ async def load_quarantine(visit: Visit) -> dict[str, Any]:
     query: QuarantineQuery = visit.query
     page = await visit.read("list_quarantine", **query.model_dump())
     rows: list[QuarantinedRowView] = page.items
-    groups = [(run_id, list(found)) for run_id, found in itertools.groupby(rows, key=lambda row: row.run_id)]
+    groups: dict[str, list[QuarantinedRowView]] = {}
+    for row in rows:
+        groups.setdefault(row.run_id, []).append(row)
     jobs = {row.job for row in rows}
-    return {"page": page, "groups": groups, "jobs": await list_job_names(visit, jobs)}
+    return {"page": page, "groups": list(groups.items()), "jobs": await list_job_names(visit, jobs)}
 
 
 async def load_outbox(visit: Visit) -> dict[str, Any]:

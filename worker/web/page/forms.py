@@ -21,29 +21,27 @@ from starlette.requests import Request
 from worker.queue.audit import ordering_as
 from worker.web.access import Caller, check_role
 from worker.web.backend import Backend
+from worker.web.effects import CountView, EnqueuedView, PacesView, RetriedRowsView, TargetsView
 from worker.web.operations import Call, Operation, Reply
 from worker.web.page.command_lines import make_commands
 from worker.web.page.form import Form
+from worker.web.page.links import LONGEST_NAME, NAMES_SHOWN
 from worker.web.problems import Problem, invalid, not_found
 from worker.web.table import ORDERS
-from worker.web.views import CountView, EnqueuedView, TargetsView
 
 _ORDERS = {operation.name: operation for operation in ORDERS}
 _OTHERS = ("csrf", "back")
-_NAMES_SHOWN = 3
 
 #: The sentence for an order that was carried out.
 _DONE = {
     "pause": "Paused",
     "resume": "Resumed",
-    "pace": "Pace set for",
     "limit": "Limit set for",
     "cancel": "Cancelled",
     "retry": "Enqueued again:",
     "drain": "Draining",
     "retry_dead_letters": "Enqueued again:",
     "delete_dead_letters": "Deleted",
-    "retry_quarantined": "Enqueued for the rows:",
     "discard_quarantined": "Deleted rows:",
     "retry_outbox": "Relayed again, rows:",
     "delete_outbox": "Deleted rows:",
@@ -122,6 +120,11 @@ def _describe(name: str, result: Any) -> str:
     done = _DONE.get(name, "Done:")
     if isinstance(result, EnqueuedView):
         return f"Enqueued {result.id}." if result.is_new else f"{result.id} was enqueued before."
+    if isinstance(result, PacesView):
+        return f"Pace of {_list_names(result.changed)}: {_describe_pace(result)}."
+    if isinstance(result, RetriedRowsView) and result.changed:
+        rows = "1 row is" if result.rows == 1 else f"{result.rows:,} rows are"
+        return f"{rows} processed again by {_list_names(result.changed)}."
     if isinstance(result, CountView):
         return f"{done} {result.changed:,}."
     if isinstance(result, TargetsView):
@@ -131,6 +134,16 @@ def _describe(name: str, result: Any) -> str:
     return "Done."
 
 
+def _describe_pace(result: PacesView) -> str:
+    """Return the values of a pace: `420 → 210 rows/s`."""
+    before, after = (
+        [*dict.fromkeys("no limit" if one is None else f"{one:,.12g}" for one in values)]
+        for values in (result.before, [result.rows_per_second])
+    )
+    unit = "" if result.rows_per_second is None else " rows/s"
+    return f"{', '.join(before[:NAMES_SHOWN])} → {after[0]}{unit}"
+
+
 def _list_names(names: list[str]) -> str:
-    shown = ", ".join("everything" if name == "*" else name[:80] for name in names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN:,} more"
+    shown = ", ".join("everything" if name == "*" else name[:LONGEST_NAME] for name in names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN:,} more"

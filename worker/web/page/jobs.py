@@ -13,13 +13,14 @@ from worker.errors import LonghaulError
 from worker.web.access import check_role
 from worker.web.bodies import EnqueueBody, PlanBody, TryBody
 from worker.web.fields import Name, Query
+from worker.web.job_views import JobView
 from worker.web.page import argument_form
 from worker.web.page.argument_form import ArgumentField
 from worker.web.page.command_lines import make_commands
 from worker.web.page.form import Form
 from worker.web.page.visit import Submitted, Visit
 from worker.web.problems import Problem, explain_any_error, invalid
-from worker.web.views import JobView, LimitView
+from worker.web.views import LimitView
 
 _OPTIONS = ("id", "delay_seconds", "queue", "priority")
 _TRIAL = ("batches", "rows")

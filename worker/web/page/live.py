@@ -49,6 +49,11 @@ class Channel:
         run_id: the run whose events call for an update; None for all.
         seconds: the time after which there is an update without an event.
         render: returns the regions.
+
+    Attributes:
+        pages: what waits for each page.
+        task: renders.
+        error: why the servers could not be read the last time; None if they were.
     """
 
     def __init__(self, backend: Backend, run_id: str | None, seconds: float, render: Render) -> None:
@@ -57,15 +62,15 @@ class Channel:
         self._seconds = seconds
         self._render = render
         self._regions: dict[str, str] = {}
-        self._error: str | None = None
+        self.error: str | None = None
         self.pages: set[asyncio.Queue[Update | None]] = set()
         self.task = asyncio.create_task(self._follow(), name="web page")
 
     def join(self) -> asyncio.Queue[Update | None]:
         """Add a page. It gets all regions that are known: it may be older than they are."""
         queue: asyncio.Queue[Update | None] = asyncio.Queue(_MOST_WAITING)
-        if self._regions:
-            queue.put_nowait(Update(self._regions, self._error))
+        if self._regions or self.error is not None:
+            queue.put_nowait(Update(self._regions, self.error))
         self.pages.add(queue)
         return queue
 
@@ -96,8 +101,8 @@ class Channel:
         except Problem as problem:
             regions, error = self._regions, problem.detail
         changed = {name: html for name, html in regions.items() if _still(html) != _still(self._regions.get(name, ""))}
-        is_news = bool(changed) or error != self._error
-        self._regions, self._error = regions, error
+        is_news = bool(changed) or error != self.error
+        self._regions, self.error = regions, error
         if is_news:
             for queue in self.pages:
                 _put(queue, Update(changed, error))
@@ -136,7 +141,13 @@ class Live:
             raise Problem(503, "too-many-streams", "too many pages are open", headers={"Retry-After": "5"})
 
     async def stream(
-        self, key: Hashable, run_id: str | None, seconds: float, render: Render, csrf: tuple[str, str]
+        self,
+        key: Hashable,
+        run_id: str | None,
+        seconds: float,
+        render: Render,
+        csrf: tuple[str, str],
+        has_session: Callable[[], bool],
     ) -> AsyncIterator[bytes]:
         """Yield the messages of a page: `regions`, and `alive` if there are none for a while.
 
@@ -146,6 +157,7 @@ class Live:
             seconds: the time after which there is an update without an event.
             render: returns the regions.
             csrf: the mark in what is rendered, and the token that takes its place.
+            has_session: whether the visitor may still see the page. If not, the stream ends.
         """
         channel = self._channels.get(key)
         if channel is None or channel.task.done():
@@ -154,16 +166,17 @@ class Live:
         try:
             yield b"retry: 2000\n\n"
             while True:
+                kind, update = "regions", None
                 try:
                     async with asyncio.timeout(_ALIVE_SECONDS):
                         update = await queue.get()
                 except TimeoutError:
-                    yield _format("alive", {})
-                    continue
-                if update is None:
+                    kind = "alive"
+                    update = Update({}, channel.error)
+                if update is None or not has_session():
                     return
                 regions = {name: html.replace(*csrf) for name, html in update.regions.items()}
-                yield _format("regions", {"regions": regions, "error": update.error})
+                yield _format(kind, {"regions": regions, "error": update.error})
         finally:
             channel.pages.discard(queue)
             if not channel.pages:

@@ -10,11 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from worker.errors import RegistrationError
+from worker.web.job_views import CronView
+from worker.web.page.sentences import describe_lateness
 from worker.web.page.text import number
 from worker.web.page.visit import Visit
 from worker.web.views import (
-    CronView,
     DeadLetterView,
+    EndedRunView,
     HistoryView,
     LimitView,
     OverviewView,
@@ -27,7 +29,6 @@ _FAILURES_READ = 100
 _FAILURES_SHOWN = 6
 _VARYING = re.compile(r"[0-9][0-9.,:-]*|'[^']*'|\"[^\"]*\"")
 _DAY = timedelta(hours=24)
-_LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
     overview: OverviewView = await visit.read("show_overview")
     history: HistoryView = await visit.read("show_history")
     letters: list[DeadLetterView] = (await visit.read("list_dead_letters", limit=_FAILURES_READ)).items
+    ended: list[EndedRunView] = (await visit.read("list_ended")).items
     limits: list[LimitView] = (await visit.read("list_limits")).items
     cron: list[CronView] | None = None
     with contextlib.suppress(RegistrationError):  # the jobs cannot be imported here: all else is shown
@@ -69,12 +71,13 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "totals": _sum_up(overview, history),
         "active": active,
         "coming": [run for run in overview.runs if run.state != "running" and run.helps is None],
+        "ended": ended,
         "why": {run.id: explain_wait(run, overview.paused, limits) for run in overview.runs},
         "notices": list_notices(overview, limits),
         "failures": _group([letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY]),
         "read": len(letters),
         "cron": cron,
-        "late": {(one.job, one.line) for one in cron or () if _is_late(one)},
+        "late_notes": {(one.job, one.line): describe_lateness(one) for one in cron or ()},
     }
 
 
@@ -88,8 +91,10 @@ def _group(letters: Sequence[DeadLetterView]) -> list[tuple[DeadLetterView, int]
 
 def _sum_up(overview: OverviewView, history: HistoryView) -> dict[str, Any]:
     alive = [worker for worker in overview.workers if worker.state != "lost"]
+    taken = sum(queue.running for queue in overview.queues)
     return {
-        "running": sum(queue.running for queue in overview.queues),
+        "running": max(0, taken - sum(run.state == "running" and run.helps is not None for run in overview.runs)),
+        "taken": taken,
         "slots": sum(worker.max_jobs or 0 for worker in alive),
         "waiting": sum(queue.waiting for queue in overview.queues),
         "deferred": sum(queue.deferred for queue in overview.queues),
@@ -103,12 +108,6 @@ def _last_minute(queues: Sequence[QueueHistoryView]) -> float | None:
     known = [minute.ended for queue in queues for minute in queue.minutes[-6:-1] if minute is not None]
     spans = max((sum(one is not None for one in queue.minutes[-6:-1]) for queue in queues), default=0)
     return sum(known) / spans if spans else None
-
-
-def _is_late(line: CronView) -> bool:
-    """Return whether the last due time of a line has no run that succeeded."""
-    is_over = line.last_at is not None and datetime.now(UTC) - line.last_at > _LATE
-    return is_over and line.last_state in ("dead", "cancelled", "incomplete", None)
 
 
 def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView]) -> tuple[str, str] | None:
@@ -151,7 +150,7 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
         if limit.held:
             most = limit.concurrency or limit.job_concurrency
             rate = limit.rate_per_second or limit.job_rate
-            places = f"{limit.running} of {most} places taken" if most else f"its rate is {rate}"
+            places = f"at most {most} at once, {limit.running} running" if most else f"its rate is {rate}"
             text = f"{number(limit.held)} runs wait: {places}"
             found.append(Notice("held", limit.name, text, "limits", {"search": limit.name}))
     found += [

@@ -14,6 +14,8 @@ from worker.web.views import JobRunView, MinuteView, RangeView
 _HEIGHT = 100.0
 _MOST_SLOTS = 40
 _MARK_WIDTH = 1.6
+#: On a narrow page. Marks that are closer have a line only.
+_NARROW_MARK_WIDTH = 5.5
 _MOST_RANGES = 400
 #: Share of the line of time on which a letter fits.
 _LETTER_WIDTH = 4.0
@@ -54,12 +56,15 @@ def flow(minutes: Sequence[MinuteView | None], name: str) -> Markup:
 def story(told: Story, kinds: Mapping[str, str]) -> Markup:
     """Return the line of time of a run: what it did when, and a mark for each thing that happened."""
     mark = Markup(
-        '<svg class="mark is-{}" x="{:.3f}%" y="0" overflow="visible"><title>{}</title>'
+        '<svg class="mark is-{}{}" x="{:.3f}%" y="0" overflow="visible"><title>{}</title>'
         '<path d="M0 20v34"/><use href="#i-{}" x="-8" y="0" width="16" height="16"/></svg>'
     )
     spans = Markup("").join(_span(told, one, kinds) for one in told.spans)
+    shown = _thin_out(told.moments, _MARK_WIDTH)
+    wide = _thin_out(shown, _NARROW_MARK_WIDTH)
     marks = Markup("").join(
-        mark.format(one.state, one.place, show(one.text), show(one.icon)) for one in _thin_out(told.moments)
+        mark.format(one.state, "" if one in wide else " is-close", one.place, show(one.text), show(one.icon))
+        for one in shown
     )
     label = "; ".join(f"{one.name} {duration(one.seconds)}" for one in told.shares)
     return Markup('<svg class="story" width="100%" height="56" role="img" aria-label="{}">{}{}</svg>').format(
@@ -109,13 +114,13 @@ def ranges(found: Sequence[RangeView]) -> Markup:
     return Markup('<ul class="ranges" aria-label="Ranges">{}</ul>').format(Markup("").join(boxes))
 
 
-def _thin_out(moments: Sequence[Moment]) -> list[Moment]:
-    """Return the moments whose marks do not cover the mark before."""
+def _thin_out(moments: Sequence[Moment], width: float) -> list[Moment]:
+    """Return the moments whose marks do not cover the mark before, for marks of a width."""
     found: list[Moment] = []
     for one in moments:
-        if found and one is moments[-1] and one.place - found[-1].place < _MARK_WIDTH:
+        if found and one is moments[-1] and one.place - found[-1].place < width:
             found.pop()
-        if not found or one.place - found[-1].place >= _MARK_WIDTH:
+        if not found or one.place - found[-1].place >= width:
             found.append(one)
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from worker.web.attempts import list_attempts, list_row_runs
 from worker.web.fields import Query
 from worker.web.page.story import KINDS, Story, tell
 from worker.web.page.visit import Visit
@@ -77,9 +78,15 @@ async def load_run(visit: Visit) -> dict[str, Any]:
     if run.quarantined:
         quarantine = await visit.read("list_quarantine", run=run.id, limit=_ROWS_SHOWN, cursor=visit.query.rows)
     story = tell(run, events, batches)
+    attempts = list_attempts(one.fields for one in events)
+    has_ended = run.state in ENDED
+    again = max((at for at, one in enumerate(attempts) if one.is_again), default=None)
     return {
         "run": run,
-        "has_ended": run.state in ENDED,
+        "attempts": attempts,
+        "again": None if again is None else (attempts[again], attempts[again - 1].outcome),
+        "row_runs": list_row_runs(events),
+        "has_ended": has_ended,
         "story": story,
         "kinds": KINDS,
         "series": [] if story is None else _list_series(story, batches),

@@ -10,13 +10,13 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.errors import SettingsError
 from worker.settings.sections import WebSettings
 from worker.web.access import LOCAL, Access, Caller, check_local
 from worker.web.problems import Problem
@@ -28,7 +28,8 @@ COOKIE = "longhaul_session"
 FLASH = "longhaul_flash"
 _KEY_BYTES = 32
 _FLASH_SECONDS = 60
-_LONGEST_COOKIE = 2_000
+_LONGEST_COOKIE = 4_000  # browsers keep 4,096 bytes
+_LONGEST_MESSAGE = 1_000  # bytes; JSON doubles at most
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,17 @@ class Sessions:
         values = self._open(COOKIE, cookie)
         if values is None:
             return None
-        try:
-            tokens = self._access.file.tokens()
-        except SettingsError:
-            raise Problem(503, "tokens-not-readable", "the file of tokens cannot be read; see the log") from None
-        token = next((one for one in tokens if one.name == values[0]), None)
+        token = next((one for one in self._access.list_tokens() if one.name == values[0]), None)
         if token is None or _mark(token) != values[1] or not self._access.is_valid(token):
             return None
         return Visitor(Caller(f"web:{token.name}", token.roles), self._sign("csrf", cookie), has_session=True)
+
+    def still_has(self, request: Request, visitor: Visitor) -> bool:
+        """Return whether an open request of a visitor would be answered, with the same rights, if it came now."""
+        try:
+            return self.find(request) == visitor
+        except Problem:
+            return False
 
     def begin(self, request: Request, response: Response, text: str) -> None:
         """Open a session by the text of a token: set its cookie.
@@ -110,9 +114,25 @@ class Sessions:
 
     # --- a message that the next page shows
 
-    def leave_message(self, request: Request, response: Response, text: str) -> None:
-        """Show a text on the next page of this browser."""
-        cookie = self._close(FLASH, [text[:500]], _FLASH_SECONDS)
+    def leave_message(
+        self, request: Request, response: Response, text: str, links: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Show a text on the next page of this browser.
+
+        Args:
+            request: the request that orders.
+            response: the response that leads to the page.
+            text: the text.
+            links: names in the text with their addresses. Those that the cookie cannot hold are left out.
+        """
+        shown = [text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")]
+        cookie = self._close(FLASH, shown, _FLASH_SECONDS)
+        for link in links:
+            shown += link
+            longer = self._close(FLASH, shown, _FLASH_SECONDS)
+            if len(longer) > _LONGEST_COOKIE - len(FLASH):
+                break
+            cookie = longer
         _set_cookie(request, response, FLASH, cookie, _FLASH_SECONDS)
 
     def take_message(self, request: Request, response: Response) -> None:
@@ -120,10 +140,10 @@ class Sessions:
         if FLASH in request.cookies:
             response.delete_cookie(FLASH, path=_path(request))
 
-    def read_message(self, request: Request) -> str | None:
-        """Return the text that the page before has left."""
+    def read_message(self, request: Request) -> tuple[str, list[tuple[str, str]]] | None:
+        """Return the text that the page before has left, and its links."""
         values = self._open(FLASH, request.cookies.get(FLASH, ""))
-        return values[0] if values else None
+        return (values[0], list(zip(values[1::2], values[2::2], strict=True))) if values else None
 
     # --- signed texts
 
@@ -131,7 +151,7 @@ class Sessions:
         return hmac.new(self._key, f"{purpose}\n{text}".encode(errors="replace"), hashlib.sha256).hexdigest()
 
     def _close(self, purpose: str, values: list[str], seconds: float) -> str:
-        raw = json.dumps([*values, time.time() + seconds]).encode()
+        raw = json.dumps([*values, time.time() + seconds], ensure_ascii=False).encode()
         body = base64.urlsafe_b64encode(raw).decode().rstrip("=")
         return f"{body}.{self._sign(purpose, body)}"
 

@@ -10,14 +10,16 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from worker.queue.payload import read_run_id
 from worker.web.access import Access, check_role
 from worker.web.backend import Backend
+from worker.web.events import EventStream
 from worker.web.page.assets import Assets
 from worker.web.page.form import Form, read_form
 from worker.web.page.forms import give_order, list_commands
+from worker.web.page.links import list_links, split
 from worker.web.page.live import Live
 from worker.web.page.render import CSRF_MARK, Rendered, Templates
 from worker.web.page.session import Sessions, Visitor
@@ -44,7 +46,6 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",  # with `no-referrer`, a form would send `Origin: null`
     "X-Frame-Options": "DENY",
 }
-_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 _LIVE = "live"
 _LOGIN = ("page", "login")
 _LOGOUT = ("page", "logout")
@@ -141,7 +142,7 @@ class Site:
         async def render() -> Rendered:
             values: dict[str, Any] = {
                 "view": view,
-                "message": message,
+                "message": split(*message) if message else [],
                 "address": _address(visit.request),
                 "visitor": visit.caller,
             }
@@ -198,8 +199,15 @@ class Site:
                 raise problem from None
 
         run_id = visit.path.get("run_id") if view.watch == "run" else None
-        messages = self._live.stream(self._key(view, visit), run_id, view.seconds, render, (CSRF_MARK, visitor.csrf))
-        return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        messages = self._live.stream(
+            self._key(view, visit),
+            run_id,
+            view.seconds,
+            render,
+            (CSRF_MARK, visitor.csrf),
+            lambda: self._sessions.still_has(visit.request, visitor),
+        )
+        return EventStream(messages)
 
     def _respond(
         self, request: Request, template: str | Rendered, visitor: Visitor | None, values: Mapping[str, Any]
@@ -242,12 +250,17 @@ class Site:
         """Give an order. The script of the page asks for JSON; a plain form is sent back to the page."""
         visitor, form = await self._read_order(request)
         text, result = await give_order(name, form, request, self._backend, visitor.caller)
+        place = form.get("back")
+        links = [
+            (link.name, self._templates.make_url(_root(request), link.view, link.parameters))
+            for link in await list_links(name, result, self._backend)
+        ]
         if _wants_json(request):
             content = result.model_dump(mode="json") if isinstance(result, BaseModel) else None
-            return JSONResponse({"text": text, "result": content})
-        place = form.get("back")
+            others = [link for link in links if link[1] != place]  # that page is open
+            return JSONResponse({"text": text, "result": content, "links": others})
         response = RedirectResponse(place if _is_own(request, place) else f"{_root(request)}/", 303)
-        self._sessions.leave_message(request, response, text)
+        self._sessions.leave_message(request, response, text, links)
         return response
 
     async def _show_commands(self, request: Request, name: str) -> Response:

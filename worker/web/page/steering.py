@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from worker.web.bodies import EventListQuery
+from worker.web.event_kinds import GROUPS, KINDS
 from worker.web.fields import Name, PageQuery, Query
+from worker.web.job_views import CronView
 from worker.web.page.failures import list_job_names
+from worker.web.page.sentences import describe_last_run, list_more
 from worker.web.page.visit import Visit
-from worker.web.views import CronView, LimitView, OverviewView
+from worker.web.views import EventsView, LimitView, OverviewView
 
-#: A due time that has no run this long after it was missed: no worker was there.
-_LATE = timedelta(minutes=2)
-_KINDS = (
-    *("started", "resumed", "retry", "succeeded", "incomplete", "dead", "cancelled", "paused", "drained", "yielded"),
-    *("asleep", "stalled", "lost", "ordered", "worker_started", "worker_stopped"),
-)
+#: Kinds of events that a visitor asks for with all runs, short ones as well.
+_OF_ALL_RUNS = ("started", "succeeded")
 
 
 class CronQuery(Query):
     """The cron lines to list."""
 
     search: Name | None = Field(None, max_length=200, description="Only lines with this text in job or line.")
+
+
+class EventsPageQuery(EventListQuery):
+    """The events to list. Short runs are left out unless the visitor asks for them."""
+
+    brief: Literal["true", "false"] | None = Field(None, description="Whether to list short runs.")  # type: ignore[assignment]
 
 
 class LimitsQuery(Query):
@@ -43,21 +47,8 @@ async def load_cron(visit: Visit) -> dict[str, Any]:
         "lines": [line for line in lines if text in f"{line.job} {line.line}".lower()],
         "paused": set(overview.paused),
         "has_worker": any(worker.state == "running" for worker in overview.workers),
-        "verdicts": {(line.job, line.line): _judge(line) for line in lines},
+        "notes": {(line.job, line.line): describe_last_run(line) for line in lines},
     }
-
-
-def _judge(line: CronView) -> str:
-    """Return what became of the last due time of a line, in a word of its own."""
-    if line.last_at is None:
-        return "never"
-    if line.last_state in ("dead", "cancelled", "incomplete"):
-        return "failed"
-    if line.last_state in ("succeeded", "running"):
-        return line.last_state
-    if line.last_state in ("waiting", "deferred") and datetime.now(UTC) - line.last_at > _LATE:
-        return "late"
-    return line.last_state or "unknown"
 
 
 async def load_limits(visit: Visit) -> dict[str, Any]:
@@ -79,10 +70,18 @@ async def load_limits(visit: Visit) -> dict[str, Any]:
 
 async def load_events(visit: Visit) -> dict[str, Any]:
     """Return the values of `events.html`."""
-    query: EventListQuery = visit.query
-    page = await visit.read("list_events", **query.model_dump())
+    query: EventsPageQuery = visit.query
+    has_brief = query.brief or ("true" if query.event in _OF_ALL_RUNS else "false")
+    page: EventsView = await visit.read("list_events", **(query.model_dump() | {"brief": has_brief}))
     jobs = {event.fields["job"] for event in page.items if event.fields.get("job")}
-    return {"page": page, "kinds": _KINDS, "jobs": await list_job_names(visit, jobs)}
+    return {
+        "page": page,
+        "more": {event.id: list_more(event.fields) for event in page.items},
+        "groups": GROUPS,
+        "kinds": KINDS,
+        "has_brief": has_brief == "true",
+        "jobs": await list_job_names(visit, jobs),
+    }
 
 
 async def load_orders(visit: Visit) -> dict[str, Any]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from worker.errors import InvalidPayload
-from worker.queue.decoding import read_json
+from worker.web.attempts import RETRIES, list_attempts
 from worker.web.fields import read_moment, read_number
-from worker.web.page.text import duration, number
+from worker.web.page.pieces import WORK, Piece, divide
+from worker.web.page.sentences import describe
 from worker.web.views import BatchView, EventView, RunDetail
 
-_CELLS = 400
+_MOST_SPANS = 400
+_ADJACENT = 1e-6
+#: Samples are drawn together until they have this part of the line: work and throttle would alternate in it.
+_BLOCK = 0.025
+#: A part of the time that is shorter than both is not in the legend.
+_LEAST_SHARE_SECONDS = 0.05
+_LEAST_SHARE = 0.001
 #: A run that is taken over has two events at once: an attempt starts, and continues.
 _MOMENT = timedelta(seconds=0.5)
-#: The reasons of a sample that are the walk's own work.
-_WORK = ("work", "lock")
 #: Throttles that can be told apart on the line of time.
 TONES = 6
 _AFTER = {
@@ -53,16 +56,10 @@ KINDS = {
     "paused": "paused",
     "asleep": "slept",
     "gone": "without a worker",
+    "stalled": "made no progress",
 }
-_ORDERS = {
-    "pause": "Paused",
-    "resume": "Resumed",
-    "cancel": "Cancelled",
-    "retry": "Enqueued again",
-    "drain": "Worker drained",
-    "quarantine_retry": "Quarantined rows enqueued again",
-    "quarantine_discard": "Quarantined rows deleted",
-}
+#: In the legend alone.
+_SHARES = {"lock": "waited for locks", _ENDED: "had ended, before it was run again"}
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,19 @@ def tell(run: RunDetail, events: Sequence[EventView], batches: Sequence[BatchVie
     ended = max(begun, run.finished_at or datetime.now(UTC))
     story = Story(begun, ended)
     parts = _list_parts(run, known, batches, story)
-    story.spans = _paint(story, parts, batches)
+    delays = _list_delays(run, known, batches, story)
+    pieces = divide(parts, batches, delays, least=(ended - begun) * _BLOCK)
+    story.spans = _draw(story, pieces)
+    last = known[-1][1] if known else None
+    attempts = {one.began: one.name for one in list_attempts(event.fields for _, event in known)}
     story.moments = [
-        Moment(at, _ICONS.get(event.event, event.event), _state(event), describe(event), story.place(at))
+        Moment(at, _ICONS.get(event.event, event.event), _state(event), text, story.place(at))
         for at, event in known
+        for text in [describe(event, run.quarantined if event is last else None, attempt=attempts.get(at))]
     ]
-    story.shares = _sum_up(parts, batches)
-    story.reasons = list(dict.fromkeys(reason for one in batches for reason in one.seconds if reason not in _WORK))
+    story.shares = _sum_up(story, pieces)
+    reasons = [reason for one in batches for reason in one.seconds if reason not in WORK]
+    story.reasons = list(dict.fromkeys([*reasons, *(one.reason for one in delays if one.reason)]))
     return story
 
 
@@ -174,6 +177,8 @@ def _list_parts(
     parts: list[tuple[str, datetime, datetime]] = []
     kind, since = "waiting", story.begun
     for at, event in events:
+        if event.event == "ordered" and kind == _ENDED and event.fields.get("order") in RETRIES:
+            kind, since = "waiting", at
         if event.event not in _AFTER and event.event not in _ENDS:
             continue
         if kind == "running" and event.event in ("started", "resumed") and at - since > _MOMENT:  # its worker died
@@ -185,53 +190,83 @@ def _list_parts(
     if kind == "waiting" and run.started_at is not None and not parts:  # the events are gone, or were never there
         parts.append((kind, since, run.started_at))
         kind, since = "running", run.started_at
+    paused = _find_pause(run, events) if kind == "waiting" else None
+    if paused is not None:
+        at = min(max(since, paused), story.ended)
+        parts.append((kind, since, at))
+        kind, since = "paused", at
     parts.append((kind, since, story.ended))
-    # A run that ended may have been run again: the time between is no part of its story.
-    return [part for part in parts if part[0] != _ENDED and part[2] > part[1]]
+    if parts[-1][0] == _ENDED:
+        parts.pop()
+    return [part for part in parts if part[2] > part[1]]
 
 
-def _paint(story: Story, parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]) -> list[Span]:
-    """Return the spans of the line: it is painted in cells, and equal neighbours become one."""
-    cells = [("", "")] * _CELLS
+def _find_pause(run: RunDetail, events: Iterable[tuple[datetime, EventView]]) -> datetime | None:
+    """Return when a run that waits in the queue was paused there; None if it is not paused."""
+    if not run.paused_by or run.state not in ("waiting", "deferred", "paused"):
+        return None
+    orders = [at for at, one in events if one.event == "ordered" and one.fields.get("order") == "pause"]
+    return max(orders, default=run.updated_at or datetime.now(UTC))
 
-    def paint(cell: tuple[str, str], begin: datetime, end: datetime, *, over: str | None = None) -> None:
-        first = int(story.place(begin) / 100 * _CELLS)
-        for at in range(first, min(_CELLS, max(first + 1, round(story.place(end) / 100 * _CELLS)))):
-            if over is None or cells[at][0] == over:
-                cells[at] = cell
 
-    for kind, begin, end in parts:
-        paint((kind, ""), begin, end)
-    before: dict[str, datetime] = {}
-    for sample in batches:
-        begin = before.get(sample.step, sample.at)
-        waits = {reason: seconds for reason, seconds in sample.seconds.items() if reason not in _WORK}
-        if begin < sample.at and sum(waits.values()) > (sample.at - begin).total_seconds() / 2:
-            paint(("throttled", max(waits, key=lambda one: waits[one])), begin, sample.at, over="running")
-        before[sample.step] = sample.at
+def _list_delays(
+    run: RunDetail, events: Sequence[tuple[datetime, EventView]], batches: Sequence[BatchView], story: Story
+) -> list[Piece]:
+    """Return the times without progress, and the present throttle, which no sample has yet."""
+    found: list[Piece] = []
+    for at, event in events:
+        if event.event == "stalled":
+            since = at - timedelta(seconds=read_number(event.fields.get("seconds")) or 0.0)
+            later = [one.at for one in batches if one.at > at]
+            later += [one for one, next_event in events if one > at and next_event.event in (*_AFTER, *_ENDS)]
+            is_over = bool(later) or run.stalled_since is None
+            found.append(Piece("stalled", since, min(later, default=at) if is_over else story.ended))
+    if run.stalled_since is not None and not any(one.end == story.ended for one in found):
+        found.append(Piece("stalled", run.stalled_since, story.ended))
+    if run.throttled and run.state == "running" and run.stalled_since is None:
+        reason, last = run.throttled_by or run.throttled, batches[-1] if batches else None
+        since = run.throttled_since or story.ended
+        if last is not None and _find_throttle(last) == reason:  # the throttle of the last sample lasts until now
+            since = min(since, last.at)
+        found.append(Piece("throttled", min(since, story.ended), story.ended, reason))
+    return found
+
+
+def _find_throttle(sample: BatchView) -> str | None:
+    """Return the throttle that most of the time of a sample went to; None if most of it was work."""
+    waits = {reason: seconds for reason, seconds in sample.seconds.items() if reason not in WORK}
+    if sum(waits.values()) <= sum(sample.seconds.values()) / 2:
+        return None
+    return max(waits, key=lambda one: waits[one])
+
+
+def _draw(story: Story, pieces: Sequence[Piece]) -> list[Span]:
+    """Return the spans of the line: equal neighbours become one."""
+    whole = (story.ended - story.begun).total_seconds()
+    least = whole / _MOST_SPANS if len(pieces) > _MOST_SPANS else 0.0
     spans: list[Span] = []
-    for cell, found in itertools.groupby(range(_CELLS), key=lambda at: cells[at]):
-        places = list(found)
-        if cell[0]:
-            spans.append(Span(cell[0], 100 * places[0] / _CELLS, 100 * len(places) / _CELLS, cell[1]))
+    for piece in pieces:
+        kind = "running" if piece.kind == "lock" else piece.kind
+        place, width = story.place(piece.begin), 100 * piece.seconds / whole
+        last = spans[-1] if spans else None
+        is_same = last is not None and (last.kind, last.reason) == (kind, piece.reason)
+        is_adjacent = last is not None and abs(last.place + last.width - place) < _ADJACENT
+        if last is not None and is_adjacent and (is_same or piece.seconds < least):
+            spans[-1] = replace(last, width=place + width - last.place)
+        elif kind != _ENDED:
+            spans.append(Span(kind, place, width, piece.reason))
     return spans
 
 
-def _sum_up(parts: Iterable[tuple[str, datetime, datetime]], batches: Sequence[BatchView]) -> list[Share]:
-    """Return what the time went to: the reasons of the samples, and the times between the attempts."""
+def _sum_up(story: Story, pieces: Iterable[Piece]) -> list[Share]:
+    """Return what the time went to: the sums of the pieces that the line is drawn from."""
     found: dict[tuple[str, str, str], float] = {}
-    sampled = 0.0
-    for sample in batches:
-        for reason, seconds in sample.seconds.items():
-            name = "worked" if reason == "work" else "waited for locks" if reason == "lock" else f"throttled: {reason}"
-            key = (name, "running", "") if reason in _WORK else (name, "throttled", reason)
-            found[key] = found.get(key, 0.0) + seconds
-            sampled += seconds
-    for kind, begin, end in parts:
-        key = (KINDS[kind] if kind != "running" else "worked", kind, "")
-        if kind != "running" or not sampled:
-            found[key] = found.get(key, 0.0) + (end - begin).total_seconds()
-    shares = [Share(name, kind, seconds, reason) for (name, kind, reason), seconds in found.items() if seconds >= 0.05]
+    for piece in pieces:
+        name = f"throttled: {piece.reason}" if piece.reason else _SHARES.get(piece.kind, KINDS.get(piece.kind, ""))
+        key = (name, "running" if piece.kind == "lock" else piece.kind, piece.reason)
+        found[key] = found.get(key, 0.0) + piece.seconds
+    least = min(_LEAST_SHARE_SECONDS, _LEAST_SHARE * (story.ended - story.begun).total_seconds())
+    shares = [Share(name, kind, seconds, reason) for (name, kind, reason), seconds in found.items() if seconds > least]
     return sorted(shares, key=lambda one: -one.seconds)
 
 
@@ -239,46 +274,3 @@ def _state(event: EventView) -> str:
     if event.event in ("started", "resumed"):
         return "running"
     return {"retry": "dead", "ordered": "held", "drained": "draining"}.get(event.event, event.event)
-
-
-def describe(event: EventView) -> str:
-    """Return what an event says, as a sentence."""
-    fields = event.fields
-    worker = fields.get("worker", "a worker")
-    again = read_number(fields.get("delay_seconds"))
-    later = f"; again in {duration(again)}" if again else ""
-    error = fields.get("error", "")
-    texts = {
-        "started": f"Attempt {fields.get('attempt', '')} began on {worker}.",
-        "resumed": f"{worker} took it over, behind row {number(read_number(fields.get('rows')))}.",
-        "retry": f"The attempt failed: {error}{later}.",
-        "drained": f"{worker} drained: the run went back to the queue.",
-        "yielded": "It gave its slot to runs that waited.",
-        "paused": "It paused between two batches.",
-        "asleep": f"It sleeps{later}.",
-        "stalled": f"No progress for {duration(read_number(fields.get('seconds')))}.",
-        "lost": f"{worker} lost it: another worker has it.",
-        "succeeded": "It succeeded.",
-        "incomplete": f"It ended, and rows are left undone: {error}.",
-        "dead": f"It failed for good: {error}.",
-        "cancelled": "It was cancelled.",
-    }
-    return _describe_order(fields) if event.event == "ordered" else texts.get(event.event, event.event)
-
-
-def _describe_order(fields: dict[str, str]) -> str:
-    order, by = fields.get("order", "?"), fields.get("by", "?")
-    details, targets = _read(fields.get("details"), {}), _read(fields.get("targets"), [])
-    name = ", ".join(str(one) for one in targets[:3]) if isinstance(targets, list) else ""
-    text = _ORDERS.get(order, order.capitalize())
-    if order == "pace" and isinstance(details, dict):
-        pace = read_number(details.get("rows_per_second"))
-        text = "Pace removed" if pace is None else f"Pace set to {number(pace)} rows/s"
-    return f"{text} by {by}{f' ({name})' if name else ''}."
-
-
-def _read(text: str | None, default: Any) -> Any:
-    try:
-        return read_json((text or "").encode(), "the order")
-    except InvalidPayload:
-        return default

@@ -14,7 +14,7 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from worker.queue.key_problems import quote
 from worker.web.fields import read_moment
@@ -23,6 +23,7 @@ _KEPT = "\n\t"
 _MOST_MARKS = 4
 _LONGEST = 4_000
 _PLAIN = re.compile(r"[\x20-\x7e\n\t]*")
+_CODE = re.compile(r"``?([^`\n]+)``?")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -61,9 +62,21 @@ def finalize(value: Any) -> Any:
     return show(value if isinstance(value, str) else str(value))
 
 
+def exact(text: str) -> Markup:
+    """Return the text of a field as it is, escaped for HTML: what the field sends must be what was given."""
+    return escape(text)
+
+
 def clip(text: str, most: int = _LONGEST) -> str:
     """Return the beginning of a long text, and how long it is."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters; the API has all of them)"
+
+
+def prose(text: str) -> Markup:
+    """Return a docstring's text as HTML: what stands in backticks is code."""
+    parts = [show(one) for one in _CODE.split(text)]
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(one) if at % 2 else escape(one) for at, one in enumerate(parts))
 
 
 def pretty(value: Any) -> str:
@@ -107,8 +120,10 @@ def duration(seconds: float | None) -> str:
     """Return a time span in its two largest units: `3 h 20 min`."""
     if seconds is None:
         return "–"
+    if seconds < 0.001:
+        return "under 1 ms"
     if seconds < 1:
-        return f"{max(0, seconds) * 1000:.0f} ms"
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     rest, parts = round(seconds), []
@@ -167,10 +182,12 @@ FILTERS = {
     "clock": clock,
     "compact": compact,
     "duration": duration,
+    "exact": exact,
     "mark": mark,
     "moment_of": read_moment,
     "number": number,
     "percent": percent,
     "pretty": pretty,
+    "prose": prose,
     "rough": rough,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.web.bodies import DeadLettersQuery, EventListQuery, OutboxQuery, QuarantineQuery, RunsQuery
+from worker.web.bodies import DeadLettersQuery, OutboxQuery, QuarantineQuery, RunsQuery
 from worker.web.fields import PageQuery
 from worker.web.page import failures, steering
 from worker.web.page.jobs import JobsQuery, load_job, load_jobs, submit_job
@@ -22,6 +22,6 @@ VIEWS: tuple[View, ...] = (
     View("quarantine", "/page/quarantine", failures.load_quarantine, query=QuarantineQuery, menu="Quarantine", go="q"),
     View("limits", "/page/limits", steering.load_limits, query=steering.LimitsQuery, menu="Limits", go="l"),
     View("outbox", "/page/outbox", failures.load_outbox, query=OutboxQuery, menu="Outbox", go="b"),
-    View("events", "/page/events", steering.load_events, query=EventListQuery, menu="Events", go="e"),
+    View("events", "/page/events", steering.load_events, query=steering.EventsPageQuery, menu="Events", go="e"),
     View("orders", "/page/audit", steering.load_orders, query=PageQuery, menu="Orders", go="a"),
 )

@@ -1,11 +1,20 @@
 // Keys: `?` lists them, `/` searches, j and k move through rows, g and a letter opens a view. An element with data-key
-// has a key of its own, which presses it.
+// has a key of its own, which presses it. `?` lists the keys that do something in the view.
 const GO_MS = 1200;
+const ROWS = "[data-row] [data-open]";
+const SEARCH = "[data-search]";
+const RUNS = "[data-go=r]";
+const OF_LISTS = [
+  ["j  k", "next and previous row", ROWS],
+  ["Enter", "open the row", ROWS],
+  ["x", "select the row", "[data-row] input.pick"],
+];
 let goUntil = 0;
 
 export function keys() {
   document.addEventListener("keydown", press);
   document.addEventListener("click", (event) => event.target.closest("[data-help]") && help());
+  if (location.hash === "#search") focusOn(SEARCH)?.();
 }
 
 function press(event) {
@@ -30,7 +39,7 @@ function find(key) {
   }
   if (key === "g") return () => (goUntil = Date.now() + GO_MS);
   if (key === "?") return help;
-  if (key === "/") return focusOn("[data-search]");
+  if (key === "/") return focusOn(SEARCH) ?? searchRuns();
   if (key === "j") return () => move(1);
   if (key === "k") return () => move(-1);
   if (key === "x") return pick();
@@ -43,8 +52,14 @@ function focusOn(selector) {
   return field && (() => (field.focus(), field.select?.()));
 }
 
+// A view without a search has that of runs.
+function searchRuns() {
+  const link = document.querySelector(RUNS);
+  return link && (() => location.assign(`${link.href}#search`));
+}
+
 function move(step) {
-  const rows = [...document.querySelectorAll("[data-row] [data-open]")];
+  const rows = [...document.querySelectorAll(ROWS)];
   if (!rows.length) return;
   const at = rows.indexOf(document.activeElement?.closest("[data-row]")?.querySelector("[data-open]"));
   const next = at < 0 ? (step > 0 ? 0 : rows.length - 1) : Math.min(rows.length - 1, Math.max(0, at + step));
@@ -59,7 +74,10 @@ function pick() {
 
 function help() {
   const list = document.querySelector("[data-keys]");
-  const rows = [["?", "this list"], ["/", "search"], ["j  k", "next and previous row"], ["Enter", "open the row"], ["x", "select the row"]];
+  const rows = [["?", "this list"]];
+  const searched = [SEARCH, RUNS].findIndex((selector) => document.querySelector(selector));
+  if (searched >= 0) rows.push(["/", searched ? "search runs" : "search"]);
+  for (const [key, text, selector] of OF_LISTS) if (document.querySelector(selector)) rows.push([key, text]);
   for (const link of document.querySelectorAll("[data-go]")) rows.push([`g ${link.dataset.go}`, link.textContent.trim()]);
   for (const one of document.querySelectorAll("[data-key]"))
     if (one.offsetParent) rows.push([one.dataset.key, one.dataset.keyName ?? one.textContent.trim()]);

@@ -3,7 +3,7 @@ export function lists() {
   document.addEventListener("change", (event) => {
     const { target } = event;
     if (target.matches("[data-pick-all]")) {
-      for (const box of boxes()) box.checked = target.checked;
+      for (const box of boxes(target.closest("table"))) box.checked = target.checked;
     }
     if (target.matches("[data-submit]")) target.form.requestSubmit();
     if (target.matches("input.pick")) count();
@@ -28,23 +28,23 @@ function tail() {
   }
 }
 
-function boxes() {
-  return document.querySelectorAll("input.pick[form=bulk]");
+function boxes(place = document) {
+  return [...place.querySelectorAll("input.pick[form=bulk]")];
 }
 
 function count() {
   const form = document.getElementById("bulk");
   if (!form) return;
-  const all = [...boxes()];
-  const picked = all.filter((box) => box.checked).length;
+  const picked = boxes().filter((box) => box.checked).length;
   form.classList.toggle("has-some", picked > 0);
   const text = form.querySelector("[data-picked]");
   text.dataset.empty ??= text.textContent;
   text.textContent = picked ? `${picked} selected` : text.dataset.empty;
   for (const button of form.querySelectorAll("button")) button.disabled = !picked;
-  const whole = document.querySelector("[data-pick-all]");
-  if (whole) {
-    whole.checked = picked > 0 && picked === all.length;
-    whole.indeterminate = picked > 0 && picked < all.length;
+  for (const whole of document.querySelectorAll("[data-pick-all]")) {
+    const own = boxes(whole.closest("table"));
+    const some = own.filter((box) => box.checked).length;
+    whole.checked = some > 0 && some === own.length;
+    whole.indeterminate = some > 0 && some < own.length;
   }
 }

@@ -36,7 +36,10 @@ function open() {
     performance.measure("page-update", "page-update");
     heard(at, error);
   });
-  source.addEventListener("alive", (event) => heard(JSON.parse(event.data).at, null));
+  source.addEventListener("alive", (event) => {
+    const { error, at } = JSON.parse(event.data);
+    heard(at, error);
+  });
   source.addEventListener("error", () => {
     // The browser connects again by itself unless the server has refused: then the session may have ended.
     if (source?.readyState === EventSource.CLOSED) setTimeout(() => !document.hidden && open(), 3000);

@@ -18,8 +18,8 @@ async function give(form, submitter) {
   if (form.hasAttribute("data-ordering")) return;
   form.setAttribute("data-ordering", "");
   try {
-    const { isDone, text } = await post(address, fields);
-    toast(text, isDone ? "" : "problem");
+    const { isDone, text, links } = await post(address, fields);
+    toast(text, isDone ? "" : "problem", links);
     if (!isDone) return;
     (submitter ?? form).closest("[popover]")?.hidePopover();
     form.dispatchEvent(new Event("order:done", { bubbles: true }));
@@ -32,17 +32,25 @@ async function give(form, submitter) {
 export async function post(address, fields) {
   try {
     const response = await fetch(address, { method: "POST", body: fields, headers: { Accept: "application/json" } });
-    const { text } = await response.json();
-    return { isDone: response.ok, text };
+    const { text, links } = await response.json();
+    return { isDone: response.ok, text, links };
   } catch {
     return { isDone: false, text: "The server does not answer: nothing is known of the order. Look, and repeat it." };
   }
 }
 
-export function toast(text, kind = "") {
+// `links` are names in the text with their addresses, in the order of the text.
+export function toast(text, kind = "", links = []) {
   const note = document.createElement("p");
-  note.textContent = text;
+  let rest = text;
+  for (const [name, href] of links) {
+    const at = rest.indexOf(name);
+    if (at < 0) continue;
+    note.append(rest.slice(0, at), Object.assign(document.createElement("a"), { href, textContent: name }));
+    rest = rest.slice(at + name.length);
+  }
+  note.append(rest);
   note.className = kind;
   document.getElementById("toasts").append(note);
-  setTimeout(() => note.remove(), kind ? TOAST_MS * 2 : TOAST_MS);
+  setTimeout(() => note.remove(), kind || links.length ? TOAST_MS * 2 : TOAST_MS);
 }

@@ -19,11 +19,16 @@ function start(form) {
   const most = Number(slider.dataset.most);
   let timer = 0;
   slider.closest("label").hidden = false;
-  const show = (value) => {
-    field.value = value;
-    slider.value = value === "" ? 100 : Math.min(99, Math.max(0, (99 * Math.log(value / LEAST)) / Math.log(most / LEAST)));
+  const slide = (value) => {
+    const place = value > LEAST ? (99 * Math.log(value / LEAST)) / Math.log(most / LEAST) : 0;
+    slider.value = value === "" ? 100 : Math.min(99, place);
     slider.setAttribute("aria-valuetext", value === "" ? "no limit" : `${value} rows a second`);
   };
+  const show = (value) => {
+    field.value = value;
+    slide(value);
+  };
+  field.addEventListener("input", () => slide(field.value));
   slider.addEventListener("input", () => {
     const place = Number(slider.value);
     // Two digits: 7.6, 430, 1200.
@@ -34,7 +39,7 @@ function start(form) {
   });
   document.addEventListener("page:update", () => {
     const now = document.querySelector("[data-pace-now]");
-    if (now && !form.contains(document.activeElement) && !form.hasAttribute("data-ordering")) show(now.dataset.paceNow);
+    if (now && ![field, slider].includes(document.activeElement) && !form.hasAttribute("data-ordering")) show(now.dataset.paceNow);
   });
   show(field.value);
 }

@@ -1,15 +1,20 @@
-"""`python -m benchmarks.capacity_page`: writes the figures of benchmarks/results/ into docs/how-to/plan-capacity.md."""
+"""`python -m benchmarks.pages`: writes the figures of benchmarks/results/ into the pages on capacity and on speed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.report import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "plan-capacity.md"
-BEGIN, END = "<!-- figures: python -m benchmarks.capacity_page -->\n", "<!-- end of figures -->\n"
+DOCS = Path(__file__).parents[1] / "docs"
+CAPACITY = DOCS / "how-to" / "plan-capacity.md"
+SPEED = DOCS / "explanation" / "speed.md"
+BEGIN, END = "<!-- figures of {}: python -m benchmarks.pages -->\n", "<!-- end of figures -->\n"
+#: The benchmarks whose rows are on the page on speed, each in a table of its own.
+COMPARISONS = ("walk", "queue", "outbox", "live", "page")
+_SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey"}
 
 
 class Figure(NamedTuple):
@@ -45,7 +50,8 @@ FIGURES = (
     Figure("a worker", "memory", "queue", "memory of an idle worker"),
     Figure("a worker", "memory that a million jobs add", "queue", "its growth"),
     Figure(
-        "a worker", "memory that a walk over 1,000,000 rows adds", "walk", "memory, chunks, 10,000 to 1,000,000 rows"
+        *("a worker", "memory that a walk over 10,000,000 rows adds", "walk"),
+        "memory, chunks, 10,000 to 10,000,000 rows",
     ),
     Figure(
         "a worker",
@@ -87,35 +93,62 @@ FIGURES = (
 )
 
 
-def render() -> str:
-    """Return the table. A figure that was not measured yet is a dash."""
+def capacity_table() -> str:
+    """Return the table of the page on capacity. A figure that was not measured yet is a dash."""
     lines = ["| of | figure | measured | command |", "| --- | --- | --- | --- |"]
     for figure in FIGURES:
-        value = _find(figure)
+        found = [row for row in _read(figure.benchmark).get("rows", []) if row["what"] == figure.what]
+        value = f"{_number(found[0]['ours'])} {found[0]['unit']}".strip() if found else "–"
         lines.append(f"| {figure.part} | {figure.name} | {value} | `{COMMANDS[figure.benchmark]}` |")
     return "\n".join(lines) + "\n"
 
 
-def _find(figure: Figure) -> str:
-    file = RESULTS / f"{figure.benchmark}.json"
-    if not file.exists():
-        return "–"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    found = [row for row in rows if row["what"] == figure.what]
+def comparison_table(benchmark: str) -> str:
+    """Return the table of a benchmark on the page on speed: the rows that have a peer or a bar."""
+    found = _read(benchmark)
+    lines = [f"{found['setting']}; {_machine(found)}.", ""]
+    lines += ["| measured | Longhaul | beside it | ratio | bar |", "| --- | --- | --- | --- | --- |"]
+    for row in found["rows"]:
+        if not row["peers"] and not row["bar"]:
+            continue
+        peers = ", ".join(f"{name}: {_number(value)}" for name, value in row["peers"].items())
+        spread = f" ± {row['spread']:.2f}" if row.get("spread") else ""
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}{spread}"
+        bar = row["bar"] + ("" if row["held"] is not False else ", not held")
+        lines.append(f"| {row['what']} | {_number(row['ours'])} {row['unit']} | {peers} | {ratio} | {bar} |")
+    return "\n".join(lines) + "\n"
+
+
+def _read(benchmark: str) -> dict[str, Any]:
+    file = RESULTS / f"{benchmark}.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def _machine(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    servers = [f"{title} {found['versions'][name]}" for name, title in _SERVERS.items() if name in found["versions"]]
+    return ", ".join([f"{machine['cores']} cores", f"Python {machine['python']}", *servers])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
+
+
+def write_pages() -> None:
+    """Write the tables into their pages."""
+    _write(CAPACITY, "capacity", capacity_table())
+    for benchmark in COMPARISONS:
+        _write(SPEED, benchmark, comparison_table(benchmark))
+
+
+def _write(page: Path, name: str, table: str) -> None:
+    begin = BEGIN.format(name)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     if not found:
-        return "–"
-    value, unit = found[0]["ours"], found[0]["unit"]
-    text = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
-    return f"{text} {unit}".strip()
-
-
-def write_page() -> None:
-    """Write the table into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
+        raise SystemExit(f"{page}: has no line {begin.strip()}")
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_page()
+    write_pages()

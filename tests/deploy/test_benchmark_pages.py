@@ -1,16 +1,23 @@
-"""The figures of the page on capacity are those of benchmarks/results/, and each names its command."""
+"""The figures of the pages on capacity and speed are those of benchmarks/results/, and each names its command."""
 
 from __future__ import annotations
 
 import json
 
-from benchmarks.capacity_page import COMMANDS, FIGURES, PAGE, render
+import pytest
+
+from benchmarks.pages import CAPACITY, COMMANDS, COMPARISONS, FIGURES, SPEED, capacity_table, comparison_table
 from benchmarks.report import RESULTS
 from tests.deploy.manifests import ROOT
 
 
-def test_the_page_has_the_figures_of_the_results() -> None:
-    assert render() in PAGE.read_text(), "run python -m benchmarks.capacity_page"
+def test_the_page_on_capacity_has_the_figures_of_the_results() -> None:
+    assert capacity_table() in CAPACITY.read_text(), "run python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize("benchmark", COMPARISONS)
+def test_the_page_on_speed_has_the_figures_of_the_results(benchmark: str) -> None:
+    assert comparison_table(benchmark) in SPEED.read_text(), "run python -m benchmarks.pages"
 
 
 def test_each_figure_is_a_row_of_its_benchmark_and_each_command_a_target() -> None:

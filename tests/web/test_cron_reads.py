@@ -1,0 +1,105 @@
+"""The cron lines of the API and the page: whether the run of the last due time succeeded, and how late it began."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from tests.web.jobs import nightly
+from worker.db.engine import Database
+from worker.ledger import Ledger
+from worker.queue import keys
+from worker.queue.client import Client
+from worker.queue.cron_lines import firing_id
+from worker.settings import Settings
+from worker.web import WebApp
+from worker.web.job_views import CronView
+from worker.web.page.sentences import describe_last_run, describe_lateness
+
+_LINE = str(nightly.schedule[0])
+_DUE = datetime(2026, 11, 20, 3, tzinfo=UTC)
+
+
+async def read_line(http: httpx.AsyncClient) -> CronView:
+    """Return the only cron line."""
+    [line] = (await http.get("/cron")).json()["items"]
+    return CronView.model_validate(line, strict=False)
+
+
+async def fire(database: Database, due: datetime) -> str:
+    """Note a due time as a worker does. Return the id of its run."""
+    await Ledger(database).start_cron_line("nightly", _LINE, due)
+    return firing_id("nightly", _LINE, due, await Ledger(database).read_application())
+
+
+async def tell(redis: Redis, run_id: str, kind: str, after: timedelta, **fields: str) -> None:
+    """Add an event to the stream, that long after the due time."""
+    entry: dict[Any, Any] = {"event": kind, "run": run_id, "job": "nightly", "at": (_DUE + after).isoformat()}
+    await redis.xadd(keys.EVENTS, entry | fields)
+
+
+async def test_a_line_that_was_not_due_yet_says_since_when_it_is_known(
+    api: WebApp, http: httpx.AsyncClient, database: Database
+) -> None:
+    assert describe_last_run(await read_line(http)) == ["no worker has seen this line yet"]
+    api.backend.reads.forget()
+    await fire(database, _DUE + timedelta(hours=5, microseconds=7))
+    line = await read_line(http)
+    assert (line.last_at, line.last_state, line.seen_at) == (None, None, _DUE + timedelta(hours=5, microseconds=7))
+    assert describe_last_run(line) == ["not due since a worker first saw it, at 20 Nov 2026 08:00 UTC"]
+
+
+async def test_a_run_that_began_late_says_how_late_also_after_its_result_has_expired(
+    http: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    run_id = await fire(database, _DUE)
+    begin = timedelta(hours=5, minutes=40)
+    await tell(redis, run_id, "started", begin)
+    await tell(redis, run_id, "retry", begin + timedelta(seconds=5))
+    await tell(redis, run_id, "started", begin + timedelta(seconds=9))
+    await tell(redis, run_id, "succeeded", begin + timedelta(minutes=1), rows="1200")
+    line = await read_line(http)
+    assert (line.last_run, line.last_state, line.late_seconds) == (run_id, "succeeded", begin.total_seconds())
+    assert describe_last_run(line) == [
+        *("began 20 Nov 2026 08:40 UTC, 5 h 40 min late", "ended 20 Nov 2026 08:41 UTC", "1,200 rows"),
+    ]
+    assert describe_lateness(line) == "5 h 40 min late"
+
+
+async def test_a_run_of_the_ledger_is_known_without_events(
+    http: httpx.AsyncClient, client: Client, database: Database, settings: Settings
+) -> None:
+    run_id = await fire(database, _DUE)
+    values = {"id": run_id, "at": _DUE + timedelta(seconds=30), "end": _DUE + timedelta(minutes=9)}
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO worker.run (id, job, queue, payload, arguments, state, fence, attempt, batches_before, "
+                "created_at, finished_at) VALUES (:id, 'nightly', 'arq:queue', '{}', '{}', 'dead', 1, 1, 0, :at, :end)"
+            ),
+            values,
+        )
+    line = await read_line(http)
+    assert (line.last_state, line.last_began_at, line.last_finished_at) == ("dead", values["at"], values["end"])
+    assert (line.late_seconds, describe_lateness(line)) == (30.0, "")
+
+
+@pytest.mark.parametrize("is_enqueued", [True, False], ids=["waits", "skipped"])
+async def test_a_run_that_has_not_begun_says_so(
+    http: httpx.AsyncClient, client: Client, database: Database, is_enqueued: bool
+) -> None:
+    due = (datetime.now(UTC) - timedelta(hours=3)).replace(microsecond=0)
+    run_id = await fire(database, due)
+    if is_enqueued:
+        await client.enqueue(nightly.options(id=run_id))
+    line = await read_line(http)
+    if is_enqueued:
+        assert (line.last_state, describe_last_run(line)) == ("waiting", ["not begun, 3 h late"])
+    else:
+        assert line.late_seconds is None
+        assert describe_last_run(line) == ["its run was skipped or deleted, or ended too long ago"]
