@@ -359,17 +359,6 @@ async def test_the_payload_of_a_run_in_the_ledger_says_so(fast: Settings, client
     assert decode_payload(await redis.get(f"arq:job:{run.id}"), accept_pickle=False).in_ledger
 
 
-async def test_an_owner_frozen_while_it_opened_a_step_is_ended(database: Database, client: Client) -> None:
-    spec = RunSpec("frozen", "walk", "arq:queue", "{}", "[]")
-    first = await Ledger(database, "first").claim(spec)
-    # In the middle of open_step, whose lock on the run makes a takeover wait.
-    await first.connection.execute(text("SELECT id FROM worker.run WHERE id = 'frozen' FOR NO KEY UPDATE"))
-    second = await asyncio.wait_for(Ledger(database, "second").claim(spec), 10)
-    assert second.takeovers == 1
-    await second.close()
-    await first.close()
-
-
 async def test_a_late_word_of_the_last_owner_does_not_undo_a_retry(database: Database) -> None:
     ledger = Ledger(database, "first")
     run = await ledger.claim(RunSpec("retried", "walk", "arq:queue", "{}", "[]"))

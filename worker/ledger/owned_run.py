@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.cancellation import cancel_and_wait, run_to_completion
+from worker.cancellation import run_to_completion
 from worker.db.driver import Driver
 from worker.db.engine import Database
 from worker.db.sessions import ScopedSession
 from worker.errors import AlreadyFinished, FencedOut, LedgerDamaged, RunIdConflict
 from worker.ledger.checkpoint import Checkpoints
+from worker.ledger.frozen_sessions import terminating_blockers
 from worker.ledger.quarantine import RunQuarantine
 from worker.ledger.queries import query
 from worker.ledger.ranges import Ranges
@@ -32,8 +30,6 @@ logger = logging.getLogger("longhaul.ledger")
 
 #: Longest wait for a lock of the former owner before its connection is terminated.
 _LOCK_WAIT_MS = 2_000
-#: Pause between two looks for sessions that a claim waits for.
-_LOOK_SECONDS = 0.5
 _LOCK_NOT_AVAILABLE = "55P03"
 #: Samples of a step; with one more, half of them are joined with the next one.
 MOST_SAMPLES = 500
@@ -262,7 +258,7 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
                 await terminate_backend(connection, spec.id, row.backend_pid, row.backend_start)
             await connection.execute(text("SET LOCAL lock_timeout = 0"))
             own_pid = int(await connection.scalar(text("SELECT pg_catalog.pg_backend_pid()")) or 0)
-            async with _terminating_blockers(database, spec.id, own_pid):
+            async with terminating_blockers(database, spec.id, own_pid, _LOCK_WAIT_MS / 1000):
                 claim = await _claim(database, connection, spec, owner)
         await run_to_completion(connection.commit())
         await own.attach_driver()
@@ -270,30 +266,6 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
         await own.close()
         raise
     return OwnedRun(database, spec, claim, own, code_version)
-
-
-@asynccontextmanager
-async def _terminating_blockers(database: Database, run_id: str, pid: int) -> AsyncIterator[None]:
-    """Terminate the frozen sessions that a session waits for.
-
-    A worker that froze within its claim has not recorded its session yet: nothing else ends that transaction before
-    `idle_in_transaction_session_timeout`.
-    """
-
-    async def look() -> None:
-        with suppress(SQLAlchemyError):
-            while True:
-                async with database.connection() as connection:
-                    values = {"pid": pid, "seconds": _LOCK_WAIT_MS / 1000}
-                    for row in (await connection.execute(query("find_frozen_blockers"), values)).all():
-                        await terminate_backend(connection, run_id, row.pid, row.backend_start)
-                await asyncio.sleep(_LOOK_SECONDS)
-
-    task = asyncio.create_task(look())
-    try:
-        yield
-    finally:
-        await run_to_completion(cancel_and_wait(task))
 
 
 async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec, owner: str) -> Claim:

@@ -89,11 +89,21 @@ class RunConnection:
 
 async def terminate_backend(connection: AsyncConnection, run_id: str, pid: int | None, started: object) -> None:
     """Terminate the former owner's backend. A role that may not do so relies on the idle timeout."""
+    if await end_session(connection, pid, started):
+        logger.warning("terminated the former owner's connection run=%s pid=%s", run_id, pid)
+
+
+async def end_session(connection: AsyncConnection, pid: int | None, started: object) -> bool:
+    """End a session of the server. Return whether it was there, and this role may end it.
+
+    Args:
+        connection: Another connection of the same database.
+        pid: Process id of the session.
+        started: When the session began, since a later one may have its process id.
+    """
     try:
         async with connection.begin_nested():
-            ended = await connection.scalar(query("terminate_backend"), {"pid": pid, "started": started})
+            return bool(await connection.scalar(query("terminate_backend"), {"pid": pid, "started": started}))
     except DBAPIError as error:
-        logger.warning("cannot terminate the former owner's connection run=%s pid=%s: %s", run_id, pid, error.orig)
-        return
-    if ended:
-        logger.warning("terminated the former owner's connection run=%s pid=%s", run_id, pid)
+        logger.warning("cannot terminate a connection pid=%s: %s", pid, error.orig)
+        return False

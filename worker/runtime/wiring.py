@@ -22,6 +22,7 @@ from worker.job.middleware import Middleware, RunHook, run_hooks
 from worker.job.propagation import current_job
 from worker.job.registry import Registry
 from worker.ledger import Ledger
+from worker.ledger.frozen_sessions import FrozenSessions
 from worker.queue import keys
 from worker.queue.commands import retry_ordered
 from worker.queue.connection import DedicatedConnection, connection_pool
@@ -151,12 +152,17 @@ class Parts:
             for run_id in self.operator_state.retried:  # the first worker to retry it wins
                 await retry_ordered(self.redis, self.ledger, run_id)
 
-        return [
+        tasks = [
             PeriodicTask("rescue", rescuer.run, interval_seconds=rules.rescue_interval_seconds),
             PeriodicTask("prune", pruner.look),
             PeriodicTask("retry", retry_runs),
             PeriodicTask("orders", audit.look, interval_seconds=1.0),
         ]
+        if limit := self.settings.database.idle_in_transaction_timeout_seconds:
+            sessions = FrozenSessions(self.database, limit)
+            interval = min(rules.rescue_interval_seconds, limit / 2)
+            tasks.append(PeriodicTask("frozen sessions", sessions.look, interval_seconds=interval))
+        return tasks
 
     def build_worker(self, *, scheduler: Scheduler, tasks: Sequence[PeriodicTask], **options: Any) -> Worker:
         """Return the worker.

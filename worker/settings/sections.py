@@ -92,8 +92,8 @@ class DatabaseSettings(_Section):
     idle_in_transaction_timeout_seconds: float = Field(
         60.0,
         ge=0,
-        description="Longest idle time inside a transaction; 0: no limit. It ends the transaction of a frozen worker, "
-        "and so releases its locks.",
+        description="Longest idle time inside a transaction, or inside a command that waits for its client; 0: no "
+        "limit. It ends the transaction of a frozen worker, and so releases its locks.",
     )
     application_name: str = Field(
         "longhaul",
