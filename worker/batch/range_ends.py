@@ -89,7 +89,7 @@ async def find_ranges(
     is_sampled = False
     if division.may_sample and pages > _EXACT_PAGES:
         sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)
-        some = range_ends(division, division.keys.where(keyset.one_of()), partitions, _LEAST_KEYS_PER_RANGE)
+        some = range_ends(division, division.keys.where(keyset.one_of()), partitions, _LEAST_KEYS_PER_RANGE, few=True)
         values = {**division.values, **keyset.array_values(sample)}
         found = (await connection.execute(keyset.in_schema(some), values)).all()
         is_sampled = bool(found) and found[0].longhaul_total >= count * _LEAST_KEYS_PER_RANGE
@@ -145,7 +145,9 @@ async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: flo
     return [keyset.encode(row) for row in await connection.execute(keyset.in_schema(statement))]
 
 
-def range_ends(division: Division, keys: Select[Any], partitions: Sequence[Partition], size: int) -> Select[Any]:
+def range_ends(
+    division: Division, keys: Select[Any], partitions: Sequence[Partition], size: int, *, few: bool = False
+) -> Select[Any]:
     """Return a statement for the last keys of ranges with the same number of rows, in the form of cursors.
 
     Its rows have the number of the partition as `longhaul_unit`, and that of all rows as `longhaul_total`.
@@ -155,26 +157,31 @@ def range_ends(division: Division, keys: Select[Any], partitions: Sequence[Parti
         keys: A select of the key's columns, for all rows to divide.
         partitions: The partitions that are divided each for itself; none for all rows together.
         size: The number of rows that a range has at least, but for the only one of a partition.
+        few: Whether the keys are so few that they are kept, instead of being read a second time.
     """
     keyset = division.keyset
-    number_of_keys = len(keyset.parts)
-    rows = keys.add_columns(unit_number(partitions).label("longhaul_unit")).order_by(None).subquery()
-    columns = list(rows.columns)[:number_of_keys]
-    unit = rows.c.longhaul_unit
-    number = func.row_number().over(partition_by=unit, order_by=keyset.over(columns).order_by())
-    numbered = select(
-        *columns,
-        unit,
-        number.label("longhaul_n"),
-        func.count().over(partition_by=unit).label("longhaul_in_unit"),
-        func.count().over().label("longhaul_total"),
-    ).subquery()
-    n, in_unit, total = numbered.c.longhaul_n, numbered.c.longhaul_in_unit, numbered.c.longhaul_total
+    read = keys.add_columns(unit_number(partitions).label("longhaul_unit")).order_by(None)
+    counted: Any = read.cte("longhaul_keys").prefix_with("MATERIALIZED") if few else read.subquery()
+    rows: Any = counted if few else read.subquery()
+    in_unit, total = func.count(), cast(func.sum(func.count()).over(), BigInteger)
     share = func.round(cast(division.count * in_unit, Numeric) / total)
     ranges = cast(func.greatest(func.least(share, in_unit // size), 1), BigInteger)
-    ends = keyset.over(list(numbered.columns)[:number_of_keys])
+    unit = counted.c.longhaul_unit
+    # Materialized, or the division would be made again for each key.
+    units = (
+        select(unit, in_unit.label("rows"), total.label("total"), ranges.label("ranges"))
+        .group_by(unit)
+        .cte("longhaul_units")
+        .prefix_with("MATERIALIZED")
+    )
+    columns = list(rows.columns)[: len(keyset.parts)]
+    order = keyset.over(columns).order_by()
+    number = func.row_number().over(partition_by=rows.c.longhaul_unit, order_by=order).label("longhaul_n")
+    numbered = select(*columns, rows.c.longhaul_unit, number).subquery()
+    ends = keyset.over(list(numbered.columns)[: len(keyset.parts)])
     return (
-        select(*ends.cursor_columns, numbered.c.longhaul_unit, total)
-        .where((n * ranges) // in_unit > ((n - 1) * ranges) // in_unit)
+        select(*ends.cursor_columns, numbered.c.longhaul_unit, units.c.total.label("longhaul_total"))
+        .join(units, units.c.longhaul_unit == numbered.c.longhaul_unit)
+        .where((numbered.c.longhaul_n * units.c.ranges) % units.c.rows < units.c.ranges)
         .order_by(numbered.c.longhaul_unit, *ends.order_by())
     )
