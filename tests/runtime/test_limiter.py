@@ -156,16 +156,16 @@ async def test_an_operator_limits_jobs_whose_code_does_not(fast: Settings, clien
 
 
 async def test_a_rate_spaces_runs_evenly_and_holds_nobody_else_up(fast: Settings, client: Client) -> None:
-    runs = await client.enqueue_many(paced, [{}] * 10)
+    runs = await client.enqueue_many(paced, [{}] * 30)
     async with working(with_worker(fast, max_jobs=2), paced, free):
         other = await client.enqueue(free)
         await other.result(timeout=120)
-        assert len(seen["moments"]) < 10
+        assert len(seen["moments"]) < 30
         for run in runs:
             await run.result(timeout=120)
     moments = seen["moments"]
-    assert len(moments) == 10
-    assert moments[-1] - moments[0] >= 9 * 0.05 - 0.02
+    assert len(moments) == 30
+    assert moments[-1] - moments[0] >= 29 * 0.05 - 0.02
 
 
 async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> None:
@@ -181,7 +181,7 @@ async def test_a_rate_of_the_script_never_passes_its_number(redis: Redis) -> Non
         waits_ms.append(0 if held is None else round(held.seconds * 1000))
     assert waits_ms[:5] == [0] * 5
     for place, wait in enumerate(waits_ms[5:], start=1):
-        assert 600 * place - 100 <= wait <= 600 * place
+        assert 600 * place - 500 <= wait <= 600 * place
     # Its moment is reserved: until then it waits on, and reserves no other.
     again = await limiter.acquire(bursty, Claim("r7", "q", 0, b"", 1), {})
     assert again is not None and again.seconds * 1000 <= waits_ms[7]
