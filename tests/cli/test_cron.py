@@ -13,6 +13,7 @@ from tests.support.command_line import CommandLine, error_line
 from worker import Settings
 from worker.db.engine import Database
 from worker.ledger import Ledger
+from worker.queue import keys
 from worker.queue.store import QueueStore
 from worker.runtime.scheduler import Scheduler
 from worker.types import Registry
@@ -45,6 +46,9 @@ async def test_due_times_last_runs_and_one_run_now(
     by_hand = await cli("cron", "trigger", "deactivate_dormant_users")
     assert await redis.zrange("arq:queue", 0, -1) == [by_hand.stdout.strip().encode()]
     assert (await listed(cli))[0]["run"] == run_id  # the due times are unchanged
+    [(_, order)] = await redis.xrange(keys.ORDERS)
+    assert (order[b"order"], order[b"targets"]) == (b"cron_run", b'["deactivate_dormant_users"]')
+    assert order[b"by"].startswith(b"cli:")
 
 
 async def listed(cli: CommandLine) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ async def test_runs_are_listed_with_the_sums_of_their_steps(context: MakeContext
     await run.finish("dead", error="no")
     ledger = Ledger(database)
     assert [(one.id, one.rows, one.batches) for one in await ledger.list_runs()] == [("two", 10, 1), ("one", 30, 3)]
+    assert [one.id for one in await ledger.list_runs(ids=["one", "none"])] == ["one"]
     assert [one.id for one in await ledger.list_runs(state="dead")] == ["one"]
     assert [one.id for one in await ledger.list_runs(limit=1)] == ["two"]
     assert await ledger.list_runs(job="nobody") == []

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import event, text
 
+from tests.support.workers import with_web
+from tests.web.conftest import connect
 from tests.web.jobs import nightly
+from worker import JobContext, job
 from worker.db.engine import Database
-from worker.ledger import Ledger
+from worker.ledger import Ledger, RunSpec
 from worker.queue import keys
 from worker.queue.client import Client
 from worker.queue.cron_lines import firing_id
 from worker.settings import Settings
-from worker.web import WebApp
+from worker.web import WebApp, web_app
 from worker.web.job_views import CronView
 from worker.web.page.sentences import describe_last_run, describe_lateness
 
@@ -87,6 +91,40 @@ async def test_a_run_of_the_ledger_is_known_without_events(
     line = await read_line(http)
     assert (line.last_state, line.last_began_at, line.last_finished_at) == ("dead", values["at"], values["end"])
     assert (line.late_seconds, describe_lateness(line)) == (30.0, "")
+
+
+@job(cron="0 4 * * *")
+async def report(ctx: JobContext) -> None:
+    """Run at night, without arguments."""
+
+
+async def test_runs_of_many_lines_are_read_by_one_statement_and_only_arguments_offer_others(
+    settings: Settings, database: Database, client: Client
+) -> None:
+    app = web_app(with_web(settings, refresh_seconds=0.001), jobs=(nightly, report))
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    try:
+        ledger = Ledger(database)
+        for one in (nightly, report):
+            line = str(one.schedule[0])
+            await ledger.start_cron_line(one.name, line, _DUE)
+            run_id = firing_id(one.name, line, _DUE, await ledger.read_application())
+            run = await ledger.claim(RunSpec(run_id, one.name, "arq:queue", "{}", "[]"))
+            await run.finish("succeeded")
+            await run.close()
+        event.listen(app.backend.database.engine.sync_engine, "before_cursor_execute", note)
+        async with connect(app) as http:
+            lines = (await http.get("/cron")).json()["items"]
+            page = (await http.get("/page/cron")).text
+    finally:
+        await app.close()
+    assert [(line["job"], line["last_state"]) for line in lines] == [("nightly", "succeeded"), ("report", "succeeded")]
+    assert len([one for one in statements if "LEFT JOIN worker.step" in one]) == 1
+    assert re.findall(r'href="([^"]*)#enqueue"', page) == ["/page/jobs/nightly"]
 
 
 @pytest.mark.parametrize("is_enqueued", [True, False], ids=["waits", "skipped"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Any
 
@@ -111,6 +112,9 @@ async def test_orders_steer_runs_and_jobs(http: httpx.AsyncClient, client: Clien
     await order(http, "/cron/greet/run", {}, 422)
     orders = [fields for _, fields in await redis.xrange(keys.ORDERS)]
     assert {fields[b"by"] for fields in orders} == {b"web:local"}
+    last = orders[-1]
+    assert (last[b"order"], json.loads(last[b"targets"])) == (b"cron_run", ["nightly"])
+    assert json.loads(last[b"details"]) == {"run": made["id"]}
 
 
 async def test_failures_are_run_again_and_deleted(

@@ -9,6 +9,7 @@ import typer
 from worker.cli.app import Json, app, run_async, run_with_client, state
 from worker.cli.commands import read_argument
 from worker.cli.output import print_json, print_line, print_table
+from worker.queue.audit import record_order
 from worker.queue.client import Client
 from worker.queue.cron_lines import CronStatus
 from worker.settings import Settings
@@ -52,7 +53,10 @@ def trigger(
 
 async def _trigger(settings: Settings, job: str, arguments: dict[str, Any]) -> str:
     async with Client(settings) as client:
-        return (await client.trigger_cron(job, arguments)).id
+        run = await client.trigger_cron(job, arguments)
+        if run.is_new:
+            await client.command(record_order(client.redis, "cron_run", [job], {"run": run.id}))
+        return run.id
 
 
 def _as_json(line: CronStatus) -> dict[str, Any]:

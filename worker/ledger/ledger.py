@@ -71,6 +71,7 @@ class Ledger:
         self,
         *,
         run_id: str | None = None,
+        ids: Sequence[str] | None = None,
         job: str | None = None,
         state: str | None = None,
         search: str | None = None,
@@ -81,6 +82,7 @@ class Ledger:
 
         Args:
             run_id: Only this run.
+            ids: Only these runs, without their steps.
             job: Only runs of this job.
             state: Only runs in this state.
             search: Only runs with this text in their id, job, arguments or error; case does not count.
@@ -89,7 +91,8 @@ class Ledger:
         """
         before_at, before_id = before or (None, None)
         async with self._database.connection() as connection:
-            values: dict[str, Any] = {"id": run_id, "job": job, "state": state, "search": search, "limit": limit}
+            chosen = ids if run_id is None else [run_id]
+            values: dict[str, Any] = {"ids": chosen, "job": job, "state": state, "search": search, "limit": limit}
             values |= {"before_at": before_at, "before_id": before_id}
             runs = [RunRecord(**row._mapping) for row in await connection.execute(query("list_runs"), values)]
             if run_id is not None:

@@ -28,6 +28,7 @@ Order = Literal[
     "rate",
     "cancel",
     "drain",
+    "cron_run",
     "retry",
     "dead_letters_retry",
     "dead_letters_delete",

@@ -45,6 +45,8 @@ async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]]) -> Page[Cr
     events = await backend.event_log.list_all() if ids else []
     attempts, ends = group_attempts(events, ids), _find_ends(events, set(ids))
     mirrors = await read_mirrors(backend.client, ids)
+    records = await backend.ledger.list_runs(ids=ids, limit=len(ids)) if ids else []
+    recorded = {record.id: record for record in records}
     items = []
     for line in lines:
         run = None
@@ -52,8 +54,8 @@ async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]]) -> Page[Cr
             run = _LastRun(line.state or "deleted")
             _add_events(run, attempts[line.run_id], ends.get(line.run_id))
             run.began_at = run.began_at or read_moment(mirrors[line.run_id].get("started_at"))
-            for record in await backend.ledger.list_runs(run_id=line.run_id, limit=1):
-                _add_record(run, record)
+            if line.run_id in recorded:
+                _add_record(run, recorded[line.run_id])
         items.append(_describe(line, run))
     return Page[CronView](items=items)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from worker.errors import InvalidArguments, LonghaulError, RegistrationError, ServerUnavailable
 from worker.job.definition import Job
 from worker.queue import keys
+from worker.queue.audit import record_order
 from worker.queue.conditions import make_entry, parse_entry
 from worker.web.backend import Backend
 from worker.web.bodies import (
@@ -95,7 +96,10 @@ async def run_cron_job(call: Call) -> Reply:
     """Enqueue an extra run of a cron job. Its due times do not change."""
     body: RunNowBody = call.body
     job = await _find_cron_job(call.backend, call.path["job"])
-    run = await call.backend.client.trigger_cron(job, body.arguments)
+    client = call.backend.client
+    run = await client.trigger_cron(job, body.arguments)
+    if run.is_new:
+        await client.command(record_order(client.redis, "cron_run", [job.name], {"run": run.id}))
     call.backend.reads.forget()
     return _reply(EnqueuedView(id=run.id, job=job.name, is_new=run.is_new))
 

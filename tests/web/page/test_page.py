@@ -55,6 +55,7 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         slower = float(await pace(site, "walk-1") or "0")
         await expect(page.locator("#toasts")).to_contain_text(f"Pace of walk-1: 8 → {slower:g} rows/s.")
         assert 1 < slower < 8, "one step to the left of the pace that was set"
+        await expect(page.locator(".totals")).to_contain_text(f"rows/s, at most {slower:g}")
         assert f"{slower:g}" == await page.locator("[name=rows_per_second]").input_value()
         await expect(page.locator(".alert.is-throttled")).to_contain_text(f"{slower:g} rows/s at most")
 

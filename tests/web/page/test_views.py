@@ -275,9 +275,14 @@ async def test_refused_rows_of_the_outbox_and_events_are_shown(site: PageSite) -
         await page.goto(f"{site.url}/page/runs?search=FOUND")
         await expect(page.locator("[data-row]")).to_have_count(1)
         await site.check(page)
+        await site.client.pause("slow_walk?size=3")
+        await site.client.resume("slow_walk?size=3")
         await page.goto(f"{site.url}/page/audit")
-        await expect(page.locator("[data-row]").first).to_contain_text("web:local")
+        await expect(page.locator("[data-row]").first).to_contain_text("resume")
+        await expect(page.locator("[data-row]", has_text="web:local")).not_to_have_count(0)
         await site.check(page)
+        await page.get_by_role("link", name="slow_walk?size=3").first.click()
+        await expect(page.locator("h1")).to_have_text("slow_walk")
 
 
 async def test_a_read_only_visitor_sees_no_order_and_may_give_none(site: PageSite, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ SELECT run.id, run.job, run.queue, run.state, run.owner, run.attempt, run.takeov
                             pg_catalog.max(step_range.updated_at) AS updated_at
                        FROM worker.step_range
                       WHERE step_range.run_id = step.run_id AND step_range.step = step.name) AS sums ON true
- WHERE (run.id = CAST(:id AS text) OR (CAST(:id AS text) IS NULL AND run.parent IS NULL))
+ WHERE (run.id = ANY(CAST(:ids AS text[])) OR (CAST(:ids AS text[]) IS NULL AND run.parent IS NULL))
    AND (CAST(:job AS text) IS NULL OR run.job = :job)
    AND (CAST(:state AS text) IS NULL OR run.state = :state)
    AND (CAST(:search AS text) IS NULL

@@ -14,10 +14,12 @@ from worker.web.effects import EnqueuedView, TargetsView
 #: Letters of a name in a sentence.
 LONGEST_NAME = 80
 NAMES_SHOWN = 3
-#: Orders whose targets are runs.
-_OF_RUNS = ("cancel", "retry", "retry_dead_letters", "retry_quarantined")
+#: Orders whose targets are runs, by their names in the API and in the record of orders.
+_OF_RUNS = ("cancel", "retry", "retry_dead_letters", "retry_quarantined", "dead_letters_retry", "quarantine_retry")
+#: Orders whose targets are jobs or queues.
+_OF_LIMITS = ("limit", "rate")
 #: Orders whose targets are runs, jobs, queues or all.
-_OF_ANY = ("pause", "resume", "pace", "limit")
+_OF_ANY = ("pause", "resume", "pace", "cron_run", *_OF_LIMITS)
 
 
 class Link(NamedTuple):
@@ -34,6 +36,13 @@ class Link(NamedTuple):
     parameters: Mapping[str, str]
 
 
+class Names(NamedTuple):
+    """The names of jobs and of queues: all others are those of runs."""
+
+    jobs: frozenset[str]
+    queues: frozenset[str]
+
+
 async def list_links(order: str, result: Any, backend: Backend) -> list[Link]:
     """Return the links for the names in the sentence of an order, in their order."""
     if isinstance(result, EnqueuedView):
@@ -41,22 +50,29 @@ async def list_links(order: str, result: Any, backend: Backend) -> list[Link]:
     if not isinstance(result, TargetsView):
         return []
     names = [*result.changed[:NAMES_SHOWN], *result.unchanged[:NAMES_SHOWN]]
-    if order in _OF_RUNS:
-        return [_link_run(name) for name in names]
-    if order not in _OF_ANY:
-        return []
-    jobs: set[str] = set()
+    known = await read_names(backend)
+    return [link for name in names if (link := link_target(order, name, known)) is not None]
+
+
+async def read_names(backend: Backend) -> Names:
+    """Return the names that this server knows."""
+    jobs: frozenset[str] = frozenset()
     with contextlib.suppress(RegistrationError):
-        jobs = set(await backend.load_jobs())
+        jobs = frozenset(await backend.load_jobs())
     settings = backend.settings.worker
-    queues = {settings.queue, *(settings.queues or [])}
-    return [_link_any(name, order, jobs, queues) for name in names if name != keys.ALL]
+    return Names(jobs, frozenset({settings.queue, *(settings.queues or [])}))
 
 
-def _link_any(name: str, order: str, jobs: set[str], queues: set[str]) -> Link:
-    if name in jobs:
-        return Link(name[:LONGEST_NAME], "job", {"job": name})
-    if name in queues or order == "limit":
+def link_target(order: str, name: str, names: Names) -> Link | None:
+    """Return the link for a target of an order; None if no view shows it."""
+    job, is_entry, _ = name.partition("?")  # an order for the runs of a job with some arguments
+    if order in _OF_RUNS and not (is_entry and job in names.jobs):
+        return _link_run(name)
+    if order not in (*_OF_RUNS, *_OF_ANY) or name == keys.ALL:
+        return None
+    if job in names.jobs:
+        return Link(name[:LONGEST_NAME], "job", {"job": job})
+    if name in names.queues or order in _OF_LIMITS:
         return Link(name[:LONGEST_NAME], "limits", {"search": name})
     return _link_run(name)
 

@@ -23,6 +23,7 @@ _ORDERS = {
     "retry": "Enqueued again",
     "dead_letters_retry": "Enqueued again",
     "drain": "Worker drained",
+    "cron_run": "Run now",
     "quarantine_retry": "Quarantined rows enqueued again",
     "quarantine_discard": "Quarantined rows deleted",
 }

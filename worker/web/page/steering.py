@@ -8,12 +8,13 @@ from pydantic import Field
 
 from worker.web.bodies import EventListQuery
 from worker.web.event_kinds import GROUPS, KINDS
-from worker.web.fields import Name, PageQuery, Query
-from worker.web.job_views import CronView
+from worker.web.fields import Name, Page, PageQuery, Query
+from worker.web.job_views import CronView, JobView
 from worker.web.page.failures import list_job_names
+from worker.web.page.links import link_target, read_names
 from worker.web.page.sentences import describe_last_run, list_more
 from worker.web.page.visit import Visit
-from worker.web.views import EventsView, LimitView, OverviewView
+from worker.web.views import EventsView, LimitView, OrderView, OverviewView
 
 #: Kinds of events that a visitor asks for with all runs, short ones as well.
 _OF_ALL_RUNS = ("started", "succeeded")
@@ -41,6 +42,7 @@ async def load_cron(visit: Visit) -> dict[str, Any]:
     """Return the values of `cron.html`."""
     query: CronQuery = visit.query
     lines: list[CronView] = (await visit.read("list_cron")).items
+    jobs: Page[JobView] = await visit.read("list_jobs")
     overview: OverviewView = await visit.read("show_overview")
     text = (query.search or "").lower()
     return {
@@ -48,6 +50,7 @@ async def load_cron(visit: Visit) -> dict[str, Any]:
         "paused": set(overview.paused),
         "has_worker": any(worker.state == "running" for worker in overview.workers),
         "notes": {(line.job, line.line): describe_last_run(line) for line in lines},
+        "with_arguments": {job.name for job in jobs.items if job.arguments.get("properties")},
     }
 
 
@@ -87,4 +90,6 @@ async def load_events(visit: Visit) -> dict[str, Any]:
 async def load_orders(visit: Visit) -> dict[str, Any]:
     """Return the values of `orders.html`."""
     query: PageQuery = visit.query
-    return {"page": await visit.read("list_orders", **query.model_dump())}
+    page: Page[OrderView] = await visit.read("list_orders", **query.model_dump())
+    names = await read_names(visit.backend)
+    return {"page": page, "link_target": lambda order, target: link_target(order, target, names)}
