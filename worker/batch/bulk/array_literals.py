@@ -1,8 +1,8 @@
 """Sends an array as the text of an array literal, which takes less time than the driver's binary form.
 
 asyncpg asks of each element whether it is a container, and encodes it by a call. The text of all elements is made by
-two or three calls for the whole array, and the server reads it as fast as the binary form, within 0.03 µs an element:
-1,000 integers take 0.29 ms instead of 0.42 ms from call to answer, 1,000 names 0.29 ms instead of 0.65 ms.
+a few calls for the whole array, and the server reads it as fast as the binary form, within 0.03 µs an element: 1,000
+integers take 0.25 ms instead of 0.42 ms from call to answer, 1,000 names 0.29 ms instead of 0.65 ms.
 
 The format is that of "8.15.6. Array Input and Output Syntax" in PostgreSQL's documentation.
 """
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import Column
 
 from worker.batch.bulk.eligibility import has_containers
@@ -45,7 +46,7 @@ def encode_arrays(
         types = set(map(type, values))
         if has_containers(types):
             return {}, []
-        literal = _format_array(cast, values, types - {type(None)}) if as_text else None
+        literal = _format_array(cast, values, types) if as_text else None
         encoded[column] = cast if literal is None else f"text::{cast}"
         arguments.append(values if literal is None else literal)
     return encoded, arguments
@@ -56,26 +57,24 @@ def _format_array(cast: str, values: list[Any], types: set[type]) -> str | None:
 
     The driver has to refuse an element that is refused at all: if the server does it, the transaction is lost.
     """
-    if types == {int} and cast in _TYPECODES:
-        return _format_integers(_TYPECODES[cast], values)
-    if types == {str} and cast in _TEXTS:
-        return _format_texts(values)
+    others = types - {type(None)}
+    if others == {int} and cast in _TYPECODES:
+        return _format_integers(_TYPECODES[cast], values, has_nulls=others != types)
+    if others == {str} and cast in _TEXTS:
+        return _format_texts(values, values.count(None) if others != types else 0)
     return None
 
 
-def _format_integers(typecode: str, values: list[int | None]) -> str | None:
-    nulls = values.count(None)
-    numbers: Any = [value for value in values if value is not None] if nulls else values
+def _format_integers(typecode: str, values: list[int | None], *, has_nulls: bool) -> str | None:
+    numbers: Any = [value for value in values if value is not None] if has_nulls else values
     try:
         array(typecode, numbers)
     except OverflowError:
         return None
-    elements = str(values)[1:-1]
-    return f"{{{elements.replace('None', 'NULL') if nulls else elements}}}"
+    return f"{{{to_json(values)[1:-1].decode()}}}"  # JSON writes integers and null as an array literal does
 
 
-def _format_texts(values: list[str | None]) -> str | None:
-    nulls = values.count(None)
+def _format_texts(values: list[str | None], nulls: int) -> str | None:
     texts = [_NULL if value is None else value for value in values] if nulls else values
     joined = _NUL.join(texts)  # type: ignore[arg-type]
     if joined.count(_NUL) != len(values) - 1 or (nulls and joined.count(_NULL) != nulls):
