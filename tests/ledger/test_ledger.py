@@ -14,6 +14,7 @@ from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.errors import AlreadyFinished, FencedOut
 from worker.ledger import Ledger, OwnedRun
+from worker.ledger.run_connection import RunConnection
 
 
 async def walk(ctx: JobContext, batches: int) -> OwnedRun:
@@ -160,3 +161,13 @@ async def test_a_checkpoint_is_a_hot_update(context: MakeContext, database: Data
     await until(told)
     after = await updates()
     assert after[0] - before[0] == after[1] - before[1]
+
+
+async def test_closing_a_connection_whose_session_has_ended_raises_nothing(database: Database) -> None:
+    """It would hide the error because of which the connection is closed."""
+    own = RunConnection("run", await database.engine.connect())
+    pid = await own.connection.scalar(text("SELECT pg_backend_pid()"))
+    async with database.connection() as other:
+        assert await other.scalar(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    await own.close()
+    assert database.connections_in_use == 0

@@ -46,6 +46,10 @@ NEED_A_SESSION = [
     "tests/db/test_driver.py::test_replace_pooled_replaces_connections_when_they_are_used_next",
     "tests/db/test_errors.py::test_a_terminated_backend_is_a_lost_connection_by_each_way",
     "tests/db/test_liveness.py",
+    "tests/ledger/test_frozen_sessions.py::test_a_copy_ends_after_it_was_not_fed_for_the_limit",
+    "tests/ledger/test_frozen_sessions.py::test_a_session_that_stopped_within_a_command_ends_after_the_limit",
+    "tests/ledger/test_frozen_sessions.py::test_sessions_of_other_kinds_are_left_alone",
+    "tests/ledger/test_ledger.py::test_closing_a_connection_whose_session_has_ended_raises_nothing",
     "tests/db/test_pgbouncer.py::test_a_server_of_our_own_is_told_from_pgbouncer",
 ]
 

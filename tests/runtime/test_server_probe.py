@@ -224,6 +224,42 @@ async def test_a_lost_connection_is_not_counted_while_the_server_rejects_writes(
         assert await run.result(timeout=120) == "done"
 
 
+REFUSALS = 4
+#: A failover that is over as soon as it was noticed: the numbers of a sequence are not rolled back.
+_REFUSE = (
+    "CREATE SEQUENCE public.refusals",
+    "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    f"IF nextval('public.refusals') <= {REFUSALS} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '%s'; END IF; "
+    "RETURN NEW; END $$",
+    "CREATE TRIGGER refuse BEFORE UPDATE ON worker.run FOR EACH ROW EXECUTE FUNCTION public.refuse()",
+)
+
+
+@pytest.mark.parametrize("code", ["25006", "57P01", "08006"])
+async def test_a_claim_that_fails_in_a_failover_costs_no_attempt(
+    client: Client, fast: Settings, database: Database, code: str
+) -> None:
+    attempts.clear()
+    use["it"] = wait_a_moment
+    await fill_authors(database, 200)
+    async with working(with_worker(fast, drain_timeout_seconds=0.1), walks):
+        run = await client.enqueue(walks)
+        await until_true(lambda: attempts)
+    assert await run.status() == "waiting"
+    try:
+        async with database.transaction() as session:
+            for statement in _REFUSE:
+                await session.execute(text(statement % code if "%s" in statement else statement))
+        async with working(fast, walks):
+            assert await run.result(timeout=120) == 200
+    finally:
+        async with database.transaction() as session:
+            for kind in ("FUNCTION public.refuse CASCADE", "SEQUENCE public.refusals"):
+                await session.execute(text(f"DROP {kind}"))
+    assert len(attempts) == 2, "the code of the job ran in no attempt whose claim had failed"
+    assert await count_seen(database) == {1: 200}
+
+
 async def wait_a_moment(ctx: JobContext) -> None:
     await asyncio.sleep(0.02)
 

@@ -84,6 +84,8 @@ class RunConnection:
         if discard or (driver is not None and (driver.raw.is_closed() or driver.raw.is_in_transaction())):
             # Lost, or still in use by a task that the job has not awaited: the pool must not hand it out again.
             await run_to_completion(connection.invalidate())
+        elif connection.in_transaction():
+            await run_to_completion(roll_back(connection.rollback()))
         await run_to_completion(connection.close())
 
 

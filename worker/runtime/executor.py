@@ -17,9 +17,7 @@ from worker.attempt.offload import JobPools
 from worker.cancellation import is_current
 from worker.db.engine import Database
 from worker.errors import (
-    AlreadyFinished,
     CursorMismatch,
-    HandEnded,
     InvalidArguments,
     InvalidPayload,
     NonRetryableError,
@@ -36,6 +34,7 @@ from worker.queue.decoding import LAST_SECOND
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
 from worker.runtime.admission import Admission
+from worker.runtime.attempt_begin import begin_attempt
 from worker.runtime.attempt_outcome import (
     describe_stack,
     find_exit,
@@ -318,12 +317,7 @@ class Executor:
         attempt = execution.attempt
         assert attempt is not None  # noqa: S101
         try:
-            if job.rules.once and attempt.hand is None:
-                await self._begin_once(execution, job, attempt)
-            if attempt.hand is not None:
-                await self._join_walk(attempt, attempt.hand)
-            elif execution.may_be_in_ledger:
-                await self._check_earlier_attempts(execution, attempt)
+            await begin_attempt(execution, job, attempt, self._ledger)
             if isinstance(arguments, InvalidArguments):
                 raise arguments
             if not self._run_hooks:
@@ -331,47 +325,6 @@ class Executor:
             return await through(self._run_hooks, ctx, partial(attempt.run, job, ctx, arguments))
         except (SystemExit, KeyboardInterrupt) as error:
             raise NonRetryableError(f"the job raised {type(error).__name__}, which would end the worker") from error
-
-    async def _begin_once(self, execution: Execution, job: Job[..., Any], attempt: Attempt) -> None:
-        """Begin the one run of a data migration in the ledger. One that is done does not run again.
-
-        Raises:
-            AlreadyFinished: It is done.
-        """
-        if execution.claim.run_id != job.name:
-            raise NonRetryableError(f"job {job.name} is a data migration: enqueue it with its name as id")
-        is_done, result = await self._ledger.find_data_migration(job.name)
-        if is_done:
-            raise AlreadyFinished("succeeded", result, None)
-        await attempt.durable_run()
-
-    async def _check_earlier_attempts(self, execution: Execution, attempt: Attempt) -> None:
-        """Take over a run that an earlier attempt may have created in the ledger, before the job's code runs."""
-        claim = execution.claim
-        known = await self._ledger.find(claim.run_id)
-        if known is None:
-            if claim.attempt > attempt.max_attempts:
-                raise NonRetryableError(f"its worker ended at each of {claim.attempt - 1} attempts")
-            return
-        run = await attempt.durable_run()
-        # Allow one more attempt, so that a loop can name the batch in which its workers died. If that attempt died as
-        # well, it did not reach the loop.
-        if run.attempt > attempt.max_attempts + 1:
-            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
-
-    async def _join_walk(self, attempt: Attempt, hand: Hand) -> None:
-        """Claim a helper run before the job's code runs: if the walk has ended, the code does not run.
-
-        Raises:
-            HandEnded: The walk has ended, or the run has begun another attempt, which has helpers of its own.
-        """
-        run = await attempt.durable_run()
-        async with run.driver.reading() as raw:
-            state = await run.ranges.read(raw, hand.step)
-        if not state.is_open or not state.is_current:
-            raise HandEnded("the walk has ended, or has other helpers")
-        if run.attempt > attempt.max_attempts + 1:
-            raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
 
     # --- abandoned code
 

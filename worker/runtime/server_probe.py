@@ -23,6 +23,7 @@ from worker.db.engine import Database
 from worker.errors import ConnectionLost, format_error, iter_causes
 from worker.queue import errors as redis_errors
 from worker.queue import keys
+from worker.runtime.attempt_begin import LedgerUnavailable
 
 _PROBE_SECONDS = 5.0
 
@@ -30,12 +31,17 @@ _PROBE_SECONDS = 5.0
 async def is_server_unavailable(error: BaseException, database: Database, redis: Any) -> bool:
     """Return whether an error of an attempt reports that PostgreSQL or Redis is unavailable, and it still is.
 
+    An error of the ledger before the job's code has run is never the job's, whether or not the server is back by now.
+
     Args:
         error: The error, or a group of errors.
         database: The worker's database.
         redis: The worker's connection to Redis.
     """
     causes = list(_iter_members(error))
+    if isinstance(error, LedgerUnavailable):
+        await database.accepts_writes(replace=postgresql.is_read_only(error))
+        return True
     if any(map(postgresql.is_unavailable, causes)):
         # Also after a lost connection: in a failover, the server that accepts the next one may be a standby.
         accepted = await database.accepts_writes(replace=any(map(postgresql.is_read_only, causes)))
