@@ -9,10 +9,10 @@ from sqlalchemy import select, update
 
 from tests.models import Author, authors
 from worker import Settings, load_settings
-from worker.batch.sizing import AdaptiveSizer, make_sizer
+from worker.batch.sizing import AdaptiveSizer, FixedSizer, Size, make_sizer
 from worker.db.engine import Database
 from worker.errors import SettingsError, UnsupportedStatement
-from worker.settings import BatchSettings
+from worker.settings import BatchSettings, ThrottleSettings
 from worker.testing.runner import JobRunner
 
 RULES = BatchSettings(target_seconds=0.5, first_size=1000, min_size=100, max_size=20_000)
@@ -47,6 +47,16 @@ def test_a_database_that_slows_down_gets_smaller_batches_at_once() -> None:
     assert seconds[-1] < 0.7
     walk(pace, 30, 1e-4)
     assert pace.size > before * 0.85
+
+
+@pytest.mark.parametrize(
+    ("pace", "limit", "size"),
+    [(None, None, 1_000), (60.0, None, 120), (60.0, 7, 7), (0.1, None, 1), (1e6, None, 1_000), (None, 10, 10)],
+)
+def test_a_batch_has_the_rows_of_two_seconds_of_a_pace(pace: float | None, limit: int | None, size: int) -> None:
+    sizer = AdaptiveSizer(BatchSettings(first_size=1_000))
+    assert sizer.choose(pace, limit) == size
+    assert FixedSizer(500).choose(pace, limit) == (500 if limit is None else limit), "a size that is given stays"
 
 
 def test_growth_is_by_a_fifth_at_most_once_it_is_near() -> None:
@@ -98,3 +108,16 @@ async def test_every_row_is_walked_once_whatever_the_sizes(
     run = await ctx._attempt.durable_run()
     await ctx._attempt.close()
     assert run.checkpoints.batches > 200
+
+
+@pytest.mark.parametrize(("size", "rows"), [("auto", 14), (20, 20)])
+async def test_the_first_batch_of_a_paced_walk_is_small(
+    database: Database, settings: Settings, size: Size, rows: int
+) -> None:
+    paced = settings.model_copy(update={"throttle": ThrottleSettings(max_rows_per_second=7)})
+    ctx = JobRunner(database, paced).context()
+    await ctx.bulk.insert(Author, authors(50))
+    async for batch in ctx.chunks(select(Author), size=size):
+        assert len(batch) == rows
+        break
+    await ctx._attempt.close()

@@ -120,6 +120,11 @@ class Boundary:
             if self.watch is not None:
                 await self.watch()
 
+    @property
+    def rows_per_second(self) -> float | None:
+        """The pace of the walk, over all hands; None without one."""
+        return self._throttles.rows_per_second
+
     def note_wait(self, reason: str) -> None:
         """Note the time since the last note as a wait of the walk."""
         self._sampler.note_wait(reason)

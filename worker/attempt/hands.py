@@ -37,6 +37,12 @@ class Hands:
         """Return whether a worker holds the lease of a helper run."""
         return await self._control.is_alive(run_id)
 
+    @property
+    def pace(self) -> float | None:
+        """The rows per second of this hand, a part of the pace of the walk; None without a pace."""
+        pace = self._boundary.rows_per_second
+        return None if pace is None else pace / self._boundary.hands
+
     def note(self, hands: int) -> None:
         """Record the number of hands, which share the pace of the walk."""
         self._boundary.hands = hands

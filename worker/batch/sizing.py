@@ -4,6 +4,8 @@ The rule is that of GitLab's batched background migrations (docs.gitlab.com, "Ba
 (seconds of a batch over target seconds) as a moving average; the size follows it, and grows by a fifth at most. Here it
 doubles while a batch takes less than a quarter of its time, so that a long walk reaches its size within seconds.
 
+Under a pace, a batch has the rows of two seconds at most: larger ones would come in bursts, with long waits between.
+
 A batch that fails after more than its target time counts at once: its rows take at least that long. The pace is
 stored with the step, so that the next attempt begins with it.
 """
@@ -21,12 +23,16 @@ _SMOOTHING = 0.4  # weight of the newest batch in the moving average
 _GROWTH = 1.2
 _SLOW_START = 0.25
 _FULL = (0.9, 0.95)  # efficiencies at which the size stays
+_PACED_SECONDS = 2.0  # of a pace, for the rows of one batch
 
 
 class BatchSizer(Protocol):
     """Decides the size of the next batch."""
 
     size: int
+
+    def choose(self, pace: float | None, limit: int | None) -> int:
+        """Return the rows of the next batch, under a pace in rows per second, and at most those of a retry."""
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Record a batch: the requested rows, its time in seconds, and the bytes of a row."""
@@ -50,6 +56,10 @@ class FixedSizer:
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    def choose(self, pace: float | None, limit: int | None) -> int:
+        """Return the size, whatever the pace: the job's author has chosen it."""
+        return self.size if limit is None else min(self.size, limit)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Keep the size."""
@@ -79,6 +89,11 @@ class AdaptiveSizer:
         self._row_seconds: float | None = None
         self._row_bytes: float | None = None
         self.size = min(max(rules.first_size, rules.min_size), rules.max_size)
+
+    def choose(self, pace: float | None, limit: int | None) -> int:
+        """Return the size, or the rows of two seconds of a pace, even if they are fewer than `batch.min_size`."""
+        paced = self.size if pace is None else max(1, min(self.size, int(pace * _PACED_SECONDS)))
+        return paced if limit is None else min(paced, limit)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Record a batch, and adapt the size."""

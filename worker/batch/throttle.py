@@ -60,6 +60,9 @@ class Throttle(Protocol):
 class PaceThrottle(Throttle, Protocol):
     """A throttle that limits rows per second."""
 
+    #: Rows per second.
+    limit: float
+
     def __init__(self, limit: float) -> None: ...
 
     def begin(self, rows: int) -> None:
@@ -99,6 +102,13 @@ class Throttles:
         for throttle in (self._pace, *self._always):
             if isinstance(throttle, self._pace_type):
                 throttle.begin(self._rows)
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """The pace in force: that of an operator, or the lowest of settings and job; None without one."""
+        if self._rows_per_second is not None:
+            return self._rows_per_second
+        return min((one.limit for one in self._always if isinstance(one, self._pace_type)), default=None)
 
     @property
     def is_server_check_due(self) -> bool:

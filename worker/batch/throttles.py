@@ -16,12 +16,15 @@ class RowsPerSecond:
 
     Args:
         limit: Rows per second.
+
+    Attributes:
+        limit: Rows per second.
     """
 
     asks_server = False
 
     def __init__(self, limit: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
+        self.limit = limit
         self._clock = clock
         self.begin(0)
 
@@ -34,12 +37,12 @@ class RowsPerSecond:
         """Wait for the rest of the time that the rows since the last check must take."""
         now = self._clock()
         done, self._rows = context.rows - self._rows, context.rows
-        self._free_at += done / self._limit
+        self._free_at += done / self.limit
         wait = self._free_at - now
         if wait <= 0:
             self._free_at = now
             return None
-        return Wait(f"{self._limit:g} rows/s at most", context.now + timedelta(seconds=wait), "pace")
+        return Wait(f"{self.limit:g} rows/s at most", context.now + timedelta(seconds=wait), "pace")
 
 
 class TimeWindow:

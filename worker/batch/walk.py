@@ -218,7 +218,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         return not self.step.done
 
     def _open_batch(self) -> BatchTransaction:
-        self._size = self._sizer.size if self._retry is None else min(self._sizer.size, self._retry.limit)
+        self._size = self._sizer.choose(self._host.hands.pace, None if self._retry is None else self._retry.limit)
         self._began_at, self._host.where, self._mark = time.monotonic(), None, self._host.calls.mark
         return self._open_transaction()
 

@@ -61,6 +61,10 @@ class WalkHands(Protocol):
     async def is_alive(self, run_id: str) -> bool:
         """Return whether a worker holds the lease of a helper run."""
 
+    @property
+    def pace(self) -> float | None:
+        """The rows per second of this hand, a part of the pace of the walk; None without a pace."""
+
     def note(self, hands: int) -> None:
         """Record the number of hands, which share the pace of the walk."""
 

@@ -262,7 +262,7 @@ class BatchSettings(_Section):
     )
     target_seconds: float = Field(0.5, gt=0, description="Duration of a batch that `auto` aims at.")
     first_size: int = Field(1000, ge=1, description="Rows in the first batch of `auto`.")
-    min_size: int = Field(100, ge=1, description="Fewest rows of `auto`.")
+    min_size: int = Field(100, ge=1, description="Fewest rows of `auto`, but for a slow pace.")
     max_size: int = Field(20_000, ge=1, description="Most rows of `auto`: a batch must fit in memory.")
     max_bytes: int = Field(
         64_000_000, ge=1, description="Most bytes of the rows in a batch of `auto`, by the weight of a row."

@@ -215,10 +215,7 @@ async def retry_dead_letters(call: Call) -> TargetsView:
     body: DeadLettersBody = call.body
     client = call.backend.client
     if body.runs is not None:
-        asked = [
-            letter.id
-            for letter in await client.dead_letters(ids=body.runs, before=body.before, limit=None, ledger=True)
-        ]
+        asked = await _choose_letters(call.backend, body, body.runs)
         done = await client.retry_now(*asked) if asked else []
     else:
         done = await client.retry_dead_letters(job=body.job, before=body.before, everything=_is_everything(body))
@@ -231,13 +228,19 @@ async def delete_dead_letters(call: Call) -> TargetsView:
     body: DeadLettersBody = call.body
     client = call.backend.client
     if body.runs is not None:
-        found = await client.dead_letters(ids=body.runs, before=body.before, limit=None, ledger=True)
-        asked = [letter.id for letter in found]
+        asked = await _choose_letters(call.backend, body, body.runs)
         done = await client.delete_dead_letters(*asked) if asked else []
     else:
         done = await client.delete_dead_letters(job=body.job, before=body.before, everything=_is_everything(body))
     call.backend.reads.forget()
     return TargetsView(changed=done, unchanged=[one for one in dict.fromkeys(body.runs or []) if one not in done])
+
+
+async def _choose_letters(backend: Backend, body: DeadLettersBody, runs: Sequence[str]) -> list[str]:
+    """Return the runs of a request that are dead letters, in its order."""
+    letters = await backend.client.dead_letters(ids=runs, before=body.before, limit=None, ledger=True)
+    found = {letter.id for letter in letters}
+    return [run_id for run_id in dict.fromkeys(runs) if run_id in found]
 
 
 def _is_everything(body: DeadLettersBody) -> bool:
