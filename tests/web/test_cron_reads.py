@@ -55,7 +55,9 @@ async def test_a_line_that_was_not_due_yet_says_since_when_it_is_known(
     await fire(database, _DUE + timedelta(hours=5, microseconds=7))
     line = await read_line(http)
     assert (line.last_at, line.last_state, line.seen_at) == (None, None, _DUE + timedelta(hours=5, microseconds=7))
-    assert describe_last_run(line) == ["not due since a worker first saw it, at 20 Nov 2026 08:00 UTC"]
+    assert describe_last_run(line) == [
+        "no due time since 20 Nov 2026 08:00 UTC, when a worker first saw the line; nothing is known of earlier ones"
+    ]
 
 
 async def test_a_run_that_began_late_says_how_late_also_after_its_result_has_expired(

@@ -126,4 +126,5 @@ def _describe_begin(line: CronView) -> str:
 def _explain_first(line: CronView) -> str:
     if line.seen_at is None:
         return "no worker has seen this line yet"
-    return f"not due since a worker first saw it, at {clock(line.seen_at)} UTC"
+    seen = f"{clock(line.seen_at)} UTC"
+    return f"no due time since {seen}, when a worker first saw the line; nothing is known of earlier ones"
