@@ -66,7 +66,7 @@ class Life:
 
     Attributes:
         began_at: the begin of its first attempt since; None if it has none yet, or if that is not known.
-        attempts: how many attempts have begun since. One that goes on after a pause, a drain or a sleep is one.
+        attempts: how many attempts have begun since. One that continues after a pause, a drain or a sleep is one.
     """
 
     began_at: datetime | None
