@@ -46,7 +46,9 @@ SELECT (SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = relation) AS k
          WHERE indrelid = relation AND indisunique AND indisvalid AND indpred IS NULL
            AND NOT 0 = ANY(indkey[0:indnkeyatts - 1])
            AND (SELECT pg_catalog.array_agg(attname::text) FROM pg_catalog.pg_attribute
-                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted
+                 WHERE attrelid = relation AND attnum = ANY(indkey[0:indnkeyatts - 1])) <@ wanted) AS unique_and_sorted,
+       EXISTS (SELECT FROM pg_catalog.pg_inherits JOIN pg_catalog.pg_class ON pg_class.oid = inhparent
+                WHERE inhparent = relation AND relkind <> 'p') AS has_children
   FROM (SELECT pg_catalog.to_regclass(CAST(:table AS text)) AS relation, CAST(:columns AS text[]) AS wanted) AS named
  WHERE relation IS NOT NULL
 """)
@@ -146,7 +148,9 @@ def _no_table(table: str, kind: str) -> UnsupportedStatement:
     )
 
 
-async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str, vouched: bool = False) -> Keyset | str:
+async def look_key_up(
+    connection: AsyncConnection, keyset: Keyset, *, kind: str, vouched: bool = False, with_children: bool = True
+) -> Keyset | str:
     """Return the key with the types of its columns, or the reason why it cannot order a walk.
 
     Args:
@@ -154,6 +158,8 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str,
         keyset: The key.
         kind: The kind of the walk, for errors.
         vouched: Whether the job vouches for the key of a relation that cannot have a constraint.
+        with_children: Whether other tables may inherit from the table: an index holds each of them alone, so keys can
+            be repeated.
 
     Raises:
         UnsupportedStatement: The key's table is not in the database.
@@ -164,6 +170,8 @@ async def look_key_up(connection: AsyncConnection, keyset: Keyset, *, kind: str,
     found = (await connection.execute(_KEY, {"table": table, "columns": columns})).one_or_none()
     if found is None:
         raise _no_table(table, kind)
+    if found.has_children and not with_children:
+        return f"other tables inherit from {table}, so that several rows can have one key"
     is_vouched = vouched and found.kind in _NO_TABLES
     if found.kind in _NO_TABLES and not is_vouched:
         return f"{table} is {_NO_TABLES[found.kind]}, {_NO_KEY}"
@@ -286,15 +294,6 @@ async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> boo
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proretset AND proname = ANY(CAST(:names AS text[])))"
     )
     return bool(await connection.scalar(query, {"names": list(names)}))
-
-
-async def has_children(connection: AsyncConnection, table: str) -> bool:
-    """Return whether other tables inherit from a table: an index holds each table alone, so keys can be repeated."""
-    query = text(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits JOIN pg_catalog.pg_class ON pg_class.oid = inhparent "
-        "WHERE inhparent = pg_catalog.to_regclass(CAST(:table AS text)) AND relkind <> 'p')"
-    )
-    return bool(await connection.scalar(query, {"table": table}))
 
 
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:

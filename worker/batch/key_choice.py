@@ -13,13 +13,11 @@ from sqlalchemy.sql.selectable import Join
 
 from worker.batch.catalog import (
     ensure_table_exists,
-    has_children,
     look_key_up,
     look_types_up,
     returns_sets,
-    table_name,
 )
-from worker.batch.keyset import KeyPart, Keyset, key_part, selects_from, underlying_column, walked_tables
+from worker.batch.keyset import KeyPart, Keyset, is_of_tables, key_part, underlying_column, walked_tables
 from worker.db.statement_internals import SelectClauses, read_select_clauses
 from worker.errors import UnsupportedStatement
 
@@ -103,8 +101,9 @@ def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
     if by is not None:
         parts = [_make_part(expression, kind) for expression in (by if isinstance(by, list | tuple) else [by])]
         _ensure_one_table(parts, kind)
+        tables = walked_tables(statement)
         for part in parts:
-            if not selects_from(statement, part):
+            if not is_of_tables(part, tables):
                 raise UnsupportedStatement(
                     f"{kind}: by={part.expression} is of {part.column.table}, which the statement does not select from "
                     f"under that name"
@@ -165,26 +164,33 @@ async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -
         except UnsupportedStatement as error:
             return None, str(error)
     keyset = Keyset(parts, statement)
-    await ensure_table_exists(connection, keyset, kind="stream")
-    for part in parts:
-        if not selects_from(statement, part):
-            return None, f"it is ordered by {part.expression}, which is not a column of its tables"
+    problem = await _find_source_problem(connection, statement, clauses, parts)
+    if problem:
+        await ensure_table_exists(connection, keyset, kind="stream")
+        return None, problem
     if clauses.group_by:
-        problem = _find_group_problem(statement, clauses, parts)
-        if problem:
-            return None, problem
         found = await look_types_up(connection, keyset)
-        return (None, found) if isinstance(found, str) else (found, "")
+    else:
+        found = await look_key_up(connection, keyset, kind="stream", with_children=False)
+    return (None, found) if isinstance(found, str) else (found, "")
+
+
+async def _find_source_problem(
+    connection: AsyncConnection, statement: Select[Any], clauses: SelectClauses, parts: list[KeyPart]
+) -> str | None:
+    """Return the reason why several rows of the statement can have one key, or why the key cannot be compared."""
     sources = walked_tables(statement)
+    for part in parts:
+        if not is_of_tables(part, sources):
+            return f"it is ordered by {part.expression}, which is not a column of its tables"
+    if clauses.group_by:
+        return _find_group_problem(statement, clauses, parts)
     if len(sources) != 1 or not _is_plain(sources[0]):
-        return None, "it reads more than one plain table, and rows of one key can be repeated"
+        return "it reads more than one plain table, and rows of one key can be repeated"
     functions = [str(getattr(element, "name", "")) for element in _list_functions(statement)]
     if functions and await returns_sets(connection, functions):
-        return None, "it has a function that returns several rows, which have one key"
-    if await has_children(connection, table_name(keyset)):
-        return None, f"other tables inherit from {table_name(keyset)}, so that several rows can have one key"
-    found = await look_key_up(connection, keyset, kind="stream")
-    return (None, found) if isinstance(found, str) else (found, "")
+        return "it has a function that returns several rows, which have one key"
+    return None
 
 
 def _find_shape_problem(statement: Select[Any], clauses: SelectClauses) -> str | None:

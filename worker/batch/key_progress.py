@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import table_name
@@ -22,7 +22,7 @@ _FAR = 0.2
 
 
 #: The statistics of keys may be closed to the role: a walk without them goes by a straight line.
-_MAY_READ = text("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_stats', 'SELECT')")
+_MAY_READ = func.pg_catalog.has_table_privilege("pg_catalog.pg_stats", "SELECT")
 _BOUNDS = text("""
 SELECT stats.histogram_bounds::text::text[]
   FROM pg_catalog.pg_stats AS stats
@@ -159,12 +159,13 @@ class KeyProgress:
         part, connection = keyset.parts[0], step.connection
         if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
             return None
-        bounds = await _read_bounds(connection, keyset)
-        if step.cursor is not None and step.share:
-            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share, bounds)
         key = part.column
         keys = select(key).order_by(key.desc() if part.descending else key.asc()).limit(1)
-        first = await connection.scalar(keyset.in_schema(keys))
+        looked_up = keyset.in_schema(select(keys.scalar_subquery(), _MAY_READ))
+        first, may_read = (await connection.execute(looked_up)).one()
+        bounds = await _read_bounds(connection, keyset) if may_read else []
+        if step.cursor is not None and step.share:
+            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share, bounds)
         return None if first is None else cls(_number(first), _number(last[0]), bounds=bounds)
 
     def share(self, key: Sequence[Any]) -> float:
@@ -190,8 +191,6 @@ class KeyProgress:
 
 async def _read_bounds(connection: AsyncConnection, keyset: Keyset) -> list[int]:
     """Return keys between which are as many rows each, by the planner's statistics; none if there are no statistics."""
-    if not await connection.scalar(_MAY_READ):
-        return []
     values = {"table": table_name(keyset), "column": keyset.parts[0].column.name}
     bounds = await connection.scalar(_BOUNDS, values)
     is_int = keyset.parts[0].kind == "int"

@@ -347,9 +347,9 @@ def walked_tables(statement: Select[Any]) -> list[Any]:
     return found
 
 
-def selects_from(statement: Select[Any], part: KeyPart) -> bool:
-    """Return whether a statement selects from the table or alias of a part of a key."""
-    return any(is_same_table(part.expression.table, table) for table in walked_tables(statement))
+def is_of_tables(part: KeyPart, tables: Sequence[Any]) -> bool:
+    """Return whether a part of a key belongs to one of these tables or aliases."""
+    return any(is_same_table(part.expression.table, table) for table in tables)
 
 
 def underlying_column(expression: Any) -> Column[Any] | None:

@@ -271,9 +271,11 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
 async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec, owner: str) -> Claim:
     """Set a new fence on the run and its steps, and record the owner. The caller commits."""
     values: dict[str, Any] = {"id": spec.id, "job": spec.job, "queue": spec.queue, "owner": owner}
-    values |= {"payload": spec.payload, "arguments": spec.arguments}
+    values |= {"payload": spec.payload, "arguments": spec.arguments, "is_pooled": database.pooled}
     values |= {"parent": spec.hand.run_id, "parent_fence": spec.hand.fence} if spec.hand else _NO_PARENT
     run = (await connection.execute(query("claim_run"), values)).one_or_none()
+    if run is not None and run.is_new and not spec.in_ledger and spec.hand is None:
+        return Claim(run.fence, run.attempt, run.takeovers, steps={})
     if run is None:
         known = (await connection.execute(query("find_run"), {"id": spec.id})).one()
         if not known.finished:
@@ -296,19 +298,9 @@ async def _claim(database: Database, connection: AsyncConnection, spec: RunSpec,
     if owner_died:
         attempt = 1 if has_progressed or batches > run.batches_before else run.attempt + 1
     claim = Claim(run.fence, attempt, run.takeovers + owner_died, steps)
-    # A backend behind PgBouncer is not the run's own.
-    own_pid = None if database.pooled else await connection.scalar(text("SELECT pg_catalog.pg_backend_pid()"))
-    await connection.execute(
-        query("record_owner"),
-        {
-            "id": spec.id,
-            "fence": claim.fence,
-            "attempt": claim.attempt,
-            "batches": batches,
-            "takeovers": claim.takeovers,
-            "backend_pid": own_pid,
-        },
-    )
+    owned = {"id": spec.id, "fence": claim.fence, "attempt": claim.attempt, "batches": batches}
+    owned |= {"takeovers": claim.takeovers, "is_pooled": database.pooled}
+    await connection.execute(query("record_owner"), owned)
     return claim
 
 

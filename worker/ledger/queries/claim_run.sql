@@ -2,9 +2,11 @@
 -- Returns no row if the run has finished, or belongs to another job, or has other arguments.
 INSERT INTO worker.run AS run
        (id, job, queue, payload, arguments, state, fence, owner, attempt, batches_before, parent, parent_fence,
-        started_at)
-VALUES (:id, :job, :queue, :payload, :arguments, 'running', 1, :owner, 1, 0, :parent, :parent_fence,
-        pg_catalog.clock_timestamp())
+        started_at, backend_pid, backend_start)
+SELECT :id, :job, :queue, :payload, :arguments, 'running', 1, :owner, 1, 0, :parent, CAST(:parent_fence AS bigint),
+       pg_catalog.clock_timestamp(), backend.pid, backend.backend_start
+  FROM (SELECT) AS new
+  LEFT JOIN pg_catalog.pg_stat_activity AS backend ON backend.pid = pg_catalog.pg_backend_pid() AND NOT :is_pooled
 ON CONFLICT (id) DO UPDATE
    SET fence = run.fence + 1,
        owner = :owner,

@@ -1,9 +1,11 @@
--- Record the number of this attempt, and its backend, if it has a backend of its own.
+-- Record the number of this attempt, and its backend. A backend behind PgBouncer is not the run's own.
 UPDATE worker.run
    SET state = 'running',
        attempt = :attempt,
        batches_before = :batches,
        takeovers = :takeovers,
-       backend_pid = :backend_pid,
-       backend_start = (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = :backend_pid)
- WHERE id = :id AND fence = :fence
+       backend_pid = backend.pid,
+       backend_start = backend.backend_start
+  FROM (SELECT) AS owner
+  LEFT JOIN pg_catalog.pg_stat_activity AS backend ON backend.pid = pg_catalog.pg_backend_pid() AND NOT :is_pooled
+ WHERE run.id = :id AND run.fence = :fence
