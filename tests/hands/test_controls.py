@@ -146,9 +146,9 @@ async def test_a_helper_that_fails_for_good_ends_the_run_with_its_keys_and_a_ret
         found = await effects(database)
         if on_hand_error == "continue":  # all other ranges are done
             assert found[1] == 1_000 - found[0]
-            assert found[0] in (62, 63)
+            assert 30 <= found[0] <= 40
         else:
-            assert found[0] > 63
+            assert found[0] > 40
         assert await client.redis.hlen(keys.DEAD) == 1  # the run alone
         await client.redis.set("mended", 1)
         await client.redis.sadd(keys.RETRIED, run.id)

@@ -49,9 +49,9 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
         assert await run.result(timeout=120) == {"rows": 1_000}
     assert await effects(database) == {1: 1_000}
     found = await ranges(database, run.id)
-    assert len(found) == 24
+    assert len(found) == 48
     assert all(done for _, done, _ in found)
-    assert {41, 42} == {rows for rows, _, _ in found}
+    assert {20, 21} == {rows for rows, _, _ in found}
     assert len({owner for _, _, owner in found}) == 3
     row = await ledger_row(database, run.id)
     assert row.state == "succeeded"
@@ -107,12 +107,12 @@ async def test_hands_and_ranges_are_shown_by_mirror_and_command_line(
             return found if found.get("hands") == "2" and int(found.get("ranges_done", 0)) > 0 else {}
 
         seen = await until(shown)
-        assert seen["ranges"] == "16"
+        assert seen["ranges"] == "32"
         [helper] = [key.decode() async for key in client.redis.scan_iter("worker:run:*:hand-2:*")]
         assert (await client.redis.hget(helper, "helps")).decode() == run.id
         assert await run.result(timeout=120) == {"rows": 2_000}
     text_ = (await cli("runs", "show", run.id)).stdout
-    assert "1-chunks: 16 of 16 ranges done" in text_
+    assert "1-chunks: 32 of 32 ranges done" in text_
     assert "the run itself" in text_
     assert "1-chunks:hand-2:1" in text_
     found = json.loads((await cli("runs", "show", run.id, "--json")).stdout)

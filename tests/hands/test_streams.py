@@ -57,7 +57,7 @@ async def test_groups_are_divided_by_their_key(context: MakeContext, database: D
     assert [tuple(row) for row in found] == sorted((f"c{n}", 1) for n in range(1, 701))
     async with database.session() as session:
         rows = await session.execute(text("SELECT rows FROM worker.step_range"))
-        assert {row.rows for row in rows} == {29, 30}
+        assert {row.rows for row in rows} == {20}
 
 
 async def test_a_stream_without_an_order_is_refused(context: MakeContext, database: Database) -> None:

@@ -10,7 +10,8 @@ from worker.attempt.boundary import Boundary
 from worker.attempt.control import AttemptControl
 from worker.batch.throttle import Wait
 
-_WAIT_SECONDS = 0.1
+#: Shortest and longest seconds between two looks at the ranges of other hands, and their share of the wait so far.
+_LEAST_WAIT, _LONGEST_WAIT, _SHARE_OF_WAIT = 0.01, 0.25, 0.1
 
 
 class Hands:
@@ -53,10 +54,12 @@ class Hands:
 
     async def wait(self, ranges: int) -> None:
         """Wait a moment for ranges that other hands walk, and report the wait."""
-        self._waits_since = self._waits_since or datetime.now(UTC)
+        now = datetime.now(UTC)
+        self._waits_since = self._waits_since or now
+        so_far = (now - self._waits_since).total_seconds()
         wait = Wait(f"other hands walk the last {ranges} ranges", kind="other hands")
         self._control.throttled(wait, self._waits_since)
-        await asyncio.sleep(_WAIT_SECONDS)
+        await asyncio.sleep(min(_LONGEST_WAIT, max(_LEAST_WAIT, so_far * _SHARE_OF_WAIT)))
         self._boundary.note_wait("other hands")
 
     def end_wait(self) -> None:

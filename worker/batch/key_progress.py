@@ -6,12 +6,10 @@ import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import func, select
 
-from worker.batch.catalog import table_name
+from worker.batch.histogram import has_numbers, read_histogram, read_number
 from worker.batch.keyset import Keyset
 from worker.batch.source import OpenStep
 
@@ -23,15 +21,6 @@ _FAR = 0.2
 
 #: The statistics of keys may be closed to the role: a walk without them goes by a straight line.
 _MAY_READ = func.pg_catalog.has_table_privilege("pg_catalog.pg_stats", "SELECT")
-_BOUNDS = text("""
-SELECT stats.histogram_bounds::text::text[]
-  FROM pg_catalog.pg_stats AS stats
-  JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = stats.schemaname
-  JOIN pg_catalog.pg_class AS class ON class.relnamespace = schema.oid AND class.relname = stats.tablename
- WHERE class.oid = pg_catalog.to_regclass(CAST(:table AS text)) AND stats.attname = CAST(:column AS text)
- ORDER BY stats.inherited DESC
- LIMIT 1
-""")
 
 
 class WalkShare:
@@ -157,22 +146,22 @@ class KeyProgress:
         A later attempt continues at its cursor: the rows before it may be deleted by now.
         """
         part, connection = keyset.parts[0], step.connection
-        if len(keyset.parts) != 1 or not part.is_exact or part.kind not in ("int", "uuid"):
+        if not has_numbers(keyset):
             return None
         key = part.column
         keys = select(key).order_by(key.desc() if part.descending else key.asc()).limit(1)
         looked_up = keyset.in_schema(select(keys.scalar_subquery(), _MAY_READ))
         first, may_read = (await connection.execute(looked_up)).one()
-        bounds = await _read_bounds(connection, keyset) if may_read else []
+        bounds = await read_histogram(connection, keyset) if may_read else []
         if step.cursor is not None and step.share:
-            return cls(_number(keyset.decode(step.cursor)[0]), _number(last[0]), step.share, bounds)
-        return None if first is None else cls(_number(first), _number(last[0]), bounds=bounds)
+            return cls(read_number(keyset.decode(step.cursor)[0]), read_number(last[0]), step.share, bounds)
+        return None if first is None else cls(read_number(first), read_number(last[0]), bounds=bounds)
 
     def share(self, key: Sequence[Any]) -> float:
         """Return the part of the line that is behind a key, from 0 to 1."""
         if not self._length:
             return 1.0
-        share = min(1.0, max(0.0, float((self._place(_number(key[0])) - self._first) / self._length)))
+        share = min(1.0, max(0.0, float((self._place(read_number(key[0])) - self._first) / self._length)))
         return self._done + (1 - self._done) * share
 
     def _place(self, key: int) -> float:
@@ -187,15 +176,3 @@ class KeyProgress:
             return 1 + (key - bounds[-1]) / length
         before, behind = bounds[at - 1], bounds[at]
         return (at - 1 + (key - before) / (behind - before)) / (len(bounds) - 1)
-
-
-async def _read_bounds(connection: AsyncConnection, keyset: Keyset) -> list[int]:
-    """Return keys between which are as many rows each, by the planner's statistics; none if there are no statistics."""
-    values = {"table": table_name(keyset), "column": keyset.parts[0].column.name}
-    bounds = await connection.scalar(_BOUNDS, values)
-    is_int = keyset.parts[0].kind == "int"
-    return [int(bound) if is_int else UUID(bound).int for bound in bounds or []]
-
-
-def _number(key: Any) -> int:
-    return key if isinstance(key, int) else UUID(str(key)).int

@@ -17,7 +17,7 @@ from worker.batch.key_order import ensure_order_is_served
 from worker.batch.key_progress import KeyProgress
 from worker.batch.keyset import SIZE, Keyset
 from worker.batch.page import RowShape
-from worker.batch.partitions import names_one_table, within
+from worker.batch.partitions import has_all_rows, names_one_table, within
 from worker.batch.range_ends import Division, find_ranges
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
@@ -174,8 +174,10 @@ class KeysetSelect:
         assert self.last is not None  # noqa: S101
         keys = self.remaining(resumed=cursor is not None)
         values = self.keyset.values("upper", self._upper) | self.behind(cursor)
-        by_partition = names_one_table(self._statement)
-        division = Division(self.keyset, keys, values, count, size, by_partition=by_partition)
+        is_whole = has_all_rows(self._statement, self.text)
+        division = Division(
+            self.keyset, keys, values, count, size, by_partition=names_one_table(self._statement), is_whole=is_whole
+        )
         return await find_ranges(connection, division, lower=cursor, last=self.last)
 
     def enter_range(self, last: list[Any], condition: str | None) -> bool:

@@ -64,6 +64,16 @@ def names_one_table(statement: Select[Any]) -> bool:
     )
 
 
+def has_all_rows(statement: Select[Any], text: str) -> bool:
+    """Return whether a select has each row of the one table that it reads.
+
+    Args:
+        statement: The select.
+        text: The select as SQL, with the conditions that the mapping of a class adds.
+    """
+    return names_one_table(statement) and statement.whereclause is None and " WHERE " not in text
+
+
 async def list_partitions(connection: AsyncConnection, keyset: Keyset) -> list[Partition]:
     """Return the partitions of the key's table, among which a walk is divided; none if there are fewer than two."""
     found = [

@@ -1,8 +1,9 @@
 """Divides the keys of a walk into ranges with about the same number of rows.
 
-The rows are counted, not the values of the key: clumps and gaps do not matter, nor does the age of the planner's
-statistics. In a table up to some 160 MB all keys of the walk are read. In a larger one, the keys of sampled pages are,
-and those of them that the statement has. In a partitioned table, each range lies in one partition.
+The rows are counted, not the values of the key, so clumps and gaps do not matter. If the walk has all rows of a table,
+the planner's histogram has the ends of its ranges, unless the table has changed since ANALYZE. Otherwise, in a table up
+to some 160 MB, all keys of the walk are read; in a larger one, the keys of sampled pages are, and those of them that
+the statement has. In a partitioned table, each range lies in one partition.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqlalchemy import BigInteger, Numeric, Select, cast, func, select, tablesam
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.catalog import table_name
+from worker.batch.histogram import pick_ends
 from worker.batch.keyset import Keyset
 from worker.batch.partitions import Partition, list_partitions, unit_number
 from worker.errors import UnsupportedStatement
@@ -24,6 +26,8 @@ from worker.ledger.records import RangeBounds
 _EXACT_PAGES = 20_000
 #: Pages of the sample for each range. Neighbours share a page: this many keep ranges within a factor of 2.
 _PAGES_PER_RANGE = 100
+#: Keys of the sample for each range. If the walk has few of them, another sample has more.
+_KEYS_PER_RANGE = 500
 _MOST_SAMPLED_KEYS = 50_000
 #: A sample with fewer keys of the walk for each range says too little.
 _LEAST_KEYS_PER_RANGE = 50
@@ -50,6 +54,7 @@ class Division:
         size: The number of rows that a range has at least.
         by_partition: Whether the partitions of the key's table are divided each for itself.
         may_sample: Whether rows of the key's table stand for those of the walk.
+        is_whole: Whether the rows are those of the key's table, all of them.
     """
 
     keyset: Keyset
@@ -59,6 +64,7 @@ class Division:
     size: int
     by_partition: bool
     may_sample: bool = True
+    is_whole: bool = False
 
 
 async def find_ranges(
@@ -85,14 +91,21 @@ async def find_ranges(
         )
     pages = int(pages or 0)
     partitions = await list_partitions(connection, keyset) if division.by_partition else []
+    if division.is_whole and not partitions:
+        last = last or await _find_last(connection, division)
+        if last is None:
+            return []
+        picked = await pick_ends(connection, keyset, count, division.size, lower=lower, last=last)
+        if picked:
+            return list(_make_bounds([], {0: [*picked, last]}, lower, last, is_sampled=True))
     found: Sequence[Any] = ()
     is_sampled = False
     if division.may_sample and pages > _EXACT_PAGES:
-        sample = await _sample_keys(connection, keyset, 100 * count * _PAGES_PER_RANGE / pages)
-        some = range_ends(division, division.keys.where(keyset.one_of()), partitions, _LEAST_KEYS_PER_RANGE, few=True)
-        values = {**division.values, **keyset.array_values(sample)}
-        found = (await connection.execute(keyset.in_schema(some), values)).all()
-        is_sampled = bool(found) and found[0].longhaul_total >= count * _LEAST_KEYS_PER_RANGE
+        for keys in (count * _KEYS_PER_RANGE, _MOST_SAMPLED_KEYS):
+            found = await _find_sampled_ends(connection, division, partitions, pages, keys)
+            is_sampled = bool(found) and found[0].longhaul_total >= count * _LEAST_KEYS_PER_RANGE
+            if is_sampled:
+                break
     if not is_sampled:
         all_ = range_ends(division, division.keys, partitions, division.size)
         found = (await connection.execute(keyset.in_schema(all_), dict(division.values))).all()
@@ -128,21 +141,29 @@ def _make_bounds(
             yield RangeBounds(begin, upper, partition.name, partition.condition)
 
 
-async def _find_last(connection: AsyncConnection, division: Division) -> list[Any]:
-    """Return the last key of the walk."""
+async def _find_last(connection: AsyncConnection, division: Division) -> list[Any] | None:
+    """Return the last key of the walk; None if it has no row."""
     rows = division.keys.order_by(None).subquery()
     keyset = division.keyset.over(list(rows.columns)[: len(division.keyset.parts)])
     statement = select(*keyset.cursor_columns).order_by(*keyset.order_by(reverse=True)).limit(1)
-    row = (await connection.execute(keyset.in_schema(statement), dict(division.values))).one()
-    return keyset.encode(row)
+    row = (await connection.execute(keyset.in_schema(statement), dict(division.values))).one_or_none()
+    return None if row is None else keyset.encode(row)
 
 
-async def _sample_keys(connection: AsyncConnection, keyset: Keyset, percent: float) -> list[list[Any]]:
-    """Return the keys of rows in sampled pages of the table."""
-    sampled = tablesample(keyset.table, func.system(min(100.0, percent)), name="sampled")
-    columns = keyset.over([sampled.c[part.column.key] for part in keyset.parts]).cursor_columns
-    statement = select(*columns).order_by(func.random()).limit(_MOST_SAMPLED_KEYS)
-    return [keyset.encode(row) for row in await connection.execute(keyset.in_schema(statement))]
+async def _find_sampled_ends(
+    connection: AsyncConnection, division: Division, partitions: Sequence[Partition], pages: int, most: int
+) -> Sequence[Any]:
+    """Return the last keys of ranges, from at most so many keys in sampled pages of the table."""
+    keyset = division.keyset
+    percent = min(100.0, 100 * division.count * _PAGES_PER_RANGE / pages)
+    table = tablesample(keyset.table, func.system(percent), name="sampled")
+    columns = keyset.over([table.c[part.column.key] for part in keyset.parts]).cursor_columns
+    statement = select(*columns).order_by(func.random()).limit(most)
+    sample = [keyset.encode(row) for row in await connection.execute(keyset.in_schema(statement))]
+    some = range_ends(division, division.keys.where(keyset.one_of()), partitions, _LEAST_KEYS_PER_RANGE, few=True)
+    values = {**division.values, **keyset.array_values(sample)}
+    found: Sequence[Any] = (await connection.execute(keyset.in_schema(some), values)).all()
+    return found
 
 
 def range_ends(

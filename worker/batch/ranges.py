@@ -7,7 +7,7 @@ the end for the ranges that others still walk, takes over those whose owner has 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,7 +22,7 @@ from worker.ledger.records import RangeBounds, RangeRecord, WalkState
 OnHandError = Literal["stop", "continue"]
 
 #: Ranges for each hand, so that a slow hand or a dense range does not hold the others up.
-_RANGES_PER_HAND = 8
+_RANGES_PER_HAND = 16
 _MOST_HANDS = 100
 #: Seconds between two looks at the ledger for the state of the walk.
 _LOOK_SECONDS = 0.5
@@ -260,11 +260,8 @@ class SharedWalk:
         await self._run.roll_back()  # a transaction that was begun for the next batch would be idle
         async with self._run.driver.reading() as raw:
             state = await self._run.ranges.read(raw, self._step.name)
-        current = self._run.ranges.current
-        if current is None or current.done:  # this hand is about to claim a range
-            state = replace(state, hands=state.hands + 1)
         self.state, self._looked_at = state, time.monotonic()
-        self._host.hands.note(max(1, state.hands))
+        self._host.hands.note(state.hands)
         if self._run.spec.hand is None:
             self._report()
         return state

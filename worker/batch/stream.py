@@ -21,7 +21,7 @@ from worker.batch.fingerprint import select_fingerprint
 from worker.batch.key_choice import find_resume_key, resolve_order
 from worker.batch.keyset import Keyset
 from worker.batch.page import RowShape
-from worker.batch.partitions import names_one_table, within
+from worker.batch.partitions import has_all_rows, names_one_table, within
 from worker.batch.range_ends import Division, find_ranges
 from worker.batch.snapshot import SnapshotExporter, SnapshotReader
 from worker.batch.source import Bounds, OpenStep, Page
@@ -159,6 +159,7 @@ class StreamSource:
         is_grouped = bool(read_select_clauses(self._statement).group_by)
         by_partition = not is_grouped and names_one_table(self._statement)
         options = {"by_partition": by_partition, "may_sample": not is_grouped}
+        options["is_whole"] = not is_grouped and has_all_rows(self._statement, self.text)
         return await find_ranges(
             connection, Division(keyset, keys, values, count, size, **options), lower=cursor, last=None
         )

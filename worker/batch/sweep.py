@@ -118,7 +118,9 @@ class SweepSource:
         if cursor is not None:
             keys = keys.where(self._keyset.after())
             values |= self._keyset.values("after", self._keyset.decode(cursor))
-        division = Division(self._keyset, keys, values, count, size, by_partition=self._names_one_table())
+        division = Division(
+            self._keyset, keys, values, count, size, by_partition=self._names_one_table(), is_whole=not self._within
+        )
         return await find_ranges(connection, division, lower=cursor, last=self._last)
 
     def _names_one_table(self) -> bool:

@@ -189,7 +189,7 @@ class WalkState:
         ranges: Number of ranges.
         done: Number of ranges that are done.
         failed: Number of ranges whose hand has failed for good.
-        hands: Number of runs that own a range at present.
+        hands: Number of runs that walk: this one, and those that own a range or have ended one within a second.
         rows: Rows of all ranges.
         rows_of_done: Rows of the ranges that are done.
         batches: Batches of all ranges.
