@@ -8,6 +8,7 @@ make a series: a run of an unknown job counts as `other`.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import datetime
@@ -23,10 +24,12 @@ from worker.runtime.observer import Observer, RunInfo
 
 #: Attempts whose begin is remembered. An attempt that is left to its lease, after an outage, never reports its end.
 _MOST_BEGUN = 10_000
-#: At each 256th attempt of a job, its oldest are looked for, and the wall clock is read.
-_TIDY_MASK = 0xFF
+#: Seconds between two readings of the wall clock.
+_TIDY_SECONDS = 10.0
+_SUCCEEDED = "succeeded"
 _LONGEST_LABEL = 100
 _RUN_BUCKETS, _LATENCY_BUCKETS = names.RUN_SECONDS.buckets, names.LATENCY_SECONDS.buckets
+_SHORTEST_RUN = _RUN_BUCKETS[0]
 
 
 class JobCounts:
@@ -37,24 +40,26 @@ class JobCounts:
     """
 
     __slots__ = (
+        "_others",
         "attempts",
         "batch_seconds",
         "last_success",
         "late_seconds",
         "latencies",
         "leases_lost",
-        "outcomes",
         "run_seconds",
         "stalls",
         "steps",
+        "succeeded",
         "succeeded_at",
         "takeovers",
         "throttled",
     )
 
     def __init__(self, queues: Iterable[str]) -> None:
-        self.attempts = self.takeovers = self.leases_lost = self.stalls = 0
-        self.outcomes = dict.fromkeys(names.OUTCOMES, 0)
+        self.attempts = self.succeeded = self.takeovers = self.leases_lost = self.stalls = 0
+        #: Ended attempts by their outcome, but for `succeeded`.
+        self._others = dict.fromkeys((outcome for outcome in names.OUTCOMES if outcome != _SUCCEEDED), 0)
         self.run_seconds = Histogram(names.RUN_SECONDS)
         self.batch_seconds = Histogram(names.BATCH_SECONDS)
         self.late_seconds: Histogram | None = None
@@ -64,6 +69,16 @@ class JobCounts:
         self.throttled: dict[str, float] = {}
         #: When a run has last succeeded: by the wall clock before the last snapshot, by the monotonic one since then.
         self.last_success = self.succeeded_at = 0.0
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """The ended attempts by their outcome."""
+        return {one: self.succeeded if one == _SUCCEEDED else self._others[one] for one in names.OUTCOMES}
+
+    def count_outcome(self, outcome: str) -> None:
+        """Count an ended attempt that did not succeed."""
+        if outcome in self._others:
+            self._others[outcome] += 1
 
     def step(self, name: str) -> list[int]:
         """Return the numbers of a step: its own, or those of `other` beyond the limit."""
@@ -95,20 +110,21 @@ class Metrics(Observer):
         #: The walks that wait: their counts, the reason, and up to when the wait is counted.
         self._waits: dict[str, tuple[JobCounts, str, float]] = {}
 
+    async def run(self) -> None:
+        """Read the wall clock and forget attempts without an end, again and again."""
+        while True:
+            self._tidy()
+            await asyncio.sleep(_TIDY_SECONDS)
+
     # --- events
 
     def started(self, run: RunInfo) -> None:
         """Count an attempt, and the time for which its run has been due."""
         # Written out, as `ended`: these two run for each job, and a call costs as much as what it would do.
         run_id, job, queue, _, enqueued_ms, _, due_ms, took_over = run
-        try:
-            counts = self._jobs[job]
-        except KeyError:
-            counts = self._other
-        counts.attempts = attempts = counts.attempts + 1
+        counts = self._jobs.get(job) or self._other
+        counts.attempts += 1
         self._begun[run_id] = now = monotonic()
-        if not attempts & _TIDY_MASK:
-            self._tidy()
         if took_over:
             counts.takeovers += 1  # it was due when the lease of its worker expired
             return
@@ -167,22 +183,17 @@ class Metrics(Observer):
 
     def ended(self, run: RunInfo, state: str, *, error: str | None = None, result: Any = None) -> None:
         """Count the end of a run."""
-        if state != "succeeded":
+        if state != _SUCCEEDED:
             self._end(run, state)
             return
-        try:
-            counts = self._jobs[run[1]]
-        except KeyError:
-            counts = self._other
-        counts.outcomes["succeeded"] += 1
+        counts = self._jobs.get(run[1]) or self._other
+        counts.succeeded += 1
         counts.succeeded_at = now = monotonic()
-        try:
-            took = now - self._begun.pop(run[0])
-        except KeyError:
-            pass
-        else:
+        begun = self._begun.pop(run[0], None)
+        if begun is not None:
+            took = now - begun
             seconds = counts.run_seconds
-            seconds.counts[bisect_left(_RUN_BUCKETS, took)] += 1
+            seconds.counts[0 if took <= _SHORTEST_RUN else bisect_left(_RUN_BUCKETS, took)] += 1
             seconds.sum += took
         if self._waits:
             self._count_wait(run[0])
@@ -200,8 +211,7 @@ class Metrics(Observer):
 
     def _end(self, run: RunInfo, outcome: str) -> JobCounts:
         counts = self._jobs.get(run.job, self._other)
-        if outcome in counts.outcomes:
-            counts.outcomes[outcome] += 1
+        counts.count_outcome(outcome)
         begun = self._begun.pop(run.run_id, None)
         if begun is not None:
             counts.run_seconds.observe(monotonic() - begun)
