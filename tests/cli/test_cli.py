@@ -23,6 +23,7 @@ from worker import Client, NonRetryableError, Settings, job
 from worker.attempt.context import JobContext
 from worker.db.engine import Database
 from worker.embedded import Services
+from worker.queue import keys
 from worker.queue.run import ProgressReport, Run
 
 
@@ -88,6 +89,9 @@ async def test_enqueue_checks_the_arguments_where_it_knows_the_job(
     fine = await cli("enqueue", "retire_hamlets", "below=500", "--id", "h1", "--json")
     assert json.loads(fine.stdout) == {"id": "h1", "new": True}
     assert json.loads(await redis.get("arq:job:h1"))["k"] == {"below": 500}
+    [(_, order)] = await redis.xrange(keys.ORDERS)
+    assert (order[b"order"], order[b"targets"]) == (b"enqueue", b'["h1"]')
+    assert order[b"by"].startswith(b"cli:")
     wrong = await cli("enqueue", "retire_hamlets", "below=many")
     assert (wrong.returncode, await redis.zcard("arq:queue")) == (2, 1)
     assert "below: input should be a valid integer" in error_line(wrong)

@@ -36,6 +36,8 @@ async def test_enqueue_obeys_the_rules_of_the_job_and_an_idempotency_key_makes_o
     assert (await order(http, "/runs", body))["is_new"] is False
     assert await redis.zscore("worker:priority:3:arq:queue", "x/1") is not None  # the job's own priority
     assert (await redis.get("arq:job:x/1") or b"").count(b"2026-01-31") == 1
+    [(_, record)] = await redis.xrange(keys.ORDERS)
+    assert (record[b"order"], record[b"by"], record[b"targets"]) == (b"enqueue", b"web:local", b'["x/1"]')
 
     body = {"job": "greet", "arguments": {"name": "Eve"}}
     key = {"Idempotency-Key": "order 7"}
@@ -170,6 +172,7 @@ async def test_tokens_allow_their_roles_and_nothing_else(
 ) -> None:
     file = TokenFile(tmp_path / "tokens.toml")
     reader, operator = file.create("reader", ["read"]), file.create("operator", ["operate"], days=1)
+    service = file.create("service", ["enqueue"])
     old = file.create("old", ["read"], days=-1)
     assert reader not in file.path.read_text() and file.path.stat().st_mode & 0o777 == 0o600
     app = web_app(with_web(settings, tokens_file=str(file.path), failed_tokens_per_minute=3), jobs=JOBS)
@@ -180,6 +183,9 @@ async def test_tokens_allow_their_roles_and_nothing_else(
         assert (await two.post("/orders/pause", json=pause)).status_code == 200
         assert (await two.get("/runs")).status_code == 403
         assert (await two.post("/runs", json={"job": "greet"})).status_code == 403
+    async with connect(app, token=service) as three:
+        assert (await three.post("/runs", json={"job": "greet", "arguments": {"name": "Ada"}})).status_code == 201
+    # The run of a service is no order: there may be thousands a second.
     assert [fields[b"by"] for _, fields in await redis.xrange(keys.ORDERS)] == [b"web:operator"]
     async with connect(app, address="10.0.0.7") as none, connect(app, token=old, address="10.0.0.7") as expired:
         first = await none.get("/openapi.json")

@@ -7,10 +7,12 @@ import json
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
+from redis.exceptions import NoPermissionError
 
 from worker.batch.selection import Selection
 from worker.cancellation import cancel_and_wait
@@ -28,6 +30,7 @@ from worker.job.registry import discover
 from worker.ledger import Ledger
 from worker.plan.plan import plan_part
 from worker.queue import keys
+from worker.queue.audit import record_order
 from worker.queue.client import Client
 from worker.queue.conditions import make_entry, parse_entry
 from worker.queue.key_problems import printable
@@ -82,6 +85,9 @@ def enqueue(
                 made = await client.enqueue_by_name(job, values, **options)
             else:
                 made = await _enqueue(client, known, values, options)
+            if made.is_new:
+                with suppress(NoPermissionError):  # a role that only enqueues records no orders
+                    await record_order(client.redis, "enqueue", [made.id], {"job": job})
             run: Run[Any] = client.run(made.id, queue=queue)  # without the job, so that its result stays JSON
             summary = {"id": run.id, "new": made.is_new}
             if wait:

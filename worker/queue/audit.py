@@ -21,6 +21,7 @@ from worker.queue import keys
 from worker.queue.run_reader import RunReader
 
 Order = Literal[
+    "enqueue",
     "pause",
     "resume",
     "pace",

@@ -39,11 +39,11 @@ async def enqueue(call: Call) -> Reply:
     _check_queue(call.backend, body.queue)
     key = call.request.headers.get(IDEMPOTENCY_HEADER)
     if key is None:
-        return _reply(await _enqueue(call.backend, body, body.id))
+        return await _reply(call, await _enqueue(call.backend, body, body.id))
     memory = IdempotencyKeys(call.backend.client, call.backend.settings.web.idempotency_hours)
     claim = await memory.claim(key, caller=call.caller.name, request=body.model_dump_json())
     if claim.is_done:
-        return _reply(EnqueuedView(id=claim.run_id, job=body.job, is_new=False))
+        return await _reply(call, EnqueuedView(id=claim.run_id, job=body.job, is_new=False))
     # A request that died in between, or one that is under way, used the same id: the run exists once.
     try:
         made = await _enqueue(call.backend, body, body.id or claim.run_id)
@@ -53,10 +53,14 @@ async def enqueue(call: Call) -> Reply:
         await memory.release(claim)  # nothing was enqueued: the client may correct the request
         raise
     await memory.finish(claim, made.id)
-    return _reply(made)
+    return await _reply(call, made)
 
 
-def _reply(made: EnqueuedView) -> Reply:
+async def _reply(call: Call, made: EnqueuedView) -> Reply:
+    """Return the response, after the run of an operator is recorded. Services may enqueue thousands a second."""
+    if made.is_new and "operate" in call.caller.roles:
+        client = call.backend.client
+        await client.command(record_order(client.redis, "enqueue", [made.id], {"job": made.job}))
     return Reply(made, 201 if made.is_new else 200)
 
 
@@ -101,7 +105,8 @@ async def run_cron_job(call: Call) -> Reply:
     if run.is_new:
         await client.command(record_order(client.redis, "cron_run", [job.name], {"run": run.id}))
     call.backend.reads.forget()
-    return _reply(EnqueuedView(id=run.id, job=job.name, is_new=run.is_new))
+    made = EnqueuedView(id=run.id, job=job.name, is_new=run.is_new)
+    return Reply(made, 201 if made.is_new else 200)
 
 
 async def _find_cron_job(backend: Backend, name: str) -> Job[..., Any]:

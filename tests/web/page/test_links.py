@@ -12,6 +12,7 @@ NAMES = Names(frozenset({"walk"}), frozenset({"arq:queue"}))
 @pytest.mark.parametrize(
     ("order", "target", "view", "parameters"),
     [
+        ("enqueue", "r1", "run", {"run_id": "r1"}),
         ("cancel", "walk", "run", {"run_id": "walk"}),
         ("cancel", "walk?size=3", "job", {"job": "walk"}),
         ("cancel", "gone?size=3", "run", {"run_id": "gone?size=3"}),

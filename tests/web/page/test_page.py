@@ -193,6 +193,18 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
+async def test_the_jobs_that_an_error_names_are_links(site: PageSite) -> None:
+    error = "run picky_walk or slow_walk first, not brittle, nightly, gone_walk or picky_walking"
+    run = await site.client.enqueue(brittle.options(id="names"), text=error)
+    with pytest.raises(JobFailed):
+        await run.result(timeout=60)
+    async with site.open("/page/runs/names") as page:
+        named = page.locator("[data-named] a")
+        await expect(named).to_have_text(["picky_walk", "slow_walk"])
+        await named.first.click()
+        await expect(page.locator("h1")).to_have_text("picky_walk")
+
+
 async def test_page_is_read_without_scripts_and_gives_orders(site: PageSite) -> None:
     await site.client.enqueue(nightly.options(id="later", delay=3600))
     await until(lambda: site.redis.hexists(keys.WORKERS, "north"))  # this page is not updated

@@ -15,7 +15,15 @@ from worker.web.effects import EnqueuedView, TargetsView
 LONGEST_NAME = 80
 NAMES_SHOWN = 3
 #: Orders whose targets are runs, by their names in the API and in the record of orders.
-_OF_RUNS = ("cancel", "retry", "retry_dead_letters", "retry_quarantined", "dead_letters_retry", "quarantine_retry")
+_OF_RUNS = (
+    "enqueue",
+    "cancel",
+    "retry",
+    "retry_dead_letters",
+    "retry_quarantined",
+    "dead_letters_retry",
+    "quarantine_retry",
+)
 #: Orders whose targets are jobs or queues.
 _OF_LIMITS = ("limit", "rate")
 #: Orders whose targets are runs, jobs, queues or all.

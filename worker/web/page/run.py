@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +13,15 @@ from pydantic import Field
 
 from worker.web.attempts import list_attempts, list_row_runs
 from worker.web.fields import Query
+from worker.web.page.links import read_names
 from worker.web.page.story import KINDS, Story, tell
 from worker.web.page.visit import Visit
 from worker.web.problems import Problem
-from worker.web.views import BatchView, HandsView, RunDetail, StepView
+from worker.web.views import BatchView, EventView, HandsView, RunDetail, StepView
 
 _ROWS_SHOWN = 20
 _LINES_SHOWN = 200
+_JOBS_NAMED = 3
 _MOST_POINTS = 300
 _UNKNOWN_SECONDS = 1.5
 _LEAST_PACE = 1_000.0
@@ -86,6 +89,8 @@ async def load_run(visit: Visit) -> dict[str, Any]:
         "attempts": attempts,
         "again": None if again is None else (attempts[again], attempts[again - 1].outcome),
         "row_runs": list_row_runs(events),
+        "enqueued_by": _find_author(events),
+        "named_jobs": await _list_named_jobs(visit, run),
         "has_ended": has_ended,
         "story": story,
         "kinds": KINDS,
@@ -96,6 +101,22 @@ async def load_run(visit: Visit) -> dict[str, Any]:
         "log": (await visit.read("list_log", visit.path)).items[-_LINES_SHOWN:],
         "most_pace": _round_up(max(_LEAST_PACE, 4 * (run.rate or 0), run.pace or 0)),
     }
+
+
+def _find_author(events: Sequence[EventView]) -> str | None:
+    """Return the name of the operator who has enqueued a run; None if a service, a job or a cron line has."""
+    orders = (one.fields for one in events if one.event == "ordered")
+    return next((fields.get("by") for fields in orders if fields.get("order") == "enqueue"), None)
+
+
+async def _list_named_jobs(visit: Visit, run: RunDetail) -> list[str]:
+    """Return the other jobs that the error of a run names: one of them may cure it."""
+    if not run.error:
+        return []
+    jobs = (await read_names(visit.backend)).jobs
+    # A name of one plain word could be any word of the sentence.
+    words = dict.fromkeys(re.findall(r"[^\W\d][\w.-]*\w", run.error))
+    return [word for word in words if word in jobs and word != run.job and not word.isalpha()][:_JOBS_NAMED]
 
 
 def _round_up(value: float) -> int:
@@ -117,7 +138,7 @@ def _list_series(story: Story, batches: Sequence[BatchView]) -> list[Series]:
                 series.append(None)
             continue
         _add_sample(story.place(sample.at), sample, last, (rate, size, time))
-    found = (("Rate", "rows/s", rate), ("Batch size", "rows", size), ("Batch time", "ms", time))
+    found = (("Rate, not averaged", "rows/s", rate), ("Batch size", "rows", size), ("Batch time", "ms", time))
     return [
         Series(name, unit, _thin_out(points))
         for name, unit, points in found

@@ -17,6 +17,7 @@ _LATE_SECONDS = 120.0
 #: The fields of an event that have columns of their own.
 _COLUMNS = frozenset({"event", "at", "run", "job", "worker", "by"})
 _ORDERS = {
+    "enqueue": "Enqueued",
     "pause": "Paused",
     "resume": "Resumed",
     "cancel": "Cancelled",
