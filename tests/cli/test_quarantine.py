@@ -56,7 +56,7 @@ async def test_rows_are_listed_shown_retried_and_discarded(
         assert await count_seen(database) == {100: 1, 101: 59}
     left = json.loads((await cli("quarantine", "--json")).stdout)
     assert [(row["run_id"], row["key"]) for row in left] == [(again, [31])]  # quarantined again, by the new run
-    assert "1 rows deleted" in (await cli("quarantine", "delete", str(left[0]["id"]))).stdout
+    assert "1 row deleted" in (await cli("quarantine", "delete", str(left[0]["id"]))).stdout
     assert "no quarantined row" in (await cli("quarantine")).stdout
     for arguments in (
         ["retry", "q", "--quarantined"],

@@ -91,3 +91,9 @@ def _encodable(text: str) -> str:
 
 def _is_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, e.g. `1 batch` and `2,000 batches`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"

@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.app import EXIT_FAILED, Json, app, run_async, state
 from worker.cli.commands import read_argument
-from worker.cli.output import print_json, print_line, print_table
+from worker.cli.output import counted, print_json, print_line, print_table
 from worker.cli.selection import From, Subset, read_key, read_selection
 from worker.job.definition import Job
 from worker.job.registry import discover
@@ -154,7 +154,8 @@ def try_(
 def _print_batch(batch: BatchTrial) -> None:
     counts = ", ".join(f"{table}: {count}" for table, count in batch.counts.items()) or "no change"
     keys = "" if batch.first_key is None else f", keys {_cell(batch.first_key)} to {_cell(batch.last_key)}"
-    print_line(f"{batch.step}, batch {batch.number}: {batch.rows} rows{keys}, {batch.seconds:.2f} s; changes: {counts}")
+    rows = counted(batch.rows, "row")
+    print_line(f"{batch.step}, batch {batch.number}: {rows}{keys}, {batch.seconds:.2f} s; changes: {counts}")
     lines = [
         (
             change.table,
@@ -170,7 +171,7 @@ def _print_batch(batch: BatchTrial) -> None:
     if lines:
         print_table(("table", "row", "action", "column", "before", "after"), lines)
     if len(batch.changes) > _SHOWN_ROWS:
-        print_line(f"  and {len(batch.changes) - _SHOWN_ROWS} more rows: --json shows them")
+        print_line(f"  and {counted(len(batch.changes) - _SHOWN_ROWS, 'more row')}: --json has them")
     if batch.unshown:
         print_line(f"  not all changes can be shown of {', '.join(batch.unshown)}")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.app import EXIT_USAGE, Json, app, fail, run_with_client
-from worker.cli.output import print_block, print_json, print_line, print_table
+from worker.cli.output import counted, print_block, print_json, print_line, print_table
 from worker.queue.client import Client
 
 _ERROR_CHARACTERS = 120
@@ -96,4 +96,4 @@ def delete(
     count = run_with_client(lambda client: client.discard_quarantined(*row_ids or [], run_id=run_id))
     if not count:
         raise fail("no such row is quarantined; `worker quarantine` lists them")
-    print_line(f"{count} rows deleted")
+    print_line(f"{counted(count, 'row')} deleted")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.app import Json, app, fail, open_database, run_async, state
-from worker.cli.output import print_json, print_line, print_table
+from worker.cli.output import counted, print_json, print_line, print_table
 from worker.errors import LonghaulError, UsageError
 from worker.job.registry import discover
 from worker.ledger import Ledger, MissingMigration
@@ -122,8 +122,9 @@ def _print_report(made: RunReport) -> None:
     run = made.run
     print_line(f"{run.id}: {run.job}: {run.state}, {made.seconds:,.1f} s")
     print_line(
-        f"  {run.rows:,} rows in {run.batches:,} batches; attempt {run.attempt}, {run.takeovers} takeovers, "
-        f"{made.quarantined} rows in quarantine, {1 + len(made.hands)} hands"
+        f"  {counted(run.rows, 'row')} in {counted(run.batches, 'batch')}; attempt {run.attempt}, "
+        f"{counted(run.takeovers, 'takeover')}, {counted(made.quarantined, 'row')} in quarantine, "
+        f"{counted(1 + len(made.hands), 'hand')}"
     )
     if run.error:
         print_line(f"  error: {run.error}")
@@ -140,7 +141,9 @@ def _print_report(made: RunReport) -> None:
 def _print_step(step: StepReport) -> None:
     end = "" if step.is_done else ", not done"
     rate = f"{step.rows_per_second:,.0f} rows/s"
-    print_line(f"{step.name}: {step.kind}: {step.rows:,} rows in {step.batches:,} batches, {rate}{end}")
+    print_line(
+        f"{step.name}: {step.kind}: {counted(step.rows, 'row')} in {counted(step.batches, 'batch')}, {rate}{end}"
+    )
     plot = plot_text(step.rates)
     if plot:
         top = max(one.rows_per_second for one in step.rates)
