@@ -86,15 +86,19 @@ class OpcodeCheck:
         Raises:
             InvalidPayload: it is too expensive to load, or not a pickle of plain values.
         """
-        at, raw, memo, handlers = 0, self._raw, self._memo, _HANDLERS
+        at, raw, end, memo, handlers, structural = 0, self._raw, len(self._raw), self._memo, _HANDLERS, _STRUCTURAL
         with_memo, without_memo = _patterns()
         for self.steps in range(1, MAX_STEPS + 1):
+            opcode = raw[at] if at < end else _STOP
+            if (handle := structural.get(opcode)) is not None:
+                at = handle(self, opcode, at + 1)
+                continue
             run, one = without_memo if memo else with_memo
             while (found := run.match(raw, at)) is not None:
                 parts = one.findall(raw, at, found.end())
                 self._push_plain(len(parts), parts.count(b"\x94"))
                 at = found.end()
-            opcode = raw[at] if at < len(raw) else _STOP
+            opcode = raw[at] if at < end else _STOP
             if opcode == _STOP:  # the unpickler rejects a premature end
                 return
             handle = handlers.get(opcode)
@@ -132,8 +136,10 @@ class OpcodeCheck:
     def _pop_marked(self) -> list[int]:
         if not self._marks:
             raise InvalidPayload("is a pickle that cannot be read: it takes values from a mark that it has not set")
-        mark = self._marks.pop()
-        return self._pop(len(self._stack) - mark)
+        mark, stack = self._marks.pop(), self._stack  # no opcode takes values below the last mark
+        taken = stack[mark:]
+        del stack[mark:]
+        return taken
 
     # --- one method for each kind of opcode, which returns the place of the next one
 
@@ -153,8 +159,9 @@ class OpcodeCheck:
         return at
 
     def _memoize(self, opcode: int, at: int) -> int:
-        self._memoized += 1
-        self._put(self._memoized - 1)
+        index = self._memoized
+        self._memoized = index + 1
+        self._put(index)
         return at
 
     def _put_at(self, opcode: int, at: int) -> int:
@@ -168,8 +175,10 @@ class OpcodeCheck:
 
     def _put(self, index: int) -> None:
         self._ensure_one_protocol()
-        weight = self._pop(1)[0]
-        self._stack.append(weight)
+        stack, marks = self._stack, self._marks
+        if len(stack) <= (marks[-1] if marks else 0):
+            raise InvalidPayload("is a pickle that cannot be read: it takes a value that it has not pushed")
+        weight = stack[-1]
         if weight:
             self._memo[index] = weight
         elif self._memo:
@@ -288,6 +297,8 @@ _HANDLERS: dict[int, Callable[[OpcodeCheck, int, int], int]] = {
     )
     for opcode in opcodes
 }
+#: Opcodes that no run of plain values begins with.
+_STRUCTURAL = {opcode: handle for opcode, handle in _HANDLERS.items() if opcode not in b"hjTXB\x8a"}
 
 
 def ensure_light_keys(weight: int) -> None:
