@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.models import Author, authors
 from tests.sinks.killed import SINKS
@@ -324,3 +324,20 @@ async def test_part_whose_write_is_not_awaited_is_an_error(
     await fill(database)
     with pytest.raises(UsageError, match=r"parts\.write\(\) was called without `await`"):
         await JobRunner(database, settings)(forget_to_await_write, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("loop", ["chunks", "stream"])
+async def test_a_sink_that_is_opened_in_a_loop_is_refused_and_nothing_is_lost(
+    context: MakeContext, database: Database, tmp_path: Path, loop: str
+) -> None:
+    await fill(database, 20)
+    ctx = context()
+    with pytest.raises(UsageError, match="JsonLinesParts: open the sink before the loop"):
+        async for batch in walk(ctx, loop):
+            await batch.bulk.update(Author, [{"id": row.id, "name": "written"} for row in batch])
+            async with JsonLinesParts(ctx, tmp_path / "export") as parts:
+                await parts.write(batch)
+    await ctx._attempt.fail()
+    async with database.session() as session:
+        assert (await session.scalars(select(Author.name).where(Author.name == "written"))).all() == []
+        assert (await session.execute(text("SELECT rows FROM worker.step"))).scalars().all() == [0]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -29,10 +30,13 @@ from worker.errors import (
     format_error,
     iter_causes,
 )
-from worker.ledger import Ledger, OwnedRun
+from worker.ledger import Ledger, OwnedRun, StepRecord
 
 if TYPE_CHECKING:
+    from worker.batch.source import Page, Source
     from worker.batch.transaction import BatchTransaction
+
+T = TypeVar("T")
 
 logger = logging.getLogger("longhaul.batch")
 
@@ -232,10 +236,24 @@ class FetchRetries:
 
     The attempt fails only after the last repetition. Errors of the run's own connection are not repeated here: its
     transaction has ended, and `worker.runtime.server_probe` decides whether they count.
+
+    Args:
+        reopen: Opens the source again at its cursor, before the fetch that is repeated.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reopen: Callable[[StepRecord], Awaitable[None]]) -> None:
+        self._reopen = reopen
+        self._is_stale = False  # since a fetch has failed
         self._count, self._batch = 0, ""
+
+    async def fetch(
+        self, source: Source[T], transaction: BatchTransaction, step: StepRecord, size: int
+    ) -> Page[T] | None:
+        """Return the next page of a source, which is opened again if its last fetch has failed."""
+        if self._is_stale:
+            await self._reopen(step)
+            self._is_stale = False
+        return await source.fetch(transaction, step.cursor, size)
 
     async def repeat(self, error: Exception, transaction: BatchTransaction, batch: str) -> bool:
         """Roll back, and wait, before a fetch is repeated. Return False if it is not.
@@ -251,6 +269,7 @@ class FetchRetries:
         if not passes or is_unavailable(error) or is_transient(error) or self._count >= len(_FETCH_PAUSES):
             return False
         await transaction.roll_back()
+        self._is_stale = True
         seconds = random.uniform(0.5, 1) * _FETCH_PAUSES[self._count]  # noqa: S311 - no secret
         self._count += 1
         logger.warning("fetch repeated: %s seconds=%.1f error=%s", batch, seconds, format_error(error))

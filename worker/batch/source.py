@@ -165,7 +165,8 @@ class Source(Protocol[T_co]):
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[T_co] | None:
         """Return the page behind a cursor.
 
-        The call is made again with the same cursor if the batch fails.
+        The call is made again with the same cursor if the batch fails. If the call itself has failed, the source is
+        closed before, and opened again at the cursor, unless it can be divided into ranges.
 
         Args:
             transaction: The transaction of the batch. Use `transaction.session` or `await transaction.driver()` to
@@ -178,7 +179,11 @@ class Source(Protocol[T_co]):
         """
 
     async def close(self) -> None:
-        """Release the resources of `open`. It is called once, however the walk ends, even if `open` has failed."""
+        """Release the resources of `open`.
+
+        It is called at the end of the walk, however that ends, even if `open` has failed; and before `open` is called
+        again at the cursor, after a fetch has failed by an error that passes.
+        """
 
 
 class SkippedRows(Protocol):

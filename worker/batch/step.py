@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.batch.batch import unwrap
 from worker.batch.key_progress import read_share
-from worker.batch.ranges import Parallel, create_ranges
+from worker.batch.ranges import Parallel, RangedSource, create_ranges
 from worker.batch.selection import Selection
 from worker.batch.source import Bounds, OpenStep, Page, Source
 from worker.cancellation import run_to_completion
@@ -60,27 +60,58 @@ async def open_step(
         known = _find(run, spec, accepts_change)
         if known is not None and known.done:
             return known, Bounds()
-        only_keys = await run.quarantine.list_retried_keys() if only else None
-        bounds = await source.open(
-            OpenStep(
-                run_id=run.spec.id,
-                name=name,
-                cursor=None if known is None else known.cursor,
-                last=None if known is None else known.upper_bound,
-                is_new=known is None,
-                count_exactly=count_exactly,
-                only_keys=only_keys,
-                connection=connection,
-                share=0.0 if known is None else read_share(known.pace or {}),
-                skipped=_LedgerSkippedRows(checkpoints, name),
-                settings=settings,
-                selection=await _find_selection(run, source),
-            )
-        )
-        bounds = bounds if only_keys is None else replace(bounds, total=len(set(map(json.dumps, only_keys))))
+        opened = await _describe_open(run, source, name, known, settings, count_exactly, connection)
+        bounds = await source.open(opened)
+        if opened.only_keys is not None:
+            bounds = replace(bounds, total=len(set(map(json.dumps, opened.only_keys))))
         step = await _find_or_open(checkpoints, replace(spec, key=bounds.key), known, bounds, accepts_change)
         await create_ranges(run, source, step, parallel, size=size, connection=connection)
         return step, bounds
+
+
+async def reopen_source(run: OwnedRun, source: Source[Any], step: StepRecord, *, settings: Settings) -> None:
+    """Close a source, and open it again at the cursor of its step, after a fetch has failed.
+
+    An iterator that has raised an error has ended, and the source would take that for the end of its rows. A source
+    that can be divided reads by a key behind the cursor: it stays open.
+
+    Args:
+        run: The run.
+        source: The source.
+        step: The step.
+        settings: The worker's settings.
+    """
+    if isinstance(source, RangedSource):
+        return
+    await source.close()
+    async with _OwnTransaction(run.connection) as connection:
+        await source.open(await _describe_open(run, source, step.name, step, settings, False, connection))
+
+
+async def _describe_open(
+    run: OwnedRun,
+    source: Source[Any],
+    name: str,
+    known: StepRecord | None,
+    settings: Settings,
+    count_exactly: bool,
+    connection: AsyncConnection,
+) -> OpenStep:
+    """Return the step as a source that opens sees it: a known one, or a new one."""
+    return OpenStep(
+        run_id=run.spec.id,
+        name=name,
+        cursor=None if known is None else known.cursor,
+        last=None if known is None else known.upper_bound,
+        is_new=known is None,
+        count_exactly=count_exactly,
+        only_keys=await run.quarantine.list_retried_keys() if run.spec.only else None,
+        connection=connection,
+        share=0.0 if known is None else read_share(known.pace or {}),
+        skipped=_LedgerSkippedRows(run.checkpoints, name),
+        settings=settings,
+        selection=await _find_selection(run, source),
+    )
 
 
 async def _find_selection(run: OwnedRun, source: Source[Any]) -> Selection | None:

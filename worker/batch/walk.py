@@ -21,7 +21,7 @@ from worker.batch.page import weigh_rows
 from worker.batch.ranges import Parallel, RangedSource, SharedWalk
 from worker.batch.sizing import BatchSizer, Size, make_sizer
 from worker.batch.source import Bounds, Page, Source
-from worker.batch.step import describe_place, open_step
+from worker.batch.step import describe_place, open_step, reopen_source
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_host import Progress, WalkHost
 from worker.errors import LonghaulError, RangeLost
@@ -78,9 +78,8 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         self._transaction: BatchTransaction | None = None
         self._page: Page[T] = _NO_PAGE
         self._rows = self._size = 0  # rows of the open batch, and the rows that it was meant to have
-        self._began_at = 0.0
-        self._share, self._fetches = WalkShare(), FetchRetries()
-        self._mark = 0  # of the last tracked call before the open batch
+        self._began_at, self._mark = 0.0, 0  # the mark is of the last tracked call before the open batch
+        self._share = WalkShare()
 
     # --- the loop
 
@@ -202,6 +201,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
         self._step = step
         if step.ranges and not step.done and isinstance(self._source, RangedSource):
             self._shared = SharedWalk(host, run, self._source, step, self._parallel, self._share)
+        self._fetches = FetchRetries(partial(reopen_source, run, self._source, settings=host.settings))
         self._failing = FailingRows(self._source, run, step, host.database, self._quarantine_limit)
         pace = step.pace or {}
         self._sizer.load({"row_bytes": self._bounds.row_bytes, **pace})
@@ -230,7 +230,7 @@ class Walk(LoopObject[Batch[T]], Generic[T]):
     async def _fetch(self, transaction: BatchTransaction) -> Page[T] | None:
         """Return the next page; a page without rows if it cannot be read, and is halved or passed over."""
         try:
-            return await self._source.fetch(transaction, self.step.cursor, self._size)
+            return await self._fetches.fetch(self._source, transaction, self.step, self._size)
         except Exception as error:
             if await self._fetches.repeat(error, transaction, self._batch_name):
                 self._transaction = None

@@ -76,11 +76,16 @@ class Parts(ABC):
 
         Raises:
             SinkUnavailable: It cannot be written.
-            UsageError: It holds the parts of another run.
+            UsageError: It holds the parts of another run, or a loop of the job is in progress.
         """
         self._is_open = True
         if self._is_looking:
             return self  # `worker plan` and `worker try` write no files
+        try:
+            await self._attempt.enter_loop(None)  # the sink reads the ledger on the connection of the open batch
+        except UsageError as error:
+            name = type(self).__name__
+            raise UsageError(f"{name}: open the sink before the loop, and write to it in the loop: {error}") from None
         await self._attempt.durable_run()  # from here on, an earlier attempt can commit no part
         await self._in_directory(self._claim)
         _OPENED.setdefault(self._attempt, set()).add(self._directory.name)

@@ -113,7 +113,10 @@ class FileSource(ABC, Generic[T]):
         end = reader.byte + self._max_bytes
         while len(found) < size and reader.byte < end and (record := next(self._records, None)) is not None:
             found.append(record)
-        return self._make_page(found, reader.dump(), reader.share) if found else None
+        if not found:
+            reader.ensure_unchanged(self._run_id)
+            return None
+        return self._make_page(found, reader.dump(), reader.share)
 
     def _fetch_retried(self, number: int) -> Page[T] | None:
         """Return one record of those that were quarantined. The cursor is their number."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import os
 from collections import deque
 from typing import Any
 
 from worker.errors import CursorMismatch, UnsupportedStatement
 from worker.sources.decompression import Compression, decompress, find_compression
-from worker.sources.location import Location
+from worker.sources.location import Location, read_version
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
@@ -98,6 +99,7 @@ class LineReader:
         self._digest = RollingDigest()
         self._accepted: list[bytes] = []
         self._given_back: deque[bytes] = deque()
+        self._tail = b""  # the last bytes that were read; a line without its end may not go on
         try:
             self._compression = find_compression(self._file.peek(4)[:4], compression)
             if self._compression is not None:
@@ -145,11 +147,41 @@ class LineReader:
                     line += more
         except Exception as error:  # the errors of file systems and of damaged archives
             raise self._location.unavailable(error, f" at byte {self.byte}, line {self.line}") from error
+        if line and self._tail and self._tail != self._newline:
+            return self._read_behind_end(line)
+        self._tail = line[-unit:] or self._tail
         if len(line) >= MAX_LINE_BYTES:
             raise UnsupportedStatement(
                 f"{self._location.name}, line {self.line}: longer than {MAX_LINE_BYTES >> 20} MiB: not a file of lines"
             )
         return line
+
+    def _read_behind_end(self, line: bytes) -> bytes:
+        """Return the next line of a file that has grown behind a line without a line feed, which was its last one.
+
+        Raises:
+            CursorMismatch: The line itself has grown: a part of it was taken for the whole.
+        """
+        if line not in (self._newline, "\r\n".encode(self.codec)):
+            raise CursorMismatch(
+                f"{self._location.name}, line {self.line - 1}: its end was written after it was read, so that a part "
+                f"of it is done as a whole. Append whole lines, each with its line feed; undo the effect of that row, "
+                f"and start over: worker retry RUN --from-start"
+            )
+        self._tail = self._newline
+        self._accepted.append(line)
+        self.byte += len(line)
+        return self.read_line()
+
+    def ensure_unchanged(self, run_id: str) -> None:
+        """Raise `CursorMismatch` at the end if a file of this machine was truncated or rewritten while it was read."""
+        if self._location.is_url or read_version(os.fstat(self._raw.fileno())) == self._version:
+            return
+        again = LineReader(self._location, self.codec, self._compression)
+        try:
+            again.resume(run_id, self.dump())
+        finally:
+            again.close()
 
     def give_back(self, lines: list[bytes]) -> None:
         """Return lines that were read last, to be read again."""
@@ -226,6 +258,9 @@ class LineReader:
             self.byte = self._size
             return
         begin = done - done % BLOCK_BYTES if is_unchanged else 0
+        unit = len(self._newline)
+        if begin and self._compression is None and self._seek(begin - unit):
+            self._tail = self._file.read(unit)
         if self._compression is None and self._seek(begin):
             self._accepted.clear()
             self._digest, self.byte = RollingDigest(digest[0] if begin else ""), begin
@@ -233,6 +268,7 @@ class LineReader:
         while self.byte < done and (piece := self._file.read(min(BLOCK_BYTES, done - self.byte))):
             self._digest.update(piece)
             self.byte += len(piece)
+            self._tail = (self._tail + piece)[-unit:]
 
     def _seek(self, byte: int) -> bool:
         """Go to a byte. Return False if the file can be read only from its beginning on."""

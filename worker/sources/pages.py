@@ -121,6 +121,8 @@ class Pages(Generic[T, C]):
     async def open(self, step: OpenStep) -> Bounds:
         """Begin at the cursor of the step."""
         self._only, self._run_id = step.only_keys, step.run_id
+        self._current, self._seen, self._pages, self._replace_after = None, None, 0, 1
+        self._known.clear()
         return Bounds() if self._only is None else Bounds(total=len(self._only))
 
     async def fetch(self, transaction: BatchTransaction, cursor: Any, size: int) -> Page[T] | None:

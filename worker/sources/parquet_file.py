@@ -90,7 +90,9 @@ class ParquetFile(Generic[T]):
         self._only = step.only_keys
         if self._only is not None:
             return Bounds(total=len(self._only))
-        if step.cursor is not None:
+        if step.cursor is None:
+            self._go_to(0, 0)
+        else:
             if step.cursor["mark"] != self._mark:
                 raise CursorMismatch(
                     f"{self._location.name} has changed since its first {step.cursor['rows']} rows were done; restore "
@@ -148,8 +150,6 @@ class ParquetFile(Generic[T]):
         """Return the next rows."""
         if self._only is not None:
             return await asyncio.to_thread(self._fetch_retried, cursor or 0)
-        if self._group == 0 and self._row == 0:
-            await asyncio.to_thread(self._go_to, 0, 0)
         return await asyncio.to_thread(self._fetch_next, 0 if cursor is None else cursor["rows"], size)
 
     def _fetch_next(self, done: int, size: int) -> Page[T] | None:
