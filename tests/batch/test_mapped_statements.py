@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import ForeignKey, String, delete, func, insert, select, text, update
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, delete, func, insert, select, text, update
 from sqlalchemy.orm import Mapped, aliased, mapped_column, with_polymorphic
 
 from tests.models import Author, Base, authors
@@ -102,6 +102,20 @@ async def test_chunks_read_the_translated_schema(
 async def test_a_stream_reads_the_translated_schema(context: MakeContext, tenant: Database, statement: Any) -> None:
     loop = context().stream(statement.execution_options(**TRANSLATED).order_by(Author.id), size=10)
     assert [row.name async for batch in loop for row in batch] == ["tenant"] * 30
+
+
+@pytest.mark.parametrize("kind", ["chunks", "stream"])
+async def test_a_table_that_exists_in_the_translated_schema_alone_is_walked(
+    context: MakeContext, tenant: Database, kind: str
+) -> None:
+    table = Table("only", MetaData(), Column("id", Integer, primary_key=True), schema="placeholder")
+    async with tenant.engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE tenant_7.only AS SELECT generate_series(1, 30) AS id")
+        await connection.exec_driver_sql("ALTER TABLE tenant_7.only ADD PRIMARY KEY (id)")
+    statement = select(table.c.id).execution_options(schema_translate_map={"placeholder": "tenant_7"})
+    ctx = context()
+    loop = ctx.chunks(statement, size=10) if kind == "chunks" else ctx.stream(statement.order_by(table.c.id), size=10)
+    assert [key async for batch in loop for key in batch] == list(range(1, 31))
 
 
 async def test_a_sweep_writes_to_the_translated_schema(context: MakeContext, tenant: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -51,7 +52,16 @@ def test_a_database_that_slows_down_gets_smaller_batches_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("pace", "limit", "size"),
-    [(None, None, 1_000), (60.0, None, 120), (60.0, 7, 7), (0.1, None, 1), (1e6, None, 1_000), (None, 10, 10)],
+    [
+        (None, None, 1_000),
+        (60.0, None, 120),
+        (60.0, 7, 7),
+        (0.1, None, 1),
+        (1e6, None, 1_000),
+        (1e308, 5, 5),
+        (math.inf, None, 1_000),
+        (None, 10, 10),
+    ],
 )
 def test_a_batch_has_the_rows_of_two_seconds_of_a_pace(pace: float | None, limit: int | None, size: int) -> None:
     sizer = AdaptiveSizer(BatchSettings(first_size=1_000))

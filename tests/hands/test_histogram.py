@@ -50,7 +50,9 @@ async def rows_of_ranges(database: Database) -> list[int]:
         return list(await session.scalars(text("SELECT rows FROM worker.step_range ORDER BY number")))
 
 
-async def walk(context: MakeContext, table: Table, *, is_descending: bool = False, kind: str = "chunks") -> set[int]:
+async def walk(
+    context: MakeContext, table: Table, *, is_descending: bool = False, kind: str = "chunks", hands: int = 2
+) -> set[int]:
     """Walk a table in ranges. Return the rows that were seen."""
     ctx, seen = context(), set[int]()
     by = [column.desc() if is_descending else column for column in table.primary_key.columns]
@@ -59,7 +61,7 @@ async def walk(context: MakeContext, table: Table, *, is_descending: bool = Fals
         async for rows in ctx.stream(statement, size=500, parallel=2):
             seen |= {row.n for row in rows}
         return seen
-    async for batch in ctx.chunks(select(table.c.n), size=500, by=by, lock=False, parallel=2):
+    async for batch in ctx.chunks(select(table.c.n), size=200, by=by, lock=False, parallel=hands):
         assert seen.isdisjoint(batch)
         seen.update(batch)
     return seen
@@ -77,6 +79,17 @@ async def test_ranges_of_a_current_histogram_are_even_and_hold_each_row(
     assert len(rows) == 32
     assert max(rows) < 2 * min(rows)
     assert bool(reads) is not KINDS[kind]
+
+
+@pytest.mark.parametrize(("hands", "ranges"), [(2, 32), (3, 33), (4, 33), (5, 80)])
+async def test_a_histogram_gives_half_of_the_ranges_at_least(
+    context: MakeContext, database: Database, reads: list[int], hands: int, ranges: int
+) -> None:
+    table = await fill(database, "clumps")
+    await analyze(database)
+    assert len(await walk(context, table, hands=hands)) == ROWS
+    assert len(await rows_of_ranges(database)) == ranges
+    assert bool(reads) is (hands == 5)  # 40 ranges of three bins would need 120 bins
 
 
 @pytest.mark.parametrize("change", ["update", "delete"])

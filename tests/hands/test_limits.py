@@ -9,8 +9,9 @@ from sqlalchemy import select, text
 
 from tests.faults.conftest import effects, fill_targets, ledger_row
 from tests.models import Target
+from tests.support.contexts import MakeContext
 from tests.support.workers import working
-from worker import Client, JobContext, JobFailed, Settings, job
+from worker import Client, JobContext, JobFailed, NonRetryableError, Settings, job
 from worker.db.engine import Database
 from worker.queue import keys
 
@@ -74,3 +75,39 @@ async def test_the_limit_of_the_quarantine_holds_for_all_hands_together(
     async with database.session() as session:
         rows = await session.execute(text("SELECT run_id, count(*) FROM worker.quarantine GROUP BY run_id"))
         assert [tuple(row) for row in rows] == [(run.id, limit)]
+
+
+@job(max_attempts=1)
+async def touch_by_the_run_alone(ctx: JobContext) -> int:
+    """Touch each row, while the helpers fail."""
+    async for batch in ctx.chunks(select(Target), size=20, parallel=3, on_hand_error="continue", name="shared"):
+        if ctx.is_helper:
+            await ctx.redis.incr("failed")
+            raise NonRetryableError("this helper fails")
+        while int(await ctx.redis.get("failed") or 0) < 2:
+            await asyncio.sleep(0.01)
+        for target in batch:
+            target.touched = True
+        await ctx.redis.rpush("hands", ctx._attempt._boundary.hands)
+    return ctx.rows_done
+
+
+async def test_a_helper_that_has_failed_takes_no_part_of_the_pace(
+    fast: Settings, client: Client, database: Database
+) -> None:
+    await fill_targets(database, 2_000)
+    async with working(fast, touch_by_the_run_alone):
+        run = await client.enqueue(touch_by_the_run_alone)
+        with pytest.raises(JobFailed, match="this helper fails"):
+            await run.result(timeout=120)
+    assert int((await client.redis.lindex("hands", -1)) or 0) == 1
+
+
+async def test_a_walk_behind_a_shared_one_has_the_whole_pace(context: MakeContext, database: Database) -> None:
+    await fill_targets(database, 400)
+    ctx = context()
+    async for _ in ctx.chunks(select(Target), size=10, parallel=4):
+        async with database.transaction() as session:  # another hand has just ended these
+            await session.execute(text("UPDATE worker.step_range SET owner = 'another' WHERE done"))
+    async for _ in ctx.chunks(select(Target), size=10, name="alone"):
+        assert ctx._attempt._boundary.hands == 1

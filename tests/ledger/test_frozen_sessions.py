@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from asyncpg import Connection, PostgresError
 from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.support.waiting import until
 from worker.cancellation import cancel_and_wait
 from worker.db.engine import Database
-from worker.ledger import Ledger, RunSpec
+from worker.ledger import Ledger, RunSpec, owned_run
 from worker.ledger.frozen_sessions import FrozenSessions
 
 SPEC = RunSpec("frozen", "walk", "arq:queue", "{}", "[]")
@@ -87,6 +88,28 @@ async def test_a_claim_ends_the_session_of_an_owner_that_froze_before_it_was_rec
         second = await asyncio.wait_for(Ledger(database, "second").claim(SPEC), 30)
         assert second.takeovers == 1
         await until(lambda: _has_ended(database, raw))
+    await second.close()
+    await first.close()
+
+
+async def test_a_claim_looks_again_after_a_look_has_failed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await Ledger(database, "first").claim(SPEC)
+    failures: list[Exception] = [PoolTimeout("no connection is free"), ConnectionResetError("reset")]
+
+    class Failing(Database):
+        def connection(self) -> Any:
+            if failures:
+                raise failures.pop()
+            return database.connection()
+
+    blockers = owned_run.terminating_blockers
+    failing = Failing.__new__(Failing)
+    monkeypatch.setattr(owned_run, "terminating_blockers", lambda _, *more: blockers(failing, *more))
+    async with raw_session(database) as raw:
+        await raw.execute("BEGIN")
+        await raw.execute(LOCK)
+        second = await asyncio.wait_for(Ledger(database, "second").claim(SPEC), 30)
+    assert not failures
     await second.close()
     await first.close()
 

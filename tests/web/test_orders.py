@@ -65,6 +65,22 @@ async def test_enqueue_obeys_the_rules_of_the_job_and_an_idempotency_key_makes_o
     assert await redis.zcard("arq:queue") == 1
 
 
+@pytest.mark.parametrize("key", [keys.ORDERS, keys.EVENTS])
+async def test_an_enqueue_that_cannot_be_recorded_is_done_and_logged(
+    http: httpx.AsyncClient, client: Client, redis: Redis, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    await redis.set(key, "no stream")
+    made = await order(http, "/runs", {"job": "greet", "arguments": {"name": "Ada"}}, 201)
+    by_hand = await order(http, "/cron/nightly/run", {}, 201)
+    assert set(await redis.zrange("arq:queue", 0, -1)) == {made["id"].encode(), by_hand["id"].encode()}
+    logged = [one.getMessage() for one in caplog.records if "order not recorded" in one.getMessage()]
+    assert [line.split()[3:5] for line in logged] == [
+        ["order=enqueue", "by=web:local"],
+        ["order=cron_run", "by=web:local"],
+    ]
+    await redis.delete(key)
+
+
 async def test_an_order_by_null_is_obeyed_and_taken_back(
     http: httpx.AsyncClient, client: Client, redis: Redis, fast: Settings
 ) -> None:

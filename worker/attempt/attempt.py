@@ -69,6 +69,7 @@ class Attempt:
         calls: calls that the job has to await.
         open_step: the step that is in progress; None if there is none.
         fields: run, job, attempt and step, for the log.
+        has_claimed: whether it has tried to claim the run in the ledger, which may have it then.
     """
 
     # The state of an attempt without a loop: class attributes, because there are thousands of them a second.
@@ -82,7 +83,7 @@ class Attempt:
     _entry: RetryPlan | None = None
     _sessions: WeakSet[ScopedSession] | None = None
     _event_loop: asyncio.AbstractEventLoop | None = None
-    _is_abandoned = False
+    _is_abandoned = has_claimed = False
 
     def __init__(
         self,
@@ -101,9 +102,7 @@ class Attempt:
         accepts_statement_change: bool = False,
         hand: Hand | None = None,
     ) -> None:
-        self.run_id = run_id
-        self.job = job
-        self.number = number
+        self.run_id, self.job, self.number = run_id, job, number
         self.fields = AttemptFields(run_id, job, number, helps=None if hand is None else hand.run_id)
         self.settings = settings
         self.database = database
@@ -271,6 +270,7 @@ class Attempt:
         async with self._opening:
             self.ensure_not_abandoned()
             if self._run is None:
+                self.has_claimed = True
                 self._run = await self._ledger.claim(self._spec())
                 self.number = self.fields.attempt = self._run.attempt
                 self.control.became_durable(self._run)

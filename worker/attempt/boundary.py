@@ -131,7 +131,7 @@ class Boundary:
 
     def end_walk(self, *, failed: bool) -> None:
         """Note that a walk has ended: the time that follows is not part of it."""
-        self.watch = None
+        self.watch, self.hands = None, 1
         self._sampler.stop()
         self._control.walk_ended(failed=failed)
 

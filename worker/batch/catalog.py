@@ -274,7 +274,8 @@ async def weigh_rows(connection: AsyncConnection, statement: Select[Any], order:
         weight = weight + more
     rows = statement.with_only_columns(weight.label("weight"), maintain_column_froms=True).order_by(None)
     some = rows.order_by(*order).limit(_WEIGHED_ROWS).subquery()
-    weighed = await connection.scalar(select(func.avg(some.c.weight)))
+    average = select(func.avg(some.c.weight)).execution_options(**statement.get_execution_options())
+    weighed = await connection.scalar(average)
     return None if weighed is None else float(weighed)
 
 

@@ -17,6 +17,8 @@ from worker.batch.keyset import Keyset
 
 #: Share of the rows that may have changed, and by which the table may have grown, while the histogram is current.
 _CHANGED = 0.1
+#: Bins for each range: ranges of three and of four bins are even within a third.
+_LEAST_BINS = 3
 
 #: The statistics of keys may be closed to the role. Most tables are analyzed before they are walked; one that has been
 #: filled since has more pages than the planner knows of.
@@ -77,8 +79,7 @@ async def pick_ends(
         last: The last key of the walk.
 
     Returns:
-        The keys in the order of the walk; none if the histogram is stale, or too coarse for ranges that are even within
-        a factor of 2.
+        The keys in the order of the walk; none if the histogram is stale, or too coarse for half of the ranges.
     """
     if not has_numbers(keyset):
         return []
@@ -90,11 +91,12 @@ async def pick_ends(
         return []
     per_bin = state.rows / (len(bounds) - 1)
     part = keyset.parts[0]
-    begin, end = None if lower is None else read_number(lower[0]), read_number(last[0])
+    begin, end = (None if key is None else read_number(keyset.decode(key)[0]) for key in (lower, last))
     below, above = (end, begin) if part.descending else (begin, end)
     inner = [at for at in bounds[1:-1] if (below is None or at > below) and (above is None or at < above)]
     inner = inner[::-1] if part.descending else inner
     bins = len(inner) + 1
     count = min(count, max(1, int(bins * per_bin / size)))
-    ends = inner[:0] if bins < 3 * count else [inner[bins * number // count - 1] for number in range(1, count)]
+    count, least = min(count, bins // _LEAST_BINS), count / 2
+    ends = inner[:0] if count < least else [inner[bins * number // count - 1] for number in range(1, count)]
     return [[at if part.kind == "int" else str(UUID(int=at))] for at in ends]

@@ -92,7 +92,7 @@ class AdaptiveSizer:
 
     def choose(self, pace: float | None, limit: int | None) -> int:
         """Return the size, or the rows of two seconds of a pace, even if they are fewer than `batch.min_size`."""
-        paced = self.size if pace is None else max(1, min(self.size, int(pace * _PACED_SECONDS)))
+        paced = self.size if pace is None else max(1, int(min(self.size, pace * _PACED_SECONDS)))
         return paced if limit is None else min(paced, limit)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:

@@ -7,12 +7,10 @@ import json
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
-from redis.exceptions import NoPermissionError
 
 from worker.batch.selection import Selection
 from worker.cancellation import cancel_and_wait
@@ -86,8 +84,7 @@ def enqueue(
             else:
                 made = await _enqueue(client, known, values, options)
             if made.is_new:
-                with suppress(NoPermissionError):  # a role that only enqueues records no orders
-                    await record_order(client.redis, "enqueue", [made.id], {"job": job})
+                await client.command(record_order(client.redis, "enqueue", [made.id], {"job": job}))
             run: Run[Any] = client.run(made.id, queue=queue)  # without the job, so that its result stays JSON
             summary = {"id": run.id, "new": made.is_new}
             if wait:

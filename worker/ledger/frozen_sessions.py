@@ -83,13 +83,13 @@ async def terminating_blockers(database: Database, run_id: str, pid: int, second
     """
 
     async def look() -> None:
-        with suppress(SQLAlchemyError):
-            while True:
+        values = {"pid": pid, "seconds": seconds}
+        while True:
+            with suppress(SQLAlchemyError, OSError):  # the next look may succeed
                 async with database.connection() as connection:
-                    values = {"pid": pid, "seconds": seconds}
                     for row in (await connection.execute(query("find_frozen_blockers"), values)).all():
                         await terminate_backend(connection, run_id, row.pid, row.backend_start)
-                await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     task = asyncio.create_task(look())
     try:

@@ -244,6 +244,7 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
     """
     connection = await database.engine.connect()
     own = RunConnection(spec.id, connection)
+    may_be_named = False  # whether the ledger may name this session as the run's own
     try:
         try:
             await connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))
@@ -260,10 +261,12 @@ async def claim_run(database: Database, spec: RunSpec, owner: str, code_version:
             own_pid = int(await connection.scalar(text("SELECT pg_catalog.pg_backend_pid()")) or 0)
             async with terminating_blockers(database, spec.id, own_pid, _LOCK_WAIT_MS / 1000):
                 claim = await _claim(database, connection, spec, owner)
+        may_be_named = True
         await run_to_completion(connection.commit())
         await own.attach_driver()
     except BaseException:
-        await own.close()
+        # A successor would terminate the session: another run must not get it.
+        await own.close(discard=may_be_named)
         raise
     return OwnedRun(database, spec, claim, own, code_version)
 

@@ -8,6 +8,7 @@ Workers copy the stream to the ledger.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,9 +17,13 @@ from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import NoPermissionError, RedisError
 
+from worker.errors import LonghaulError, format_error
 from worker.queue import keys
 from worker.queue.run_reader import RunReader
+
+logger = logging.getLogger("longhaul.queue")
 
 Order = Literal[
     "enqueue",
@@ -127,11 +132,22 @@ async def give_order(
 async def record_order(
     redis: Redis, order: Order, targets: Sequence[Any], details: Mapping[str, Any] | None = None
 ) -> None:
-    """Record an order that is not one command of Redis; nothing if it applies to no target."""
-    if targets:
+    """Record an order that is not one command of Redis; nothing if it applies to no target.
+
+    The order was carried out. If it cannot be recorded, that is logged, since an error would let the caller repeat it.
+    A role without the right to record orders is no operator's: nothing is logged.
+    """
+    if not targets:
+        return
+    try:
         pipeline = redis.pipeline(transaction=True)
         add_record(pipeline, order, targets, details)
         await pipeline.execute()
+    except NoPermissionError:
+        pass
+    except (RedisError, OSError, LonghaulError) as error:
+        words = "order not recorded order=%s by=%s targets=%s error=%s"
+        logger.warning(words, order, _ordered_by.get(), list(targets[:3]), format_error(error))
 
 
 async def set_marks(redis: Redis, order: Order, names: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ from worker.queue.store import QueueStore
 from worker.runtime.execution import Execution
 from worker.runtime.job_completer import ResultEncoder, encode_execution_result
 from worker.runtime.leases import Leases
+from worker.runtime.ledger_claims import end_in_ledger
 from worker.runtime.limiter import Limiter
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer
@@ -165,6 +166,8 @@ class Completer:
         run = _owned_run(execution)
         if run is not None:
             await self._servers.database(lambda: self._finish_with_result(execution, run, text))
+        elif _has_claimed(execution):  # its code has caught the error of the claim
+            await self._servers.database(lambda: end_in_ledger(self._ledger, execution, "succeeded", None, text))
         await self._end(execution, Result(True, None, too_large=too_large), result_json=text)
         self._log_end(execution, "succeeded")
         self._observer.ended(execution.info, "succeeded", result=text)
@@ -175,6 +178,10 @@ class Completer:
         logger.error("job incomplete job=%s run=%s error=%s", *execution.labels, outcome.error)
         if run is not None:
             await self._servers.database(lambda: run.finish("incomplete", result=text, error=outcome.error))
+        elif _has_claimed(execution):
+            await self._servers.database(
+                lambda: end_in_ledger(self._ledger, execution, "incomplete", outcome.error, text)
+            )
         await self._end(execution, Result(False, outcome.error))
         self._log_end(execution, "incomplete")
         self._observer.ended(execution.info, "incomplete", error=outcome.error)
@@ -186,8 +193,10 @@ class Completer:
         size = len(text.encode())
         if size <= self._rules.max_result_bytes:
             return text, 0
-        advice = "over worker.max_result_bytes; write large results to a table and return the key"
-        logger.warning("result dropped job=%s run=%s bytes=%d: %s", *execution.labels, size, advice)
+        words = (
+            "result dropped job=%s run=%s bytes=%d: over worker.max_result_bytes; return the key of a row that has it"
+        )
+        logger.warning(words, *execution.labels, size)
         return "null", size
 
     async def _finish_with_result(self, execution: Execution, run: OwnedRun, text: str) -> None:
@@ -221,8 +230,8 @@ class Completer:
         logger.error(words, *execution.labels, text, exc_info=loggable(outcome.error), extra=fields)
         if run is not None:
             await self._servers.database(lambda: run.finish("dead", error=text, trace=trace))
-        elif execution.may_be_in_ledger:  # an earlier attempt created it, and this one could not claim it
-            await self._servers.database(lambda: self._end_in_ledger(execution, "dead", text))
+        elif execution.may_be_in_ledger:
+            await self._servers.database(lambda: end_in_ledger(self._ledger, execution, "dead", text))
         await self._end_dead(execution, text, trace=trace, in_ledger=run is not None)
 
     async def _snooze(self, execution: Execution, outcome: Snoozed) -> None:
@@ -256,8 +265,8 @@ class Completer:
         run = _owned_run(execution)
         if run is not None:
             await self._servers.database(lambda: run.finish("cancelled", error=outcome.reason))
-        elif execution.attempt is None:  # an earlier attempt may have created the run in the ledger
-            await self._servers.database(lambda: self._end_in_ledger(execution, "cancelled", outcome.reason))
+        elif execution.attempt is None or execution.may_be_in_ledger:
+            await self._servers.database(lambda: end_in_ledger(self._ledger, execution, "cancelled", outcome.reason))
         await self._end(execution, Result(False, outcome.reason, cancelled=True))
         self._log_end(execution, "cancelled")
         self._observer.ended(execution.info, "cancelled", error=outcome.reason)
@@ -266,7 +275,7 @@ class Completer:
         words = "job rejected job=%s run=%s error=%s: moved to the dead letters (worker:dead)"
         logger.error(words, *execution.labels, outcome.error, extra=execution.log_fields)
         if outcome.may_be_in_ledger:
-            await self._servers.database(lambda: self._end_in_ledger(execution, "dead", outcome.error))
+            await self._servers.database(lambda: end_in_ledger(self._ledger, execution, "dead", outcome.error))
         await self._end_dead(execution, outcome.error)
 
     async def _repeat_end(self, execution: Execution, outcome: AlreadyEnded) -> None:
@@ -361,18 +370,6 @@ class Completer:
             self._leases.forget(execution.claim)
             await self._servers.redis(execution.name, lambda: self._limiter.release(job, execution.claim, arguments))
 
-    async def _end_in_ledger(self, execution: Execution, state: str, error: str) -> None:
-        """End a run that an earlier attempt may have created in the ledger. Take it over from any owner first."""
-        payload = execution.payload
-        known = await self._ledger.find(execution.claim.run_id)
-        if payload is None or known is None or known.finished or known.job != payload.function:
-            return
-        run = await self._ledger.claim(execution.make_spec(known.arguments))
-        try:
-            await run.finish(state, error=error)
-        finally:
-            await run.close()
-
     def _log_end(self, execution: Execution, how: str) -> None:
         attempt = execution.attempt
         run, rows = _owned_run(execution), ""
@@ -385,6 +382,11 @@ class Completer:
 def _owned_run(execution: Execution) -> OwnedRun | None:
     """Return the run in the ledger; None if no durable loop has begun."""
     return execution.attempt.ledger_run if execution.attempt else None
+
+
+def _has_claimed(execution: Execution) -> bool:
+    """Return whether the attempt has tried to claim the run, so that the ledger may have it."""
+    return execution.attempt is not None and execution.attempt.has_claimed
 
 
 def _span(execution: Execution) -> str:

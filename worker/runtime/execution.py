@@ -147,8 +147,9 @@ class Execution:
 
     @property
     def may_be_in_ledger(self) -> bool:
-        """Whether an earlier attempt may have created the run in the ledger."""
-        return self.claim.attempt > 1 or (self.payload is not None and self.payload.in_ledger)
+        """Whether this attempt or an earlier one may have created the run in the ledger."""
+        is_known = self.claim.attempt > 1 or (self.payload is not None and self.payload.in_ledger)
+        return is_known or (self.attempt is not None and self.attempt.has_claimed)
 
     @property
     def is_helper(self) -> bool:

@@ -34,7 +34,6 @@ from worker.queue.decoding import LAST_SECOND
 from worker.queue.payload import Payload
 from worker.queue.store import QueueStore
 from worker.runtime.admission import Admission
-from worker.runtime.attempt_begin import begin_attempt
 from worker.runtime.attempt_outcome import (
     describe_stack,
     find_exit,
@@ -44,6 +43,7 @@ from worker.runtime.attempt_outcome import (
 from worker.runtime.execution import Execution
 from worker.runtime.hands import HandRuns
 from worker.runtime.leases import Leases
+from worker.runtime.ledger_claims import begin_attempt
 from worker.runtime.limiter import Limiter, line_key
 from worker.runtime.log_sampling import SampledLogger
 from worker.runtime.observer import Observer

@@ -23,7 +23,7 @@ from worker.db.engine import Database
 from worker.errors import ConnectionLost, format_error, iter_causes
 from worker.queue import errors as redis_errors
 from worker.queue import keys
-from worker.runtime.attempt_begin import LedgerUnavailable
+from worker.runtime.ledger_claims import LedgerUnavailable
 
 _PROBE_SECONDS = 5.0
 

@@ -16,7 +16,7 @@ SELECT coalesce((SELECT fence = $5::bigint FROM worker.run WHERE id = $4::text),
                pg_catalog.count(*) FILTER (WHERE error IS NOT NULL) AS failed,
                -- This hand, and those that have a range, or had one a moment ago and are about to claim the next.
                1 + pg_catalog.count(DISTINCT owner) FILTER (
-                   WHERE owner <> $4::text
+                   WHERE owner <> $4::text AND error IS NULL
                      AND (NOT done OR updated_at > pg_catalog.clock_timestamp() - interval '1 second')) AS hands,
                coalesce(pg_catalog.sum(rows), 0)::bigint AS rows,
                coalesce(pg_catalog.sum(rows) FILTER (WHERE done), 0)::bigint AS rows_of_done,

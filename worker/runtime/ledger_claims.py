@@ -1,4 +1,4 @@
-"""The begin of an attempt in the ledger, before the job's code runs."""
+"""Claims of a run in the ledger: before the job's code runs, and at an end whose attempt does not own the run."""
 
 from __future__ import annotations
 
@@ -75,3 +75,18 @@ async def _join_walk(attempt: Attempt, hand: Hand) -> None:
         raise HandEnded("the walk has ended, or has other helpers")
     if run.attempt > attempt.max_attempts + 1:
         raise NonRetryableError(f"its worker ended at each of {run.attempt - 1} attempts, outside of a loop")
+
+
+async def end_in_ledger(
+    ledger: Ledger, execution: Execution, state: str, error: str | None, result: str | None = None
+) -> None:
+    """End a run that an attempt may have created in the ledger. It is taken over from any owner first."""
+    payload = execution.payload
+    known = await ledger.find(execution.claim.run_id)
+    if payload is None or known is None or known.finished or known.job != payload.function:
+        return
+    run = await ledger.claim(execution.make_spec(known.arguments))
+    try:
+        await run.finish(state, result=result, error=error)
+    finally:
+        await run.close()
