@@ -213,7 +213,20 @@ async def test_rows_before_a_change_of_the_pace_do_not_count(
     assert (held is None) == (pace is None)
     if held is not None and pace is not None:
         assert held.until is not None
-        assert 50_000 / pace <= (held.until - NOON).total_seconds() <= 100_000 / pace
+        assert 50_000 / pace <= (held.until - NOON).total_seconds() <= 100_000 / pace + 10
+
+
+@pytest.mark.parametrize(("after", "seconds"), [(100.0, 5.2), (52.0, 10.0), (5_200.0, 0.1), (10.0, 10.0), (None, 0.0)])
+async def test_rows_ahead_of_a_pace_take_their_time_at_the_next_one(after: float | None, seconds: float) -> None:
+    """Without that, an order to be slower would begin with a batch more than at the old pace."""
+    throttles = Throttles([], pace_type=RowsPerSecond, check_interval_seconds=1)
+    throttles.set_pace(260)
+    await throttles.check(seen(0))
+    await throttles.check(seen(520))
+    throttles.set_pace(after)
+    held = await throttles.check(seen(520))
+    waits = 0.0 if held is None or held.until is None else (held.until - NOON).total_seconds()
+    assert waits == pytest.approx(seconds, abs=0.05)
 
 
 async def hold_while_closed(what: ThrottleContext) -> Wait | None:

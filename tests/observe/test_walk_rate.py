@@ -73,6 +73,29 @@ def test_a_later_attempt_tells_the_time_left_from_its_second_batch_on() -> None:
     assert rate.seconds_left == pytest.approx(48)
 
 
+def test_the_rows_of_earlier_attempts_of_a_shared_walk_are_no_rate() -> None:
+    """They are known with the first look at its ranges, and not when the attempt begins."""
+    rate = WalkRate()
+    rate.begin(0.0, 0)
+    rate.note(0.1, 90_000, 0.5, hands=2)
+    assert (rate.rate, rate.seconds_left) == (0.0, None)
+    for second in range(1, 20):
+        rate.note(float(second), 90_000 + 100 * second, 0.5 + 0.001 * second, hands=2, batch_rows=50)
+        assert rate.rate == pytest.approx(100, rel=0.2)
+
+
+@pytest.mark.parametrize(("before", "after"), [(260, 100), (100, 260)])
+def test_the_time_left_follows_another_pace_within_seconds(before: int, after: int) -> None:
+    rate, rows, total = WalkRate(), 0, 100_000
+    rate.begin(0.0, 0)
+    for second in range(1, 150):
+        pace = before if second <= 120 else after
+        rows += pace
+        rate.note(float(second), rows, rows / total, batch_rows=pace)
+        if second > 132:
+            assert rate.seconds_left == pytest.approx((total - rows) / after, rel=0.25)
+
+
 def test_a_lower_pace_is_shown_while_the_walk_waits_for_it() -> None:
     rate = WalkRate()
     rate.begin(0.0, 0)

@@ -65,8 +65,11 @@ class PaceThrottle(Throttle, Protocol):
 
     def __init__(self, limit: float) -> None: ...
 
-    def begin(self, rows: int) -> None:
-        """Begin now: only the rows above this number of the attempt count."""
+    def begin(self, rows: int, ahead: float = 0.0) -> None:
+        """Begin now: only the rows above this number of the attempt count, and those that are ahead of the pace."""
+
+    def rows_ahead(self) -> float:
+        """Return the rows that are ahead of the pace, for which a walk waits."""
 
 
 class Throttles:
@@ -93,15 +96,19 @@ class Throttles:
     def set_pace(self, rows_per_second: float | None) -> None:
         """Replace the pace of settings and job by an operator's; None restores it.
 
-        A pace counts from the last batch on. The rows before it were done at another pace.
+        A pace counts from the last batch on: the rows before it were done at another pace. Those that were ahead of
+        that pace take their time at the new one, but no more than some seconds.
         """
         if rows_per_second == self._rows_per_second:
             return
+        ahead = max(
+            (one.rows_ahead() for one in (self._pace, *self._always) if isinstance(one, self._pace_type)), default=0.0
+        )
         self._rows_per_second = rows_per_second
         self._pace = self._pace_type(rows_per_second) if rows_per_second else None
         for throttle in (self._pace, *self._always):
             if isinstance(throttle, self._pace_type):
-                throttle.begin(self._rows)
+                throttle.begin(self._rows, ahead)
 
     @property
     def rows_per_second(self) -> float | None:

@@ -10,6 +10,9 @@ from datetime import datetime, timedelta
 from worker.batch.throttle import Throttle, ThrottleContext, Wait
 from worker.settings import ThrottleSettings, parse_window
 
+#: Longest wait at the begin of a pace for rows that were done at another one.
+_MOST_SECONDS_AHEAD = 10.0
+
 
 class RowsPerSecond:
     """At most `limit` rows per second, on average; a burst does not make up for a pause.
@@ -28,10 +31,14 @@ class RowsPerSecond:
         self._clock = clock
         self.begin(0)
 
-    def begin(self, rows: int) -> None:
-        """Begin now: only the rows above this number of the attempt count."""
+    def begin(self, rows: int, ahead: float = 0.0) -> None:
+        """Begin now: only the rows above this number of the attempt count, and those that are ahead of the pace."""
         self._rows = rows
-        self._free_at = self._clock()
+        self._free_at = self._clock() + min(_MOST_SECONDS_AHEAD, ahead / self.limit)
+
+    def rows_ahead(self) -> float:
+        """Return the rows that are ahead of the pace, for which a walk waits."""
+        return max(0.0, (self._free_at - self._clock()) * self.limit)
 
     async def check(self, context: ThrottleContext) -> Wait | None:
         """Wait for the rest of the time that the rows since the last check must take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ _LONG_STEP = 10.0
 #: The largest factor between the rows for a part of the walk in the last minute and before: with a larger one, the keys
 #: say nothing of the rows that are left.
 _STEADY = 2.0
+#: The largest factor between the rates of the last seconds and of the last minute, at the same pace.
+_SAME_PACE = 1.5
 
 
 class _Mark(NamedTuple):
@@ -48,10 +51,13 @@ class WalkRate:
         self._batch_rows = 0
         self._batch_at: float | None = None
         self._batch_seconds = 0.0
+        self._is_begin_noted = False
+        self._paced_since = -math.inf
 
     def begin(self, now: float, rows: int) -> None:
         """Note that an attempt begins, behind the rows of earlier ones."""
         self.clear()
+        self._is_begin_noted = True
         self._first = self._last = _Mark(now, rows, 0.0 if rows == 0 else None)
         self._keep(self._first)
 
@@ -60,6 +66,7 @@ class WalkRate:
         self._recent.clear()
         self._long.clear()
         self._first = self._batch_at = None
+        self._paced_since = -math.inf
 
     def note(self, now: float, rows: int, share: float | None, *, hands: int = 1, batch_rows: int = 0) -> None:
         """Note the rows of the run and the part of the walk, from 0 to 1, after a batch.
@@ -72,6 +79,9 @@ class WalkRate:
             batch_rows: The rows of the batch; 0 for rows of other hands alone.
         """
         self._hands = hands
+        if self._is_begin_noted and not batch_rows:
+            self.begin(now, rows)  # the ranges of a shared walk, which have the rows of earlier attempts
+        self._is_begin_noted = False
         if batch_rows:
             self._batch_seconds = 0.0 if self._batch_at is None else now - self._batch_at
             self._batch_rows, self._batch_at = batch_rows, now
@@ -92,12 +102,17 @@ class WalkRate:
     def _compute(self, held_until: float | None) -> None:
         several = 0.0 if self._hands == 1 else _SHARED_BATCHES * self._batch_seconds
         self.rate = self._rate_over(max(_RATE_SECONDS, several), held_until)
-        self.seconds_left = self._estimate(self._rate_over(max(_RECENT_SECONDS, several), held_until))
+        recent = self._rate_over(max(_RECENT_SECONDS, several), held_until)
+        if self._last is not None and self.rate > 0 and not 1 / _SAME_PACE <= recent / self.rate <= _SAME_PACE:
+            # Another pace: what was before says nothing of the time left.
+            self._paced_since = self._last.at - max(_RATE_SECONDS, several)
+            recent = self.rate
+        self.seconds_left = self._estimate(recent)
 
     def _rate_over(self, seconds: float, held_until: float | None) -> float:
         assert self._last is not None  # noqa: S101
         now, rows, _ = self._last
-        begin = self._mark_before(now - seconds)
+        begin = self._mark_before(max(now - seconds, self._paced_since))
         if held_until is not None and begin is self._first:
             now = held_until  # each batch has had its wait but the last one
         elif held_until is not None and self._hands == 1:
