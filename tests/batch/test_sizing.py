@@ -66,7 +66,14 @@ def test_a_database_that_slows_down_gets_smaller_batches_at_once() -> None:
 def test_a_batch_has_the_rows_of_two_seconds_of_a_pace(pace: float | None, limit: int | None, size: int) -> None:
     sizer = AdaptiveSizer(BatchSettings(first_size=1_000))
     assert sizer.choose(pace, limit) == size
-    assert FixedSizer(500).choose(pace, limit) == (500 if limit is None else limit), "a size that is given stays"
+
+
+@pytest.mark.parametrize(
+    ("pace", "limit", "size"),
+    [(None, None, 500), (60.0, None, 500), (49.0, None, 490), (0.01, None, 1), (10.0, 30, 30), (None, 7, 7)],
+)
+def test_a_given_size_has_the_rows_of_ten_seconds_of_a_pace(pace: float | None, limit: int | None, size: int) -> None:
+    assert FixedSizer(500).choose(pace, limit) == size
 
 
 def test_growth_is_by_a_fifth_at_most_once_it_is_near() -> None:

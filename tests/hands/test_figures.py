@@ -44,14 +44,14 @@ async def test_a_run_that_waits_for_its_pace_shows_the_rows_of_its_other_hands(
             async def waits() -> bool:
                 values = await shown()
                 helps = await client.redis.exists("helps")
-                return bool(helps) and (values.get("rows"), values.get("throttled_by")) == ("10", "pace")
+                return bool(helps) and (values.get("rows"), values.get("throttled_by")) == ("1", "pace")
 
             await until(waits)
             before = await shown()
             await client.redis.set("go on", 1)
 
             async def has_both() -> bool:
-                return (await shown()).get("rows") == "20"
+                return (await shown()).get("rows") == "2"
 
             await until(has_both)
             after = await shown()

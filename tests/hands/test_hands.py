@@ -49,9 +49,9 @@ async def test_hands_walk_each_row_once_and_the_run_returns_the_sum(
         assert await run.result(timeout=120) == {"rows": 1_000}
     assert await effects(database) == {1: 1_000}
     found = await ranges(database, run.id)
-    assert len(found) == 48
+    assert len(found) in (33, 48)  # by the histogram, if the table was analyzed meanwhile
     assert all(done for _, done, _ in found)
-    assert {20, 21} == {rows for rows, _, _ in found}
+    assert {rows for rows, _, _ in found} <= {20, 21, 30, 40}
     assert len({owner for _, _, owner in found}) == 3
     row = await ledger_row(database, run.id)
     assert row.state == "succeeded"

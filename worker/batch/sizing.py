@@ -23,7 +23,8 @@ _SMOOTHING = 0.4  # weight of the newest batch in the moving average
 _GROWTH = 1.2
 _SLOW_START = 0.25
 _FULL = (0.9, 0.95)  # efficiencies at which the size stays
-_PACED_SECONDS = 2.0  # of a pace, for the rows of one batch
+#: Seconds of a pace for the rows of one batch: with "auto", and with a size that is given.
+_PACED_SECONDS, _FIXED_PACED_SECONDS = 2.0, 10.0
 
 
 class BatchSizer(Protocol):
@@ -48,7 +49,7 @@ class BatchSizer(Protocol):
 
 
 class FixedSizer:
-    """The same size for each batch.
+    """The same size for each batch, but for one that a pace would hold for long.
 
     Args:
         size: Rows.
@@ -58,8 +59,8 @@ class FixedSizer:
         self.size = size
 
     def choose(self, pace: float | None, limit: int | None) -> int:
-        """Return the size, whatever the pace: the job's author has chosen it."""
-        return self.size if limit is None else min(self.size, limit)
+        """Return the size, or the rows of ten seconds of a pace: behind a batch, the walk waits and hears no order."""
+        return _choose(self.size, pace, _FIXED_PACED_SECONDS, limit)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Keep the size."""
@@ -92,8 +93,7 @@ class AdaptiveSizer:
 
     def choose(self, pace: float | None, limit: int | None) -> int:
         """Return the size, or the rows of two seconds of a pace, even if they are fewer than `batch.min_size`."""
-        paced = self.size if pace is None else max(1, int(min(self.size, pace * _PACED_SECONDS)))
-        return paced if limit is None else min(paced, limit)
+        return _choose(self.size, pace, _PACED_SECONDS, limit)
 
     def note(self, rows: int, seconds: float, row_bytes: float | None = None) -> None:
         """Record a batch, and adapt the size."""
@@ -154,3 +154,8 @@ def make_sizer(size: Size | None, rules: BatchSettings, *, kind: str) -> BatchSi
 def _read_positive(pace: dict[str, Any], name: str) -> float | None:
     value = pace.get(name)
     return float(value) if isinstance(value, int | float) and 0 < value < 1e12 else None
+
+
+def _choose(size: int, pace: float | None, seconds: float, limit: int | None) -> int:
+    paced = size if pace is None else max(1, int(min(size, pace * seconds)))
+    return paced if limit is None else min(paced, limit)
