@@ -23,7 +23,7 @@ from worker.web.fields import Page, read_count, read_moment, read_number
 from worker.web.job_views import JobView
 from worker.web.operations import Call, Reply
 from worker.web.problems import not_found
-from worker.web.run_lives import add_lives
+from worker.web.run_lives import add_lives, note_due
 from worker.web.run_reads import describe_mirror
 from worker.web.views import (
     FindingView,
@@ -187,7 +187,7 @@ async def _read_runs(
         else:
             due = "deferred" if score > now else "waiting"
             values |= {"state": "paused" if fields.get("state") == "paused" else due, "worker": None}
-            values["due_at"] = read_moment(score / 1000)
+            values = note_due(values, read_moment(score / 1000))
         runs.append(RunView(**(values | {"queue": fields.get("queue") or queue, "in_ledger": "rows" in fields})))
     return runs
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -24,9 +24,10 @@ from worker.web.event_hub import Message
 from worker.web.event_log import read_targets
 from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
+from worker.web.pauses import list_pauses
 from worker.web.problems import not_found
 from worker.web.run_cache import read_mirrors
-from worker.web.run_lives import add_lives, note_due, read_due_times
+from worker.web.run_lives import add_lives, note_due, note_enqueued, read_due_times
 from worker.web.views import (
     BatchView,
     EventView,
@@ -175,11 +176,12 @@ async def _read_run(backend: Backend, run_id: str) -> RunDetail:
     is_settled = bool(running) or (record is not None and record.finished_at is not None)
     values = note_due(values, None if score is None or is_settled else read_moment(score / 1000))
     values["pace"] = read_number(pace)
-    values["paused_by"] = await _list_pauses(backend, (run_id, values["job"], values.get("queue") or queue, keys.ALL))
+    values["pauses"] = await list_pauses(backend, (run_id, values["job"], values.get("queue") or queue, keys.ALL))
+    values["paused_by"] = [one.name for one in values["pauses"]]
     if record is not None:
         values["quarantined"] = await backend.ledger.quarantine.count_rows(run_id)
     [run] = await add_lives(backend, [RunDetail(**values)])
-    return run
+    return note_enqueued(run, payload)
 
 
 def _read_state(
@@ -249,13 +251,6 @@ def _describe_result(raw: bytes) -> dict[str, Any]:
     told = {"result": result.value} if result.success else {"error": str(result.value)}
     arguments = [*positional, named] if isinstance(positional, list) and positional else named
     return told | {"arguments": arguments} | ({"job": job} if isinstance(job, str) and job else {})
-
-
-async def _list_pauses(backend: Backend, names: Sequence[str]) -> list[str]:
-    found = await backend.client.command(
-        cast(Awaitable[list[int]], backend.client.redis.smismember(keys.PAUSED, list(names)))
-    )
-    return [name for name, is_paused in zip(names, found, strict=True) if is_paused]
 
 
 async def list_story(call: Call) -> Page[EventView]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy import func, select, text
@@ -65,7 +67,8 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         await page.locator("[name=rows_per_second]").fill(f"{slower:g}")
         await page.locator("h1").click()  # away from the slider
         await page.keyboard.press("p")
-        await expect(page.locator(".alert.is-paused")).to_contain_text("Paused by walk-1")
+        told = re.compile(r"Paused (now|\d+ s ago) by web:local\. Resume continues from its checkpoint, \d+ rows")
+        await expect(page.locator(".alert.is-paused")).to_have_text(told)
         await expect(page.locator("svg.story .span").last).to_have_class("span is-paused")
         assert await site.redis.smembers(keys.PAUSED) == {b"walk-1"}
         await page.keyboard.press("p")

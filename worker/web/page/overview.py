@@ -117,6 +117,8 @@ def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView
     if run.throttled:
         return "throttled", run.throttled
     for name in (run.id, run.job, run.queue, "*"):
+        if name in paused and run.state == "running":
+            return "paused", _describe_pending_pause(run)
         if name in paused:
             what = {run.id: "this run", run.job: "the job", "*": "everything"}.get(str(name), "the queue")
             return "paused", f"{what} is paused"
@@ -127,6 +129,11 @@ def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView
             return "held", f"waits for a place: {limit.running} of {most} taken"
         return "held", f"waits for its rate: {limit.rate_per_second or limit.job_rate}/s"
     return None
+
+
+def _describe_pending_pause(run: RunView) -> str:
+    """Return what a pause means for a run that a worker still has: it acts where the run looks for orders."""
+    return f"works until the pause acts, at its next {'batch' if run.in_ledger else 'attempt or batch'}"
 
 
 def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[Notice]:
@@ -140,6 +147,8 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
             found.append(Notice("lost", queue.name, text, at=queue.oldest_due_at))
     for name in overview.paused:
         text = "everything is paused" if name == "*" else "paused by an operator"
+        if name in runs and runs[name].state == "running":
+            text = _describe_pending_pause(runs[name])
         found.append(_describe_run(runs[name], "paused", text) if name in runs else Notice("paused", name, text))
     found += [
         _describe_run(run, "throttled", run.throttled)
