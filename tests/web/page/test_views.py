@@ -102,6 +102,38 @@ async def test_a_walk_is_planned_and_tried_and_nothing_changes(site: PageSite) -
         assert await session.scalar(select(func.sum(Author.seen))) == before
 
 
+async def test_back_leaves_a_form_that_was_refused_planned_and_enqueued(site: PageSite) -> None:
+    async with site.open("/page/jobs") as page:
+        await page.get_by_role("link", name="chosen_walk").first.click()
+        await expect(page.locator("body.is-live")).to_be_visible()
+        before = await page.evaluate("history.length")
+        field = page.get_by_label("ids")
+        await field.fill("[3, <b>]")
+        await page.get_by_role("button", name="Enqueue").last.click()
+        await expect(page.locator("#arg-1-hint")).to_contain_text("it is not JSON")
+        await expect(field).to_be_focused()
+        await expect(page.locator("#toasts")).to_contain_text("1 field is not valid.")
+        await site.check(page)
+        await page.get_by_label("Rows in a batch").fill("2")
+        await field.fill("[1, 2, 3]")
+        await page.get_by_role("button", name="Plan").click()
+        await expect(page.locator("#plan")).to_be_focused()
+        await expect(field).not_to_have_attribute("aria-invalid", "true")
+        await page.get_by_role("button", name="Try", exact=True).click()
+        await expect(page.locator("#trial")).to_be_focused()
+        await expect(page.locator("#plan")).to_have_count(0)
+        await expect(page.get_by_label("Rows in a batch")).to_have_value("2")
+        assert await page.evaluate("history.length") == before
+        await page.get_by_role("button", name="Enqueue").last.click()
+        await expect(page.locator(".note")).to_contain_text("Enqueued ")
+        await expect(page.locator("[data-enqueued-by]")).to_have_text("web:local")
+        await page.go_back()
+        await expect(page.locator("h1")).to_have_text("chosen_walk")
+        await expect(page.locator("[aria-busy]")).to_have_count(0)
+        await page.go_back()
+        await expect(page.locator("h1")).to_have_text("Jobs")
+
+
 async def test_the_list_of_jobs_is_searched_and_opened_by_keys(site: PageSite) -> None:
     async with site.open("/page/jobs") as page:
         await expect(page.locator("[data-row]")).to_have_count(len(JOBS))
