@@ -116,6 +116,27 @@ async def _is_seen_twice(site: PageSite) -> bool:
     return await _seen(site) == (2, 2)
 
 
+async def test_pace_that_was_typed_stays_although_another_one_was_set(site: PageSite) -> None:
+    await site.client.pace("typed", rows_per_second=6)
+    run = await site.client.enqueue(slow_walk.options(id="typed"), size=1)
+    async with site.open("/page/runs/typed") as page:
+        field, note = page.locator("[name=rows_per_second]"), page.locator("[data-pace-note]")
+        await expect(page.locator("body.is-live")).to_be_visible()
+        await field.fill("770")
+        await page.locator("h1").click()  # the field has no focus any more
+        await site.client.pace("typed", rows_per_second=5)
+        await expect(note).to_have_text("Changed meanwhile: 5 rows/s.")
+        await expect(field).to_have_value("770")
+        await site.check(page)
+        await field.fill("7")
+        await page.get_by_role("button", name="Set pace").click()
+        await expect(page.locator("#toasts")).to_contain_text("Pace of typed: 5 → 7 rows/s.")
+        await expect(note).to_have_text("")
+        await site.client.pace("typed", rows_per_second=770)
+        await expect(field).to_have_value("770")  # nothing is typed: it follows
+    await run.result(timeout=60)
+
+
 async def test_failed_run_shows_why_and_its_rows_are_set_right(site: PageSite) -> None:
     async with site.database.session() as session:
         await session.execute(text("UPDATE author SET nickname = 'bad ' || id WHERE id IN (7, 130, 390)"))
