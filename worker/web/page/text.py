@@ -72,6 +72,11 @@ def clip(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters; the API has all of them)"
 
 
+def sentence(text: str) -> str:
+    """Return a text of an error with a full stop, which keeps it apart from what follows."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def prose(text: str) -> Markup:
     """Return a docstring's text as HTML: what stands in backticks is code."""
     parts = [show(one) for one in _CODE.split(text)]
@@ -190,4 +195,5 @@ FILTERS = {
     "pretty": pretty,
     "prose": prose,
     "rough": rough,
+    "sentence": sentence,
 }
