@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ async def test_a_nightly_job_is_run_now_with_other_arguments(site: PageSite) -> 
     async with site.open("/page/cron") as page:
         await site.check(page)
         row = page.locator("tr", has_text="nightly")
-        await expect(row).to_contain_text("not due yet")
+        await expect(row).to_contain_text("this line is known only since")
         await row.get_by_role("link", name="Other arguments").click()
         await expect(page.locator(".field", has=page.get_by_label("rows"))).to_contain_text("default 10")
         await page.get_by_label("depth").select_option(label="deep")
@@ -43,8 +44,12 @@ async def test_a_nightly_job_is_run_now_with_other_arguments(site: PageSite) -> 
         await expect(page.locator("#region-history")).to_contain_text(run_id)
         await expect(page.locator("#region-history svg.bars rect")).not_to_have_count(0)
         await page.goto(f"{site.url}/page/cron")
+        await expect(row).to_contain_text("by hand, ")
         await page.locator("tr", has_text="nightly").get_by_role("button", name="Run now nightly", exact=True).click()
         await expect(page.locator("#toasts")).to_contain_text("Enqueued cron:nightly:by-hand:")
+        newest = row.locator("a.sub", has_text=re.compile(r"by hand, \d\d:\d\d:\d\d UTC, succeeded, \d"))
+        await expect(newest).to_have_attribute("href", re.compile("cron%3Anightly%3Aby-hand%3A"))
+        await site.check(page)
 
 
 async def test_the_form_keeps_what_was_typed_and_names_each_fault_beside_its_field(site: PageSite) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from worker.errors import RegistrationError
 from worker.web.job_views import CronView
-from worker.web.page.sentences import describe_lateness
+from worker.web.page.sentences import describe_lateness, describe_newest_run
 from worker.web.page.text import number
 from worker.web.page.visit import Visit
 from worker.web.views import (
@@ -78,6 +78,7 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "read": len(letters),
         "cron": cron,
         "late_notes": {(one.job, one.line): describe_lateness(one) for one in cron or ()},
+        "newest": {(one.job, one.line): describe_newest_run(one) for one in cron or ()},
     }
 
 

@@ -127,5 +127,14 @@ def _describe_begin(line: CronView) -> str:
 def _explain_first(line: CronView) -> str:
     if line.seen_at is None:
         return "no worker has seen this line yet"
-    seen = f"{clock(line.seen_at)} UTC"
-    return f"no due time since {seen}, when a worker first saw the line; nothing is known of earlier ones"
+    return f"this line is known only since {clock(line.seen_at)} UTC"
+
+
+def describe_newest_run(line: CronView) -> str:
+    """Return origin, begin, state and duration of the job's newest run; empty if it is that of the last due time."""
+    run = line.newest_run
+    if run is None or run.id == line.last_run:
+        return ""
+    origin = "by hand" if line.newest_by_hand else "by cron" if run.id.startswith("cron:") else "enqueued by code"
+    took = "" if run.seconds is None else f", {duration(run.seconds)}"
+    return f"{origin}, {clock(run.began_at)} UTC, {run.state}{took}"
