@@ -21,6 +21,7 @@ from worker.queue.run import read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
 from worker.web.event_hub import Message
+from worker.web.event_kinds import ENDS
 from worker.web.event_log import read_targets
 from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
@@ -78,7 +79,7 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "rows": read_count(fields.get("rows")),
         "batches": read_count(fields.get("batches")),
         "total": read_count(fields.get("total")),
-        "percent": read_number(fields.get("percent")),
+        "percent": cap_share(read_number(fields.get("percent")), is_over=fields.get("state") in ENDS),
         "percent_is_estimate": bool(fields.get("percent_is_estimate")),
         "percent_by": fields.get("percent_by") or None,
         "rate": read_number(fields.get("rate")),
@@ -99,6 +100,11 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "updated_at": read_moment(fields.get("updated_at")),
         "finished_at": read_moment(fields.get("finished_at")),
     }
+
+
+def cap_share(percent: float | None, *, is_over: bool) -> float | None:
+    """Return a percentage, which is 100 only of what is over: an estimate, and a rounded figure, may be before."""
+    return percent if percent is None or is_over else min(percent, 99.9)
 
 
 def describe_record(run: RunRecord, mirror: Mapping[str, str]) -> dict[str, Any]:
@@ -307,7 +313,7 @@ def _describe_step(step: StepRecord) -> StepView:
         batches=step.batches,
         total=step.total,
         done=step.done,
-        percent=None if share is None else round(100 * share, 1),
+        percent=cap_share(None if share is None else round(100 * share, 1), is_over=step.done),
         percent_is_estimate=bool(pace.get("is_estimate")) and not step.done,
         percent_by=by if isinstance(by, str) and not step.done else None,
         ranges=step.ranges,

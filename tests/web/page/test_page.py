@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -114,6 +115,35 @@ async def _seen(site: PageSite) -> tuple[int, int]:
 
 async def _is_seen_twice(site: PageSite) -> bool:
     return await _seen(site) == (2, 2)
+
+
+_LINES = """(link) => {
+  const range = document.createRange();
+  range.selectNodeContents(link);
+  return range.getClientRects().length;
+}"""
+
+
+async def test_an_id_is_not_broken_while_another_column_has_room(site: PageSite) -> None:
+    pairs = {"throttled": "replication lag " * 6, "helps": "", "percent": "40", "percent_by": "position", "rows": "1"}
+    run_id = "export-2026-08/part-1"
+    text_ = "x" * 300
+    for name in (run_id, text_):
+        await site.redis.hset(f"worker:run:{name}", mapping=pairs | {"job": "slow_walk", "state": "running"})  # type: ignore[misc]
+    worker = {"state": "running", "queue": "arq:queue", "jobs": [run_id, text_], "seen_at": "2099-01-01T00:00:00+00:00"}
+    await site.redis.hset("worker:workers", "west", json.dumps(worker))  # type: ignore[misc]
+    for width in (1100, 1280, 390):
+        async with site.open("/", viewport={"width": width, "height": 900}) as page:
+            link = page.locator("#region-active").get_by_role("link", name=run_id)
+            await expect(link).to_be_visible()
+            assert await link.evaluate(_LINES) == 1, width
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+    await site.redis.hdel("worker:workers", "west")  # type: ignore[misc]
+    await site.redis.delete(*(f"worker:run:{name}" for name in (run_id, text_)))
+    async with site.open("/page/runs?job=nightly") as page:
+        await expect(page.locator(".empty")).to_contain_text("Short runs without a loop are not listed here")
+        await page.get_by_role("link", name="its events").click()
+        assert page.url.endswith("/page/events?job=nightly&brief=true")
 
 
 async def test_pace_that_was_typed_stays_although_another_one_was_set(site: PageSite) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from worker.errors import RegistrationError
 from worker.web.job_views import CronView
 from worker.web.page.sentences import describe_lateness, describe_newest_run
-from worker.web.page.text import number
+from worker.web.page.text import counted
 from worker.web.page.visit import Visit
 from worker.web.views import (
     DeadLetterView,
@@ -144,7 +144,8 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
     found += [_describe_run(run, "stalled", "no progress") for run in overview.runs if run.stalled_since is not None]
     for queue in overview.queues:
         if queue.waiting and not any(one.queue == queue.name and one.state == "running" for one in overview.workers):
-            text = f"{number(queue.waiting)} runs wait, and no worker takes them"
+            waiting = counted(queue.waiting, "run waits", "runs wait")
+            text = f"{waiting}, and no worker takes {'it' if queue.waiting == 1 else 'them'}"
             found.append(Notice("lost", queue.name, text, at=queue.oldest_due_at))
     for name in overview.paused:
         text = "everything is paused" if name == "*" else "paused by an operator"
@@ -161,10 +162,10 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
             most = limit.concurrency or limit.job_concurrency
             rate = limit.rate_per_second or limit.job_rate
             places = f"at most {most} at once, {limit.running} running" if most else f"its rate is {rate}"
-            text = f"{number(limit.held)} runs wait: {places}"
+            text = f"{counted(limit.held, 'run waits', 'runs wait')}: {places}"
             found.append(Notice("held", limit.name, text, "limits", {"search": limit.name}))
     found += [
-        Notice("draining", worker.name, f"ends after its {len(worker.jobs)} runs")
+        Notice("draining", worker.name, f"ends after its {counted(len(worker.jobs), 'run', 'runs')}")
         for worker in overview.workers
         if worker.state == "draining"
     ]

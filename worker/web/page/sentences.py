@@ -9,7 +9,7 @@ from worker.errors import InvalidPayload
 from worker.queue.decoding import read_json
 from worker.web.fields import read_number
 from worker.web.job_views import CronView
-from worker.web.page.text import clock, duration, number
+from worker.web.page.text import clock, counted, duration, number
 from worker.web.views import EventView
 
 #: A run that begins this many seconds after its due time is late: before, workers may have been busy.
@@ -43,7 +43,7 @@ def describe(event: EventView, quarantined: int | None = None, *, attempt: str |
     again = read_number(fields.get("delay_seconds"))
     later = f"; again in {duration(again)}" if again else ""
     error = fields.get("error", "")
-    held = f"; {number(quarantined)} row{'s' if quarantined > 1 else ''} in quarantine" if quarantined else ""
+    held = f"; {counted(quarantined, 'row', 'rows')} in quarantine" if quarantined else ""
     texts = {
         "started": f"Attempt {attempt or fields.get('attempt', '')} began on {worker}.",
         "resumed": f"{worker} took it over, behind row {number(read_number(fields.get('rows')))}.",
@@ -106,7 +106,7 @@ def describe_last_run(line: CronView) -> list[str]:
     if line.last_finished_at is not None:
         found.append(f"ended {clock(line.last_finished_at)} UTC")
     if line.last_rows:
-        found.append(f"{number(line.last_rows)} row{'s' if line.last_rows > 1 else ''}")
+        found.append(counted(line.last_rows, "row", "rows"))
     return [text for text in found if text]
 
 

@@ -101,6 +101,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
+def counted(value: float | None, one: str, more: str) -> str:
+    """Return a number with the words for one or for more of something: `1 run waits`, `2 runs wait`."""
+    return f"{number(value)} {one if value == 1 else more}"
+
+
 def compact(value: float | None) -> str:
     """Return a number in at most four digits: `12.3k`."""
     if value is None:
@@ -186,6 +191,7 @@ FILTERS = {
     "clip": clip,
     "clock": clock,
     "compact": compact,
+    "counted": counted,
     "duration": duration,
     "exact": exact,
     "mark": mark,
