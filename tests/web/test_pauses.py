@@ -45,6 +45,10 @@ async def test_a_run_without_a_boundary_is_not_called_paused(
     async with working(fast, hold), connect(app) as http:
         run = await client.enqueue(hold.options(id="held"))
         await began.wait()
+        await until(lambda: redis.exists("worker:run:held"))
+        used = re.search(r"(\d+) of (\d+) s until its timeout", await shown(http, "/"))
+        timeout = (await http.get("/jobs/hold")).json()["timeout_seconds"]
+        assert used is not None and 0 <= int(used[1]) < int(used[2]) == timeout
         with ordering_as("web:ada"):
             await client.pause("hold")
         await until(lambda: redis.exists("worker:run:held"))

@@ -44,6 +44,10 @@ class JobView(View):
     priority: int
     concurrency: int | None
     rate: Text | None
+    timeout_seconds: float = Field(
+        description="Most seconds of an attempt until its first durable loop or step; of this server's settings unless "
+        "the job sets it.",
+    )
     is_unique: bool
     is_data_migration: bool
     has_loops: bool = Field(description="Whether it walks, so that it can be planned and tried.")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.web.page.overview import list_notices
+from worker.web.page.overview import describe_span, list_notices
 from worker.web.page.sentences import list_more
 from worker.web.page.text import (
     ago,
@@ -78,6 +78,11 @@ def test_notices_of_one_run_have_no_plural() -> None:
     assert [one.text for one in list_notices(overview, [limit])] == [
         *("1 run waits, and no worker takes it", "1 run waits: at most 1 at once, 1 running", "ends after its 1 run"),
     ]
+
+
+def test_a_run_without_a_loop_says_how_much_of_its_timeout_it_has_used() -> None:
+    assert describe_span(4.2, 300.0) == "4 of 300 s until its timeout"
+    assert describe_span(65.0, 7_200.0) == "1 min 5 s of 2 h until its timeout"
 
 
 def test_only_a_walk_that_has_ended_has_all_its_percents() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from worker.errors import RegistrationError
 from worker.web.job_views import CronView
 from worker.web.page.sentences import describe_lateness, describe_newest_run
-from worker.web.page.text import counted
+from worker.web.page.text import counted, duration
 from worker.web.page.visit import Visit
+from worker.web.queue_reads import find_timeout
 from worker.web.views import (
     DeadLetterView,
     EndedRunView,
@@ -29,6 +30,7 @@ _FAILURES_READ = 100
 _FAILURES_SHOWN = 6
 _VARYING = re.compile(r"[0-9][0-9.,:-]*|'[^']*'|\"[^\"]*\"")
 _DAY = timedelta(hours=24)
+_LONG_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "coming": [run for run in overview.runs if run.state != "running" and run.helps is None],
         "ended": ended,
         "why": {run.id: explain_wait(run, overview.paused, limits) for run in overview.runs},
+        "spans": await _describe_spans(visit, active, overview.at),
         "notices": list_notices(overview, limits),
         "failures": _group([letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY]),
         "read": len(letters),
@@ -80,6 +83,27 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "late_notes": {(one.job, one.line): describe_lateness(one) for one in cron or ()},
         "newest": {(one.job, one.line): describe_newest_run(one) for one in cron or ()},
     }
+
+
+async def _describe_spans(visit: Visit, runs: Sequence[RunView], now: datetime) -> dict[str, str]:
+    """Return how much of its timeout each run has used, by id. A run with a durable loop has none."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(RegistrationError):
+        jobs = await visit.backend.load_jobs()
+        for run in runs:
+            job = jobs.get(run.job)
+            if job is not None and run.started_at is not None and not run.in_ledger:
+                timeout = find_timeout(job, visit.backend.settings)
+                found[run.id] = describe_span(max(0.0, (now - run.started_at).total_seconds()), timeout)
+    return found
+
+
+def describe_span(seconds: float, timeout: float) -> str:
+    """Return how much of its timeout an attempt has used: `4 of 300 s until its timeout`."""
+    used = (
+        f"{seconds:.0f} of {timeout:g} s" if timeout < _LONG_SECONDS else f"{duration(seconds)} of {duration(timeout)}"
+    )
+    return f"{used} until its timeout"
 
 
 def _group(letters: Sequence[DeadLetterView]) -> list[tuple[DeadLetterView, int]]:
