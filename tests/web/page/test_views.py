@@ -116,9 +116,11 @@ async def test_back_leaves_a_form_that_was_refused_planned_and_enqueued(site: Pa
         before = await page.evaluate("history.length")
         field = page.get_by_label("ids")
         await field.fill("[3, <b>]")
+        await page.locator("summary", has_text="under which id").click()
         await page.get_by_role("button", name="Enqueue").last.click()
         await expect(page.locator("#arg-1-error")).to_contain_text("it is not JSON")
         await expect(field).to_be_focused()
+        await expect(page.get_by_label("Id of the run")).to_be_visible()  # what was opened stays open
         await expect(page.locator("#toasts")).to_contain_text("1 field is not valid.")
         await site.check(page)
         await page.get_by_label("Rows in a batch").fill("2")
