@@ -84,11 +84,15 @@ async def test_a_run_that_a_pause_holds_back_has_not_begun(
         for name in ("state", "worker", "attempt", "attempts", "began_at", "started_at", "due_at"):
             assert listed[name] == read[name], name
         page = await shown(http, "/page/runs/parked")
-        assert "It has not begun: it begins when that is resumed." in page
-        assert "Due when resumed" in page and "Worker –" in page and "Attempt –" in page and "Begun" not in page
+        assert "It has not begun. When that is resumed, it begins." in page
+        assert "Due – when it is resumed" in page and "Worker –" in page and "Attempt –" in page and "Begun" not in page
         legend = page.partition("Its story")[2]
         assert "worked" not in legend and "paused" in legend
         assert "when resumed" in await shown(http, "/")
+        await client.pause("parked")
+        page = await shown(http, "/page/runs/parked")
+        assert re.search(r"Paused (now|\d+ s ago) by client ?\. The job hold was paused", page)
+        assert "When all of these are resumed, it begins." in page
     await app.close()
 
 
