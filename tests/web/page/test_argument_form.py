@@ -13,7 +13,7 @@ import pytest
 from pydantic import AwareDatetime, BaseModel, NaiveDatetime, TypeAdapter
 
 from tests.web.conftest import connect
-from worker import JobContext, Settings, job
+from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.web import web_app
 from worker.web.page.argument_form import PREFIX, fill, make_fields, read_arguments
@@ -206,6 +206,25 @@ async def test_refused_forms_show_what_was_sent(settings: Settings, database: Da
     again = SentForm()
     again.feed(refused.text)
     assert {name: again.fields[name] for name in typed} == typed
+
+
+async def test_the_script_of_the_page_gets_the_form_the_next_place_or_a_reason(
+    settings: Settings, database: Database, client: Client
+) -> None:
+    app = web_app(settings, jobs=[lasting])
+    accept = {"Accept": "text/html, application/json"}
+    async with connect(app) as http:
+        page = (await http.get("/page/jobs/lasting")).text
+        csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+        sent = {"csrf": csrf, "act": "enqueue", PREFIX + "wait": "36h", "id": "lasting-1"}
+        refused = await http.post("/page/jobs/lasting", data=sent, headers=accept)
+        assert refused.status_code == 422 and 'aria-invalid="true"' in refused.text
+        done = await http.post("/page/jobs/lasting", data=sent | {PREFIX + "wait": "P4Y"}, headers=accept)
+        assert done.json() == {"place": "/page/runs/lasting-1"}
+        assert "Enqueued lasting-1." in re.sub("<[^>]+>", "", (await http.get("/page/runs/lasting-1")).text)
+        foreign = await http.post("/page/jobs/lasting", data=sent | {"csrf": "x"}, headers=accept)
+        assert foreign.status_code == 403 and foreign.json()["text"]
+    await app.close()
 
 
 def test_empty_fields_stand_for_null_where_an_argument_may_be_null() -> None:
