@@ -23,7 +23,7 @@ from worker.queue.cron_lines import firing_id
 from worker.settings import Settings
 from worker.web import WebApp, web_app
 from worker.web.job_views import CronView
-from worker.web.page.sentences import describe_last_run, describe_lateness
+from worker.web.page.sentences import describe_last_run, describe_lateness, describe_newest_run
 
 _LINE = str(nightly.schedule[0])
 _DUE = datetime(2026, 11, 20, 3, tzinfo=UTC)
@@ -56,8 +56,34 @@ async def test_a_line_that_was_not_due_yet_says_since_when_it_is_known(
     line = await read_line(http)
     assert (line.last_at, line.last_state, line.seen_at) == (None, None, _DUE + timedelta(hours=5, microseconds=7))
     assert describe_last_run(line) == [
-        "no due time since 20 Nov 2026 08:00 UTC, when a worker first saw the line; nothing is known of earlier ones"
+        "this line is known only since 20 Nov 2026 08:00 UTC",
     ]
+
+
+async def test_the_newest_run_of_the_job_is_known_whatever_has_enqueued_it(
+    api: WebApp, http: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    due = await fire(database, _DUE)
+    await tell(redis, due, "started", timedelta(seconds=1))
+    await tell(redis, due, "succeeded", timedelta(seconds=4))
+    line = await read_line(http)
+    assert line.newest_run is not None and line.newest_run.id == due and describe_newest_run(line) == ""
+    order = {"order": "cron_run", "targets": '["nightly"]', "details": '{"run": "x"}', "by": "web:ada"}
+    await tell(redis, "", "ordered", timedelta(hours=1), **order)
+    await tell(redis, "x", "started", timedelta(hours=1))
+    await tell(redis, "hand-1:5", "started", timedelta(hours=1))  # a helper is a part of another run
+    await tell(redis, "x", "retry", timedelta(hours=1, seconds=1))
+    await tell(redis, "x", "started", timedelta(hours=1, seconds=2))
+    await tell(redis, "x", "succeeded", timedelta(hours=1, seconds=2.4))
+    await tell(redis, "", "ordered", timedelta(hours=2), order="cron_run", details="[[")
+    api.backend.reads.forget()
+    line = await read_line(http)
+    assert (line.last_run, line.newest_by_hand) == (due, True)
+    assert describe_newest_run(line) == "by hand, 20 Nov 2026 04:00 UTC, succeeded, 2.4 s"
+    for name, origin in (("cron:nightly:1", "by cron"), ("y", "enqueued by code")):
+        await tell(redis, name, "started", timedelta(hours=3))
+        api.backend.reads.forget()
+        assert describe_newest_run(await read_line(http)) == f"{origin}, 20 Nov 2026 06:00 UTC, running"
 
 
 async def test_a_run_that_began_late_says_how_late_also_after_its_result_has_expired(

@@ -15,6 +15,7 @@ from worker.web.backend import Backend
 from worker.web.event_hub import Message
 from worker.web.event_kinds import ENDS
 from worker.web.fields import Page, read_count, read_moment
+from worker.web.job_history import find_newest_runs, list_ids_by_hand
 from worker.web.job_views import CronView
 from worker.web.operations import Call
 from worker.web.run_cache import read_mirrors
@@ -42,7 +43,8 @@ async def list_cron(call: Call) -> Page[CronView]:
 async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]]) -> Page[CronView]:
     lines = await backend.client.cron(jobs)
     ids = [one.run_id for one in lines if one.run_id is not None]
-    events = await backend.event_log.list_all() if ids else []
+    events = await backend.event_log.list_all() if lines else []
+    newest, by_hand = find_newest_runs(events, {line.job for line in lines}), list_ids_by_hand(events)
     attempts, ends = group_attempts(events, ids), _find_ends(events, set(ids))
     mirrors = await read_mirrors(backend.client, ids)
     records = await backend.ledger.list_runs(ids=ids, limit=len(ids)) if ids else []
@@ -56,7 +58,11 @@ async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]]) -> Page[Cr
             run.began_at = run.began_at or read_moment(mirrors[line.run_id].get("started_at"))
             if line.run_id in recorded:
                 _add_record(run, recorded[line.run_id])
-        items.append(_describe(line, run))
+        other = newest.get(line.job)
+        view = _describe(line, run)
+        items.append(
+            view.model_copy(update={"newest_run": other, "newest_by_hand": other is not None and other.id in by_hand})
+        )
     return Page[CronView](items=items)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import cast, get_args
 
+from worker.errors import InvalidPayload
 from worker.ledger.records import RunRecord
+from worker.queue.decoding import read_json
 from worker.web.attempts import Attempt, find_life, group_attempts, measure
 from worker.web.backend import Backend
 from worker.web.event_hub import Message
 from worker.web.event_kinds import ENDS
+from worker.web.event_log import read_targets
 from worker.web.fields import Page, read_moment
 from worker.web.operations import Call
 from worker.web.views import JobRunView, RunState
@@ -70,6 +73,48 @@ def _find_newest(events: Iterable[Message], job: str) -> dict[str, Message]:
         if event.fields.get("job") == job and event.run_id and not is_helper(event.run_id):
             newest.setdefault(event.run_id, event)
     return newest
+
+
+def find_newest_runs(events: Sequence[Message], jobs: Collection[str]) -> dict[str, JobRunView]:
+    """Return the run of each job that began last, as far as the events tell, by the name of the job.
+
+    Args:
+        events: all events, newest first.
+        jobs: the names of the jobs.
+    """
+    newest: dict[str, Message] = {}
+    began: dict[str, str] = {}
+    for event in events:
+        job, run_id = event.fields.get("job", ""), event.run_id
+        if job in jobs and run_id and not is_helper(run_id):
+            newest.setdefault(run_id, event)
+            if event.fields.get("event") == "started":
+                began.setdefault(job, run_id)
+    attempts = group_attempts(events, set(began.values()))
+    runs = {job: _describe_run(run_id, newest[run_id], attempts[run_id]) for job, run_id in began.items()}
+    return {job: run for job, run in runs.items() if run is not None}
+
+
+def list_ids_by_hand(events: Iterable[Message]) -> set[str]:
+    """Return the ids of the runs that operators have enqueued, as far as the events tell."""
+    found: set[str] = set()
+    for event in events:
+        order = event.fields.get("order") if event.fields.get("event") == "ordered" else None
+        if order == "enqueue":
+            found |= read_targets(event)
+        elif order == "cron_run":
+            found |= {run_id for run_id in [_read_run(event)] if run_id}
+    return found
+
+
+def _read_run(order: Message) -> str | None:
+    """Return the id of the run that an order has enqueued; None if the order names none."""
+    try:
+        details = read_json(order.fields.get("details", "{}").encode(), "the order")
+    except InvalidPayload:
+        return None
+    run_id = details.get("run") if isinstance(details, dict) else None
+    return run_id if isinstance(run_id, str) else None
 
 
 def _describe_run(run_id: str, newest: Message, attempts: Sequence[Attempt]) -> JobRunView | None:

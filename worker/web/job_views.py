@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from worker.web.fields import Json, Text, View
+from worker.web.views import JobRunView
 
 
 class CronView(View):
@@ -27,6 +28,10 @@ class CronView(View):
         description="From the due time to the begin of its run, or until now; null if that is not known."
     )
     last_rows: int | None = Field(description="Rows of its run; null without a loop.")
+    newest_run: JobRunView | None = Field(
+        default=None, description="The run of the job that began last, of any origin; null if the events have none."
+    )
+    newest_by_hand: bool = Field(default=False, description="Whether an operator has enqueued that run.")
 
 
 class JobView(View):
@@ -39,6 +44,10 @@ class JobView(View):
     priority: int
     concurrency: int | None
     rate: Text | None
+    timeout_seconds: float = Field(
+        description="Most seconds of an attempt until its first durable loop or step; of this server's settings unless "
+        "the job sets it.",
+    )
     is_unique: bool
     is_data_migration: bool
     has_loops: bool = Field(description="Whether it walks, so that it can be planned and tried.")

@@ -18,12 +18,13 @@ from worker.queue import keys
 from worker.queue.overview import describe_workers
 from worker.queue.payload import now_ms
 from worker.queue.run import decode_fields
+from worker.settings import Settings
 from worker.web.backend import Backend
 from worker.web.fields import Page, read_count, read_moment, read_number
 from worker.web.job_views import JobView
 from worker.web.operations import Call, Reply
 from worker.web.problems import not_found
-from worker.web.run_lives import add_lives
+from worker.web.run_lives import add_lives, note_due
 from worker.web.run_reads import describe_mirror
 from worker.web.views import (
     FindingView,
@@ -187,7 +188,7 @@ async def _read_runs(
         else:
             due = "deferred" if score > now else "waiting"
             values |= {"state": "paused" if fields.get("state") == "paused" else due, "worker": None}
-            values["due_at"] = read_moment(score / 1000)
+            values = note_due(values, read_moment(score / 1000))
         runs.append(RunView(**(values | {"queue": fields.get("queue") or queue, "in_ledger": "rows" in fields})))
     return runs
 
@@ -238,15 +239,21 @@ async def show_history(call: Call) -> HistoryView:
 async def list_jobs(call: Call) -> Page[JobView]:
     """Return the jobs, by name."""
     jobs = await call.backend.load_jobs()
-    return Page[JobView](items=[_describe_job(job) for _, job in sorted(jobs.items())])
+    return Page[JobView](items=[_describe_job(job, call.backend.settings) for _, job in sorted(jobs.items())])
 
 
 async def show_job(call: Call) -> JobView:
     """Return one job."""
-    return _describe_job((await call.backend.load_jobs()).find(call.path["job"]))
+    job = (await call.backend.load_jobs()).find(call.path["job"])
+    return _describe_job(job, call.backend.settings)
 
 
-def _describe_job(job: Job[..., Any]) -> JobView:
+def find_timeout(job: Job[..., Any], settings: Settings) -> float:
+    """Return the most seconds of an attempt of a job until its first durable loop or step."""
+    return job.rules.timeout or settings.worker.job_timeout_seconds
+
+
+def _describe_job(job: Job[..., Any], settings: Settings) -> JobView:
     limits = job.limits
     return JobView(
         name=job.name,
@@ -256,6 +263,7 @@ def _describe_job(job: Job[..., Any]) -> JobView:
         priority=job.priority,
         concurrency=limits.concurrency or None if limits else None,
         rate=str(job.rules.rate) if job.rules.rate else None,
+        timeout_seconds=find_timeout(job, settings),
         is_unique=job.unique is not None,
         is_data_migration=job.rules.once,
         has_loops=_has_loops(job),

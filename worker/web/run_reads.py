@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -21,12 +21,14 @@ from worker.queue.run import read_status
 from worker.web.backend import Backend
 from worker.web.bodies import RunsQuery
 from worker.web.event_hub import Message
+from worker.web.event_kinds import ENDS
 from worker.web.event_log import read_targets
 from worker.web.fields import Page, invalid_cursor, make_cursor, read_count, read_cursor, read_moment, read_number
 from worker.web.operations import Call
+from worker.web.pauses import list_pauses
 from worker.web.problems import not_found
 from worker.web.run_cache import read_mirrors
-from worker.web.run_lives import add_lives, note_due, read_due_times
+from worker.web.run_lives import add_lives, note_due, note_enqueued, read_due_times
 from worker.web.views import (
     BatchView,
     EventView,
@@ -77,7 +79,7 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "rows": read_count(fields.get("rows")),
         "batches": read_count(fields.get("batches")),
         "total": read_count(fields.get("total")),
-        "percent": read_number(fields.get("percent")),
+        "percent": cap_share(read_number(fields.get("percent")), is_over=fields.get("state") in ENDS),
         "percent_is_estimate": bool(fields.get("percent_is_estimate")),
         "percent_by": fields.get("percent_by") or None,
         "rate": read_number(fields.get("rate")),
@@ -98,6 +100,11 @@ def describe_mirror(fields: Mapping[str, str]) -> dict[str, Any]:
         "updated_at": read_moment(fields.get("updated_at")),
         "finished_at": read_moment(fields.get("finished_at")),
     }
+
+
+def cap_share(percent: float | None, *, is_over: bool) -> float | None:
+    """Return a percentage, which is 100 only of what is over: an estimate, and a rounded figure, may be before."""
+    return percent if percent is None or is_over else min(percent, 99.9)
 
 
 def describe_record(run: RunRecord, mirror: Mapping[str, str]) -> dict[str, Any]:
@@ -175,11 +182,12 @@ async def _read_run(backend: Backend, run_id: str) -> RunDetail:
     is_settled = bool(running) or (record is not None and record.finished_at is not None)
     values = note_due(values, None if score is None or is_settled else read_moment(score / 1000))
     values["pace"] = read_number(pace)
-    values["paused_by"] = await _list_pauses(backend, (run_id, values["job"], values.get("queue") or queue, keys.ALL))
+    values["pauses"] = await list_pauses(backend, (run_id, values["job"], values.get("queue") or queue, keys.ALL))
+    values["paused_by"] = [one.name for one in values["pauses"]]
     if record is not None:
         values["quarantined"] = await backend.ledger.quarantine.count_rows(run_id)
     [run] = await add_lives(backend, [RunDetail(**values)])
-    return run
+    return note_enqueued(run, payload)
 
 
 def _read_state(
@@ -251,13 +259,6 @@ def _describe_result(raw: bytes) -> dict[str, Any]:
     return told | {"arguments": arguments} | ({"job": job} if isinstance(job, str) and job else {})
 
 
-async def _list_pauses(backend: Backend, names: Sequence[str]) -> list[str]:
-    found = await backend.client.command(
-        cast(Awaitable[list[int]], backend.client.redis.smismember(keys.PAUSED, list(names)))
-    )
-    return [name for name, is_paused in zip(names, found, strict=True) if is_paused]
-
-
 async def list_story(call: Call) -> Page[EventView]:
     """Return the events of a run and the orders that apply to it, oldest first, of those that Redis still has."""
     run = await read_run(call.backend, call.path["run_id"])
@@ -312,7 +313,7 @@ def _describe_step(step: StepRecord) -> StepView:
         batches=step.batches,
         total=step.total,
         done=step.done,
-        percent=None if share is None else round(100 * share, 1),
+        percent=cap_share(None if share is None else round(100 * share, 1), is_over=step.done),
         percent_is_estimate=bool(pace.get("is_estimate")) and not step.done,
         percent_by=by if isinstance(by, str) and not step.done else None,
         ranges=step.ranges,

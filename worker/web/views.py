@@ -43,7 +43,7 @@ class RunView(View):
     step: Text | None = None
     hands: int | None = Field(default=None, description="Runs that walk the present step together.")
     helps: Text | None = Field(default=None, description="The run whose walk this run helps with.")
-    worker: Text | None = None
+    worker: Text | None = Field(default=None, description="Null while no worker has it.")
     throttled: Text | None = Field(default=None, description="Why the walk waits; null if it does not.")
     throttled_since: datetime | None = None
     throttled_until: datetime | None = None
@@ -53,14 +53,24 @@ class RunView(View):
     error: Text | None = None
     attempts: int | None = Field(default=None, description="Attempts since it was last run again.")
     retry_error: Text | None = Field(default=None, description="Why its last attempt failed, if it waits for the next.")
-    due_at: datetime | None = None
+    due_at: datetime | None = Field(default=None, description="Null if it is due when its pause is removed.")
     created_at: datetime | None = None
-    began_at: datetime | None = Field(default=None, description="Its first attempt since it was last run again.")
+    began_at: datetime | None = Field(
+        default=None, description="Its first attempt since it was last run again; null before that."
+    )
     started_at: datetime | None = None
     updated_at: datetime | None = None
     finished_at: datetime | None = None
     seconds: float | None = Field(default=None, description="From `began_at` to `finished_at`.")
     in_ledger: bool = Field(description="Whether PostgreSQL has the run: it has a durable loop or step.")
+
+
+class PauseView(View):
+    """A pause that applies to a run."""
+
+    name: Text = Field(description="The entry of `worker:paused`: the run, its job, its queue, or `*`.")
+    at: datetime | None = Field(default=None, description="When it was ordered; null if the events do not have it.")
+    by: Text | None = None
 
 
 class RunDetail(RunView):
@@ -75,6 +85,7 @@ class RunDetail(RunView):
     paused_by: list[Text] = Field(
         default=[], description="Entries of `worker:paused` that name this run, its job or queue."
     )
+    pauses: list[PauseView] = Field(default=[], description="The same entries, each with its order.")
 
 
 class StepView(View):

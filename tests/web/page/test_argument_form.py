@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from html.parser import HTMLParser
 from typing import Any, Literal
 
 import httpx
 import pytest
-from pydantic import AwareDatetime, BaseModel, NaiveDatetime
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime, TypeAdapter
 
 from tests.web.conftest import connect
-from worker import JobContext, Settings, job
+from worker import Client, JobContext, Settings, job
 from worker.db.engine import Database
 from worker.web import web_app
 from worker.web.page.argument_form import PREFIX, fill, make_fields, read_arguments
@@ -80,6 +81,35 @@ def test_what_a_browser_sends_becomes_the_iso_form(sent: dict[str, str], argumen
 def test_what_is_no_time_is_refused_by_the_job() -> None:
     found, _ = shown({"begin": "<script>"})
     assert found == {"begin": "<script>"}
+
+
+@job
+async def lasting(ctx: JobContext, wait: timedelta) -> None:
+    """Take a duration."""
+
+
+def test_hint_of_a_duration_has_examples_that_the_job_takes() -> None:
+    [field] = make_fields(lasting.codec.make_schema())
+    examples = re.findall(r"P\w+|\d+:\d+:\d+", field.hint)
+    spans = [TypeAdapter(timedelta).validate_python(one) for one in examples]
+    assert spans == [timedelta(days=3), timedelta(hours=36), timedelta(hours=36), timedelta(days=1460)]
+
+
+async def test_an_error_and_the_hint_of_its_field_are_two_sentences(settings: Settings, database: Database) -> None:
+    app = web_app(settings, jobs=[lasting])
+    async with connect(app) as http:
+        page = (await http.get("/page/jobs/lasting")).text
+        csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+        sent = {"csrf": csrf, "act": "enqueue", PREFIX + "wait": "36h"}
+        refused = (await http.post("/page/jobs/lasting", data=sent)).text
+        sent |= {PREFIX + "wait": "P4Y", "priority": "12"}
+        options = (await http.post("/page/jobs/lasting", data=sent)).text
+    await app.close()
+    [error] = re.findall(r'<p class="problem" id="arg-1-error">([^<]*)</p>', refused)
+    assert "duration" in error and error.endswith(".")
+    assert re.findall(r'<p class="hint" id="arg-1-hint">([^<]*)</p>', refused)[0].startswith("duration, e.g. P3D")
+    assert 'aria-describedby="arg-1-error arg-1-hint"' in refused
+    assert "arg-1-error" not in options and 'aria-describedby="option-priority-error option-priority-hint"' in options
 
 
 class Place(BaseModel):
@@ -176,6 +206,25 @@ async def test_refused_forms_show_what_was_sent(settings: Settings, database: Da
     again = SentForm()
     again.feed(refused.text)
     assert {name: again.fields[name] for name in typed} == typed
+
+
+async def test_the_script_of_the_page_gets_the_form_the_next_place_or_a_reason(
+    settings: Settings, database: Database, client: Client
+) -> None:
+    app = web_app(settings, jobs=[lasting])
+    accept = {"Accept": "text/html, application/json"}
+    async with connect(app) as http:
+        page = (await http.get("/page/jobs/lasting")).text
+        csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+        sent = {"csrf": csrf, "act": "enqueue", PREFIX + "wait": "36h", "id": "lasting-1"}
+        refused = await http.post("/page/jobs/lasting", data=sent, headers=accept)
+        assert refused.status_code == 422 and 'aria-invalid="true"' in refused.text
+        done = await http.post("/page/jobs/lasting", data=sent | {PREFIX + "wait": "P4Y"}, headers=accept)
+        assert done.json() == {"place": "/page/runs/lasting-1"}
+        assert "Enqueued lasting-1." in re.sub("<[^>]+>", "", (await http.get("/page/runs/lasting-1")).text)
+        foreign = await http.post("/page/jobs/lasting", data=sent | {"csrf": "x"}, headers=accept)
+        assert foreign.status_code == 403 and foreign.json()["text"]
+    await app.close()
 
 
 def test_empty_fields_stand_for_null_where_an_argument_may_be_null() -> None:

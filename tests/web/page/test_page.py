@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy import func, select, text
@@ -65,7 +68,8 @@ async def test_page_of_a_run_follows_it_over_orders_a_kill_and_a_second_run(site
         await page.locator("[name=rows_per_second]").fill(f"{slower:g}")
         await page.locator("h1").click()  # away from the slider
         await page.keyboard.press("p")
-        await expect(page.locator(".alert.is-paused")).to_contain_text("Paused by walk-1")
+        told = re.compile(r"Paused (now|\d+ s ago) by web:local\. Resume continues from its checkpoint, \d+ rows")
+        await expect(page.locator(".alert.is-paused")).to_have_text(told)
         await expect(page.locator("svg.story .span").last).to_have_class("span is-paused")
         assert await site.redis.smembers(keys.PAUSED) == {b"walk-1"}
         await page.keyboard.press("p")
@@ -111,6 +115,56 @@ async def _seen(site: PageSite) -> tuple[int, int]:
 
 async def _is_seen_twice(site: PageSite) -> bool:
     return await _seen(site) == (2, 2)
+
+
+_LINES = """(link) => {
+  const range = document.createRange();
+  range.selectNodeContents(link);
+  return range.getClientRects().length;
+}"""
+
+
+async def test_an_id_is_not_broken_while_another_column_has_room(site: PageSite) -> None:
+    pairs = {"throttled": "replication lag " * 6, "helps": "", "percent": "40", "percent_by": "position", "rows": "1"}
+    run_id = "export-2026-08/part-1"
+    text_ = "x" * 300
+    for name in (run_id, text_):
+        await site.redis.hset(f"worker:run:{name}", mapping=pairs | {"job": "slow_walk", "state": "running"})  # type: ignore[misc]
+    worker = {"state": "running", "queue": "arq:queue", "jobs": [run_id, text_], "seen_at": "2099-01-01T00:00:00+00:00"}
+    await site.redis.hset("worker:workers", "west", json.dumps(worker))  # type: ignore[misc]
+    for width in (1100, 1280, 390):
+        async with site.open("/", viewport={"width": width, "height": 900}) as page:
+            link = page.locator("#region-active").get_by_role("link", name=run_id)
+            await expect(link).to_be_visible()
+            assert await link.evaluate(_LINES) == 1, width
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+    await site.redis.hdel("worker:workers", "west")  # type: ignore[misc]
+    await site.redis.delete(*(f"worker:run:{name}" for name in (run_id, text_)))
+    async with site.open("/page/runs?job=nightly") as page:
+        await expect(page.locator(".empty")).to_contain_text("Short runs without a loop are not listed here")
+        await page.get_by_role("link", name="its events").click()
+        assert page.url.endswith("/page/events?job=nightly&brief=true")
+
+
+async def test_pace_that_was_typed_stays_although_another_one_was_set(site: PageSite) -> None:
+    await site.client.pace("typed", rows_per_second=6)
+    run = await site.client.enqueue(slow_walk.options(id="typed"), size=1)
+    async with site.open("/page/runs/typed") as page:
+        field, note = page.locator("[name=rows_per_second]"), page.locator("[data-pace-note]")
+        await expect(page.locator("body.is-live")).to_be_visible()
+        await field.fill("770")
+        await page.locator("h1").click()  # the field has no focus any more
+        await site.client.pace("typed", rows_per_second=5)
+        await expect(note).to_have_text("Changed meanwhile: 5 rows/s.")
+        await expect(field).to_have_value("770")
+        await site.check(page)
+        await field.fill("7")
+        await page.get_by_role("button", name="Set pace").click()
+        await expect(page.locator("#toasts")).to_contain_text("Pace of typed: 5 → 7 rows/s.")
+        await expect(note).to_have_text("")
+        await site.client.pace("typed", rows_per_second=770)
+        await expect(field).to_have_value("770")  # nothing is typed: it follows
+    await run.result(timeout=60)
 
 
 async def test_failed_run_shows_why_and_its_rows_are_set_right(site: PageSite) -> None:

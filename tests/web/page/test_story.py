@@ -120,11 +120,15 @@ def test_time_without_progress_is_no_work() -> None:
 
 
 def test_run_that_waits_is_shown_as_paused_since_the_order() -> None:
+    pauses = [{"name": "j", "at": at(40), "by": "web:ada"}, {"name": "*", "at": at(70), "by": "web:ada"}]
+    held: dict[str, Any] = {"state": "waiting", "paused_by": ["j", "*"], "pauses": pauses}
+    assert spans(told([], [], **held)) == [("waiting", 0, 40), ("paused", 40, 100)]
     order = event(40, "ordered", order="pause", by="web:ada", targets='["j"]')
-    story = told([order], [], state="waiting", paused_by=["j"])
-    assert spans(story) == [("waiting", 0, 40), ("paused", 40, 100)]
     assert spans(told([order], [], state="waiting")) == [("waiting", 0, 100)], "it was resumed by hand"
-    story = told([], [], state="waiting", paused_by=["j"], updated_at=at(90))
+    early = [{"name": "j", "at": at(-40)}]  # the job was paused before the run was enqueued
+    assert spans(told([], [], state="paused", paused_by=["j"], pauses=early)) == [("paused", 0, 100)]
+    unknown: dict[str, Any] = {"paused_by": ["j"], "pauses": [{"name": "j"}], "updated_at": at(90)}
+    story = told([], [], state="waiting", **unknown)
     assert spans(story) == [("waiting", 0, 90), ("paused", 90, 100)], "Redis does not know the order any more"
 
 

@@ -7,8 +7,24 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from worker.web.page.overview import describe_span, list_notices
 from worker.web.page.sentences import list_more
-from worker.web.page.text import ago, clip, command, compact, duration, finalize, number, percent, prose, rough, show
+from worker.web.page.text import (
+    ago,
+    clip,
+    command,
+    compact,
+    counted,
+    duration,
+    finalize,
+    number,
+    percent,
+    prose,
+    rough,
+    show,
+)
+from worker.web.run_reads import describe_mirror
+from worker.web.views import LimitView, OverviewView, QueueView, WorkerView
 
 
 @pytest.mark.parametrize(
@@ -41,6 +57,39 @@ def test_what_stands_in_backticks_is_code() -> None:
     assert prose("`a<b>` takes ``x``, `\u202e` and a ` alone") == (
         "<code>a&lt;b&gt;</code> takes <code>x</code>, <code>\\u202e</code> and a ` alone"
     )
+
+
+def test_one_of_something_has_the_words_for_one() -> None:
+    assert [counted(value, "run waits", "runs wait") for value in (0, 1, 2, 12_345, None)] == [
+        *("0 runs wait", "1 run waits", "2 runs wait", "12,345 runs wait", "– runs wait"),
+    ]
+
+
+def test_notices_of_one_run_have_no_plural() -> None:
+    queue = QueueView(name="q", waiting=1, deferred=0, running=0, oldest_due_at=None, is_paused=False)
+    limit = LimitView(
+        **dict.fromkeys(LimitView.model_fields) | {"name": "j", "concurrency": 1, "running": 1, "held": 1}  # type: ignore[arg-type]
+    )
+    about = dict.fromkeys(("max_jobs", "done", "pid", "host", "code", "started_at", "seen_at"))
+    worker = WorkerView(**about | {"name": "w", "state": "draining", "queue": "q", "jobs": ["r"]})  # type: ignore[arg-type]
+    overview = OverviewView(
+        at=datetime.now(UTC), queues=[queue], workers=[worker], runs=[], dead_letters=0, paused=[], cancelled=[]
+    )
+    assert [one.text for one in list_notices(overview, [limit])] == [
+        *("1 run waits, and no worker takes it", "1 run waits: at most 1 at once, 1 running", "ends after its 1 run"),
+    ]
+
+
+def test_a_run_without_a_loop_says_how_much_of_its_timeout_it_has_used() -> None:
+    assert describe_span(4.2, 300.0) == "4 of 300 s until its timeout"
+    assert describe_span(65.0, 7_200.0) == "1 min 5 s of 2 h until its timeout"
+
+
+def test_only_a_walk_that_has_ended_has_all_its_percents() -> None:
+    for state, share in (("running", 99.9), ("paused", 99.9), ("succeeded", 100.0)):
+        assert describe_mirror({"state": state, "percent": "100.0"})["percent"] == share
+    assert describe_mirror({"state": "running", "percent": "40.5"})["percent"] == 40.5
+    assert describe_mirror({"state": "running"})["percent"] is None
 
 
 def test_figures_have_few_digits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ async def test_a_nightly_job_is_run_now_with_other_arguments(site: PageSite) -> 
     async with site.open("/page/cron") as page:
         await site.check(page)
         row = page.locator("tr", has_text="nightly")
-        await expect(row).to_contain_text("not due yet")
+        await expect(row).to_contain_text("this line is known only since")
         await row.get_by_role("link", name="Other arguments").click()
         await expect(page.locator(".field", has=page.get_by_label("rows"))).to_contain_text("default 10")
         await page.get_by_label("depth").select_option(label="deep")
@@ -43,8 +44,12 @@ async def test_a_nightly_job_is_run_now_with_other_arguments(site: PageSite) -> 
         await expect(page.locator("#region-history")).to_contain_text(run_id)
         await expect(page.locator("#region-history svg.bars rect")).not_to_have_count(0)
         await page.goto(f"{site.url}/page/cron")
+        await expect(row).to_contain_text("by hand, ")
         await page.locator("tr", has_text="nightly").get_by_role("button", name="Run now nightly", exact=True).click()
         await expect(page.locator("#toasts")).to_contain_text("Enqueued cron:nightly:by-hand:")
+        newest = row.locator("a.sub", has_text=re.compile(r"by hand, \d\d:\d\d:\d\d UTC, succeeded, \d"))
+        await expect(newest).to_have_attribute("href", re.compile("cron%3Anightly%3Aby-hand%3A"))
+        await site.check(page)
 
 
 async def test_the_form_keeps_what_was_typed_and_names_each_fault_beside_its_field(site: PageSite) -> None:
@@ -54,15 +59,15 @@ async def test_the_form_keeps_what_was_typed_and_names_each_fault_beside_its_fie
         await page.get_by_role("button", name="Enqueue").last.click()
         await expect(field).to_have_value("[3, <b>]")
         await expect(field).to_have_attribute("aria-invalid", "true")
-        await expect(page.locator("#arg-1-hint")).to_contain_text("it is not JSON")
+        await expect(page.locator("#arg-1-error")).to_contain_text("it is not JSON")
         await field.fill('[3, "x"]')
         await page.get_by_role("button", name="Enqueue").last.click()
-        await expect(page.locator("#arg-1-hint")).to_contain_text("1: input should be a valid integer")
+        await expect(page.locator("#arg-1-error")).to_contain_text("1: input should be a valid integer")
         await page.locator("summary", has_text="under which id").click()
         await page.get_by_label("Priority").fill("12")
         await field.fill("[]")
         await page.get_by_role("button", name="Enqueue").last.click()
-        await expect(page.locator("#option-priority-hint")).to_contain_text("less than or equal to 9")
+        await expect(page.locator("#option-priority-error")).to_contain_text("less than or equal to 9")
         await page.get_by_label("Priority").fill("")
         await page.get_by_label("Id of the run").fill("typed-1")
         await page.get_by_role("button", name="As a command", exact=True).click()
@@ -83,6 +88,8 @@ async def test_a_walk_is_planned_and_tried_and_nothing_changes(site: PageSite) -
         await expect(page.locator("#plan")).to_contain_text("over author")
         await expect(page.locator("#plan")).to_contain_text("FOR NO KEY UPDATE")
         await page.get_by_label("Rows in a batch").fill("2")
+        warning = page.locator(".joined", has=page.get_by_role("button", name="Try", exact=True))
+        await expect(warning).to_contain_text("are real and are not undone")
         await page.get_by_role("button", name="Try", exact=True).click()
         await expect(page.locator("#trial article")).to_have_count(3)
         await expect(page.locator("#trial")).to_contain_text("seen")
@@ -100,6 +107,40 @@ async def test_a_walk_is_planned_and_tried_and_nothing_changes(site: PageSite) -
         await expect(page.locator(".prose code")).to_have_text("deep")
     async with site.database.session() as session:
         assert await session.scalar(select(func.sum(Author.seen))) == before
+
+
+async def test_back_leaves_a_form_that_was_refused_planned_and_enqueued(site: PageSite) -> None:
+    async with site.open("/page/jobs") as page:
+        await page.get_by_role("link", name="chosen_walk").first.click()
+        await expect(page.locator("body.is-live")).to_be_visible()
+        before = await page.evaluate("history.length")
+        field = page.get_by_label("ids")
+        await field.fill("[3, <b>]")
+        await page.locator("summary", has_text="under which id").click()
+        await page.get_by_role("button", name="Enqueue").last.click()
+        await expect(page.locator("#arg-1-error")).to_contain_text("it is not JSON")
+        await expect(field).to_be_focused()
+        await expect(page.get_by_label("Id of the run")).to_be_visible()  # what was opened stays open
+        await expect(page.locator("#toasts")).to_contain_text("1 field is not valid.")
+        await site.check(page)
+        await page.get_by_label("Rows in a batch").fill("2")
+        await field.fill("[1, 2, 3]")
+        await page.get_by_role("button", name="Plan").click()
+        await expect(page.locator("#plan")).to_be_focused()
+        await expect(field).not_to_have_attribute("aria-invalid", "true")
+        await page.get_by_role("button", name="Try", exact=True).click()
+        await expect(page.locator("#trial")).to_be_focused()
+        await expect(page.locator("#plan")).to_have_count(0)
+        await expect(page.get_by_label("Rows in a batch")).to_have_value("2")
+        assert await page.evaluate("history.length") == before
+        await page.get_by_role("button", name="Enqueue").last.click()
+        await expect(page.locator(".note")).to_contain_text("Enqueued ")
+        await expect(page.locator("[data-enqueued-by]")).to_have_text("web:local")
+        await page.go_back()
+        await expect(page.locator("h1")).to_have_text("chosen_walk")
+        await expect(page.locator("[aria-busy]")).to_have_count(0)
+        await page.go_back()
+        await expect(page.locator("h1")).to_have_text("Jobs")
 
 
 async def test_the_list_of_jobs_is_searched_and_opened_by_keys(site: PageSite) -> None:

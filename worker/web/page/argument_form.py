@@ -22,7 +22,7 @@ _HINTS = {
     "date-time": "time, e.g. 2027-01-31T12:00:00Z",
     "date-time-local": "time without a zone, e.g. 2027-01-31T12:00:00",
     "time": "time of day, e.g. 12:00:00",
-    "duration": "duration, e.g. P1DT12H or 36:00:00",
+    "duration": "duration, e.g. P3D, P1DT12H, 36:00:00, or P4Y for 1,460 days",
     "uuid": "UUID",
     "uri": "URL",
     "email": "e-mail address",

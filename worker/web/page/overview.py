@@ -11,9 +11,10 @@ from typing import Any
 
 from worker.errors import RegistrationError
 from worker.web.job_views import CronView
-from worker.web.page.sentences import describe_lateness
-from worker.web.page.text import number
+from worker.web.page.sentences import describe_lateness, describe_newest_run
+from worker.web.page.text import counted, duration
 from worker.web.page.visit import Visit
+from worker.web.queue_reads import find_timeout
 from worker.web.views import (
     DeadLetterView,
     EndedRunView,
@@ -29,6 +30,7 @@ _FAILURES_READ = 100
 _FAILURES_SHOWN = 6
 _VARYING = re.compile(r"[0-9][0-9.,:-]*|'[^']*'|\"[^\"]*\"")
 _DAY = timedelta(hours=24)
+_LONG_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,35 @@ async def load_overview(visit: Visit) -> dict[str, Any]:
         "coming": [run for run in overview.runs if run.state != "running" and run.helps is None],
         "ended": ended,
         "why": {run.id: explain_wait(run, overview.paused, limits) for run in overview.runs},
+        "spans": await _describe_spans(visit, active, overview.at),
         "notices": list_notices(overview, limits),
         "failures": _group([letter for letter in letters if datetime.now(UTC) - letter.at <= _DAY]),
         "read": len(letters),
         "cron": cron,
         "late_notes": {(one.job, one.line): describe_lateness(one) for one in cron or ()},
+        "newest": {(one.job, one.line): describe_newest_run(one) for one in cron or ()},
     }
+
+
+async def _describe_spans(visit: Visit, runs: Sequence[RunView], now: datetime) -> dict[str, str]:
+    """Return how much of its timeout each run has used, by id. A run with a durable loop has none."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(RegistrationError):
+        jobs = await visit.backend.load_jobs()
+        for run in runs:
+            job = jobs.get(run.job)
+            if job is not None and run.started_at is not None and not run.in_ledger:
+                timeout = find_timeout(job, visit.backend.settings)
+                found[run.id] = describe_span(max(0.0, (now - run.started_at).total_seconds()), timeout)
+    return found
+
+
+def describe_span(seconds: float, timeout: float) -> str:
+    """Return how much of its timeout an attempt has used: `4 of 300 s until its timeout`."""
+    used = (
+        f"{seconds:.0f} of {timeout:g} s" if timeout < _LONG_SECONDS else f"{duration(seconds)} of {duration(timeout)}"
+    )
+    return f"{used} until its timeout"
 
 
 def _group(letters: Sequence[DeadLetterView]) -> list[tuple[DeadLetterView, int]]:
@@ -117,6 +142,8 @@ def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView
     if run.throttled:
         return "throttled", run.throttled
     for name in (run.id, run.job, run.queue, "*"):
+        if name in paused and run.state == "running":
+            return "paused", _describe_pending_pause(run)
         if name in paused:
             what = {run.id: "this run", run.job: "the job", "*": "everything"}.get(str(name), "the queue")
             return "paused", f"{what} is paused"
@@ -129,6 +156,11 @@ def explain_wait(run: RunView, paused: Sequence[str], limits: Sequence[LimitView
     return None
 
 
+def _describe_pending_pause(run: RunView) -> str:
+    """Return what a pause means for a run that a worker still has: it acts where the run looks for orders."""
+    return f"works until the pause acts, at its next {'batch' if run.in_ledger else 'attempt or batch'}"
+
+
 def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[Notice]:
     """Return what is lost, stalled, paused, throttled or held back, the most urgent first."""
     runs = {run.id: run for run in overview.runs}
@@ -136,10 +168,13 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
     found += [_describe_run(run, "stalled", "no progress") for run in overview.runs if run.stalled_since is not None]
     for queue in overview.queues:
         if queue.waiting and not any(one.queue == queue.name and one.state == "running" for one in overview.workers):
-            text = f"{number(queue.waiting)} runs wait, and no worker takes them"
+            waiting = counted(queue.waiting, "run waits", "runs wait")
+            text = f"{waiting}, and no worker takes {'it' if queue.waiting == 1 else 'them'}"
             found.append(Notice("lost", queue.name, text, at=queue.oldest_due_at))
     for name in overview.paused:
         text = "everything is paused" if name == "*" else "paused by an operator"
+        if name in runs and runs[name].state == "running":
+            text = _describe_pending_pause(runs[name])
         found.append(_describe_run(runs[name], "paused", text) if name in runs else Notice("paused", name, text))
     found += [
         _describe_run(run, "throttled", run.throttled)
@@ -151,10 +186,10 @@ def list_notices(overview: OverviewView, limits: Sequence[LimitView]) -> list[No
             most = limit.concurrency or limit.job_concurrency
             rate = limit.rate_per_second or limit.job_rate
             places = f"at most {most} at once, {limit.running} running" if most else f"its rate is {rate}"
-            text = f"{number(limit.held)} runs wait: {places}"
+            text = f"{counted(limit.held, 'run waits', 'runs wait')}: {places}"
             found.append(Notice("held", limit.name, text, "limits", {"search": limit.name}))
     found += [
-        Notice("draining", worker.name, f"ends after its {len(worker.jobs)} runs")
+        Notice("draining", worker.name, f"ends after its {counted(len(worker.jobs), 'run', 'runs')}")
         for worker in overview.workers
         if worker.state == "draining"
     ]

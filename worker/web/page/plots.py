@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from worker.web.page.run import Series
 from worker.web.page.story import Moment, Share, Span, Story
-from worker.web.page.text import compact, duration, show
+from worker.web.page.text import compact, counted, duration, show
 from worker.web.views import JobRunView, MinuteView, RangeView
 
 _HEIGHT = 100.0
@@ -107,7 +107,7 @@ def ranges(found: Sequence[RangeView]) -> Markup:
     shown = found[:_MOST_RANGES]
     box = Markup('<li class="{}" title="{}"></li>')
     boxes = (
-        box.format(kind, f"range {one.number}: {kind}, {one.rows:,} rows")
+        box.format(kind, f"range {one.number}: {kind}, {counted(one.rows, 'row', 'rows')}")
         for one in shown
         for kind in ["done" if one.done else "failed" if one.error else "walked" if one.owner else "free"]
     )

@@ -9,7 +9,7 @@ from worker.errors import InvalidPayload
 from worker.queue.decoding import read_json
 from worker.web.fields import read_number
 from worker.web.job_views import CronView
-from worker.web.page.text import clock, duration, number
+from worker.web.page.text import clock, counted, duration, number
 from worker.web.views import EventView
 
 #: A run that begins this many seconds after its due time is late: before, workers may have been busy.
@@ -43,7 +43,7 @@ def describe(event: EventView, quarantined: int | None = None, *, attempt: str |
     again = read_number(fields.get("delay_seconds"))
     later = f"; again in {duration(again)}" if again else ""
     error = fields.get("error", "")
-    held = f"; {number(quarantined)} row{'s' if quarantined > 1 else ''} in quarantine" if quarantined else ""
+    held = f"; {counted(quarantined, 'row', 'rows')} in quarantine" if quarantined else ""
     texts = {
         "started": f"Attempt {attempt or fields.get('attempt', '')} began on {worker}.",
         "resumed": f"{worker} took it over, behind row {number(read_number(fields.get('rows')))}.",
@@ -106,7 +106,7 @@ def describe_last_run(line: CronView) -> list[str]:
     if line.last_finished_at is not None:
         found.append(f"ended {clock(line.last_finished_at)} UTC")
     if line.last_rows:
-        found.append(f"{number(line.last_rows)} row{'s' if line.last_rows > 1 else ''}")
+        found.append(counted(line.last_rows, "row", "rows"))
     return [text for text in found if text]
 
 
@@ -127,5 +127,14 @@ def _describe_begin(line: CronView) -> str:
 def _explain_first(line: CronView) -> str:
     if line.seen_at is None:
         return "no worker has seen this line yet"
-    seen = f"{clock(line.seen_at)} UTC"
-    return f"no due time since {seen}, when a worker first saw the line; nothing is known of earlier ones"
+    return f"this line is known only since {clock(line.seen_at)} UTC"
+
+
+def describe_newest_run(line: CronView) -> str:
+    """Return origin, begin, state and duration of the job's newest run; empty if it is that of the last due time."""
+    run = line.newest_run
+    if run is None or run.id == line.last_run:
+        return ""
+    origin = "by hand" if line.newest_by_hand else "by cron" if run.id.startswith("cron:") else "enqueued by code"
+    took = "" if run.seconds is None else f", {duration(run.seconds)}"
+    return f"{origin}, {clock(run.began_at)} UTC, {run.state}{took}"

@@ -166,13 +166,15 @@ class Site:
         submitted = await view.submit(visit, form)
         if _wants_json(request):
             return JSONResponse(submitted.data, submitted.status)
+        response: Response
         if submitted.done is None:
             rendered = await self._render(view, visit, submitted.values)
             response = self._respond(request, rendered, visitor, {})
             response.status_code = submitted.status
             return response
         place = self._templates.make_url(_root(request), submitted.view, submitted.parameters)
-        response = RedirectResponse(place, 303)
+        # A script cannot read where a redirect leads, and would take the message by following it.
+        response = JSONResponse({"place": place}) if _is_of_script(request) else RedirectResponse(place, 303)
         self._sessions.leave_message(request, response, submitted.done)
         return response
 
@@ -291,7 +293,7 @@ class Site:
 
     def show_problem(self, request: Request, problem: Problem) -> Response:
         """Return the page of a problem; for the script of the page, its document."""
-        if _wants_json(request):
+        if _is_of_script(request):
             response: Response = JSONResponse({"text": problem.detail}, problem.status)
         else:
             values = {"status": problem.status, "title": HTTPStatus(problem.status).phrase, "detail": problem.detail}
@@ -336,6 +338,11 @@ def _is_from_elsewhere(request: Request) -> bool:
 
 def _wants_json(request: Request) -> bool:
     return request.headers.get("accept") == "application/json"
+
+
+def _is_of_script(request: Request) -> bool:
+    """Return whether the script of the page has sent a request: it takes JSON, of a job also HTML."""
+    return _wants_json(request) or request.headers.get("accept") == "text/html, application/json"
 
 
 def _check_method(request: Request, method: str) -> None:

@@ -12,7 +12,7 @@ from worker.web.fields import Name, Page, PageQuery, Query
 from worker.web.job_views import CronView, JobView
 from worker.web.page.failures import list_job_names
 from worker.web.page.links import link_target, read_names
-from worker.web.page.sentences import describe_last_run, list_more
+from worker.web.page.sentences import describe_last_run, describe_newest_run, list_more
 from worker.web.page.visit import Visit
 from worker.web.views import EventsView, LimitView, OrderView, OverviewView
 
@@ -50,6 +50,7 @@ async def load_cron(visit: Visit) -> dict[str, Any]:
         "paused": set(overview.paused),
         "has_worker": any(worker.state == "running" for worker in overview.workers),
         "notes": {(line.job, line.line): describe_last_run(line) for line in lines},
+        "newest": {(line.job, line.line): describe_newest_run(line) for line in lines},
         "with_arguments": {job.name for job in jobs.items if job.arguments.get("properties")},
     }
 

@@ -190,7 +190,7 @@ def _list_parts(
     if kind == "waiting" and run.started_at is not None and not parts:  # the events are gone, or were never there
         parts.append((kind, since, run.started_at))
         kind, since = "running", run.started_at
-    paused = _find_pause(run, events) if kind == "waiting" else None
+    paused = _find_pause(run) if kind == "waiting" else None
     if paused is not None:
         at = min(max(since, paused), story.ended)
         parts.append((kind, since, at))
@@ -201,12 +201,14 @@ def _list_parts(
     return [part for part in parts if part[2] > part[1]]
 
 
-def _find_pause(run: RunDetail, events: Iterable[tuple[datetime, EventView]]) -> datetime | None:
+def _find_pause(run: RunDetail) -> datetime | None:
     """Return when a run that waits in the queue was paused there; None if it is not paused."""
     if not run.paused_by or run.state not in ("waiting", "deferred", "paused"):
         return None
-    orders = [at for at, one in events if one.event == "ordered" and one.fields.get("order") == "pause"]
-    return max(orders, default=run.updated_at or datetime.now(UTC))
+    known = [one.at for one in run.pauses if one.at is not None]
+    if known:
+        return min(known)  # each of them holds it back
+    return run.updated_at or datetime.now(UTC)
 
 
 def _list_delays(

@@ -72,6 +72,11 @@ def clip(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters; the API has all of them)"
 
 
+def sentence(text: str) -> str:
+    """Return a text of an error with a full stop, which keeps it apart from what follows."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def prose(text: str) -> Markup:
     """Return a docstring's text as HTML: what stands in backticks is code."""
     parts = [show(one) for one in _CODE.split(text)]
@@ -94,6 +99,11 @@ def number(value: float | None) -> str:
     if value != int(value) and abs(value) < 10:
         return f"{value:.1f}"
     return f"{value:,.0f}"
+
+
+def counted(value: float | None, one: str, more: str) -> str:
+    """Return a number with the words for one or for more of something: `1 run waits`, `2 runs wait`."""
+    return f"{number(value)} {one if value == 1 else more}"
 
 
 def compact(value: float | None) -> str:
@@ -181,6 +191,7 @@ FILTERS = {
     "clip": clip,
     "clock": clock,
     "compact": compact,
+    "counted": counted,
     "duration": duration,
     "exact": exact,
     "mark": mark,
@@ -190,4 +201,5 @@ FILTERS = {
     "pretty": pretty,
     "prose": prose,
     "rough": rough,
+    "sentence": sentence,
 }

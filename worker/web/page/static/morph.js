@@ -6,14 +6,19 @@ export function morph(element, html) {
   mergeChildren(element, template.content);
 }
 
+// `id` of a form is its field of that name, if it has one.
+function idOf(node) {
+  return node.getAttribute?.("id");
+}
+
 function mergeChildren(from, to) {
   const known = new Map();
-  for (const child of from.children) if (child.id) known.set(child.id, child);
+  for (const child of from.children) if (idOf(child)) known.set(idOf(child), child);
   let at = from.firstChild;
   for (const next of [...to.childNodes]) {
     let match = null;
-    if (next.id) match = known.get(next.id) ?? null;
-    else if (at && !at.id && at.nodeType === next.nodeType && at.nodeName === next.nodeName) match = at;
+    if (idOf(next)) match = known.get(idOf(next)) ?? null;
+    else if (at && !idOf(at) && at.nodeType === next.nodeType && at.nodeName === next.nodeName) match = at;
     if (!match) {
       from.insertBefore(next, at);
       continue;

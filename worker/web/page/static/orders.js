@@ -2,6 +2,7 @@
 import { refresh } from "./live.js";
 
 const TOAST_MS = 6000;
+export const LOST = "The server does not answer: nothing is known of the order. Look, and repeat it.";
 
 export function orders() {
   document.addEventListener("submit", (event) => {
@@ -35,7 +36,7 @@ export async function post(address, fields) {
     const { text, links } = await response.json();
     return { isDone: response.ok, text, links };
   } catch {
-    return { isDone: false, text: "The server does not answer: nothing is known of the order. Look, and repeat it." };
+    return { isDone: false, text: LOST };
   }
 }
 

@@ -17,7 +17,12 @@ function start(form) {
   const slider = form.querySelector("input[type=range]");
   const field = form.querySelector("[name=rows_per_second]");
   const most = Number(slider.dataset.most);
+  const note = form.querySelector("[data-pace-note]");
   let timer = 0;
+  const read = () => document.querySelector("[data-pace-now]")?.dataset.paceNow;
+  let known = read() ?? field.value; // the pace that was set when the field was changed
+  let isTyped = field.value !== known; // and it was not sent
+  let sent = "";
   slider.closest("label").hidden = false;
   const slide = (value) => {
     const place = value > LEAST ? (99 * Math.log(value / LEAST)) / Math.log(most / LEAST) : 0;
@@ -28,18 +33,38 @@ function start(form) {
     field.value = value;
     slide(value);
   };
-  field.addEventListener("input", () => slide(field.value));
+  field.addEventListener("input", () => {
+    isTyped = field.value !== known;
+    slide(field.value);
+  });
+  form.addEventListener("submit", () => (sent = field.value));
+  form.addEventListener("order:done", () => {
+    known = sent;
+    isTyped = field.value !== sent;
+    note.textContent = "";
+  });
+  const send = () => {
+    if (form.hasAttribute("data-ordering")) timer = setTimeout(send, SEND_MS);
+    else form.requestSubmit();
+  };
   slider.addEventListener("input", () => {
     const place = Number(slider.value);
     // Two digits: 7.6, 430, 1200.
     show(place === 100 ? "" : Number((LEAST * (most / LEAST) ** (place / 99)).toPrecision(2)));
+    isTyped = true;
     slider.value = place;
     clearTimeout(timer);
-    timer = setTimeout(() => form.requestSubmit(), SEND_MS);
+    timer = setTimeout(send, SEND_MS);
   });
   document.addEventListener("page:update", () => {
-    const now = document.querySelector("[data-pace-now]");
-    if (now && ![field, slider].includes(document.activeElement) && !form.hasAttribute("data-ordering")) show(now.dataset.paceNow);
+    const now = read();
+    if (now === undefined || form.hasAttribute("data-ordering")) return;
+    const isChanged = isTyped && now !== known && now !== field.value;
+    const text = isChanged ? `Changed meanwhile: ${now === "" ? "no limit" : `${now} rows/s`}.` : "";
+    if (note.textContent !== text) note.textContent = text;
+    if (isTyped || [field, slider].includes(document.activeElement)) return;
+    known = now;
+    show(now);
   });
   show(field.value);
 }
