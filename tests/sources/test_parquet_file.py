@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.models import Author
 from tests.sources.rows import UserRow
@@ -17,7 +17,7 @@ from tests.support.contexts import MakeContext
 from tests.support.kills import run_under_kills
 from worker import JobContext, Settings, job
 from worker.db.engine import Database
-from worker.errors import CursorMismatch, SourceUnavailable, UnsupportedStatement
+from worker.errors import CursorMismatch, InvalidRow, SourceUnavailable, UnsupportedStatement
 from worker.ledger import Ledger
 from worker.sources import ParquetFile
 from worker.testing.runner import JobRunner
@@ -142,3 +142,31 @@ async def test_a_bad_row_is_quarantined_by_its_place(database: Database, setting
     [row] = await Ledger(database).quarantine.list_rows()
     assert row.key == [1, 1]
     assert "row 2 of row group 2: name: Input should be a valid string" in row.error
+
+
+async def test_a_value_that_python_does_not_have_is_a_row_to_quarantine(
+    context: MakeContext, database: Database, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.parquet"
+    times = pa.array([1_000, 1_001, 2_000, 3_003], pa.timestamp("ns"))
+    pq.write_table(pa.table({"id": [1, 2, 3, 4], "at": times}), path)
+    with pytest.raises(InvalidRow, match=r"rows.parquet, row 2 of row group 1: column at: .*nano"):
+        async for _ in context().walk(ParquetFile(path), size=2):
+            pass
+    ctx = context()
+    loop = ctx.walk(ParquetFile(path), size=2, on_error="quarantine", quarantine_limit=2)
+    assert [row["id"] async for batch in loop for row in batch] == [1, 3]
+    async with database.session() as session:
+        shown = await session.execute(text("SELECT row FROM worker.quarantine WHERE run_id = :id"), {"id": ctx.run_id})
+        assert [row.row["id"] for row in shown] == ["2", "4"]
+
+
+async def test_columns_of_one_name_are_refused_unless_others_are_selected(context: MakeContext, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array([1]), pa.array([2]), pa.array([3])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["a", "a", "b"]), path)
+    with pytest.raises(UnsupportedStatement, match="several columns of the name a"):
+        async for _ in context().walk(ParquetFile(path)):
+            pass
+    loop = context().walk(ParquetFile(path, columns=["b"]))
+    assert [row async for batch in loop for row in batch] == [{"b": 3}]

@@ -36,6 +36,7 @@ class OpenStep:
         skipped: The locked rows that a walk with `skip_locked=True` has skipped.
         settings: The worker's settings.
         selection: The part of the walk that an operator has selected; None for all of it.
+        is_trial: Whether the batches are rolled back (`worker try`): the source must change nothing.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class OpenStep:
     skipped: SkippedRows
     settings: Settings
     selection: Selection | None = None
+    is_trial: bool = False
 
 
 @dataclass(frozen=True)

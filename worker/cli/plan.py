@@ -172,6 +172,10 @@ def _print_batch(batch: BatchTrial) -> None:
         print_table(("table", "row", "action", "column", "before", "after"), lines)
     if len(batch.changes) > _SHOWN_ROWS:
         print_line(f"  and {counted(len(batch.changes) - _SHOWN_ROWS, 'more row')}: --json has them")
+    for reason in batch.rejected[:_SHOWN_ROWS]:
+        print_line(f"  would be quarantined: {reason}")
+    if len(batch.rejected) > _SHOWN_ROWS:
+        print_line(f"  and {counted(len(batch.rejected) - _SHOWN_ROWS, 'more row')} would be quarantined")
     if batch.unshown:
         print_line(f"  not all changes can be shown of {', '.join(batch.unshown)}")
 

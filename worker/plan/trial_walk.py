@@ -20,7 +20,7 @@ from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
 from worker.batch.walk_statements import WalkStatements
 from worker.db.engine import Database
-from worker.errors import AttemptExit, CursorMismatch, InvalidArguments, UsageError
+from worker.errors import AttemptExit, CursorMismatch, InvalidArguments, UsageError, format_error
 from worker.ledger.run_connection import RunConnection
 from worker.plan.changes import Before, RowChange, find_changes, read_before
 from worker.plan.loop_plan import NoSkippedRows
@@ -48,6 +48,7 @@ class BatchTrial:
         changes: The rows that it would change.
         counts: The number of changes of each table, with those of triggers and cascades.
         unshown: Tables whose changed rows are not, or not all, in `changes`, because there are too many.
+        rejected: Of each row that would be quarantined because the source cannot hand it out, the reason.
     """
 
     step: str
@@ -60,6 +61,7 @@ class BatchTrial:
     changes: list[RowChange] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     unshown: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -172,12 +174,16 @@ class TrialWalk:
             if page is None:
                 break
             self._page, self._rows = page, len(page.rows)
+            if page.rejected and self._options.get("on_error") != "quarantine":
+                raise page.rejected[0].error  # as the run would
             self._before = await read_before(run.driver.raw)
             if page.change is not None:
                 self._rows = await page.change(transaction)
                 await self._show()
             elif page.rows:
                 return self._make_batch(transaction, page)
+            elif page.rejected:
+                await self._show()
             else:
                 await self._roll_back()
             if page.is_last:
@@ -210,6 +216,7 @@ class TrialWalk:
                 skipped=NoSkippedRows(),
                 settings=trial.attempt.settings,
                 selection=trial.selection,
+                is_trial=True,
             )
         )
         await self._run.connection.rollback()
@@ -265,7 +272,7 @@ class TrialWalk:
             await connection.execute(_SELECT_ONE)
             keys = [] if keyset is None else page.row_keys()
             changes = await find_changes(raw, observer, self._before, keyset, keys)
-        if not self._rows and not changes.counts:
+        if not self._rows and not changes.counts and not page.rejected:
             await self._roll_back()  # a range of a sweep in which no row matches
             return
         trial.batches.append(
@@ -280,6 +287,7 @@ class TrialWalk:
                 changes=changes.rows,
                 counts=changes.counts,
                 unshown=changes.unshown,
+                rejected=[format_error(rejected.error) for rejected in page.rejected],
             )
         )
         trial.remaining -= 1

@@ -7,13 +7,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from pydantic import TypeAdapter
 
 from worker.batch.source import Bounds, OpenStep, Page, RejectedRow
 from worker.batch.transaction import BatchTransaction
-from worker.errors import CursorMismatch, InvalidRow, UnsupportedStatement
+from worker.errors import CursorMismatch, InvalidRow, UnsupportedStatement, format_error
 from worker.sources.file_source import convert
 from worker.sources.location import Location, load_extra, read_version
 
@@ -81,7 +81,7 @@ class ParquetFile(Generic[T]):
         self._run_id = ""
         self._only: list[list[Any]] | None = None
         self._group = self._row = 0  # the place of the next row
-        self._rows: Iterator[dict[str, Any]] = iter(())
+        self._rows: Iterator[_Row] = iter(())
 
     async def open(self, step: OpenStep) -> Bounds:
         """Open the file at the row group of the cursor."""
@@ -118,6 +118,9 @@ class ParquetFile(Generic[T]):
         self._mark = hashlib.sha256(f"{version}".encode() + footer).hexdigest()
         known = self._file.schema_arrow.names
         unknown = sorted(set(self._columns or ()) - set(known))
+        twice = sorted({name for name in known if known.count(name) > 1 and name in (self._columns or known)})
+        if twice:
+            raise UnsupportedStatement(f"{name} has several columns of the name {', '.join(twice)}: select others")
         if unknown:
             raise UnsupportedStatement(f"{name} has no column {', '.join(unknown)}: it has {', '.join(known)}")
 
@@ -126,18 +129,18 @@ class ParquetFile(Generic[T]):
         if group < self._file.metadata.num_row_groups:
             self._rows = self._read_group(group, row)
 
-    def _read_group(self, group: int, skipped: int) -> Iterator[dict[str, Any]]:
+    def _read_group(self, group: int, skipped: int) -> Iterator[_Row]:
         try:
             for batch in self._file.iter_batches(batch_size=4_096, row_groups=[group], columns=self._columns):
                 if skipped < batch.num_rows:
-                    yield from batch.slice(skipped).to_pylist()
+                    yield from _convert_rows(batch.slice(skipped))
                 skipped = max(0, skipped - batch.num_rows)
         except GeneratorExit:
             raise
         except Exception as error:  # of pyarrow or of the file system
             raise self._location.unavailable(error, f" in row group {group}") from error
 
-    def _read_row(self) -> tuple[list[int], dict[str, Any]] | None:
+    def _read_row(self) -> tuple[list[int], _Row] | None:
         while self._group < self._file.metadata.num_row_groups:
             row = next(self._rows, None)
             if row is not None:
@@ -153,7 +156,7 @@ class ParquetFile(Generic[T]):
         return await asyncio.to_thread(self._fetch_next, 0 if cursor is None else cursor["rows"], size)
 
     def _fetch_next(self, done: int, size: int) -> Page[T] | None:
-        found: list[tuple[list[int], dict[str, Any]]] = []
+        found: list[tuple[list[int], _Row]] = []
         while len(found) < size and (row := self._read_row()) is not None:
             found.append(row)
         if not found:
@@ -174,17 +177,20 @@ class ParquetFile(Generic[T]):
             raise InvalidRow(f"{self._location.name} has no row {row} in row group {group} any more")
         return self._make_page([found], number + 1, None)
 
-    def _make_page(self, found: list[tuple[list[int], dict[str, Any]]], cursor: Any, share: float | None) -> Page[T]:
+    def _make_page(self, found: list[tuple[list[int], _Row]], cursor: Any, share: float | None) -> Page[T]:
         rows: list[Any] = []
         keys: list[list[int]] = []
         rejected: list[RejectedRow] = []
         for key, row in found:
             try:
+                if isinstance(row, _Unreadable):
+                    raise InvalidRow(row.problem)
                 rows.append(row if self._adapter is None else convert(self._adapter.validate_python, row))
                 keys.append(key)
             except InvalidRow as error:
                 place = f"{self._location.name}, row {key[1] + 1} of row group {key[0] + 1}"
-                shown = {name: str(value)[:1_000] for name, value in row.items()}
+                values = row.values if isinstance(row, _Unreadable) else row
+                shown = {name: str(value)[:1_000] for name, value in values.items()}
                 rejected.append(RejectedRow(list(key), InvalidRow(f"{place}: {error}"), shown))
         first, last = found[0][0], found[-1][0]
         return Page(
@@ -204,3 +210,41 @@ class ParquetFile(Generic[T]):
         """Close the file."""
         if self._raw is not None:
             await asyncio.to_thread(self._raw.close)
+
+
+class _Unreadable(NamedTuple):
+    """A row with a value that Python does not have, such as a time of a nanosecond.
+
+    Attributes:
+        problem: The reason.
+        values: The values of the others, and the types of those.
+    """
+
+    problem: str
+    values: dict[str, Any]
+
+
+_Row = dict[str, Any] | _Unreadable
+
+
+def _convert_rows(batch: Any) -> Iterator[_Row]:
+    """Yield the rows of a record batch. If one of them cannot be converted, it is found by itself."""
+    try:
+        rows = batch.to_pylist()
+    except Exception:  # noqa: BLE001 - pyarrow raises errors of any type
+        for number in range(batch.num_rows):
+            yield _convert_row(batch.slice(number, 1))
+    else:
+        yield from rows
+
+
+def _convert_row(batch: Any) -> _Row:
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except Exception as error:  # noqa: BLE001
+            values[name] = f"({column.type})"
+            problems.append(f"column {name}: {format_error(error)}")
+    return _Unreadable("; ".join(problems), values) if problems else values

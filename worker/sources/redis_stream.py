@@ -74,6 +74,7 @@ class RedisStream:
         self._last: tuple[int, int] = (0, 0)
         self._taken: str | None = None  # the last entry taken; None if some may be pending that were not handed out
         self._only: list[list[Any]] | None = None
+        self._delivered: str | None = None  # of a trial, which takes no entries: the last one that the group has taken
 
     async def open(self, step: OpenStep) -> Bounds:
         """Create the group, and settle what earlier attempts and runs have taken."""
@@ -89,12 +90,14 @@ class RedisStream:
                 socket_connect_timeout=limit.connect_timeout_seconds,
                 socket_timeout=limit.command_timeout_seconds,
             )
-        self._taken = None
+        self._taken = self._delivered = None
         self._consumer = f"{_CONSUMER}:{step.run_id}:{quote(step.name, safe='')}"
         self._only = step.only_keys
         if self._only is not None:
             return Bounds(total=len(self._only))
         try:
+            if step.is_trial:
+                return await self._look()
             return await self._open_group(step)
         except RedisError as error:
             raise self._unavailable(error) from error
@@ -114,6 +117,16 @@ class RedisStream:
                 await self._acknowledge_committed(self._consumer, step.cursor)
         self._last = _parse(last)
         return Bounds(last=last)
+
+    async def _look(self) -> Bounds:
+        """Find the place of the group, without an entry taken, for a trial."""
+        self._delivered = "0-0"
+        if not await self._redis.exists(self._key):
+            return Bounds(is_empty=True)
+        for group in await self._redis.xinfo_groups(self._key):
+            if _text(group["name"]) == self._group:
+                self._delivered = _text(group["last-delivered-id"])
+        return Bounds()
 
     async def _create_group(self) -> None:
         try:
@@ -178,6 +191,10 @@ class RedisStream:
         try:
             if self._only is not None:
                 return await self._fetch_retried(cursor or 0)
+            if self._delivered is not None:
+                behind = f"({cursor or self._delivered}"
+                looked = await self._redis.xrange(self._key, behind, "+", count=size)
+                return self._make_page([(_text(id_), fields) for id_, fields in looked]) if looked else None
             found = await self._read_next(cursor, size)
             if not found:
                 await self._delete_consumer(self._consumer)
