@@ -89,7 +89,7 @@ class _Rows:
 
     async def _delete_with_children(self, ctx: JobContext, condition: Any, children: Children) -> int:
         deleted_children = 0
-        if self._children == "first" and not children.are_read_by(condition):
+        if self._children == "first" and not children.are_read_by(condition) and not await ctx._has_selection():
             for table in children.walkable:  # the others are deleted with their parents
                 swept = delete(table).where(children.condition(table, condition))
                 deleted_children += await ctx.sweep(swept, name=f"purge {table_name(table)}", **self._pace)
