@@ -20,8 +20,9 @@ from sqlalchemy.sql.functions import Function
 
 from worker.maintenance.target import Target, table_name
 
-#: Texts of SQL that read no table: a star, a name, a number, a quoted text.
-_PLAIN = re.compile(r"""\*|[\w.]+|'[^'\\]*'""")
+#: SQL that reads no table: a star, a number, a quoted text such as `interval '1 day'`.
+_CONSTANT = re.compile(r"""\*|[\d.]+|(?:(?:interval|date|time|timestamp|timestamptz) *)?'[^'\\]*'""", re.IGNORECASE)
+_NAME = re.compile(r"[\w.]+")
 #: The packages of SQLAlchemy's elements and of their bases. The SQL of another class is unknown.
 _KNOWN = {"sqlalchemy", "builtins", "typing", "typing_extensions", "abc"}
 
@@ -81,8 +82,8 @@ def _list_reads(condition: Any) -> _Reads:
     reads = _Reads()
     element = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
     for each in visitors.iterate(element):
-        if isinstance(each, TextClause) or _is_foreign(each) or _is_sql(each):
-            reads.unknown = f"a {type(each).__name__}" if not isinstance(each, TextClause) else "a text()"
+        if _is_foreign(each) or _is_sql(each):
+            reads.unknown = "a text()" if isinstance(each, TextClause) else f"a {type(each).__name__}"
             return reads
         if isinstance(each, TableClause):
             reads.tables.add(table_name(each))
@@ -101,5 +102,9 @@ def _is_foreign(element: Any) -> bool:
 
 
 def _is_sql(element: Any) -> bool:
-    """Return whether an element is a piece of SQL, such as a literal_column()."""
-    return isinstance(element, ColumnClause) and element.is_literal and not _PLAIN.fullmatch(str(element.name))
+    """Return whether an element is a piece of SQL that is more than a constant, such as a text()."""
+    if isinstance(element, TextClause):  # which may be a table, too
+        return not _CONSTANT.fullmatch(element.text)
+    if not isinstance(element, ColumnClause) or not element.is_literal:
+        return False
+    return not _CONSTANT.fullmatch(str(element.name)) and not _NAME.fullmatch(str(element.name))
