@@ -1,4 +1,4 @@
-"""What `export_table` writes, `load_file` reads back unchanged, also where a text looks like another value."""
+"""`load_file` reads back unchanged each value that `export_table` writes, also a text that looks like another value."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_column_may_have_any_name(shop: Shop, tmp_path: Path, form: str) -
     assert await shop.list(*table.columns) == before
 
 
-async def test_row_names_the_columns_of_the_file(shop: Shop, tmp_path: Path) -> None:
+async def test_bad_row_is_described_by_the_columns_of_the_file(shop: Shop, tmp_path: Path) -> None:
     table = Table("odd names", MetaData(), Column("_id", Integer, primary_key=True, autoincrement=False))
     table.append_column(Column("copy", Integer))
     await make(shop, table)
