@@ -128,10 +128,19 @@ async def test_children_are_deleted_first_if_the_condition_cannot_read_them(
         assert "reason='the condition has a text(), which may read other tables'" in caplog.text
 
 
+KEEP = "CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+TRIGGER = "CREATE TRIGGER keep BEFORE DELETE ON {} FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION keep()"
 KEEPERS = {
-    "a trigger": [
-        "CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
-        "CREATE TRIGGER keep BEFORE DELETE ON parent FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION keep()",
+    "a trigger": [KEEP, TRIGGER.format("parent")],
+    "a trigger of a partition": [
+        KEEP,
+        "ALTER TABLE parent RENAME TO old_parent",
+        "CREATE TABLE parent (LIKE old_parent, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+        "CREATE TABLE parent_1 PARTITION OF parent DEFAULT",
+        "INSERT INTO parent SELECT * FROM old_parent",
+        "DROP TABLE old_parent CASCADE",
+        "ALTER TABLE child ADD FOREIGN KEY (parent_id) REFERENCES parent",
+        TRIGGER.format("parent_1"),
     ],
     "a rule": ["CREATE RULE keep AS ON DELETE TO parent WHERE OLD.id = 2 DO INSTEAD NOTHING"],
 }

@@ -37,7 +37,7 @@ SELECT
     coalesce(
         (SELECT pg_catalog.min(tgname::text) FROM pg_catalog.pg_trigger
           WHERE tgrelid IN (SELECT relation FROM part)
-            AND tgtype & 11 = 11 AND tgenabled <> 'D' AND NOT tgisinternal),  -- BEFORE DELETE FOR EACH ROW
+            AND tgtype & 11 = 11 AND tgenabled <> 'D'),  -- BEFORE DELETE FOR EACH ROW, none of PostgreSQL's own
         (SELECT pg_catalog.min(rulename::text) FROM pg_catalog.pg_rewrite
           WHERE ev_class IN (SELECT relation FROM part) AND ev_type = '4'),
         (SELECT pg_catalog.min(polname::text) FROM pg_catalog.pg_policy
