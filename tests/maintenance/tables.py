@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     CheckConstraint,
@@ -162,6 +163,29 @@ class Stone(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     ring_id: Mapped[int | None] = mapped_column(ForeignKey(f"{SCHEMA}.ring.id", name="stone_ring"))
+
+
+class Animal(Base):
+    """Shares its table with its subclasses."""
+
+    __tablename__ = "animal"
+    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    called: Mapped[str] = mapped_column("name")
+
+
+class Dog(Animal):
+    """A class without a table of its own."""
+
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "dog"}
+
+
+class Poodle(Dog):
+    """A dog."""
+
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "poodle"}
 
 
 class Missing(Base):

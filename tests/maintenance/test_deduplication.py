@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.maintenance.shop import Shop
-from tests.maintenance.tables import Customer, Visit, keyless
+from tests.maintenance.tables import Animal, Customer, Dog, Visit, keyless
 from worker.errors import RegistrationError, UnsupportedStatement
 from worker.maintenance import dedupe
 
@@ -32,6 +32,20 @@ async def test_another_column_decides_which_row_stays_and_nulls_differ_unless_to
     assert await shop.list(Visit.id) == [3, 4]
     assert await shop.run(dedupe(Visit, "shop", order="page")) == 1  # a null comes first
     assert await shop.list(Visit.id) == [4]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", [1, 2, 3, 5, 8]), ("last", [1, 2, 4, 7, 8])])
+async def test_rows_of_other_classes_of_the_table_are_neither_deleted_nor_kept_instead(
+    shop: Shop, keep: Any, kept: list[int]
+) -> None:
+    # Of the names of dogs, a is in the rows 3 and 4, and b in 5, 6 and 7.
+    kinds = ["animal", "animal", "dog", "dog", "dog", "poodle", "poodle", "animal"]
+    names = ["a", "a", "a", "a", "b", "b", "b", "b"]
+    rows = [{"id": n, "kind": kind, "called": name} for n, (kind, name) in enumerate(zip(kinds, names, strict=True), 1)]
+    await shop.fill(Animal, rows)
+    assert await shop.run(dedupe(Dog, Dog.called, keep=keep, size=3)) == 3
+    assert await shop.list(Animal.id) == kept
+    assert await shop.run(dedupe(Animal, "name", order="kind")) == len(kept) - 2
 
 
 async def test_rows_that_others_refer_to_are_refused(shop: Shop) -> None:

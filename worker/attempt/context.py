@@ -130,6 +130,10 @@ class JobContext:
     async def _call(self, job: Job[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return await self._attempt.call(job, self, args, kwargs)
 
+    async def _has_selection(self) -> bool:
+        """Return whether an operator has selected a part of the walks: `--subset` and `--from`."""
+        return (await self._attempt.durable_run()).spec.is_selected
+
     # --- steps
 
     @overload

@@ -297,6 +297,14 @@ async def returns_sets(connection: AsyncConnection, names: Sequence[str]) -> boo
     return bool(await connection.scalar(query, {"names": list(names)}))
 
 
+async def aggregates(connection: AsyncConnection, names: Sequence[str]) -> bool:
+    """Return whether one of these functions can be an aggregate, as count() is."""
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE prokind = 'a' AND proname = ANY(CAST(:names AS text[])))"
+    )
+    return bool(await connection.scalar(query, {"names": list(names)}))
+
+
 async def estimate_rows(connection: AsyncConnection, statement: Executable, values: dict[str, Any]) -> int:
     """Return the planner's estimate of a statement's rows, without running it."""
     sql, arguments = CompiledStatement(statement, connection.dialect).bind(values)

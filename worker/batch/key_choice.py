@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Alias, Label, ScalarSelect, Select, SelectBase, Table, UnaryExpression, inspect
@@ -12,6 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Join
 
 from worker.batch.catalog import (
+    aggregates,
     ensure_table_exists,
     look_key_up,
     look_types_up,
@@ -87,9 +89,15 @@ def _resolve(clause: Any, columns: Any, kind: str) -> Any:
 
 def _has_window(element: Any) -> bool:
     """Return whether an expression has a window function of its own, outside of its subqueries."""
-    if isinstance(element, Over):
-        return True
-    return not isinstance(element, SelectBase | ScalarSelect) and any(map(_has_window, element.get_children()))
+    return any(isinstance(each, Over) for each in _iterate_outside_subqueries(element))
+
+
+def _iterate_outside_subqueries(element: Any) -> Iterator[Any]:
+    """Yield an expression and its parts, without those of its subqueries."""
+    yield element
+    if not isinstance(element, SelectBase | ScalarSelect):
+        for child in element.get_children():
+            yield from _iterate_outside_subqueries(child)
 
 
 def choose_key(statement: Select[Any], by: Any, *, kind: str) -> Keyset:
@@ -173,6 +181,24 @@ async def find_resume_key(connection: AsyncConnection, statement: Select[Any]) -
     else:
         found = await look_key_up(connection, keyset, kind="stream", with_children=False)
     return (None, found) if isinstance(found, str) else (found, "")
+
+
+async def find_selection_problem(connection: AsyncConnection, statement: Select[Any]) -> str | None:
+    """Return the reason why a condition on the rows of a select changes its results; None if it only chooses them."""
+    clauses = read_select_clauses(statement)
+    columns = [*statement.selected_columns, *clauses.order_by]
+    elements = [element for column in columns for element in _iterate_outside_subqueries(column)]
+    functions = [str(getattr(element, "name", "")) for element in elements if isinstance(element, FunctionElement)]
+    found = {
+        "GROUP BY": bool(clauses.group_by),
+        "HAVING": clauses.having,
+        "DISTINCT": clauses.distinct,
+        "LIMIT or OFFSET": clauses.limit or clauses.offset,
+        "a syntax extension": clauses.extended,
+        "a window function": any(isinstance(element, Over) for element in elements),
+        "an aggregate": bool(functions) and await aggregates(connection, functions),
+    }
+    return next((clause for clause, present in found.items() if present), None)
 
 
 async def _find_source_problem(

@@ -18,11 +18,12 @@ from worker.batch.catalog import count_rows, sql_text, table_name, weigh_rows
 from worker.batch.compiled import CompiledStatement
 from worker.batch.failing_rows import probe_row
 from worker.batch.fingerprint import select_fingerprint
-from worker.batch.key_choice import find_resume_key, resolve_order
+from worker.batch.key_choice import find_resume_key, find_selection_problem, resolve_order
 from worker.batch.keyset import Keyset
 from worker.batch.page import RowShape
 from worker.batch.partitions import has_all_rows, names_one_table, within
 from worker.batch.range_ends import Division, find_ranges
+from worker.batch.selection import Selection
 from worker.batch.snapshot import SnapshotExporter, SnapshotReader
 from worker.batch.source import Bounds, OpenStep, Page
 from worker.batch.transaction import BatchTransaction
@@ -103,6 +104,7 @@ class StreamSource:
                 )
             logger.warning("stream cannot resume, a restart starts over: %s reason=%r", self._name, problem)
         if step.selection is not None:
+            await self._ensure_selectable(step.connection, step.selection)
             self._statement = step.selection.apply(self._statement, self._keyset)
         if step.only_keys is not None and self._keyset is not None:
             self._statement = self._statement.where(self._keyset.among(step.only_keys))
@@ -118,6 +120,16 @@ class StreamSource:
             table=table_name(self._keyset) if self._keyset else "",
             row_bytes=row_bytes,
         )
+
+    async def _ensure_selectable(self, connection: AsyncConnection, selection: Selection) -> None:
+        """Raise `UnsupportedStatement` for a subset of the rows that groups or other results are computed from."""
+        problem = None if selection.subset is None else await find_selection_problem(connection, self._statement)
+        if problem is not None:
+            first = " select whole groups with --from," if self._keyset is not None else ""
+            raise UnsupportedStatement(
+                f"stream: --subset would leave out rows that the results are computed from, because the statement has "
+                f"{problem}: run the job without --subset,{first} or give it an argument for its own where()"
+            )
 
     def describe(self, size: int) -> WalkStatements:
         """Return the one statement of the stream; see `DescribedSource`."""

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
-from sqlalchemy import Column, Connection, MetaData, Table, delete, insert, select
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy import Column, Table, delete, insert, select
 
 from worker.batch.sizing import Size
 from worker.errors import RegistrationError, UsageError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
+from worker.maintenance.column_types import ensure_values_stay, read_tables
 from worker.maintenance.definition import Definition
 from worker.maintenance.foreign_keys import ensure_no_children
 from worker.maintenance.rows import make_job_for_rows
@@ -21,16 +20,6 @@ from worker.maintenance.target import Condition, Pace, Target, find_target, list
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
-
-_DIALECT = dialect()  # type: ignore[no-untyped-call]
-#: Types that hold each value of another one. PostgreSQL would round a number or cut a time off without an error.
-_WIDER = {
-    "SMALLINT": ("INTEGER", "BIGINT", "NUMERIC"),
-    "INTEGER": ("BIGINT", "NUMERIC"),
-    "BIGINT": ("NUMERIC",),
-    "REAL": ("DOUBLE PRECISION",),
-    "DATE": ("TIMESTAMP WITHOUT TIME ZONE",),
-}
 
 
 def archive(
@@ -95,7 +84,7 @@ class _Rows:
     async def move(self, ctx: JobContext, condition: Any) -> int:
         """Move the rows with a condition. Returns their number."""
         await ensure_no_children(ctx, self._target, verb="archived")
-        source, archived = await _read_tables(ctx, self._target, self._archived)
+        source, archived = await read_tables(ctx, self._target, self._archived)
         _ensure_columns(self._target.owner, source, archived)
         names = [column.name for column in source.columns if archived.columns[column.name].computed is None]
         key = self._target.attributes(self._key)
@@ -124,27 +113,6 @@ def _find_missing_columns(source: Table, into: Table) -> list[str]:
     return [column.name for column in source.columns if column.name not in known]
 
 
-async def _read_tables(ctx: JobContext, *targets: Target) -> list[Table]:
-    """Return tables as the database has them.
-
-    Raises:
-        UsageError: A table does not exist.
-    """
-    async with ctx.session() as session:
-        connection = await session.connection()
-        return [await connection.run_sync(_read_table, target) for target in targets]
-
-
-def _read_table(connection: Connection, target: Target) -> Table:
-    table = target.table
-    try:
-        return Table(table.name, MetaData(), schema=table.schema, autoload_with=connection, resolve_fks=False)
-    except NoSuchTableError:
-        raise UsageError(
-            f"{target.owner}: there is no table {target.name} in the database: create it with your own migrations"
-        ) from None
-
-
 def _ensure_columns(owner: str, source: Table, into: Table) -> None:
     """Raise `UsageError` if a table cannot get all columns of another one, or needs a value for a further one."""
     missing = _find_missing_columns(source, into)
@@ -153,16 +121,8 @@ def _ensure_columns(owner: str, source: Table, into: Table) -> None:
             f"{owner}: table {table_name(into)} of the database lacks {', '.join(missing)} of {table_name(source)}: "
             f"add to it all columns that the table has"
         )
-    changed = [
-        f"{each.name} ({_type_name(each)} to {_type_name(into.columns[each.name])})"
-        for each in source.columns
-        if not _keeps_values(_type_name(each), _type_name(into.columns[each.name]))
-    ]
-    if changed:
-        raise UsageError(
-            f"{owner}: {table_name(into)} could change values of {', '.join(changed)}: give these columns the type "
-            f"that they have in {table_name(source)}"
-        )
+    pairs = [(each, into.columns[each.name]) for each in source.columns]
+    ensure_values_stay(owner, into, pairs, f"give these columns the type that they have in {table_name(source)}")
     numbered = [
         each.name for each in into.columns if each.name in source.columns and each.identity and each.identity.always
     ]
@@ -177,16 +137,6 @@ def _ensure_columns(owner: str, source: Table, into: Table) -> None:
             f"{owner}: {table_name(source)} has no value for {', '.join(required)} of {table_name(into)}, which cannot "
             f"be null: declare a default"
         )
-
-
-def _type_name(column: Column[Any]) -> str:
-    return column.type.compile(dialect=_DIALECT)
-
-
-def _keeps_values(kind: str, into: str) -> bool:
-    """Return whether a type holds each value of another one. Too long a text is an error of PostgreSQL."""
-    is_text = all(each.startswith(("VARCHAR", "TEXT")) for each in (kind, into))
-    return kind == into or is_text or into in _WIDER.get(kind, ())
 
 
 def _needs_value(column: Column[Any]) -> bool:

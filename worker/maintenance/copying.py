@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 from sqlalchemy import Column, select
 from sqlalchemy.dialects.postgresql import Insert, insert
 
+from worker.batch.keyset import underlying_column
 from worker.batch.sizing import Size
+from worker.db.statement_internals import is_same_table
 from worker.errors import RegistrationError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
+from worker.maintenance.column_types import ensure_values_stay, read_tables
 from worker.maintenance.definition import Definition
 from worker.maintenance.target import Condition, Target, check_condition, find_target, is_expression, resolve_condition
 
@@ -56,7 +59,8 @@ def copy_table(
         A job, which returns the number of rows that it has written.
 
     Raises:
-        RegistrationError: An argument is invalid, or `into` lacks a column.
+        RegistrationError: An argument is invalid, or `into` lacks a column. The job raises `UsageError` if a column of
+            `into` has a type that could change values.
     """
     definition = Definition("copy_table", entity, options)
     name, source = definition.name, definition.target
@@ -67,6 +71,7 @@ def copy_table(
     by = source.attributes(source.find_key(key))
 
     async def copy_rows(ctx: JobContext) -> int:
+        await _ensure_types(ctx, source, target, values)
         condition = resolve_condition(name, where)
         rows: Any = select(*values.values())
         rows = rows if condition is None else rows.where(condition)
@@ -104,6 +109,20 @@ def _find_values(source: Target, target: Target, columns: Mapping[Any, Any] | No
         )
     copied = [column for column in source.columns if known[column.name].computed is None]
     return {known[column.name]: source.attribute(column) for column in copied}
+
+
+async def _ensure_types(ctx: JobContext, source: Target, target: Target, values: Mapping[Column[Any], Any]) -> None:
+    """Raise `UsageError` if the other table could change values. An expression is converted as PostgreSQL does."""
+    read, written = await read_tables(ctx, source, target)
+    pairs = []
+    for column, value in values.items():
+        plain = underlying_column(value)
+        if plain is None or not is_same_table(plain.table, source.table):
+            continue
+        if plain.name in read.columns and column.name in written.columns:
+            pairs.append((read.columns[plain.name], written.columns[column.name]))
+    advice = f"give these columns the type that they have in {source.name}, or convert them in columns= by cast()"
+    ensure_values_stay(source.owner, written, pairs, advice)
 
 
 def _choose_handling(

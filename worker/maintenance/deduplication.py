@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
-from sqlalchemy import Column, ColumnElement, and_, delete, exists, or_, tuple_
+from sqlalchemy import Column, ColumnElement, Delete, and_, delete, or_, select, tuple_
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.selectable import FromClause
 
 from worker.batch.sizing import Size
 from worker.errors import RegistrationError
@@ -12,6 +14,7 @@ from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
 from worker.maintenance.definition import Definition
 from worker.maintenance.foreign_keys import ensure_no_children
+from worker.maintenance.target import Target
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
@@ -59,16 +62,7 @@ def dedupe(
         raise RegistrationError(f"{name}: keep={keep!r}: give 'first' or 'last'")
     if set(key) <= set(compared):
         raise RegistrationError(f"{name}: by= holds the primary key, so no two rows are equal")
-    table = target.table
-    other = table.alias()
-    equal = [
-        other.columns[column.key].is_not_distinct_from(column)
-        if nulls_are_equal
-        else other.columns[column.key] == column
-        for column in compared
-    ]
-    preferred = _precedes(other, table, key, ordered) if keep == "first" else _precedes(table, other, key, ordered)
-    duplicates = delete(table).where(exists().where(*equal, preferred).correlate(table))
+    duplicates = _choose_duplicates(target, compared, keep, ordered, nulls_are_equal=nulls_are_equal)
 
     async def delete_duplicates(ctx: JobContext) -> int:
         await ensure_no_children(ctx, target, verb="deleted")
@@ -77,15 +71,43 @@ def dedupe(
     return definition.make_job(delete_duplicates, f"Delete duplicates in {target.name}.")
 
 
-def _precedes(one: Any, other: Any, key: list[Column[Any]], order: Column[Any] | None) -> ColumnElement[bool]:
+def _choose_duplicates(
+    target: Target, compared: list[Column[Any]], keep: Keep, order: Column[Any] | None, *, nulls_are_equal: bool
+) -> Delete:
+    """Return the statement that deletes the rows to which another one is preferred.
+
+    Both are of the entity, not of its table: SQLAlchemy adds the condition of a class that shares a table with others.
+    """
+    rows = target.entity
+    others = target.table.alias() if target.mapper is None else aliased(rows)
+    names = [target.key_of(column) for column in compared]
+    equal = [
+        _get(others, name).is_not_distinct_from(_get(rows, name))
+        if nulls_are_equal
+        else _get(others, name) == _get(rows, name)
+        for name in names
+    ]
+    key = [target.key_of(column) for column in target.find_key(None)]
+    ordered = None if order is None else target.key_of(order)
+    preferred = _precedes(others, rows, key, ordered) if keep == "first" else _precedes(rows, others, key, ordered)
+    better = select(*[_get(others, name) for name in key]).where(*equal, preferred).correlate(rows)
+    return delete(rows).where(better.exists())
+
+
+def _precedes(one: Any, other: Any, key: list[str], order: str | None) -> ColumnElement[bool]:
     """Return the condition that a row comes before another: by a column, in which null is first, and then by key."""
-    parts = [[table.columns[column.key] for column in key] for table in (one, other)]
+    parts = [[_get(rows, name) for name in key] for rows in (one, other)]
     by_key = parts[0][0] < parts[1][0] if len(key) == 1 else tuple_(*parts[0]) < tuple_(*parts[1])
     if order is None:
         return by_key
-    left, right = one.columns[order.key], other.columns[order.key]
+    left, right = _get(one, order), _get(other, order)
     return or_(
         left < right,
         and_(left.is_(None), right.is_not(None)),
         and_(left.is_not_distinct_from(right), by_key),
     )
+
+
+def _get(rows: Any, name: str) -> Any:
+    """Return a column of a table, of a mapped class, or of an alias of one."""
+    return rows.columns[name] if isinstance(rows, FromClause) else getattr(rows, name)

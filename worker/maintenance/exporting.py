@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
-from sqlalchemy import Select, select
+from sqlalchemy import JSON, Column, Select, Text, cast, select
 
 from worker.batch.options import StreamOptions
 from worker.batch.sizing import Size
@@ -15,7 +15,7 @@ from worker.errors import RegistrationError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
 from worker.maintenance.definition import Definition
-from worker.maintenance.target import Condition, check_condition, resolve_condition
+from worker.maintenance.target import Condition, Target, check_condition, resolve_condition
 from worker.sinks import CsvParts, JsonLinesParts, ParquetParts
 from worker.sinks.parts import Parts
 
@@ -70,7 +70,7 @@ def export_table(
     target = definition.target
     chosen = target.columns if columns is None else target.find_columns(columns, "columns")
     sink = _Sink(definition.name, format, compress, schema, storage_options, [target.key_of(each) for each in chosen])
-    rows = select(*target.attributes(chosen)).order_by(*target.attributes(target.find_key(key)))
+    rows = select(*[_read(target, each, format) for each in chosen]).order_by(*target.attributes(target.find_key(key)))
 
     async def export(ctx: JobContext, directory: str) -> str:
         return await sink.write(ctx, directory, _choose(rows, definition.name, where), size=size, replica=replica)
@@ -78,6 +78,13 @@ def export_table(
     if directory is not None:
         export.__defaults__ = (str(directory),)
     return definition.make_job(export, f"Export rows of {target.name} as {format}.")
+
+
+def _read(target: Target, column: Column[Any], form: ExportFormat) -> Any:
+    """Return a column as a file gets it. In CSV, the text "123" in JSON has to differ from the number."""
+    attribute = target.attribute(column)
+    is_json = form == "csv" and isinstance(column.type, JSON)
+    return cast(attribute, Text).label(column.key) if is_json else attribute
 
 
 def _choose(rows: Select[Any], owner: str, where: Condition | None) -> Select[Any]:

@@ -28,7 +28,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import visitors
 
 from worker.batch.catalog import list_unindexed_children
 from worker.errors import UnsupportedStatement
@@ -130,13 +129,6 @@ class Children:
             if list(table.primary_key) and all(each in self.walkable for each in below):
                 self.walkable.append(table)
 
-    def are_read_by(self, condition: ColumnElement[bool]) -> bool:
-        """Return whether a condition reads one of the tables, so that it no longer holds when their rows are gone."""
-        read = {each for each in visitors.iterate(condition) if isinstance(each, Table)}
-        return any(
-            each.name == table.name and each.schema in (None, table.schema) for each in read for table in self.tables
-        )
-
     def condition(self, table: Table, roots: ColumnElement[bool] | None) -> ColumnElement[bool]:
         """Return the condition of the rows of a table that belong to chosen rows of the root.
 
@@ -180,7 +172,7 @@ async def read_children(ctx: JobContext, target: Target) -> Children:
     """Look the children of a table up in the catalog.
 
     Raises:
-        UnsupportedStatement: The foreign keys are circular.
+        UnsupportedStatement: The foreign keys are circular, or a cascade within a table reaches rows that others hold.
     """
     async with ctx.session() as session:
         connection = await session.connection()
@@ -197,9 +189,34 @@ async def read_children(ctx: JobContext, target: Target) -> Children:
             )
         # The database deletes the rows that refer to others of their own table by ON DELETE CASCADE.
         keys = [each for each in found if not (each.cascades and each.child == each.parent)]
+        _ensure_cascades_reach_all(target, found)
         names = {each.child for each in keys} | {each.parent for each in keys}
         tables = await connection.run_sync(reflect_tables, sorted(names))
     return Children(target, keys, tables)
+
+
+def _ensure_cascades_reach_all(target: Target, foreign_keys: Sequence[ForeignKey]) -> None:
+    """Raise `UnsupportedStatement` if a cascade within a table reaches rows that rows of other tables hold.
+
+    The database follows ON DELETE CASCADE from a row to others of its table, which were not chosen. Their children are
+    deleted only if the database does that as well.
+    """
+    for own in foreign_keys:
+        if not (own.cascades and own.child == own.parent):
+            continue
+        reached, before = {own.parent}, 0
+        while len(reached) > before:
+            before = len(reached)
+            below = [each for each in foreign_keys if each.parent in reached and each.child_columns is not None]
+            held = next((each for each in below if not each.cascades), None)
+            if held is not None:
+                table, other = ".".join(own.parent), f"{'.'.join(held.child)} ({', '.join(held.child_columns or ())})"
+                raise UnsupportedStatement(
+                    f"{target.owner}: a foreign key of {table} to itself is ON DELETE CASCADE, so PostgreSQL would "
+                    f"also delete rows of it that were not chosen, and the foreign key {other} would prevent that: "
+                    f"declare {other} ON DELETE CASCADE as well, or the one of {table} to itself ON DELETE SET NULL"
+                )
+            reached |= {each.child for each in below}
 
 
 def reflect_tables(connection: Connection, names: Sequence[Name]) -> dict[Name, Table]:

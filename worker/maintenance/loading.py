@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import warnings
-from datetime import date, datetime
+import re
+from datetime import date, datetime, time
+from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from worker.attempt.context import JobContext
 
 FileFormat = Literal["csv", "jsonl", "parquet"]
+#: A text that pydantic would read as a number of seconds.
+_NUMBER = re.compile(r"\s*[+-]?(?:[\d_]+\.?[\d_]*|\.[\d_]+)(?:[eE][+-]?\d+)?\s*")
 _SUFFIXES: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -76,8 +79,8 @@ def load_file(
         format: "csv", "jsonl" or "parquet" (extra `parquet`). Default: by the suffix, such as `.csv`, `.tsv` or
             `.jsonl.gz`.
         row_type: A pydantic model or a dataclass for the rows. Default: made from the types of the columns. Then bytes
-            are base64 or `\\x` and hexadecimal digits, arrays and JSON in CSV are JSON, and a generated column is
-            ignored: so the files of `export_table` can be loaded.
+            are base64 or `\\x` and hexadecimal digits, arrays and JSON in CSV are JSON, members of an enum are its
+            values or else its names, and a generated column is ignored: so the files of `export_table` can be loaded.
         delimiter: The character between two fields of CSV. Default: a tab for `.tsv`, otherwise a comma.
         encoding: The encoding of a text file.
         null: The text in CSV that stands for null, in columns that can be null; None for none.
@@ -129,7 +132,10 @@ class _Rows:
 
     async def write(self, batch: Batch[Any]) -> None:
         """Write a batch. A column that the file does not have gets its default."""
-        rows = [row.model_dump(exclude_unset=True) if isinstance(row, BaseModel) else row for row in batch]
+        rows = [
+            row.model_dump(exclude_unset=True, by_alias=isinstance(row, _Row)) if isinstance(row, BaseModel) else row
+            for row in batch
+        ]
         for row in rows:
             if isinstance(row, dict):
                 row.update({name: null() for name in self._json if row.get(name, ...) is None})
@@ -202,12 +208,19 @@ def _find_place(owner: str, path: str, within: str | Path | None) -> str:
     return str(found)
 
 
-def _make_row_type(target: Target, form: FileFormat, null: str | None) -> type[BaseModel]:
+class _Row(BaseModel):
+    """A row of a file. Its fields are numbered: pydantic does not take each name of a column, such as `_id`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _make_row_type(target: Target, form: FileFormat, null: str | None) -> type[_Row]:
     """Return a model that validates the rows of a file by the types of a table's columns."""
     fields: dict[str, Any] = {}
-    for column in target.columns:
+    for number, column in enumerate(target.columns):
+        name, key = f"column_{number}", target.key_of(column)
         if column.computed is not None:  # the database computes it, also where the file has it
-            fields[target.key_of(column)] = (Any, Field(None, exclude=True))
+            fields[name] = (Any, Field(None, alias=key, exclude=True))
             continue
         hint: Any = _find_hint(column)
         if form == "csv" and isinstance(column.type, JSON | ARRAY):
@@ -218,19 +231,19 @@ def _make_row_type(target: Target, form: FileFormat, null: str | None) -> type[B
             hint = Annotated[hint | None, BeforeValidator(partial(_read_null, null if form == "csv" else None))]
         has_default = column.nullable or column.default is not None or column.server_default is not None
         is_numbered = column is column.table.autoincrement_column or column.identity is not None
-        fields[target.key_of(column)] = (hint, None if has_default or is_numbered else ...)
-    config = ConfigDict(extra="forbid", protected_namespaces=())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a column may have the name of a method of pydantic's model
-        return create_model(f"{target.table.name}_row", __config__=config, **fields)
+        fields[name] = (hint, Field(None if has_default or is_numbered else ..., alias=key))
+    return create_model(f"{target.table.name}_row", __base__=_Row, **fields)
 
 
 def _find_hint(column: Column[Any]) -> Any:
     kind = find_python_type(column)
     if kind is datetime:
-        return AwareDatetime if getattr(column.type, "timezone", False) else NaiveDatetime
+        aware = AwareDatetime if getattr(column.type, "timezone", False) else NaiveDatetime
+        return Annotated[aware, BeforeValidator(_refuse_number)]
     if kind is date:
-        return Annotated[date, AfterValidator(make_exact)]
+        return Annotated[date, BeforeValidator(_refuse_number), AfterValidator(make_exact)]
+    if kind is time:
+        return Annotated[time, BeforeValidator(_refuse_number)]
     if kind is str and isinstance(column.type, String) and column.type.length:
         return Annotated[str, StringConstraints(max_length=column.type.length)]
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -240,6 +253,13 @@ def _find_hint(column: Column[Any]) -> Any:
 
 def _read_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
+
+
+def _refuse_number(value: Any) -> Any:
+    """Return a date or a time. Pydantic would take a number as seconds or milliseconds: 20240101 as August 1970."""
+    if isinstance(value, int | float | Decimal) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        raise ValueError("a number is no date and no time: write it in ISO 8601, such as 2026-01-31T12:00Z")
+    return value
 
 
 def _read_bytes(value: Any) -> Any:
@@ -256,5 +276,11 @@ def _read_null(null: str | None, value: Any) -> Any:
 
 
 def _read_member(kind: type[Enum], value: Any) -> Any:
-    """Return the member of an enum by its name, as SQLAlchemy stores it."""
-    return kind.__members__.get(value, value) if isinstance(value, str) else value
+    """Return the member of an enum by its value, as sinks write it, or else by its name, as SQLAlchemy stores it.
+
+    A value of one member can be the name of another one.
+    """
+    if not isinstance(value, str):
+        return value
+    members = {**kind.__members__, **{str(member.value): member for member in kind}}
+    return members.get(value, value)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from sqlalchemy import delete, select
 
 from worker.batch.sizing import Size
-from worker.errors import RegistrationError
+from worker.errors import RegistrationError, UsageError
 from worker.job.decorator import JobKeywords
 from worker.job.definition import Job
+from worker.maintenance.condition_reads import find_dependence
 from worker.maintenance.definition import Definition
 from worker.maintenance.foreign_keys import Children, read_children
 from worker.maintenance.rows import make_job_for_rows
@@ -18,6 +21,8 @@ from worker.maintenance.target import Condition, Pace, Target, list_keys, match_
 
 if TYPE_CHECKING:
     from worker.attempt.context import JobContext
+
+logger = logging.getLogger("longhaul.maintenance")
 
 ChildRows = Literal["first", "with_parents", "leave"]
 
@@ -47,7 +52,8 @@ def purge(
         by: The column with the time of a row. A timestamp without time zone counts as UTC.
         children: "first" deletes the children in walks of their own, each table in batches, before the parents.
             "with_parents" deletes them in the transactions of their parents. "leave" leaves them to the foreign keys.
-            Children without a primary key, and those that the condition reads, are deleted with their parents.
+            Children without a primary key are deleted with their parents, and so are all of them if rows could stay
+            without their children: because the condition may read those, or a trigger may keep a row.
         key: A unique, not-null key to walk by. Default: the primary key.
         size: The rows of a batch, as in `ctx.chunks`.
         parallel: The number of runs that walk together; see `ctx.chunks`.
@@ -57,7 +63,8 @@ def purge(
         A job, which returns the number of rows of the table that it has deleted.
 
     Raises:
-        RegistrationError: An argument is invalid. The job raises `UnsupportedStatement` for circular foreign keys.
+        RegistrationError: An argument is invalid. The job raises `UnsupportedStatement` for circular foreign keys, and
+            `UsageError` if a trigger, a rule or a policy keeps a row that has children.
     """
     definition = Definition("purge", entity, options)
     target = definition.target
@@ -89,16 +96,35 @@ class _Rows:
 
     async def _delete_with_children(self, ctx: JobContext, condition: Any, children: Children) -> int:
         deleted_children = 0
-        if self._children == "first" and not children.are_read_by(condition):
+        if self._children == "first" and not await self._must_delete_together(ctx, condition, children):
             for table in children.walkable:  # the others are deleted with their parents
                 swept = delete(table).where(children.condition(table, condition))
                 deleted_children += await ctx.sweep(swept, name=f"purge {table_name(table)}", **self._pace)
         parents: Any = select(*self._key).where(condition)
         name = f"purge {self._target.name}"
         async for batch in ctx.chunks(parents, by=self._key, name=name, **self._pace):
-            chosen = match_keys(self._key, list_keys(batch))
-            for table in children.tables:  # also children that were inserted since, which would prevent the DELETE
-                await batch.session.execute(delete(table).where(children.condition(table, chosen)))
-            rows = delete(self._target.entity).where(chosen).execution_options(synchronize_session=False)
-            await batch.session.execute(rows)
+            await self._delete_batch(batch.session, list_keys(batch), children)
         return ctx.rows_done - deleted_children
+
+    async def _must_delete_together(self, ctx: JobContext, condition: Any, children: Children) -> bool:
+        """Return whether a parent could stay although its children were deleted before it."""
+        reason: str | None = "a part of the rows is selected"
+        if not await ctx._has_selection():
+            async with ctx.session() as session:
+                reason = await find_dependence(await session.connection(), self._target, condition, children.tables)
+        if reason is not None:
+            words = "children are deleted with their parents: job=%s reason=%r"
+            logger.info(words, self._target.owner, reason)
+        return reason is not None
+
+    async def _delete_batch(self, session: Any, keys: Sequence[Any], children: Children) -> None:
+        chosen = match_keys(self._key, keys)
+        for table in children.tables:  # also children that were inserted since, which would prevent the DELETE
+            await session.execute(delete(table).where(children.condition(table, chosen)))
+        rows = delete(self._target.entity).where(chosen).execution_options(synchronize_session=False)
+        deleted = (await session.execute(rows)).rowcount
+        if deleted != len(keys):
+            raise UsageError(
+                f"{self._target.owner}: of {len(keys)} rows, {deleted} were deleted: a trigger, a rule or a policy of "
+                f"{self._target.name} keeps the others. The batch is rolled back, with the children of its rows"
+            )

@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeGuard
 
-from sqlalchemy import ARRAY, ClauseElement, Column, ColumnElement, Table, any_, func, inspect, literal, select, tuple_
+from sqlalchemy import (
+    ARRAY,
+    ClauseElement,
+    Column,
+    ColumnElement,
+    Table,
+    TableClause,
+    any_,
+    func,
+    inspect,
+    literal,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.exc import NoInspectionAvailable, SQLAlchemyError
 from sqlalchemy.orm import Mapper
@@ -141,7 +154,7 @@ def find_target(owner: str, entity: Any) -> Target:
     return Target(owner, entity, table, mapper)
 
 
-def table_name(table: Table) -> str:
+def table_name(table: TableClause) -> str:
     """Return the name of a table with its schema, quoted if necessary."""
     return str(_PREPARER.format_table(table))
 

@@ -72,6 +72,7 @@ class PlanContext(JobContext):
     """The context of a job that is planned. Its sessions are read-only."""
 
     _describe: Describe
+    _is_of_a_part = False
     _is_looking = True
 
     @property
@@ -112,6 +113,9 @@ class PlanContext(JobContext):
     def bulk(self) -> Any:
         """End the plan: bulk operations outside of a batch write."""
         raise PlanEnds("ctx.bulk outside of a loop writes, which a plan does not do")
+
+    async def _has_selection(self) -> bool:
+        return self._is_of_a_part
 
     def _plan(self, kind: str, source: Any, options: Mapping[str, Any]) -> PlannedLoop:
         return PlannedLoop(self._describe, kind, source, options)

@@ -91,7 +91,7 @@ async def _follow(
     attempt = make_looking_attempt(job, settings, database, _COMMAND)
     ctx = PlanContext(attempt)
     planner = LoopPlanner(job.name, attempt, database, selection)
-    ctx._describe = planner.describe
+    ctx._describe, ctx._is_of_a_part = planner.describe, selection is not None
     token, looking = current_job.set(job.name), looking_command.set(_COMMAND)
     ended = ""
     try:

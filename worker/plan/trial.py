@@ -95,6 +95,9 @@ class TrialContext(JobContext):
     async def sleep_until(self, moment: datetime, *, name: str | None = None) -> None:
         """Do not sleep."""
 
+    async def _has_selection(self) -> bool:
+        return self._trial.selection is not None or self._trial.key is not None
+
     def _try(self, kind: str, source: Any, options: Mapping[str, Any]) -> TrialWalk:
         return TrialWalk(self._trial, kind, source, options)
 
