@@ -13,6 +13,9 @@ from worker.db.engine import Database
 from worker.plan.report import RunReport, make_report
 from worker.queue import keys
 
+#: The report takes a gap of more than a second between two samples for one between attempts.
+LEASE = {"LONGHAUL_WORKER__LEASE_SECONDS": "2.5"}
+
 
 @pytest.mark.parametrize(
     ("job", "end"),
@@ -29,8 +32,8 @@ async def test_report_adds_up_over_kill_pause_and_end(
 ) -> None:
     await fill_targets(database, 1_500)
     await client.redis.hset(keys.PACE, job.name, 100)  # so that the walk outlasts all this
-    fleet.start()
-    fleet.start()
+    fleet.start(**LEASE)
+    fleet.start(**LEASE)
     run = await client.enqueue(job, size=10)
 
     async def look(rows: int) -> RunReport | None:
@@ -44,7 +47,7 @@ async def test_report_adds_up_over_kill_pause_and_end(
 
     await until(lambda: look(150))
     fleet.kill(await fleet.holder(run.id))
-    fleet.start()
+    fleet.start(**LEASE)
     taken = await until(lambda: look(350))
     await client.pause(run.id)
 

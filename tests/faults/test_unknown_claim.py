@@ -152,13 +152,15 @@ async def test_a_run_that_is_cancelled_while_its_next_attempt_begins_does_not_co
     async def waits() -> bool:
         return await state_of(database, run.id) == "waiting"
 
-    async def is_blocked() -> bool:
+    async def blocked() -> set[Any]:
+        """Return the claims that wait for the lock."""
         async with database.session() as session:
-            blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%new run%'"
-            return int(await session.scalar(text(blocked)) or 0) > 0
+            waiting = "SELECT query_start FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :claim"
+            return set(await session.scalars(text(waiting), {"claim": "%new run%"}))
 
-    async def is_ended() -> bool:
-        return bool(await redis.exists(f"arq:result:{run.id}"))
+    async def is_ending() -> bool:
+        """Return whether the worker has ended the run in Redis, or waits to end it in the ledger."""
+        return bool(await redis.exists(f"arq:result:{run.id}")) or bool(await blocked() - first)
 
     async with working(with_worker(fast, backoff_base_seconds=1.0, backoff_max_seconds=1.0), fails_first):
         run = await client.enqueue(fails_first)
@@ -166,10 +168,9 @@ async def test_a_run_that_is_cancelled_while_its_next_attempt_begins_does_not_co
         async with database.engine.connect() as holder:
             await holder.execute(text("SET application_name = 'psql'"))  # no session of a frozen worker
             await holder.execute(text("SELECT FROM worker.run WHERE id = :id FOR UPDATE"), {"id": run.id})
-            await until(is_blocked)
+            first = await until(blocked)
             await client.cancel(run.id)
-            # The worker ends the run in the ledger first, which waits for the lock.
-            await asyncio.wait({asyncio.ensure_future(until(is_ended, 3))})
+            await until(is_ending)
             await holder.rollback()
         with pytest.raises(JobCancelled):
             await run.result(timeout=60)

@@ -99,7 +99,8 @@ class PageSite:
         page.on("dialog", lambda dialog: self._faults.append(f"a dialog was opened: {dialog.message}"))
 
     async def check(self, page: Page) -> None:
-        """Fail if axe-core finds something on a page."""
+        """Fail if axe-core finds something on a page, once its animations have ended: they fade colours in."""
+        await page.evaluate("Promise.allSettled(document.getAnimations().map((one) => one.finished))")
         found = (await Axe().run(page)).response["violations"]
         shown = [(one["id"], one["help"], [node["html"][:200] for node in one["nodes"][:4]]) for one in found]
         assert not shown, shown
