@@ -36,14 +36,20 @@ class _LastRun:
 async def list_cron(call: Call) -> Page[CronView]:
     """Return the cron lines, by their next due time."""
     backend = call.backend
-    jobs = list((await backend.load_jobs()).values())
-    return await backend.reads.get("cron", lambda: _list_cron(backend, jobs), seconds=_SECONDS)
+    jobs = [job for job in (await backend.load_jobs()).values() if job.schedule]
+    if not jobs:
+        return Page[CronView](items=[])
+    events = await backend.event_log.list_all()
+    names = {job.name for job in jobs}
+    newest = next((event.id for event in events if event.fields.get("job") in names), None)
+    # A run that has begun or ended is shown at once, and not with the next event after some seconds.
+    key = ("cron", newest)
+    return await backend.reads.get(key, lambda: _list_cron(backend, jobs, events), seconds=_SECONDS)
 
 
-async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]]) -> Page[CronView]:
+async def _list_cron(backend: Backend, jobs: Sequence[Job[..., Any]], events: Sequence[Message]) -> Page[CronView]:
     lines = await backend.client.cron(jobs)
     ids = [one.run_id for one in lines if one.run_id is not None]
-    events = await backend.event_log.list_all() if lines else []
     newest, by_hand = find_newest_runs(events, {line.job for line in lines}), list_ids_by_hand(events)
     attempts, ends = group_attempts(events, ids), _find_ends(events, set(ids))
     mirrors = await read_mirrors(backend.client, ids)
