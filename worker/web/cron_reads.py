@@ -9,6 +9,7 @@ from typing import Any
 
 from worker.job.definition import Job
 from worker.ledger.records import RunRecord
+from worker.queue.audit import ORDERED
 from worker.queue.cron_lines import CronStatus
 from worker.web.attempts import Attempt, group_attempts
 from worker.web.backend import Backend
@@ -41,9 +42,9 @@ async def list_cron(call: Call) -> Page[CronView]:
         return Page[CronView](items=[])
     events = await backend.event_log.list_all()
     names = {job.name for job in jobs}
-    newest = next((event.id for event in events if event.fields.get("job") in names), None)
-    # A run that has begun or ended is shown at once, and not with the next event after some seconds.
-    key = ("cron", newest)
+    # A run that has begun, ended or was ordered is shown at once, and not with the next event after some seconds.
+    about = (one.id for one in events if one.fields.get("job") in names or one.fields.get("event") == ORDERED)
+    key = ("cron", next(about, None))
     return await backend.reads.get(key, lambda: _list_cron(backend, jobs, events), seconds=_SECONDS)
 
 
