@@ -153,8 +153,12 @@ async def change_in_a_savepoint(ctx: JobContext) -> None:
 async def change_without_a_lock(ctx: JobContext) -> None:
     """Change rows that the walk does not lock."""
     async for batch in ctx.chunks(select(Author.id), size=3, lock=False):
-        await batch.gather(asyncio.sleep)
+        await batch.gather(_wait)
         await batch.bulk.update(Author, [{"id": id_, "seen": 1} for id_ in batch])
+
+
+async def _wait(_: int) -> None:
+    await asyncio.sleep(0)
 
 
 @job
