@@ -157,7 +157,7 @@ async def change_without_a_lock(ctx: JobContext) -> None:
         await batch.bulk.update(Author, [{"id": id_, "seen": 1} for id_ in batch])
 
 
-async def _wait(_: int) -> None:
+async def _wait(_: int, __: str) -> None:
     await asyncio.sleep(0)
 
 
